@@ -1,0 +1,1 @@
+"""The control plane: the operator's socket, the service manager and the metrics page."""

@@ -1,0 +1,159 @@
+"""The data that travels: chunk -> window -> prediction -> message.
+
+Times inside are CLOCK_MONOTONIC seconds; wall-clock time is added once, where a message leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source will deliver, known before the first sample.
+
+    `shape` is the shape of one sample: `(6,)` for six channels, `(96, 96, 3)` for a picture.
+    `channels` and `units` name the columns where a sample is a row of channels; empty means unstated.
+    `rate` is in samples per second; None where only the sensor knows.
+    """
+
+    shape: tuple[int, ...]
+    channels: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    rate: float | None = None
+
+
+class Chunk(NamedTuple):
+    """What a source yields: samples that arrived together.
+
+    `samples` has shape `(n, *SourceInfo.shape)` with n >= 1, and is only valid until the next read.
+    `time` is when the last of them arrived. `lost` counts the samples missing just before the first one: 0 when
+    the stream went on without a break, and at least 1 when it broke and the number is unknown.
+    """
+
+    samples: NDArray[Any]
+    time: float
+    lost: int = 0
+
+
+class Window(NamedTuple):
+    """What a model eats: `samples` of shape `(length, *sample shape)`, and where it stands in the stream.
+
+    `seq` counts the windows the stream has had, including those that were dropped on the way, so a jump shows.
+    `time` is when its last sample arrived.
+    """
+
+    samples: NDArray[Any]
+    seq: int
+    time: float
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One input or output of a model: real = scale * (stored - zero_point), or stored as it is where scale is 0."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float = 0.0
+    zero_point: int = 0
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as numpy knows it."""
+        return np.dtype(self.dtype)
+
+
+class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded model runs on: for `edgectl models` and the result's metadata.
+
+    `delegate` is "cpu" or the name of an accelerator; `nodes` and `delegated` count graph nodes, 0 where unknown.
+    """
+
+    backend: str
+    runtime: str
+    delegate: str = "cpu"
+    threads: int = 1
+    nodes: int = 0
+    delegated: int = 0
+
+
+class Score(msgspec.Struct, frozen=True, gc=False):
+    """One label with its score, a probability for classifiers that give one."""
+
+    label: str
+    score: float
+
+
+class Classification(msgspec.Struct, frozen=True, tag="classification", tag_field="kind"):
+    """The best labels of one window, best first, and what is decided over time.
+
+    `decision` is the label that thresholds, smoothing, minimum duration and cooldown let through now, None for
+    none; `changed` is true on the window at which it became so.
+    """
+
+    label: str
+    score: float
+    scores: tuple[Score, ...]
+    decision: str | None
+    changed: bool
+
+
+class Regression(msgspec.Struct, frozen=True, tag="regression", tag_field="kind"):
+    """Named real values."""
+
+    values: dict[str, float]
+
+
+class Anomaly(msgspec.Struct, frozen=True, tag="anomaly", tag_field="kind"):
+    """How far a window is from what the model knows; `anomalous` is decided over time, `changed` as it turns."""
+
+    score: float
+    threshold: float
+    anomalous: bool
+    changed: bool
+
+
+Outcome = Classification | Regression | Anomaly
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What a pipeline says of one window.
+
+    `start` and `time` are when the window's first and last samples arrived, `latency` the seconds from then until the
+    prediction was made, `inference` those of them the model took.
+    """
+
+    pipeline: str
+    model: str
+    version: str
+    seq: int
+    start: float
+    time: float
+    latency: float
+    inference: float
+    outcome: Outcome
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sink sends: a payload for one topic, waiting in the spool until the broker has it.
+
+    `origin` is the pipeline it belongs to and `seq` its number there; with the boot id they identify it for ever.
+    `created` is CLOCK_MONOTONIC seconds; `expiry` is how many seconds later it is worthless (0: never).
+    """
+
+    topic: str
+    payload: bytes
+    origin: str
+    seq: int
+    created: float
+    qos: int = 1
+    expiry: int = 0
+    properties: tuple[tuple[str, str], ...] = ()
+
+
+Arrays = Sequence[NDArray[Any]]
+"""Tensors in the order of a model's inputs or outputs."""

@@ -1,0 +1,1 @@
+"""Models on disk: bundles, the store that finds them, and the self-test that proves them."""

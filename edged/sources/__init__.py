@@ -1,0 +1,1 @@
+"""Sources: where chunks of samples come from, one kind a module."""
