@@ -1,0 +1,79 @@
+"""How predictions reach sinks: statistics and failures are kept here, so that sinks stay tiny.
+
+A sink that never waits is called on the worker's thread (`Delivery`). One that may wait for a disk or a pipe gets a
+thread and a short queue that drops its oldest (`Drain`), so that a full disk costs log lines and never a window.
+"""
+
+import logging
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from edged.api import EdgedError, Prediction, Sink
+from edged.core.health import Status
+
+log = logging.getLogger("edged.sinks")
+
+Send = Callable[[Prediction], None]
+
+
+class Delivery:
+    """A sink with its counts and its health. Used by one thread."""
+
+    def __init__(self, sink: Sink, status: Status) -> None:
+        self.status = status
+        self.sent = 0
+        self.failed = 0
+        self._sink = sink
+
+    def send(self, prediction: Prediction) -> None:
+        """Send, and turn any failure into a count and a state."""
+        try:
+            self._sink.send(prediction)
+        except EdgedError as error:
+            self.failed += 1
+            self.status.set("degraded", error.message, error.hint)
+        except Exception as error:  # a plug-in's own bug must not stop the pipeline
+            self.failed += 1
+            if self.status.health.state != "failed":
+                log.exception("sink %s failed", self.status.name)
+            self.status.set("failed", f"{type(error).__name__}: {error}", "report this to the sink's author")
+        else:
+            self.sent += 1
+            self.status.set("running")
+
+    def close(self) -> None:
+        """Flush and let go."""
+        self._sink.close()
+
+
+class Drain:
+    """A delivery behind a bounded queue with a thread of its own; several pipelines may send to it."""
+
+    def __init__(self, delivery: Delivery, capacity: int = 256) -> None:
+        self.delivery = delivery
+        self.dropped = 0
+        self._capacity = capacity
+        self._queue: SimpleQueue[Prediction | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name=f"sink-{delivery.status.name}", daemon=True)
+        self._thread.start()
+
+    def send(self, prediction: Prediction) -> None:
+        """Queue a prediction; when the queue is full the oldest goes."""
+        self._queue.put(prediction)
+        if self._queue.qsize() > self._capacity:
+            try:
+                self._queue.get_nowait()
+            except Empty:
+                return
+            self.dropped += 1
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Send what is queued, for at most `timeout` seconds, and let go of the sink."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (prediction := self._queue.get()) is not None:
+            self.delivery.send(prediction)
+        self.delivery.close()

@@ -1,0 +1,149 @@
+"""A pipeline: windows from a reader's chunks on the reader's thread, predictions from windows on its own.
+
+Read `_work` first: it is the hot path, and all of it. A window that fails costs that window and turns the pipeline
+`degraded`; the next one that succeeds turns it back.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from threading import Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.api import Chunk, EdgedError, Prediction, Window
+from edged.core.health import Status
+from edged.core.manifest import WindowSpec
+from edged.core.metrics import Latency
+from edged.core.window import Windower
+from edged.flow.delivery import Delivery, Drain
+from edged.flow.mailbox import Mailbox
+from edged.flow.slot import Served, Slot
+
+log = logging.getLogger("edged.flow")
+
+
+class Pipeline:
+    """One source's windows through one model to some sinks.
+
+    `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks` may be replaced whole
+    at any time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: WindowSpec,
+        *,
+        columns: NDArray[np.intp] | None,
+        patient: bool,
+        capacity: int,
+        sinks: Sequence[Delivery | Drain],
+        status: Status,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.status = status
+        self.slot = Slot()
+        self.sinks = tuple(sinks)
+        self.mailbox = Mailbox(capacity, (spec.length, *spec.shape), spec.dtype, patient=patient)
+        self.windows = 0
+        self.predictions = 0
+        self.errors = 0
+        self.last: Prediction | None = None
+        self.latency = Latency()
+        self.inference = Latency()
+        self.busy_since: float | None = None
+        self._windower = Windower(spec, columns)
+        self._span = (spec.length - 1) / spec.rate if spec.rate else 0.0
+        self._clock = clock
+        self._expected = 0
+        self._thread = Thread(target=self._work, name=f"pipeline-{name}", daemon=True)
+
+    def push(self, chunk: Chunk) -> None:
+        """On the reader's thread: cut a chunk into windows."""
+        for window in self._windower.push(chunk.samples, chunk.time, chunk.lost):
+            self.windows += 1
+            self.mailbox.put(window)
+
+    def serve(self, served: Served) -> None:
+        """Serve from this model from now on; the worker starts with the first one."""
+        self.slot.offer(served)
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more windows; the worker ends once it has done those that wait."""
+        self.mailbox.close()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the worker to end; whether it did."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        for window in self.mailbox:
+            self.busy_since = self._clock()
+            served = self.slot.take()
+            if served is not None:
+                prediction = self._predict(served, window)
+                if prediction is not None:
+                    self.last = prediction
+                    for sink in self.sinks:
+                        sink.send(prediction)
+            self.busy_since = None
+        self.slot.take()
+        self.slot.close()
+        self.status.set("stopped")
+
+    def _predict(self, served: Served, window: Window) -> Prediction | None:
+        try:
+            return self._infer(served, window)
+        except EdgedError as error:
+            self.errors += 1
+            self.status.set("degraded", error.message, error.hint)
+        except Exception as error:  # a backend's own bug must not end the thread
+            self.errors += 1
+            if self.status.health.state != "degraded":
+                log.exception("pipeline %s cannot infer", self.name, extra={"pipeline": self.name})
+            self.status.set("degraded", f"{type(error).__name__}: {error}", "report this with the log's traceback")
+        return None
+
+    def _infer(self, served: Served, window: Window) -> Prediction:
+        manifest, runner, preprocess, postprocess = served
+        if window.seq != self._expected:  # samples or windows are missing: what a stateful model remembers is stale
+            runner.reset()
+            preprocess.reset()
+        self._expected = window.seq + 1
+        inputs = preprocess(window.samples)
+        begun = self._clock()
+        outputs = runner.run(inputs)
+        inference = self._clock() - begun
+        preprocess.feed_back(outputs)
+        outcome = postprocess(outputs, preprocess, window.time)
+        latency = self._clock() - window.time
+        self.inference.observe(inference)
+        self.latency.observe(latency)
+        self.predictions += 1
+        self.status.set("running")
+        return Prediction(
+            self.name,
+            manifest.name,
+            manifest.version,
+            window.seq,
+            window.time - self._span,
+            window.time,
+            latency,
+            inference,
+            outcome,
+        )
+
+
+def stuck(pipelines: Sequence[Pipeline], now: float, limit: float) -> str:
+    """Which worker has been at one window for longer than `limit` seconds, "" if none: what the watchdog asks."""
+    for pipeline in pipelines:
+        since = pipeline.busy_since
+        if since is not None and now - since > limit:
+            return f"pipeline {pipeline.name} has been at one window for {now - since:.0f} s"
+    return ""

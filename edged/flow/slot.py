@@ -1,0 +1,48 @@
+"""The slot a model serves from, and how one version takes over from another without a window lost.
+
+Anybody may `offer` a loaded model; the worker takes it between two windows, and closes the one before, so a runner is
+only ever touched by the thread that runs it. Offering None is the "handover" policy's first half: let go of what
+serves before the next is loaded, where two do not fit.
+"""
+
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from edged.api import Runner
+from edged.core.manifest import Manifest
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+
+
+class Served(NamedTuple):
+    """A loaded model with the rules around it, made together from one manifest and swapped together."""
+
+    manifest: Manifest
+    runner: Runner
+    preprocess: Preprocessor
+    postprocess: Postprocessor
+
+
+class Slot:
+    """Holds what serves. `current` belongs to the worker; others may read it to report."""
+
+    def __init__(self) -> None:
+        self.current: Served | None = None
+        self._offers: SimpleQueue[Served | None] = SimpleQueue()
+
+    def offer(self, served: Served | None) -> None:
+        """Have the worker take this over before its next window."""
+        self._offers.put(served)
+
+    def take(self) -> Served | None:
+        """On the worker's thread: what serves from now on."""
+        while not self._offers.empty():
+            self.close()
+            self.current = self._offers.get()
+        return self.current
+
+    def close(self) -> None:
+        """On the worker's thread: let go of what serves."""
+        if self.current is not None:
+            self.current.runner.close()
+            self.current = None

@@ -1,0 +1,95 @@
+from threading import Event, get_ident
+
+from edged.api import Classification, DeviceError, Prediction, StoreError
+from edged.core.health import Status
+from edged.flow.delivery import Delivery, Drain
+
+
+def prediction(seq: int) -> Prediction:
+    outcome = Classification("walking", 0.9, (), "walking", False)
+    return Prediction("motion", "motion", "1.0.0", seq, 0.0, 1.0, 0.001, 0.0005, outcome)
+
+
+def status() -> Status:
+    return Status("log", clock=lambda: 0.0, listener=lambda name, health: None)
+
+
+class ListSink:
+    """Keeps what it is sent; raises `error` while there is one; waits at `gate` while that is closed."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.error: Exception | None = None
+        self.closed = False
+        self.gate = Event()
+        self.gate.set()
+        self.entered = Event()
+        self.thread = 0
+
+    def send(self, prediction: Prediction) -> None:
+        self.entered.set()
+        self.gate.wait(5)
+        self.thread = get_ident()
+        if self.error:
+            raise self.error
+        self.sent.append(prediction.seq)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_sink_that_fails_is_a_count_and_a_state_until_it_works_again():
+    sink = ListSink()
+    delivery = Delivery(sink, status())
+    sink.error = StoreError("the disk is full", hint="free some space")
+    delivery.send(prediction(0))
+    assert (delivery.failed, delivery.status.health.state, delivery.status.health.hint) == (
+        1,
+        "degraded",
+        "free some space",
+    )
+    sink.error = None
+    delivery.send(prediction(1))
+    assert (delivery.sent, delivery.status.health.state, sink.sent) == (1, "running", [1])
+
+
+def test_a_sinks_own_bug_is_a_state_and_not_a_crash():
+    sink = ListSink()
+    delivery = Delivery(sink, status())
+    sink.error = KeyError("oops")
+    delivery.send(prediction(0))
+    assert delivery.status.health.state == "failed"
+    assert "KeyError" in delivery.status.health.reason
+
+
+def test_a_drain_sends_on_its_own_thread_and_finishes_before_it_closes():
+    sink = ListSink()
+    drain = Drain(Delivery(sink, status()))
+    for seq in range(20):
+        drain.send(prediction(seq))
+    drain.close()
+    assert sink.sent == list(range(20))
+    assert sink.closed
+    assert sink.thread != get_ident()
+
+
+def test_a_drain_drops_its_oldest_while_the_sink_hangs_and_counts_them():
+    sink = ListSink()
+    sink.gate.clear()
+    drain = Drain(Delivery(sink, status()), capacity=3)
+    drain.send(prediction(0))
+    assert sink.entered.wait(5)
+    for seq in range(1, 11):
+        drain.send(prediction(seq))
+    sink.gate.set()
+    drain.close()
+    assert sink.sent == [0, 8, 9, 10]
+    assert drain.dropped == 7
+
+
+def test_a_retryable_error_keeps_its_hint():
+    sink = ListSink()
+    sink.error = DeviceError("the display is gone", hint="plug it in", retryable=True)
+    delivery = Delivery(sink, status())
+    delivery.send(prediction(0))
+    assert delivery.status.health.reason == "the display is gone"
