@@ -1,0 +1,36 @@
+# What a newcomer types. Every target sets up what it needs first: `make demo`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+SECONDS ?= 0
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo [SECONDS=10]  a recorded sensor, a broker, edged and a subscriber, live in this terminal'
+	@echo 'make test               every test, with a real broker'
+	@echo 'make check              types, lint and format'
+	@echo 'make bench              the benchmark table, and build/bench.json'
+	@echo 'make clean              remove everything that make made'
+
+demo: $(VENV)/demo.ready
+	@$(BIN)/python demo/demo.py --seconds $(SECONDS)
+
+test: $(VENV)/test.ready
+	$(BIN)/pytest
+
+check: $(VENV)/test.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test.ready
+	$(BIN)/python -m benchmarks.run --json build/bench.json
+
+$(VENV)/%.ready: pyproject.toml packaging/set-up
+	packaging/set-up $* $(VENV) $(PYTHON)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist
