@@ -1,15 +1,20 @@
 """Kinds of plug-ins: a table of the built-in ones, and entry points asked only for a kind the table does not know.
 
-Nothing is imported until a configuration names it.
+Nothing is imported until a configuration names it. A stranger's package adds a kind by an entry point in the group
+`edged.sources`, `edged.backends` or `edged.sinks` that names its configuration class; it cannot replace a built-in.
 """
 
 from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edged.api import Backend, SinkConfig, SourceConfig
 from edged.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "sources": {
@@ -28,16 +33,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
 }
 
+CONTRACTS: dict[str, type[Any]] = {"sources": SourceConfig, "backends": Backend, "sinks": SinkConfig}
+
 
 def load(family: str, kind: str) -> type[Any]:
     """The configuration class of a kind of "sources", "backends" or "sinks".
 
     Raises:
-        ConfigError: there is no such kind, or its module cannot be imported.
+        ConfigError: there is no such kind, or its module cannot be imported or holds something else.
     """
     target = BUILT_IN[family].get(kind) or _entry_point(family, kind)
-    if target is None:
-        raise ConfigError(f"there is no kind {kind!r} of {family}", hint=_suggestion(family, kind))
     module, _, name = target.partition(":")
     try:
         found = getattr(import_module(module), name)
@@ -46,23 +51,40 @@ def load(family: str, kind: str) -> type[Any]:
             f"the plug-in {kind!r} ({target}) cannot be imported: {error}",
             hint="reinstall the package that provides it, into the same environment as edged",
         ) from error
-    if not isinstance(found, type):
-        raise ConfigError(f"the plug-in {kind!r} ({target}) is not a class", hint="name its configuration class")
+    contract = CONTRACTS[family]
+    if not (isinstance(found, type) and issubclass(found, contract)):
+        raise ConfigError(
+            f"the plug-in {kind!r} ({target}) is not a configuration class of {family}",
+            hint=f"its entry point must name a class derived from edged.api.{contract.__name__}",
+        )
     return found
 
 
-def _entry_point(family: str, kind: str) -> str | None:
-    from importlib.metadata import entry_points
+def kinds(family: str) -> list[str]:
+    """Every kind of a family that could be named, built-in and installed, in order of name."""
+    return sorted({*BUILT_IN[family], *(point.name for point in _points(family))})
 
-    for point in entry_points(group=f"edged.{family}", name=kind):
-        return point.value
-    return None
+
+def _entry_point(family: str, kind: str) -> str:
+    targets = sorted({point.value for point in _points(family) if point.name == kind})
+    if not targets:
+        raise ConfigError(f"there is no kind {kind!r} of {family}", hint=_suggestion(family, kind))
+    if len(targets) > 1:
+        raise ConfigError(
+            f"several packages provide the kind {kind!r} of {family}: {', '.join(targets)}",
+            hint="uninstall all but one of them",
+        )
+    return targets[0]
+
+
+def _points(family: str) -> list[EntryPoint]:
+    from importlib.metadata import entry_points  # slow to import, and rarely asked
+
+    return list(entry_points(group=f"edged.{family}"))
 
 
 def _suggestion(family: str, kind: str) -> str:
-    from importlib.metadata import entry_points
-
-    kinds = [*BUILT_IN[family], *(point.name for point in entry_points(group=f"edged.{family}"))]
-    close = difflib.get_close_matches(kind, kinds, n=1)
-    known = "known kinds: " + ", ".join(sorted(kinds))
-    return f"did you mean {close[0]!r}? {known}" if close else known
+    known = kinds(family)
+    close = difflib.get_close_matches(kind, known, n=1)
+    listed = "known kinds: " + ", ".join(known)
+    return f"did you mean {close[0]!r}? {listed}" if close else listed
