@@ -7,16 +7,22 @@ The digests in `files` are what ties the words to the bytes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from math import prod
+from typing import Annotated, Literal, NoReturn
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
+from edged.core.errors import BundleError
 from edged.core.types import TensorSpec
 
 SCHEMA = "edged.manifest/1"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
+MAX_ELEMENTS = 1 << 24
+MAX_DIMENSIONS = 8
+DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z")]
 Version = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,3}\Z")]
@@ -24,8 +30,10 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Text = Annotated[str, Meta(max_length=1000)]
 Label = Annotated[str, Meta(min_length=1, max_length=200)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
+# JSON has no NaN and no infinity; these bounds keep what is left finite in float32 too.
+Real = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Positive = Annotated[float, Meta(ge=1e-30, le=1e30)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e30)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
@@ -72,7 +80,7 @@ class WindowSpec(Strict, frozen=True, kw_only=True):
 class Normalise(Strict, frozen=True, kw_only=True, tag="normalise", tag_field="step"):
     """(x - mean) / std, per channel (last axis) or for all alike."""
 
-    mean: Annotated[tuple[float, ...], Meta(min_length=1, max_length=4096)]
+    mean: Annotated[tuple[Real, ...], Meta(min_length=1, max_length=4096)]
     std: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=4096)]
 
 
@@ -85,8 +93,8 @@ class Standardise(Strict, frozen=True, kw_only=True, tag="standardise", tag_fiel
 class Clip(Strict, frozen=True, kw_only=True, tag="clip", tag_field="step"):
     """Everything below `low` or above `high` to that bound."""
 
-    low: float
-    high: float
+    low: Real
+    high: Real
 
 
 Step = Normalise | Standardise | Clip
@@ -113,8 +121,8 @@ class Decision(Strict, frozen=True, kw_only=True):
     has ended it cannot come back for `cooldown` seconds. Labels in `background` are never decided.
     """
 
-    threshold: float = 0.0
-    thresholds: dict[Label, float] = {}
+    threshold: Real = 0.0
+    thresholds: dict[Label, Real] = {}
     hysteresis: NotNegative = 0.0
     k: Count = 1
     n: Annotated[int, Meta(ge=1, le=1000)] = 1
@@ -191,3 +199,227 @@ def version_key(version: str) -> tuple[int, ...]:
     """Orders versions: 1.9 before 1.10, and 1 equal to 1.0."""
     parts = [int(part) for part in version.split(".")]
     return tuple(parts + [0] * (4 - len(parts)))
+
+
+def decode(data: bytes) -> Manifest:
+    """The manifest in the bytes of a manifest.json.
+
+    Raises:
+        BundleError: it is too big, is no manifest, or contradicts itself; the message names the field.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"manifest.json has {len(data)} bytes", hint=f"at most {MAX_MANIFEST_BYTES} are allowed")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"manifest.json: {error}", hint=_HINT) from error
+    check(manifest)
+    return manifest
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of its manifest.json, indented for people to read.
+
+    Raises:
+        BundleError: it would not decode again.
+    """
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    decode(data)
+    return data
+
+
+def check(manifest: Manifest) -> None:
+    """Hold every part of a manifest against the others. Labels may be missing: then they are in the model file.
+
+    Raises:
+        BundleError: two parts contradict each other.
+    """
+    _check_files(manifest)
+    _check_window(manifest.window)
+    for place, tensors in (
+        ("inputs", tuple(each.tensor for each in manifest.inputs)),
+        ("outputs", manifest.outputs),
+    ):
+        _check_tensors(place, tensors)
+    _check_inputs(manifest)
+    _check_steps(manifest)
+    match manifest.postprocess:
+        case Classify() as classify:
+            _check_classify(manifest, classify)
+        case Regress() as regress:
+            _check_regress(manifest, regress)
+        case Detect() as detect:
+            _check_detect(manifest, detect)
+
+
+_HINT = "correct manifest.json and make the bundle again"
+
+
+def _refuse(place: str, problem: str) -> NoReturn:
+    raise BundleError(f"manifest.json: {place}: {problem}", hint=_HINT)
+
+
+def _check_files(manifest: Manifest) -> None:
+    if "manifest.json" in manifest.files:
+        _refuse("files", "manifest.json cannot state its own digest")
+    if manifest.model not in manifest.files:
+        _refuse("model", f"{manifest.model} is not in files")
+    if manifest.golden is None:
+        return
+    if manifest.golden.file not in manifest.files:
+        _refuse("golden.file", f"{manifest.golden.file} is not in files")
+    if manifest.golden.file == manifest.model:
+        _refuse("golden.file", "is the model itself")
+
+
+def _check_window(window: WindowSpec) -> None:
+    if bool(window.channels) == bool(window.sample_shape):
+        _refuse("window", "needs either channels or sample_shape, and not both")
+    _check_unique("window.channels", [channel.name for channel in window.channels])
+    if window.length * prod(window.shape) > MAX_ELEMENTS:
+        _refuse("window", f"has more than {MAX_ELEMENTS} elements")
+
+
+def _check_tensors(place: str, tensors: tuple[TensorSpec, ...]) -> None:
+    _check_unique(place, [tensor.name for tensor in tensors])
+    for tensor in tensors:
+        here = f"{place}: tensor {tensor.name!r}"
+        if len(tensor.shape) > MAX_DIMENSIONS or any(not 1 <= size <= MAX_ELEMENTS for size in tensor.shape):
+            _refuse(here, f"the shape {list(tensor.shape)} is impossible")
+        if prod(tensor.shape) > MAX_ELEMENTS:
+            _refuse(here, f"has more than {MAX_ELEMENTS} elements")
+        if tensor.dtype not in DTYPES:
+            _refuse(here, f"the dtype {tensor.dtype!r} is none of {', '.join(DTYPES)}")
+        _check_quantisation(here, tensor)
+
+
+def _check_quantisation(here: str, tensor: TensorSpec) -> None:
+    if tensor.scale == 0.0:
+        return
+    if not 1e-30 <= tensor.scale <= 1e30:
+        _refuse(here, f"the scale {tensor.scale} is not a positive number")
+    if tensor.numpy_dtype.kind not in "iu":
+        _refuse(here, f"{tensor.dtype} has no scale")
+    limits = np.iinfo(tensor.numpy_dtype)
+    if not limits.min <= tensor.zero_point <= limits.max:
+        _refuse(here, f"the zero point {tensor.zero_point} does not fit {tensor.dtype}")
+
+
+def _check_inputs(manifest: Manifest) -> None:
+    if all(each.feed == "feedback" for each in manifest.inputs):
+        _refuse("inputs", "none is fed by the window")
+    for each in manifest.inputs:
+        if each.feed == "window":
+            _check_window_input(manifest.window, each)
+        else:
+            _check_feedback_input(manifest.outputs, each)
+
+
+def _check_window_input(window: WindowSpec, each: Input) -> None:
+    here = f"inputs: tensor {each.tensor.name!r}"
+    if each.feedback:
+        _refuse(here, 'names a feedback but its feed is "window"')
+    _check_unique(f"{here}: channels", list(each.channels))
+    unknown = set(each.channels) - {channel.name for channel in window.channels}
+    if unknown:
+        _refuse(here, f"the window has no channel {min(unknown)!r}")
+    fed = (window.length, len(each.channels)) if each.channels else (window.length, *window.shape)
+    taken = each.tensor.shape
+    if prod(fed) != prod(taken):
+        _refuse(here, f"the shape {list(taken)} does not hold a window of {list(fed)}")
+    fed, taken = _without_ones(fed), _without_ones(taken)
+    if fed != taken and sorted(fed) == sorted(taken):
+        _refuse(here, f"the axes of the window {list(fed)} are turned round in the tensor {list(taken)}")
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _check_feedback_input(outputs: tuple[TensorSpec, ...], each: Input) -> None:
+    here = f"inputs: tensor {each.tensor.name!r}"
+    if each.channels:
+        _refuse(here, 'names channels but its feed is "feedback"')
+    for output in outputs:
+        if output.name == each.feedback:
+            break
+    else:
+        _refuse(here, f"there is no output {each.feedback!r} to feed back")
+    if (output.shape, output.dtype) != (each.tensor.shape, each.tensor.dtype):
+        _refuse(here, f"differs in shape or dtype from the output {each.feedback!r} it is fed with")
+
+
+def _check_steps(manifest: Manifest) -> None:
+    columns = manifest.window.shape[-1]
+    for position, step in enumerate(manifest.preprocess):
+        here = f"preprocess[{position}]"
+        match step:
+            case Normalise(mean=mean, std=std):
+                for name, values in (("mean", mean), ("std", std)):
+                    if len(values) not in (1, columns):
+                        _refuse(f"{here}.{name}", f"has {len(values)} values, where 1 or {columns} are needed")
+            case Clip(low=low, high=high) if low >= high:
+                _refuse(here, f"low ({low}) is not below high ({high})")
+
+
+def _check_classify(manifest: Manifest, classify: Classify) -> None:
+    scores = prod(_output(manifest, classify.output).shape)
+    if manifest.labels and len(manifest.labels) != scores:
+        _refuse("labels", f"there are {len(manifest.labels)} for {scores} scores")
+    decision = classify.decision
+    _check_decision(decision)
+    unknown = {*decision.thresholds, *decision.background} - set(manifest.labels)
+    if manifest.labels and unknown:
+        _refuse("postprocess.decision", f"there is no label {min(unknown)!r}")
+
+
+def _check_regress(manifest: Manifest, regress: Regress) -> None:
+    _check_no_labels(manifest)
+    values = prod(_output(manifest, regress.output).shape)
+    _check_unique("postprocess.names", list(regress.names))
+    if len(regress.names) != values:
+        _refuse("postprocess.names", f"there are {len(regress.names)} for {values} values")
+    if len(regress.units) not in (0, values):
+        _refuse("postprocess.units", f"there are {len(regress.units)} for {values} values")
+
+
+def _check_detect(manifest: Manifest, detect: Detect) -> None:
+    _check_no_labels(manifest)
+    _check_decision(detect.decision)
+    if detect.decision.thresholds or detect.decision.background:
+        _refuse("postprocess.decision", "an anomaly has no labels, only a threshold")
+    scored = prod(_output(manifest, detect.output).shape)
+    first = manifest.inputs[0]
+    rebuilt = prod(first.tensor.shape)
+    if detect.score == "output":
+        if scored != 1:
+            _refuse("postprocess.output", f"an anomaly score is one number, and the output has {scored}")
+        return
+    if first.feed != "window":
+        _refuse("postprocess.score", "an autoencoder rebuilds its first input, which is not fed by the window")
+    if scored != rebuilt:
+        _refuse("postprocess.score", f"{scored} elements cannot rebuild the {rebuilt} of the first input")
+
+
+def _check_decision(decision: Decision) -> None:
+    if decision.k > decision.n:
+        _refuse("postprocess.decision", f"k ({decision.k}) is more than n ({decision.n})")
+
+
+def _check_no_labels(manifest: Manifest) -> None:
+    if manifest.labels:
+        _refuse("labels", "only a classification has them")
+
+
+def _output(manifest: Manifest, index: int) -> TensorSpec:
+    if index >= len(manifest.outputs):
+        _refuse("postprocess.output", f"there is no output {index}, only {len(manifest.outputs)}")
+    return manifest.outputs[index]
+
+
+def _check_unique(place: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            _refuse(place, f"{name!r} is there twice")
+        seen.add(name)

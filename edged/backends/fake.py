@@ -1,0 +1,140 @@
+"""A runner that computes nothing much, exactly and on command: for tests, and for trying a pipeline with no model.
+
+`FakeRunner` takes any function from arrays to arrays. `FakeBackend` loads a small JSON file that says what the
+tensors are and what to answer. Both fail, wait and count as they are told.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from edged.api import Arrays, Backend, BundleError, ModelError, RunnerInfo, TensorSpec
+
+MAX_FILE_BYTES = 16 << 20
+
+
+class FakeRunner:
+    """Runs `function` on the inputs.
+
+    The runs whose numbers, counted from 1, are in `fail_on` raise ModelError. A run waits for `gate`, where there is
+    one, to be set. `runs`, `resets` and `closed` say what has been done to it.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        function: Callable[[Arrays], Arrays],
+        *,
+        fail_on: Collection[int] = (),
+        gate: threading.Event | None = None,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.info = RunnerInfo(backend="fake", runtime="fake")
+        self.runs = 0
+        self.resets = 0
+        self.closed = False
+        self._function = function
+        self._fail_on = frozenset(fail_on)
+        self._gate = gate
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Check the inputs, wait for the gate, and answer or fail."""
+        _check_inputs(self.inputs, inputs)
+        if self._gate is not None:
+            self._gate.wait()
+        self.runs += 1
+        if self.runs in self._fail_on:
+            raise ModelError(f"run {self.runs} failed, as told", hint="tell the fake runner not to fail on it")
+        return self._function(inputs)
+
+    def reset(self) -> None:
+        """Count it."""
+        self.resets += 1
+
+    def close(self) -> None:
+        """Remember it."""
+        self.closed = True
+
+
+def _check_inputs(specs: tuple[TensorSpec, ...], inputs: Arrays) -> None:
+    expected = [(spec.shape, spec.numpy_dtype) for spec in specs]
+    given = [(array.shape, array.dtype) for array in inputs]
+    if given != expected:
+        raise ModelError(
+            f"the model was given {given}, and takes {expected}", hint="compare its manifest with the file"
+        )
+
+
+class FakeModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The JSON in a fake model's file.
+
+    `answers[i][k]` are the stored numbers of output `k` on run `i`, flat; after the last answer comes the first again.
+    With no answers, every element of every output is the mean of the first input.
+    """
+
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    answers: tuple[tuple[tuple[float, ...], ...], ...] = ()
+
+
+class FakeBackend(Backend, frozen=True, kw_only=True):
+    """Answers from a JSON file instead of a model (see FakeModel).
+
+    `delay` is how many seconds a run takes, `fail_on` which runs fail, counted from 1, and `refuse` why the model does
+    not load, if it does not.
+    """
+
+    delay: Annotated[float, Meta(ge=0, le=60)] = 0.0
+    fail_on: tuple[int, ...] = ()
+    refuse: str = ""
+
+    def load(self, file: Path, *, signature: str | None = None) -> FakeRunner:
+        """Load the JSON; a fake model has no signatures and takes any name."""
+        if self.refuse:
+            raise ModelError(f"{file.name}: {self.refuse}", hint="take `refuse` out of the model's table")
+        model = _read(file)
+        return FakeRunner(model.inputs, model.outputs, _answer(model, self.delay), fail_on=self.fail_on)
+
+
+def _read(file: Path) -> FakeModel:
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise BundleError(f"{file.name} is too big for a fake model", hint=f"at most {MAX_FILE_BYTES} bytes")
+        model = msgspec.json.decode(file.read_bytes(), type=FakeModel)
+        for answer in model.answers:
+            _arrays(model.outputs, answer)
+    except OSError as error:
+        raise BundleError(f"{file.name} cannot be read: {error}", hint="install the model again") from error
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+        raise BundleError(f"{file.name} is no fake model: {error}", hint="see FakeModel for what is in one") from error
+    return model
+
+
+def _answer(model: FakeModel, delay: float) -> Callable[[Arrays], Arrays]:
+    answers = [_arrays(model.outputs, answer) for answer in model.answers]
+    turn = 0
+
+    def function(inputs: Arrays) -> Arrays:
+        nonlocal turn
+        time.sleep(delay)
+        if not answers:
+            mean = float(np.mean(inputs[0]))
+            return [np.full(spec.shape, mean).astype(spec.dtype) for spec in model.outputs]
+        turn += 1
+        return answers[(turn - 1) % len(answers)]
+
+    return function
+
+
+def _arrays(specs: tuple[TensorSpec, ...], answer: tuple[tuple[float, ...], ...]) -> Arrays:
+    return [np.array(values).astype(spec.dtype).reshape(spec.shape) for spec, values in zip(specs, answer, strict=True)]
