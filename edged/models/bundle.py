@@ -9,8 +9,8 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from edged.core import manifest as manifests
 from edged.core.errors import BundleError
@@ -81,7 +81,7 @@ def _verify(path: Path, expected: File) -> None:
         raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's", hint=_AGAIN)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     """Open a regular file for reading; a link, a folder or a device is refused without being opened for good."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
