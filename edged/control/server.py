@@ -1,0 +1,262 @@
+"""The operator's socket: a Unix socket that serves the daemon's operations, speaking `edged.core.protocol`.
+
+Whoever may open the socket may ask: its permissions are the access control, and they are set before anybody can
+connect. Each connection is one task that takes one request at a time. Nothing a client does can grow without bound:
+there are few connections, a request is at most 64 KiB, a silent client is let go after a minute, and one that does not
+read its answer after ten seconds, with no more than that answer waiting for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import fcntl
+import logging
+import shutil
+import socket
+import struct
+from collections.abc import AsyncGenerator, Collection
+from pathlib import Path
+from typing import Any, Protocol
+
+from edged.core import protocol
+from edged.core.errors import ControlError, EdgedError
+from edged.core.protocol import Request
+
+MAX_CONNECTIONS = 16
+
+log = logging.getLogger("edged.control")
+
+
+class Operations(Protocol):
+    """What an operator can ask. Values are what JSON can hold; a verb is in `calls` or in `streams`."""
+
+    @property
+    def calls(self) -> Collection[str]:
+        """Verbs answered once."""
+
+    @property
+    def streams(self) -> Collection[str]:
+        """Verbs answered again and again, until the client leaves."""
+
+    @property
+    def changes(self) -> Collection[str]:
+        """Those that change something: the log says who asked."""
+
+    async def call(self, verb: str, args: dict[str, Any]) -> Any:
+        """Do it. Raises EdgedError, which the client is told."""
+
+    def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """Yield what happens. Raises EdgedError, which the client is told; closed when the client leaves."""
+
+
+class Server:
+    """Listens on `path` from `start` to `stop`.
+
+    `idle` is how many seconds a client may keep silent between requests, `patience` how many it may leave an answer
+    unread. `group` names a group that owns the socket.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        operations: Operations,
+        *,
+        mode: int = 0o660,
+        group: str | None = None,
+        idle: float = 60.0,
+        patience: float = 10.0,
+    ) -> None:
+        self.path = path
+        self._operations = operations
+        self._mode = mode
+        self._group = group
+        self._idle = idle
+        self._patience = patience
+        self._connections: set[asyncio.Task[None]] = set()
+        self._open = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ControlError: another daemon has the socket, or it cannot be made.
+        """
+        async with contextlib.AsyncExitStack() as opened:
+            listener = _claim(self.path, self._mode, self._group, opened)
+            server = await asyncio.start_unix_server(self._accept, sock=listener, limit=protocol.MAX_REQUEST)
+            opened.callback(server.close)
+            self._open = opened.pop_all()
+
+    async def stop(self) -> None:
+        """Let every client go and remove the socket. May be called twice."""
+        await self._open.aclose()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            writer.write(protocol.encode_error(None, _TOO_MANY))
+            writer.close()
+            return
+        connection = asyncio.create_task(self._serve(_Connection(reader, writer, self._patience)))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _serve(self, client: _Connection) -> None:
+        try:
+            while request := await client.next(self._idle):
+                if not await self._answer(client, request):
+                    break
+        except ControlError as error:  # it does not speak the protocol, and where its next request begins is unknown
+            await client.last_words(error)
+        except (OSError, TimeoutError) as error:
+            log.debug("let go of a client of the control socket: %r", error)
+        except Exception:
+            log.exception("serving a client of the control socket failed")
+        finally:
+            client.close()
+
+    async def _answer(self, client: _Connection, request: Request) -> bool:
+        """Answer, and say whether the connection goes on."""
+        if request.verb in self._operations.changes:
+            log.info("%s, asked for by %s", request.verb, client.peer())
+        if request.verb in self._operations.streams:
+            await client.while_there(self._stream(client, request))
+            return False
+        try:
+            if request.verb not in self._operations.calls:
+                raise self._unknown(request.verb)
+            line = protocol.encode_ok(request.id, await self._operations.call(request.verb, request.args))
+        except Exception as error:
+            line = protocol.encode_error(request.id, _as_ours(error, request))
+        await client.send(line)
+        return True
+
+    async def _stream(self, client: _Connection, request: Request) -> None:
+        try:
+            async with contextlib.aclosing(self._operations.stream(request.verb, request.args)) as events:
+                async for event in events:
+                    await client.send(protocol.encode_event(request.id, event))
+            line = protocol.encode_end(request.id)
+        except (OSError, TimeoutError):
+            return  # the client went, or does not read
+        except Exception as error:
+            line = protocol.encode_error(request.id, _as_ours(error, request))
+        await client.send(line)
+
+    def _unknown(self, verb: str) -> ControlError:
+        verbs = sorted({*self._operations.calls, *self._operations.streams})
+        close = difflib.get_close_matches(verb, verbs, n=1)
+        known = "it knows " + ", ".join(verbs)
+        return ControlError(
+            f"the daemon knows no verb {verb!r}", hint=f"did you mean {close[0]!r}? {known}" if close else known
+        )
+
+
+class _Connection:
+    """One client's end: lines in and out, with a limit on every wait."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._patience = patience
+        # Sending waits until the kernel has everything, so that one answer at most is kept for a client.
+        writer.transport.set_write_buffer_limits(high=0)
+
+    async def next(self, idle: float) -> Request | None:
+        """The next request; None if the client has left, even in the middle of a line."""
+        try:
+            async with asyncio.timeout(idle):
+                line = await self._reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError:
+            return None
+        except asyncio.LimitOverrunError:
+            raise ControlError(
+                f"the request is longer than {protocol.MAX_REQUEST} bytes", hint="end every request with a newline"
+            ) from None
+        return protocol.decode_request(line)
+
+    async def send(self, line: bytes) -> None:
+        """Send a line. Raises TimeoutError if the client does not read it."""
+        self._writer.write(line)
+        async with asyncio.timeout(self._patience):
+            await self._writer.drain()
+
+    async def last_words(self, error: ControlError) -> None:
+        """Say why the connection is about to be closed, if the client still listens."""
+        with contextlib.suppress(OSError, TimeoutError):
+            await self.send(protocol.encode_error(None, error))
+
+    async def while_there(self, stream: Any) -> None:
+        """Run a coroutine to its end, or until the client says anything or leaves."""
+        streaming = asyncio.ensure_future(stream)
+        leaving = asyncio.ensure_future(self._reader.read(1))
+        try:
+            await asyncio.wait({streaming, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            streaming.cancel()
+            leaving.cancel()
+            await asyncio.gather(streaming, leaving, return_exceptions=True)
+
+    def peer(self) -> str:
+        """Who is at the other end, as the kernel says."""
+        credentials = self._writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _ = struct.unpack("iII", credentials)
+        return f"user {uid}, process {pid}"
+
+    def close(self) -> None:
+        """Let go at once: everything the client is owed has been handed to the kernel, or is given up."""
+        self._writer.transport.abort()
+
+
+_TOO_MANY = ControlError(
+    f"{MAX_CONNECTIONS} clients are connected, which is the limit", hint="close a few, or try again in a minute"
+)
+
+
+def _claim(path: Path, mode: int, group: str | None, opened: contextlib.AsyncExitStack) -> socket.socket:
+    """A socket bound to `path`, ready to listen; `opened` undoes it.
+
+    The lock beside it says whether a socket file that is in the way is a running daemon's or was left by one that was
+    killed. Nobody can connect before it listens, so there is no moment at which the permissions are not yet right.
+    """
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = opened.enter_context(path.with_name(path.name + ".lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and not path.is_socket():
+            raise ControlError(f"{path} is in the way and not a socket", hint="move it, or set another path")
+        path.unlink(missing_ok=True)
+        listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listener.bind(str(path))
+        opened.callback(path.unlink, missing_ok=True)
+        if group is not None:
+            shutil.chown(path, group=group)
+        path.chmod(mode)
+    except BlockingIOError:
+        raise ControlError(
+            f"another edged is running: it holds {path}", hint="stop it, or give this one its own runtime directory"
+        ) from None
+    except LookupError:
+        raise ControlError(
+            f"there is no group {group!r} to own the control socket", hint=f"create it: groupadd --system {group}"
+        ) from None
+    except OSError as error:
+        raise ControlError(f"the control socket {path} cannot be made: {error}", hint=_remedy(error)) from error
+    return listener
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "run as a user who may write there and belongs to the group, or choose another runtime directory"
+    return "choose another runtime directory, with a path of less than 100 bytes on a disk that can be written"
+
+
+def _as_ours(error: Exception, request: Request) -> EdgedError:
+    if isinstance(error, EdgedError):
+        return error
+    log.error("the verb %r failed", request.verb, exc_info=error)
+    return ControlError(f"the daemon failed to answer: {error!r}", hint="this is a fault of edged; its log says more")

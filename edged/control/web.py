@@ -1,0 +1,132 @@
+"""The optional page for machines: `GET /metrics` for Prometheus and `GET /healthz` for whoever watches.
+
+It listens on loopback unless told otherwise, has no way to change anything, and reads no more of a request than its
+head: 8 KiB, within five seconds, from at most eight clients at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import NamedTuple
+
+from edged.core.errors import ControlError
+from edged.core.metrics import CONTENT_TYPE
+
+MAX_HEAD = 8 << 10
+MAX_CONNECTIONS = 8
+
+log = logging.getLogger("edged.control")
+
+
+class Response(NamedTuple):
+    """An answer: `headers` are lines, each ended."""
+
+    status: HTTPStatus
+    body: str = ""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: str = ""
+
+
+class Web:
+    """Serves pages on `host` and `port` from `start` to `stop`; port 0 takes a free one, and `port` then says which.
+
+    `metrics` renders the figures. `trouble` is "" while the daemon is well, else what is wrong. `patience` is how many
+    seconds a client has to send its request, and to read the answer.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        metrics: Callable[[], str],
+        trouble: Callable[[], str],
+        *,
+        host: str = "127.0.0.1",
+        patience: float = 5.0,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._metrics = metrics
+        self._trouble = trouble
+        self._patience = patience
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ControlError: the address is taken or not ours.
+        """
+        try:
+            self._server = await asyncio.start_server(self._accept, self.host, self.port, limit=MAX_HEAD)
+        except OSError as error:
+            raise ControlError(
+                f"the metrics page cannot listen on {self.host} port {self.port}: {error.strerror}",
+                hint="set another port in [metrics]; `ss -ltnp` shows who has this one",
+            ) from error
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Let every client go. May be called twice."""
+        if self._server is not None:
+            self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
+        connection = asyncio.create_task(self._serve(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                writer.write(_encode(await self._respond(reader)))
+                writer.write_eof()
+                writer.transport.set_write_buffer_limits(high=0)
+                await writer.drain()
+                await reader.read(1)  # closing before the client has would reset the connection, and lose the answer
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            log.debug("let go of a client of the metrics page: %r", error)
+        except Exception:
+            log.exception("the metrics page failed")
+        finally:
+            writer.transport.abort()
+
+    async def _respond(self, reader: asyncio.StreamReader) -> Response:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return Response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        match head.split(b"\r\n", 1)[0].split(b" "):
+            case [b"GET", target, b"HTTP/1.1" | b"HTTP/1.0"]:
+                return self._page(target.split(b"?", 1)[0])
+            case [_, _, b"HTTP/1.1" | b"HTTP/1.0"]:
+                return Response(HTTPStatus.METHOD_NOT_ALLOWED, headers="Allow: GET\r\n")
+            case _:
+                return Response(HTTPStatus.BAD_REQUEST)
+
+    def _page(self, path: bytes) -> Response:
+        if path == b"/metrics":
+            return Response(HTTPStatus.OK, self._metrics(), CONTENT_TYPE)
+        if path == b"/healthz":
+            trouble = self._trouble()
+            return Response(HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK, f"{trouble or 'ok'}\n")
+        return Response(HTTPStatus.NOT_FOUND, "try /metrics or /healthz\n")
+
+
+def _encode(response: Response) -> bytes:
+    body = response.body.encode()
+    head = (
+        f"HTTP/1.1 {response.status.value} {response.status.phrase}\r\n"
+        f"Content-Type: {response.content_type}\r\nContent-Length: {len(body)}\r\n{response.headers}"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
