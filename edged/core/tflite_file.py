@@ -1,0 +1,434 @@
+"""Reads the structure of a .tflite file without a runtime, and believes none of it.
+
+A .tflite is a FlatBuffer: tables that point at one another by offsets, any of which may lie in a damaged or hostile
+file. So every read is held against the end of the file, and all reads together against a budget, because offsets may
+also make a small file look endless. What passes is whole: no table, vector or weight lies outside. That it computes
+what was trained only its digest and its golden samples can tell.
+
+The layout is TFLite's schema (version 3, identifier TFL3) and, for the metadata buffer, its metadata schema (M001).
+Field numbers below are positions in those schemas. Label files are in a zip archive appended to the file.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from edged.core.errors import BundleError
+from edged.core.types import TensorSpec
+
+MAX_WORK = 400_000
+MAX_TEXT_BYTES = 1 << 16
+MAX_ARCHIVE_BYTES = 4 << 20
+MAX_LABELS = 100_000
+
+_AGAIN = "fetch or convert the model again"
+
+
+@dataclass(frozen=True)
+class TensorMetadata:
+    """What the metadata say of one input or output; empty or None where they say nothing.
+
+    `mean` and `std` are the normalisation (x - mean) / std, `low` and `high` the range of values seen, `threshold`
+    the least score that counts, `labels` the names of the elements along the last axis.
+    """
+
+    name: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    threshold: float | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A named way into the model: the names of its inputs and outputs, and the subgraph it runs."""
+
+    name: str
+    subgraph: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TfliteFile:
+    """What is in a .tflite file.
+
+    `inputs` and `outputs` are those of the first subgraph, whose number of nodes is `nodes`. `ops` are the names of
+    all operations used, `custom_ops` those of them that no schema knows. `input_metadata` and `output_metadata` are
+    as long as `inputs` and `outputs`, or empty where the file carries no metadata.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: int
+    ops: tuple[str, ...]
+    custom_ops: tuple[str, ...]
+    signatures: tuple[Signature, ...] = ()
+    input_metadata: tuple[TensorMetadata, ...] = ()
+    output_metadata: tuple[TensorMetadata, ...] = ()
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps resource variables from one run to the next."""
+        return "VAR_HANDLE" in self.ops
+
+
+def inspect(data: bytes | memoryview) -> TfliteFile:
+    """Read and verify a .tflite file.
+
+    Raises:
+        BundleError: it is not a TFLite file, or is truncated or damaged.
+    """
+    reader = _Reader(memoryview(data).cast("B"))
+    if reader.identifier() != b"TFL3":
+        raise BundleError("not a TFLite file: the identifier TFL3 is missing", hint="name a .tflite file")
+    model = reader.root()
+    buffers = [_read_buffer(reader, buffer) for buffer in model.tables(4)]
+    codes = [_read_op_name(code) for code in model.tables(1)]
+    subgraphs = [_read_subgraph(subgraph, codes, len(buffers)) for subgraph in model.tables(2)]
+    if not subgraphs:
+        raise BundleError("damaged TFLite file: it has no subgraph", hint=_AGAIN)
+    main = subgraphs[0]
+    ops = {op for subgraph in subgraphs for op in subgraph.ops}
+    metadata = _find_metadata(reader, model, buffers)
+    return TfliteFile(
+        inputs=main.inputs,
+        outputs=main.outputs,
+        nodes=len(main.ops),
+        ops=tuple(sorted(op.name for op in ops)),
+        custom_ops=tuple(sorted(op.name for op in ops if op.custom)),
+        signatures=tuple(_read_signature(signature, len(subgraphs)) for signature in model.tables(7)),
+        input_metadata=_read_metadata(reader, metadata, 2, len(main.inputs)),
+        output_metadata=_read_metadata(reader, metadata, 3, len(main.outputs)),
+    )
+
+
+def _damaged(what: str) -> BundleError:
+    return BundleError(f"truncated or damaged TFLite file: {what}", hint=_AGAIN)
+
+
+# The model
+
+
+@dataclass(frozen=True)
+class _Op:
+    name: str
+    custom: bool
+
+
+@dataclass(frozen=True)
+class _Subgraph:
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ops: list[_Op] = field(default_factory=list)
+
+
+def _read_buffer(reader: _Reader, buffer: _Table) -> memoryview:
+    """The data of a buffer, which in models over 2 GB lie behind the tables."""
+    offset, size = buffer.number(1, "Q"), buffer.number(2, "Q")
+    return reader.bytes_at(offset, size) if offset > 1 else buffer.data(0)
+
+
+def _read_op_name(code: _Table) -> _Op:
+    # Codes above 127 came later, in a wider field; the older field then says 127.
+    builtin = max(code.number(0, "b"), code.number(3, "i"))
+    if builtin == _CUSTOM:
+        return _Op(code.text(1), custom=True)
+    return _Op(_BUILTIN_OPS[builtin] if 0 <= builtin < len(_BUILTIN_OPS) else f"BUILTIN_{builtin}", custom=False)
+
+
+def _read_subgraph(subgraph: _Table, codes: list[_Op], buffers: int) -> _Subgraph:
+    tensors = list(subgraph.tables(0))
+    for tensor in tensors:
+        _verify_tensor(tensor, buffers)
+    ops = []
+    for operator in subgraph.tables(3):
+        _verify_operator(operator, len(tensors))
+        ops.append(codes[_index(operator.number(0, "I"), len(codes), "operator code")])
+    inputs, outputs = (
+        tuple(_read_spec(tensors[_index(index, len(tensors), "tensor")]) for index in subgraph.numbers(slot, "i"))
+        for slot in (1, 2)
+    )
+    return _Subgraph(inputs, outputs, ops)
+
+
+def _verify_tensor(tensor: _Table, buffers: int) -> None:
+    tensor.numbers(0, "i")
+    tensor.data(3)
+    _index(tensor.number(2, "I"), max(buffers, 1), "buffer")
+
+
+def _verify_operator(operator: _Table, tensors: int) -> None:
+    for slot in (1, 2):
+        for index in operator.numbers(slot, "i"):
+            if index != -1:  # an optional input left out
+                _index(index, tensors, "tensor")
+    operator.table(4)
+    operator.data(5)
+
+
+def _read_spec(tensor: _Table) -> TensorSpec:
+    scale, zero_point = 0.0, 0
+    quantisation = tensor.table(4)
+    if quantisation is not None:
+        scales, zero_points = quantisation.numbers(2, "f"), quantisation.numbers(3, "q")
+        if len(scales) == 1:  # more belong to the channels of a weight, which nobody feeds or reads
+            scale, zero_point = scales[0], zero_points[0] if zero_points else 0
+    return TensorSpec(
+        name=tensor.text(3),
+        shape=tensor.numbers(0, "i"),
+        dtype=_TYPES.get(tensor.number(1, "b"), "unknown"),
+        scale=scale,
+        zero_point=zero_point,
+    )
+
+
+def _read_signature(signature: _Table, subgraphs: int) -> Signature:
+    return Signature(
+        name=signature.text(2),
+        subgraph=_index(signature.number(4, "I"), subgraphs, "subgraph"),
+        inputs=tuple(tensor.text(0) for tensor in signature.tables(0)),
+        outputs=tuple(tensor.text(0) for tensor in signature.tables(1)),
+    )
+
+
+def _index(index: int, count: int, what: str) -> int:
+    if not 0 <= index < count:
+        raise _damaged(f"{what} {index} does not exist")
+    return index
+
+
+# The metadata
+
+
+def _find_metadata(reader: _Reader, model: _Table, buffers: list[memoryview]) -> _Table | None:
+    """The metadata of the first subgraph."""
+    for entry in model.tables(6):
+        if entry.text(0) != "TFLITE_METADATA":
+            continue
+        inner = _Reader(buffers[_index(entry.number(1, "I"), len(buffers), "buffer")], reader.budget)
+        if inner.identifier() == b"M001":
+            return next(inner.root().tables(3), None)
+    return None
+
+
+def _read_metadata(reader: _Reader, subgraph: _Table | None, slot: int, count: int) -> tuple[TensorMetadata, ...]:
+    if subgraph is None:
+        return ()
+    found = [_read_tensor_metadata(reader, tensor) for tensor in subgraph.tables(slot)]
+    return tuple(found) if len(found) == count else ()
+
+
+def _read_tensor_metadata(reader: _Reader, tensor: _Table) -> TensorMetadata:
+    normalisation = _process_unit(tensor, 1)
+    thresholding = _process_unit(tensor, 3)
+    stats = tensor.table(5)
+    return TensorMetadata(
+        name=tensor.text(0),
+        mean=_finite(normalisation, 0),
+        std=_finite(normalisation, 1),
+        high=_finite(stats, 0),
+        low=_finite(stats, 1),
+        threshold=None if thresholding is None else thresholding.number(0, "f"),
+        labels=_read_labels(reader, tensor),
+    )
+
+
+def _process_unit(tensor: _Table, kind: int) -> _Table | None:
+    for unit in tensor.tables(4):
+        if unit.number(0, "B") == kind:
+            return unit.table(1)
+    return None
+
+
+def _finite(table: _Table | None, slot: int) -> tuple[float, ...]:
+    numbers = () if table is None else table.numbers(slot, "f")
+    if not all(math.isfinite(number) for number in numbers):
+        raise _damaged("a number in the metadata is not finite")
+    return numbers
+
+
+def _read_labels(reader: _Reader, tensor: _Table) -> tuple[str, ...]:
+    """The lines of the first file that names the elements of the last axis."""
+    for file in tensor.tables(6):
+        if file.number(2, "b") == _AXIS_LABELS:
+            text = _read_archived(reader.data, file.text(0))
+            labels = text.decode("utf-8-sig").splitlines() if text else []
+            if len(labels) > MAX_LABELS:
+                raise _damaged(f"there are {len(labels)} labels, at most {MAX_LABELS} are allowed")
+            return tuple(label.strip() for label in labels)
+    return ()
+
+
+def _read_archived(data: memoryview, name: str) -> bytes:
+    """A file from the zip archive at the end; it is in the last 4 MB, or not at all."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data[-MAX_ARCHIVE_BYTES:])) as archive:
+            entry = archive.getinfo(name)
+            if entry.file_size > MAX_ARCHIVE_BYTES or entry.compress_type not in (0, zipfile.ZIP_DEFLATED):
+                raise _damaged(f"the associated file {name!r} is too big or packed in an unusual way")
+            return archive.read(entry)
+    except KeyError:
+        raise _damaged(f"the associated file {name!r} is missing") from None
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError, OSError, struct.error) as error:
+        raise _damaged(f"the associated file {name!r} cannot be read: {error}") from error
+
+
+# FlatBuffers
+
+
+class _Budget:
+    """How many more tables and numbers may be looked at."""
+
+    def __init__(self) -> None:
+        self._left = MAX_WORK
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise BundleError(f"the TFLite file has more than {MAX_WORK} parts", hint=_AGAIN)
+
+
+class _Reader:
+    """Reads inside the bounds of the data."""
+
+    def __init__(self, data: memoryview, budget: _Budget | None = None) -> None:
+        self.data = data
+        self.budget = budget or _Budget()
+
+    def number(self, position: int, code: str) -> Any:
+        layout = _LAYOUTS[code]
+        self._hold(position, layout.size)
+        return layout.unpack_from(self.data, position)[0]
+
+    def numbers(self, position: int, code: str, count: int) -> tuple[Any, ...]:
+        self._hold(position, count * _LAYOUTS[code].size)
+        self.budget.spend(count)
+        return struct.unpack_from(f"<{count}{code}", self.data, position)
+
+    def bytes_at(self, position: int, count: int) -> memoryview:
+        self._hold(position, count)
+        return self.data[position : position + count]
+
+    def follow(self, position: int) -> int:
+        """Where the offset at `position` points; offsets only ever point forwards."""
+        return position + int(self.number(position, "I"))
+
+    def identifier(self) -> bytes:
+        return bytes(self.data[4:8])
+
+    def root(self) -> _Table:
+        return _Table(self, self.follow(0))
+
+    def _hold(self, position: int, size: int) -> None:
+        if position < 0 or position + size > len(self.data):
+            raise _damaged(f"it ends at byte {len(self.data)}, and byte {position + size} is needed")
+
+
+class _Table:
+    """A table: fields by their number in the schema, each of which may be absent."""
+
+    def __init__(self, reader: _Reader, position: int) -> None:
+        reader.budget.spend(1)
+        self._reader = reader
+        self._position = position
+        vtable = position - reader.number(position, "i")
+        size = reader.number(vtable, "H")
+        self._extent = reader.number(vtable + 2, "H")
+        self._fields = reader.numbers(vtable + 4, "H", max(size - 4, 0) // 2)
+        reader.bytes_at(position, self._extent)
+
+    def number(self, slot: int, code: str) -> Any:
+        at = self._field(slot)
+        return self._reader.number(at, code) if at else 0
+
+    def numbers(self, slot: int, code: str) -> tuple[Any, ...]:
+        start, count = self._vector(slot)
+        return self._reader.numbers(start, code, count) if count else ()
+
+    def data(self, slot: int) -> memoryview:
+        """A vector of bytes; of a string, its bytes."""
+        start, count = self._vector(slot)
+        return self._reader.bytes_at(start, count)
+
+    def text(self, slot: int) -> str:
+        data = self.data(slot)
+        if len(data) > MAX_TEXT_BYTES:
+            raise _damaged(f"a name has {len(data)} bytes")
+        try:
+            return str(data, "utf-8")
+        except UnicodeDecodeError:
+            raise _damaged("a name is not UTF-8") from None
+
+    def table(self, slot: int) -> _Table | None:
+        at = self._field(slot)
+        return _Table(self._reader, self._reader.follow(at)) if at else None
+
+    def tables(self, slot: int) -> Iterator[_Table]:
+        start, count = self._vector(slot)
+        self._reader.bytes_at(start, 4 * count)
+        for at in range(start, start + 4 * count, 4):
+            yield _Table(self._reader, self._reader.follow(at))
+
+    def _field(self, slot: int) -> int:
+        """Where the field is, 0 if it is absent."""
+        if slot >= len(self._fields) or self._fields[slot] == 0:
+            return 0
+        return self._position + int(self._fields[slot])
+
+    def _vector(self, slot: int) -> tuple[int, int]:
+        """Where the first element of a vector is and how many there are."""
+        at = self._field(slot)
+        if not at:
+            return 0, 0
+        start = self._reader.follow(at)
+        return start + 4, self._reader.number(start, "I")
+
+
+_LAYOUTS = {code: struct.Struct("<" + code) for code in "bBHiIqQf"}
+
+_TYPE_NAMES = """
+float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant uint32
+uint16 int4 bfloat16 int2 uint4
+"""
+_TYPES = dict(enumerate(_TYPE_NAMES.split()))
+
+_AXIS_LABELS = 2
+_CUSTOM = 32
+
+_OP_NAMES = """
+ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
+FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D LOCAL_RESPONSE_NORMALIZATION LOGISTIC LSH_PROJECTION LSTM
+MAX_POOL_2D MUL RELU RELU_N1_TO_1 RELU6 RESHAPE RESIZE_BILINEAR RNN SOFTMAX SPACE_TO_DEPTH SVDF TANH CONCAT_EMBEDDINGS
+SKIP_GRAM CALL CUSTOM EMBEDDING_LOOKUP_SPARSE PAD UNIDIRECTIONAL_SEQUENCE_RNN GATHER BATCH_TO_SPACE_ND
+SPACE_TO_BATCH_ND TRANSPOSE MEAN SUB DIV SQUEEZE UNIDIRECTIONAL_SEQUENCE_LSTM STRIDED_SLICE BIDIRECTIONAL_SEQUENCE_RNN
+EXP TOPK_V2 SPLIT LOG_SOFTMAX DELEGATE BIDIRECTIONAL_SEQUENCE_LSTM CAST PRELU MAXIMUM ARG_MAX MINIMUM LESS NEG PADV2
+GREATER GREATER_EQUAL LESS_EQUAL SELECT SLICE SIN TRANSPOSE_CONV SPARSE_TO_DENSE TILE EXPAND_DIMS EQUAL NOT_EQUAL LOG
+SUM SQRT RSQRT SHAPE POW ARG_MIN FAKE_QUANT REDUCE_PROD REDUCE_MAX PACK LOGICAL_OR ONE_HOT LOGICAL_AND LOGICAL_NOT
+UNPACK REDUCE_MIN FLOOR_DIV REDUCE_ANY SQUARE ZEROS_LIKE FILL FLOOR_MOD RANGE RESIZE_NEAREST_NEIGHBOR LEAKY_RELU
+SQUARED_DIFFERENCE MIRROR_PAD ABS SPLIT_V UNIQUE CEIL REVERSE_V2 ADD_N GATHER_ND COS WHERE RANK ELU REVERSE_SEQUENCE
+MATRIX_DIAG QUANTIZE MATRIX_SET_DIAG ROUND HARD_SWISH IF WHILE NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5 SCATTER_ND
+SELECT_V2 DENSIFY SEGMENT_SUM BATCH_MATMUL PLACEHOLDER_FOR_GREATER_OP_CODES CUMSUM CALL_ONCE BROADCAST_TO RFFT2D
+CONV_3D IMAG REAL COMPLEX_ABS HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE REDUCE_ALL CONV_3D_TRANSPOSE
+VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE BROADCAST_ARGS RANDOM_STANDARD_NORMAL BUCKETIZE RANDOM_UNIFORM MULTINOMIAL
+GELU DYNAMIC_UPDATE_SLICE RELU_0_TO_1 UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_SUM ATAN2
+UNSORTED_SEGMENT_MIN SIGN BITCAST BITWISE_XOR RIGHT_SHIFT STABLEHLO_LOGISTIC STABLEHLO_ADD STABLEHLO_DIVIDE
+STABLEHLO_MULTIPLY STABLEHLO_MAXIMUM STABLEHLO_RESHAPE STABLEHLO_CLAMP STABLEHLO_CONCATENATE STABLEHLO_BROADCAST_IN_DIM
+STABLEHLO_CONVOLUTION STABLEHLO_SLICE STABLEHLO_CUSTOM_CALL STABLEHLO_REDUCE STABLEHLO_ABS STABLEHLO_AND
+STABLEHLO_COSINE STABLEHLO_EXPONENTIAL STABLEHLO_FLOOR STABLEHLO_LOG STABLEHLO_MINIMUM STABLEHLO_NEGATE STABLEHLO_OR
+STABLEHLO_POWER STABLEHLO_REMAINDER STABLEHLO_RSQRT STABLEHLO_SELECT STABLEHLO_SUBTRACT STABLEHLO_TANH
+STABLEHLO_SCATTER STABLEHLO_COMPARE STABLEHLO_CONVERT STABLEHLO_DYNAMIC_SLICE STABLEHLO_DYNAMIC_UPDATE_SLICE
+STABLEHLO_PAD STABLEHLO_IOTA STABLEHLO_DOT_GENERAL STABLEHLO_REDUCE_WINDOW STABLEHLO_SORT STABLEHLO_WHILE
+STABLEHLO_GATHER STABLEHLO_TRANSPOSE DILATE STABLEHLO_RNG_BIT_GENERATOR REDUCE_WINDOW STABLEHLO_COMPOSITE
+STABLEHLO_SHIFT_LEFT STABLEHLO_CBRT STABLEHLO_CASE
+"""
+_BUILTIN_OPS = _OP_NAMES.split()
