@@ -22,6 +22,8 @@ from edged.core.errors import (
     ModelError,
     StoreError,
 )
+from edged.core.record import Recorder, WallClock
+from edged.core.topics import Topics
 from edged.core.types import (
     Anomaly,
     Arrays,
@@ -54,6 +56,7 @@ __all__ = [
     "Outbox",
     "Outcome",
     "Prediction",
+    "Recorder",
     "Regression",
     "Runner",
     "RunnerInfo",
@@ -66,6 +69,8 @@ __all__ = [
     "SourceInfo",
     "StoreError",
     "TensorSpec",
+    "Topics",
+    "WallClock",
     "Window",
 ]
 
@@ -147,25 +152,16 @@ class Outbox(Protocol):
         """Take a message over. Never blocks and never raises: what cannot be kept is dropped and counted."""
 
 
-class WallClock(Protocol):
-    """Wall-clock time for monotonic moments."""
-
-    @property
-    def synchronised(self) -> bool:
-        """Whether a time source vouches for the wall clock."""
-
-    def at(self, monotonic: float) -> float:
-        """Unix seconds at a CLOCK_MONOTONIC moment of this boot."""
-
-
 class SinkContext(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon hands every sink as it opens.
 
-    `device` and `boot` identify this board and this run of it. `clock` gives wall-clock time for monotonic moments.
+    `device` and `boot` identify this board and this run of it, `topics` are where it publishes. `clock` gives
+    wall-clock time for monotonic moments.
     """
 
     device: str
     boot: str
+    topics: Topics
     outbox: Outbox
     clock: WallClock
 

@@ -1,0 +1,152 @@
+"""The records that leave the board as JSON: what a pipeline said, and how a part is.
+
+They are the product's public format, the same over MQTT, in files and on the control socket; AsyncAPI's schemas are
+made from these structs. A field may be added under the same schema id; changing or removing one takes a new id.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from edged.core.health import Health
+from edged.core.health import State as HealthState
+from edged.core.types import Anomaly, Classification, Prediction
+
+RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"
+STATE_SCHEMA: Literal["edged.state/1"] = "edged.state/1"
+
+
+class WallClock(Protocol):
+    """Wall-clock time for monotonic moments."""
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether a time source vouches for the wall clock."""
+
+    def at(self, monotonic: float) -> float:
+        """Unix seconds at a CLOCK_MONOTONIC moment of this boot."""
+
+
+class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
+    """What every result says of itself.
+
+    `id` is "<boot>:<pipeline>:<seq>" and the same each time a message is sent again, so that a subscriber can drop
+    duplicates; a jump in `seq` is a window that was dropped. `start` and `time` are when the window's first and last
+    samples arrived, in Unix seconds, to be believed as far as the clock is `synchronised`.
+    `latency` is the seconds from `time` until the prediction was made, `inference` those of them the model took.
+    """
+
+    schema: Literal["edged.result/1"]
+    device: str
+    boot: str
+    pipeline: str
+    model: str
+    version: str
+    seq: int
+    id: str
+    time: float
+    start: float
+    synchronised: bool
+    latency: float
+    inference: float
+
+
+class ClassificationResult(Result, frozen=True, tag="classification", gc=False):
+    """The best label, the best scores, best first, and the label that is decided over time (null for none)."""
+
+    label: str
+    score: float
+    scores: dict[str, float]
+    decision: str | None
+    changed: bool
+
+
+class RegressionResult(Result, frozen=True, tag="regression", gc=False):
+    """Named real values."""
+
+    values: dict[str, float]
+
+
+class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False):
+    """How far the window is from what the model knows, and whether that is decided to be too far."""
+
+    score: float
+    threshold: float
+    anomalous: bool
+    changed: bool
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """How a part is and since when (Unix seconds); `hint` says what to do about it, `details` whatever helps."""
+
+    schema: Literal["edged.state/1"] = STATE_SCHEMA
+    name: str
+    state: HealthState
+    reason: str
+    hint: str
+    since: float
+    details: dict[str, Any] = {}
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Recorder:
+    """Makes records of predictions, for one device and one boot of it."""
+
+    def __init__(self, device: str, boot: str, clock: WallClock) -> None:
+        self._device = device
+        self._boot = boot
+        self._clock = clock
+
+    def record(self, prediction: Prediction) -> ClassificationResult | RegressionResult | AnomalyResult:
+        """The record of a prediction."""
+        name, seq, outcome, clock = prediction.pipeline, prediction.seq, prediction.outcome, self._clock
+        common = (  # by position, in the order of Result: twice as fast as by name, and every prediction comes by
+            RESULT_SCHEMA,
+            self._device,
+            self._boot,
+            name,
+            prediction.model,
+            prediction.version,
+            seq,
+            f"{self._boot}:{name}:{seq}",
+            clock.at(prediction.time),
+            clock.at(prediction.start),
+            clock.synchronised,
+            prediction.latency,
+            prediction.inference,
+        )
+        if isinstance(outcome, Classification):
+            scores = {score.label: score.score for score in outcome.scores}
+            return ClassificationResult(
+                *common, outcome.label, outcome.score, scores, outcome.decision, outcome.changed
+            )
+        if isinstance(outcome, Anomaly):
+            return AnomalyResult(*common, outcome.score, outcome.threshold, outcome.anomalous, outcome.changed)
+        return RegressionResult(*common, outcome.values)
+
+    def encode(self, prediction: Prediction) -> bytes:
+        """The record of a prediction as JSON."""
+        return _encode(self.record(prediction))
+
+    def result(self, prediction: Prediction) -> dict[str, Any]:
+        """The record of a prediction as plain values, for whoever writes JSON by other means."""
+        plain: dict[str, Any] = msgspec.to_builtins(self.record(prediction))
+        return plain
+
+
+def encode_state(name: str, health: Health, clock: WallClock, details: dict[str, Any] | None = None) -> bytes:
+    """A part's state record as JSON. `details` must be JSON's own types."""
+    return _encode(
+        State(
+            name=name,
+            state=health.state,
+            reason=health.reason,
+            hint=health.hint,
+            since=clock.at(health.since),
+            details=details or {},
+        )
+    )

@@ -1,0 +1,52 @@
+"""Every MQTT topic name `edged` uses, in one place.
+
+    <prefix>/<device>/availability              "online", "offline" (the last will) or "stopped"     retained
+    <prefix>/<device>/state                     the daemon's state                                  retained
+    <prefix>/<device>/sources/<name>/state      a state record                                      retained
+    <prefix>/<device>/models/<name>/state       a state record                                      retained
+    <prefix>/<device>/pipelines/<name>/state    a state record                                      retained
+    <prefix>/<device>/pipelines/<name>/result   a result record, one per prediction             never retained
+
+Only state is retained: a retained result would be shown as new to whoever subscribes, however old it is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+ONLINE = b"online"
+OFFLINE = b"offline"
+STOPPED = b"stopped"
+
+
+class Topics(msgspec.Struct, frozen=True):
+    """The topics of one device. `prefix` and the names are checked where they enter, in the configuration."""
+
+    prefix: str
+    device: str
+
+    @property
+    def availability(self) -> str:
+        """Whether the device is there."""
+        return f"{self.prefix}/{self.device}/availability"
+
+    @property
+    def state(self) -> str:
+        """The daemon's own state."""
+        return f"{self.prefix}/{self.device}/state"
+
+    def source_state(self, name: str) -> str:
+        """The state of a source."""
+        return f"{self.prefix}/{self.device}/sources/{name}/state"
+
+    def model_state(self, name: str) -> str:
+        """The state of a model."""
+        return f"{self.prefix}/{self.device}/models/{name}/state"
+
+    def pipeline_state(self, name: str) -> str:
+        """The state of a pipeline."""
+        return f"{self.prefix}/{self.device}/pipelines/{name}/state"
+
+    def result(self, pipeline: str) -> str:
+        """The results of a pipeline."""
+        return f"{self.prefix}/{self.device}/pipelines/{pipeline}/result"
