@@ -23,7 +23,7 @@ def kernel_synchronised() -> bool:
     return 0 <= state < _TIME_ERROR  # -1: the call is forbidden here, and nobody knows
 
 
-class WallClock:
+class KernelClock:
     """Turns monotonic moments into Unix seconds. The event loop refreshes; any thread reads."""
 
     def __init__(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 log = logging.getLogger("edged.control")
 
 
-class ServiceManager:
+class Notifier:
     """Tells systemd how the daemon is, if systemd started it."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:

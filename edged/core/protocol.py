@@ -15,6 +15,7 @@ Bytes in, plain values out, and only the standard library's json, so that `edgec
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -93,12 +94,12 @@ def decode_request(line: bytes) -> Request:
 
 
 def encode_ok(number: int, value: Any) -> bytes:
-    """The answer to a call. Raises ValueError or TypeError if `value` is not JSON."""
+    """The answer to a call. Raises TypeError if `value` is not made of what JSON has."""
     return _line({"id": number, "ok": value})
 
 
 def encode_event(number: int, value: Any) -> bytes:
-    """One item of a stream. Raises ValueError or TypeError if `value` is not JSON."""
+    """One item of a stream. Raises TypeError if `value` is not made of what JSON has."""
     return _line({"id": number, "event": value})
 
 
@@ -134,7 +135,20 @@ def decode_reply(line: bytes) -> Reply:
 
 
 def _line(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    try:
+        text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(fields), separators=(",", ":"), allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they are null, as in the records that leave the board."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""The client's end of the control socket: connect, ask, listen."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from edged.core import protocol
+from edged.core.errors import ControlError
+from edged.core.protocol import Request
+
+SYSTEM_RUNTIME_DIR = "/run/edged"
+
+
+class UnreachableError(ControlError):
+    """No daemon answers."""
+
+
+class Client:
+    """A connection to the daemon, for one question."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lines = connection.makefile("rb")
+
+    def call(self, verb: str, *, timeout: float = 10.0, **args: Any) -> Any:
+        """Ask and wait for the answer, for `timeout` seconds.
+
+        Raises:
+            EdgedError: what the daemon answered.
+            UnreachableError: it did not.
+        """
+        self._ask(verb, args, timeout)
+        return self._reply().value
+
+    def stream(self, verb: str, **args: Any) -> Iterator[Any]:
+        """Ask and yield what comes, until the daemon ends it. Raises as `call` does."""
+        self._ask(verb, args, None)
+        while (reply := self._reply()).kind == "event":
+            yield reply.value
+
+    def _ask(self, verb: str, args: dict[str, Any], timeout: float | None) -> None:
+        self._connection.settimeout(timeout)
+        try:
+            self._connection.sendall(protocol.encode_request(Request(1, verb, args)))
+        except OSError as error:
+            raise _silent(error) from error
+
+    def _reply(self) -> protocol.Reply:
+        try:
+            line = self._lines.readline(protocol.MAX_REPLY)
+        except OSError as error:
+            raise _silent(error) from error
+        if not line.endswith(b"\n"):
+            raise UnreachableError("the daemon closed the connection", hint="see why: journalctl -u edged -n 20")
+        return protocol.decode_reply(line)
+
+
+def connect(runtime_dir: str | None) -> Client:
+    """A connection to the daemon whose runtime directory is given; by default the user's own, else the system's.
+
+    Raises:
+        UnreachableError: there is no daemon, or it is not ours to ask.
+    """
+    failures = {}
+    for folder in _folders(runtime_dir):
+        path = f"{folder}/{protocol.SOCKET}"
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(10.0)
+            connection.connect(path)
+        except OSError as error:
+            connection.close()
+            failures[path] = error
+        else:
+            return Client(connection)
+    raise _unreachable(failures)
+
+
+def _folders(runtime_dir: str | None) -> list[str]:
+    if runtime_dir is not None:
+        return [runtime_dir]
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return [*([f"{own}/edged"] if own else []), SYSTEM_RUNTIME_DIR]
+
+
+def _unreachable(failures: dict[str, OSError]) -> UnreachableError:
+    reasons = "; ".join(f"{path}: {error.strerror or error}" for path, error in failures.items())
+    if any(isinstance(error, PermissionError) for error in failures.values()):
+        hint = "use sudo, or join the group that owns the socket"
+        return UnreachableError(f"the daemon's socket is not yours to open: {reasons}", hint=hint)
+    return UnreachableError(
+        f"no daemon answers: {reasons}",
+        hint="start it: sudo systemctl start edged\nor say where it runs: edgectl --runtime-dir DIR",
+    )
+
+
+def _silent(error: OSError) -> UnreachableError:
+    return UnreachableError(
+        f"the daemon does not answer: {error}", hint="see what it is doing: journalctl -u edged -n 20"
+    )

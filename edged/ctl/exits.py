@@ -1,0 +1,21 @@
+"""What `edgectl` says with its exit code."""
+
+DONE = 0
+BAD = 1
+USAGE = 2
+NOT_RUNNING = 3
+FAILED = 4
+UNREACHABLE = 5
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+MEANINGS = {
+    DONE: "done, and all is well",
+    BAD: "done, and the answer is bad: a check failed",
+    USAGE: "the command line is wrong",
+    NOT_RUNNING: "the daemon answers, but not everything it should run is running",
+    FAILED: "it could not be done; standard error says why and what to do",
+    UNREACHABLE: "no daemon answers",
+    INTERRUPTED: "interrupted with Ctrl-C before it was done",
+    BROKEN_PIPE: "nobody reads the output any more",
+}

@@ -1,0 +1,116 @@
+"""`edgectl`: the command line of the device.
+
+The first word decides which module is imported, and nothing else is: asking a running daemon must not wait for what
+inference needs. A verb's module has `add_arguments(parser)` and `run(args) -> int`, which returns one of `exits`,
+prints its answer on standard output, as JSON where `args.json` is set, and raises EdgedError where it cannot be done.
+
+Every verb finds in `args` the global options `config`, `runtime_dir`, `state_dir` (strings, None where not given) and
+`json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from edged import __version__
+from edged.core.errors import EdgedError
+from edged.ctl import exits
+from edged.ctl.client import UnreachableError
+
+VERBS = {
+    "status": ("edged.ctl.status", "how the daemon is, and what to do about whatever is not running"),
+    "watch": ("edged.ctl.watch", "every prediction as it is made"),
+    "pipelines": ("edged.ctl.pipelines", "what is inferred, and how fast"),
+    "sources": ("edged.ctl.sources", "what is measured, and what gets lost"),
+    "models": ("edged.ctl.models", "what serves, where it came from and what it runs on"),
+    "config": ("edged.ctl.config", "check the configuration, or show what is in effect"),
+    "reload": ("edged.ctl.reload", "read the configuration again, changing only what changed"),
+    "doctor": ("edged.ctl.doctor", "look for what is wrong with this device"),
+    "infer": ("edged.ctl.infer", "run a model once on a file, without the daemon"),
+    "bench": ("edged.ctl.bench", "how fast models run here"),
+    "metrics": ("edged.ctl.metrics", "everything that is counted, as Prometheus reads it"),
+    "asyncapi": ("edged.ctl.asyncapi", "the MQTT interface of this device, as an AsyncAPI document"),
+    "version": ("edged.ctl.version", "the versions of edged and of what it runs on"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit code."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a dot shows a "?"
+    try:
+        args = _parse(sys.argv[1:] if argv is None else argv)
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except EdgedError as error:
+        _complain(error)
+        return exits.UNREACHABLE if isinstance(error, UnreachableError) else exits.FAILED
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at the end
+        return exits.BROKEN_PIPE
+    return code
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line in two steps: the verb, then what its own module understands."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.verb not in VERBS:
+        parser.error(_no_such_verb(args.verb))
+    module = import_module(VERBS[args.verb][0])
+    verb_parser = argparse.ArgumentParser(prog=f"edgectl {args.verb}", description=module.__doc__, parents=[_options()])
+    module.add_arguments(verb_parser)
+    return verb_parser.parse_args([*rest, *args.rest], argparse.Namespace(**vars(args), run=module.run))
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items())
+    codes = "\n".join(f"  {code:<{width}}  {meaning}" for code, meaning in exits.MEANINGS.items())
+    parser = argparse.ArgumentParser(
+        prog="edgectl",
+        usage="edgectl [OPTIONS] VERB ...",
+        description="Ask and steer the inference daemon of this device.",
+        epilog=f"verbs (edgectl VERB --help says more):\n{verbs}\n\nexit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_options()],
+    )
+    parser.set_defaults(
+        config=os.environ.get("EDGED_CONFIG"),
+        runtime_dir=os.environ.get("EDGED_RUNTIME_DIR"),
+        state_dir=os.environ.get("EDGED_STATE_DIR"),
+        json=False,
+    )
+    parser.add_argument("--version", action="version", version=f"edgectl {__version__}")
+    parser.add_argument("verb", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _options() -> argparse.ArgumentParser:
+    """Options that may stand before the verb or after it."""
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--config", metavar="FILE", help="configuration instead of /etc/edged (or EDGED_CONFIG)")
+    options.add_argument("--runtime-dir", metavar="DIR", help="where the daemon's socket is (or EDGED_RUNTIME_DIR)")
+    options.add_argument("--state-dir", metavar="DIR", help="where the daemon keeps its models (or EDGED_STATE_DIR)")
+    options.add_argument("--json", action="store_true", help="answer in JSON")
+    return options
+
+
+def _complain(error: EdgedError) -> None:
+    print(f"edgectl: {error.message}", file=sys.stderr)
+    for line in error.hint.splitlines():
+        print(f"  {line}", file=sys.stderr)
+
+
+def _no_such_verb(verb: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(verb, VERBS, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else "`edgectl --help` lists them"
+    return f"there is no verb {verb!r}: {advice}"

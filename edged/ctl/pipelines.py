@@ -1,0 +1,60 @@
+"""What is inferred: each pipeline with its source, its model, what it has done and how long it takes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+
+_COLUMNS = ("SOURCE", "MODEL", "SINKS", ">WINDOWS", ">PREDICTIONS", ">DROPPED", ">ERRORS", ">P50 ms", ">P99 ms", "LAST")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print them."""
+    pipelines = connect(args.runtime_dir).call("pipelines")
+    if args.json:
+        tables.show_json(pipelines)
+    else:
+        tables.show(lines(pipelines))
+    return exits.DONE
+
+
+def lines(pipelines: list[dict[str, Any]]) -> Iterator[str]:
+    """The table of the pipelines of a status."""
+    return tables.parts("PIPELINE", _COLUMNS, [_row(pipeline) for pipeline in pipelines])
+
+
+def outcome(record: dict[str, Any]) -> str:
+    """What a result record says, in a few words."""
+    match record["kind"]:
+        case "classification":
+            return f"{record['label']} {_number(record['score'])}"
+        case "anomaly":
+            return f"{'anomalous' if record['anomalous'] else 'normal'} {_number(record['score'])}"
+        case _:
+            return ", ".join(f"{name} {_number(value)}" for name, value in record["values"].items())
+
+
+def _row(pipeline: dict[str, Any]) -> tables.Row:
+    latency = pipeline["latency"] or {}
+    cells = [
+        pipeline["source"],
+        f"{pipeline['model']} {pipeline['version']}".rstrip(),
+        ",".join(pipeline["sinks"]),
+        *(str(pipeline[count]) for count in ("windows", "predictions", "dropped", "errors")),
+        tables.milliseconds(latency.get("p50")),
+        tables.milliseconds(latency.get("p99")),
+        outcome(pipeline["last"]) if pipeline["last"] else "-",
+    ]
+    return tables.Row(pipeline["name"], pipeline["health"], cells)
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.3g}"

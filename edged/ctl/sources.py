@@ -1,0 +1,47 @@
+"""What is measured: each source with its rate, and what was lost or thrown away."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+
+_COLUMNS = ("KIND", "CHANNELS", ">RATE", ">MEASURED", ">SAMPLES", ">LOST", ">RECONNECTS", "FAULTS")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print them."""
+    sources = connect(args.runtime_dir).call("sources")
+    if args.json:
+        tables.show_json(sources)
+    else:
+        tables.show(lines(sources))
+    return exits.DONE
+
+
+def lines(sources: list[dict[str, Any]]) -> Iterator[str]:
+    """The table of the sources of a status."""
+    return tables.parts("SOURCE", _COLUMNS, [_row(source) for source in sources])
+
+
+def _row(source: dict[str, Any]) -> tables.Row:
+    cells = [
+        source["kind"],
+        ",".join(source["channels"]) or "-",
+        _hertz(source["rate"]),
+        _hertz(source["measured_rate"]),
+        *(str(source[count]) for count in ("samples", "lost", "reconnects")),
+        ", ".join(f"{reason}: {count}" for reason, count in source["faults"].items()) or "-",
+    ]
+    return tables.Row(source["name"], source["health"], cells)
+
+
+def _hertz(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.4g} Hz"

@@ -1,0 +1,81 @@
+"""How the daemon is: one line at a glance, then its parts, with a remedy below whatever is not running.
+
+Exits with 0 only if everything that should run is running.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from edged.ctl import exits, models, pipelines, sources, tables
+from edged.ctl.client import connect
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it."""
+    status = connect(args.runtime_dir).call("status")
+    if args.json:
+        tables.show_json(status)
+    else:
+        tables.show(_lines(status))
+    return exits.DONE if status["state"] == "running" else exits.NOT_RUNNING
+
+
+def _lines(status: dict[str, Any]) -> Iterator[str]:
+    yield from _daemon(status)
+    yield from _mqtt(status["mqtt"])
+    yield from _config(status["config"])
+    if status["pipelines"]:
+        yield ""
+        yield from pipelines.lines(status["pipelines"])
+    if status["sources"]:
+        yield ""
+        yield from sources.lines(status["sources"])
+    if status["models"]:
+        yield ""
+        yield from models.lines(status["models"])
+    if status["sinks"]:
+        yield ""
+        yield from _sinks(status["sinks"])
+
+
+def _daemon(status: dict[str, Any]) -> Iterator[str]:
+    state, device = status["state"], tables.plain(status["device"])
+    yield f"{tables.dot(state)} edged {status['version']} on {device}: {state}, up {tables.duration(status['uptime'])}"
+    yield from tables.remedy(status["health"])
+    yield f"    memory  {tables.size(status['memory']['rss_bytes'])}"
+    if status["clock"]["synchronised"]:
+        yield "    clock   synchronised"
+    else:
+        yield "    clock   not synchronised: results say so until a time source is reached"
+
+
+def _mqtt(mqtt: dict[str, Any]) -> Iterator[str]:
+    spool = mqtt["spool"]
+    link = "connected" if mqtt["connected"] else "not connected"
+    yield f"    mqtt    {link} to {tables.plain(mqtt['broker'])}, {mqtt['sent']} sent, {mqtt['reconnects']} reconnects"
+    yield from tables.remedy(mqtt["health"])
+    waiting = f"{spool['depth']} messages wait ({tables.size(spool['bytes'])})"
+    yield f"    spool   {waiting}, {spool['dropped']} dropped, {spool['parked']} refused by the broker"
+
+
+def _config(config: dict[str, Any]) -> Iterator[str]:
+    yield f"    config  {tables.plain(', '.join(config['files'])) or 'none'}"
+    if config["error"]:
+        yield f"      the last one that was good is in effect: {tables.plain(config['error']['message'])}"
+        for problem in config["error"]["problems"]:
+            yield f"      -> {tables.plain(problem)}"
+
+
+def _sinks(sinks: list[dict[str, Any]]) -> Iterator[str]:
+    rows = [
+        tables.Row(sink["name"], sink["health"], [str(sink[count]) for count in ("sent", "failed", "dropped")])
+        for sink in sinks
+    ]
+    return tables.parts("SINK", (">SENT", ">FAILED", ">DROPPED"), rows)

@@ -1,0 +1,110 @@
+"""How answers look on a terminal: a dot for each part, columns that line up, and a remedy below what is not well.
+
+Labels, reasons and names may come from a sensor, a model file or a broker, so nothing is printed before its control
+characters are taken out: a label must not be able to move the cursor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+_COLOURS = {"running": "32", "starting": "33", "degraded": "33", "failed": "31", "stopped": "2"}
+
+
+class Row(NamedTuple):
+    """A part's line: `health` as the daemon tells it, and the cells after its name."""
+
+    name: str
+    health: dict[str, Any]
+    cells: Sequence[str]
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        print(line)
+
+
+def show_json(value: Any) -> None:
+    """Print a value for a machine."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def parts(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
+    """A table of parts. Columns whose name starts with ">" are numbers, and stand to the right."""
+    heads = [title, "STATE", *columns]
+    cells = [[row.name, row.health["state"], *row.cells] for row in rows]
+    lines = table(heads, cells)
+    yield f"  {next(lines)}"
+    for row, line in zip(rows, lines, strict=True):
+        yield f"{dot(row.health['state'])} {line}"
+        yield from remedy(row.health)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table, its heads first."""
+    heads = [column.removeprefix(">") for column in columns]
+    cleaned = [[plain(cell) for cell in row] for row in [heads, *rows]]
+    widths = [max(map(len, cells)) for cells in zip(*cleaned, strict=True)]
+    for row in cleaned:
+        padded = [
+            cell.rjust(width) if column.startswith(">") else cell.ljust(width)
+            for column, cell, width in zip(columns, row, widths, strict=True)
+        ]
+        yield "  ".join(padded).rstrip()
+
+
+def remedy(health: dict[str, Any]) -> Iterator[str]:
+    """Why a part is not running, for how long, and what to do, below its line."""
+    if health["state"] == "running" and not health["reason"]:
+        return
+    if health["reason"]:
+        yield f"      {plain(health['reason'])}, for {duration(health['for'])}"
+    if health["hint"]:
+        yield f"      -> {plain(health['hint'])}"
+
+
+def dot(state: str) -> str:
+    """A state at a glance, in colour on a terminal."""
+    mark = "○" if state == "stopped" else "●"
+    return f"\x1b[{_COLOURS.get(state, '0')}m{mark}\x1b[0m" if _colourful() else mark
+
+
+def plain(text: str) -> str:
+    """Text without anything a terminal would obey."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: "3 d 4 h", "12 min 5 s"."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def size(count: int) -> str:
+    """Bytes, to three digits: "54.3 MB"."""
+    amount, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.3g} {unit}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A latency in milliseconds; "-" where there is none yet."""
+    return "-" if seconds is None else f"{seconds * 1000:.2f}"
+
+
+def _colourful() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,48 @@
+"""The versions of edgectl, of the daemon that runs, and of what inference is made with: what a bug report needs."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from edged import __version__
+from edged.ctl import exits, tables
+from edged.ctl.client import UnreachableError, connect
+
+_PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "msgspec", "paho-mqtt", "pyserial", "systemd-python")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print them; a daemon that does not run is no error here."""
+    versions = {
+        "edgectl": __version__,
+        "edged": _daemon(args.runtime_dir),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: _installed(name) for name in _PACKAGES},
+    }
+    if args.json:
+        tables.show_json(versions)
+    else:
+        tables.show(f"{name:15} {found or '-'}" for name, found in versions.items())
+    return exits.DONE
+
+
+def _daemon(runtime_dir: str | None) -> str | None:
+    try:
+        running: str = connect(runtime_dir).call("status")["version"]
+    except UnreachableError:
+        return None
+    return running
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,54 @@
+"""Every prediction as it is made, a line each: when, by which pipeline, what, and how long it took.
+
+A line starts with ">" where the decision changed. With --json it is the record as it is sent over MQTT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from itertools import islice
+from typing import Any
+
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+from edged.ctl.pipelines import outcome
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which pipeline, and how many predictions."""
+    parser.add_argument("pipeline", nargs="?", help="only this one")
+    parser.add_argument("--count", type=_positive, metavar="N", help="stop after so many predictions")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print them until there have been enough, or until Ctrl-C."""
+    records = connect(args.runtime_dir).stream("watch", pipeline=args.pipeline)
+    with contextlib.suppress(KeyboardInterrupt):  # how one stops watching
+        for record in islice(records, args.count):
+            print(json.dumps(record, ensure_ascii=False) if args.json else _line(record), flush=True)
+    return exits.DONE
+
+
+def _line(record: dict[str, Any]) -> str:
+    moment = time.strftime("%H:%M:%S", time.localtime(record["time"])) + f"{record['time'] % 1:.3f}"[1:]
+    doubt = "" if record["synchronised"] else "?"
+    mark = ">" if record.get("changed") else " "
+    decision = f"  {_decision(record)}" if mark == ">" else ""
+    latency = tables.milliseconds(record["latency"])
+    return tables.plain(f"{mark} {moment}{doubt}  {record['pipeline']}  {outcome(record)}  {latency} ms{decision}")
+
+
+def _decision(record: dict[str, Any]) -> str:
+    if record["kind"] == "anomaly":
+        return "alarm" if record["anomalous"] else "back to normal"
+    return f"decided: {record['decision'] or 'nothing'}"
+
+
+def _positive(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
