@@ -1,0 +1,348 @@
+import binascii
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.core.errors import ConfigError
+from edged.core.framing import (
+    MAX_LINE,
+    Continuity,
+    Decoder,
+    Segment,
+    Signal,
+    binary_decoder,
+    crc8,
+    crc16_ccitt,
+    crc16_modbus,
+    csv_decoder,
+    json_decoder,
+    unstuffed,
+)
+
+XY = Signal(channels=("x", "y"))
+COUNTED = Signal(channels=("x", "y"), sequence="n")
+
+
+def plain(segments: list[Segment]) -> list[tuple[list[list[float]], int]]:
+    return [(segment.samples.tolist(), segment.lost) for segment in segments]
+
+
+def lines(signal: Signal = XY, columns: tuple[str, ...] = (), separator: str = ",") -> Decoder:
+    """A decoder that has seen the end of the line it joined in."""
+    decoder = csv_decoder(signal, columns, separator=separator)
+    assert decoder.decode(b"5,6\n") == []
+    return decoder
+
+
+def stuffed(frame: bytes) -> bytes:
+    """COBS, as a sensor's firmware does it."""
+    out = bytearray()
+    blocks = frame.split(b"\0")
+    for block in blocks:
+        while len(block) >= 254:
+            out += b"\xff" + block[:254]
+            block = block[254:]
+        out.append(len(block) + 1)
+        out += block
+    return bytes(out)
+
+
+class TestText:
+    def test_lines_become_one_segment(self) -> None:
+        assert plain(lines().decode(b"1,2\n3.5,-4e1\r\n")) == [([[1.0, 2.0], [3.5, -40.0]], 0)]
+
+    def test_samples_are_float32(self) -> None:
+        (segment,) = lines().decode(b"1,2\n")
+        assert segment.samples.dtype == np.float32
+
+    def test_a_line_cut_between_blocks_is_one_line(self) -> None:
+        decoder = lines()
+        assert decoder.decode(b"1,") == []
+        assert plain(decoder.decode(b"2\n3,")) == [([[1.0, 2.0]], 0)]
+
+    def test_the_tail_of_the_line_joined_midway_is_not_believed(self) -> None:
+        decoder = csv_decoder(XY)
+        assert plain(decoder.decode(b"3,4\n5,6\n")) == [([[5.0, 6.0]], 0)]
+        assert decoder.faults == {}
+
+    def test_columns_pick_and_order_the_channels(self) -> None:
+        decoder = lines(columns=("time", "y", "label", "x"))
+        assert plain(decoder.decode(b"99,2,walking,1\n")) == [([[1.0, 2.0]], 0)]
+
+    def test_a_space_separates_by_any_run_of_blanks(self) -> None:
+        assert plain(lines(separator=" ").decode(b"  1 \t 2\n")) == [([[1.0, 2.0]], 0)]
+
+    def test_scale_and_offset_give_real_units(self) -> None:
+        decoder = lines(Signal(channels=("x", "y"), scale=(0.5, 2.0), offset=1.0))
+        assert plain(decoder.decode(b"4,4\n")) == [([[3.0, 9.0]], 0)]
+
+    def test_json_objects_and_arrays(self) -> None:
+        decoder = json_decoder(XY)
+        decoder.decode(b"\n")
+        assert plain(decoder.decode(b'{"y": 2, "x": 1, "name": "imu"}\n[3, 4.5]\n')) == [([[1.0, 2.0], [3.0, 4.5]], 0)]
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            (b"1", "wrong number of columns"),
+            (b"1,2,3", "wrong number of columns"),
+            (b"1,two", "not a number"),
+            (b"\xff\xfe,2", "not a number"),
+            (b"1,nan", "not a finite number"),
+            (b"-inf,2", "not a finite number"),
+            (b"1,1e39", "not a finite number"),
+            (b"1," + b"2" * MAX_LINE, "too long"),
+        ],
+    )
+    def test_a_bad_line_tears_the_stream_and_is_counted(self, line: bytes, reason: str) -> None:
+        decoder = lines()
+        assert plain(decoder.decode(b"1,2\n" + line + b"\n3,4\n")) == [([[1.0, 2.0]], 0), ([[3.0, 4.0]], 1)]
+        assert decoder.faults == {reason: 1}
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            (b"hello", "not JSON"),
+            (b"[1, NaN]", "not JSON"),
+            (b"[" * 10_000, "wrong JSON keys or types"),
+            (b'{"q":' + b"[" * 10_000, "not JSON"),
+            (b'{"x": 1}', "wrong JSON keys or types"),
+            (b'{"x": 1, "y": true}', "wrong JSON keys or types"),
+            (b"[1, 2, 3]", "wrong number of columns"),
+            (b"[1, 1e300]", "not a finite number"),
+        ],
+    )
+    def test_bad_json_is_counted(self, line: bytes, reason: str) -> None:
+        decoder = json_decoder(XY)
+        assert plain(decoder.decode(b"\n" + line + b"\n[3, 4]\n")) == [([[3.0, 4.0]], 1)]
+        assert decoder.faults == {reason: 1}
+
+    def test_a_tear_at_the_end_of_a_block_shows_in_the_next(self) -> None:
+        decoder = lines()
+        assert plain(decoder.decode(b"1,2\noops\n")) == [([[1.0, 2.0]], 0)]
+        assert plain(decoder.decode(b"3,4\n")) == [([[3.0, 4.0]], 1)]
+
+    def test_ten_megabytes_without_a_newline_are_one_fault_and_keep_nothing(self) -> None:
+        decoder = lines()
+        for _ in range(160):
+            assert decoder.decode(b"1" * 65_536) == []
+        assert plain(decoder.decode(b"1\n3,4\n")) == [([[3.0, 4.0]], 1)]
+        assert decoder.faults == {"too long": 1}
+
+    @given(st.lists(st.tuples(st.integers(-999, 999), st.integers(-999, 999)), max_size=30), st.data())
+    def test_where_blocks_are_cut_makes_no_difference(self, rows: list[tuple[int, int]], data: st.DataObject) -> None:
+        decoder = lines()
+        wire = b"".join(b"%d,%d\n" % row for row in rows)
+        got: list[list[float]] = []
+        while wire:
+            cut = data.draw(st.integers(1, len(wire)))
+            for segment in decoder.decode(wire[:cut]):
+                got += segment.samples.tolist()
+            wire = wire[cut:]
+        assert got == [list(row) for row in rows]
+
+
+class TestSequence:
+    def test_numbers_that_follow_are_one_segment(self) -> None:
+        assert plain(lines(COUNTED).decode(b"7,1,1\n8,2,2\n")) == [([[1.0, 1.0], [2.0, 2.0]], 0)]
+
+    def test_a_gap_parts_the_samples_and_counts_the_missing(self) -> None:
+        decoder = lines(COUNTED)
+        assert plain(decoder.decode(b"7,1,1\n11,2,2\n")) == [([[1.0, 1.0]], 0), ([[2.0, 2.0]], 3)]
+
+    def test_a_gap_between_blocks_counts_too(self) -> None:
+        decoder = lines(COUNTED)
+        decoder.decode(b"7,1,1\n")
+        assert plain(decoder.decode(b"9,2,2\n")) == [([[2.0, 2.0]], 1)]
+
+    def test_the_number_alone_says_what_was_lost(self) -> None:
+        decoder = lines(COUNTED)
+        assert plain(decoder.decode(b"7,1,1\n# warming up\n8,2,2\n")) == [([[1.0, 1.0]], 0), ([[2.0, 2.0]], 0)]
+
+    @pytest.mark.parametrize(
+        ("modulus", "numbers", "lost"),
+        [
+            (0, [5, 6, 9], [0, 0, 2]),
+            (256, [254, 255, 0, 2], [0, 0, 0, 1]),
+            (256, [10, 10], [0, 1]),  # a counter that stands still
+            (256, [200, 0], [0, 55]),
+            (256, [10, 5], [0, 1]),  # the sensor has restarted
+            (0, [10, 0], [0, 1]),
+            (0, [10, 5_000_000], [0, 1]),  # no gap, but another count
+            (1 << 16, [65_535, 0], [0, 0]),
+        ],
+    )
+    def test_what_numbers_say_is_lost(self, modulus: int, numbers: list[int], lost: list[int]) -> None:
+        continuity = Continuity(modulus)
+        assert [continuity.lost_before(number) for number in numbers] == lost
+
+    def test_json_carries_it_by_key(self) -> None:
+        decoder = json_decoder(COUNTED)
+        assert plain(decoder.decode(b'\n{"n":1,"x":1,"y":1}\n{"n":3,"x":2,"y":2}\n')) == [
+            ([[1.0, 1.0]], 0),
+            ([[2.0, 2.0]], 1),
+        ]
+
+    def test_a_binary_counter_wraps_at_its_own_width(self) -> None:
+        decoder = binary_decoder(COUNTED, "<Bhh", ("n", "x", "y"), sync=b"\xaa", crc="crc8")
+        wire = b"".join(framed(struct.pack("<Bhh", n, n, 0)) for n in (254, 255, 0, 3))
+        assert plain(decoder.decode(wire)) == [([[254.0, 0.0], [255.0, 0.0], [0.0, 0.0]], 0), ([[3.0, 0.0]], 2)]
+
+
+def framed(body: bytes) -> bytes:
+    return b"\xaa" + body + bytes([crc8(body)])
+
+
+class TestBinary:
+    def test_frames_with_sync_bytes(self) -> None:
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55", crc="none")
+        wire = b"".join(b"\xaa\x55" + struct.pack("<hh", x, -x) for x in (1, 2, 3))
+        assert plain(decoder.decode(wire)) == [([[1.0, -1.0], [2.0, -2.0], [3.0, -3.0]], 0)]
+        assert decoder.faults == {}
+
+    def test_a_big_endian_struct_with_padding_and_items_nobody_wants(self) -> None:
+        decoder = binary_decoder(XY, ">Bxfh", ("status", "y", "x"), sync=b"\xaa\x55", crc="crc32")
+        body = struct.pack(">Bxfh", 9, 0.5, 300)
+        assert plain(decoder.decode(b"\xaa\x55" + body + struct.pack(">I", binascii.crc32(body)))) == [
+            ([[300.0, 0.5]], 0)
+        ]
+
+    def test_joining_midway_is_no_fault(self) -> None:
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa", crc="crc8")
+        frame = framed(struct.pack("<hh", 1, 2))
+        (segment,) = decoder.decode(frame[3:] + frame)
+        assert segment.samples.tolist() == [[1.0, 2.0]]
+        assert decoder.faults == {}
+
+    def test_without_a_crc_the_first_frame_needs_a_second(self) -> None:
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa\x55", crc="none")
+        chance = b"\x01\xaa\x55\x07"  # looks like a beginning
+        assert decoder.decode(chance + b"\xaa\x55\x01\x02") == []
+        assert plain(decoder.decode(b"\xaa\x55\x03\x04")) == [([[1.0, 2.0], [3.0, 4.0]], 1)]
+
+    def test_a_wrong_crc_costs_its_frame(self) -> None:
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", crc="crc8")
+        good = [framed(bytes([n, n])) for n in (1, 2, 3)]
+        wire = good[0] + good[1][:-1] + b"\x99" + good[2]
+        assert plain(decoder.decode(wire)) == [([[1.0, 1.0]], 0), ([[3.0, 3.0]], 1)]
+        assert decoder.faults == {"bad CRC": 1}
+
+    def test_a_missing_byte_is_found_and_counted(self) -> None:
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55", crc="crc16-modbus")
+        frames = []
+        for n in range(4):
+            body = struct.pack("<hh", n, n)
+            frames.append(b"\xaa\x55" + body + crc16_modbus(body).to_bytes(2, "little"))
+        wire = frames[0] + frames[1][:3] + frames[1][4:] + frames[2] + frames[3]
+        assert plain(decoder.decode(wire)) == [([[0.0, 0.0]], 0), ([[2.0, 2.0], [3.0, 3.0]], 1)]
+        assert sum(decoder.faults.values()) == 1
+
+    def test_cobs(self) -> None:
+        decoder = binary_decoder(COUNTED, "<Hhh", ("n", "x", "y"), sync=b"", crc="crc16-ccitt")
+        wire = b"\0"
+        for n in (0, 1, 2):
+            body = struct.pack("<Hhh", n, 256, -1)
+            wire += stuffed(body + crc16_ccitt(body).to_bytes(2, "little")) + b"\0"
+        assert plain(decoder.decode(wire)) == [([[256.0, -1.0]] * 3, 0)]
+
+    @pytest.mark.parametrize(
+        ("piece", "reason"),
+        [
+            (stuffed(b"\1"), "wrong length"),
+            (b"\x09\1\2", "bad COBS"),
+            (stuffed(b"\1\2\3"), "too long"),
+            (b"\1" * 9, "too long"),
+        ],
+    )
+    def test_bad_cobs_is_counted(self, piece: bytes, reason: str) -> None:
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"", crc="none")
+        assert plain(decoder.decode(b"\0" + piece + b"\0" + stuffed(b"\1\0") + b"\0")) == [([[1.0, 0.0]], 1)]
+        assert decoder.faults == {reason: 1}
+
+    @given(st.binary(max_size=600))
+    def test_cobs_round_trip(self, frame: bytes) -> None:
+        assert 0 not in stuffed(frame)
+        assert unstuffed(stuffed(frame)) == frame
+
+    def test_not_a_number_in_a_float_field(self) -> None:
+        decoder = binary_decoder(XY, "<dd", ("x", "y"), sync=b"\xaa\x55", crc="none")
+        wire = b"".join(b"\xaa\x55" + struct.pack("<dd", 1, value) for value in (1.0, float("nan"), 1e300, 2.0))
+        assert plain(decoder.decode(wire)) == [([[1.0, 1.0]], 0), ([[1.0, 2.0]], 1)]
+        assert decoder.faults == {"not a finite number": 2}
+
+    @pytest.mark.parametrize(("crc", "expected"), [(crc8, 0xF4), (crc16_ccitt, 0x29B1), (crc16_modbus, 0x4B37)])
+    def test_checksums_give_their_catalogue_check_value(self, crc: object, expected: int) -> None:
+        assert crc(b"123456789") == expected  # type: ignore[operator]
+
+
+WIRES = {
+    "csv": lambda: csv_decoder(COUNTED),
+    "json": lambda: json_decoder(COUNTED),
+    "sync": lambda: binary_decoder(COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa", crc="none"),
+    "sync and CRC": lambda: binary_decoder(COUNTED, "<Hhd", ("n", "x", "y"), sync=b"\xaa", crc="crc8"),
+    "COBS": lambda: binary_decoder(COUNTED, "<Hhe", ("n", "x", "y"), sync=b"", crc="none"),
+}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_megabytes_of_random_bytes_are_counted_and_forgotten(wire: str) -> None:
+    decoder = WIRES[wire]()
+    random = np.random.default_rng(1)
+    for _ in range(48):
+        for segment in decoder.decode(random.bytes(65_536)):
+            assert np.isfinite(segment.samples).all()
+    assert sum(decoder.faults.values()) > 500
+    assert len(decoder.faults) < 8
+    assert held(decoder) <= MAX_LINE
+
+
+def held(decoder: Decoder) -> int:
+    """The bytes kept for later, wherever they are."""
+    found, queue, seen = 0, [decoder], set()
+    while queue:
+        thing = queue.pop()
+        if isinstance(thing, bytes):
+            found += len(thing)
+        elif hasattr(thing, "__dict__") and id(thing) not in seen:
+            seen.add(id(thing))
+            queue.extend(vars(thing).values())
+    return found
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@given(st.lists(st.binary(max_size=60) | st.sampled_from([b"\n", b"1,2,3\n", b"[1,2,3]\n", b"\0", b"\xaa"])))
+def test_no_bytes_are_too_strange(wire: str, blocks: list[bytes]) -> None:
+    decoder = WIRES[wire]()
+    for block in blocks:
+        for segment in decoder.decode(block):
+            assert segment.samples.shape == (len(segment.samples), 2)
+            assert len(segment.samples) >= 1
+            assert segment.lost >= 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"layout": "hh"}, "byte order"),
+        ({"layout": "<n"}, "is not a layout"),
+        ({"layout": "<4s"}, "is not a layout"),
+        ({"layout": "<hhh"}, "has 3 items, fields names 2"),
+        ({"layout": "<9999d"}, "79992 bytes"),
+        ({"fields": ("x", "x")}, "names 'x' 2 times"),
+        ({"fields": ("x", "z")}, "'y' is not in fields"),
+        ({"signal": Signal(channels=("x",), sequence="y"), "layout": "<hf"}, "a sample counter is an integer"),
+        ({"signal": Signal(channels=("x", "y"), sequence="y")}, "also a channel"),
+        ({"signal": Signal(channels=())}, "channels is empty"),
+        ({"signal": Signal(channels=("x", "y"), scale=(1.0,))}, "1 numbers for 2 channels"),
+        ({"signal": Signal(channels=("x", "y"), offset=float("nan"))}, "not finite"),
+        ({"signal": Signal(channels=("x", "y"), modulus=1)}, "sequence_modulus is 1"),
+    ],
+)
+def test_options_that_contradict_one_another(options: dict[str, object], says: str) -> None:
+    given_options = {"signal": XY, "layout": "<hh", "fields": ("x", "y"), "sync": b"\xaa", "crc": "none"} | options
+    with pytest.raises(ConfigError, match="(?s)" + says) as error:
+        binary_decoder(**given_options)  # type: ignore[arg-type]
+    assert error.value.hint
