@@ -1,0 +1,90 @@
+"""Whether a source can feed a model, told before either runs.
+
+The model's manifest states what it needs and the source what it will deliver; what one of them leaves unstated is not
+held against the other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.core.errors import ConfigError
+from edged.core.manifest import WindowSpec
+from edged.core.types import SourceInfo
+
+
+def match(spec: WindowSpec, info: SourceInfo, source: str, model: str) -> NDArray[np.intp] | None:
+    """Which columns of the source the model takes, in the model's order; None where samples fit as they are.
+
+    Channels are found by name, in any order, and further ones are passed over; a source that names none must have
+    exactly as many. `source` and `model` are names for the message.
+
+    Raises:
+        ConfigError: they do not fit; the message lists everything that does not, the hint what to do.
+    """
+    problems = [*_shape_problems(spec, info), *_channel_problems(spec, info), *_rate_problems(spec, info)]
+    if problems:
+        faults, remedies = zip(*problems, strict=True)
+        raise ConfigError(
+            f"the source {source!r} does not fit the model {model!r}: {'; '.join(faults)}",
+            hint="; ".join(dict.fromkeys(remedies)),
+        )
+    if not spec.channels or not info.channels:
+        return None
+    columns = [info.channels.index(channel.name) for channel in spec.channels]
+    return None if columns == list(range(info.shape[0])) else np.array(columns, dtype=np.intp)
+
+
+def _shape_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]:
+    remedy = "have the source deliver what the model takes, or name a model made for this source"
+    if spec.sample_shape and info.shape != spec.sample_shape:
+        return [(f"a sample has the shape {list(info.shape)}, the model takes {list(spec.sample_shape)}", remedy)]
+    if not spec.channels:
+        return []
+    if len(info.shape) != 1:
+        return [(f"a sample has the shape {list(info.shape)}, the model takes rows of channels", remedy)]
+    if not info.channels and info.shape != spec.shape:
+        names = ", ".join(channel.name for channel in spec.channels)
+        return [
+            (
+                f"a sample has {info.shape[0]} columns without names, the model takes {len(spec.channels)}: {names}",
+                "name the source's channels",
+            )
+        ]
+    return []
+
+
+def _channel_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]:
+    problems = []
+    names = info.channels or tuple(channel.name for channel in spec.channels)
+    units = dict(zip(names, info.units, strict=False))
+    for channel in spec.channels:
+        unit = units.get(channel.name, "")
+        if channel.name not in names:
+            problems.append(
+                (
+                    f"there is no channel {channel.name!r} among {', '.join(names)}",
+                    "name the source's channels as the model does",
+                )
+            )
+        elif unit and channel.unit and unit != channel.unit:
+            problems.append(
+                (
+                    f"the channel {channel.name!r} is in {unit}, the model takes {channel.unit}",
+                    "have the source deliver the model's units",
+                )
+            )
+    return problems
+
+
+def _rate_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]:
+    if spec.rate is None or info.rate is None or abs(info.rate - spec.rate) <= spec.rate_tolerance * spec.rate:
+        return []
+    return [
+        (
+            f"the rate is {info.rate:g} samples per second, the model takes {spec.rate:g} "
+            f"(within {spec.rate_tolerance * 100:g} %)",
+            f"set the sensor and the source to {spec.rate:g} samples per second",
+        )
+    ]

@@ -1,0 +1,275 @@
+"""From output tensors to what a pipeline says, and from scores to decisions over time.
+
+`Decider` is the decision machine: read `_Track.follow`, which is all of it for one label. Scores are float32, as
+models give them, and the thresholds are rounded alike, so that a score of 0.9 reaches a threshold of 0.9.
+"""
+
+from __future__ import annotations
+
+from math import inf, isfinite, isnan, prod
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.core.errors import ConfigError, ModelError
+from edged.core.manifest import Classify, Decision, Detect, Manifest, Regress
+from edged.core.tensors import dequantise
+from edged.core.types import Anomaly, Arrays, Classification, Outcome, Regression, Score
+
+Prepared = NDArray[np.float32] | None
+
+
+class _Rule(Protocol):
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Outcome: ...
+
+    def reset(self) -> None: ...
+
+
+class Postprocessor:
+    """Makes outcomes from a model's outputs."""
+
+    def __init__(self, manifest: Manifest, decision: Decision | None) -> None:
+        """`manifest` has been checked; `decision` replaces the manifest's own, None leaves it.
+
+        Raises:
+            ConfigError: the decision names labels the model does not have, or cannot ever come true.
+        """
+        self._rule = _rule(manifest, decision)
+
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Outcome:
+        """What the outputs say of the window whose last sample arrived at `time`, in monotonic seconds.
+
+        `prepared` is the preprocessor's, for a model whose score needs it.
+
+        Raises:
+            ModelError: an output is NaN or infinite.
+        """
+        return self._rule(outputs, prepared, time)
+
+    def reset(self) -> None:
+        """Forget all earlier windows."""
+        self._rule.reset()
+
+
+def _rule(manifest: Manifest, decision: Decision | None) -> _Rule:
+    match manifest.postprocess:
+        case Classify() as classify:
+            return _Classifier(manifest, classify, decision or classify.decision)
+        case Detect() as detect:
+            return _Detector(manifest, detect, decision or detect.decision)
+        case Regress() as regress:
+            if decision is not None:
+                raise ConfigError(
+                    f"the model {manifest.name!r} gives values and decides nothing",
+                    hint="take the decision out of its table",
+                )
+            return _Regressor(manifest, regress)
+
+
+class _Classifier:
+    def __init__(self, manifest: Manifest, classify: Classify, decision: Decision) -> None:
+        self._index = classify.output
+        self._spec = manifest.outputs[classify.output]
+        self._activation = classify.activation
+        self._top_k = classify.top_k
+        count = prod(self._spec.shape)
+        self._labels = (*manifest.labels, *map(str, range(len(manifest.labels), count)))
+        self._decider = Decider(decision, self._labels)
+        self.reset = self._decider.reset
+
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Classification:
+        stored = outputs[self._index].reshape(-1)
+        real = _activate(self._activation, dequantise(self._spec, stored))
+        order = best(stored, self._top_k)
+        labels = self._labels
+        scores = tuple([Score(labels[index], _sound(real.item(index))) for index in order])
+        changed = self._decider.update(real, order[0], time)
+        decided = self._decider.decided
+        return Classification(
+            scores[0].label, scores[0].score, scores, None if decided is None else labels[decided], changed
+        )
+
+
+class _Regressor:
+    def __init__(self, manifest: Manifest, regress: Regress) -> None:
+        self._index = regress.output
+        self._spec = manifest.outputs[regress.output]
+        self._names = regress.names
+
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Regression:
+        values = dequantise(self._spec, outputs[self._index]).reshape(-1).tolist()
+        return Regression({name: _sound(value) for name, value in zip(self._names, values, strict=True)})
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+
+class _Detector:
+    def __init__(self, manifest: Manifest, detect: Detect, decision: Decision) -> None:
+        self._index = detect.output
+        self._spec = manifest.outputs[detect.output]
+        self._score = detect.score
+        self._threshold = decision.threshold
+        self._decider = Decider(decision, ("anomaly",))
+        self.reset = self._decider.reset
+
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Anomaly:
+        real = dequantise(self._spec, outputs[self._index]).reshape(-1)
+        score = real[:1] if self._score == "output" else self._error(real, prepared)
+        value = _sound(score.item(0))
+        changed = self._decider.update(score, 0, time)
+        return Anomaly(value, self._threshold, self._decider.decided is not None, changed)
+
+    def _error(self, rebuilt: NDArray[np.float32], prepared: Prepared) -> NDArray[np.float32]:
+        assert prepared is not None, "the preprocessor keeps it for these models"
+        error = np.subtract(rebuilt, prepared.reshape(-1), out=rebuilt)
+        if self._score == "mean_squared_error":
+            np.multiply(error, error, out=error)
+        else:
+            np.abs(error, out=error)
+        total: NDArray[np.float32] = np.add.reduce(error, keepdims=True)
+        return np.divide(total, np.float32(error.size), out=total)
+
+
+class Decider:
+    """Decides, window by window, for at most one label, as `Decision` says.
+
+    A label whose threshold is 0 is a candidate while it is the best of all: the best score is its threshold. Of
+    several labels that are decided at once the one with the highest score wins.
+    """
+
+    def __init__(self, decision: Decision, labels: tuple[str, ...]) -> None:
+        """Raises ConfigError where the decision and the labels contradict each other."""
+        _check(decision, labels)
+        self.decided: int | None = None
+        self._decision = decision
+        self._background = frozenset(index for index, label in enumerate(labels) if label in decision.background)
+        thresholds = [decision.thresholds.get(label, decision.threshold) for label in labels]
+        self._thresholds = np.array([threshold or inf for threshold in thresholds], dtype=np.float32)
+        self._lowest = self._thresholds.min().item()
+        self._at_once = decision == Decision(background=decision.background)
+        self._tracks: dict[int, _Track] = {}
+
+    def update(self, scores: NDArray[np.float32], best: int, time: float) -> bool:
+        """Take the scores of all labels in; `best` is the index of the highest. Whether `decided` has changed."""
+        before = self.decided
+        if self._at_once:
+            self.decided = None if best in self._background else best
+        else:
+            self.decided = self._follow(scores, best, time)
+        return self.decided != before
+
+    def reset(self) -> None:
+        """Forget all earlier windows."""
+        self.decided = None
+        self._tracks.clear()
+
+    def _follow(self, scores: NDArray[np.float32], best: int, time: float) -> int | None:
+        for index in self._entering(scores, best):
+            if index not in self._tracks:
+                self._tracks[index] = _Track(self._decision)
+        winner = None
+        for index, track in sorted(self._tracks.items()):
+            score = scores.item(index)
+            if track.follow(self._is_candidate(track, index, score, scores.item(best)), time):
+                if winner is None or score > scores.item(winner):
+                    winner = index
+            elif track.is_idle(time):
+                del self._tracks[index]
+        return winner
+
+    def _entering(self, scores: NDArray[np.float32], best: int) -> list[int]:
+        entering = [best] if self._thresholds.item(best) == inf else []
+        if scores.item(best) >= self._lowest:
+            entering += np.flatnonzero(scores >= self._thresholds).tolist()
+        return [index for index in entering if index not in self._background]
+
+    def _is_candidate(self, track: _Track, index: int, score: float, highest: float) -> bool:
+        threshold = self._thresholds.item(index)
+        threshold = highest if threshold == inf else threshold
+        return score >= (threshold - self._decision.hysteresis if track.candidate else threshold)
+
+
+class _Track:
+    """What is known of one label over time.
+
+    `history` has a bit for each of the last n windows, the latest lowest: whether the label was a candidate. `since`
+    is when k of them first were, `ended` when the last decision for it ended.
+    """
+
+    __slots__ = ("candidate", "decided", "decision", "ended", "history", "since")
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        self.candidate = False
+        self.history = 0
+        self.since: float | None = None
+        self.decided = False
+        self.ended = -inf
+
+    def follow(self, candidate: bool, time: float) -> bool:
+        """Go on by one window; whether the label is decided now."""
+        rules = self.decision
+        self.candidate = candidate
+        self.history = (self.history << 1 | candidate) & ((1 << rules.n) - 1)
+        if self.history.bit_count() < rules.k:
+            self.ended = time if self.decided else self.ended
+            self.decided = False
+            self.since = None
+            return False
+        if self.since is None:
+            self.since = time
+        if not self.decided:
+            self.decided = time - self.since >= rules.min_duration and time - self.ended >= rules.cooldown
+        return self.decided
+
+    def is_idle(self, time: float) -> bool:
+        """Whether there is nothing left to remember."""
+        return not self.history and time - self.ended >= self.decision.cooldown
+
+
+def best(stored: NDArray[Any], k: int) -> list[int]:
+    """The indices of the k greatest elements, greatest first; of equals the first one first.
+
+    Works on what the tensor stores: quantisation and activations keep the order, and integers sort fastest.
+    """
+    ascending = stored[::-1].argsort(kind="stable")
+    order: list[int] = (len(stored) - 1 - ascending[: -k - 1 : -1]).tolist()
+    return order
+
+
+def _activate(activation: str, real: NDArray[np.float32]) -> NDArray[np.float32]:
+    if activation == "softmax":
+        real -= real.max()
+        np.exp(real, out=real)
+        real /= np.add.reduce(real)
+    elif activation == "sigmoid":  # by way of tanh, which does not overflow
+        real *= np.float32(0.5)
+        np.tanh(real, out=real)
+        real *= np.float32(0.5)
+        real += np.float32(0.5)
+    return real
+
+
+def _sound(value: float) -> float:
+    """The value, if it is a number that JSON can carry and a threshold can be held against."""
+    if isfinite(value):
+        return value
+    raise ModelError(
+        f"the model's output is {'NaN' if isnan(value) else 'infinite'}",
+        hint="look at the source's values; if they are sound, prove the model on its golden samples: edged --check",
+    )
+
+
+def _check(decision: Decision, labels: tuple[str, ...]) -> None:
+    unknown = {*decision.thresholds, *decision.background}.difference(labels)
+    if unknown:
+        raise ConfigError(
+            f"the decision names the label {min(unknown)!r}, which the model does not have",
+            hint=f"its labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}",
+        )
+    if decision.k > decision.n:
+        raise ConfigError(
+            f"the decision wants {decision.k} of the last {decision.n} windows", hint="make n at least as great as k"
+        )

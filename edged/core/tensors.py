@@ -1,0 +1,179 @@
+"""Between real values and what a tensor stores: real = scale * (stored - zero_point).
+
+Quantising rounds half to even and saturates: what lies beyond the range of the dtype, the infinities too, becomes
+its bound. NaN becomes the zero point, so that no cast is left undefined; sources refuse NaN long before. Integers
+without a scale are quantised as with scale 1 and zero point 0. Floats are stored as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.core.manifest import Golden
+from edged.core.types import TensorSpec
+
+Encode = Callable[[NDArray[Any]], NDArray[Any]]
+"""Values in, a tensor ready for the runner out. It may share memory with the values or with the call before."""
+
+
+def quantiser(
+    spec: TensorSpec, shape: tuple[int, ...], mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+) -> Encode:
+    """What turns real values of this shape into the tensor.
+
+    `mean` and `std`, one for all or one per element of the last axis, are normalised by on the way, which costs one
+    multiplication for both. The values may be float32, or integers as a sensor gives them.
+    """
+    if spec.dtype == "bool":
+        return lambda real: (real != 0).reshape(spec.shape)
+    centre = _constant(mean, shape) if any(mean) else None
+    divisor = np.asarray(std, dtype=np.float64)
+    if spec.numpy_dtype.kind == "f":
+        return _float_encoder(spec, shape, centre, divisor)
+    return _integer_encoder(spec, shape, centre, divisor * (spec.scale or 1.0))
+
+
+def lookup(spec: TensorSpec, table: NDArray[Any]) -> Encode:
+    """What turns uint8 values into a tensor of one byte per element by a table of its 256 stored values."""
+    codes = table.view(np.uint8)
+    numbers = np.arange(256, dtype=np.uint8)
+    if np.array_equal(codes, numbers):
+        return lambda pixels: pixels.reshape(spec.shape).view(spec.numpy_dtype)
+    if np.array_equal(codes, numbers ^ 0x80):
+        return _sign_flipper(spec)
+    translation = codes.tobytes()
+
+    def look_up(pixels: NDArray[Any]) -> NDArray[Any]:
+        # Six times as fast as indexing the table, which makes a 64-bit index of every pixel first.
+        return np.frombuffer(pixels.tobytes().translate(translation), spec.numpy_dtype).reshape(spec.shape)
+
+    return look_up
+
+
+def dequantise(spec: TensorSpec, stored: NDArray[Any]) -> NDArray[np.float32]:
+    """The real values, in a new float32 array of the same shape."""
+    if not spec.scale:
+        return stored.astype(np.float32)
+    real: NDArray[np.float32] = np.subtract(stored, spec.zero_point, dtype=np.float32)
+    return np.multiply(real, np.float32(spec.scale), out=real)
+
+
+def at_rest(spec: TensorSpec) -> NDArray[Any]:
+    """The tensor with real 0 everywhere."""
+    return np.full(spec.shape, spec.zero_point if spec.scale else 0, spec.numpy_dtype)
+
+
+def difference(spec: TensorSpec, got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """How far the worst element is off: in quantisation steps, or absolute where the tensor is not quantised."""
+    return float(np.max(np.abs(got.astype(np.float64) - expected.astype(np.float64))))
+
+
+def disagreement(spec: TensorSpec, got: NDArray[Any], expected: NDArray[Any], golden: Golden) -> str:
+    """How one output, as stored, differs from the golden one, in words; "" when they agree."""
+    if got.shape != expected.shape:
+        return f"the output {spec.name!r} has the shape {list(got.shape)}, not {list(expected.shape)}"
+    off = difference(spec, got, expected)
+    tolerance, unit = (golden.steps, "steps") if spec.scale else (golden.absolute, "absolute")
+    if off <= tolerance and _same_decision(got, expected):
+        return ""
+    return f"the output {spec.name!r} {_symptom(got) or _distance(off, tolerance, unit, got, expected)}"
+
+
+def _constant(values: Sequence[float] | NDArray[np.float64], shape: tuple[int, ...]) -> Any:
+    """A scalar, or an array of the full shape: broadcasting a short last axis makes numpy's loops short and slow."""
+    if len(values) == 1:
+        return np.array(values[0], dtype=np.float32)
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(values, dtype=np.float32), shape))
+
+
+def _float_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, divisor: NDArray[np.float64]) -> Encode:
+    if centre is None and np.all(divisor == 1.0):
+        return lambda real: real.astype(spec.numpy_dtype, copy=False).reshape(spec.shape)
+    stored = np.empty(spec.shape, spec.numpy_dtype)
+    out = stored.reshape(shape)
+    factor = _constant(1.0 / divisor, shape)
+
+    def encode(real: NDArray[Any]) -> NDArray[Any]:
+        if centre is not None:
+            real = np.subtract(real, centre, out=out)
+        np.multiply(real, factor, out=out)
+        return stored
+
+    return encode
+
+
+def _integer_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, divisor: NDArray[np.float64]) -> Encode:
+    stored = np.empty(spec.shape, spec.numpy_dtype)
+    out = stored.reshape(shape)
+    # The bounds must be exact: float32 holds every integer of up to 16 bits, float64 those of 32.
+    work = np.empty(shape, np.float32 if spec.numpy_dtype.itemsize <= 2 else np.float64)
+    factor = _constant(1.0 / divisor, shape)
+    zero = np.array(spec.zero_point if spec.scale else 0, dtype=work.dtype)
+    shifted = bool(zero)
+    low, high = _limits(spec.numpy_dtype)
+
+    def encode(real: NDArray[Any]) -> NDArray[Any]:
+        if centre is not None:
+            real = np.subtract(real, centre, out=work)
+        np.multiply(real, factor, out=work)
+        np.rint(work, out=work)
+        if shifted:
+            np.add(work, zero, out=work)
+        # To look at both ends costs half of what clipping does; NaN is found here too, being less than nothing.
+        if not (low <= work.item(work.argmin()) and work.item(work.argmax()) <= high):
+            _saturate(work, low, high, zero)
+        out[...] = work
+        return stored
+
+    return encode
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The least and greatest floats whose cast is defined: a float64 cannot hold the last 64-bit integers."""
+    limits = np.iinfo(dtype)
+    high = float(limits.max)
+    return float(limits.min), high if int(high) <= limits.max else float(np.nextafter(high, 0.0))
+
+
+def _saturate(work: NDArray[Any], low: float, high: float, zero: NDArray[Any]) -> None:
+    np.clip(work, low, high, out=work)
+    np.copyto(work, zero, where=np.isnan(work))
+
+
+def _sign_flipper(spec: TensorSpec) -> Encode:
+    stored = np.empty(spec.shape, spec.numpy_dtype)
+    codes = stored.view(np.uint8)
+
+    def flip(pixels: NDArray[Any]) -> NDArray[Any]:
+        np.bitwise_xor(pixels.reshape(spec.shape), np.uint8(0x80), out=codes)
+        return stored
+
+    return flip
+
+
+def _same_decision(got: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Whether the greatest element is the same; of equals in the golden output any will do."""
+    if expected.size < 2 or expected.size != expected.shape[-1]:
+        return True
+    return bool(expected.item(got.argmax()) == expected.max())
+
+
+def _symptom(got: NDArray[Any]) -> str:
+    """What broken runtimes do to an output as a whole."""
+    if not np.isfinite(got).all():
+        return "has NaN or infinities in it"
+    if not got.any():
+        return "is all zeros, as if nothing had been written"
+    if got.size > 1 and np.all(got == got.flat[0]):
+        return f"is the same everywhere ({got.flat[0]})"
+    return ""
+
+
+def _distance(off: float, tolerance: float, unit: str, got: NDArray[Any], expected: NDArray[Any]) -> str:
+    if off > tolerance:
+        return f"is off by {off:g} {unit}, where {tolerance:g} are allowed"
+    return f"decides for element {got.argmax()}, not {expected.argmax()}"
