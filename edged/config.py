@@ -1,0 +1,482 @@
+"""The configuration: TOML files into frozen structs, with every error at once.
+
+The main file is read first, then `conf.d/*.toml` beside it in order of name, then whatever other files were named; a
+later file adds keys and overrides those before it. `load` reads, converts, and holds the tables against one another;
+it looks at nothing else on the disk. Whether the models exist and fit their sources is `check_models`. What a reload
+has to touch is `changes`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import stat
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edged import plugins
+from edged.api import Backend, SinkConfig, SourceConfig
+from edged.core import contract
+from edged.core.errors import ConfigError, EdgedError
+from edged.core.manifest import Decision, Manifest, Regress, Version, version_key
+from edged.core.postprocess import Postprocessor
+from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
+from edged.core.vitals import Supervision
+from edged.models.bundle import Bundle, open_folder
+from edged.models.store import Store, derive
+from edged.outbox.options import MqttOptions
+
+MAIN_FILE = Path("/etc/edged/edged.toml")
+MAX_FILE_BYTES = 1_000_000
+SINGLE_TABLES = ("device", "mqtt", "control", "metrics", "log")
+IMPLICIT_SINKS = ("mqtt", "stdout")
+
+DEVICE_NAMES = "letters, digits, - and _, at most 64 of them, the first a letter or digit"
+NAME = r"^[a-z0-9][a-z0-9_-]{0,63}\Z"
+NAMES = "lower-case " + DEVICE_NAMES
+
+DeviceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", description=DEVICE_NAMES)]
+Name = Annotated[str, Meta(pattern=NAME, description=NAMES)]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every table of our own derives from."""
+
+
+def host_name() -> str:
+    """This machine's name as a device name."""
+    short = socket.gethostname().partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", short).strip("-_")[:64] or "edged"
+
+
+class DeviceOptions(Table, frozen=True, kw_only=True):
+    """[device]: who this board is. `name` stands in every topic; the host's name unless given."""
+
+    name: DeviceName = msgspec.field(default_factory=host_name)
+
+
+class ControlOptions(Table, frozen=True, kw_only=True):
+    """[control]: who may use `edgectl` on this board: the daemon's own user, root, and the members of `group`."""
+
+    group: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+
+
+class MetricsOptions(Table, frozen=True, kw_only=True):
+    """[metrics]: a page of figures for Prometheus on 127.0.0.1 at `port`; 0 for none."""
+
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+
+class LogOptions(Table, frozen=True, kw_only=True):
+    """[log]: nothing below `level` is logged."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class SourceEntry(Table, frozen=True, kw_only=True):
+    """[sources.X]: a kind of source, its options, and when it counts as sick."""
+
+    kind: str
+    options: SourceConfig
+    supervision: Supervision
+
+
+class ModelKeys(Table, frozen=True, kw_only=True):
+    """The keys of [models.X] that are not its backend's.
+
+    Without `path`, a bundle's folder or a .tflite file, it is the factory model of the table's name. `version` pins
+    one; otherwise the newest serves.
+    """
+
+    path: Path | None = None
+    version: Version | None = None
+    backend: Name = "tflite"
+
+
+class ModelEntry(ModelKeys, frozen=True, kw_only=True):
+    """[models.X]: which model, and what runs it."""
+
+    options: Backend
+
+
+class PipelineEntry(Table, frozen=True, kw_only=True):
+    """[pipelines.X]: a source through a model to some sinks.
+
+    `decision` overrides fields of the model's decision, and holds those that are given. `queue` is how many windows
+    may wait for the model before the oldest is dropped.
+    """
+
+    source: Name
+    model: Name
+    sinks: Annotated[tuple[Name, ...], Meta(max_length=16)] = ("mqtt",)
+    decision: dict[str, Any] = {}
+    queue: Annotated[int, Meta(ge=1, le=1000)] = 4
+
+
+class SinkEntry(Table, frozen=True, kw_only=True):
+    """[sinks.X]: a kind of sink and its options. `mqtt` and `stdout` are there without a table."""
+
+    kind: str
+    options: SinkConfig
+
+
+class Config(Table, frozen=True, kw_only=True):
+    """All of it. `models` and `sinks` hold an entry for each that a pipeline names, whether it has a table or not.
+
+    `origins` says which file each key came from; what is not there is a default.
+    """
+
+    device: DeviceOptions
+    mqtt: MqttOptions
+    control: ControlOptions
+    metrics: MetricsOptions
+    log: LogOptions
+    sources: dict[str, SourceEntry]
+    models: dict[str, ModelEntry]
+    pipelines: dict[str, PipelineEntry]
+    sinks: dict[str, SinkEntry]
+    origins: dict[Place, str]
+
+
+class ConfigErrors(ConfigError):  # noqa: N818 it is several
+    """Every problem there is, in one error."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"the configuration has {count}:\n{lines}", hint="check it with: edgectl config check")
+
+
+def load(paths: Sequence[Path]) -> Config:
+    """Read the files, and the folder beside the first, and make sense of them.
+
+    Raises:
+        ConfigErrors: something is wrong, and everything that is. Files that cannot be read come first and alone, for
+            half a configuration is full of errors that are not there.
+    """
+    tables = Tables(_convert)
+    unread: list[Problem] = []
+    for path in _files(paths, unread):
+        _read(path, tables, unread)
+    _refuse(unread)
+    return _build(tables)
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """The whole configuration as the tables somebody could have written, defaults filled in and secrets masked."""
+    return {
+        **{name: plain(getattr(config, name)) for name in SINGLE_TABLES},
+        "sources": {
+            name: {"kind": entry.kind, **plain(entry.options), "supervision": plain(entry.supervision)}
+            for name, entry in config.sources.items()
+        },
+        "models": {
+            name: {key: value for key, value in plain(entry).items() if key != "options"} | plain(entry.options)
+            for name, entry in config.models.items()
+        },
+        "pipelines": {name: plain(entry) for name, entry in config.pipelines.items()},
+        "sinks": {name: {"kind": entry.kind, **plain(entry.options)} for name, entry in config.sinks.items()},
+    }
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise ConfigErrors(problems)
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def _files(paths: Sequence[Path], unread: list[Problem]) -> list[Path]:
+    main, *others = paths
+    folder = main.parent / "conf.d"
+    beside: list[Path] = []
+    try:
+        beside += (path for path in folder.iterdir() if _is_ours(path))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        unread.append(_unreadable(folder, error))
+    return [main, *sorted(beside), *others]
+
+
+def _is_ours(path: Path) -> bool:
+    return path.suffix == ".toml" and not path.name.startswith(".")  # editors leave hidden files behind
+
+
+def _read(path: Path, tables: Tables, unread: list[Problem]) -> None:
+    file = str(path)
+    try:
+        tables.merge(tomllib.loads(_bytes(path).decode("utf-8-sig")), file)
+    except OSError as error:
+        unread.append(_unreadable(path, error))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        found = f"the byte 0x{error.object[error.start]:02x}"
+        unread.append(Problem(file, f"line {line}", found, "text in UTF-8", "save the file as UTF-8"))
+    except tomllib.TOMLDecodeError as error:
+        what, _, where = str(error).partition(" (at ")
+        unread.append(Problem(file, where.rstrip(")"), f"broken TOML: {what}", "TOML 1.0"))
+    except RecursionError:
+        unread.append(Problem(file, "the file", "arrays nested too deeply", f"at most {MAX_DEPTH} levels"))
+
+
+def _bytes(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def _unreadable(path: Path, error: OSError) -> Problem:
+    hints = {
+        errno.ENOENT: "name another with --config or EDGED_CONFIG",
+        errno.EACCES: "run this as root, or as the user the daemon runs as",
+    }
+    found = f"it cannot be read: {error.strerror}"
+    return Problem(str(path), "the file", found, "a file that can be read", hints.get(error.errno or 0, ""))
+
+
+def _convert(kind: type, value: Any, file: str) -> Any:
+    """A path is text, and taken from the folder of the file it stands in."""
+    if kind is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(file).parent / value
+    raise ValueError
+
+
+# -- making sense of it ---------------------------------------------------------------------------------------------
+
+
+def _build(tables: Tables) -> Config:
+    tables.refuse_strangers((), set(Config.__struct_fields__) - {"origins"})
+    names = {section: _names(tables, section) for section in ("sources", "models", "pipelines", "sinks")}
+    pipelines = {name: _pipeline(tables, name) for name in names["pipelines"]}
+    used = [entry for entry in pipelines.values() if entry]
+    models = [*names["models"], *(entry.model for entry in used)]
+    sinks = [*names["sinks"], *(sink for entry in used for sink in entry.sinks if sink in IMPLICIT_SINKS)]
+    parts: dict[str, Any] = {
+        "device": tables.struct(("device",), DeviceOptions),
+        "mqtt": tables.struct(("mqtt",), MqttOptions),
+        "control": tables.struct(("control",), ControlOptions),
+        "metrics": tables.struct(("metrics",), MetricsOptions),
+        "log": tables.struct(("log",), LogOptions),
+        "sources": {name: _source(tables, name) for name in names["sources"]},
+        "models": {name: _model(tables, name) for name in dict.fromkeys(models)},
+        "pipelines": pipelines,
+        "sinks": {name: _sink(tables, name) for name in dict.fromkeys(sinks)},
+    }
+    _refuse(tables.problems)
+    return Config(**parts, origins=tables.origins)
+
+
+def _names(tables: Tables, section: str) -> list[str]:
+    """The tables of a section, without what is no table or has no proper name."""
+    if not isinstance(tables.get((section,)), dict | None):
+        tables.refuse((section,), shown(tables.get((section,))), f"tables named [{section}.NAME]")
+    names = []
+    for name in tables.keys((section,)):
+        place = (section, name)
+        if not re.fullmatch(NAME, name):
+            tables.refuse(place, f"the name {shown(name)}", NAMES)
+        elif not isinstance(tables.get(place), dict):
+            tables.refuse(place, shown(tables.get(place)), "a table", f"write [{section}.{name}] above its keys")
+        else:
+            names.append(name)
+    return names
+
+
+def _source(tables: Tables, name: str) -> SourceEntry | None:
+    place = ("sources", name)
+    kind = tables.get((*place, "kind"))
+    options = _options(tables, place, "sources", kind, beside=("kind", "supervision"))
+    supervision = tables.struct((*place, "supervision"), Supervision)
+    if options is None or supervision is None:
+        return None
+    try:
+        options.describe()
+    except Exception as error:  # a plug-in's own code: whatever it raises, it is these options that it cannot take
+        tables.blame(place, error, "options that fit together")
+    return SourceEntry(kind=kind, options=options, supervision=supervision)
+
+
+def _model(tables: Tables, name: str) -> ModelEntry | None:
+    place = ("models", name)
+    kind = tables.get((*place, "backend"))
+    kind = "tflite" if kind is None else kind
+    options = _options(tables, place, "backends", kind, key="backend", beside=ModelKeys.__struct_fields__)
+    keys = tables.struct(place, ModelKeys, beside=tables.keys(place))  # the others were the backend's to judge
+    if options is None or keys is None:
+        return None
+    return ModelEntry(path=keys.path, version=keys.version, backend=keys.backend, options=options)
+
+
+def _sink(tables: Tables, name: str) -> SinkEntry | None:
+    place = ("sinks", name)
+    kind = tables.get((*place, "kind"))
+    kind = name if kind is None and name in IMPLICIT_SINKS else kind
+    options = _options(tables, place, "sinks", kind, beside=("kind",))
+    return None if options is None else SinkEntry(kind=kind, options=options)
+
+
+def _options(
+    tables: Tables, place: Place, family: str, kind: Any, *, key: str = "kind", beside: Collection[str]
+) -> Any:
+    """The options in a plug-in's table, None if they or its kind are wrong."""
+    here = (*place, key)
+    try:
+        if isinstance(kind, str):
+            return tables.struct(place, plugins.load(family, kind), beside=beside)
+        tables.refuse(here, "nothing" if kind is None else shown(kind), listed(plugins.kinds(family)))
+    except ConfigError as error:
+        known = plugins.kinds(family)
+        if kind in known:
+            tables.blame(here, error, "a plug-in that works")
+        else:
+            tables.refuse(here, shown(kind), listed(known), did_you_mean(kind, known))
+    return None
+
+
+def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
+    place = ("pipelines", name)
+    entry = tables.struct(place, PipelineEntry)
+    overrides = tables.struct((*place, "decision"), Decision)
+    if entry is None or overrides is None:
+        return None
+    sources = tables.keys(("sources",))
+    if entry.source not in sources:
+        tables.refuse((*place, "source"), shown(entry.source), listed(sources), did_you_mean(entry.source, sources))
+    sinks = {*tables.keys(("sinks",)), *IMPLICIT_SINKS}
+    for index, sink in enumerate(entry.sinks):
+        if sink not in sinks:
+            item = f"[{index}]"
+            tables.refuse((*place, "sinks"), shown(sink), listed(sinks), did_you_mean(sink, sinks), item=item)
+        elif sink in entry.sinks[:index]:
+            tables.refuse((*place, "sinks"), f"{shown(sink)} twice", "each sink once", item=f"[{index}]")
+    given = {key: getattr(overrides, key) for key in tables.keys((*place, "decision"))}
+    return msgspec.structs.replace(entry, decision=given)
+
+
+# -- holding it against the models ----------------------------------------------------------------------------------
+
+
+def find_bundle(name: str, entry: ModelEntry, store: Store) -> Bundle:
+    """The bundle of [models.<name>]: at its path, or among the store's.
+
+    Raises:
+        EdgedError: there is none, or it is not sound.
+    """
+    if entry.path is None:
+        return store.find(name, entry.version)
+    bundle = derive(entry.path) if entry.path.suffix == ".tflite" else open_folder(entry.path)
+    if entry.version is not None and version_key(entry.version) != version_key(bundle.manifest.version):
+        raise ConfigError(
+            f"{entry.path} has version {bundle.manifest.version}, and version {entry.version} is asked for",
+            hint="take `version` out of the model's table, or change `path`",
+        )
+    return bundle
+
+
+def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
+    """The model's decision with what the pipeline's table overrides, None where it overrides nothing."""
+    if not entry.decision:
+        return None
+    own = Decision() if isinstance(manifest.postprocess, Regress) else manifest.postprocess.decision
+    return msgspec.structs.replace(own, **entry.decision)
+
+
+def check_models(config: Config, store: Store) -> tuple[Problem, ...]:
+    """What is wrong between the configuration and the models it names: missing, damaged, or unfit for their source."""
+    tables = Tables(_convert)
+    tables.origins = config.origins
+    bundles = {name: _check_model(tables, config, name, store) for name in config.models}
+    for name, entry in config.pipelines.items():
+        if bundle := bundles[entry.model]:
+            _check_pipeline(tables, name, entry, config.sources[entry.source].options, bundle.manifest)
+    return tuple(tables.problems)
+
+
+def _check_model(tables: Tables, config: Config, name: str, store: Store) -> Bundle | None:
+    entry = config.models[name]
+    try:
+        return find_bundle(name, entry, store)
+    except EdgedError as error:
+        users = [user for user, pipeline in config.pipelines.items() if pipeline.model == name]
+        has_table = ("models", name) in config.origins
+        place = ("models", name) if has_table else ("pipelines", users[0], "model")
+        allowed = "a sound model" if entry.path else f"a `path`, or a factory model: {listed(store.names())}"
+        tables.blame(place, error, allowed)
+        return None
+
+
+def _check_pipeline(tables: Tables, name: str, entry: PipelineEntry, source: SourceConfig, manifest: Manifest) -> None:
+    place = ("pipelines", name)
+    try:
+        contract.match(manifest.window, source.describe(), entry.source, entry.model)
+    except ConfigError as error:
+        tables.blame(place, error, "a source that gives what the model needs")
+    try:
+        Postprocessor(manifest, decision_for(entry, manifest))
+    except ConfigError as error:
+        tables.blame((*place, "decision"), error, "what the model can decide")
+
+
+# -- what a reload touches ------------------------------------------------------------------------------------------
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Names in one section of the configuration that came, went, or mean something else now."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What differs between two configurations. `tables` are those of [device], [mqtt], ... that differ."""
+
+    sources: Change = Change()
+    models: Change = Change()
+    pipelines: Change = Change()
+    sinks: Change = Change()
+    tables: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Changes()
+
+
+def changes(old: Config, new: Config) -> Changes:
+    """What a reload has to touch, and nothing more.
+
+    A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks. The
+    device's name is in all that leaves the board, so a new one changes every sink.
+    """
+    renamed = set(new.sinks) if old.device != new.device else set()
+    sources = _compare(old.sources, new.sources)
+    models = _compare(old.models, new.models)
+    sinks = _compare(old.sinks, new.sinks, touched=renamed)
+    shaken = {
+        name
+        for name, entry in new.pipelines.items()
+        if entry.source in sources.changed or entry.model in models.changed or {*entry.sinks} & {*sinks.changed}
+    }
+    pipelines = _compare(old.pipelines, new.pipelines, touched=shaken)
+    tables = tuple(table for table in SINGLE_TABLES if getattr(old, table) != getattr(new, table))
+    return Changes(sources, models, pipelines, sinks, tables)
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], touched: Collection[str] = ()) -> Change:
+    return Change(
+        added=tuple(name for name in new if name not in old),
+        removed=tuple(name for name in old if name not in new),
+        changed=tuple(name for name in new if name in old and (new[name] != old[name] or name in touched)),
+    )

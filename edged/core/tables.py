@@ -1,0 +1,334 @@
+"""Tables of plain values, as TOML gives them, into frozen structs: with every problem at once, and each where it is.
+
+`Tables` is a document put together from files, of which later ones override earlier ones key by key; it remembers
+which file said what. `struct` then takes one table of it as a struct. msgspec does the converting and stops at the
+first error, so it is asked field by field, and what it refuses is put into words that somebody who knows TOML but
+not Python understands. Values of fields that are annotated with `SECRET` are never shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterable
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import msgspec
+from msgspec import inspect
+
+MAX_DEPTH = 16
+SECRET = {"secret": True}
+MASK = "********"
+
+Place = tuple[str, ...]
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing that is wrong: in which file, at which path, what was found, what is allowed, and what to do."""
+
+    file: str
+    path: str
+    found: str
+    allowed: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        told = f"{self.file}: {self.path}: found {self.found}; allowed: {self.allowed}"
+        return f"{told} ({self.hint})" if self.hint else told
+
+
+class Tables:
+    """A document of tables within tables, where each key came from, and the problems found in it so far.
+
+    `hook(type, value, file)` makes values of types that msgspec does not know, as its `dec_hook` does.
+    """
+
+    def __init__(self, hook: Callable[[type, Any, str], Any]) -> None:
+        self.root: dict[str, Any] = {}
+        self.origins: dict[Place, str] = {}
+        self.problems: list[Problem] = []
+        self._hook = hook
+
+    def merge(self, table: dict[str, Any], file: str) -> None:
+        """Lay the content of one more file over what is there: tables are merged, anything else replaces."""
+        self.origins[()] = file
+        self._merge(self.root, table, (), file)
+
+    def keys(self, place: Place) -> list[str]:
+        """The keys of the table at a place; none where there is no table."""
+        found = self.get(place)
+        return list(found) if isinstance(found, dict) else []
+
+    def get(self, place: Place) -> Any:
+        """The plain value at a place, None where there is none."""
+        found: Any = self.root
+        for key in place:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    def origin(self, place: Place) -> str:
+        """The file that said what is at a place, or last touched the table it would be in."""
+        while place not in self.origins and place:
+            place = place[:-1]
+        return self.origins.get(place, "")
+
+    def refuse(self, place: Place, found: str, allowed: str, hint: str = "", *, item: str = "") -> None:
+        """Note a problem; `item` is the part of an array it is about, as "[2]"."""
+        self.problems.append(Problem(self.origin(place), dotted(place) + item, found, allowed, hint))
+
+    def blame(self, place: Place, error: Exception, allowed: str) -> None:
+        """Note as a problem what somebody raised over the values at a place."""
+        self.refuse(place, str(getattr(error, "message", error)), allowed, str(getattr(error, "hint", "")))
+
+    def refuse_strangers(self, place: Place, known: Collection[str]) -> None:
+        """Note every key of the table at a place that is not one of `known`."""
+        for key in self.keys(place):
+            if key not in known:
+                hint = _secret_hint(key, known) or did_you_mean(key, known)
+                self.refuse((*place, key), "an unknown key", listed(known), hint)
+
+    def struct(self, place: Place, kind: type[S], *, beside: Collection[str] = ()) -> S | None:
+        """The table at a place as a struct, from its defaults where there is no such table.
+
+        `beside` are keys in it that belong to something else. None if anything is wrong with it; that is noted.
+        """
+        before = len(self.problems)
+        found = self.get(place)
+        if found is None:
+            found = {}
+        if not isinstance(found, dict):
+            self.refuse(place, shown(found), "a table")
+            return None
+        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+        self.refuse_strangers(place, [*fields, *beside])
+        values = {}
+        for key, field in fields.items():
+            if key in found:
+                values[field.name] = self._value((*place, key), found[key], field.type)
+            elif field.required:
+                self.refuse((*place, key), "nothing", _words(inspect.type_info(field.type)), "this key is needed")
+        return self._make(place, kind, values) if len(self.problems) == before else None
+
+    def _make(self, place: Place, kind: type[S], values: dict[str, Any]) -> S | None:
+        try:
+            return kind(**values)
+        except Exception as error:  # what a plug-in's own checks raise as it is made
+            self.blame(place, error, "values that fit together")
+            return None
+
+    def _merge(self, into: dict[str, Any], table: dict[str, Any], place: Place, file: str) -> None:
+        for key, value in table.items():
+            here = (*place, key)
+            self.origins[here] = file
+            if isinstance(value, dict) and len(here) < MAX_DEPTH:
+                if not isinstance(into.get(key), dict):
+                    into[key] = {}
+                self._merge(into[key], value, here, file)
+            elif unsound := _unsound(value, MAX_DEPTH - len(here)):
+                self.refuse(here, *unsound)
+            else:
+                into[key] = value
+
+    def _value(self, place: Place, found: Any, kind: Any) -> Any:
+        info = inspect.type_info(kind)
+        inner = _bare(info)
+        if isinstance(inner, inspect.StructType) and inner.tag is None:
+            return self.struct(place, inner.cls)
+        try:
+            return msgspec.convert(
+                found, kind, strict=True, dec_hook=lambda type_, value: self._hook(type_, value, self.origin(place))
+            )
+        except msgspec.ValidationError as error:
+            self._explain(place, found, kind, str(error))
+            return None
+
+    def _explain(self, place: Place, found: Any, kind: Any, error: str) -> None:
+        info = inspect.type_info(kind)
+        is_table = isinstance(_bare(info), inspect.DictType) and isinstance(found, dict)
+        if is_table and self._explain_items(place, found, kind):
+            return
+        item = ""
+        for index in re.findall(r"\[(\d+)\]", error.rpartition(" - at `")[2]):
+            if isinstance(array := _bare(info), inspect.ListType | inspect.VarTupleType):
+                found, info, item = found[int(index)], array.item_type, f"{item}[{index}]"
+        hint = did_you_mean(found, _choices(_bare(info))) if isinstance(found, str) else ""
+        self.refuse(place, MASK if secret(kind) else shown(found), _words(info), hint, item=item)
+
+    def _explain_items(self, place: Place, found: dict[str, Any], kind: Any) -> bool:
+        before = len(self.problems)
+        while get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
+        for key, value in found.items():
+            self._value((*place, key), value, get_args(kind)[1])
+        return len(self.problems) > before
+
+
+def secret(kind: Any) -> bool:
+    """Whether a field's type is annotated with `SECRET`, anywhere in it."""
+    return any(isinstance(part, inspect.Metadata) and (part.extra or {}).get("secret") for part in _parts(kind))
+
+
+def plain(struct: msgspec.Struct) -> dict[str, Any]:
+    """A struct as a table for people: fields that are None left out, secrets masked."""
+    values = {}
+    for field in msgspec.structs.fields(type(struct)):
+        value = getattr(struct, field.name)
+        if value is not None:
+            values[field.encode_name] = MASK if secret(field.type) and value else _plain(value)
+    return values
+
+
+def shown(value: Any) -> str:
+    """A value as it would stand in a TOML file, short, and without the password of a URL."""
+    match value:
+        case dict():
+            return "a table"
+        case list():
+            return _short("[" + ", ".join(shown(item) for item in value[:5]) + (", ...]" if len(value) > 5 else "]"))
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return _short(json.dumps(_without_password(value), ensure_ascii=False))
+        case _:
+            return _short(str(value))
+
+
+def dotted(place: Place) -> str:
+    """A place as TOML writes it: pipelines.motion.source."""
+    return ".".join(key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _short(json.dumps(key)) for key in place)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a row, as "a", "b" and so on."""
+    return ", ".join(json.dumps(name) for name in sorted(names)) or "nothing"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint naming what a mistyped word resembles, empty where it resembles nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {json.dumps(close[0])}?" if close else ""
+
+
+def _secret_hint(key: str, known: Collection[str]) -> str:
+    if f"{key}_file" not in known:
+        return ""
+    return f"keep it out of the configuration: write it to a file of its own and name that in {key}_file"
+
+
+def _unsound(value: Any, depth: int) -> tuple[str, str] | None:
+    """What is wrong with a value that TOML allows and nothing of ours can take, and what is allowed."""
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value), "a finite number"
+        case int() if not -(2**63) <= value < 2**63:
+            return "a whole number of more than 64 bits", "a number of at most 64 bits"
+        case dict() | list() if depth <= 0:
+            return "tables or arrays nested too deeply", f"at most {MAX_DEPTH} levels"
+        case dict() | list():
+            inner = value.values() if isinstance(value, dict) else value
+            return next((bad for item in inner if (bad := _unsound(item, depth - 1))), None)
+    return None
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case msgspec.Struct():
+            return plain(value)
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case str():
+            return _without_password(value)
+        case bool() | int() | float():
+            return value
+        case _:
+            return str(value)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"://[^/@\s]*@", f"://{MASK}@", text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _parts(kind: Any) -> Iterable[inspect.Type]:
+    todo: list[Any] = [inspect.type_info(kind)]
+    while todo:
+        part = todo.pop()
+        yield part
+        todo.extend(getattr(part, "types", ()))
+        todo.extend(inner for name in ("type", "item_type", "value_type") if (inner := getattr(part, name, None)))
+
+
+def _bare(info: inspect.Type) -> inspect.Type:
+    """A type without its annotations and without None."""
+    while isinstance(info, inspect.Metadata):
+        info = info.type
+    if isinstance(info, inspect.UnionType):
+        others = [kind for kind in info.types if not isinstance(kind, inspect.NoneType)]
+        return _bare(others[0]) if len(others) == 1 else info
+    return info
+
+
+def _choices(info: inspect.Type) -> list[str]:
+    match info:
+        case inspect.LiteralType():
+            return [str(value) for value in info.values]
+        case inspect.EnumType():
+            return [str(member.value) for member in info.cls]
+    return []
+
+
+def _words(info: inspect.Type) -> str:
+    """What a type allows, in words."""
+    match info:
+        case inspect.Metadata():
+            return (info.extra_json_schema or {}).get("description") or _words(info.type)
+        case inspect.UnionType():
+            return " or ".join(_words(kind) for kind in info.types if not isinstance(kind, inspect.NoneType))
+        case inspect.LiteralType() | inspect.EnumType():
+            return " or ".join(shown(value) for value in _choices(info))
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.IntType():
+            return "a whole number" + _bounds(info)
+        case inspect.FloatType():
+            return "a number" + _bounds(info)
+        case inspect.StrType():
+            return "text" + _length(info, "characters") + (f" that matches {info.pattern}" if info.pattern else "")
+        case inspect.ListType() | inspect.VarTupleType() | inspect.SetType() | inspect.FrozenSetType():
+            return f"an array{_length(info, 'items')}, each {_words(info.item_type)}"
+        case inspect.TupleType():
+            return "an array of " + ", ".join(_words(kind) for kind in info.item_types)
+        case inspect.DictType():
+            key, value = _words(info.key_type), _words(info.value_type)
+            return f"a table{_length(info, 'keys')}, each key {key}, each value {value}"
+        case inspect.CustomType():
+            return info.cls.__name__.lower()
+        case _:
+            return "a table"
+
+
+def _bounds(info: inspect.IntType | inspect.FloatType) -> str:
+    said = {"at least": info.ge, "more than": info.gt, "at most": info.le, "less than": info.lt}
+    bounds = [f"{words} {bound}" for words, bound in said.items() if bound is not None]
+    return ", " + " and ".join(bounds) if bounds else ""
+
+
+def _length(info: Any, of: str) -> str:
+    match (info.min_length, info.max_length):
+        case (None, None):
+            return ""
+        case (None, most):
+            return f" of at most {most} {of}"
+        case (least, None):
+            return f" of at least {least} {of}"
+        case (least, most):
+            return f" of {least} to {most} {of}"
+    return ""

@@ -1,0 +1,115 @@
+"""Check the configuration, or show what is in effect.
+
+`check` needs no daemon: it reads the files, and looks whether the models they name exist, are sound and fit their
+sources. It exits with 0 if all is well and 1 if not. `show` prints the effective configuration as TOML, defaults
+filled in and secrets masked; with --origin it says where each value came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edged.config import MAIN_FILE, Config, ConfigErrors, check_models, effective, load
+from edged.core.tables import Place, Problem, dotted
+from edged.ctl import exits, tables
+from edged.models.store import FACTORY, Store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, and with which file."""
+    parser.add_argument("action", choices=("check", "show"), help="look for errors, or print what is in effect")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="main file (default: as with --config)")
+    parser.add_argument("--origin", action="store_true", help="with show: where each value came from")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it."""
+    paths = [args.file] if args.file else config_files(args)
+    return _check(paths, args.json) if args.action == "check" else _show(paths, args.origin, args.json)
+
+
+def config_files(args: argparse.Namespace) -> list[Path]:
+    """The configuration files that the command line or the environment names, or the system's."""
+    return [Path(args.config)] if args.config else [MAIN_FILE]
+
+
+def _check(paths: list[Path], as_json: bool) -> int:
+    try:
+        config = load(paths)
+        problems = check_models(config, Store(FACTORY))
+    except ConfigErrors as errors:
+        problems = errors.problems
+    if as_json:
+        fields = Problem.__struct_fields__
+        listed = [{field: getattr(problem, field) for field in fields} for problem in problems]
+        tables.show_json({"valid": not problems, "problems": listed})
+    elif problems:
+        tables.show(line for problem in problems for line in _block(problem))
+    else:
+        tables.show([_summary(config, paths)])
+    return exits.BAD if problems else exits.DONE
+
+
+def _block(problem: Problem) -> Iterator[str]:
+    yield f"{tables.plain(problem.file)}: {tables.plain(problem.path)}"
+    yield f"    found    {tables.plain(problem.found)}"
+    yield f"    allowed  {tables.plain(problem.allowed)}"
+    if problem.hint:
+        yield f"    -> {tables.plain(problem.hint)}"
+
+
+def _summary(config: Config, paths: list[Path]) -> str:
+    parts = {"pipeline": config.pipelines, "source": config.sources, "model": config.models, "sink": config.sinks}
+    counts = [f"{len(part)} {name}{'' if len(part) == 1 else 's'}" for name, part in parts.items()]
+    return f"{', '.join(map(str, paths))}: valid, with {', '.join(counts)}"
+
+
+def _show(paths: list[Path], with_origins: bool, as_json: bool) -> int:
+    config = load(paths)
+    table = effective(config)
+    if as_json:
+        tables.show_json({"config": table, "origins": {dotted(place): file for place, file in config.origins.items()}})
+    else:
+        tables.show(toml(table, (lambda place: config.origins.get(place, "default")) if with_origins else None))
+    return exits.DONE
+
+
+def toml(table: dict[str, Any], origin: Callable[[Place], str] | None = None, place: Place = ()) -> Iterator[str]:
+    """Lines of TOML that say what a table of plain values does; `origin` gives a comment for each value.
+
+    An empty table is left out: it says nothing that its absence does not.
+    """
+    values = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    if place and values:
+        yield f"[{'.'.join(map(_key, place))}]"
+    for key, value in values.items():
+        comment = f"  # {tables.plain(origin((*place, key)))}" if origin else ""
+        yield f"{_key(key)} = {_value(value)}{comment}"
+    if values:
+        yield ""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from toml(value, origin, (*place, key))
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list():
+            return "[" + ", ".join(map(_value, value)) + "]"
+        case dict():
+            return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
+        case _:
+            return repr(value)
