@@ -1,0 +1,185 @@
+"""Whether a source is well: rules for silence, garbage, flat lines, lost samples, drift, and when to try again.
+
+Facts and times go in, a state and its reason come out; nothing here reads a clock. A reason holds no number that moves,
+so that an operator is told once and sees how long it has been so; the moving figures are in the source's statistics.
+"""
+
+from collections import deque
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from edged.core.health import State
+
+STABLE = 10.0
+"""Seconds after which an opened source counts as having worked, and the next retry is quick again."""
+
+_PERIOD = 10.0
+_MARKS = 10
+_SILENCE = 30.0
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a source counts as unwell and how it is opened again: the table [sources.NAME.supervision].
+
+    `stall_after`: seconds without a sample until it is stalled; by default 20 sample periods but at least 2 s, and 30 s
+    for a source that states no rate.
+    `flat_after`: seconds of bit-identical samples until it is flat-lined, as a sensor that hangs does; 0 for never.
+    `rate_tolerance`: by which share the measured rate may be off the stated one; 0 for any.
+    `loss_tolerance`: which share of the samples may be missing.
+    `retry_min`, `retry_max`: seconds between attempts to open it again, doubling from the first to the second.
+    """
+
+    stall_after: Seconds | None = None
+    flat_after: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    rate_tolerance: Share = 0.1
+    loss_tolerance: Share = 0.01
+    retry_min: Seconds = 0.5
+    retry_max: Seconds = 30.0
+
+
+class Verdict(NamedTuple):
+    """A state with its reason and what to do about it."""
+
+    state: State
+    reason: str = ""
+    hint: str = ""
+
+
+class Vitals:
+    """What one opening of a source shows over time; `rate` is the stated one, None where there is nothing to hold to.
+
+    Shares and the measured rate are taken over the last 10 s, or the last 50 samples of a slow source.
+    """
+
+    def __init__(self, supervision: Supervision, rate: float | None, now: float) -> None:
+        self._supervision = supervision
+        self._rate = rate
+        self._stall_after = supervision.stall_after or (max(2.0, 20 / rate) if rate else _SILENCE)
+        self._period = max(_PERIOD, 50 / rate) if rate else _PERIOD
+        self._opened = now
+        self._heard: float | None = None
+        self._changed = now
+        self._totals = _Totals(now, 0, 0, 0)
+        self._marks: deque[_Totals] = deque([self._totals], maxlen=_MARKS + 1)
+        self._faults = 0
+
+    def observe(self, samples: int, lost: int, faults: int, flat: bool, now: float) -> None:
+        """Take in one read: samples it gave (0 for none), lost before them, faults so far, whether nothing changed."""
+        self._faults = faults
+        if not samples:
+            return
+        resumed = self._heard is None or now - self._heard >= self._stall_after
+        if resumed or not flat:
+            self._changed = now
+        self._heard = now
+        self._totals = _Totals(now, self._totals.samples + samples, self._totals.lost + lost, faults)
+        if resumed:  # what piled up in the meantime says nothing of the rate
+            self._marks.clear()
+        if not self._marks or now - self._marks[-1].time >= self._period / _MARKS:
+            self._marks.append(self._totals)
+
+    @property
+    def measured_rate(self) -> float | None:
+        """Samples per second of late; None before a second has been measured."""
+        first, last = self._marks[0], self._totals
+        elapsed = last.time - first.time
+        return (last.samples - first.samples) / elapsed if elapsed >= 1.0 else None
+
+    def verdict(self, now: float) -> Verdict:
+        """How it is: "starting" until the first sample, then "running" or "degraded"."""
+        stalled = now - (self._opened if self._heard is None else self._heard) >= self._stall_after
+        if self._garbage(stalled):
+            return Verdict(
+                "degraded",
+                "mostly garbage",
+                "check baud, format and wiring; its faults say what is wrong with the input",
+            )
+        if stalled:
+            return Verdict(
+                "degraded",
+                f"stalled: no sample for {self._stall_after:g} s",
+                "check the sensor's power and cable; if it is meant to be slow, set supervision.stall_after",
+            )
+        if self._heard is None:
+            return Verdict("starting")
+        if self._supervision.flat_after and now - self._changed >= self._supervision.flat_after:
+            return Verdict(
+                "degraded",
+                f"flat-lined: the very same sample for {self._supervision.flat_after:g} s",
+                "check the sensor; if it is meant to be constant, set supervision.flat_after = 0",
+            )
+        if self._lossy():
+            return Verdict(
+                "degraded",
+                f"more than {100 * self._supervision.loss_tolerance:.3g} % of the samples are lost",
+                "check baud and cable, and whether the board is overloaded; set supervision.loss_tolerance",
+            )
+        return self._drift() or Verdict("running")
+
+    def _garbage(self, stalled: bool) -> bool:
+        if stalled:
+            return self._faults > self._totals.faults
+        first = self._marks[0]
+        return self._faults - first.faults > max(3, self._totals.samples - first.samples)
+
+    def _lossy(self) -> bool:
+        first, last = self._marks[0], self._totals
+        lost = last.lost - first.lost
+        return lost > self._supervision.loss_tolerance * (lost + last.samples - first.samples)
+
+    def _drift(self) -> Verdict | None:
+        tolerance, stated, measured = self._supervision.rate_tolerance, self._rate, self.measured_rate
+        if not tolerance or not stated or measured is None:
+            return None
+        if self._totals.time - self._marks[0].time < 0.8 * self._period:
+            return None
+        if abs(measured / stated - 1) <= tolerance:
+            return None
+        return Verdict(
+            "degraded",
+            f"samples come {'faster' if measured > stated else 'slower'} than the stated {stated:g} per second",
+            "correct the source's rate or the sensor's, or set supervision.rate_tolerance",
+        )
+
+
+class _Totals(NamedTuple):
+    time: float
+    samples: int
+    lost: int
+    faults: int
+
+
+class FlatLine:
+    """Sees when a stream does not change at all: every sample bit-identical to the one before."""
+
+    def __init__(self) -> None:
+        self._last = b""
+
+    def same(self, samples: NDArray[Any]) -> bool:
+        """Whether these samples (n, ...) are all the same as the last ones seen."""
+        previous, self._last = self._last, samples[-1].tobytes()
+        return self._last == previous and bool(np.all(samples == samples[-1]))
+
+
+class Backoff:
+    """How long to wait before the next attempt."""
+
+    def __init__(self, supervision: Supervision) -> None:
+        self._shortest = supervision.retry_min
+        self._longest = max(supervision.retry_min, supervision.retry_max)
+        self._next = self._shortest
+
+    def delay(self, lived: float, luck: float) -> float:
+        """Seconds to wait after a source that worked for `lived` seconds; `luck` in [0, 1) spreads it by half."""
+        if lived >= STABLE:
+            self._next = self._shortest
+        step = self._next
+        self._next = min(step * 2, self._longest)
+        return step * (0.5 + luck / 2)

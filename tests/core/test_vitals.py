@@ -1,0 +1,171 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from edged.core.vitals import Backoff, FlatLine, Supervision, Verdict, Vitals
+
+
+def sensor(rate: float | None = 100.0, **supervision: float) -> Vitals:
+    """One opened at second 0."""
+    return Vitals(Supervision(**supervision), rate, 0.0)
+
+
+def beat(vitals: Vitals, start: int, stop: int, *, samples: int = 100, lost: int = 0, flat: bool = False) -> None:
+    """One read a second."""
+    for second in range(start, stop):
+        vitals.observe(samples, lost, 0, flat, float(second))
+
+
+def test_starting_until_the_first_sample() -> None:
+    vitals = sensor()
+    assert vitals.verdict(1.0) == Verdict("starting")
+    vitals.observe(1, 0, 0, False, 1.5)
+    assert vitals.verdict(1.5) == Verdict("running")
+
+
+@pytest.mark.parametrize(
+    ("rate", "supervision", "patience"),
+    [
+        (100.0, {}, 2.0),
+        (1.0, {}, 20.0),
+        (None, {}, 30.0),
+        (100.0, {"stall_after": 7.0}, 7.0),
+    ],
+)
+def test_silence_is_a_stall_once_it_is_long_for_its_rate(
+    rate: float | None, supervision: dict[str, float], patience: float
+) -> None:
+    vitals = sensor(rate, **supervision)
+    vitals.observe(1, 0, 0, False, 5.0)
+    assert vitals.verdict(5.0 + patience - 0.1).state == "running"
+    assert vitals.verdict(5.0 + patience).reason == f"stalled: no sample for {patience:g} s"
+
+
+def test_a_sensor_that_never_speaks_has_stalled() -> None:
+    assert sensor().verdict(2.0).reason == "stalled: no sample for 2 s"
+
+
+def test_a_stall_ends_with_the_next_sample() -> None:
+    vitals = sensor()
+    beat(vitals, 0, 10)
+    assert vitals.verdict(60.0).state == "degraded"
+    vitals.observe(1, 0, 0, False, 60.0)
+    assert vitals.verdict(60.0) == Verdict("running")
+    beat(vitals, 61, 75)
+    assert vitals.verdict(75.0) == Verdict("running")
+
+
+def test_only_garbage_is_called_garbage_not_silence() -> None:
+    vitals = sensor()
+    vitals.observe(0, 0, 50, False, 2.5)
+    assert vitals.verdict(2.5).reason == "mostly garbage"
+
+
+def test_more_garbage_than_samples() -> None:
+    vitals = sensor()
+    vitals.observe(10, 0, 0, False, 0.0)
+    vitals.observe(10, 0, 10, False, 0.5)
+    assert vitals.verdict(0.5) == Verdict("running")
+    vitals.observe(10, 0, 31, False, 1.0)
+    assert vitals.verdict(1.0).reason == "mostly garbage"
+
+
+def test_garbage_is_forgiven_once_it_is_long_ago() -> None:
+    vitals = sensor()
+    vitals.observe(0, 0, 5000, False, 0.0)
+    for second in range(30):
+        vitals.observe(100, 0, 5000, False, float(second))
+    assert vitals.verdict(30.0) == Verdict("running")
+
+
+def test_a_flat_line() -> None:
+    vitals = sensor()
+    beat(vitals, 0, 5)
+    beat(vitals, 5, 34, flat=True)
+    assert vitals.verdict(33.0).state == "running"
+    beat(vitals, 34, 36, flat=True)
+    assert vitals.verdict(35.0).reason == "flat-lined: the very same sample for 30 s"
+    beat(vitals, 36, 37)
+    assert vitals.verdict(37.0).state == "running"
+
+
+def test_a_constant_source_may_be_meant() -> None:
+    vitals = sensor(flat_after=0.0)
+    beat(vitals, 0, 1000, flat=True)
+    assert vitals.verdict(1000.0) == Verdict("running")
+
+
+def test_lost_samples() -> None:
+    vitals = sensor()
+    beat(vitals, 0, 11, samples=99, lost=1)
+    assert vitals.verdict(10.0) == Verdict("running")
+    beat(vitals, 11, 22, samples=98, lost=2)
+    assert vitals.verdict(21.0).reason == "more than 1 % of the samples are lost"
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [(100, ""), (105, ""), (95, ""), (120, "faster than the stated 100 per second"), (80, "slower")],
+)
+def test_drift(samples: int, says: str) -> None:
+    vitals = sensor()
+    beat(vitals, 0, 20, samples=samples)
+    assert vitals.measured_rate == samples
+    assert says in vitals.verdict(19.0).reason
+    assert (vitals.verdict(19.0).state == "degraded") == bool(says)
+
+
+def test_what_had_piled_up_before_the_first_read_is_no_drift() -> None:
+    vitals = sensor()
+    vitals.observe(4000, 0, 0, False, 0.0)
+    beat(vitals, 1, 12)
+    assert vitals.verdict(11.0) == Verdict("running")
+
+
+def test_drift_takes_a_while_to_be_sure_of() -> None:
+    vitals = sensor()
+    beat(vitals, 0, 8, samples=50)
+    assert vitals.verdict(7.0) == Verdict("running")
+
+
+def test_any_rate_is_right_where_none_is_stated() -> None:
+    vitals = sensor(None)
+    beat(vitals, 0, 20)
+    assert vitals.verdict(19.0) == Verdict("running")
+    assert vitals.measured_rate == 100.0
+
+
+def test_the_measured_rate_is_of_late() -> None:
+    vitals = sensor()
+    assert vitals.measured_rate is None
+    beat(vitals, 0, 20, samples=10)
+    beat(vitals, 20, 40, samples=100)
+    assert vitals.measured_rate == 100.0
+
+
+def test_flat_lines_are_told_from_what_only_seems_so() -> None:
+    line = FlatLine()
+    ones = np.ones((3, 2), np.float32)
+    assert not line.same(ones)  # nothing to hold it to
+    assert line.same(ones)
+    wave = ones.copy()
+    wave[0, 1] = 2.0
+    assert not line.same(wave)  # back where it was at the chunk's end
+    assert line.same(ones)
+
+
+def test_retries_double_up_to_the_longest() -> None:
+    backoff = Backoff(Supervision(retry_min=0.5, retry_max=3.0))
+    assert [backoff.delay(0.0, 0.999999) for _ in range(5)] == pytest.approx([0.5, 1.0, 2.0, 3.0, 3.0], rel=1e-4)
+
+
+def test_luck_spreads_retries_by_half() -> None:
+    assert Backoff(Supervision(retry_min=2.0)).delay(0.0, 0.0) == 1.0
+
+
+def test_a_source_that_had_worked_is_retried_quickly() -> None:
+    backoff = Backoff(Supervision())
+    delays = [backoff.delay(0.0, 0.0) for _ in range(6)]
+    assert all(later > earlier for earlier, later in pairwise(delays))
+    assert backoff.delay(10.0, 0.0) == delays[0]
