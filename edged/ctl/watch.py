@@ -1,6 +1,7 @@
 """Every prediction as it is made, a line each: when, by which pipeline, what, and how long it took.
 
-A line starts with ">" where the decision changed. With --json it is the record as it is sent over MQTT.
+A line starts with ">" where the decision changed, and a time ends with "?" while the clock is not synchronised. With
+--json it is the record as it is sent over MQTT.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _line(record: dict[str, Any]) -> str:
-    moment = time.strftime("%H:%M:%S", time.localtime(record["time"])) + f"{record['time'] % 1:.3f}"[1:]
+    clock = time.strftime("%H:%M:%S", time.localtime(record["time"]))
+    moment = f"{clock}.{int(record['time'] % 1 * 1000):03}"
     doubt = "" if record["synchronised"] else "?"
     mark = ">" if record.get("changed") else " "
     decision = f"  {_decision(record)}" if mark == ">" else ""

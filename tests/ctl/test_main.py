@@ -1,0 +1,97 @@
+import socket
+
+import pytest
+
+from edged import __version__
+
+
+def test_help_shows_every_verb_and_exit_code(edgectl):
+    code, output, _ = edgectl("--help")
+    assert code == 0
+    for line in ("  status     how the daemon is", "  infer      run a model once", "  5          no daemon answers"):
+        assert line in output
+
+
+def test_a_verb_has_its_own_help(edgectl):
+    code, output, _ = edgectl("watch", "--help")
+    assert code == 0
+    assert "--count N" in output
+    assert "--runtime-dir DIR" in output
+
+
+def test_version(edgectl):
+    assert edgectl("--version") == (0, f"edgectl {__version__}\n", "")
+
+
+def test_a_verb_that_is_not_there(edgectl):
+    code, output, complaints = edgectl("statsu")
+    assert (code, output) == (2, "")
+    assert complaints.endswith("there is no verb 'statsu': did you mean 'status'?\n")
+
+
+@pytest.mark.parametrize(
+    "line", [[], ["status", "--jsn"], ["status", "now"], ["watch", "--count", "0"], ["--x", "watch"]]
+)
+def test_a_wrong_command_line(edgectl, line):
+    code, output, complaints = edgectl(*line)
+    assert (code, output) == (2, "")
+    assert "usage: edgectl" in complaints
+
+
+@pytest.mark.parametrize("line", [["--json", "pipelines"], ["pipelines", "--json"]])
+def test_options_may_stand_before_the_verb_or_after_it(edgectl, daemon, line):
+    assert edgectl(*line)[1].startswith("[\n  {\n")
+
+
+def test_the_runtime_directory_on_the_command_line_wins(edgectl, daemon, tmp_path):
+    code, _, complaints = edgectl("--runtime-dir", str(tmp_path / "elsewhere"), "status")
+    assert code == 5
+    assert f"{tmp_path}/elsewhere/edged.sock: No such file or directory" in complaints
+
+
+def test_no_daemon(edgectl, runtime_dir):
+    assert edgectl("status") == (
+        5,
+        "",
+        f"edgectl: no daemon answers: {runtime_dir}/edged.sock: No such file or directory\n"
+        "  start it: sudo systemctl start edged\n"
+        "  or say where it runs: edgectl --runtime-dir DIR\n",
+    )
+
+
+def test_what_the_daemon_refuses_is_told_with_the_remedy(edgectl, daemon):
+    assert edgectl("reload") == (4, "", "edgectl: the new configuration is wrong\n  edgectl config check\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "complaint"),
+    [
+        (b"", 5, "the daemon closed the connection"),
+        (b'{"id": 1, "ok"', 5, "the daemon closed the connection"),
+        (b"HTTP/1.1 400 Bad Request\r\n", 4, "the answer is not JSON"),
+    ],
+)
+def test_something_else_behind_the_socket(command, runtime_dir, answer, code, complaint):
+    runtime_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime_dir / "edged.sock"))
+        listener.listen()
+        process = command("status")
+        client, _ = listener.accept()
+        client.makefile("rb").readline()
+        client.sendall(answer)
+        client.shutdown(socket.SHUT_RDWR)
+        _, complaints = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert complaint in complaints
+
+
+def test_a_reader_that_has_had_enough(command, daemon):
+    """As in `edgectl watch | head -1`: no complaint, no traceback."""
+    daemon.records = daemon.records * 1000
+    process = command("watch")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(20) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()

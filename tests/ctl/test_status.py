@@ -1,0 +1,83 @@
+import copy
+import json
+
+
+def broken(status):
+    """The same daemon on a bad day."""
+    status = copy.deepcopy(status)
+    bad = {"state": "failed", "reason": "no such file: /dev/ttyUSB0", "hint": "plug it in", "since": 1.0, "for": 75.0}
+    status["state"] = "degraded"
+    status["health"] = {**bad, "state": "degraded", "reason": "source imu: no such file: /dev/ttyUSB0", "hint": ""}
+    status["sources"][0] |= {"health": bad, "rate": None, "measured_rate": None, "faults": {}}
+    status["mqtt"] |= {"connected": False, "health": {**bad, "reason": "refused", "hint": "is the broker up?"}}
+    status["pipelines"][0] |= {"latency": None, "inference": None, "last": None}
+    status["models"][0] |= {"runner": None, "proof": None, "version": "", "bytes": 0}
+    status["config"]["error"] = {"message": "2 problems", "problems": ["edged.toml: [sources.imu] kin: unknown key"]}
+    status["clock"]["synchronised"] = False
+    return status
+
+
+def test_all_is_well(edgectl, daemon):
+    assert edgectl("status") == (
+        0,
+        """\
+● edged 0.1.0 on kitchen: running, up 1 d 2 h
+    memory  54.3 MB
+    clock   synchronised
+    mqtt    connected to mqtt://broker:1883, 41 sent, 0 reconnects
+    spool   2 messages wait (266 B), 0 dropped, 0 refused by the broker
+    config  /etc/edged/edged.toml
+
+  PIPELINE  STATE    SOURCE  MODEL       SINKS     WINDOWS  PREDICTIONS  DROPPED  ERRORS  P50 ms  P99 ms  LAST
+● motion    running  imu     motion 1.2  mqtt,log       42           41        1       0    1.31    4.70  walking 0.912
+
+  SOURCE  STATE    KIND    CHANNELS    RATE  MEASURED  SAMPLES  LOST  RECONNECTS  FAULTS
+● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200     3           1  wrong number of columns: 2
+
+  MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                                      SELF-TEST
+● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes (litert 2.3.0, 1 thread)  8 samples, ±1 steps
+
+  SINK  STATE    SENT  FAILED  DROPPED
+● log   running    41       0        0
+""",
+        "",
+    )
+
+
+def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
+    daemon.status = broken(daemon.status)
+    code, output, _ = edgectl("status")
+    assert code == 3
+    for text in (
+        "● edged 0.1.0 on kitchen: degraded, up 1 d 2 h\n"
+        "      source imu: no such file: /dev/ttyUSB0, for 1 min 15 s\n",
+        "    clock   not synchronised",
+        "    mqtt    not connected to mqtt://broker:1883, 41 sent, 0 reconnects\n      refused, for 1 min 15 s\n"
+        "      -> is the broker up?\n",
+        "      the last one that was good is in effect: 2 problems\n"
+        "      -> edged.toml: [sources.imu] kin: unknown key\n",
+        "      no such file: /dev/ttyUSB0, for 1 min 15 s\n      -> plug it in\n",
+    ):
+        assert text in output
+
+
+def test_nothing_configured(edgectl, daemon):
+    daemon.status = {**daemon.status, "pipelines": [], "sources": [], "models": [], "sinks": []}
+    code, output, _ = edgectl("status")
+    assert code == 0
+    assert len(output.splitlines()) == 6
+
+
+def test_json_is_what_the_daemon_said(edgectl, daemon):
+    daemon.status = broken(daemon.status)
+    code, output, _ = edgectl("status", "--json")
+    assert (code, json.loads(output)) == (3, daemon.status)
+
+
+def test_a_label_cannot_move_the_cursor(edgectl, daemon):
+    daemon.status = copy.deepcopy(daemon.status)
+    daemon.status["pipelines"][0]["last"]["label"] = "\x1b[2Jgotcha\r\n"
+    daemon.status["sources"][0]["health"] |= {"state": "failed", "reason": "\x1b]0;x\x07bad\x9b1m"}
+    _, output, _ = edgectl("status")
+    assert "�[2Jgotcha��" in output
+    assert not set(output) & set("\x1b\x07\x9b\r")

@@ -1,0 +1,37 @@
+"""The verbs that show one part of what `status` shows, and the small ones."""
+
+import json
+import platform
+
+import pytest
+
+from edged import __version__
+
+
+@pytest.mark.parametrize(
+    ("verb", "line"),
+    [
+        ("pipelines", "● motion    running  imu     motion 1.2  mqtt,log"),
+        ("sources", "● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200"),
+        ("models", "● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes"),
+    ],
+)
+def test_one_table(edgectl, daemon, verb, line):
+    code, output, _ = edgectl(verb)
+    assert code == 0
+    assert output.splitlines()[1].startswith(line)
+    assert json.loads(edgectl(verb, "--json")[1]) == daemon.status[verb]
+
+
+def test_metrics_are_passed_through(edgectl, daemon):
+    assert edgectl("metrics") == (0, "edged_info 1\n", "")
+
+
+def test_versions_with_and_without_a_daemon(edgectl, request):
+    without = json.loads(edgectl("version", "--json")[1])
+    assert (without["edgectl"], without["edged"]) == (__version__, None)
+    assert without["python"] == platform.python_version()
+    request.getfixturevalue("daemon")
+    code, output, _ = edgectl("version")
+    assert code == 0
+    assert output.startswith(f"edgectl         {__version__}\nedged           0.1.0\n")
