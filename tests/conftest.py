@@ -1,6 +1,34 @@
-"""No test may fail because the machine is slow: properties have no deadlines."""
+"""What all tests share. No test may fail because the machine is slow: properties have no deadlines."""
 
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+
+@pytest.fixture
+def install_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """Put a distribution on the path as pip would: a module, and a folder of metadata with its entry points.
+
+    `install_plugin("tides", source_code, tide="tides:TideSource")` adds the kind `tide` to the sources.
+    """
+    site = tmp_path_factory.mktemp("site-packages")
+
+    def install(name: str, source: str, family: str = "sources", **points: str) -> None:
+        (site / f"{name}.py").write_text(source)
+        metadata = site / f"{name}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"{kind} = {target}" for kind, target in points.items()]
+        (metadata / "entry_points.txt").write_text("\n".join([f"[edged.{family}]", *lines, ""]))
+
+    sys.path.insert(0, str(site))
+    yield install
+    sys.path.remove(str(site))
+    for name in [file.stem for file in Path(site).glob("*.py")]:
+        sys.modules.pop(name, None)
