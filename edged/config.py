@@ -457,13 +457,11 @@ class Changes(msgspec.Struct, frozen=True):
 def changes(old: Config, new: Config) -> Changes:
     """What a reload has to touch, and nothing more.
 
-    A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks. The
-    device's name is in all that leaves the board, so a new one changes every sink.
+    A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks.
     """
-    renamed = set(new.sinks) if old.device != new.device else set()
     sources = _compare(old.sources, new.sources)
     models = _compare(old.models, new.models)
-    sinks = _compare(old.sinks, new.sinks, touched=renamed)
+    sinks = _compare(old.sinks, new.sinks)
     shaken = {
         name
         for name, entry in new.pipelines.items()
