@@ -28,8 +28,8 @@ from edged.core.manifest import Decision, Manifest, Regress, Version, version_ke
 from edged.core.postprocess import Postprocessor
 from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
 from edged.core.vitals import Supervision
-from edged.models.bundle import Bundle, open_folder
-from edged.models.store import Store, derive
+from edged.models.bundle import Bundle, derive, open_folder
+from edged.models.store import Store
 from edged.outbox.options import MqttOptions
 
 MAIN_FILE = Path("/etc/edged/edged.toml")

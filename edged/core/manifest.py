@@ -8,7 +8,7 @@ The digests in `files` are what ties the words to the bytes.
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Final, Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from msgspec import Meta
 from edged.core.errors import BundleError
 from edged.core.types import TensorSpec
 
-SCHEMA = "edged.manifest/1"
+SCHEMA: Final = "edged.manifest/1"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
 MAX_ELEMENTS = 1 << 24
@@ -345,8 +345,8 @@ def _check_feedback_input(outputs: tuple[TensorSpec, ...], each: Input) -> None:
             break
     else:
         _refuse(here, f"there is no output {each.feedback!r} to feed back")
-    if (output.shape, output.dtype) != (each.tensor.shape, each.tensor.dtype):
-        _refuse(here, f"differs in shape or dtype from the output {each.feedback!r} it is fed with")
+    if output.shape != each.tensor.shape:
+        _refuse(here, f"has another shape than the output {each.feedback!r} it is fed with: {list(output.shape)}")
 
 
 def _check_steps(manifest: Manifest) -> None:

@@ -1,26 +1,44 @@
 """A bundle: a folder with a model, its manifest, and the files the manifest vouches for.
 
-What `open_folder` returns has been read back from disk and agrees with its manifest to the last byte.
+What `open_folder` returns has been read back from disk and agrees with its manifest to the last byte. `derive` makes
+the manifest that a bare .tflite file lacks, from its tensors and its TFLite metadata.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
-from dataclasses import dataclass
 from io import BufferedReader
+from math import prod
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from edged.core import manifest as manifests
 from edged.core.errors import BundleError
-from edged.core.manifest import MAX_MANIFEST_BYTES, File, Manifest
+from edged.core.manifest import (
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    Channel,
+    Classify,
+    Decision,
+    File,
+    Input,
+    Manifest,
+    Normalise,
+    Step,
+    WindowSpec,
+)
+from edged.core.tflite_file import TensorMetadata, TfliteFile, inspect
+from edged.core.types import TensorSpec
 
 MANIFEST = "manifest.json"
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(msgspec.Struct, frozen=True):
     """A verified manifest and the folder it was found in."""
 
     manifest: Manifest
@@ -34,61 +52,185 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a file the manifest lists. Raises BundleError if it lists none of that name."""
         if name not in self.manifest.files:
-            raise BundleError(
-                f"{self.folder}: the manifest lists no file {name!r}", hint="make the bundle again with it"
-            )
+            raise BundleError(f"{self.folder}: the manifest lists no file {name!r}", hint="list it in `files`")
         return self.folder / name
 
 
 def open_folder(folder: Path) -> Bundle:
     """Open a bundle's folder and verify all of it: nothing missing, nothing changed, nothing extra.
 
+    Labels and normalisation that the manifest leaves out are taken from the model's TFLite metadata.
+
     Raises:
         BundleError: it is not a sound bundle; the message names the file.
     """
-    manifest = manifests.decode(_read_manifest(folder))
-    _refuse_strangers(folder, manifest)
-    for name, expected in manifest.files.items():
-        _verify(folder / name, expected)
-    return Bundle(manifest, folder)
+    with _open(folder / MANIFEST) as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    try:
+        manifest = manifests.decode(data)
+        _refuse_strangers(folder, manifest)
+        for name, expected in manifest.files.items():
+            _verify(folder / name, expected)
+        return Bundle(_complete(manifest, folder / manifest.model), folder)
+    except BundleError as error:
+        raise BundleError(f"{folder}: {error.message}", hint=error.hint) from error
+
+
+def derive(tflite: Path) -> Bundle:
+    """A bundle for a bare .tflite file that classifies.
+
+    Its one input is a picture `[1, height, width, channels]` of uint8 samples, rows of channels `[1, length,
+    channels]`, or one row `[1, channels]`. Labels, normalisation and threshold come from the TFLite metadata. Without
+    them labels are numbered, and an 8-bit picture model takes pixels as they are.
+
+    Raises:
+        BundleError: it is no sound TFLite file, or only a manifest can say how to use it.
+    """
+    data = _read(tflite)
+    try:
+        structure = inspect(data)
+        manifest = _derived(tflite, structure, File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+        return Bundle(manifests.decode(manifests.encode(manifest)), tflite.parent)
+    except BundleError as error:
+        raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
+
+
+# Verifying
 
 
 _AGAIN = "fetch or install the model again"
-
-
-def _read_manifest(folder: Path) -> bytes:
-    with _open(folder / MANIFEST) as file:
-        return file.read(MAX_MANIFEST_BYTES + 1)
 
 
 def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
     try:
         names = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
-        raise BundleError(f"{folder} cannot be listed: {error}", hint=_AGAIN) from error
+        raise BundleError(f"cannot be listed: {error.strerror}", hint=_AGAIN) from error
     extra = names - {MANIFEST, *manifest.files}
     if extra:
-        raise BundleError(f"{folder / min(extra)} is not in the manifest", hint="remove it, or list it in `files`")
+        raise BundleError(f"{min(extra)} is not in the manifest", hint="remove it, or list it in `files`")
 
 
 def _verify(path: Path, expected: File) -> None:
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != expected.bytes:
-            raise BundleError(f"{path} has {size} bytes, and the manifest says {expected.bytes}", hint=_AGAIN)
+            raise BundleError(f"{path.name} has {size} bytes, and the manifest says {expected.bytes}", hint=_AGAIN)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected.sha256:
-        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's", hint=_AGAIN)
+        raise BundleError(f"{path.name} is damaged: its SHA-256 is not the manifest's", hint=_AGAIN)
+
+
+def _read(path: Path) -> bytes:
+    with _open(path) as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise BundleError(f"{path} is too big", hint=f"at most {MAX_FILE_BYTES} bytes are allowed")
+    return data
 
 
 def _open(path: Path) -> BufferedReader:
-    """Open a regular file for reading; a link, a folder or a device is refused without being opened for good."""
+    """Open a regular file and nothing else: a link could lead out of the bundle, a device or a pipe could hang us."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}", hint=_AGAIN) from error
-    file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise BundleError(f"{path} is not a regular file", hint=_AGAIN)
-    return file
+    return os.fdopen(descriptor, "rb")
+
+
+# Completing a manifest from TFLite metadata
+
+
+def _complete(manifest: Manifest, model: Path) -> Manifest:
+    needs_labels = isinstance(manifest.postprocess, Classify) and not manifest.labels
+    if manifest.backend == "tflite" and (needs_labels or not manifest.preprocess):
+        manifest = _with_metadata(manifest, inspect(_read(model)))
+    if needs_labels and not manifest.labels:
+        raise BundleError(
+            "there are no labels in the manifest, and none in TFLite metadata", hint="give the manifest `labels`"
+        )
+    return manifest
+
+
+def _with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
+    fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
+    if not manifest.preprocess and len(fed) == 1 and fed[0] < len(structure.input_metadata):
+        manifest = replace(manifest, preprocess=_normalisation(structure.input_metadata[fed[0]]))
+    post = manifest.postprocess
+    if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
+        manifest = replace(manifest, labels=structure.output_metadata[post.output].labels)
+    manifests.check(manifest)
+    return manifest
+
+
+def _normalisation(metadata: TensorMetadata) -> tuple[Step, ...]:
+    return (Normalise(mean=metadata.mean, std=metadata.std),) if metadata.mean and metadata.std else ()
+
+
+# Deriving a manifest
+
+
+_GIVE_MANIFEST = "put it in a folder with a manifest.json that says how to use it"
+
+
+def _derived(tflite: Path, structure: TfliteFile, file: File) -> Manifest:
+    if len(structure.inputs) != 1:
+        raise BundleError(f"it has {len(structure.inputs)} inputs, and one is expected", hint=_GIVE_MANIFEST)
+    source, scores = structure.inputs[0], _scores(structure)
+    window = _window(source)
+    heard, said = (
+        found[0] if found else TensorMetadata() for found in (structure.input_metadata, structure.output_metadata)
+    )
+    return Manifest(
+        schema=manifests.SCHEMA,
+        name=_name(tflite),
+        version="0",
+        files={tflite.name: file},
+        model=tflite.name,
+        window=window,
+        inputs=(Input(tensor=source),),
+        outputs=structure.outputs,
+        preprocess=_normalisation(heard) or _pixels_as_they_are(window, source),
+        labels=said.labels or tuple(f"class_{index}" for index in range(scores)),
+        postprocess=Classify(decision=Decision(threshold=said.threshold or 0.0)),
+    )
+
+
+def _window(tensor: TensorSpec) -> WindowSpec:
+    match tensor.shape:
+        case (1, height, width, depth):
+            return WindowSpec(length=1, hop=1, sample_shape=(height, width, depth), dtype="uint8")
+        case (1, length, columns):
+            return WindowSpec(length=length, hop=length, channels=_channels(columns))
+        case (1, columns):
+            return WindowSpec(length=1, hop=1, channels=_channels(columns))
+    raise BundleError(f"what to make of an input of shape {list(tensor.shape)} is not clear", hint=_GIVE_MANIFEST)
+
+
+def _channels(count: int) -> tuple[Channel, ...]:
+    return tuple(Channel(name=f"c{index}") for index in range(min(count, 4097)))
+
+
+def _scores(structure: TfliteFile) -> int:
+    if not structure.outputs:
+        raise BundleError("it has no output", hint=_GIVE_MANIFEST)
+    shape = structure.outputs[0].shape
+    if not shape or prod(shape) != shape[-1]:
+        raise BundleError(f"an output of shape {list(shape)} is no list of scores", hint=_GIVE_MANIFEST)
+    return min(shape[-1], 100_001)
+
+
+def _pixels_as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[Step, ...]:
+    """What makes stored values of the pixels' own: 0 to 255 in uint8, and the same less 128 in int8."""
+    if not window.sample_shape or tensor.dtype not in ("uint8", "int8") or not tensor.scale > 0:
+        return ()
+    darkest = 0 if tensor.dtype == "uint8" else -128
+    return (Normalise(mean=(float(tensor.zero_point - darkest),), std=(1.0 / tensor.scale,)),)
+
+
+def _name(tflite: Path) -> str:
+    name = re.sub(r"[^a-z0-9_-]+", "-", tflite.stem.lower()).strip("-_")
+    return name[:64] or "model"

@@ -1,0 +1,160 @@
+"""A model proves itself: its tensors are the manifest's, and on the golden samples it computes what it should.
+
+Loading alone proves little: a model with one byte flipped loads and runs, and so does a sound model on a runtime that
+miscomputes it.
+"""
+
+from __future__ import annotations
+
+import math
+import tokenize
+import zipfile
+import zlib
+from math import prod
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.api import Arrays, BundleError, ModelError, Runner, TensorSpec
+from edged.core.manifest import Golden, Manifest
+from edged.core.tensors import difference, disagreement
+from edged.models.bundle import Bundle
+
+MAX_SAMPLES = 1000
+MAX_GOLDEN_BYTES = 64 << 20
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What a model proved: on how many golden samples, and the worst difference in any element of an output.
+
+    `worst` is in quantisation steps, or absolute for outputs that are not quantised. No samples prove only that the
+    model loads and has the manifest's tensors.
+    """
+
+    samples: int
+    worst: float
+
+
+def prove(bundle: Bundle, runner: Runner) -> Proof:
+    """Hold a loaded model against its manifest and run its golden samples, from rest, and leave it at rest.
+
+    Raises:
+        BundleError: its tensors are not the manifest's, or the golden samples are damaged.
+        ModelError: it fails, or computes something else than it should.
+    """
+    manifest = bundle.manifest
+    check_tensors(manifest, runner)
+    if manifest.golden is None:
+        return Proof(0, 0.0)
+    inputs, outputs = _load(bundle, manifest.golden)
+    runner.reset()
+    worst = 0.0
+    for index, (given, expected) in enumerate(zip(zip(*inputs, strict=True), zip(*outputs, strict=True), strict=True)):
+        worst = max(worst, _prove_sample(manifest, manifest.golden, runner, index, given, expected))
+    runner.reset()
+    return Proof(len(inputs[0]), worst)
+
+
+def check_tensors(manifest: Manifest, runner: Runner) -> None:
+    """Hold shape, dtype and quantisation of a loaded model's tensors against the manifest's; names may differ.
+
+    Raises:
+        BundleError: they differ; the message says both.
+    """
+    inputs = tuple(each.tensor for each in manifest.inputs)
+    for kind, said, found in (("input", inputs, runner.inputs), ("output", manifest.outputs, runner.outputs)):
+        if len(said) != len(found):
+            raise _differs(manifest, f"{len(said)} {kind}s", f"{len(found)}")
+        for index, (one, other) in enumerate(zip(said, found, strict=True)):
+            if not _same(one, other):
+                raise _differs(manifest, f"{kind} {index} is {_words(one)}", _words(other))
+
+
+def _differs(manifest: Manifest, said: str, found: str) -> BundleError:
+    return BundleError(
+        f"{manifest.name} {manifest.version}: the manifest says {said}, the model {found}",
+        hint="make the bundle again from this model",
+    )
+
+
+def _same(one: TensorSpec, other: TensorSpec) -> bool:
+    return (one.shape, one.dtype, one.zero_point) == (other.shape, other.dtype, other.zero_point) and math.isclose(
+        one.scale, other.scale, rel_tol=1e-6
+    )
+
+
+def _words(spec: TensorSpec) -> str:
+    quantisation = f" (scale {spec.scale:.8g}, zero point {spec.zero_point})" if spec.scale else ""
+    return f"{spec.dtype} {list(spec.shape)}{quantisation}"
+
+
+def _prove_sample(
+    manifest: Manifest, golden: Golden, runner: Runner, index: int, inputs: Arrays, expected: Arrays
+) -> float:
+    """The worst difference in one sample."""
+    worst = 0.0
+    for spec, got, wanted in zip(manifest.outputs, runner.run(inputs), expected, strict=True):
+        problem = disagreement(spec, got, wanted, golden)
+        if problem:
+            raise ModelError(
+                f"{manifest.name} {manifest.version} fails its self-test on {runner.info.runtime}: "
+                f"golden sample {index}: {problem}",
+                hint="another version of the runtime, or of the model, is needed",
+            )
+        worst = max(worst, difference(got, wanted))
+    return worst
+
+
+# The golden samples
+
+
+def _load(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    manifest = bundle.manifest
+    specs = {f"input_{index}": each.tensor for index, each in enumerate(manifest.inputs)}
+    specs |= {f"output_{index}": spec for index, spec in enumerate(manifest.outputs)}
+    try:
+        with zipfile.ZipFile(bundle.file(golden.file)) as archive:
+            arrays = {name: _read(archive, name, spec) for name, spec in specs.items()}
+            extra = set(archive.namelist()) - {f"{name}.npy" for name in specs}
+    except _UNREADABLE as error:
+        raise _broken(bundle, f"cannot be read: {error}") from error
+    except BundleError as error:
+        raise _broken(bundle, error.message) from error
+    if extra:
+        raise _broken(bundle, f"holds {min(extra)}, which is no array of this model's")
+    if len({len(array) for array in arrays.values()}) != 1:
+        raise _broken(bundle, "its arrays differ in their number of samples")
+    count = len(manifest.inputs)
+    return list(arrays.values())[:count], list(arrays.values())[count:]
+
+
+def _read(archive: zipfile.ZipFile, name: str, spec: TensorSpec) -> NDArray[Any]:
+    """One array, refused by its header before anything of its size is read. Nothing is ever unpickled."""
+    with archive.open(f"{name}.npy") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise BundleError(f"{name} is in another version of the .npy format than 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        samples = shape[0] if shape else 0
+        if (shape[1:], dtype, fortran) != (spec.shape, spec.numpy_dtype, False):
+            raise BundleError(f"{name} holds {dtype} {list(shape[1:])}, and the tensor is {_words(spec)}")
+        size = prod(shape) * dtype.itemsize
+        if not 1 <= samples <= MAX_SAMPLES or size > MAX_GOLDEN_BYTES:
+            raise BundleError(f"{name} holds {samples} samples, and 1 to {MAX_SAMPLES} in 64 MB are allowed")
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise BundleError(f"{name} has not the size its header says")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+_UNREADABLE = (
+    OSError, EOFError, KeyError, ValueError, RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+
+
+def _broken(bundle: Bundle, problem: str) -> BundleError:
+    return BundleError(
+        f"{bundle.folder}: the golden samples: {problem}", hint="make them again with the model they came from"
+    )
