@@ -67,8 +67,8 @@ def at_rest(spec: TensorSpec) -> NDArray[Any]:
     return np.full(spec.shape, spec.zero_point if spec.scale else 0, spec.numpy_dtype)
 
 
-def difference(spec: TensorSpec, got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """How far the worst element is off: in quantisation steps, or absolute where the tensor is not quantised."""
+def difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """How far the worst element is off, as stored: in quantisation steps, where the tensor is quantised."""
     return float(np.max(np.abs(got.astype(np.float64) - expected.astype(np.float64))))
 
 
@@ -76,7 +76,7 @@ def disagreement(spec: TensorSpec, got: NDArray[Any], expected: NDArray[Any], go
     """How one output, as stored, differs from the golden one, in words; "" when they agree."""
     if got.shape != expected.shape:
         return f"the output {spec.name!r} has the shape {list(got.shape)}, not {list(expected.shape)}"
-    off = difference(spec, got, expected)
+    off = difference(got, expected)
     tolerance, unit = (golden.steps, "steps") if spec.scale else (golden.absolute, "absolute")
     if off <= tolerance and _same_decision(got, expected):
         return ""

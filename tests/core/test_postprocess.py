@@ -1,0 +1,341 @@
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from edged.core.errors import ConfigError, ModelError
+from edged.core.manifest import (
+    SCHEMA,
+    Channel,
+    Classify,
+    Decision,
+    Detect,
+    File,
+    Input,
+    Manifest,
+    Postprocess,
+    Regress,
+    WindowSpec,
+    check,
+)
+from edged.core.postprocess import Decider, Postprocessor, best
+from edged.core.types import Anomaly, Classification, Regression, Score, TensorSpec
+
+FLOATS = TensorSpec(name="scores", shape=(1, 3), dtype="float32")
+BYTES = TensorSpec(name="scores", shape=(1, 3), dtype="int8", scale=1 / 256, zero_point=-128)
+
+
+def manifest(output: TensorSpec, rule: Postprocess, labels: tuple[str, ...] = ()) -> Manifest:
+    size = int(np.prod(output.shape))
+    made = Manifest(
+        schema=SCHEMA,
+        name="m",
+        version="1",
+        files={"model.tflite": File(bytes=1, sha256="0" * 64)},
+        window=WindowSpec(length=size, hop=1, channels=(Channel(name="x"),)),
+        inputs=(Input(tensor=TensorSpec(name="x", shape=(1, size), dtype="float32")),),
+        outputs=(output,),
+        labels=labels,
+        postprocess=rule,
+    )
+    check(made)
+    return made
+
+
+def classify(output: TensorSpec, stored: Any, labels: tuple[str, ...] = ("a", "b", "c"), **rule: Any) -> Classification:
+    postprocess = Postprocessor(manifest(output, Classify(**rule), labels), None)
+    outcome = postprocess([np.array(stored, dtype=output.dtype).reshape(output.shape)], None, 0.0)
+    assert isinstance(outcome, Classification)
+    return outcome
+
+
+def test_the_best_label_comes_first() -> None:
+    assert classify(BYTES, [-128, 64, -64]) == Classification(
+        label="b",
+        score=0.75,
+        scores=(Score("b", 0.75), Score("c", 0.25), Score("a", 0.0)),
+        decision="b",
+        changed=True,
+    )
+
+
+def test_only_the_best_k_are_told() -> None:
+    assert [score.label for score in classify(BYTES, [-128, 64, -64], top_k=2).scores] == ["b", "c"]
+
+
+def test_of_equals_the_first_comes_first() -> None:
+    assert [score.label for score in classify(BYTES, [5, 7, 7]).scores] == ["b", "c", "a"]
+
+
+def test_a_label_that_is_missing_is_told_by_its_index() -> None:
+    assert [score.label for score in classify(BYTES, [1, 2, 3], labels=()).scores] == ["2", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "scores"),
+    [
+        ("none", [200.0, 0.0, -200.0]),
+        ("softmax", [1.0, 0.0, 0.0]),
+        ("sigmoid", [1.0, 0.5, 0.0]),
+    ],
+)
+def test_logits_become_probabilities_without_overflow(activation: str, scores: list[float]) -> None:
+    with np.errstate(all="raise", under="ignore"):
+        outcome = classify(FLOATS, [200.0, 0.0, -200.0], activation=activation)
+    assert [score.score for score in outcome.scores] == scores
+
+
+def test_softmax_works_on_what_a_quantised_output_stands_for() -> None:
+    logits = TensorSpec(name="scores", shape=(1, 3), dtype="int8", scale=0.5, zero_point=10)
+    outcome = classify(logits, [10, 12, 8], activation="softmax")
+    assert [score.score for score in outcome.scores] == pytest.approx([0.6652409, 0.2447285, 0.0900306])
+
+
+def test_a_wake_word_has_one_label_and_one_score() -> None:
+    word = TensorSpec(name="word", shape=(1, 1), dtype="uint8", scale=1 / 256)
+    model = manifest(word, Classify(decision=Decision(threshold=0.9, k=2, n=3)), ("hey",))
+    postprocess = Postprocessor(model, None)
+    heard = [
+        postprocess([np.array([[stored]], dtype=np.uint8)], None, float(time))
+        for time, stored in enumerate([0, 250, 251, 252, 3, 2])
+    ]
+    assert [outcome.decision for outcome in heard] == [None, None, "hey", "hey", "hey", None]
+    assert [outcome.changed for outcome in heard] == [False, False, True, False, False, True]
+    assert heard[0].scores == (Score("hey", 0.0),)
+
+
+@given(arrays(np.int8, st.integers(1, 40), elements=st.integers(-5, 5)), st.integers(1, 50))
+def test_the_best_are_those_of_a_stable_sort(stored: NDArray, k: int) -> None:
+    values = stored.tolist()
+    assert best(stored, k) == sorted(range(len(values)), key=lambda index: (-values[index], index))[:k]
+
+
+def test_regression_gives_values_by_name() -> None:
+    output = TensorSpec(name="y", shape=(1, 2), dtype="int8", scale=0.5, zero_point=-10)
+    postprocess = Postprocessor(manifest(output, Regress(names=("speed", "load"))), None)
+    assert postprocess([np.array([[-10, 90]], dtype=np.int8)], None, 0.0) == Regression({"speed": 0.0, "load": 50.0})
+
+
+REBUILT = TensorSpec(name="rebuilt", shape=(1, 4), dtype="int8", scale=0.5, zero_point=0)
+SCORE = TensorSpec(name="score", shape=(1, 1), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("score", "value"),
+    [("mean_squared_error", 3.375), ("mean_absolute_error", 1.25)],
+)
+def test_an_anomaly_is_how_badly_the_input_was_rebuilt(score: str, value: float) -> None:
+    detect = Detect(score=score, decision=Decision(threshold=1.0))
+    postprocess = Postprocessor(manifest(REBUILT, detect), None)
+    prepared = np.array([[0.0, 1.0], [2.0, 0.5]], dtype=np.float32)
+    outcome = postprocess([np.array([[0, 4, 5, 8]], dtype=np.int8)], prepared, 0.0)  # 0, 2, 2.5 and 4 in real values
+    assert outcome == Anomaly(value, 1.0, True, True)
+    assert prepared.tolist() == [[0.0, 1.0], [2.0, 0.5]]
+
+
+def test_an_anomaly_is_decided_over_time() -> None:
+    detect = Detect(score="output", decision=Decision(threshold=1.0, hysteresis=0.5, k=2, n=2))
+    postprocess = Postprocessor(manifest(SCORE, detect), None)
+    outcomes = [
+        postprocess([np.array([[score]], dtype=np.float32)], None, float(time))
+        for time, score in enumerate([0.5, 1.0, 0.75, 0.25, 0.75])
+    ]
+    assert outcomes == [
+        Anomaly(0.5, 1.0, False, False),
+        Anomaly(1.0, 1.0, False, False),
+        Anomaly(0.75, 1.0, True, True),
+        Anomaly(0.25, 1.0, False, True),
+        Anomaly(0.75, 1.0, False, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "rule", "stored"),
+    [
+        (FLOATS, Classify(), [0.1, np.nan, 0.2]),
+        (FLOATS, Classify(top_k=1), [0.1, 0.3, np.nan]),
+        (FLOATS, Classify(activation="softmax"), [0.1, np.nan, 0.2]),
+        (FLOATS, Regress(names=("x", "y", "z")), [0.0, np.nan, 0.0]),
+        (SCORE, Detect(score="output", decision=Decision()), [np.nan]),
+    ],
+)
+def test_nan_is_an_error_and_never_a_decision(output: TensorSpec, rule: Postprocess, stored: list[float]) -> None:
+    postprocess = Postprocessor(manifest(output, rule), None)
+    with pytest.raises(ModelError, match="the model's output is NaN") as caught:
+        postprocess([np.array([stored], dtype=np.float32)], None, 0.0)
+    assert caught.value.hint
+
+
+def test_an_infinite_output_is_an_error() -> None:
+    with pytest.raises(ModelError, match="the model's output is infinite"):
+        classify(FLOATS, [0.0, np.inf, 0.0])
+
+
+@given(arrays(np.float32, (1, 3)))
+def test_an_outcome_is_sound_json_or_an_error(stored: NDArray) -> None:
+    try:
+        outcome = classify(FLOATS, stored)
+    except ModelError:
+        assert not np.isfinite(stored).all()
+        return
+    assert None not in [score["score"] for score in json.loads(msgspec.json.encode(outcome))["scores"]]
+
+
+# The decision machine, as tables: what happens at a time, the scores of a, b and c, and what is decided then.
+Table = list[tuple[float, tuple[float, float, float], str | None]]
+
+THE_BEST_LABEL: Table = [
+    (0, (0.5, 0.3, 0.2), "a"),
+    (1, (0.1, 0.6, 0.3), "b"),
+    (2, (0.4, 0.4, 0.2), "a"),
+    (3, (-1.0, -2.0, -0.5), "c"),
+]
+THE_BEST_LABEL_UNLESS_BACKGROUND: Table = [
+    (0, (0.5, 0.3, 0.2), None),
+    (1, (0.1, 0.6, 0.3), "b"),
+    (2, (0.4, 0.3, 0.3), None),
+]
+A_THRESHOLD: Table = [
+    (0, (0.5, 0.3, 0.2), None),
+    (1, (0.6, 0.3, 0.1), "a"),
+    (2, (0.59, 0.3, 0.1), None),
+    (3, (0.7, 0.8, 0.9), "c"),
+]
+A_THRESHOLD_OF_ITS_OWN: Table = [
+    (0, (0.5, 0.2, 0.3), None),
+    (1, (0.5, 0.25, 0.25), "b"),
+    (2, (0.7, 0.3, 0.0), "a"),
+]
+A_THRESHOLD_BELOW_THE_BACKGROUND: Table = [
+    (0, (0.7, 0.2, 0.1), None),
+    (1, (0.6, 0.3, 0.1), "b"),
+]
+HYSTERESIS: Table = [
+    (0, (0.5, 0.0, 0.0), None),
+    (1, (0.75, 0.0, 0.0), "a"),
+    (2, (0.5, 0.0, 0.0), "a"),
+    (3, (0.49, 0.0, 0.0), None),
+    (4, (0.5, 0.0, 0.0), None),
+]
+HYSTERESIS_AGAINST_THE_BEST: Table = [
+    (0, (0.5, 0.4, 0.1), "a"),
+    (1, (0.4, 0.5, 0.1), "b"),
+    (2, (0.2, 0.5, 0.3), "b"),
+]
+TWO_OF_THREE: Table = [
+    (0, (0.9, 0.0, 0.0), None),
+    (1, (0.0, 0.9, 0.0), None),
+    (2, (0.9, 0.0, 0.0), "a"),
+    (3, (0.0, 0.0, 0.9), None),
+    (4, (0.9, 0.0, 0.0), "a"),
+    (5, (0.0, 0.0, 0.0), None),
+    (6, (0.0, 0.0, 0.0), None),
+]
+A_MAJORITY_OF_THE_BEST: Table = [
+    (0, (0.5, 0.3, 0.2), None),
+    (1, (0.6, 0.3, 0.1), "a"),
+    (2, (0.1, 0.8, 0.1), "a"),
+    (3, (0.2, 0.7, 0.1), "b"),
+]
+A_MINIMUM_DURATION: Table = [
+    (0.0, (0.9, 0.0, 0.0), None),
+    (1.0, (0.9, 0.0, 0.0), None),
+    (2.0, (0.9, 0.0, 0.0), "a"),
+    (3.0, (0.0, 0.0, 0.0), None),
+    (4.0, (0.9, 0.0, 0.0), None),
+    (5.5, (0.9, 0.0, 0.0), None),
+    (6.0, (0.9, 0.0, 0.0), "a"),
+]
+A_COOLDOWN: Table = [
+    (0, (0.9, 0.0, 0.0), "a"),
+    (1, (0.0, 0.0, 0.0), None),
+    (2, (0.9, 0.0, 0.0), None),
+    (2.5, (0.9, 0.6, 0.0), "b"),
+    (3, (0.9, 0.6, 0.0), "a"),
+    (4, (0.9, 0.0, 0.0), "a"),
+    (5, (0.0, 0.6, 0.0), None),
+    (6, (0.0, 0.0, 0.0), None),
+    (7, (0.0, 0.6, 0.0), "b"),
+]
+ALL_OF_IT: Table = [
+    (0, (0.0, 0.9, 0.0), None),
+    (1, (0.0, 0.9, 0.0), None),
+    (2, (0.0, 0.0, 0.0), "b"),
+    (3, (0.0, 0.0, 0.0), None),
+    (4, (0.0, 0.9, 0.0), None),
+    (5, (0.0, 0.9, 0.0), None),
+    (6, (0.0, 0.9, 0.0), None),
+    (7, (0.0, 0.9, 0.0), "b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("decision", "table"),
+    [
+        pytest.param(Decision(), THE_BEST_LABEL, id="the best label"),
+        pytest.param(Decision(background=("a",)), THE_BEST_LABEL_UNLESS_BACKGROUND, id="unless background"),
+        pytest.param(
+            Decision(background=("a",), thresholds={"a": 0.0}), THE_BEST_LABEL_UNLESS_BACKGROUND, id="the long way"
+        ),
+        pytest.param(Decision(threshold=0.6), A_THRESHOLD, id="threshold"),
+        pytest.param(Decision(threshold=0.6, thresholds={"b": 0.25}), A_THRESHOLD_OF_ITS_OWN, id="own threshold"),
+        pytest.param(
+            Decision(threshold=0.3, background=("a",)), A_THRESHOLD_BELOW_THE_BACKGROUND, id="below the background"
+        ),
+        pytest.param(Decision(threshold=0.75, hysteresis=0.25), HYSTERESIS, id="hysteresis"),
+        pytest.param(Decision(hysteresis=0.25), HYSTERESIS_AGAINST_THE_BEST, id="hysteresis against the best"),
+        pytest.param(Decision(threshold=0.5, k=2, n=3), TWO_OF_THREE, id="k of n"),
+        pytest.param(Decision(k=2, n=3), A_MAJORITY_OF_THE_BEST, id="k of n of the best"),
+        pytest.param(Decision(threshold=0.5, min_duration=2.0), A_MINIMUM_DURATION, id="minimum duration"),
+        pytest.param(Decision(threshold=0.5, cooldown=2.0), A_COOLDOWN, id="cooldown"),
+        pytest.param(Decision(threshold=0.5, k=2, n=3, min_duration=1.0, cooldown=4.0), ALL_OF_IT, id="all of it"),
+    ],
+)
+def test_what_is_decided_when(decision: Decision, table: Table) -> None:
+    decider = Decider(decision, ("a", "b", "c"))
+    before = None
+    for time, scores, label in table:
+        changed = decider.update(np.array(scores, dtype=np.float32), int(np.argmax(scores)), time)
+        decided = None if decider.decided is None else "abc"[decider.decided]
+        assert (time, decided) == (time, label)
+        assert changed == (decided != before)
+        before = decided
+
+
+def test_a_reset_forgets_what_was_decided_and_what_was_seen() -> None:
+    decider = Decider(Decision(threshold=0.5, k=2, n=2), ("a",))
+    high = np.array([0.9], dtype=np.float32)
+    assert [decider.update(high, 0, 0.0), decider.update(high, 0, 1.0)] == [False, True]
+    decider.reset()
+    assert decider.decided is None
+    assert decider.update(high, 0, 2.0) is False
+
+
+def test_what_the_configuration_decides_replaces_what_the_manifest_says() -> None:
+    model = manifest(FLOATS, Classify(decision=Decision(threshold=0.9)), ("a", "b", "c"))
+    outputs = [np.array([[0.2, 0.6, 0.2]], dtype=np.float32)]
+    assert Postprocessor(model, None)(outputs, None, 0.0).decision is None
+    assert Postprocessor(model, Decision(threshold=0.5))(outputs, None, 0.0).decision == "b"
+
+
+@pytest.mark.parametrize(
+    ("rule", "decision", "words"),
+    [
+        (Classify(), Decision(background=("silence",)), "names the label 'silence'"),
+        (Classify(), Decision(thresholds={"d": 0.5}), "names the label 'd'"),
+        (Classify(), Decision(k=3, n=2), "wants 3 of the last 2 windows"),
+        (Regress(names=("x", "y", "z")), Decision(threshold=0.5), "decides nothing"),
+        (Detect(decision=Decision(threshold=1.0)), Decision(thresholds={"a": 0.5}), "names the label 'a'"),
+    ],
+)
+def test_a_decision_that_cannot_be_is_refused(rule: Postprocess, decision: Decision, words: str) -> None:
+    model = manifest(FLOATS, rule, ("a", "b", "c") if isinstance(rule, Classify) else ())
+    with pytest.raises(ConfigError, match=words) as caught:
+        Postprocessor(model, decision)
+    assert caught.value.hint

@@ -1,0 +1,152 @@
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edged.core.errors import DeviceError
+from edged.core.manifest import Channel, WindowSpec
+from edged.core.window import Windower
+
+
+def spec(
+    length: int, hop: int, *, rate: float | None = None, channels: str = "x", dtype: str = "float32"
+) -> WindowSpec:
+    return WindowSpec(
+        length=length, hop=hop, rate=rate, channels=tuple(Channel(name=name) for name in channels), dtype=dtype
+    )
+
+
+def row(*values: float, dtype: str = "float32") -> NDArray:
+    """Samples of one channel."""
+    return np.array(values, dtype=dtype).reshape(-1, 1)
+
+
+def cut(windower: Windower, samples: NDArray, time: float = 0.0, lost: int = 0) -> list[tuple[int, list[float]]]:
+    """Number and values of the windows a push completes."""
+    return [(window.seq, window.samples.ravel().tolist()) for window in windower.push(samples, time, lost)]
+
+
+def test_windows_overlap_where_the_hop_is_shorter_than_they_are() -> None:
+    assert cut(Windower(spec(3, 1), None), row(1, 2, 3, 4, 5)) == [(0, [1, 2, 3]), (1, [2, 3, 4]), (2, [3, 4, 5])]
+
+
+def test_windows_leave_samples_out_where_the_hop_is_longer_than_they_are() -> None:
+    assert cut(Windower(spec(2, 5), None), row(*range(13))) == [(0, [0, 1]), (1, [5, 6]), (2, [10, 11])]
+
+
+def test_a_window_grows_over_several_chunks() -> None:
+    windower = Windower(spec(3, 3), None)
+    assert cut(windower, row(1)) == []
+    assert cut(windower, row(2)) == []
+    assert cut(windower, row(3, 4)) == [(0, [1, 2, 3])]
+    assert cut(windower, row(5, 6)) == [(1, [4, 5, 6])]
+
+
+def test_a_chunk_far_larger_than_the_ring_yields_every_window() -> None:
+    windows = cut(Windower(spec(4, 3), None), row(*range(1000)))
+    assert windows == [(n, [3 * n, 3 * n + 1, 3 * n + 2, 3 * n + 3]) for n in range(333)]
+
+
+def test_no_window_is_stitched_over_lost_samples() -> None:
+    windower = Windower(spec(3, 1), None)
+    assert cut(windower, row(1, 2, 3)) == [(0, [1, 2, 3])]
+    assert cut(windower, row(10, 11), lost=6) == []
+    assert cut(windower, row(12)) == [(2, [10, 11, 12])]
+
+
+def test_a_loss_shows_as_a_jump_in_seq_unless_there_was_nothing_before() -> None:
+    windower = Windower(spec(2, 2), None)
+    assert cut(windower, row(1, 2), lost=1) == [(0, [1, 2])]
+    assert cut(windower, row(3, 4)) == [(1, [3, 4])]
+    assert cut(windower, row(7, 8), lost=2) == [(3, [7, 8])]
+
+
+def test_a_window_has_the_time_of_its_own_last_sample() -> None:
+    windower = Windower(spec(2, 2, rate=10.0), None)
+    times = [window.time for window in windower.push(row(1, 2, 3, 4, 5), 100.0)]
+    assert times == [pytest.approx(99.7), pytest.approx(99.9)]
+
+
+def test_a_window_has_the_time_of_its_chunk_where_no_rate_is_known() -> None:
+    assert [window.time for window in Windower(spec(2, 2), None).push(row(1, 2, 3, 4, 5), 100.0)] == [100.0, 100.0]
+
+
+def test_columns_are_picked_in_the_order_of_the_model() -> None:
+    samples = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
+    windower = Windower(spec(2, 2, channels="ca"), np.array([2, 0]))
+    assert cut(windower, samples) == [(0, [3, 1, 6, 4])]
+
+
+def test_pictures_are_windows_of_one_sample() -> None:
+    picture = WindowSpec(length=1, hop=1, sample_shape=(8, 8), dtype="uint8")
+    chunk = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
+    windows = [window.samples.copy() for window in Windower(picture, None).push(chunk, 0.0)]
+    assert [window.shape for window in windows] == [(1, 8, 8), (1, 8, 8)]
+    assert np.array_equal(np.concatenate(windows), chunk)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "kept"),
+    [
+        (row(1.5, 2.5, dtype="float64"), "float32", [1.5, 2.5]),
+        (row(1, -2, dtype="int16"), "float32", [1.0, -2.0]),
+        (row(1e300, -1e300, dtype="float64"), "float32", [np.inf, -np.inf]),
+        (row(7, 255, dtype="uint8"), "int16", [7, 255]),
+        (row(0.5, 1.5, 2.5), "int16", [0, 2, 2]),
+        (row(70000, -70000, dtype="int32"), "int16", [32767, -32768]),
+        (row(np.nan, np.inf, -np.inf, 300.0), "uint8", [0, 255, 0, 255]),
+    ],
+)
+def test_samples_take_the_dtype_of_the_window(given: NDArray, dtype: str, kept: list[float]) -> None:
+    (window,) = Windower(spec(len(given), 1, dtype=dtype), None).push(given, 0.0)
+    assert window.samples.dtype == dtype
+    assert window.samples.ravel().tolist() == kept
+
+
+@pytest.mark.parametrize("samples", [np.zeros((4, 2)), np.zeros((4, 1, 1)), np.zeros(4)])
+def test_samples_of_another_shape_are_the_fault_of_the_source(samples: NDArray) -> None:
+    with pytest.raises(DeviceError, match="not what it described"):
+        cut(Windower(spec(2, 2, channels="abc"), None), samples)
+
+
+@pytest.mark.parametrize("samples", [np.zeros((4, 2)), np.zeros(4)])
+def test_too_few_columns_to_pick_from_are_the_fault_of_the_source(samples: NDArray) -> None:
+    with pytest.raises(DeviceError, match="not what it described"):
+        cut(Windower(spec(2, 2, channels="a"), np.array([2])), samples)
+
+
+# A stream is a list of unbroken runs, each a list of chunk lengths.
+STREAMS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+@given(st.integers(1, 12), st.integers(1, 30), STREAMS)
+def test_windows_do_not_depend_on_how_the_stream_was_cut_into_chunks(
+    length: int, hop: int, stream: list[list[int]]
+) -> None:
+    windower = Windower(spec(length, hop), None)
+    got = [window for samples, lost in chunks(stream) for window in cut(windower, samples, lost=lost)]
+    assert [values for _, values in got] == list(expected(length, hop, stream))
+    breaks = len(stream) - 1
+    numbers = [seq for seq, _ in got]
+    assert numbers == sorted(set(numbers))
+    assert not numbers or numbers[-1] <= len(numbers) - 1 + breaks
+    assert breaks or numbers == list(range(len(numbers)))
+
+
+def chunks(stream: list[list[int]]) -> Iterable[tuple[NDArray, int]]:
+    at = 0
+    for number, run in enumerate(stream):
+        for position, count in enumerate(run):
+            yield row(*range(at, at + count)), 1 if number and not position else 0
+            at += count
+
+
+def expected(length: int, hop: int, stream: list[list[int]]) -> Iterable[list[int]]:
+    at = 0
+    for run in stream:
+        for begin in range(at, at + sum(run) - length + 1, hop):
+            yield list(range(begin, begin + length))
+        at += sum(run)
