@@ -47,8 +47,8 @@ def _runner(runner: dict[str, Any] | None) -> str:
     if runner is None:
         return "-"
     share = f", {runner['delegated']} of {runner['nodes']} nodes" if runner["nodes"] else ""
-    threads = f"{runner['threads']} thread" + ("s" if runner["threads"] > 1 else "")
-    return f"{runner['delegate']}{share} ({runner['runtime']}, {threads})"
+    threads = f", {runner['threads']} threads" if runner["threads"] > 1 else ""
+    return f"{runner['delegate']}{share} ({runner['runtime']}{threads})"
 
 
 def _proof(proof: dict[str, Any] | None) -> str:

@@ -34,8 +34,8 @@ def test_all_is_well(edgectl, daemon):
   SOURCE  STATE    KIND    CHANNELS    RATE  MEASURED  SAMPLES  LOST  RECONNECTS  FAULTS
 ● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200     3           1  wrong number of columns: 2
 
-  MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                                      SELF-TEST
-● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes (litert 2.3.0, 1 thread)  8 samples, ±1 steps
+  MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                            SELF-TEST
+● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes (litert 2.3.0)  8 samples, ±1 steps
 
   SINK  STATE    SENT  FAILED  DROPPED
 ● log   running    41       0        0

@@ -1,0 +1,107 @@
+"""Imports go down only, no cycles, and wings never import each other: the table that holds the house up.
+
+Every import statement of every module is read, those inside functions as well; those for type checkers alone, too.
+"""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "edged"
+
+LOW = {"core", "log"}
+MIDDLE = LOW | {"api"}
+SERVICE = MIDDLE | {"outbox", "control", "flow", "models", "sources", "backends", "sinks", "plugins"}
+
+MAY_IMPORT = {
+    "core": set(),
+    "log": set(),
+    "api": LOW,
+    "outbox": LOW,
+    "control": LOW,
+    "flow": MIDDLE,
+    "models": MIDDLE,
+    "sources": MIDDLE,
+    "backends": MIDDLE,
+    "sinks": MIDDLE,
+    "plugins": MIDDLE,
+    "config": SERVICE,
+    "operations": SERVICE | {"config"},
+    "daemon": SERVICE | {"config", "operations"},
+    "__main__": SERVICE | {"config", "operations", "daemon"},
+    "ctl": SERVICE | {"config", "operations"},
+}
+"""What each part may import besides itself; `edged` alone (its version) is free to all."""
+
+CORE_MAY_IMPORT = {
+    *("__future__", "collections", "typing", "dataclasses", "enum", "functools", "itertools", "operator", "graphlib"),
+    *("math", "cmath", "statistics", "array", "bisect", "heapq", "struct", "zlib", "hashlib", "binascii", "base64"),
+    *("json", "re", "string", "textwrap", "difflib", "unicodedata", "copy", "io", "zipfile", "datetime", "contextlib"),
+    *("numpy", "msgspec"),
+}
+"""Pure modules: nothing that knows of an operating system, a thread, a socket or a clock."""
+
+
+def imports(file):
+    """The dotted names a file imports, and the line of each."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        match node:
+            case ast.Import(names=names):
+                yield from ((name.name, node.lineno) for name in names)
+            case ast.ImportFrom(module=module, names=names, level=0):
+                yield from ((f"{module}.{name.name}", node.lineno) for name in names)
+            case ast.ImportFrom():
+                yield ".", node.lineno
+
+
+def part(name):
+    """The part of the package a dotted name belongs to; None for `edged` itself and for other packages."""
+    words = name.split(".")
+    return words[1] if words[0] == "edged" and len(words) > 1 and words[1] in MAY_IMPORT else None
+
+
+MODULES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
+
+
+def named(file):
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=named)
+def test_imports_go_down_only(file):
+    own = part(named(file))
+    assert own is not None, "a new part needs a line in the table"
+    wrong = [f"line {line}: {name}" for name, line in imports(file) if part(name) not in {None, own, *MAY_IMPORT[own]}]
+    assert not wrong
+
+
+@pytest.mark.parametrize("file", MODULES, ids=named)
+def test_imports_name_the_whole_path(file):
+    assert not [line for name, line in imports(file) if name == "."]
+
+
+@pytest.mark.parametrize("file", [file for file in MODULES if part(named(file)) == "core"], ids=named)
+def test_core_is_pure(file):
+    roots = {(name.split(".")[0], line) for name, line in imports(file)}
+    assert not [f"line {line}: {root}" for root, line in roots if root not in CORE_MAY_IMPORT | {"edged"}]
+
+
+def test_there_are_no_cycles():
+    """Between modules, counting an import of a package's name as one of the package."""
+    known = {named(file): file for file in MODULES}
+
+    def targets(file):
+        for name, _ in imports(file):
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
+
+    graph = {name: {target for target in targets(file) if target != name} for name, file in known.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(known)
+
+
+def test_the_table_itself_has_no_cycles():
+    assert list(TopologicalSorter(MAY_IMPORT).static_order())

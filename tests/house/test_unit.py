@@ -1,0 +1,48 @@
+"""The unit file, as systemd reads it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNIT = Path(__file__).parents[2] / "systemd" / "edged.service"
+
+
+@pytest.fixture
+def analyze(tmp_path):
+    """`systemd-analyze` on the unit, with a program that is there."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "edged.service"
+
+    def run(verb, *options, text=None):
+        unit.write_text((text or UNIT.read_text()).replace("/usr/bin/edged", shutil.which("true")))
+        return subprocess.run([program, verb, *options, str(unit)], capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_systemd_understands_every_line(analyze):
+    result = analyze("verify", "--man=no", "--recursive-errors=yes")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_line_it_did_not_understand_would_show(analyze):
+    result = analyze(
+        "verify", "--man=no", "--recursive-errors=yes", text=UNIT.read_text().replace("Watchdog", "Watchdgo")
+    )
+    assert "WatchdgoSec" in result.stderr
+
+
+def test_the_sandbox_is_tight(analyze):
+    """On systemd's scale, where 100 is a service with no sandbox at all."""
+    assert analyze("security", "--offline=yes", "--threshold=20").returncode == 0
+
+
+def test_what_would_break_inference_or_sensors_is_not_there():
+    lines = {line.partition("=")[0]: line for line in UNIT.read_text().splitlines() if not line.startswith("#")}
+    assert lines["SystemCallErrorNumber"] == "SystemCallErrorNumber=EPERM"
+    assert lines["StartLimitIntervalSec"] == "StartLimitIntervalSec=0"
+    assert not lines.keys() & {"ProcSubset", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"}

@@ -1,0 +1,67 @@
+"""Where messages go, seen from a child process, as each process has one log."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LOG = """
+import logging, sys
+from edged.log import set_up
+set_up("info")
+log = logging.getLogger("edged.flow")
+log.debug("too quiet")
+log.warning("window %d dropped", 7, extra={"pipeline": "door", "step": "mailbox"})
+"""
+
+
+def child(code, **environ):
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=20, check=True
+    )
+    return result.stderr
+
+
+def test_a_terminal_shows_the_fields_after_the_message():
+    line = child(LOG)
+    assert line.endswith(" WARNING edged.flow: window 7 dropped [pipeline door, step mailbox]\n")
+    assert line.count("\n") == 1
+
+
+def test_a_journal_of_somebody_else_is_not_ours():
+    """A shell started by systemd hands JOURNAL_STREAM on to what is started from it."""
+    assert "window 7 dropped" in child(LOG, JOURNAL_STREAM="1:2")
+
+
+def test_the_journal_gets_the_fields_as_its_own(tmp_path):
+    """With the sender of systemd-python replaced, as its socket has a fixed path that only root can serve."""
+    pytest.importorskip("systemd.journal", reason="systemd-python is not installed")
+    code = f"""
+import json, os, systemd.journal
+def send(text, **fields):
+    print(json.dumps([text, {{name: str(value) for name, value in fields.items()}}]))
+systemd.journal.send = send
+stat = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{{stat.st_dev}}:{{stat.st_ino}}"
+{LOG}"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert result.stderr == ""
+    text, fields = json.loads(result.stdout)
+    assert text == "window 7 dropped"
+    assert fields["PIPELINE"] == "door"
+    assert fields["STEP"] == "mailbox"
+    assert fields["PRIORITY"] == "4"
+    assert fields["LOGGER"] == "edged.flow"
+    assert fields["SYSLOG_IDENTIFIER"] == "edged"
+    assert all(name.isupper() for name in fields)
+
+
+def test_without_systemd_python_the_journal_gets_plain_lines():
+    code = f"""
+import os, sys
+sys.modules["systemd"] = None
+stat = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{{stat.st_dev}}:{{stat.st_ino}}"
+{LOG}"""
+    assert "window 7 dropped [pipeline door, step mailbox]" in child(code)
