@@ -310,7 +310,7 @@ def _words(info: inspect.Type) -> str:
             key, value = _words(info.key_type), _words(info.value_type)
             return f"a table{_length(info, 'keys')}, each key {key}, each value {value}"
         case inspect.CustomType():
-            return info.cls.__name__.lower()
+            return f"a {info.cls.__name__.lower()}"
         case _:
             return "a table"
 
