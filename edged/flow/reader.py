@@ -1,0 +1,183 @@
+"""The reader: one thread that keeps one source open and hands its chunks to the pipelines that want them.
+
+Read `_run`, then `_serve`. A source is opened, read until it fails, closed, and opened again after a growing pause, for
+ever; only the end of a recording and `stop` end it. Nothing a plug-in does gets further than its status: what it raises
+is a state with a reason, and a feed that raises costs that feed its chunk.
+
+The statistics are plain attributes, written by this thread alone and read by anybody.
+"""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Protocol
+
+from edged.api import Chunk, DeviceError, EdgedError, Source, SourceConfig
+from edged.core.health import Status
+from edged.core.vitals import Backoff, FlatLine, Supervision, Vitals
+
+log = logging.getLogger("edged.flow")
+
+READ_TIMEOUT = 0.5
+JUDGE_EVERY = 0.25
+
+
+class Feed(Protocol):
+    """Who takes the chunks of a source: a pipeline."""
+
+    def push(self, chunk: Chunk) -> None:
+        """Take a chunk, whose samples are valid during the call only."""
+
+
+class Reader:
+    """Keeps a source open and feeds from it.
+
+    `feeds` may be replaced whole at any time. `samples` and `lost` count since the start, `reconnects` every opening
+    after the first, `faults` what the source threw away, by reason. `measured_rate` is in samples per second of late,
+    `last_sample` when one last arrived and `next_try` when a failed source is opened again (CLOCK_MONOTONIC seconds);
+    None where there is none.
+
+    Raises:
+        ConfigError: the options of the source contradict one another.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: SourceConfig,
+        feeds: tuple[Feed, ...],
+        status: Status,
+        clock: Callable[[], float],
+        supervision: Supervision,
+    ) -> None:
+        self.name = name
+        self.info = config.describe()
+        self.feeds = feeds
+        self.status = status
+        self.samples = 0
+        self.lost = 0
+        self.reconnects = 0
+        self.faults: dict[str, int] = {}
+        self.feed_errors = 0
+        self.measured_rate: float | None = None
+        self.last_sample: float | None = None
+        self.next_try: float | None = None
+        self._config = config
+        self._clock = clock
+        self._supervision = supervision
+        self._stopping = Event()
+        self._complaints: set[str] = set()
+        self._thread = Thread(target=self._run, name=f"source-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more: at once while waiting to open again, else when the read in hand returns."""
+        self._stopping.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread to end; whether it did."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        backoff = Backoff(self._supervision)
+        openings = 0
+        while not self._stopping.is_set():
+            opened = None
+            try:
+                source = self._config.open()
+                opened = self._clock()
+                self.reconnects = openings
+                openings += 1
+                self._serve(source)
+            except EOFError:
+                self.status.set("stopped", "the recording has ended")
+                return
+            except Exception as error:  # a plug-in may raise anything
+                self._fail(error)
+                self._pause(backoff.delay(0.0 if opened is None else self._clock() - opened, random.random()))
+        self.status.set("stopped")
+
+    def _serve(self, source: Source) -> None:
+        vitals = Vitals(self._supervision, None if self.info.patient else self.info.rate, self._clock())
+        flat_line = FlatLine()
+        before = Counter(self.faults)
+        reopened = self.samples > 0
+        silent = True
+        judge_at = 0.0
+        try:
+            while not self._stopping.is_set():
+                chunk = source.read(READ_TIMEOUT)
+                now = self._clock()
+                faults = sum(source.faults.values())
+                if chunk is None:
+                    vitals.observe(0, 0, faults, False, now)
+                else:
+                    self._check(chunk)
+                    vitals.observe(len(chunk.samples), chunk.lost, faults, flat_line.same(chunk.samples), now)
+                    if silent:
+                        silent = False
+                        judge_at = now
+                        if reopened:
+                            chunk = chunk._replace(lost=max(chunk.lost, 1))
+                    self._deliver(chunk)
+                if now >= judge_at:
+                    judge_at = now + JUDGE_EVERY
+                    self.faults = dict(before + Counter(source.faults))
+                    self._judge(vitals, now)
+        finally:
+            self.faults = dict(before + Counter(source.faults))
+            self.measured_rate = None
+            source.close()
+
+    def _check(self, chunk: Chunk) -> None:
+        count, *shape = chunk.samples.shape
+        if count < 1 or tuple(shape) != self.info.shape:
+            raise DeviceError(
+                f"it gave {count} samples of shape {tuple(shape)} where it promised {self.info.shape}",
+                hint="its plug-in is broken: report this to its author",
+            )
+
+    def _deliver(self, chunk: Chunk) -> None:
+        self.samples += len(chunk.samples)
+        self.lost += chunk.lost
+        self.last_sample = chunk.time
+        for feed in self.feeds:
+            try:
+                feed.push(chunk)
+            except Exception as error:  # the other feeds must not notice
+                self.feed_errors += 1
+                self._complain("feeding a pipeline", error)
+
+    def _judge(self, vitals: Vitals, now: float) -> None:
+        self.measured_rate = vitals.measured_rate
+        verdict = vitals.verdict(now)
+        if verdict.state != "starting":  # until then a source that had failed stays so
+            self.status.set(*verdict)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, EdgedError):
+            self.status.set("failed", error.message, error.hint)
+            return
+        self._complain("reading", error)
+        self.status.set(
+            "failed", f"{type(error).__name__}: {error}", "the plug-in is broken: its traceback is in the log"
+        )
+
+    def _complain(self, doing: str, error: Exception) -> None:
+        """Log a bug with its traceback, once for each kind."""
+        kind = f"{doing}: {type(error).__name__}"
+        if kind not in self._complaints:
+            self._complaints.add(kind)
+            log.error("source %s, %s: %s", self.name, kind, error, exc_info=error, extra={"source": self.name})
+
+    def _pause(self, delay: float) -> None:
+        self.next_try = self._clock() + delay
+        self._stopping.wait(delay)
+        self.next_try = None

@@ -1,0 +1,260 @@
+import logging
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edged.api import Chunk, DeviceError, Source, SourceConfig, SourceInfo
+from edged.core.health import Health, Status
+from edged.core.vitals import Supervision
+from edged.flow.reader import Reader
+
+PROMPT = Supervision(retry_min=0.001, retry_max=0.001)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Scripted:
+    """An opened sensor that goes through its acts: chunks to give, errors to raise, seconds to say nothing."""
+
+    def __init__(self, acts: list[Any], clock: Clock) -> None:
+        self.faults: dict[str, int] = {}
+        self.closed = False
+        self._acts = deque(acts)
+        self._clock = clock
+
+    def read(self, timeout: float) -> Chunk | None:
+        act = self._acts.popleft() if self._acts else EOFError()
+        if isinstance(act, Exception):
+            raise act
+        if isinstance(act, dict):
+            self.faults = act
+            return None
+        if isinstance(act, float):
+            self._clock.now += act
+            return None
+        return act
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Script(SourceConfig, frozen=True, kw_only=True):
+    """A sensor that plays one entry of `openings` each time it is opened: acts, or why it cannot be opened."""
+
+    openings: list[Any]
+    clock: Clock = Clock()
+    rate: float | None = 100.0
+    patient: bool = False
+    opened: list[Scripted] = []  # noqa: RUF012, msgspec copies it
+
+    def describe(self) -> SourceInfo:
+        return SourceInfo(shape=(1,), channels=("x",), rate=self.rate, patient=self.patient)
+
+    def open(self) -> Source:
+        acts = self.openings.pop(0)
+        if isinstance(acts, Exception):
+            raise acts
+        self.opened.append(Scripted(acts, self.clock))
+        return self.opened[-1]
+
+
+class Listener:
+    """Hears of a status, and keeps what it has heard for those who wait."""
+
+    def __init__(self) -> None:
+        self.heard: SimpleQueue[Health] = SimpleQueue()
+
+    def __call__(self, name: str, health: Health) -> None:
+        self.heard.put(health)
+
+    def next(self) -> tuple[str, str, str]:
+        health = self.heard.get(timeout=5)
+        return health.state, health.reason, health.hint
+
+    def wait_for(self, state: str) -> Health:
+        while (health := self.heard.get(timeout=5)).state != state:
+            pass
+        return health
+
+
+class Collector:
+    """A feed that keeps copies."""
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[list[float], int]] = []
+
+    def push(self, chunk: Chunk) -> None:
+        self.chunks.append((chunk.samples[:, 0].tolist(), chunk.lost))
+
+
+class Broken:
+    def push(self, chunk: Chunk) -> None:
+        raise ZeroDivisionError("a bug in a pipeline")
+
+
+def chunk(*values: float, lost: int = 0) -> Chunk:
+    return Chunk(np.array(values, np.float32).reshape(-1, 1), 100.0, lost)
+
+
+def read(
+    script: Script, *feeds: Any, supervision: Supervision = PROMPT, clock: Callable[[], float] | None = None
+) -> tuple[Reader, Listener]:
+    listener = Listener()
+    clock = clock or script.clock
+    reader = Reader("imu", script, feeds, Status("source/imu", clock, listener), clock, supervision)
+    reader.start()
+    return reader, listener
+
+
+def ended(reader: Reader) -> bool:
+    return reader.join(5)
+
+
+def test_every_feed_gets_every_chunk() -> None:
+    one, other = Collector(), Collector()
+    reader, listener = read(Script(openings=[[chunk(1, 2), None, chunk(3, lost=4)]]), one, other)
+    assert ended(reader)
+    assert one.chunks == other.chunks == [([1.0, 2.0], 0), ([3.0], 4)]
+    assert (reader.samples, reader.lost, reader.reconnects, reader.last_sample) == (3, 4, 0, 100.0)
+    assert listener.next()[0] == "running"
+
+
+def test_the_end_of_a_recording_is_the_end() -> None:
+    script = Script(openings=[[chunk(1)]])
+    reader, listener = read(script)
+    assert ended(reader)
+    assert listener.wait_for("stopped").reason == "the recording has ended"
+    assert script.opened[0].closed
+
+
+def test_what_cannot_be_opened_is_failed_with_the_remedy_and_tried_again() -> None:
+    feed = Collector()
+    gone = DeviceError("/dev/ttyUSB0 is not there", hint="plug it in")
+    reader, listener = read(Script(openings=[gone, gone, [chunk(1)]]), feed)
+    assert listener.next() == ("failed", "/dev/ttyUSB0 is not there", "plug it in")
+    assert listener.next()[0] == "running"
+    assert ended(reader)
+    assert feed.chunks == [([1.0], 0)]
+    assert reader.reconnects == 0
+
+
+def test_samples_after_a_reconnect_are_not_joined_to_those_before() -> None:
+    feed = Collector()
+    script = Script(openings=[[chunk(1), DeviceError("unplugged")], [chunk(2), chunk(3)]])
+    reader, listener = read(script, feed)
+    assert ended(reader)
+    assert feed.chunks == [([1.0], 0), ([2.0], 1), ([3.0], 0)]
+    assert reader.reconnects == 1
+    assert [opened.closed for opened in script.opened] == [True, True]
+    assert [listener.next()[0] for _ in range(4)] == ["running", "failed", "running", "stopped"]
+
+
+def test_a_failed_source_stays_failed_until_a_sample_comes() -> None:
+    unplugged = DeviceError("unplugged")
+    reader, listener = read(Script(openings=[[chunk(1), unplugged], [None, unplugged], [None, chunk(2)]]))
+    assert ended(reader)
+    assert [listener.next()[0] for _ in range(4)] == ["running", "failed", "running", "stopped"]
+
+
+def test_a_plug_in_with_a_bug_is_a_state_and_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    bug = IndexError("list index out of range")
+    reader, listener = read(Script(openings=[[bug], bug, [bug], [chunk(1)]]))
+    assert listener.next() == (
+        "failed",
+        "IndexError: list index out of range",
+        "the plug-in is broken: its traceback is in the log",
+    )
+    assert ended(reader)
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is bug
+
+
+@pytest.mark.parametrize("samples", [np.zeros((3, 2)), np.zeros((0, 1)), np.zeros(3)])
+def test_a_plug_in_that_breaks_its_promise_is_refused(samples: np.ndarray) -> None:
+    feed = Collector()
+    reader, listener = read(Script(openings=[[Chunk(samples, 0.0)], []]), feed)
+    assert "where it promised (1,)" in listener.wait_for("failed").reason
+    assert ended(reader)
+    assert feed.chunks == []
+
+
+def test_a_feed_that_raises_does_not_disturb_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    feed = Collector()
+    reader, _ = read(Script(openings=[[chunk(1), chunk(2)]]), Broken(), feed)
+    assert ended(reader)
+    assert feed.chunks == [([1.0], 0), ([2.0], 0)]
+    assert reader.feed_errors == 2
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+
+
+def test_feeds_may_be_replaced() -> None:
+    class Successor(Collector):
+        def push(self, chunk: Chunk) -> None:
+            super().push(chunk)
+            reader.feeds = (last,)
+
+    last, first = Collector(), Successor()
+    script = Script(openings=[DeviceError("not yet"), [chunk(1), chunk(2)]])
+    reader, _ = read(script, first)
+    assert ended(reader)
+    assert (first.chunks, last.chunks) == ([([1.0], 0)], [([2.0], 0)])
+
+
+def test_stop_does_not_wait_for_the_next_try() -> None:
+    patience = Supervision(retry_min=3600, retry_max=3600)
+    reader, listener = read(Script(openings=[DeviceError("gone")]), supervision=patience)
+    listener.wait_for("failed")
+    reader.stop()
+    assert ended(reader)
+    assert listener.wait_for("stopped").reason == ""
+
+
+def test_a_reader_that_was_never_started_can_be_stopped() -> None:
+    script = Script(openings=[])
+    reader = Reader("imu", script, (), Status("imu", script.clock, Listener()), script.clock, PROMPT)
+    reader.stop()
+    assert reader.join(0)
+
+
+def test_a_silent_sensor_is_stalled_until_it_speaks() -> None:
+    _, listener = read(Script(openings=[[chunk(1), 3.0, chunk(2)]]))
+    assert listener.next()[0] == "running"
+    assert listener.next()[:2] == ("degraded", "stalled: no sample for 2 s")
+    assert listener.next()[0] in ("running", "stopped")
+
+
+def test_garbage_is_shown_and_counted_across_reconnects() -> None:
+    script = Script(openings=[[{"bad CRC": 5}, 3.0, DeviceError("unplugged")], [{"bad CRC": 2, "too long": 1}]])
+    reader, listener = read(script)
+    assert listener.next()[:2] == ("degraded", "mostly garbage")
+    assert ended(reader)
+    assert reader.faults == {"bad CRC": 7, "too long": 1}
+
+
+def test_a_patient_source_has_no_rate_to_drift_from() -> None:
+    acts = [act for _ in range(20) for act in (1.0, chunk(1, 2))]
+    _, listener = read(Script(openings=[acts], patient=True))
+    assert [listener.next()[0] for _ in range(2)] == ["running", "stopped"]
+    _, listener = read(Script(openings=[acts]))
+    assert "slower than the stated 100" in listener.wait_for("degraded").reason
+
+
+def test_one_broken_source_is_not_noticed_by_another() -> None:
+    feed = Collector()
+    broken, complaints = read(Script(openings=[[ValueError("bug")]] * 100_000))
+    complaints.wait_for("failed")
+    sound, _ = read(Script(openings=[[chunk(n) for n in range(50)]]), feed)
+    assert ended(sound)
+    assert [values for values, _ in feed.chunks] == [[float(n)] for n in range(50)]
+    broken.stop()
+    assert ended(broken)
