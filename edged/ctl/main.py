@@ -4,8 +4,8 @@ The first word decides which module is imported, and nothing else is: asking a r
 inference needs. A verb's module has `add_arguments(parser)` and `run(args) -> int`, which returns one of `exits`,
 prints its answer on standard output, as JSON where `args.json` is set, and raises EdgedError where it cannot be done.
 
-Every verb finds in `args` the global options `config`, `runtime_dir`, `state_dir` (strings, None where not given) and
-`json`.
+Every verb finds in `args` the global options: `config`, a list of files; `state_dir`, a folder; `runtime_dir`, a folder or
+None for wherever a daemon is found; and `json`. Files and folders are strings, as pathlib is slow to import.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     module = import_module(VERBS[args.verb][0])
     verb_parser = argparse.ArgumentParser(prog=f"edgectl {args.verb}", description=module.__doc__, parents=[_options()])
     module.add_arguments(verb_parser)
-    return verb_parser.parse_args([*rest, *args.rest], argparse.Namespace(**vars(args), run=module.run))
+    verb_parser.parse_args([*rest, *args.rest], args)
+    args.config = args.config or [os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml")]
+    args.run = module.run
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         parents=[_options()],
     )
     parser.set_defaults(
-        config=os.environ.get("EDGED_CONFIG"),
+        config=None,
         runtime_dir=os.environ.get("EDGED_RUNTIME_DIR"),
-        state_dir=os.environ.get("EDGED_STATE_DIR"),
+        state_dir=os.environ.get("EDGED_STATE_DIR", "/var/lib/edged"),
         json=False,
     )
     parser.add_argument("--version", action="version", version=f"edgectl {__version__}")
@@ -95,9 +98,16 @@ def _parser() -> argparse.ArgumentParser:
 def _options() -> argparse.ArgumentParser:
     """Options that may stand before the verb or after it."""
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    options.add_argument("--config", metavar="FILE", help="configuration instead of /etc/edged (or EDGED_CONFIG)")
-    options.add_argument("--runtime-dir", metavar="DIR", help="where the daemon's socket is (or EDGED_RUNTIME_DIR)")
-    options.add_argument("--state-dir", metavar="DIR", help="where the daemon keeps its models (or EDGED_STATE_DIR)")
+    options.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="the configuration; conf.d/*.toml beside it is read too (EDGED_CONFIG; /etc/edged/edged.toml)",
+    )
+    options.add_argument("--runtime-dir", metavar="DIR", help="where the daemon's socket is (EDGED_RUNTIME_DIR)")
+    options.add_argument(
+        "--state-dir", metavar="DIR", help="what outlives the daemon (EDGED_STATE_DIR; /var/lib/edged)"
+    )
     options.add_argument("--json", action="store_true", help="answer in JSON")
     return options
 

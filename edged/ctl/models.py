@@ -54,4 +54,4 @@ def _runner(runner: dict[str, Any] | None) -> str:
 def _proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
         return "-"
-    return f"{proof['samples']} samples, ±{proof['worst_steps']:.3g} steps"
+    return f"{proof['samples']} samples, ±{proof['worst']:.3g}"

@@ -83,7 +83,7 @@ MODEL = {
     "pipelines": ["motion"],
     "bytes": 52_345,
     "runner": RUNNER,
-    "proof": {"samples": 8, "worst_steps": 1.0},
+    "proof": {"samples": 8, "worst": 1.0},
     "health": health("running"),
 }
 

@@ -35,7 +35,7 @@ def test_all_is_well(edgectl, daemon):
 ● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200     3           1  wrong number of columns: 2
 
   MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                            SELF-TEST
-● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes (litert 2.3.0)  8 samples, ±1 steps
+● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes (litert 2.3.0)  8 samples, ±1
 
   SINK  STATE    SENT  FAILED  DROPPED
 ● log   running    41       0        0
