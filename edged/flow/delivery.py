@@ -14,21 +14,26 @@ from edged.core.health import Status
 
 log = logging.getLogger("edged.sinks")
 
-Send = Callable[[Prediction], None]
-
 
 class Delivery:
-    """A sink with its counts and its health. Used by one thread."""
+    """A sink with its counts and its health. Used by one thread.
 
-    def __init__(self, sink: Sink, status: Status) -> None:
+    The sink is opened by the first prediction, and again by the next one for as long as it cannot be: a disk that was
+    not mounted at the start is no reason to do without it for ever.
+    """
+
+    def __init__(self, open_sink: Callable[[], Sink], status: Status) -> None:
         self.status = status
         self.sent = 0
         self.failed = 0
-        self._sink = sink
+        self._open_sink = open_sink
+        self._sink: Sink | None = None
 
     def send(self, prediction: Prediction) -> None:
         """Send, and turn any failure into a count and a state."""
         try:
+            if self._sink is None:
+                self._sink = self._open_sink()
             self._sink.send(prediction)
         except EdgedError as error:
             self.failed += 1
@@ -44,7 +49,8 @@ class Delivery:
 
     def close(self) -> None:
         """Flush and let go."""
-        self._sink.close()
+        if self._sink is not None:
+            self._sink.close()
 
 
 class Drain:

@@ -7,6 +7,7 @@ Read `_work` first: it is the hot path, and all of it. A window that fails costs
 import logging
 from collections.abc import Callable, Sequence
 from threading import Thread
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,17 @@ from edged.core.health import Status
 from edged.core.manifest import WindowSpec
 from edged.core.metrics import Latency
 from edged.core.window import Windower
-from edged.flow.delivery import Delivery, Drain
 from edged.flow.mailbox import Mailbox
 from edged.flow.slot import Served, Slot
 
 log = logging.getLogger("edged.flow")
+
+
+class Sender(Protocol):
+    """Where a pipeline leaves its predictions."""
+
+    def send(self, prediction: Prediction) -> None:
+        """Take one. Never raises, never waits."""
 
 
 class Pipeline:
@@ -38,14 +45,14 @@ class Pipeline:
         columns: NDArray[np.intp] | None,
         patient: bool,
         capacity: int,
-        sinks: Sequence[Delivery | Drain],
+        sinks: Sequence[Sender],
         status: Status,
         clock: Callable[[], float],
     ) -> None:
         self.name = name
         self.status = status
         self.slot = Slot()
-        self.sinks = tuple(sinks)
+        self.sinks: tuple[Sender, ...] = tuple(sinks)
         self.mailbox = Mailbox(capacity, (spec.length, *spec.shape), spec.dtype, patient=patient)
         self.windows = 0
         self.predictions = 0
@@ -121,10 +128,10 @@ class Pipeline:
         outputs = runner.run(inputs)
         inference = self._clock() - begun
         preprocess.feed_back(outputs)
-        outcome = postprocess(outputs, preprocess, window.time)
+        outcome = postprocess(outputs, preprocess.prepared, window.time)
         latency = self._clock() - window.time
-        self.inference.observe(inference)
-        self.latency.observe(latency)
+        self.inference.add(inference)
+        self.latency.add(latency)
         self.predictions += 1
         self.status.set("running")
         return Prediction(

@@ -40,7 +40,7 @@ class ListSink:
 
 def test_a_sink_that_fails_is_a_count_and_a_state_until_it_works_again():
     sink = ListSink()
-    delivery = Delivery(sink, status())
+    delivery = Delivery(lambda: sink, status())
     sink.error = StoreError("the disk is full", hint="free some space")
     delivery.send(prediction(0))
     assert (delivery.failed, delivery.status.health.state, delivery.status.health.hint) == (
@@ -53,9 +53,26 @@ def test_a_sink_that_fails_is_a_count_and_a_state_until_it_works_again():
     assert (delivery.sent, delivery.status.health.state, sink.sent) == (1, "running", [1])
 
 
+def test_a_sink_that_cannot_be_opened_is_tried_again_with_the_next_prediction():
+    sink = ListSink()
+    mounted: list[bool] = []
+
+    def open_sink() -> ListSink:
+        if not mounted:
+            raise StoreError("/mnt/usb is not there", hint="mount it")
+        return sink
+
+    delivery = Delivery(open_sink, status())
+    delivery.send(prediction(0))
+    assert (delivery.failed, delivery.status.health.reason) == (1, "/mnt/usb is not there")
+    mounted.append(True)
+    delivery.send(prediction(1))
+    assert (sink.sent, delivery.status.health.state) == ([1], "running")
+
+
 def test_a_sinks_own_bug_is_a_state_and_not_a_crash():
     sink = ListSink()
-    delivery = Delivery(sink, status())
+    delivery = Delivery(lambda: sink, status())
     sink.error = KeyError("oops")
     delivery.send(prediction(0))
     assert delivery.status.health.state == "failed"
@@ -64,7 +81,7 @@ def test_a_sinks_own_bug_is_a_state_and_not_a_crash():
 
 def test_a_drain_sends_on_its_own_thread_and_finishes_before_it_closes():
     sink = ListSink()
-    drain = Drain(Delivery(sink, status()))
+    drain = Drain(Delivery(lambda: sink, status()))
     for seq in range(20):
         drain.send(prediction(seq))
     drain.close()
@@ -76,7 +93,7 @@ def test_a_drain_sends_on_its_own_thread_and_finishes_before_it_closes():
 def test_a_drain_drops_its_oldest_while_the_sink_hangs_and_counts_them():
     sink = ListSink()
     sink.gate.clear()
-    drain = Drain(Delivery(sink, status()), capacity=3)
+    drain = Drain(Delivery(lambda: sink, status()), capacity=3)
     drain.send(prediction(0))
     assert sink.entered.wait(5)
     for seq in range(1, 11):
@@ -90,6 +107,6 @@ def test_a_drain_drops_its_oldest_while_the_sink_hangs_and_counts_them():
 def test_a_retryable_error_keeps_its_hint():
     sink = ListSink()
     sink.error = DeviceError("the display is gone", hint="plug it in", retryable=True)
-    delivery = Delivery(sink, status())
+    delivery = Delivery(lambda: sink, status())
     delivery.send(prediction(0))
     assert delivery.status.health.reason == "the display is gone"

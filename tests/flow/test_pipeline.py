@@ -1,0 +1,200 @@
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Event
+
+import numpy as np
+import pytest
+
+from edged.api import Arrays, Chunk, Classification, ModelError, Prediction, TensorSpec
+from edged.backends.fake import FakeRunner
+from edged.core.health import Health, Status
+from edged.core.manifest import Channel, Classify, File, Input, Manifest, WindowSpec
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+from edged.flow.pipeline import Pipeline, stuck
+from edged.flow.slot import Served
+
+INPUT = TensorSpec(name="x", shape=(1, 4, 1), dtype="float32")
+OUTPUT = TensorSpec(name="y", shape=(1, 2), dtype="float32")
+MANIFEST = Manifest(
+    schema="edged.manifest/1",
+    name="sign",
+    version="1.0",
+    files={"model.tflite": File(bytes=1, sha256="0" * 64)},
+    window=WindowSpec(length=4, hop=4, rate=100.0, channels=(Channel(name="x"),)),
+    inputs=(Input(tensor=INPUT),),
+    outputs=(OUTPUT,),
+    labels=("negative", "positive"),
+    postprocess=Classify(),
+)
+
+
+def sign(inputs: Arrays) -> Arrays:
+    positive = float(inputs[0].sum() > 0)
+    return [np.array([[1 - positive, positive]], np.float32)]
+
+
+def bug_at_first() -> Callable[[Arrays], Arrays]:
+    fixed: list[bool] = []
+
+    def function(inputs: Arrays) -> Arrays:
+        if not fixed:
+            fixed.append(True)
+            raise KeyError("a backend's own bug")
+        return sign(inputs)
+
+    return function
+
+
+def runner(function: Callable[[Arrays], Arrays] = sign, **faults: object) -> FakeRunner:
+    return FakeRunner((INPUT,), (OUTPUT,), function, **faults)  # type: ignore[arg-type]
+
+
+def serving(made: FakeRunner, version: str = "1.0") -> Served:
+    manifest = Manifest(**{**{key: getattr(MANIFEST, key) for key in MANIFEST.__struct_fields__}, "version": version})
+    return Served(manifest, made, Preprocessor(manifest), Postprocessor(manifest, None))
+
+
+class Probe:
+    """A sink that keeps predictions, a clock that stands still until told, and the states as they were."""
+
+    def __init__(self) -> None:
+        self.predictions: SimpleQueue[Prediction] = SimpleQueue()
+        self.states: list[tuple[str, str]] = []
+        self.now = 100.0
+
+    def send(self, prediction: Prediction) -> None:
+        self.predictions.put(prediction)
+
+    def clock(self) -> float:
+        return self.now
+
+    def hear(self, name: str, health: Health) -> None:
+        self.states.append((health.state, health.reason))
+
+    def next(self) -> Prediction:
+        return self.predictions.get(timeout=5)
+
+
+@pytest.fixture
+def probe() -> Probe:
+    return Probe()
+
+
+@pytest.fixture
+def pipeline(probe: Probe):
+    made = Pipeline(
+        "sign",
+        MANIFEST.window,
+        columns=None,
+        patient=False,
+        capacity=2,
+        sinks=[probe],
+        status=Status("sign", probe.clock, probe.hear),
+        clock=probe.clock,
+    )
+    yield made
+    made.stop()
+    assert made.join(5)
+
+
+def chunk(value: float, time: float = 99.0, count: int = 4, lost: int = 0) -> Chunk:
+    return Chunk(np.full((count, 1), value, np.float32), time, lost)
+
+
+def test_a_window_becomes_a_prediction_that_says_what_when_and_by_whom(pipeline: Pipeline, probe: Probe):
+    pipeline.serve(serving(runner()))
+    pipeline.push(chunk(1.0, time=99.0))
+    prediction = probe.next()
+    assert (prediction.pipeline, prediction.model, prediction.version, prediction.seq) == ("sign", "sign", "1.0", 0)
+    assert isinstance(prediction.outcome, Classification)
+    assert prediction.outcome.label == "positive"
+    assert (prediction.start, prediction.time, prediction.latency) == (99.0 - 0.03, 99.0, 1.0)
+    assert ("running", "") in probe.states
+
+
+def test_a_failed_run_costs_its_window_and_no_other(pipeline: Pipeline, probe: Probe):
+    pipeline.serve(serving(runner(fail_on={1})))
+    pipeline.push(chunk(1.0))
+    pipeline.push(chunk(-1.0))
+    assert probe.next().seq == 1
+    assert pipeline.errors == 1
+    assert probe.states == [("degraded", "run 1 failed, as told"), ("running", "")]
+
+
+def test_a_backends_own_bug_does_not_end_the_worker(pipeline: Pipeline, probe: Probe):
+    pipeline.serve(serving(runner(bug_at_first())))
+    pipeline.push(chunk(1.0))
+    pipeline.push(chunk(1.0))
+    assert probe.next().seq == 1
+    assert probe.states == [("degraded", 'KeyError: "a backend\'s own bug"'), ("running", "")]
+
+
+def test_a_swap_happens_between_two_windows_and_closes_the_old_model(pipeline: Pipeline, probe: Probe):
+    old, new = runner(), runner()
+    pipeline.serve(serving(old, "1.0"))
+    pipeline.push(chunk(1.0))
+    assert probe.next().version == "1.0"
+    assert not old.closed
+    pipeline.serve(serving(new, "1.1"))
+    pipeline.push(chunk(1.0))
+    after = probe.next()
+    assert (after.version, after.seq) == ("1.1", 1)
+    assert old.closed
+    assert not new.closed
+
+
+def test_stopping_finishes_what_waits_and_closes_the_model(pipeline: Pipeline, probe: Probe):
+    gate = Event()
+    held = runner(gate=gate)
+    pipeline.serve(serving(held))
+    pipeline.push(chunk(1.0))
+    pipeline.push(chunk(1.0))
+    pipeline.stop()
+    gate.set()
+    assert pipeline.join(5)
+    assert [probe.next().seq, probe.next().seq] == [0, 1]
+    assert held.closed
+    assert probe.states[-1] == ("stopped", "")
+
+
+def test_lost_samples_reset_a_model_that_remembers(pipeline: Pipeline, probe: Probe):
+    stateful = runner()
+    pipeline.serve(serving(stateful))
+    pipeline.push(chunk(1.0))
+    probe.next()
+    assert stateful.resets == 0
+    pipeline.push(chunk(1.0, count=2))
+    pipeline.push(chunk(1.0, lost=3))
+    assert probe.next().seq == 2
+    assert stateful.resets == 1
+
+
+def test_a_slow_model_drops_the_oldest_windows_and_the_jump_shows(pipeline: Pipeline, probe: Probe):
+    gate = Event()
+    pipeline.serve(serving(runner(gate=gate)))
+    for _ in range(10):
+        pipeline.push(chunk(1.0))
+    gate.set()
+    pipeline.stop()
+    assert pipeline.join(5)
+    seqs = [probe.next().seq for _ in range(pipeline.predictions)]
+    assert seqs[-1] == 9
+    assert len(seqs) + pipeline.mailbox.dropped == pipeline.windows == 10
+
+
+def test_the_watchdog_hears_of_a_worker_that_is_stuck(pipeline: Pipeline, probe: Probe):
+    gate, entered = Event(), Event()
+
+    def hang(inputs: Arrays) -> Arrays:
+        entered.set()
+        gate.wait(5)
+        raise ModelError("let go")
+
+    pipeline.serve(serving(runner(hang)))
+    assert stuck([pipeline], probe.now, 10.0) == ""
+    pipeline.push(chunk(1.0))
+    assert entered.wait(5)
+    assert stuck([pipeline], probe.now + 9.0, 10.0) == ""
+    assert stuck([pipeline], probe.now + 11.0, 10.0) == "pipeline sign has been at one window for 11 s"
+    gate.set()
