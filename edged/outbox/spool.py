@@ -71,7 +71,7 @@ class Spool(Protocol):
     def release(self) -> None:
         """Whatever is in flight waits again, where it was."""
 
-    def park(self, id: int, reason: str) -> None:
+    def park(self, entry_id: int, reason: str) -> None:
         """The broker will never take this one: put it aside, where it can be looked at."""
 
     def parked(self) -> list[tuple[Message, str]]:
@@ -85,7 +85,7 @@ class Spool(Protocol):
 class MemorySpool:
     """A spool that forgets when the process ends.
 
-    At most `messages` and `bytes`, and nothing that is older than its own expiry or, unless 0, than `seconds`. When
+    At most `max_messages` and `max_bytes`, and nothing older than its own expiry or, unless 0, than `max_seconds`. When
     something has to go, parked messages go first, then those of the origin that has most bytes waiting: its oldest or
     its newest, as `drops` says for it, or else `drop`. A message in flight is never dropped.
     """
@@ -93,16 +93,16 @@ class MemorySpool:
     def __init__(
         self,
         *,
-        messages: int,
-        bytes: int,
+        max_messages: int,
+        max_bytes: int,
+        max_seconds: float = 0,
         clock: Callable[[], float],
-        seconds: float = 0,
         drop: Drop = "oldest",
         drops: Mapping[str, Drop] | None = None,
     ) -> None:
-        self._max_messages = messages
-        self._max_bytes = bytes
-        self._max_seconds = seconds
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
         self._drop = drop
         self._drop_of = dict(drops or {})
         self._clock = clock
@@ -149,22 +149,22 @@ class MemorySpool:
     def ack(self, ids: Iterable[int]) -> None:
         """See Spool."""
         with self._lock:
-            for id in ids:
-                message = self._flying.pop(id, None)
+            for entry_id in ids:
+                message = self._flying.pop(entry_id, None)
                 if message is not None:
                     self._forget(message)
 
     def release(self) -> None:
         """See Spool."""
         with self._lock:
-            for id in sorted(self._flying, reverse=True):
-                message = self._flying.pop(id)
-                self._queues[message.origin].put_back(Entry(id, message))
+            for entry_id in sorted(self._flying, reverse=True):
+                message = self._flying.pop(entry_id)
+                self._queues[message.origin].put_back(Entry(entry_id, message))
 
-    def park(self, id: int, reason: str) -> None:
+    def park(self, entry_id: int, reason: str) -> None:
         """See Spool."""
         with self._lock:
-            message = self._flying.pop(id, None)
+            message = self._flying.pop(entry_id, None)
             if message is None:
                 return
             self._depth -= 1
@@ -198,8 +198,8 @@ class MemorySpool:
             self._drop_entry(queue.pop_oldest(), "expired")
 
     def _expired(self, message: Message, now: float) -> bool:
-        limits = [limit for limit in (message.expiry, self._max_seconds) if limit]
-        return bool(limits) and now - message.created > min(limits)
+        age = now - message.created
+        return 0 < message.expiry < age or 0 < self._max_seconds < age
 
     def _make_room(self) -> None:
         if self._parked:

@@ -1,0 +1,56 @@
+"""Files that prove who we are, and who the broker is: read anew for each connection, so that a renewed one is used."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+
+from edged.outbox.faults import LinkError
+from edged.outbox.options import MqttOptions
+
+MAX_SECRET = 4096
+
+
+def tls_context(options: MqttOptions) -> ssl.SSLContext:
+    """Verifies the broker's certificate and name, always. Raises LinkError if a file of ours cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=find(options.ca_file) if options.ca_file else None)
+    except OSError as error:
+        raise _unusable("ca_file", options.ca_file, error) from error
+    if options.cert_file:
+        try:
+            # The empty passphrase makes a protected key an error; without it OpenSSL would ask on the terminal.
+            context.load_cert_chain(find(options.cert_file), find(options.key_file), password="")
+        except OSError as error:
+            raise _unusable("cert_file or key_file", f"{options.cert_file}, {options.key_file}", error) from error
+    return context
+
+
+def read_secret(name: str) -> str:
+    """The first line of a file. Raises LinkError."""
+    try:
+        with find(name).open("rb") as file:
+            line = file.readline(MAX_SECRET + 1).rstrip(b"\r\n")
+        if len(line) > MAX_SECRET:
+            raise OSError(f"its first line is longer than {MAX_SECRET} bytes")
+        return line.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable("password_file", name, error) from error
+
+
+def find(name: str) -> Path:
+    """A file of the configuration: a relative name is one of the service's credentials. Raises FileNotFoundError."""
+    path = Path(name)
+    if path.is_absolute():
+        return path
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if folder is None:
+        raise FileNotFoundError("it is a relative name, and the service was given no credentials")
+    return Path(folder) / path
+
+
+def _unusable(option: str, name: str, error: Exception) -> LinkError:
+    reason = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
+    hint = "name a file that the service may read, or one of its credentials (LoadCredential=)"
+    return LinkError(f"{option} {name!r} cannot be used: {reason}", hint=hint)

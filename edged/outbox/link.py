@@ -1,0 +1,368 @@
+"""One connection to a broker, from its first packet to its last.
+
+A `Link` wraps a paho client that is made for this connection and thrown away with it, so nothing that paho queues or
+remembers outlives the socket: what must survive is in the spool. It belongs to one thread, which drives it with
+`wait`; acknowledgements and messages pile up meanwhile and are taken when it has returned, so that nothing of ours ever
+runs inside one of paho's callbacks. Any failure is raised as a LinkError.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edged.core.topics import OFFLINE
+from edged.outbox import faults
+from edged.outbox.credentials import read_secret, tls_context
+from edged.outbox.faults import LinkError, VersionError
+from edged.outbox.options import MqttOptions
+
+V5 = MQTTProtocolVersion.MQTTv5
+V311 = MQTTProtocolVersion.MQTTv311
+
+MAX_PACKET = 64 << 10
+"""Nothing larger is accepted from a broker, in bytes."""
+
+_TICK = 1.0  # seconds between looks at the keepalive
+_JSON = b"\x03\x00\x10application/json"  # the property "content type"
+
+
+class Wake:
+    """Ends another thread's `wait`: an eventfd, so that it can be polled together with a socket.
+
+    A `nudge` is for work that has arrived, and costs nothing while the other thread is busy or has no use for more:
+    it must arm before it looks for work. `set` works always.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._armed = False
+
+    def fileno(self) -> int:
+        """To be polled for reading."""
+        return self._fd
+
+    def set(self) -> None:
+        """End the wait, or the next one."""
+        os.eventfd_write(self._fd, 1)
+
+    def arm(self) -> None:
+        """Be nudged from now on, once."""
+        self._armed = True
+
+    def disarm(self) -> None:
+        """Not be nudged any more."""
+        self._armed = False
+
+    def nudge(self) -> None:
+        """End the wait, or the next one, of a thread that has armed."""
+        if self._armed:
+            self._armed = False
+            self.set()
+
+    def wait(self, timeout: float) -> None:
+        """Until `set`, for at most `timeout` seconds."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if poll.poll(timeout * 1000):
+            self.clear()
+
+    def clear(self) -> None:
+        """Have been woken."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            pass
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+class Acknowledgement(NamedTuple):
+    """What the broker says of a message or a subscription of ours."""
+
+    mid: int
+    reason: ReasonCode
+
+
+class Received(NamedTuple):
+    """A message from the broker. `retained` means that it is not news."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+class Link:
+    """An open connection. `window` is how many messages may be unacknowledged at a time."""
+
+    def __init__(
+        self,
+        options: MqttOptions,
+        *,
+        version: MQTTProtocolVersion,
+        client_id: str,
+        will: str,
+        wake: Wake,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Connect; `will` is the topic where the broker says "offline" when the connection dies.
+
+        Raises:
+            LinkError: and why not.
+        """
+        self.version = version
+        self._acknowledged: list[Acknowledgement] = []
+        self._received: list[Received] = []
+        self.window = options.in_flight
+        self.max_packet = 0
+        self._options = options
+        self._wake = wake
+        self._clock = clock
+        self._next_tick = 0.0
+        self._answer: ReasonCode | None = None
+        self._end: LinkError | None = None
+        self._client = self._make_client(client_id, will)
+        self._poll = select.poll()
+        try:
+            self._connect()
+            self._await_answer()
+        except LinkError:
+            self.close()
+            raise
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, properties: bytes | None = None) -> int:
+        """Send a message; the number under which it will be acknowledged. `properties` is what `pack` made.
+
+        Raises:
+            ValueError: MQTT has no room for such a topic or payload.
+        """
+        packed = cast(Properties, _Packed(properties)) if properties and self.version == V5 else None
+        return self._client.publish(topic, payload, qos, retain, packed).mid
+
+    def too_large(self, topic: str, payload: bytes, properties: bytes | None) -> bool:
+        """Whether the broker has said that it takes no packet of this size."""
+        size = 9 + len(topic.encode()) + len(properties or b"") + len(payload)
+        return 0 < self.max_packet < size
+
+    def subscribe(self, topic: str) -> int | None:
+        """Ask for messages; the number under which the answer will come."""
+        return self._client.subscribe(topic, qos=1)[1]
+
+    def take_acknowledged(self) -> list[Acknowledgement]:
+        """What the broker has answered since the last time."""
+        taken, self._acknowledged = self._acknowledged, []
+        return taken
+
+    def take_received(self) -> list[Received]:
+        """What the broker has sent since the last time."""
+        taken, self._received = self._received, []
+        return taken
+
+    def wait(self, timeout: float) -> None:
+        """Read and write until something happened or `timeout` seconds are over.
+
+        Raises:
+            LinkError: the connection is no more, and why.
+        """
+        sock = self._client.socket()
+        if sock is None:
+            raise self._loss()
+        buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        timeout = 0 if buffered else min(timeout, _TICK)
+        self._poll.modify(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
+        ready = dict(self._poll.poll(timeout * 1000))
+        if ready.pop(self._wake.fileno(), 0):
+            self._wake.clear()
+        events = next(iter(ready.values()), 0)
+        self._drive(reading=buffered or bool(events & ~select.POLLOUT), writing=bool(events & select.POLLOUT))
+        if self._client.socket() is None:
+            raise self._loss()
+
+    def disconnect(self, timeout: float) -> None:
+        """Say good-bye, so that the broker does not publish the will, and close."""
+        self._client.disconnect()
+        deadline = self._clock() + timeout
+        try:
+            while self._client.socket() is not None and (left := deadline - self._clock()) > 0:
+                self.wait(left)
+        except LinkError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the socket, at once."""
+        client = self._client
+        client.on_connect = client.on_disconnect = client.on_publish = None
+        client.on_subscribe = client.on_message = client.on_socket_open = None
+        if (sock := client.socket()) is not None:
+            sock.close()
+
+    def _make_client(self, client_id: str, will: str) -> _Client:
+        client = _Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=None if self.version == V5 else True,
+            protocol=self.version,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = self._options.connect_timeout
+        client.max_inflight_messages_set(0)  # the window is ours to keep
+        client.will_set(will, OFFLINE, qos=1, retain=True)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_socket_open = _no_delay
+        return client
+
+    def _connect(self) -> None:
+        options = self._options
+        if options.username:
+            password = read_secret(options.password_file) if options.password_file else None
+            self._client.username_pw_set(options.username, password)
+        if options.tls:
+            self._client.tls_set_context(tls_context(options))
+        properties = None
+        if self.version == V5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.MaximumPacketSize = MAX_PACKET
+        try:
+            self._client.connect(options.host, options.real_port, options.keepalive, properties=properties)
+        except (OSError, ValueError) as error:
+            raise faults.unreachable(error, options) from error
+        sock = self._client.socket()
+        if sock is None:
+            raise self._loss()
+        self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+
+    def _await_answer(self) -> None:
+        options = self._options
+        deadline = self._clock() + options.connect_timeout
+        while self._answer is None:
+            left = deadline - self._clock()
+            if left <= 0:
+                reason = f"{options.broker} does not answer as a broker within {options.connect_timeout:g} s"
+                hint = "check that the port is an MQTT broker's, and whether it wants TLS"
+                raise VersionError(reason, hint=hint, certain=False)
+            try:
+                self.wait(left)
+            except LinkError as error:
+                if self._answer is None:
+                    raise VersionError(error.message, hint=error.hint, certain=False) from error
+        if self._answer.is_failure:
+            raise faults.refused(self._answer, options)
+
+    def _drive(self, *, reading: bool, writing: bool) -> None:
+        now = self._clock()
+        try:
+            if reading:
+                self._client.loop_read()
+            if writing:
+                self._client.loop_write()
+            if now >= self._next_tick:
+                self._next_tick = now + _TICK
+                self._client.loop_misc()
+        except Exception as error:  # paho's decoder meets whatever the other side sends
+            raise faults.nonsense(self._options) from error
+
+    def _loss(self) -> LinkError:
+        if self._client.fault is not None or self._end is None:
+            return faults.lost(self._client.fault, self._options)
+        return self._end
+
+    def _on_connect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        self._answer = reason
+        self.max_packet = getattr(properties, "MaximumPacketSize", 0)
+        allowed = getattr(properties, "ReceiveMaximum", 65535)
+        self.window = max(1, min(self.window, allowed - 1))  # one is kept for the last word
+
+    def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._end = faults.dismissed(reason, self._options)
+        elif reason.getName() == "Keep alive timeout":
+            self._end = faults.silent(self._options)
+        elif reason.getName() == "Protocol error":
+            self._end = faults.nonsense(self._options)
+
+    def _on_publish(self, client: Any, data: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
+        self._acknowledged.append(Acknowledgement(mid, reason))
+
+    def _on_subscribe(self, client: Any, data: Any, mid: int, reasons: list[ReasonCode], properties: Any) -> None:
+        self._acknowledged.extend(Acknowledgement(mid, reason) for reason in reasons)
+
+    def _on_message(self, client: Any, data: Any, message: mqtt.MQTTMessage) -> None:
+        try:
+            self._received.append(Received(message.topic, bytes(message.payload), message.retain))
+        except UnicodeDecodeError:
+            pass  # a topic that is not UTF-8 is not one that we asked for
+
+
+class _Client(mqtt.Client):
+    """paho's client, which bounds neither what a broker may make it read nor says why a connection was lost."""
+
+    fault: OSError | None = None
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            if bufsize > MAX_PACKET:
+                raise ConnectionError(f"it announced a packet of {bufsize} bytes")
+            return super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.fault = error
+            raise
+
+
+class _Packed:
+    """Properties that are packed already, where paho expects its own, which take twenty times as long to pack."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    def pack(self) -> bytes:
+        return self._packed
+
+
+def pack(expiry: int, user: tuple[tuple[str, str], ...]) -> bytes:
+    """The MQTT 5 properties of a JSON message: content type, expiry in seconds unless 0, and user properties."""
+    parts = [_JSON]
+    if expiry:
+        parts.append(b"\x02" + expiry.to_bytes(4, "big"))
+    for name, value in user:
+        parts.append(b"\x26" + _string(name) + _string(value))
+    body = b"".join(parts)
+    return _length(len(body)) + body
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return len(data).to_bytes(2, "big") + data
+
+
+def _length(value: int) -> bytes:
+    """A variable byte integer."""
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _no_delay(client: Any, data: Any, sock: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a message waits for the last one's answer

@@ -1,0 +1,262 @@
+"""What is said on one connection, in this order: states, "online", then whatever is in the spool; at last "stopped".
+
+At most a window of messages awaits its acknowledgement, so that little has to be sent again when the connection dies.
+A message leaves the spool when the broker has acknowledged it with success, is parked when the broker refuses it,
+and in every other case is sent again on the next connection: a subscriber may see it twice, with the same id.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from paho.mqtt.client import topic_matches_sub
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edged.core.health import Status
+from edged.core.topics import ONLINE, STOPPED, Topics
+from edged.outbox import faults
+from edged.outbox.faults import LinkError
+from edged.outbox.link import Link, Wake, pack
+from edged.outbox.options import MqttOptions
+from edged.outbox.spool import Entry, Spool
+from edged.outbox.states import States
+
+log = logging.getLogger("edged.outbox")
+
+REFUSAL_SECONDS = 60.0
+"""How long a refusal shows as `degraded` after the last one."""
+
+MAX_STRIKES = 5
+"""So many times in a row may the broker hang up on the same message before it is parked."""
+
+Handler = Callable[[str, bytes, bool], None]
+"""Hears (topic, payload, whether it was retained) on the publisher's thread, and must not block."""
+
+
+@dataclass
+class Tally:
+    """What outlives a connection: counts, and the message during which the broker hung up, so many times in a row."""
+
+    sent: int = 0
+    refused: int = 0
+    suspect: int = 0
+    strikes: int = 0
+
+
+class Flight(NamedTuple):
+    """A message that awaits its acknowledgement; `entry` is its id in the spool, 0 for a state."""
+
+    topic: str
+    payload: bytes
+    entry: int
+    since: float
+
+
+class Session:
+    """A conversation with the broker over a link. Used by the publisher's thread alone."""
+
+    def __init__(
+        self,
+        link: Link,
+        options: MqttOptions,
+        topics: Topics,
+        *,
+        spool: Spool,
+        states: States,
+        handlers: dict[str, Handler],
+        tally: Tally,
+        status: Status,
+        wake: Wake,
+        clock: Callable[[], float],
+    ) -> None:
+        self._link = link
+        self._options = options
+        self._availability = topics.availability
+        self._spool = spool
+        self._states = states
+        self._handlers = handlers
+        self._tally = tally
+        self._status = status
+        self._wake = wake
+        self._clock = clock
+        self._flights: dict[int, Flight] = {}
+        self._asked: dict[int, str] = {}
+        self._subscribed: set[str] = set()
+        self._unknown = states.restart()  # states that the broker must have before we are online
+        self._online = False
+        self._degraded_until = math.inf
+
+    def turn(self, timeout: float) -> None:
+        """Send what may be sent, wait until something happens or so many seconds are over, and deal with it.
+
+        Raises:
+            LinkError: the connection is over.
+        """
+        self._wake.arm()
+        self._subscribe()
+        self._send()
+        if self._room <= 0:
+            self._wake.disarm()
+        self._link.wait(timeout)
+        self._settle()
+        self._hand_out()
+        self._look_at_the_time()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all there was to say is said and acknowledged."""
+        return self._online and not self._flights and not self._states.changed and not self._spool.stats.depth
+
+    def end(self, seconds: float) -> None:
+        """Say "stopped", wait so long at most for the broker to take it, and disconnect."""
+        deadline = self._clock() + seconds
+        try:
+            last = self._fly(self._availability, STOPPED)
+            while last in self._flights and self._clock() < deadline:
+                self._link.wait(deadline - self._clock())
+                self._settle()
+        finally:
+            self._spool.release()
+            self._link.disconnect(seconds)
+
+    def abandon(self, error: LinkError) -> None:
+        """The connection is gone: what was under way waits again, unless the broker keeps hanging up on it."""
+        head = min((flight.entry for flight in self._flights.values() if flight.entry), default=0)
+        if head and error.dropped:
+            self._strike(head, error)
+        self._spool.release()
+        self._link.close()
+
+    def _strike(self, entry: int, error: LinkError) -> None:
+        tally = self._tally
+        tally.strikes = tally.strikes + 1 if entry == tally.suspect else 1
+        tally.suspect = entry
+        if tally.strikes == MAX_STRIKES:
+            self._park(entry, f"each time it is sent: {error.message}", error.hint)
+            tally.strikes = 0
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _room(self) -> int:
+        window = 1 if self._tally.strikes else self._link.window  # one at a time tells which one is the culprit
+        return window - len(self._flights)
+
+    def _subscribe(self) -> None:
+        for topic in list(self._handlers):
+            if topic not in self._subscribed:
+                self._subscribed.add(topic)
+                self._asked[self._link.subscribe(topic) or 0] = topic
+
+    def _send(self) -> None:
+        for topic, payload in self._states.take(self._room):
+            self._fly(topic, payload)
+        if not self._unknown and not self._online and self._room > 0:
+            self._fly(self._availability, ONLINE)
+            self._online = True
+        if self._online and (room := self._room) > 0:
+            for entry in self._spool.take(room):
+                self._fly_entry(entry)
+
+    def _fly(self, topic: str, payload: bytes) -> int:
+        mid = self._link.publish(topic, payload, qos=1, retain=True)
+        self._flights[mid] = Flight(topic, payload, 0, self._clock())
+        return mid
+
+    def _fly_entry(self, entry: Entry) -> None:
+        message = entry.message
+        now = self._clock()
+        left = max(1, math.ceil(message.created + message.expiry - now)) if message.expiry else 0
+        properties = pack(left, message.properties)
+        if self._link.too_large(message.topic, message.payload, properties):
+            size = f"{len(message.payload)} bytes are more than the broker takes"
+            self._park(entry.id, size, "raise the broker's limit")
+            return
+        try:
+            mid = self._link.publish(
+                message.topic, message.payload, qos=message.qos, retain=False, properties=properties
+            )
+        except ValueError as error:
+            self._park(entry.id, str(error), "report this to the sink's author")
+            return
+        self._flights[mid] = Flight(message.topic, b"", entry.id, now)
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        taken: list[int] = []
+        quota: LinkError | None = None
+        for mid, reason in self._link.take_acknowledged():
+            flight = self._flights.pop(mid, None)
+            if flight is None:
+                self._check_subscription(mid, reason)
+            elif reason.value == faults.QUOTA_EXCEEDED:
+                self._flights[mid] = flight  # not now, but later
+                quota = faults.over_quota(reason, self._options)
+            elif reason.is_failure:
+                self._refuse(flight, reason)
+            elif flight.entry:
+                taken.append(flight.entry)
+            else:
+                self._confirm(flight)
+        if taken:
+            self._spool.ack(taken)
+            self._tally.sent += len(taken)
+            self._tally.strikes = 0
+        if quota is not None:
+            raise quota
+
+    def _confirm(self, flight: Flight) -> None:
+        self._states.confirm(flight.topic, flight.payload)
+        self._unknown.discard(flight.topic)
+        if flight.topic == self._availability and flight.payload == ONLINE:
+            self._degraded_until = math.inf
+            self._status.set("running")
+
+    def _refuse(self, flight: Flight, reason: ReasonCode) -> None:
+        said = f"the broker refuses {flight.topic}: {reason}"
+        if flight.entry:
+            self._park(flight.entry, said, faults.remedy(reason))
+            return
+        self._unknown.discard(flight.topic)
+        self._tally.refused += 1
+        self._complain(said, faults.remedy(reason))
+
+    def _park(self, entry: int, reason: str, hint: str) -> None:
+        self._spool.park(entry, reason)
+        self._tally.refused += 1
+        self._complain(reason, hint)
+
+    def _check_subscription(self, mid: int, reason: ReasonCode) -> None:
+        topic = self._asked.pop(mid, None)
+        if topic is not None and reason.is_failure:
+            self._complain(f"the broker refuses the subscription to {topic}: {reason}", faults.remedy(reason))
+
+    def _complain(self, reason: str, hint: str) -> None:
+        """Be degraded for a while. The first reason stays, so that two refused topics do not take turns for ever."""
+        if self._status.health.state != "degraded":
+            self._status.set("degraded", reason, hint)
+        self._degraded_until = self._clock() + REFUSAL_SECONDS
+
+    def _hand_out(self) -> None:
+        for topic, payload, retained in self._link.take_received():
+            for pattern, handler in list(self._handlers.items()):
+                if topic_matches_sub(pattern, topic):
+                    try:
+                        handler(topic, payload, retained)
+                    except Exception:  # a handler's own bug must not end the connection
+                        log.exception("the handler of %s failed", pattern)
+
+    def _look_at_the_time(self) -> None:
+        now = self._clock()
+        if now > self._degraded_until:
+            self._degraded_until = math.inf
+            self._status.set("running")
+        oldest = next(iter(self._flights.values()), None)
+        patience = 2 * self._options.keepalive
+        if oldest is not None and now - oldest.since > patience:
+            raise faults.stalled(patience, self._options)

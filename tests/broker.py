@@ -1,0 +1,171 @@
+"""A real mosquitto on a free loopback port, certificates for it, and a subscriber: for every test that needs a broker."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event
+from typing import NamedTuple
+
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+PATIENCE = 10.0
+"""Seconds to wait for what must come: long enough for a busy machine, and never waited out by a test that passes."""
+
+
+class Certificates(NamedTuple):
+    """Files in PEM: an authority, what it signed, and a stranger's authority."""
+
+    ca: Path
+    server: Path
+    server_key: Path
+    client: Path
+    client_key: Path
+    stranger: Path
+
+
+def make_certificates(folder: Path, host: str = "localhost") -> Certificates:
+    """Certificates for a broker at `host`, good for a day."""
+    for name in ("ca", "stranger"):
+        _openssl(folder, name, "-subj", f"/CN={name}")
+    signed = ("-CA", str(folder / "ca.crt"), "-CAkey", str(folder / "ca.key"))
+    _openssl(folder, "server", *signed, "-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}")
+    _openssl(folder, "client", *signed, "-subj", "/CN=board")
+    names = ("ca.crt", "server.crt", "server.key", "client.crt", "client.key", "stranger.crt")
+    return Certificates(*(folder / name for name in names))
+
+
+def _openssl(folder: Path, name: str, *arguments: str) -> None:
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
+    files = ("-keyout", f"{folder / name}.key", "-out", f"{folder / name}.crt")
+    subprocess.run(["openssl", "req", "-x509", *new_key, *files, *arguments], check=True, capture_output=True)
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Broker:
+    """mosquitto with its files in `folder`; the same port however often it is stopped and started.
+
+    `passwords` are by user and turn anonymous clients away, `acl` is the text of an access control file, `lines` are
+    further lines of configuration. With `certificates` it speaks TLS, and wants a client's if `client_certificates`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        passwords: Mapping[str, str] | None = None,
+        acl: str = "",
+        certificates: Certificates | None = None,
+        client_certificates: bool = False,
+        lines: Sequence[str] = (),
+    ) -> None:
+        self.port = free_port()
+        self.log: list[str] = []
+        self._config = folder / "mosquitto.conf"
+        config = [f"listener {self.port} 127.0.0.1", "user root", "persistence false", "log_dest stderr"]
+        config.append(f"allow_anonymous {'false' if passwords else 'true'}")
+        if passwords:
+            config.append(f"password_file {_password_file(folder, passwords)}")
+        if acl:
+            (folder / "acl").write_text(acl)
+            config.append(f"acl_file {folder / 'acl'}")
+        if certificates:
+            config += [f"cafile {certificates.ca}", f"certfile {certificates.server}"]
+            config += [f"keyfile {certificates.server_key}"]
+            config += [f"require_certificate {'true' if client_certificates else 'false'}"]
+        self._config.write_text("\n".join([*config, *lines]) + "\n")
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self._process = subprocess.Popen(["mosquitto", "-c", self._config], stderr=subprocess.PIPE, text=True)
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.log.append(line)
+            if line.rstrip().endswith("running"):
+                return
+        raise RuntimeError("mosquitto does not start:\n" + "".join(self.log))
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop it; `kill` as a power cut would."""
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        self.log.append(self._process.communicate()[1])
+
+    def __enter__(self) -> Broker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.returncode is None:
+            self.stop()
+
+
+def _password_file(folder: Path, passwords: Mapping[str, str]) -> Path:
+    file = folder / "passwords"
+    file.touch(mode=0o600)
+    for user, password in passwords.items():
+        subprocess.run(["mosquitto_passwd", "-b", file, user, password], check=True, capture_output=True)
+    return file
+
+
+class Subscriber:
+    """Somebody who listens: messages arrive in `next`."""
+
+    def __init__(
+        self,
+        port: int,
+        *topics: str,
+        version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
+        user: str = "",
+        password: str = "",
+    ) -> None:
+        self._messages: Queue[mqtt.MQTTMessage] = Queue()
+        self._granted = Event()
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=version)
+        if user:
+            self.client.username_pw_set(user, password)
+        self.client.on_message = lambda _client, _data, message: self._messages.put(message)
+        self.client.on_subscribe = lambda *_: self._granted.set()
+        self.client.on_connect = lambda *_: self.client.subscribe([(topic, 1) for topic in topics])
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+        assert self._granted.wait(PATIENCE), "the broker did not grant the subscription"
+
+    def next(self, accept: Callable[[mqtt.MQTTMessage], bool] = lambda _: True) -> mqtt.MQTTMessage:
+        """The next message that is acceptable."""
+        while True:
+            message = self._messages.get(timeout=PATIENCE)
+            if accept(message):
+                return message
+
+    def wait_for(self, topic: str, payload: bytes | None = None) -> mqtt.MQTTMessage:
+        """The next message on a topic, with this payload if one is given."""
+        return self.next(lambda message: message.topic == topic and payload in (None, message.payload))
+
+    def nothing_more(self) -> bool:
+        """Whether no message is left that has arrived."""
+        try:
+            self._messages.get_nowait()
+        except Empty:
+            return True
+        return False
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
