@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
+from math import prod
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ import numpy as np
 from msgspec import Meta
 
 from edged.api import Arrays, Backend, BundleError, ModelError, RunnerInfo, TensorSpec
+from edged.core.manifest import MAX_ELEMENTS
 
 MAX_FILE_BYTES = 16 << 20
 
@@ -25,7 +27,7 @@ class FakeRunner:
     """Runs `function` on the inputs.
 
     The runs whose numbers, counted from 1, are in `fail_on` raise ModelError. A run waits for `gate`, where there is
-    one, to be set. `runs`, `resets` and `closed` say what has been done to it.
+    one, to be set. A reset calls `forget`. `runs`, `resets` and `closed` say what has been done to it.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class FakeRunner:
         *,
         fail_on: Collection[int] = (),
         gate: threading.Event | None = None,
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
@@ -46,6 +49,7 @@ class FakeRunner:
         self._function = function
         self._fail_on = frozenset(fail_on)
         self._gate = gate
+        self._forget = forget
 
     def run(self, inputs: Arrays) -> Arrays:
         """Check the inputs, wait for the gate, and answer or fail."""
@@ -58,8 +62,9 @@ class FakeRunner:
         return self._function(inputs)
 
     def reset(self) -> None:
-        """Count it."""
+        """Forget, and count it."""
         self.resets += 1
+        self._forget()
 
     def close(self) -> None:
         """Remember it."""
@@ -103,7 +108,8 @@ class FakeBackend(Backend, frozen=True, kw_only=True):
         if self.refuse:
             raise ModelError(f"{file.name}: {self.refuse}", hint="take `refuse` out of the model's table")
         model = _read(file)
-        return FakeRunner(model.inputs, model.outputs, _answer(model, self.delay), fail_on=self.fail_on)
+        answers = _Answers(model, self.delay)
+        return FakeRunner(model.inputs, model.outputs, answers.next, fail_on=self.fail_on, forget=answers.start_over)
 
 
 def _read(file: Path) -> FakeModel:
@@ -111,6 +117,7 @@ def _read(file: Path) -> FakeModel:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise BundleError(f"{file.name} is too big for a fake model", hint=f"at most {MAX_FILE_BYTES} bytes")
         model = msgspec.json.decode(file.read_bytes(), type=FakeModel)
+        _check_specs(model)
         for answer in model.answers:
             _arrays(model.outputs, answer)
     except OSError as error:
@@ -120,20 +127,34 @@ def _read(file: Path) -> FakeModel:
     return model
 
 
-def _answer(model: FakeModel, delay: float) -> Callable[[Arrays], Arrays]:
-    answers = [_arrays(model.outputs, answer) for answer in model.answers]
-    turn = 0
+def _check_specs(model: FakeModel) -> None:
+    for spec in (*model.inputs, *model.outputs):
+        if spec.numpy_dtype.kind not in "iufb":
+            raise ValueError(f"the tensor {spec.name!r} is not of numbers")
+        if any(size < 1 for size in spec.shape) or prod(spec.shape) > MAX_ELEMENTS:
+            raise ValueError(f"the tensor {spec.name!r} cannot have the shape {list(spec.shape)}")
 
-    def function(inputs: Arrays) -> Arrays:
-        nonlocal turn
-        time.sleep(delay)
-        if not answers:
+
+class _Answers:
+    """Gives the model's answers in turn, each after `delay` seconds."""
+
+    def __init__(self, model: FakeModel, delay: float) -> None:
+        self._model = model
+        self._delay = delay
+        self._answers = [_arrays(model.outputs, answer) for answer in model.answers]
+        self._turn = 0
+
+    def next(self, inputs: Arrays) -> Arrays:
+        time.sleep(self._delay)
+        if not self._answers:
             mean = float(np.mean(inputs[0]))
-            return [np.full(spec.shape, mean).astype(spec.dtype) for spec in model.outputs]
-        turn += 1
-        return answers[(turn - 1) % len(answers)]
+            return [np.full(spec.shape, mean).astype(spec.dtype) for spec in self._model.outputs]
+        answer = self._answers[self._turn % len(self._answers)]
+        self._turn += 1
+        return answer
 
-    return function
+    def start_over(self) -> None:
+        self._turn = 0
 
 
 def _arrays(specs: tuple[TensorSpec, ...], answer: tuple[tuple[float, ...], ...]) -> Arrays:
