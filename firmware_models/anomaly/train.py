@@ -77,7 +77,7 @@ def describe(runner: Runner, step: Normalise, threshold: float) -> Manifest:
         outputs=runner.outputs,
         preprocess=(step,),
         postprocess=Detect(score="mean_squared_error", decision=Decision(threshold=threshold, k=2, n=3)),
-        golden=Golden(),
+        golden=Golden(steps=3.0),  # rounding adds up over four layers: tflite-runtime 2.14 is 2 steps from LiteRT
     )
 
 
