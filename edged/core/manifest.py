@@ -117,8 +117,9 @@ class Decision(Strict, frozen=True, kw_only=True):
     """When a score becomes a decision. These, and only these, may be overridden by the configuration.
 
     A label is a candidate while its score is at least `threshold` (or its own in `thresholds`), and stays one until it
-    falls `hysteresis` below. It must be one in `k` of the last `n` windows, and for `min_duration` seconds; after it
-    has ended it cannot come back for `cooldown` seconds. Labels in `background` are never decided.
+    falls `hysteresis` below. A threshold of 0 stands for the window's best score: the best label is the candidate. It
+    must be one in `k` of the last `n` windows, and for `min_duration` seconds; after it has ended it cannot come back
+    for `cooldown` seconds. Labels in `background` are never decided.
     """
 
     threshold: Real = 0.0

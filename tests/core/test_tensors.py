@@ -70,6 +70,8 @@ def test_normalising_on_the_way_is_per_column_or_for_all() -> None:
     assert quantiser(spec, (2, 2), (11.0,), (0.5,))(real).tolist() == [[[-3, 127], [5, 127]]]
     floats = tensor("float32", shape=(1, 2, 2))
     assert quantiser(floats, (2, 2), (10.0, 102.0), (1.0, 2.0))(real).tolist() == [[[0.0, -1.0], [2.0, 1.0]]]
+    flags = tensor("bool", shape=(1, 2, 2))
+    assert quantiser(flags, (2, 2), (10.0, 102.0), (1.0, 2.0))(real).tolist() == [[[False, True], [True, True]]]
     assert real.tolist() == [[10.0, 100.0], [12.0, 104.0]]
 
 
