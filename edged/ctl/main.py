@@ -4,8 +4,8 @@ The first word decides which module is imported, and nothing else is: asking a r
 inference needs. A verb's module has `add_arguments(parser)` and `run(args) -> int`, which returns one of `exits`,
 prints its answer on standard output, as JSON where `args.json` is set, and raises EdgedError where it cannot be done.
 
-Every verb finds in `args` the global options: `config`, a list of files; `state_dir`, a folder; `runtime_dir`, a folder or
-None for wherever a daemon is found; and `json`. Files and folders are strings, as pathlib is slow to import.
+Every verb finds in `args` the global options: `config`, a list of files; `state_dir`, a folder; `runtime_dir`, a folder
+or None for wherever a daemon is found; and `json`. Files and folders are strings, as pathlib is slow to import.
 """
 
 from __future__ import annotations
