@@ -24,19 +24,19 @@ class Notifier:
 
     def ready(self) -> None:
         """The daemon serves: after the start, and again after a reload."""
-        self._notify("READY=1")
+        self._tell("READY=1")
 
     def reloading(self) -> None:
         """The daemon reads its configuration again; `ready` ends it."""
-        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """The daemon is on its way out."""
-        self._notify("STOPPING=1")
+        self._tell("STOPPING=1")
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
-        self._notify("STATUS=" + " ".join(text.splitlines()))
+        self._tell("STATUS=" + " ".join(text.splitlines()))
 
     async def feed_watchdog(self, progress: Callable[[], str]) -> None:
         """Give a sign of life at half the watchdog's interval, for ever, or return if there is no watchdog.
@@ -49,11 +49,17 @@ class Notifier:
         while True:
             reason = progress()
             if not reason:
-                self._notify("WATCHDOG=1")
+                self._tell("WATCHDOG=1")
             elif reason != stuck:
                 log.error("no sign of life for the watchdog: %s", reason)
             stuck = reason
             await asyncio.sleep(self.watchdog_interval / 2)
+
+    def _tell(self, message: str) -> None:
+        try:
+            self._notify(message)
+        except OSError as error:  # it may be restarting itself; if it stays away, the watchdog is its affair
+            log.warning("systemd does not listen: %s", error)
 
 
 def _notifier(environ: Mapping[str, str]) -> Callable[[str], object]:

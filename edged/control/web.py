@@ -92,7 +92,10 @@ class Web:
                 writer.write_eof()
                 writer.transport.set_write_buffer_limits(high=0)
                 await writer.drain()
-                await reader.read(1)  # closing before the client has would reset the connection, and lose the answer
+                while await reader.read(
+                    MAX_HEAD
+                ):  # closing on what is not read would reset the connection, answer and all
+                    pass
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             log.debug("let go of a client of the metrics page: %r", error)
         except Exception:

@@ -54,7 +54,8 @@ class Client:
         except OSError as error:
             raise _silent(error) from error
         if not line.endswith(b"\n"):
-            raise UnreachableError("the daemon closed the connection", hint="see why: journalctl -u edged -n 20")
+            happened = "broke off in its answer" if line else "closed the connection"
+            raise UnreachableError(f"the daemon {happened}", hint="see why: journalctl -u edged -n 20")
         return protocol.decode_reply(line)
 
 
@@ -80,7 +81,7 @@ def connect(runtime_dir: str | None) -> Client:
 
 
 def _folders(runtime_dir: str | None) -> list[str]:
-    if runtime_dir is not None:
+    if runtime_dir:
         return [runtime_dir]
     own = os.environ.get("XDG_RUNTIME_DIR")
     return [*([f"{own}/edged"] if own else []), SYSTEM_RUNTIME_DIR]

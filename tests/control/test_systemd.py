@@ -79,6 +79,10 @@ def test_the_interval_is_the_managers(environ, interval):
     assert Notifier(environ).watchdog_interval == interval
 
 
+def test_a_manager_that_does_not_listen_is_no_reason_to_die(tmp_path):
+    assert "systemd does not listen" in child("notifier.ready()", NOTIFY_SOCKET=str(tmp_path / "nobody")).stderr
+
+
 def test_without_systemd_python_it_says_what_to_install(manager):
     result = subprocess.run(
         [sys.executable, "-c", "import sys; sys.modules['systemd'] = None;" + HEAD + "notifier.ready()"],

@@ -147,7 +147,7 @@ class FakeOperations:
 
 @pytest.fixture
 def runtime_dir(tmp_path):
-    return tmp_path / "run"
+    return tmp_path / "edged"
 
 
 @pytest.fixture
@@ -175,19 +175,18 @@ def daemon(runtime_dir):
 
 @pytest.fixture
 def command(runtime_dir):
-    """The command line of edgectl, and what it sees of the environment."""
+    """Start edgectl; keywords are more of its environment."""
     environ = {"EDGED_RUNTIME_DIR": str(runtime_dir), "PYTHONUTF8": "1", "TZ": "UTC"}
 
-    def start(*args, **options):
+    def start(*args, stdout=subprocess.PIPE, **more):
         code = "import sys; from edged.ctl.main import main; sys.exit(main())"
         return subprocess.Popen(
             [sys.executable, "-c", code, *args],
-            env=environ,
-            stdout=subprocess.PIPE,
+            env=environ | more,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            **options,
         )
 
     return start

@@ -49,6 +49,11 @@ def test_the_runtime_directory_on_the_command_line_wins(edgectl, daemon, tmp_pat
     assert f"{tmp_path}/elsewhere/edged.sock: No such file or directory" in complaints
 
 
+def test_the_users_own_daemon_is_found(command, daemon, runtime_dir):
+    process = command("metrics", EDGED_RUNTIME_DIR="", XDG_RUNTIME_DIR=str(runtime_dir.parent))
+    assert process.communicate(timeout=20) == ("edged_info 1\n", "")
+
+
 def test_no_daemon(edgectl, runtime_dir):
     assert edgectl("status") == (
         5,
@@ -67,7 +72,7 @@ def test_what_the_daemon_refuses_is_told_with_the_remedy(edgectl, daemon):
     ("answer", "code", "complaint"),
     [
         (b"", 5, "the daemon closed the connection"),
-        (b'{"id": 1, "ok"', 5, "the daemon closed the connection"),
+        (b'{"id": 1, "ok"', 5, "the daemon broke off in its answer"),
         (b"HTTP/1.1 400 Bad Request\r\n", 4, "the answer is not JSON"),
     ],
 )

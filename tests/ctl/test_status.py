@@ -1,5 +1,8 @@
 import copy
 import json
+import os
+
+import pytest
 
 
 def broken(status):
@@ -59,6 +62,16 @@ def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
         "      no such file: /dev/ttyUSB0, for 1 min 15 s\n      -> plug it in\n",
     ):
         assert text in output
+
+
+@pytest.mark.parametrize(("environ", "dot"), [({}, "\x1b[32m●\x1b[0m edged"), ({"NO_COLOR": "1"}, "● edged")])
+def test_colour_is_for_terminals_and_for_those_who_like_it(command, daemon, environ, dot):
+    terminal, end = os.openpty()
+    process = command("status", stdout=end, TERM="xterm", **environ)
+    os.close(end)
+    assert os.read(terminal, 100).decode(errors="replace").startswith(dot)
+    process.communicate(timeout=20)
+    os.close(terminal)
 
 
 def test_nothing_configured(edgectl, daemon):
