@@ -92,9 +92,8 @@ class Web:
                 writer.write_eof()
                 writer.transport.set_write_buffer_limits(high=0)
                 await writer.drain()
-                while await reader.read(
-                    MAX_HEAD
-                ):  # closing on what is not read would reset the connection, answer and all
+                # Closing while something is unread would reset the connection, and the answer might be lost.
+                while await reader.read(MAX_HEAD):
                     pass
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             log.debug("let go of a client of the metrics page: %r", error)
