@@ -129,7 +129,7 @@ def lost(error: OSError | None, options: MqttOptions) -> LinkError:
         message = f"TLS with {where} failed: {_tls_reason(error)}"
         return LinkError(message, hint=_tls_remedy(error), dropped=True)
     why = f": {error.strerror or error}" if error else ""
-    hint = "look at the broker's log: it may want TLS, a certificate or another client_id"
+    hint = "look at the broker's log: it may want TLS or a certificate, or another client may use the same client_id"
     return LinkError(f"{where} closed the connection{why}", hint=hint, dropped=True)
 
 
@@ -161,5 +161,5 @@ def _tls_remedy(error: ssl.SSLError) -> str:
     if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
         return "the broker does not accept our certificate: check cert_file and key_file"
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return "the broker hung up: check that the port speaks TLS, and look at the broker's log"
+        return "look at the broker's log: it may want a client certificate (cert_file, key_file)"
     return "look at the broker's log"

@@ -327,6 +327,15 @@ class _Client(mqtt.Client):
             self.fault = error
             raise
 
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.fault = error
+            raise
+
 
 class _Packed:
     """Properties that are packed already, where paho expects its own, which take twenty times as long to pack."""

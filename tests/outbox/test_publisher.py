@@ -10,7 +10,6 @@ from queue import Queue
 from typing import Any
 
 import pytest
-from paho.mqtt.enums import MQTTProtocolVersion
 
 from edged.core.health import Health, Status
 from edged.core.topics import Topics
@@ -70,3 +69,292 @@ def test_a_message_reaches_a_subscriber(broker: Broker, protocol: str) -> None:
         assert json.loads(arrived.payload) == {"seq": 1}
         assert (arrived.qos, arrived.retain) == (1, False)
         assert rig.publisher.protocol == protocol
+
+
+def test_states_are_known_before_online_and_results_come_after(broker: Broker) -> None:
+    with Subscriber(broker.port, "edged/#") as subscriber, Rig(broker.port) as rig:
+        rig.publisher.put(message(1))
+        rig.wait_for("running")
+        subscriber.wait_for(RESULT)
+    with Subscriber(broker.port, "edged/#") as subscriber:
+        rig = Rig(broker.port)
+        rig.publisher.publish_state(TOPICS.state, b'{"state":"running"}')
+        rig.publisher.put(message(2))
+        with rig:
+            seen = [subscriber.next(lambda message: not message.retain) for _ in range(3)]
+
+    assert [(each.topic, each.payload) for each in seen] == [
+        (TOPICS.state, b'{"state":"running"}'),
+        (TOPICS.availability, b"online"),
+        (RESULT, b'{"seq": 2}'),
+    ]
+
+
+def test_only_states_are_retained(broker: Broker) -> None:
+    with Rig(broker.port) as rig, Subscriber(broker.port, RESULT) as witness:
+        rig.publisher.publish_state(TOPICS.state, b"{}")
+        rig.publisher.put(message(1))
+        witness.wait_for(RESULT)
+        rig.wait_for("running")
+
+        with Subscriber(broker.port, "edged/#") as latecomer:
+            retained = {latecomer.next().topic for _ in range(2)}
+
+            assert retained == {TOPICS.state, TOPICS.availability}
+            assert latecomer.nothing_more()
+
+
+def test_a_state_is_sent_when_it_changes_and_when_asked_and_not_otherwise(broker: Broker) -> None:
+    with Subscriber(broker.port, "edged/#") as subscriber, Rig(broker.port) as rig:
+        rig.wait_for("running")
+        rig.publisher.publish_state("edged/x", b"1")
+        rig.publisher.publish_state("edged/x", b"1")
+        rig.publisher.publish_state("edged/y", b"1")
+        rig.publisher.repeat_state("edged/y")
+        subscriber.wait_for("edged/y", b"1")
+        rig.publisher.publish_state("edged/x", b"2")
+
+        assert subscriber.wait_for("edged/x").payload == b"2"
+
+
+def test_a_forgotten_state_is_no_longer_retained(broker: Broker) -> None:
+    with Subscriber(broker.port, "edged/x") as witness, Rig(broker.port) as rig:
+        rig.publisher.publish_state("edged/x", b"1")
+        witness.wait_for("edged/x", b"1")
+        rig.publisher.forget_state("edged/x")
+        witness.wait_for("edged/x", b"")
+
+        with Subscriber(broker.port, "edged/x", TOPICS.availability) as latecomer:
+            assert latecomer.next().topic == TOPICS.availability
+
+
+def test_the_last_will_says_offline_and_a_clean_stop_says_stopped(broker: Broker) -> None:
+    with Subscriber(broker.port, TOPICS.availability) as subscriber:
+        with Rig(broker.port) as first:
+            subscriber.wait_for(TOPICS.availability, b"online")
+            with Rig(broker.port) as second:  # the same client id: the broker throws the first one out
+                subscriber.wait_for(TOPICS.availability, b"offline")
+                assert "another client may use the same client_id" in first.wait_for("failed").hint
+                first.publisher.stop(0)
+                first.publisher.join(PATIENCE)
+                second.publisher.stop(1)
+                second.publisher.join(PATIENCE)
+        assert subscriber.wait_for(TOPICS.availability, b"stopped").payload == b"stopped"
+
+
+def test_a_clean_stop_sends_what_waits_first(broker: Broker) -> None:
+    with Subscriber(broker.port, "edged/#") as subscriber, Rig(broker.port) as rig:
+        for seq in range(200):
+            rig.publisher.put(message(seq))
+        rig.publisher.stop(PATIENCE)
+
+        assert rig.publisher.join(PATIENCE)
+        assert [json.loads(subscriber.wait_for(RESULT).payload)["seq"] for _ in range(200)] == list(range(200))
+        assert subscriber.next().payload == b"stopped"
+        assert rig.spool.stats.depth == 0
+        assert rig.publisher.sent == 200
+
+
+def test_a_result_carries_content_type_expiry_and_properties(broker: Broker) -> None:
+    with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port) as rig:
+        rig.publisher.put(message(1, expiry=60, properties=(("schema", "edged.result/1"), ("model", "motion"))))
+
+        properties = subscriber.wait_for(RESULT).properties
+
+        assert properties.ContentType == "application/json"
+        assert 50 <= properties.MessageExpiryInterval <= 60
+        assert properties.UserProperty == [("schema", "edged.result/1"), ("model", "motion")]
+
+
+def test_qos_0_is_sent_once_and_counted(broker: Broker) -> None:
+    with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port) as rig:
+        rig.publisher.put(message(1, qos=0))
+        rig.publisher.put(message(2, qos=0))
+
+        assert [subscriber.wait_for(RESULT).qos for _ in range(2)] == [0, 0]
+        rig.publisher.stop(PATIENCE)
+        rig.publisher.join(PATIENCE)
+        assert (rig.publisher.sent, rig.spool.stats.depth) == (2, 0)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_nothing_is_lost_when_the_broker_is_killed_and_restarted(broker: Broker, protocol: str) -> None:
+    with Rig(broker.port, protocol=protocol) as rig:
+        rig.publisher.publish_state(TOPICS.state, b"{}")
+        rig.wait_for("running")
+        broker.stop(kill=True)
+        rig.wait_for("failed")
+        for seq in range(300):
+            rig.publisher.put(message(seq))
+        broker.start()
+        with Subscriber(broker.port, "edged/#") as subscriber:
+            seen = []
+            while 299 not in seen:
+                seen.append(json.loads(subscriber.wait_for(RESULT).payload)["seq"])
+
+        rig.wait_for("running")
+        assert rig.publisher.reconnects == 1
+        assert seen == list(range(seen[0], 300))
+        with Subscriber(broker.port, TOPICS.state) as latecomer:
+            assert latecomer.next().payload == b"{}"
+
+
+def test_a_publish_that_the_broker_forbids_is_parked_and_others_go_on(tmp_path: Path) -> None:
+    acl = "topic readwrite edged/board/#\ntopic read #\n"
+    with Broker(tmp_path, acl=acl) as broker, Rig(broker.port) as rig:
+        rig.publisher.put(message(1, topic="elsewhere/result"))
+        rig.publisher.put(message(2))
+        health = rig.wait_for("degraded")
+        rig.publisher.stop(PATIENCE)
+        rig.publisher.join(PATIENCE)
+
+        [(parked, reason)] = rig.spool.parked()
+        assert parked.seq == 1
+        assert reason == "the broker refuses elsewhere/result: Not authorized"
+        assert health.reason == reason
+        assert "what the broker lets this client do" in health.hint
+        assert (rig.publisher.sent, rig.publisher.refused) == (1, 1)
+
+
+def test_a_state_that_the_broker_forbids_does_not_keep_us_from_being_online(tmp_path: Path) -> None:
+    acl = "topic readwrite edged/#\n"
+    with Broker(tmp_path, acl=acl) as broker, Subscriber(broker.port, "edged/#") as subscriber:
+        rig = Rig(broker.port)
+        rig.publisher.publish_state("homeassistant/device/x/config", b"{}")
+        with rig:
+            assert "homeassistant/device/x/config" in rig.wait_for("degraded").reason
+            assert subscriber.wait_for(TOPICS.availability).payload == b"online"
+
+
+def test_a_message_larger_than_the_broker_takes_is_parked_without_being_sent(tmp_path: Path) -> None:
+    with Broker(tmp_path, lines=["max_packet_size 1000"]) as broker, Rig(broker.port) as rig:
+        rig.publisher.put(message(1, payload=b"x" * 2000))
+        rig.publisher.put(message(2))
+
+        assert "2000 bytes are more than the broker takes" in rig.wait_for("degraded").reason
+        rig.publisher.stop(PATIENCE)
+        rig.publisher.join(PATIENCE)
+        assert [parked.seq for parked, _ in rig.spool.parked()] == [1]
+        assert rig.publisher.sent == 1
+
+
+def test_a_topic_that_mqtt_cannot_carry_is_parked(broker: Broker) -> None:
+    with Rig(broker.port) as rig:
+        rig.publisher.put(message(1, topic="edged/+/result"))
+
+        rig.wait_for("degraded")
+        assert [reason for _, reason in rig.spool.parked()] == ["Publish topic cannot contain wildcards."]
+
+
+def test_a_wrong_password_is_a_reason_with_a_remedy_and_never_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("wrong-horse\n")
+    with Broker(tmp_path, passwords={"board": "right-horse"}) as broker:
+        with Rig(broker.port, username="board", password_file=str(secret)) as rig:
+            health = rig.wait_for("failed")
+            assert "refused the connection: Not authorized" in health.reason
+            assert "password_file" in health.hint
+            assert "wrong-horse" not in health.reason + health.hint
+
+            secret.write_text("right-horse\n")  # read anew for each connection
+            rig.wait_for("running")
+
+
+def test_a_password_can_be_a_credential_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mqtt").write_text("right-horse\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with Broker(tmp_path, passwords={"board": "right-horse"}) as broker:
+        with Rig(broker.port, username="board", password_file="mqtt") as rig:
+            rig.wait_for("running")
+
+
+def test_a_password_file_that_is_not_there_is_a_reason(broker: Broker, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    with Rig(broker.port, username="board", password_file=missing) as rig:
+        assert rig.wait_for("failed").reason == f"password_file {missing!r} cannot be used: No such file or directory"
+
+
+def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path)
+    files = {"ca_file": certificates.ca, "cert_file": certificates.client, "key_file": certificates.client_key}
+    options = {"host": "localhost", "tls": True, **{name: str(file) for name, file in files.items()}}
+    with Broker(tmp_path, certificates=certificates, client_certificates=True) as broker:
+        with Rig(broker.port, **options) as rig:
+            for seq in range(100):
+                rig.publisher.put(message(seq))
+            rig.wait_for("running")
+            rig.publisher.stop(PATIENCE)
+            rig.publisher.join(PATIENCE)
+            assert rig.publisher.sent == 100
+
+
+def test_a_bad_certificate_is_a_reason_with_a_remedy(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path)
+    good = {"host": "localhost", "tls": True, "ca_file": str(certificates.ca)}
+    cases = [
+        ({**good, "ca_file": str(certificates.stranger)}, "is not good", "ca_file"),
+        ({**good, "host": "127.0.0.1"}, "IP address mismatch", "set host to a name or address in the certificate"),
+        ({**good, "tls": False, "ca_file": ""}, "closed the connection", "TLS"),
+    ]
+    with Broker(tmp_path, certificates=certificates) as broker:
+        for options, reason, hint in cases:
+            with Rig(broker.port, **options) as rig:
+                health = rig.wait_for("failed")
+                assert reason in health.reason
+                assert hint in health.hint
+
+
+def test_a_missing_client_certificate_is_a_reason_with_a_remedy(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path)
+    options = {"host": "localhost", "tls": True, "ca_file": str(certificates.ca)}
+    with Broker(tmp_path, certificates=certificates, client_certificates=True) as broker:
+        with Rig(broker.port, **options) as rig:
+            assert "cert_file" in rig.wait_for("failed").hint
+
+
+def test_tls_to_a_port_that_does_not_speak_it(broker: Broker) -> None:
+    with Rig(broker.port, tls=True) as rig:
+        assert "TLS" in rig.wait_for("failed").hint
+
+
+def test_messages_for_us_reach_the_handler_with_their_retained_flag(broker: Broker) -> None:
+    heard: Queue[tuple[str, bytes, bool]] = Queue()
+    with Subscriber(broker.port, "unused") as other, Rig(broker.port) as rig:
+        other.client.publish("homeassistant/status", "old", qos=1, retain=True).wait_for_publish(PATIENCE)
+        rig.publisher.subscribe("homeassistant/+", lambda *arguments: heard.put(arguments))
+        assert heard.get(timeout=PATIENCE) == ("homeassistant/status", b"old", True)
+        other.client.publish("homeassistant/status", "online", qos=1)
+
+        assert heard.get(timeout=PATIENCE) == ("homeassistant/status", b"online", False)
+
+
+def test_a_handler_that_fails_does_not_end_the_connection(broker: Broker) -> None:
+    with Subscriber(broker.port, RESULT) as other, Rig(broker.port) as rig:
+        called: Queue[bytes] = Queue()
+
+        def fail(topic: str, payload: bytes, retained: bool) -> None:
+            called.put(payload)
+            raise RuntimeError("a bug")
+
+        rig.publisher.subscribe("command", fail)
+        rig.wait_for("running")
+        other.client.publish("command", "1", qos=1, retain=True)
+        called.get(timeout=PATIENCE)
+        rig.publisher.put(message(1))
+
+        other.wait_for(RESULT)
+        assert rig.publisher.reconnects == 0
+
+
+def test_without_a_host_messages_are_dropped_and_the_status_says_so() -> None:
+    with Rig(1883, host="") as rig:
+        rig.publisher.put(message(1))
+
+        assert rig.wait_for("stopped").hint == "set host in [mqtt]"
+        assert rig.spool.stats.depth == 0
+
+
+def test_the_first_retry_comes_within_a_second_and_none_later_than_half_a_minute() -> None:
+    assert [backoff(1, chance) for chance in (0.0, 0.5, 1.0)] == pytest.approx([0.3, 0.45, 0.6])
+    assert [backoff(failures, 0.0) for failures in (2, 3, 4)] == pytest.approx([0.6, 1.2, 2.4])
+    assert backoff(1_000_000, 1.0) == 30.0
