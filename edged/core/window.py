@@ -21,8 +21,11 @@ from edged.core.types import Window
 class Windower:
     """Cuts a stream of samples into windows of `spec.length` samples, a new one every `spec.hop`."""
 
-    def __init__(self, spec: WindowSpec, columns: NDArray[np.intp] | None) -> None:
-        """`columns` picks the source's columns in the model's order; None takes samples as they are."""
+    def __init__(self, spec: WindowSpec, columns: NDArray[np.intp] | None, next_seq: int = 0) -> None:
+        """`columns` picks the source's columns in the model's order; None takes samples as they are.
+
+        `next_seq` is the number of the first window, for a stream that goes on from another.
+        """
         self._length = spec.length
         self._hop = spec.hop
         self._shape = spec.shape
@@ -33,7 +36,8 @@ class Windower:
         self._ring = self._copies.reshape(-1, *spec.shape)
         self._at = 0
         self._missing = spec.length
-        self._seq = -1
+        self._begun = False
+        self.next_seq = next_seq
 
     def push(self, samples: NDArray[Any], time: float, lost: int = 0) -> Iterator[Window]:
         """Take samples `(n, *sample shape)` in; the last arrived at `time`, and `lost` are missing before the first.
@@ -48,6 +52,7 @@ class Windower:
         samples = self._pick(samples)
         if lost:
             self._break_off()
+        self._begun = True
         count = len(samples)
         begin = 0
         while count - begin >= self._missing:
@@ -71,9 +76,8 @@ class Windower:
         return picked if picked.dtype == self._ring.dtype else _cast(picked, self._ring.dtype)
 
     def _break_off(self) -> None:
-        begun = self._seq >= 0 or self._missing < self._length
         self._missing = self._length
-        self._seq += begun
+        self.next_seq += self._begun
 
     def _write(self, samples: NDArray[Any]) -> None:
         samples = samples[-self._length :]

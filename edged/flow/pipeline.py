@@ -48,7 +48,9 @@ class Pipeline:
         sinks: Sequence[Sender],
         status: Status,
         clock: Callable[[], float],
+        next_seq: int = 0,
     ) -> None:
+        """`next_seq` is the number of the first window: where a pipeline of the same name left off."""
         self.name = name
         self.status = status
         self.slot = Slot()
@@ -61,11 +63,16 @@ class Pipeline:
         self.latency = Latency()
         self.inference = Latency()
         self.busy_since: float | None = None
-        self._windower = Windower(spec, columns)
+        self._windower = Windower(spec, columns, next_seq)
         self._span = (spec.length - 1) / spec.rate if spec.rate else 0.0
         self._clock = clock
-        self._expected = 0
+        self._expected = next_seq
         self._thread = Thread(target=self._work, name=f"pipeline-{name}", daemon=True)
+
+    @property
+    def next_seq(self) -> int:
+        """The number of the next window."""
+        return self._windower.next_seq
 
     def push(self, chunk: Chunk) -> None:
         """On the reader's thread: cut a chunk into windows."""

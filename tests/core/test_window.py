@@ -150,3 +150,10 @@ def expected(length: int, hop: int, stream: list[list[int]]) -> Iterable[list[in
         for begin in range(at, at + sum(run) - length + 1, hop):
             yield list(range(begin, begin + length))
         at += sum(run)
+
+
+def test_a_stream_that_goes_on_from_another_goes_on_counting():
+    windower = Windower(WindowSpec(length=1, hop=1, channels=(Channel(name="x"),)), None, next_seq=7)
+    seqs = [window.seq for window in windower.push(np.zeros((3, 1), np.float32), 0.0)]
+    assert seqs == [7, 8, 9]
+    assert windower.next_seq == 10

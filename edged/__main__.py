@@ -1,0 +1,72 @@
+"""`edged`, the daemon's command: read the arguments, set up the log, run.
+
+0   stopped cleanly (SIGTERM, SIGINT)
+1   could not run: another daemon runs here, or `--check` found a model that does not work
+2   the command line is wrong
+78  the configuration is wrong (EX_CONFIG of sysexits.h)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from edged import __version__
+
+EX_CONFIG = 78
+
+
+def main() -> None:
+    """Run the daemon, or check that it could."""
+    args = _arguments()
+    from edged import daemon, log
+    from edged.api import ConfigError, EdgedError
+    from edged.models.store import FACTORY, Store
+
+    log.set_up("info")
+    store = Store(FACTORY)
+    try:
+        if args.check:
+            daemon.check(args.config, store, print)
+        else:
+            asyncio.run(daemon.run(args.config, args.runtime_dir, store))
+    except EdgedError as error:
+        logging.getLogger("edged").error("%s", error)
+        sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)
+
+
+def _arguments() -> argparse.Namespace:
+    environ = os.environ
+    parser = argparse.ArgumentParser(prog="edged", description="Inference daemon: sensors in, predictions out.")
+    parser.add_argument("--version", action="version", version=f"edged {__version__}")
+    parser.add_argument("--check", action="store_true", help="load everything, run the golden samples, and exit")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="the configuration; conf.d/*.toml beside it is read too (EDGED_CONFIG; /etc/edged/edged.toml)",
+    )
+    parser.add_argument(
+        "--runtime-dir",
+        type=Path,
+        default=environ.get("EDGED_RUNTIME_DIR") or _runtime_dir(),
+        help="where the control socket is (EDGED_RUNTIME_DIR; %(default)s)",
+    )
+    args = parser.parse_args()
+    args.config = args.config or [Path(environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
+    return args
+
+
+def _runtime_dir() -> str:
+    """The system's folder for a service, the user's own for somebody who runs it from a checkout."""
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{own}/edged" if own and os.geteuid() else "/run/edged"
+
+
+if __name__ == "__main__":
+    main()

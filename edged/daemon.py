@@ -1,0 +1,485 @@
+"""The composition root: build every part, hand them to one another, start in order, stop in reverse.
+
+`run` is the daemon's whole life, top to bottom. `Daemon` holds the parts and changes them when the configuration does;
+it alone knows them all. A part that cannot be built is a state with a reason and never an exit: the rest runs on, and
+a repaired device or a later reload brings it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from edged import __version__
+from edged.api import ControlError, EdgedError, ModelError, SinkContext
+from edged.config import (
+    Change,
+    Changes,
+    Config,
+    ConfigErrors,
+    ModelEntry,
+    PipelineEntry,
+    changes,
+    check_models,
+    decision_for,
+    find_bundle,
+    load,
+)
+from edged.control.clock import REFRESH, KernelClock
+from edged.control.server import Server
+from edged.control.systemd import Notifier
+from edged.control.web import Web
+from edged.core import contract, protocol
+from edged.core.health import Health, Status
+from edged.core.metrics import render
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+from edged.core.record import Recorder, encode_state
+from edged.core.topics import Topics
+from edged.flow.delivery import Delivery, Drain
+from edged.flow.pipeline import Pipeline, stuck
+from edged.flow.reader import Reader
+from edged.flow.slot import Served
+from edged.log import set_up
+from edged.models.selftest import prove
+from edged.models.store import Store
+from edged.operations import ModelPart, Operations, Parts, PipelinePart, families, overall, summary
+from edged.outbox.publisher import Publisher
+from edged.outbox.spool import MemorySpool
+
+log = logging.getLogger("edged.daemon")
+
+DRAIN_SECONDS = 8.0
+"""How long a clean stop may take: windows in hand are finished and messages sent for so long, then it is over."""
+
+STUCK_SECONDS = 10.0
+"""A worker that is at one window for longer makes no progress, and the watchdog hears of it."""
+
+
+async def run(files: Sequence[Path], runtime_dir: Path, store: Store) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads.
+
+    Raises:
+        EdgedError: the configuration is wrong, or another daemon has the control socket.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    config = load(files)
+    set_up(config.log.level)
+    notifier = Notifier()
+    daemon = Daemon(files, config, store, notifier)
+    operations = Operations(daemon.parts, daemon.reload)
+    server = Server(runtime_dir / protocol.SOCKET, operations, group=config.control.group)
+    await server.start()  # first of all, for its lock is what keeps a second daemon out
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    reloads: set[asyncio.Task[None]] = set()
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(loop.create_task(_reload_quietly(daemon))))
+    try:
+        await daemon.start()
+        notifier.ready()
+        log.info("edged %s serves: %s", __version__, summary(daemon.parts))
+        async with asyncio.TaskGroup() as tasks:
+            chores = [
+                tasks.create_task(notifier.feed_watchdog(daemon.progress)),
+                tasks.create_task(_refresh(daemon, notifier)),
+            ]
+            await stop.wait()
+            for chore in chores:
+                chore.cancel()
+    finally:
+        notifier.stopping()
+        log.info("stopping")
+        await daemon.stop(DRAIN_SECONDS)
+        await server.stop()
+
+
+async def _reload_quietly(daemon: Daemon) -> None:
+    try:
+        await daemon.reload()
+    except EdgedError:
+        pass  # logged where it was refused, and shown in the state
+
+
+async def _refresh(daemon: Daemon, notifier: Notifier) -> None:
+    """What wants doing every few seconds: the clock, the status line, the daemon's own state."""
+    while True:
+        daemon.refresh()
+        notifier.status(summary(daemon.parts))
+        await asyncio.sleep(REFRESH)
+
+
+class Daemon:
+    """The parts, and how they come and go."""
+
+    def __init__(self, files: Sequence[Path], config: Config, store: Store, notifier: Notifier) -> None:
+        boot = uuid4().hex[:12]
+        clock = KernelClock()
+        now = time.monotonic()
+        self._store = store
+        self._notifier = notifier
+        self._reloading = asyncio.Lock()
+        self._page: Web | None = None
+        self._next_seq: dict[str, int] = {}  # of pipelines that were taken down: results never share an id
+        self.parts = Parts(
+            boot=boot,
+            files=tuple(files),
+            config=config,
+            clock=clock,
+            recorder=Recorder(config.device.name, boot, clock),
+            topics=Topics(config.mqtt.prefix, config.device.name),
+            publisher=self._publisher(config),
+            started=now,
+            loaded=now,
+        )
+
+    async def start(self) -> None:
+        """Bring everything up: the link to the broker, then models and pipelines, then what feeds them."""
+        await self._bring_up(_everything(self.parts.config))
+        self.refresh()
+        self.parts.publisher.start()
+        await self._open_page()
+
+    async def stop(self, deadline: float) -> None:
+        """Let everything go within `deadline` seconds, in the reverse order, so that what was begun is finished."""
+        end = time.monotonic() + deadline
+        await self._take_down(_everything(self.parts.config), end)
+        await self._hang_up(end)
+        await self._close_page()
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and change what it changes; on any error, keep all as it is.
+
+        Returns what changed, as "pipelines.motion". Raises ConfigErrors.
+        """
+        async with self._reloading:
+            self._notifier.reloading()
+            try:
+                return await self._reload()
+            except ConfigErrors as error:
+                self.parts.refused = error
+                log.error("the new configuration is refused, the old one serves on: %s", error)
+                raise
+            finally:
+                self.refresh()
+                self._notifier.ready()
+
+    def progress(self) -> str:
+        """ "" while every worker makes progress, else which does not."""
+        flows = [part.flow for part in self.parts.pipelines.values() if part.flow is not None]
+        return stuck(flows, time.monotonic(), STUCK_SECONDS)
+
+    def refresh(self) -> None:
+        """Keep the clock right and the daemon's own state current."""
+        parts = self.parts
+        parts.clock.refresh()
+        details = {"version": __version__, "boot": parts.boot}
+        state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)
+        parts.publisher.publish_state(parts.topics.state, state)
+
+    async def _reload(self) -> list[str]:
+        parts = self.parts
+        new = await asyncio.to_thread(_checked, parts.files, self._store)
+        touched = changes(parts.config, new)
+        if {"device", "mqtt"} & set(touched.tables):  # in every topic and under every sink: all begins anew
+            end = time.monotonic() + DRAIN_SECONDS
+            await self._take_down(_everything(parts.config), end)
+            self._forget(_everything(parts.config))
+            await self._hang_up(end)
+            await self._close_page()
+            parts.topics = Topics(new.mqtt.prefix, new.device.name)
+            parts.recorder = Recorder(new.device.name, parts.boot, parts.clock)
+            parts.publisher = self._publisher(new)
+            parts.config = new
+            await self.start()
+        else:
+            await self._take_down(_leaving(touched), time.monotonic() + DRAIN_SECONDS)
+            self._forget(_removed(touched))
+            parts.config = new
+            await self._bring_up(_arriving(touched))
+            if "metrics" in touched.tables:
+                await self._close_page()
+                await self._open_page()
+        set_up(new.log.level)
+        parts.loaded = time.monotonic()
+        parts.refused = None
+        changed = _named(touched)
+        log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
+        return changed
+
+    async def _bring_up(self, names: Names) -> None:
+        """Build what is named from the configuration as it is now. What cannot be built is in a state that says why."""
+        parts = self.parts
+        config = parts.config
+        for name in names.models:
+            parts.models[name] = self._model(name, config.models[name])
+        for name in names.sinks:
+            if config.sinks[name].options.blocking:
+                parts.sinks[name] = Drain(self._delivery(name))
+        for name in names.pipelines:
+            parts.pipelines[name] = self._pipeline(name, config.pipelines[name])
+        for name in names.sources:
+            parts.sources[name] = self._reader(name)
+        self._feed()
+        for name in names.sources:
+            parts.sources[name].start()
+        for name in names.pipelines:
+            await asyncio.to_thread(self._load, parts.pipelines[name])
+        self._feed()
+        # discovery
+
+    async def _take_down(self, names: Names, end: float) -> None:
+        """Stop what is named, sources first, so that each part still has its next one while it finishes."""
+        parts = self.parts
+        readers = [parts.sources.pop(name) for name in names.sources]
+        flows = [part.flow for name in names.pipelines if (part := parts.pipelines.pop(name)).flow is not None]
+        self._feed()
+        workers: list[Reader | Pipeline] = [*readers, *flows]
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            if not await asyncio.to_thread(worker.join, max(0.0, end - time.monotonic())):
+                log.error("%s did not stop in time and is left behind", worker.name)
+        self._next_seq |= {flow.name: flow.next_seq for flow in flows}
+        for name in names.sinks:
+            if name in parts.sinks:
+                await asyncio.to_thread(parts.sinks.pop(name).close)
+        for name in names.models:
+            parts.models.pop(name)
+
+    async def _open_page(self) -> None:
+        """Serve metrics, if a port is configured; a port that is taken is no reason not to infer."""
+        parts = self.parts
+        if not parts.config.metrics.port:
+            return
+        page = Web(parts.config.metrics.port, lambda: render(families(parts)), lambda: overall(parts).reason)
+        try:
+            await page.start()
+        except ControlError as error:
+            log.error("%s", error)
+        else:
+            self._page = page
+
+    async def _close_page(self) -> None:
+        if self._page is not None:
+            await self._page.stop()
+            self._page = None
+
+    async def _hang_up(self, end: float) -> None:
+        """Send what waits and leave the broker; a second is always spent on trying."""
+        seconds = max(1.0, end - time.monotonic())
+        self.parts.publisher.stop(seconds)
+        await asyncio.to_thread(self.parts.publisher.join, seconds + 2.0)
+
+    def _feed(self) -> None:
+        """Give every reader the pipelines that want its chunks."""
+        for name, reader in self.parts.sources.items():
+            pipelines = self.parts.pipelines.values()
+            reader.feeds = tuple(part.flow for part in pipelines if part.flow and part.entry.source == name)
+
+    def _model(self, name: str, entry: ModelEntry) -> ModelPart:
+        part = ModelPart(self._status("model", name))
+        try:
+            part.bundle = find_bundle(name, entry, self._store)
+        except EdgedError as error:
+            part.status.set("failed", error.message, error.hint)
+        return part
+
+    def _pipeline(self, name: str, entry: PipelineEntry) -> PipelinePart:
+        part = PipelinePart(entry, self._status("pipeline", name))
+        model = self.parts.models[entry.model]
+        try:
+            if model.bundle is None:
+                why = model.status.health
+                raise ModelError(f"its model {entry.model!r}: {why.reason}", hint=why.hint)
+            window = model.bundle.manifest.window
+            info = self.parts.config.sources[entry.source].options.describe()
+            part.flow = Pipeline(
+                name,
+                window,
+                columns=contract.match(window, info, entry.source, entry.model),
+                patient=info.patient,
+                capacity=entry.queue,
+                sinks=[self.parts.sinks.get(sink) or self._delivery(sink) for sink in entry.sinks],
+                status=part.status,
+                clock=time.monotonic,
+                next_seq=self._next_seq.get(name, 0),
+            )
+        except EdgedError as error:
+            part.status.set("failed", error.message, error.hint)
+        return part
+
+    def _load(self, part: PipelinePart) -> None:
+        """Load the pipeline's model, have it prove itself, and let it serve."""
+        model = self.parts.models[part.entry.model]
+        if part.flow is None or model.bundle is None:
+            return
+        bundle = model.bundle
+        manifest = bundle.manifest
+        try:
+            decision = decision_for(part.entry, manifest)
+            runner = self.parts.config.models[part.entry.model].options.load(bundle.model, signature=manifest.signature)
+            try:
+                model.proof = prove(bundle, runner)
+                part.flow.serve(Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision)))
+            except BaseException:
+                runner.close()
+                raise
+        except EdgedError as error:
+            self._refuse(part, model, error)
+        except Exception as error:  # a backend's own bug: this pipeline's trouble and nobody else's
+            log.exception("pipeline %s cannot load its model", part.flow.name, extra={"pipeline": part.flow.name})
+            self._refuse(part, model, ModelError(f"{type(error).__name__}: {error}", hint="see the log's traceback"))
+        else:
+            model.runner = part.runner = runner.info
+            model.status.set("running")
+
+    def _refuse(self, part: PipelinePart, model: ModelPart, error: EdgedError) -> None:
+        part.status.set("failed", error.message, error.hint)
+        model.status.set("failed", error.message, error.hint)
+        if part.flow is not None:
+            part.flow.stop()
+            part.flow = None
+
+    def _reader(self, name: str) -> Reader:
+        entry = self.parts.config.sources[name]
+        return Reader(
+            name,
+            entry.options,
+            feeds=(),
+            status=self._status("source", name),
+            clock=time.monotonic,
+            supervision=entry.supervision,
+        )
+
+    def _delivery(self, name: str) -> Delivery:
+        parts = self.parts
+        context = SinkContext(
+            device=parts.config.device.name,
+            boot=parts.boot,
+            topics=parts.topics,
+            outbox=parts.publisher,
+            clock=parts.clock,
+        )
+        return Delivery(partial(parts.config.sinks[name].options.open, context), self._status("sink", name))
+
+    def _publisher(self, config: Config) -> Publisher:
+        mqtt = config.mqtt
+        spool = MemorySpool(
+            max_messages=mqtt.spool_messages,
+            max_bytes=mqtt.spool_bytes,
+            max_seconds=mqtt.spool_seconds,
+            drop=mqtt.spool_drop,
+            drops=mqtt.spool_drops,
+            clock=time.monotonic,
+        )
+        topics = Topics(mqtt.prefix, config.device.name)
+        return Publisher(mqtt, topics, spool, Status("broker", time.monotonic, partial(self._changed, "mqtt")))
+
+    def _status(self, kind: str, name: str) -> Status:
+        """A status whose every change is logged and, where it has a topic, published."""
+        status = Status(name, time.monotonic, partial(self._changed, kind))
+        self._publish(kind, name, status.health)
+        return status
+
+    def _changed(self, kind: str, name: str, health: Health) -> None:
+        """On whichever thread it happens."""
+        level = logging.WARNING if health.state in ("degraded", "failed") else logging.INFO
+        why = f": {health.reason}" if health.reason else ""
+        remedy = f" ({health.hint})" if health.hint else ""
+        log.log(level, "%s %s is %s%s%s", kind, name, health.state, why, remedy, extra={kind: name})
+        self._publish(kind, name, health)
+
+    def _publish(self, kind: str, name: str, health: Health) -> None:
+        topic = _STATE_TOPICS.get(kind)
+        if topic is not None:
+            parts = self.parts
+            parts.publisher.publish_state(topic(parts.topics, name), encode_state(name, health, parts.clock))
+
+    def _forget(self, names: Names) -> None:
+        """Take back the retained states of what is no longer there."""
+        for kind, gone in (("source", names.sources), ("model", names.models), ("pipeline", names.pipelines)):
+            for name in gone:
+                self.parts.publisher.forget_state(_STATE_TOPICS[kind](self.parts.topics, name))
+
+
+_STATE_TOPICS: dict[str, Callable[[Topics, str], str]] = {
+    "source": Topics.source_state,
+    "model": Topics.model_state,
+    "pipeline": Topics.pipeline_state,
+}
+
+
+class Names(NamedTuple):
+    """Which parts to bring up or take down."""
+
+    sources: tuple[str, ...]
+    models: tuple[str, ...]
+    pipelines: tuple[str, ...]
+    sinks: tuple[str, ...]
+
+
+def _everything(config: Config) -> Names:
+    return Names(tuple(config.sources), tuple(config.models), tuple(config.pipelines), tuple(config.sinks))
+
+
+def _leaving(touched: Changes) -> Names:
+    return Names(*(change.removed + change.changed for change in _changes(touched)))
+
+
+def _removed(touched: Changes) -> Names:
+    return Names(*(change.removed for change in _changes(touched)))
+
+
+def _arriving(touched: Changes) -> Names:
+    return Names(*(change.added + change.changed for change in _changes(touched)))
+
+
+def _changes(touched: Changes) -> tuple[Change, ...]:
+    return touched.sources, touched.models, touched.pipelines, touched.sinks
+
+
+def _named(touched: Changes) -> list[str]:
+    """What a reload touched, in words."""
+    return [
+        *touched.tables,
+        *(
+            f"{family}.{name}"
+            for family, change in zip(Names._fields, _changes(touched), strict=True)
+            for name in (*change.added, *change.removed, *change.changed)
+        ),
+    ]
+
+
+def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> None:
+    """What `edged --check` does: load the configuration, every model and plug-in, and run the golden samples.
+
+    Raises:
+        EdgedError: the first model that fails, or every problem of the configuration.
+    """
+    config = _checked(files, store)
+    say(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
+    for name, entry in config.models.items():
+        bundle = find_bundle(name, entry, store)
+        runner = entry.options.load(bundle.model, signature=bundle.manifest.signature)
+        try:
+            proof = prove(bundle, runner)
+        finally:
+            runner.close()
+        say(f"model {name} {bundle.manifest.version} on {runner.info.runtime}: {proof}")
+
+
+def _checked(files: Sequence[Path], store: Store) -> Config:
+    """The configuration, held against the models it names. Raises ConfigErrors."""
+    config = load(files)
+    problems = check_models(config, store)
+    if problems:
+        raise ConfigErrors(problems)
+    return config

@@ -1,0 +1,361 @@
+"""What an operator can ask, once, for the socket, MQTT and the metrics page alike.
+
+`Parts` is what there is to ask about; the daemon fills it in and changes it, and everything here only reads it, on the
+event loop's thread. Counters have one writer each and are read without a lock: a figure may be a moment old.
+"""
+
+import asyncio
+import contextlib
+import math
+import resource
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edged import __version__
+from edged.api import ControlError, Prediction, RunnerInfo
+from edged.config import Config, ConfigErrors, PipelineEntry
+from edged.control.clock import KernelClock
+from edged.core.health import Health, Status
+from edged.core.metrics import Family, Sample, render
+from edged.core.record import Recorder
+from edged.core.topics import Topics
+from edged.flow.delivery import Drain
+from edged.flow.pipeline import Pipeline
+from edged.flow.reader import Reader
+from edged.models.bundle import Bundle
+from edged.models.selftest import Proof
+from edged.outbox.publisher import Publisher
+
+WATCH_QUEUE = 256
+
+
+@dataclass
+class ModelPart:
+    """A model that pipelines use: the bundle it comes from, or why there is none, and how it did in its self-test."""
+
+    status: Status
+    bundle: Bundle | None = None
+    origin: str = ""
+    proof: Proof | None = None
+    runner: RunnerInfo | None = None
+
+
+@dataclass
+class PipelinePart:
+    """A pipeline as configured, and as it runs, if it does: `flow` is None while its model or source is refused."""
+
+    entry: PipelineEntry
+    status: Status
+    flow: Pipeline | None = None
+    runner: RunnerInfo | None = None
+
+
+@dataclass
+class Parts:
+    """All there is to ask about."""
+
+    boot: str
+    files: tuple[Path, ...]
+    config: Config
+    clock: KernelClock
+    publisher: Publisher
+    topics: Topics
+    recorder: Recorder
+    started: float
+    loaded: float
+    refused: ConfigErrors | None = None
+    sources: dict[str, Reader] = field(default_factory=dict)
+    models: dict[str, ModelPart] = field(default_factory=dict)
+    pipelines: dict[str, PipelinePart] = field(default_factory=dict)
+    sinks: dict[str, Drain] = field(default_factory=dict)
+
+
+class Operations:
+    """The verbs. `call` answers at once; `stream` goes on until its caller stops asking."""
+
+    def __init__(self, parts: Parts, reload: Callable[[], Awaitable[list[str]]]) -> None:
+        self._parts = parts
+        self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+            "status": self._status,
+            "pipelines": self._pipelines,
+            "sources": self._sources,
+            "models": self._models,
+            "metrics": self._metrics,
+            "reload": self._reload,
+        }
+        self._do_reload = reload
+
+        self.calls = frozenset(self._verbs)
+        self.streams = frozenset({"watch"})
+        self.changes = frozenset({"reload"})
+
+    async def call(self, verb: str, args: dict[str, Any]) -> Any:
+        """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
+        return await self._verbs[verb](args)
+
+    async def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """Watch: the results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
+        name = args.get("pipeline")
+        flows = {name: part.flow for name, part in self._parts.pipelines.items() if part.flow is not None}
+        if name is not None and name not in self._parts.pipelines:
+            raise ControlError(f"there is no pipeline {name!r}", hint=_known(self._parts.pipelines))
+        tap = _Tap(self._parts.recorder, asyncio.get_running_loop())
+        tapped = [flow for key, flow in flows.items() if name in (None, key)]
+        for flow in tapped:
+            flow.sinks = (*flow.sinks, tap)
+        try:
+            while True:
+                yield await tap.queue.get()
+        finally:
+            for flow in tapped:
+                flow.sinks = tuple(sink for sink in flow.sinks if sink is not tap)
+
+    async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
+        parts = self._parts
+        now = time.monotonic()
+        health = overall(parts)
+        return {
+            "device": parts.config.device.name,
+            "version": __version__,
+            "boot": parts.boot,
+            "uptime": now - parts.started,
+            "state": health.state,
+            "health": self._health(health),
+            "clock": {"synchronised": parts.clock.synchronised},
+            "mqtt": self._mqtt(),
+            "pipelines": await self._pipelines(args),
+            "sources": await self._sources(args),
+            "models": await self._models(args),
+            "sinks": [
+                {
+                    "name": name,
+                    "sent": drain.delivery.sent,
+                    "failed": drain.delivery.failed,
+                    "dropped": drain.dropped,
+                    "health": self._health(drain.delivery.status.health),
+                }
+                for name, drain in parts.sinks.items()
+            ],
+            "config": {
+                "files": [str(file) for file in parts.files],
+                "loaded": parts.clock.at(parts.loaded),
+                "error": _refusal(parts.refused),
+            },
+            "memory": {"rss_bytes": resident_bytes()},
+        }
+
+    def _mqtt(self) -> dict[str, Any]:
+        publisher = self._parts.publisher
+        spool = publisher.spool.stats
+        return {
+            "broker": publisher.broker,
+            "connected": publisher.connected,
+            "sent": publisher.sent,
+            "reconnects": publisher.reconnects,
+            "spool": msgspec.to_builtins(spool),
+            "health": self._health(publisher.status.health),
+        }
+
+    async def _pipelines(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        return [self._pipeline(name, part) for name, part in self._parts.pipelines.items()]
+
+    def _pipeline(self, name: str, part: PipelinePart) -> dict[str, Any]:
+        flow = part.flow
+        model = self._parts.models.get(part.entry.model)
+        bundle = model.bundle if model else None
+        return {
+            "name": name,
+            "source": part.entry.source,
+            "model": bundle.manifest.name if bundle else part.entry.model,
+            "version": bundle.manifest.version if bundle else "",
+            "sinks": list(part.entry.sinks),
+            "windows": flow.windows if flow else 0,
+            "predictions": flow.predictions if flow else 0,
+            "dropped": flow.mailbox.dropped if flow else 0,
+            "errors": flow.errors if flow else 0,
+            "latency": flow.latency.percentiles() if flow else None,
+            "inference": flow.inference.percentiles() if flow else None,
+            "runner": part.runner and msgspec.to_builtins(part.runner),
+            "last": self._parts.recorder.result(flow.last) if flow and flow.last else None,
+            "health": self._health(part.status.health),
+        }
+
+    async def _sources(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        entries = self._parts.config.sources
+        return [
+            {
+                "name": name,
+                "kind": entries[name].kind,
+                "channels": list(reader.info.channels),
+                "rate": reader.info.rate,
+                "measured_rate": reader.measured_rate,
+                "samples": reader.samples,
+                "lost": reader.lost,
+                "reconnects": reader.reconnects,
+                "faults": dict(reader.faults),
+                "health": self._health(reader.status.health),
+            }
+            for name, reader in self._parts.sources.items()
+        ]
+
+    async def _models(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        pipelines = self._parts.pipelines.items()
+        return [
+            {
+                "name": name,
+                "version": part.bundle.manifest.version if part.bundle else "",
+                "origin": part.origin,
+                "pipelines": [pipeline for pipeline, served in pipelines if served.entry.model == name],
+                "bytes": part.bundle.file(part.bundle.manifest.model).stat().st_size if part.bundle else 0,
+                "runner": part.runner and msgspec.to_builtins(part.runner),
+                "proof": part.proof and msgspec.to_builtins(part.proof),
+                "health": self._health(part.status.health),
+            }
+            for name, part in self._parts.models.items()
+        ]
+
+    async def _metrics(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"text": render(families(self._parts))}
+
+    async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"changed": await self._do_reload()}
+
+    def _health(self, health: Health) -> dict[str, Any]:
+        return {
+            "state": health.state,
+            "reason": health.reason,
+            "hint": health.hint,
+            "since": self._parts.clock.at(health.since),
+            "for": time.monotonic() - health.since,
+        }
+
+
+class _Tap:
+    """A watcher, as a sink: hands results to the event loop, and drops the newest while nobody takes them."""
+
+    def __init__(self, recorder: Recorder, loop: asyncio.AbstractEventLoop) -> None:
+        self.queue: asyncio.Queue[Any] = asyncio.Queue(WATCH_QUEUE)
+        self._recorder = recorder
+        self._loop = loop
+
+    def send(self, prediction: Prediction) -> None:
+        """On a worker's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has gone: the daemon is stopping
+            self._loop.call_soon_threadsafe(self._put, self._recorder.result(prediction))
+
+    def _put(self, record: Any) -> None:
+        with contextlib.suppress(asyncio.QueueFull):
+            self.queue.put_nowait(record)
+
+
+def overall(parts: Parts) -> Health:
+    """The daemon's own health: as bad as the worst of its pipelines, and of the way in and out."""
+    healths = [
+        *((f"pipeline {name}", part.status.health) for name, part in parts.pipelines.items()),
+        *((f"source {name}", reader.status.health) for name, reader in parts.sources.items()),
+        ("mqtt", parts.publisher.status.health),
+    ]
+    bad = [(name, health) for name, health in healths if health.state in ("failed", "degraded")]
+    if bad:
+        name, worst = max(bad, key=lambda item: item[1].state == "failed")
+        return Health("degraded", f"{name}: {worst.reason}", worst.hint, worst.since)
+    if parts.refused is not None:
+        return Health("degraded", "the new configuration was refused", "edgectl config check", parts.loaded)
+    return Health("running", "", "", parts.started)
+
+
+def summary(parts: Parts) -> str:
+    """One line for `systemctl status`."""
+    flows = [part.flow for part in parts.pipelines.values() if part.flow is not None]
+    total = sum(flow.predictions for flow in flows)
+    serving = sum(part.status.health.state == "running" for part in parts.pipelines.values())
+    link = "connected" if parts.publisher.connected else "not connected"
+    return f"{serving} of {len(parts.pipelines)} pipelines running, {total} predictions, MQTT {link}"
+
+
+def families(parts: Parts) -> list[Family]:
+    """Everything that is counted, for Prometheus."""
+    flows = {name: part.flow for name, part in parts.pipelines.items() if part.flow is not None}
+    sources = parts.sources
+    spool = parts.publisher.spool.stats
+    healths = [
+        *(("pipeline", name, part.status.health) for name, part in parts.pipelines.items()),
+        *(("source", name, reader.status.health) for name, reader in sources.items()),
+        *(("model", name, part.status.health) for name, part in parts.models.items()),
+        *(("sink", name, drain.delivery.status.health) for name, drain in parts.sinks.items()),
+        ("mqtt", "mqtt", parts.publisher.status.health),
+    ]
+
+    def by_pipeline(value: Callable[[Pipeline], float]) -> list[Sample]:
+        return [Sample(value(flow), {"pipeline": name}) for name, flow in flows.items()]
+
+    def by_source(value: Callable[[Reader], float]) -> list[Sample]:
+        return [Sample(value(reader), {"source": name}) for name, reader in sources.items()]
+
+    return [
+        Family("edged_info", "gauge", "The daemon.", [Sample(1, {"version": __version__, "boot": parts.boot})]),
+        Family("edged_uptime_seconds", "gauge", "Time since start.", [Sample(time.monotonic() - parts.started)]),
+        Family("edged_resident_memory_bytes", "gauge", "Memory in use.", [Sample(resident_bytes())]),
+        Family("edged_clock_synchronised", "gauge", "1 when wall-clock time can be trusted.",
+               [Sample(parts.clock.synchronised)]),
+        Family("edged_state", "gauge", "1 for the state each part is in.",
+               [Sample(1, {"part": part, "name": name, "state": health.state}) for part, name, health in healths]),
+        Family("edged_source_samples_total", "counter", "Samples read.", by_source(lambda reader: reader.samples)),
+        Family("edged_source_lost_samples_total", "counter", "Samples known to be missing.",
+               by_source(lambda reader: reader.lost)),
+        Family("edged_source_reconnects_total", "counter", "Times a source was opened again.",
+               by_source(lambda reader: reader.reconnects)),
+        Family("edged_source_rate_hertz", "gauge", "Samples per second as measured.",
+               by_source(lambda reader: reader.measured_rate or math.nan)),
+        Family("edged_source_faults_total", "counter", "Input thrown away, by reason.",
+               [Sample(count, {"source": name, "reason": reason})
+                for name, reader in sources.items() for reason, count in reader.faults.items()]),
+        Family("edged_pipeline_windows_total", "counter", "Windows cut.", by_pipeline(lambda flow: flow.windows)),
+        Family("edged_pipeline_dropped_windows_total", "counter", "Windows dropped because the worker was behind.",
+               by_pipeline(lambda flow: flow.mailbox.dropped)),
+        Family("edged_pipeline_predictions_total", "counter", "Predictions made.",
+               by_pipeline(lambda flow: flow.predictions)),
+        Family("edged_pipeline_errors_total", "counter", "Windows on which the model failed.",
+               by_pipeline(lambda flow: flow.errors)),
+        Family("edged_pipeline_latency_seconds", "histogram", "From a window's last sample to its prediction.",
+               [sample for name, flow in flows.items() for sample in flow.latency.histogram({"pipeline": name})]),
+        Family("edged_pipeline_inference_seconds", "histogram", "Time the model took.",
+               [sample for name, flow in flows.items() for sample in flow.inference.histogram({"pipeline": name})]),
+        Family("edged_model_info", "gauge", "What serves, and on what.",
+               [Sample(1, {"model": name, "version": part.bundle.manifest.version, "runtime": part.runner.runtime,
+                           "delegate": part.runner.delegate})
+                for name, part in parts.models.items() if part.bundle is not None and part.runner is not None]),
+        Family("edged_sink_sent_total", "counter", "Predictions a sink took.",
+               [Sample(drain.delivery.sent, {"sink": name}) for name, drain in parts.sinks.items()]),
+        Family("edged_sink_dropped_total", "counter", "Predictions a sink failed on or was too slow for.",
+               [Sample(drain.delivery.failed + drain.dropped, {"sink": name}) for name, drain in parts.sinks.items()]),
+        Family("edged_mqtt_connected", "gauge", "1 while the broker is there.", [Sample(parts.publisher.connected)]),
+        Family("edged_mqtt_reconnects_total", "counter", "Connections made after the first.",
+               [Sample(parts.publisher.reconnects)]),
+        Family("edged_mqtt_sent_total", "counter", "Messages the broker took.", [Sample(parts.publisher.sent)]),
+        Family("edged_spool_messages", "gauge", "Messages waiting for the broker.", [Sample(spool.depth)]),
+        Family("edged_spool_bytes", "gauge", "What they take.", [Sample(spool.bytes)]),
+        Family("edged_spool_dropped_total", "counter", "Messages dropped for want of room.", [Sample(spool.dropped)]),
+        Family("edged_spool_parked", "gauge", "Messages the broker refused.", [Sample(spool.parked)]),
+    ]  # fmt: skip
+
+
+def resident_bytes() -> int:
+    """Memory the process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _refusal(error: ConfigErrors | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"message": error.message, "problems": [str(problem) for problem in error.problems]}
+
+
+def _known(names: dict[str, Any]) -> str:
+    return "there are: " + ", ".join(sorted(names)) if names else "the configuration has none"

@@ -1,0 +1,107 @@
+"""The real daemon as a child process, with a config of its own: for every test that needs one that runs."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import tty
+from pathlib import Path
+from typing import Any
+
+from edged.ctl.client import connect
+
+PATIENCE = 20.0
+
+
+class Edged:
+    """`python -m edged` in `folder`, with `config` as its edged.toml. `log` grows as it speaks."""
+
+    def __init__(self, folder: Path, config: str, **environ: str) -> None:
+        self.folder = folder
+        self.config = folder / "edged.toml"
+        self.runtime_dir = folder / "run"
+        self.log: list[str] = []
+        self._environ = environ
+        self._heard = threading.Condition()
+        self.configure(config)
+
+    def configure(self, config: str) -> None:
+        """Write another config; SIGHUP has it read."""
+        self.config.write_text(config)
+
+    def start(self, *arguments: str) -> None:
+        """Start it. Returns at once; `wait_for_log` or a subscriber tells how far it is."""
+        command = [sys.executable, "-m", "edged", "--config", str(self.config), "--runtime-dir", str(self.runtime_dir)]
+        self.process = subprocess.Popen(
+            [*command, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **self._environ}
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send it a signal and wait for its end; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def reload(self) -> None:
+        """Have it read its config again."""
+        self.process.send_signal(signal.SIGHUP)
+
+    def call(self, verb: str, **args: Any) -> Any:
+        """Ask it over its socket."""
+        return connect(str(self.runtime_dir)).call(verb, **args)
+
+    def wait_for_log(self, text: str, times: int = 1) -> str:
+        """Wait until so many lines with this text have been logged; the last of them."""
+
+        def found() -> list[str]:
+            return [line for line in self.log if text in line]
+
+        with self._heard:
+            assert self._heard.wait_for(lambda: len(found()) >= times, PATIENCE), "".join(self.log)
+        return found()[times - 1]
+
+    def __enter__(self) -> Edged:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._heard:
+                self.log.append(line)
+                self._heard.notify_all()
+
+
+class SerialPort:
+    """A pseudo-terminal as a sensor's end; `link` is the stable name that `unplug` takes away and `plug` gives back."""
+
+    def __init__(self, link: Path) -> None:
+        self.link = link
+        self.plug()
+
+    def plug(self) -> None:
+        """Put a new device behind the name."""
+        self._ours, self._device = pty.openpty()
+        tty.setraw(self._device)
+        self.link.unlink(missing_ok=True)
+        self.link.symlink_to(os.ttyname(self._device))
+
+    def write(self, data: bytes) -> None:
+        """Say something."""
+        while data:
+            data = data[os.write(self._ours, data) :]
+
+    def unplug(self) -> None:
+        """Be gone, as a cable that is pulled out."""
+        self.link.unlink()
+        os.close(self._ours)
+        os.close(self._device)
