@@ -32,7 +32,6 @@ from edged.models.bundle import Bundle, derive, open_folder
 from edged.models.store import Store
 from edged.outbox.options import MqttOptions
 
-MAIN_FILE = Path("/etc/edged/edged.toml")
 MAX_FILE_BYTES = 1_000_000
 SINGLE_TABLES = ("device", "mqtt", "control", "metrics", "log")
 IMPLICIT_SINKS = ("mqtt", "stdout")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-from edged.config import MAIN_FILE, Config, ConfigErrors, check_models, effective, load
+from edged.config import Config, ConfigErrors, check_models, effective, load
 from edged.core.tables import Place, Problem, dotted
 from edged.ctl import exits, tables
 from edged.models.store import FACTORY, Store
@@ -29,13 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    paths = [args.file] if args.file else config_files(args)
+    paths = [args.file] if args.file else [Path(file) for file in args.config]
     return _check(paths, args.json) if args.action == "check" else _show(paths, args.origin, args.json)
-
-
-def config_files(args: argparse.Namespace) -> list[Path]:
-    """The configuration files that the command line or the environment names, or the system's."""
-    return [Path(args.config)] if args.config else [MAIN_FILE]
 
 
 def _check(paths: list[Path], as_json: bool) -> int:
@@ -64,7 +59,12 @@ def _block(problem: Problem) -> Iterator[str]:
 
 
 def _summary(config: Config, paths: list[Path]) -> str:
-    parts = {"pipeline": config.pipelines, "source": config.sources, "model": config.models, "sink": config.sinks}
+    parts: dict[str, Sized] = {
+        "pipeline": config.pipelines,
+        "source": config.sources,
+        "model": config.models,
+        "sink": config.sinks,
+    }
     counts = [f"{len(part)} {name}{'' if len(part) == 1 else 's'}" for name, part in parts.items()]
     return f"{', '.join(map(str, paths))}: valid, with {', '.join(counts)}"
 

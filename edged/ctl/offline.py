@@ -1,0 +1,55 @@
+"""What the verbs that run a model themselves share: finding the model, and loading it as the daemon would."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edged import plugins
+from edged.api import Backend, Runner
+from edged.config import find_bundle, load
+from edged.models.bundle import Bundle, derive, open_folder
+from edged.models.selftest import check_tensors
+from edged.models.store import FACTORY, Store
+
+
+def find_model(named: str, args: argparse.Namespace) -> tuple[Bundle, Backend]:
+    """A model by name or path, and the backend that runs it.
+
+    A name is that of a model the configuration knows, with the options it has there, or else of a factory model.
+
+    Raises:
+        EdgedError: there is none, or it or the configuration is not sound.
+    """
+    path = Path(named)
+    if "/" in named or path.suffix == ".tflite":
+        bundle = derive(path) if path.suffix == ".tflite" else open_folder(path)
+        return bundle, default_backend(bundle)
+    files = [Path(file) for file in args.config]
+    models = load(files).models if files[0].exists() else {}
+    store = Store(FACTORY)
+    if entry := models.get(named):
+        return find_bundle(named, entry, store), entry.options
+    bundle = store.find(named)
+    return bundle, default_backend(bundle)
+
+
+def default_backend(bundle: Bundle) -> Backend:
+    """The backend a model asks for, with its defaults."""
+    backend: Backend = plugins.load("backends", bundle.manifest.backend)()
+    return backend
+
+
+def load_model(bundle: Bundle, backend: Backend, signature: str | None = None) -> Runner:
+    """The model loaded, and its tensors held against its manifest.
+
+    Raises:
+        EdgedError: it does not load, or is not what its manifest says.
+    """
+    runner = backend.load(bundle.model, signature=signature or bundle.manifest.signature)
+    try:
+        check_tensors(bundle.manifest, runner)
+    except BaseException:
+        runner.close()
+        raise
+    return runner
