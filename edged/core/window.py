@@ -60,8 +60,9 @@ class Windower:
             self._write(samples[begin:end])
             begin = end
             self._missing = self._hop
-            self._seq += 1
-            yield Window(self._ring[self._at : self._at + self._length], self._seq, time - (count - end) * self._period)
+            seq = self.next_seq
+            self.next_seq += 1
+            yield Window(self._ring[self._at : self._at + self._length], seq, time - (count - end) * self._period)
         if begin < count:
             self._write(samples[begin:])
             self._missing -= count - begin
