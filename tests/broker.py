@@ -1,4 +1,4 @@
-"""A real mosquitto on a free loopback port, certificates for it, and a subscriber, for tests that need a broker."""
+"""A real mosquitto on a free loopback port, certificates for it, and a subscriber, for tests that need them."""
 
 from __future__ import annotations
 

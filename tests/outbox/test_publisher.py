@@ -249,23 +249,27 @@ def test_a_topic_that_mqtt_cannot_carry_is_parked(broker: Broker) -> None:
 def test_a_wrong_password_is_a_reason_with_a_remedy_and_never_shown(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("wrong-horse\n")
-    with Broker(tmp_path, passwords={"board": "right-horse"}) as broker:
-        with Rig(broker.port, username="board", password_file=str(secret)) as rig:
-            health = rig.wait_for("failed")
-            assert "refused the connection: Not authorized" in health.reason
-            assert "password_file" in health.hint
-            assert "wrong-horse" not in health.reason + health.hint
+    with (
+        Broker(tmp_path, passwords={"board": "right-horse"}) as broker,
+        Rig(broker.port, username="board", password_file=str(secret)) as rig,
+    ):
+        health = rig.wait_for("failed")
+        assert "refused the connection: Not authorized" in health.reason
+        assert "password_file" in health.hint
+        assert "wrong-horse" not in health.reason + health.hint
 
-            secret.write_text("right-horse\n")  # read anew for each connection
-            rig.wait_for("running")
+        secret.write_text("right-horse\n")  # read anew for each connection
+        rig.wait_for("running")
 
 
 def test_a_password_can_be_a_credential_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mqtt").write_text("right-horse\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    with Broker(tmp_path, passwords={"board": "right-horse"}) as broker:
-        with Rig(broker.port, username="board", password_file="mqtt") as rig:
-            rig.wait_for("running")
+    with (
+        Broker(tmp_path, passwords={"board": "right-horse"}) as broker,
+        Rig(broker.port, username="board", password_file="mqtt") as rig,
+    ):
+        rig.wait_for("running")
 
 
 def test_a_password_file_that_is_not_there_is_a_reason(broker: Broker, tmp_path: Path) -> None:
@@ -278,14 +282,16 @@ def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path)
     files = {"ca_file": certificates.ca, "cert_file": certificates.client, "key_file": certificates.client_key}
     options = {"host": "localhost", "tls": True, **{name: str(file) for name, file in files.items()}}
-    with Broker(tmp_path, certificates=certificates, client_certificates=True) as broker:
-        with Rig(broker.port, **options) as rig:
-            for seq in range(100):
-                rig.publisher.put(message(seq))
-            rig.wait_for("running")
-            rig.publisher.stop(PATIENCE)
-            rig.publisher.join(PATIENCE)
-            assert rig.publisher.sent == 100
+    with (
+        Broker(tmp_path, certificates=certificates, client_certificates=True) as broker,
+        Rig(broker.port, **options) as rig,
+    ):
+        for seq in range(100):
+            rig.publisher.put(message(seq))
+        rig.wait_for("running")
+        rig.publisher.stop(PATIENCE)
+        rig.publisher.join(PATIENCE)
+        assert rig.publisher.sent == 100
 
 
 def test_a_bad_certificate_is_a_reason_with_a_remedy(tmp_path: Path) -> None:
@@ -307,9 +313,11 @@ def test_a_bad_certificate_is_a_reason_with_a_remedy(tmp_path: Path) -> None:
 def test_a_missing_client_certificate_is_a_reason_with_a_remedy(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path)
     options = {"host": "localhost", "tls": True, "ca_file": str(certificates.ca)}
-    with Broker(tmp_path, certificates=certificates, client_certificates=True) as broker:
-        with Rig(broker.port, **options) as rig:
-            assert "cert_file" in rig.wait_for("failed").hint
+    with (
+        Broker(tmp_path, certificates=certificates, client_certificates=True) as broker,
+        Rig(broker.port, **options) as rig,
+    ):
+        assert "cert_file" in rig.wait_for("failed").hint
 
 
 def test_tls_to_a_port_that_does_not_speak_it(broker: Broker) -> None:

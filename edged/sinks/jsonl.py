@@ -1,0 +1,91 @@
+"""Predictions to a file, one JSON record a line, of bounded size."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from edged.api import Prediction, Recorder, Sink, SinkConfig, SinkContext, StoreError
+
+
+class JsonlSink(SinkConfig, frozen=True, kw_only=True):
+    """Appends each prediction as a line of JSON (as over MQTT) to the file `path`.
+
+    When a line would make the file larger than `max_bytes`, it becomes `path`.1, what was `path`.1 becomes `path`.2
+    and so on, and all but `keep` of those are deleted: at most (keep + 1) x max_bytes are used. A line that a full
+    disk has no room for is missing, never torn; a line that a power cut tore stays, and the next starts on its own.
+    """
+
+    path: Path
+    max_bytes: Annotated[int, Meta(ge=4096, le=1 << 40)] = 10 << 20
+    keep: Annotated[int, Meta(ge=0, le=1000)] = 3
+
+    def open(self, context: SinkContext) -> Sink:
+        """Open the file for appending, making it if need be; its folder must be there."""
+        return _Sink(self, Recorder(context.device, context.boot, context.clock))
+
+
+class _Sink:
+    def __init__(self, options: JsonlSink, recorder: Recorder) -> None:
+        self._options = options
+        self._recorder = recorder
+        self._file = -1
+        self._size = 0
+        self._attempt(self._open)
+
+    def send(self, prediction: Prediction) -> None:
+        line = self._recorder.encode(prediction) + b"\n"
+        self._attempt(lambda: self._append(line))
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _attempt(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except OSError as error:
+            self.close()  # the next attempt opens it again: by then the disk may be another
+            hint = (
+                "free some space" if error.errno == errno.ENOSPC else "check the folder: is it there, and may we write?"
+            )
+            raise StoreError(
+                f"{self._options.path} cannot be written: {error.strerror}", hint=hint, retryable=True
+            ) from error
+
+    def _open(self) -> None:
+        self._file = os.open(self._options.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._size = os.fstat(self._file).st_size
+        if self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
+            self._write(b"\n")
+
+    def _append(self, line: bytes) -> None:
+        if self._file < 0:
+            self._open()
+        if self._size and self._size + len(line) > self._options.max_bytes:
+            self._rotate()
+        self._write(line)
+
+    def _write(self, data: bytes) -> None:
+        written = os.write(self._file, data)
+        if written < len(data):
+            os.ftruncate(self._file, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += written
+
+    def _rotate(self) -> None:
+        path, keep = self._options.path, self._options.keep
+        self.close()
+        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep + 1))]
+        names[-1].unlink(missing_ok=True)
+        for old, new in reversed(list(pairwise(names))):
+            if old.exists():
+                old.rename(new)
+        self._open()

@@ -1,0 +1,56 @@
+"""Predictions to standard output: for trying things out, for pipes, and for the journal."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+from edged.api import DeviceError, Outcome, Prediction, Recorder, Sink, SinkConfig, SinkContext
+from edged.core.types import Anomaly, Classification
+
+
+class StdoutSink(SinkConfig, frozen=True, kw_only=True):
+    """Writes a line for each prediction: `format` "text" for people, "json" for programs (as over MQTT)."""
+
+    format: Literal["text", "json"] = "text"
+
+    def open(self, context: SinkContext) -> Sink:
+        """Standard output is open already."""
+        return _Sink(self.format, context)
+
+
+class _Sink:
+    def __init__(self, format: str, context: SinkContext) -> None:  # noqa: A002
+        self._clock = context.clock
+        recorder = Recorder(context.device, context.boot, context.clock)
+        self._line = self._text if format == "text" else lambda prediction: recorder.encode(prediction).decode()
+
+    def send(self, prediction: Prediction) -> None:
+        try:
+            sys.stdout.write(self._line(prediction) + "\n")
+            sys.stdout.flush()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise DeviceError(
+                f"standard output cannot be written: {error}", hint="is whoever reads it still there?", retryable=True
+            ) from error
+
+    def close(self) -> None:
+        pass
+
+    def _text(self, prediction: Prediction) -> str:
+        moment = datetime.fromtimestamp(self._clock.at(prediction.time), UTC)
+        about = "" if self._clock.synchronised else "~"
+        time = f"{about}{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+        return f"{time} {prediction.pipeline} {_words(prediction.outcome)} ({prediction.latency * 1000:.1f} ms)"
+
+
+def _words(outcome: Outcome) -> str:
+    if isinstance(outcome, Classification):
+        return f"{outcome.label} {outcome.score:.2f}" + (
+            f", now {outcome.decision or 'none'}" if outcome.changed else ""
+        )
+    if isinstance(outcome, Anomaly):
+        verdict = "anomalous" if outcome.anomalous else "normal"
+        return f"{verdict} {outcome.score:.4g} (threshold {outcome.threshold:.4g})"
+    return " ".join(f"{name}={value:.6g}" for name, value in outcome.values.items())
