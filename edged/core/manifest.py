@@ -212,7 +212,7 @@ def decode(data: bytes) -> Manifest:
         raise BundleError(f"manifest.json has {len(data)} bytes", hint=f"at most {MAX_MANIFEST_BYTES} are allowed")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"manifest.json: {error}", hint=_HINT) from error
     check(manifest)
     return manifest

@@ -23,7 +23,7 @@ from typing import Any
 from edged.core.errors import BundleError
 from edged.core.types import TensorSpec
 
-MAX_WORK = 400_000
+MAX_WORK = 200_000
 MAX_TEXT_BYTES = 1 << 16
 MAX_ARCHIVE_BYTES = 4 << 20
 MAX_LABELS = 100_000
@@ -261,12 +261,18 @@ def _read_labels(reader: _Reader, tensor: _Table) -> tuple[str, ...]:
     """The lines of the first file that names the elements of the last axis."""
     for file in tensor.tables(6):
         if file.number(2, "b") == _AXIS_LABELS:
-            text = _read_archived(reader.data, file.text(0))
-            labels = text.decode("utf-8-sig").splitlines() if text else []
+            labels = _lines(_read_archived(reader.data, file.text(0)))
             if len(labels) > MAX_LABELS:
                 raise _damaged(f"there are {len(labels)} labels, at most {MAX_LABELS} are allowed")
             return tuple(label.strip() for label in labels)
     return ()
+
+
+def _lines(text: bytes) -> list[str]:
+    try:
+        return text.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise _damaged("the labels are not UTF-8") from None
 
 
 def _read_archived(data: memoryview, name: str) -> bytes:

@@ -54,7 +54,7 @@ class Window(NamedTuple):
     time: float
 
 
-class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One input or output of a model: real = scale * (stored - zero_point), or stored as it is where scale is 0."""
 
     name: str

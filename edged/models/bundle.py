@@ -162,7 +162,7 @@ def _with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
     post = manifest.postprocess
     if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
         manifest = replace(manifest, labels=structure.output_metadata[post.output].labels)
-    manifests.check(manifest)
+    manifests.encode(manifest)  # it holds what the metadata say to the bounds of a manifest
     return manifest
 
 
@@ -211,6 +211,7 @@ def _window(tensor: TensorSpec) -> WindowSpec:
 
 
 def _channels(count: int) -> tuple[Channel, ...]:
+    # One more than is allowed is enough to be refused. A hostile file may claim billions.
     return tuple(Channel(name=f"c{index}") for index in range(min(count, 4097)))
 
 

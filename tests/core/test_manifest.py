@@ -1,0 +1,263 @@
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.core.errors import BundleError
+from edged.core.manifest import MAX_MANIFEST_BYTES, Classify, Detect, Manifest, Regress, decode, encode, version_key
+
+DIGEST = "0" * 64
+
+MOTION: dict[str, Any] = {
+    "schema": "edged.manifest/1",
+    "name": "motion",
+    "version": "1.2",
+    "files": {
+        "model.tflite": {"bytes": 10, "sha256": DIGEST},
+        "golden.npz": {"bytes": 10, "sha256": DIGEST},
+    },
+    "window": {"length": 100, "hop": 20, "rate": 10.0, "channels": [{"name": "ax", "unit": "g"}, {"name": "ay"}]},
+    "inputs": [{"tensor": {"name": "x", "shape": [1, 100, 2], "dtype": "int8", "scale": 0.1, "zero_point": -3}}],
+    "outputs": [{"name": "y", "shape": [1, 3], "dtype": "int8", "scale": 0.1, "zero_point": -128}],
+    "preprocess": [{"step": "normalise", "mean": [0.0, 1.0], "std": [2.0]}, {"step": "clip", "low": -4, "high": 4}],
+    "labels": ["rest", "walk", "run"],
+    "postprocess": {"kind": "classification", "decision": {"k": 3, "n": 5, "background": ["rest"]}},
+    "golden": {},
+}
+
+REGRESSION = {"labels": [], "postprocess": {"kind": "regression", "names": ["x", "y", "z"], "units": ["m", "m", "m"]}}
+DETECTION = {
+    "labels": [],
+    "outputs": [{"name": "y", "shape": [1, 100, 2], "dtype": "int8", "scale": 0.1}],
+    "postprocess": {"kind": "anomaly", "decision": {"threshold": 0.5}},
+}
+FEEDBACK = {
+    "inputs": [
+        MOTION["inputs"][0],
+        {"tensor": {"name": "h", "shape": [1, 3], "dtype": "int8"}, "feed": "feedback", "feedback": "y"},
+    ]
+}
+
+
+def motion(*changes: dict[str, Any], **paths: Any) -> bytes:
+    """MOTION with whole parts replaced, and then single values by path: `window__length=3`; None takes one out."""
+    manifest = copy.deepcopy(MOTION)
+    for change in changes:
+        manifest |= copy.deepcopy(change)
+    for path, value in paths.items():
+        *parents, last = [int(key) if key.isdecimal() else key for key in path.split("__")]
+        place: Any = manifest
+        for key in parents:
+            place = place[key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return json.dumps(manifest).encode()
+
+
+def test_a_manifest():
+    manifest = decode(motion())
+    assert (manifest.name, manifest.version, manifest.model, manifest.backend) == (
+        "motion",
+        "1.2",
+        "model.tflite",
+        "tflite",
+    )
+    assert manifest.window.shape == (2,)
+    assert manifest.inputs[0].tensor.shape == (1, 100, 2)
+    assert isinstance(manifest.postprocess, Classify)
+    assert manifest.postprocess.decision.background == ("rest",)
+    assert manifest.golden is not None
+    assert manifest.golden.steps == 2.0
+
+
+def test_a_regression():
+    manifest = decode(motion(REGRESSION))
+    assert isinstance(manifest.postprocess, Regress)
+    assert manifest.postprocess.names == ("x", "y", "z")
+
+
+def test_an_anomaly():
+    manifest = decode(motion(DETECTION))
+    assert isinstance(manifest.postprocess, Detect)
+    assert manifest.postprocess.decision.threshold == 0.5
+
+
+def test_a_model_fed_with_what_it_said():
+    assert decode(motion(FEEDBACK)).inputs[1].feedback == "y"
+
+
+def test_labels_may_be_left_to_the_model_file():
+    assert decode(motion(labels=None)).labels == ()
+
+
+def test_a_picture():
+    manifest = decode(
+        motion(
+            window={"length": 1, "hop": 1, "sample_shape": [10, 10, 2], "dtype": "uint8"},
+            inputs__0__tensor__shape=[1, 10, 10, 2],
+        )
+    )
+    assert manifest.window.shape == (10, 10, 2)
+
+
+@pytest.mark.parametrize("change", [{}, REGRESSION, DETECTION, FEEDBACK], ids=["class", "value", "anomaly", "feedback"])
+def test_it_survives_encoding(change):
+    manifest = decode(motion(change))
+    assert decode(encode(manifest)) == manifest
+
+
+def test_what_would_not_decode_is_not_encoded():
+    manifest = decode(motion())
+    broken = Manifest(
+        **{field: getattr(manifest, field) for field in manifest.__struct_fields__ if field != "labels"},
+        labels=("one",),
+    )
+    with pytest.raises(BundleError, match="there are 1 for 3 scores"):
+        encode(broken)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(b"", "truncated", id="empty"),
+        pytest.param(motion()[:-1], "truncated", id="cut"),
+        pytest.param(b"[" * 100_000, "Expected `object`, got `array`", id="deep"),
+        pytest.param(b'{"name": "\xff"}', "utf-8", id="not UTF-8"),
+        pytest.param(b" " * (MAX_MANIFEST_BYTES + 1), "has 1048577 bytes", id="big"),
+        pytest.param(motion(colour="red"), "unknown field `colour`", id="unknown field"),
+        pytest.param(
+            motion(window__colour="red"), r"unknown field `colour` - at `\$.window`", id="unknown field inside"
+        ),
+        pytest.param(motion(outputs__0__colour="red"), "unknown field `colour`", id="unknown field of a tensor"),
+        pytest.param(motion(schema="edged.manifest/2"), "edged.manifest/2", id="another schema"),
+        pytest.param(motion(window__length="100"), r"Expected `int`, got `str` - at `\$.window.length`", id="type"),
+        pytest.param(motion().replace(b"10.0", b"NaN"), "malformed", id="nan"),
+        pytest.param(motion().replace(b"10.0", b"1e999"), "out of range", id="infinite"),
+        pytest.param(motion(window__rate=1e300), r"\$.window.rate", id="too big for float32"),
+        pytest.param(motion(name="../etc"), "regex", id="a path for a name"),
+        pytest.param(motion(version="1.0-beta"), "regex", id="version"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(data, reason):
+    with pytest.raises(BundleError, match=reason) as refused:
+        decode(data)
+    assert refused.value.message.startswith("manifest.json")
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        # files
+        (motion(model="other.tflite"), "model: other.tflite is not in files"),
+        (motion(golden__file="other.npz"), "golden.file: other.npz is not in files"),
+        (motion(golden__file="model.tflite"), "golden.file: is the model itself"),
+        (motion(files={"manifest.json": {"bytes": 1, "sha256": DIGEST}}), "files: manifest.json cannot state"),
+        (motion(files={"../model": {"bytes": 1, "sha256": DIGEST}}), "regex"),
+        # window
+        (motion(window__sample_shape=[2]), "window: needs either channels or sample_shape"),
+        (motion(window__channels=[]), "window: needs either channels or sample_shape"),
+        (motion(window__channels=[{"name": "ax"}, {"name": "ax"}]), "window.channels: 'ax' is there twice"),
+        (motion(window={"length": 1, "hop": 1, "sample_shape": [5000, 5000]}), "window: has more than 16777216 elements"),
+        (motion(window__hop=0), "window.hop"),
+        # tensors
+        (motion(outputs__0__shape=[1, 0]), r"tensor 'y': the shape \[1, 0\] is impossible"),
+        (motion(outputs__0__shape=[1] * 9), "tensor 'y': the shape"),
+        (motion(outputs__0__shape=[5000, 5000]), "tensor 'y': has more than"),
+        (motion(outputs__0__dtype="object"), "tensor 'y': the dtype 'object' is none of"),
+        (motion(outputs__0__dtype="float32"), "tensor 'y': float32 has no scale"),
+        (motion(outputs__0__scale=-0.1), "tensor 'y': the scale -0.1"),
+        (motion(outputs__0__zero_point=-129), "tensor 'y': the zero point -129 does not fit int8"),
+        (motion(outputs=[MOTION["outputs"][0]] * 2), "outputs: 'y' is there twice"),
+        (motion(inputs=[MOTION["inputs"][0]] * 2), "inputs: 'x' is there twice"),
+        # inputs
+        (motion(window__length=99), r"tensor 'x': the shape \[1, 100, 2\] does not hold a window of \[99, 2\]"),
+        (motion(inputs__0__tensor__shape=[1, 2, 100]), "tensor 'x': the axes of the window"),
+        (motion(inputs__0__channels=["az"]), "tensor 'x': the window has no channel 'az'"),
+        (motion(inputs__0__channels=["ax", "ax"]), "tensor 'x': channels: 'ax' is there twice"),
+        (motion(inputs__0__channels=["ax"]), r"does not hold a window of \[100, 1\]"),
+        (motion(inputs__0__feedback="y"), "names a feedback but its feed is"),
+        (motion(FEEDBACK, inputs__1__feedback="z"), "tensor 'h': there is no output 'z' to feed back"),
+        (motion(FEEDBACK, inputs__1__tensor__shape=[3]), "tensor 'h': has another shape than the output 'y'"),
+        (motion(FEEDBACK, inputs__1__channels=["ax"]), "tensor 'h': names channels but its feed is"),
+        (motion(FEEDBACK, inputs__0=None), "inputs: none is fed by the window"),
+        # preprocess
+        (motion(preprocess__0__mean=[1, 2, 3]), r"preprocess\[0\].mean: has 3 values, where 1 or 2 are needed"),
+        (motion(preprocess__0__std=[1, 2, 3]), r"preprocess\[0\].std: has 3 values"),
+        (motion(preprocess__0__std=[0]), "preprocess"),
+        (motion(preprocess__1__low=4), r"preprocess\[1\]: low \(4.0\) is not below high"),
+        # postprocess
+        (motion(postprocess__output=1), "postprocess.output: there is no output 1, only 1"),
+        (motion(labels=["rest", "walk"]), "labels: there are 2 for 3 scores"),
+        (motion(postprocess__decision__background=["fly"]), "postprocess.decision: there is no label 'fly'"),
+        (motion(postprocess__decision__thresholds={"fly": 0.5}), "postprocess.decision: there is no label 'fly'"),
+        (motion(postprocess__decision__k=6), r"postprocess.decision: k \(6\) is more than n \(5\)"),
+        (motion(REGRESSION, postprocess__names=["x", "y"]), "postprocess.names: there are 2 for 3 values"),
+        (motion(REGRESSION, postprocess__names=["x", "x", "y"]), "postprocess.names: 'x' is there twice"),
+        (motion(REGRESSION, postprocess__units=["m"]), "postprocess.units: there are 1 for 3 values"),
+        (motion(REGRESSION, labels=["a", "b", "c"]), "labels: only a classification has them"),
+        (motion(DETECTION, outputs__0__shape=[1, 99, 2]), "postprocess.score: 198 elements cannot rebuild the 200"),
+        (motion(DETECTION, postprocess__score="output"), "postprocess.output: an anomaly score is one number"),
+        (motion(DETECTION, postprocess__decision__background=["rest"]), "an anomaly has no labels"),
+        (motion(DETECTION, postprocess__decision=None), "missing required field `decision`"),
+    ],
+)  # fmt: skip
+def test_parts_that_contradict_each_other_are_refused(data, reason):
+    with pytest.raises(BundleError, match=reason):
+        decode(data)
+
+
+def test_channels_may_be_shared_out_among_inputs():
+    inputs = [
+        {"tensor": {"name": name, "shape": [1, 100, 1], "dtype": "float32"}, "channels": [name]}
+        for name in ("ax", "ay")
+    ]
+    assert [each.channels for each in decode(motion(inputs=inputs)).inputs] == [("ax",), ("ay",)]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused(data):
+    with pytest.raises(BundleError):
+        decode(data)
+
+
+@given(part=st.sampled_from(sorted(MOTION)), value=json_values)
+def test_any_part_replaced_by_anything_is_refused_or_decoded(part, value):
+    data = json.dumps(MOTION | {part: value}).encode()
+    try:
+        manifest = decode(data)
+    except BundleError:
+        return
+    assert decode(encode(manifest)) == manifest
+
+
+@given(position=st.integers(0, len(motion()) - 1), byte=st.integers(0, 255))
+def test_a_byte_changed_is_refused_or_decoded(position, byte):
+    data = bytearray(motion())
+    data[position] = byte
+    try:
+        manifest = decode(bytes(data))
+    except BundleError:
+        return
+    assert decode(encode(manifest)) == manifest
+
+
+@pytest.mark.parametrize(("older", "newer"), [("1", "2"), ("1.9", "1.10"), ("1.0.0.1", "1.0.1"), ("0", "0.1")])
+def test_versions_go_up(older, newer):
+    assert version_key(older) < version_key(newer)
+
+
+def test_versions_that_are_the_same():
+    assert version_key("1") == version_key("1.0.0.0")
