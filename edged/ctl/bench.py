@@ -1,0 +1,203 @@
+"""How fast models run here: latencies of one inference, bare, through the backend, and from window to outcome.
+
+`bare` is the least that Python can do with the model's interpreter: set_tensor, invoke, get_tensor. `runner` is the
+backend the daemon uses. `window` is what the daemon does for every window: preprocess, run, postprocess. The three
+take turns, so that whatever else the machine does meets them alike. Without a MODEL all factory models are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.api import Arrays, Backend, ConfigError, Runner
+from edged.core.manifest import WindowSpec
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+from edged.ctl import exits, tables
+from edged.ctl.offline import find_model, load_model
+from edged.models.bundle import Bundle
+from edged.models.store import FACTORY, Store
+
+MAX_RUNS = 1_000_000
+_DEFAULT_RUNS = 1000
+_DEFAULT_SECONDS = 3.0
+_LEAST_RUNS = 20
+_WARM_UP = 3
+
+Way = Callable[[], object]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, how often, and with how many threads."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name, a bundle's folder or a .tflite file")
+    parser.add_argument("--runs", type=_count, metavar="N", help="runs of each way (default: for about three seconds)")
+    parser.add_argument("--threads", type=_count, metavar="N", help="threads of the interpreter")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    names = [args.model] if args.model else Store(FACTORY).names()
+    if not names:
+        raise ConfigError(f"there are no factory models in {FACTORY}", hint="name a model: edgectl bench MODEL")
+    results = [_measure_model(name, args) for name in names]
+    if args.json:
+        tables.show_json(results)
+    else:
+        tables.show(_lines(results))
+    return exits.DONE
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= MAX_RUNS:
+        raise argparse.ArgumentTypeError(f"from 1 to {MAX_RUNS}")
+    return number
+
+
+def _measure_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    bundle, backend = find_model(name, args)
+    if args.threads:
+        backend = _with_threads(backend, args.threads)
+    begun = time.perf_counter()
+    runner = load_model(bundle, backend)
+    try:
+        loading = time.perf_counter() - begun
+        ways = _ways(bundle, runner)
+        times = _measure(ways, args.runs, _Progress(bundle.manifest.name))
+    finally:
+        runner.close()
+    return {
+        "model": bundle.manifest.name,
+        "version": bundle.manifest.version,
+        "runner": msgspec.to_builtins(runner.info),
+        "load_seconds": loading,
+        "runs": len(next(iter(times.values()))),
+        "seconds": {way: _percentiles(taken) for way, taken in times.items()},
+    }
+
+
+def _with_threads(backend: Backend, threads: int) -> Backend:
+    if "threads" not in backend.__struct_fields__:
+        raise ConfigError("this model's backend has no threads to set", hint="leave out --threads")
+    return msgspec.structs.replace(backend, threads=threads)
+
+
+def _ways(bundle: Bundle, runner: Runner) -> dict[str, Way]:
+    """What takes turns, each a call that does one inference."""
+    manifest = bundle.manifest
+    samples = _samples(manifest.window)
+    preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
+    inputs = [np.array(array) for array in preprocess(samples)]
+
+    def window() -> None:
+        outputs = runner.run(preprocess(samples))
+        preprocess.feed_back(outputs)
+        postprocess(outputs, preprocess.prepared, time.monotonic())
+
+    ways: dict[str, Way] = {"runner": lambda: runner.run(inputs), "window": window}
+    if runner.info.backend == "tflite" and manifest.signature is None:
+        ways = {"bare": _bare(bundle, runner, inputs)} | ways
+    return ways
+
+
+def _samples(window: WindowSpec) -> NDArray[Any]:
+    """A window of noise, the same each time."""
+    noise = np.random.default_rng(1).standard_normal((window.length, *window.shape))
+    return (noise if window.dtype == "float32" else abs(noise * 50)).astype(window.dtype)
+
+
+def _bare(bundle: Bundle, runner: Runner, inputs: Arrays) -> Way:
+    """The same model in an interpreter of its own, and nothing around it."""
+    package = runner.info.runtime.split()[0].replace("-", "_")
+    interpreter = import_module(f"{package}.interpreter").Interpreter(
+        model_path=str(bundle.model), num_threads=runner.info.threads
+    )
+    interpreter.allocate_tensors()
+    into = [details["index"] for details in interpreter.get_input_details()]
+    out = [details["index"] for details in interpreter.get_output_details()]
+
+    def run() -> None:
+        for index, array in zip(into, inputs, strict=True):
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        for index in out:
+            interpreter.get_tensor(index)
+
+    return run
+
+
+def _measure(ways: dict[str, Way], runs: int | None, progress: _Progress) -> dict[str, list[float]]:
+    """Seconds of each run of each way, taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(_WARM_UP):
+        _take_turns(ways)
+    if runs is None:
+        begun = time.perf_counter()
+        _take_turns(ways)
+        turn = time.perf_counter() - begun
+        runs = min(_DEFAULT_RUNS, max(_LEAST_RUNS, int(_DEFAULT_SECONDS / turn)))
+    for done in range(runs):
+        for name, seconds in _take_turns(ways):
+            taken[name].append(seconds)
+        progress.show(done + 1, runs)
+    progress.end()
+    return taken
+
+
+def _take_turns(ways: dict[str, Way]) -> list[tuple[str, float]]:
+    times = []
+    for name, way in ways.items():
+        begun = time.perf_counter()
+        way()
+        times.append((name, time.perf_counter() - begun))
+    return times
+
+
+def _percentiles(taken: Sequence[float]) -> dict[str, float]:
+    return {f"p{share}": float(np.percentile(taken, share)) for share in (50, 90, 99)}
+
+
+class _Progress:
+    """A bar on standard error, once it has taken a second and if somebody may be looking."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._next = time.monotonic() + 1.0 if sys.stderr.isatty() else float("inf")
+        self._shown = False
+
+    def show(self, done: int, total: int) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next += 0.1
+        self._shown = True
+        filled = 30 * done // total
+        bar = "#" * filled + "." * (30 - filled)
+        print(f"\r{self._title} [{bar}] {done}/{total}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _lines(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    rows = []
+    for result in results:
+        least = next(iter(result["seconds"].values()))["p50"]
+        for index, (way, seconds) in enumerate(result["seconds"].items()):
+            name = f"{result['model']} {result['version']}" if index == 0 else ""
+            times = [f"{seconds[share] * 1e6:.1f}" for share in ("p50", "p90", "p99")]
+            rows.append([name, way, *times, f"{seconds['p50'] / least:.2f}x"])
+    yield from tables.table(("MODEL", "WAY", ">P50 us", ">P90 us", ">P99 us", ">P50"), rows)
+    for result in results:
+        runner = result["runner"]
+        threads = f"{runner['threads']} thread" + ("s" if runner["threads"] > 1 else "")
+        yield f"{result['model']}: {result['runs']} runs of each way, {runner['runtime']}, {threads}"
