@@ -64,10 +64,8 @@ def open_folder(folder: Path) -> Bundle:
     Raises:
         BundleError: it is not a sound bundle; the message names the file.
     """
-    with _open(folder / MANIFEST) as file:
-        data = file.read(MAX_MANIFEST_BYTES + 1)
     try:
-        manifest = manifests.decode(data)
+        manifest = manifests.decode(_read(folder / MANIFEST, MAX_MANIFEST_BYTES))
         _refuse_strangers(folder, manifest)
         for name, expected in manifest.files.items():
             _verify(folder / name, expected)
@@ -86,8 +84,8 @@ def derive(tflite: Path) -> Bundle:
     Raises:
         BundleError: it is no sound TFLite file, or only a manifest can say how to use it.
     """
-    data = _read(tflite)
     try:
+        data = _read(tflite, MAX_FILE_BYTES)
         structure = inspect(data)
         manifest = _derived(tflite, structure, File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
         return Bundle(manifests.decode(manifests.encode(manifest)), tflite.parent)
@@ -121,12 +119,12 @@ def _verify(path: Path, expected: File) -> None:
         raise BundleError(f"{path.name} is damaged: its SHA-256 is not the manifest's", hint=_AGAIN)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     with _open(path) as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise BundleError(f"{path} is too big", hint=f"at most {MAX_FILE_BYTES} bytes are allowed")
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise BundleError(f"{path.name} has {size} bytes", hint=f"at most {limit} are allowed")
+        return file.read(limit)
 
 
 def _open(path: Path) -> BufferedReader:
@@ -134,10 +132,10 @@ def _open(path: Path) -> BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}", hint=_AGAIN) from error
+        raise BundleError(f"{path.name} cannot be read: {error.strerror}", hint=_AGAIN) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise BundleError(f"{path} is not a regular file", hint=_AGAIN)
+        raise BundleError(f"{path.name} is not a regular file", hint=_AGAIN)
     return os.fdopen(descriptor, "rb")
 
 
@@ -147,7 +145,7 @@ def _open(path: Path) -> BufferedReader:
 def _complete(manifest: Manifest, model: Path) -> Manifest:
     needs_labels = isinstance(manifest.postprocess, Classify) and not manifest.labels
     if manifest.backend == "tflite" and (needs_labels or not manifest.preprocess):
-        manifest = _with_metadata(manifest, inspect(_read(model)))
+        manifest = _with_metadata(manifest, inspect(_read(model, MAX_FILE_BYTES)))
     if needs_labels and not manifest.labels:
         raise BundleError(
             "there are no labels in the manifest, and none in TFLite metadata", hint="give the manifest `labels`"

@@ -45,7 +45,7 @@ class Store:
         versions = self.versions(name)
         if not versions:
             raise ConfigError(f"there is no model {name!r} in {self._factory}", hint=self._suggestion(name))
-        wanted = version or versions[-1]
+        wanted = versions[-1] if version is None else version
         for found in versions:
             if _VERSION.fullmatch(wanted) and version_key(found) == version_key(wanted):
                 return _open(self._factory / name / found, name, found)

@@ -163,7 +163,7 @@ def test_what_is_no_manifest_is_refused(data, reason):
         (motion(window__sample_shape=[2]), "window: needs either channels or sample_shape"),
         (motion(window__channels=[]), "window: needs either channels or sample_shape"),
         (motion(window__channels=[{"name": "ax"}, {"name": "ax"}]), "window.channels: 'ax' is there twice"),
-        (motion(window={"length": 1, "hop": 1, "sample_shape": [5000, 5000]}), "window: has more than 16777216 elements"),
+        (motion(window={"length": 1, "hop": 1, "sample_shape": [5000, 5000]}), "window: has more than 16777216"),
         (motion(window__hop=0), "window.hop"),
         # tensors
         (motion(outputs__0__shape=[1, 0]), r"tensor 'y': the shape \[1, 0\] is impossible"),

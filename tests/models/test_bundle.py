@@ -1,0 +1,181 @@
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edged.core.errors import BundleError
+from edged.core.manifest import Channel, Classify, Normalise
+from edged.core.types import TensorSpec
+from edged.models.bundle import derive, open_folder
+from tests.bundles import DATA, write_bundle
+from tests.real_models import real_model
+
+# A folder with a manifest
+
+
+def test_a_sound_folder(tmp_path):
+    bundle = open_folder(write_bundle(tmp_path / "colours", files={"card.md": b"# Colours"}))
+    assert (bundle.manifest.name, bundle.manifest.labels) == ("colours", ("red", "green", "blue"))
+    assert bundle.model == tmp_path / "colours" / "model.tflite"
+    assert bundle.file("card.md").read_text() == "# Colours"
+
+
+def test_a_file_the_manifest_does_not_list_is_not_given(tmp_path):
+    with pytest.raises(BundleError, match=r"lists no file '\.\./secret'"):
+        open_folder(write_bundle(tmp_path)).file("../secret")
+
+
+def change(content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / "model.tflite").write_bytes(content) and None
+
+
+def flip_a_bit(folder: Path) -> None:
+    model = bytearray((folder / "model.tflite").read_bytes())
+    model[-200] ^= 1
+    (folder / "model.tflite").write_bytes(model)
+
+
+def replace_by_link(folder: Path) -> None:
+    (folder / "model.tflite").unlink()
+    (folder / "model.tflite").symlink_to(DATA / "float.tflite")
+
+
+def replace_by_folder(folder: Path) -> None:
+    (folder / "model.tflite").unlink()
+    (folder / "model.tflite").mkdir()
+
+
+def replace_by_pipe(folder: Path) -> None:
+    (folder / "model.tflite").unlink()
+    os.mkfifo(folder / "model.tflite")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read: No such file"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: "),
+        (lambda folder: (folder / "manifest.json").write_bytes(bytes(2 << 20)), "manifest.json has "),
+        (lambda folder: (folder / "model.tflite").unlink(), "model.tflite cannot be read: No such file"),
+        (change(b""), "model.tflite has 0 bytes, and the manifest says 1004"),
+        (change(bytes(2000)), "model.tflite has 2000 bytes, and the manifest says 1004"),
+        (flip_a_bit, "model.tflite is damaged: its SHA-256"),
+        (replace_by_link, "model.tflite cannot be read"),
+        (replace_by_folder, "model.tflite is not a regular file"),
+        (replace_by_pipe, "model.tflite is not a regular file"),
+        (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "extra.bin is not in the manifest"),
+        (lambda folder: (folder / "sub").mkdir(), "sub is not in the manifest"),
+        (shutil.rmtree, "manifest.json cannot be read: No such file"),
+    ],
+)
+def test_a_folder_that_is_not_sound_names_the_file(tmp_path, damage, reason):
+    folder = write_bundle(tmp_path / "colours")
+    damage(folder)
+    with pytest.raises(BundleError, match=reason) as refused:
+        open_folder(folder)
+    assert str(folder) in refused.value.message
+    assert refused.value.hint
+
+
+def test_labels_and_normalisation_come_from_the_metadata_where_the_manifest_is_silent(tmp_path):
+    manifest = open_folder(write_bundle(tmp_path, model="metadata.tflite", labels=None)).manifest
+    assert manifest.labels == ("red", "green", "blue")
+    assert manifest.preprocess == (Normalise(mean=(2.0,), std=(4.0,)),)
+
+
+def test_what_the_manifest_says_goes_before_the_metadata(tmp_path):
+    own = [{"step": "normalise", "mean": [0], "std": [1]}]
+    folder = write_bundle(tmp_path, model="metadata.tflite", labels=["a", "b", "c"], preprocess=own)
+    manifest = open_folder(folder).manifest
+    assert manifest.labels == ("a", "b", "c")
+    assert manifest.preprocess == (Normalise(mean=(0.0,), std=(1.0,)),)
+
+
+def test_a_classifier_with_no_labels_anywhere_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="no labels in the manifest, and none in TFLite metadata"):
+        open_folder(write_bundle(tmp_path, labels=None))
+
+
+def test_metadata_that_contradict_the_manifest_are_refused(tmp_path):
+    two = [{"name": "y", "shape": [1, 2], "dtype": "float32"}]
+    with pytest.raises(BundleError, match="there are 3 for 2 scores"):
+        open_folder(write_bundle(tmp_path, model="metadata.tflite", labels=None, outputs=two))
+
+
+def test_a_decision_is_held_against_labels_from_the_metadata(tmp_path):
+    post = {"kind": "classification", "decision": {"background": ["violet"]}}
+    with pytest.raises(BundleError, match="there is no label 'violet'"):
+        open_folder(write_bundle(tmp_path, model="metadata.tflite", labels=None, postprocess=post))
+
+
+# A bare model
+
+
+def test_a_bare_model_that_takes_a_row():
+    bundle = derive(DATA / "metadata.tflite")
+    manifest = bundle.manifest
+    assert bundle.model == DATA / "metadata.tflite"
+    assert (manifest.name, manifest.version) == ("metadata", "0")
+    assert manifest.window.channels == tuple(Channel(name=f"c{index}") for index in range(4))
+    assert (manifest.window.length, manifest.window.hop, manifest.window.dtype) == (1, 1, "float32")
+    assert manifest.inputs[0].tensor == TensorSpec(name="serving_default_x:0", shape=(1, 4), dtype="float32")
+    assert manifest.preprocess == (Normalise(mean=(2.0,), std=(4.0,)),)
+    assert manifest.labels == ("red", "green", "blue")
+    assert isinstance(manifest.postprocess, Classify)
+    assert manifest.postprocess.decision.threshold == 0.25
+
+
+def test_a_bare_model_without_metadata_has_its_labels_numbered():
+    manifest = derive(DATA / "int8.tflite").manifest
+    assert manifest.labels == ("class_0", "class_1", "class_2")
+    assert manifest.preprocess == ()
+
+
+def test_a_single_score_is_a_class_of_its_own():
+    assert derive(DATA / "stateful.tflite").manifest.labels == ("class_0",)
+
+
+def test_the_name_is_the_file_s_made_fit(tmp_path):
+    file = tmp_path / "My.Model_2.tflite"
+    shutil.copy(DATA / "float.tflite", file)
+    assert derive(file).manifest.name == "my-model_2"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("two_by_two.tflite", "it has 2 inputs, and one is expected"),
+        ("dynamic.tflite", r"an output of shape \[.*\] is no list of scores|an input of shape \[4\] is not clear"),
+        ("make_models.py", "not a TFLite file"),
+        ("absent.tflite", "cannot be read: No such file"),
+    ],
+)
+def test_a_bare_model_that_needs_a_manifest_or_is_none(name, reason):
+    with pytest.raises(BundleError, match=reason) as refused:
+        derive(DATA / name)
+    assert name in refused.value.message
+    assert refused.value.hint
+
+
+def test_a_real_picture_model():
+    manifest = derive(real_model("mobilenet_v2_1.0_224_quant.tflite")).manifest
+    assert (manifest.window.sample_shape, manifest.window.dtype) == ((224, 224, 3), "uint8")
+    assert manifest.preprocess == (Normalise(mean=(127.5,), std=(127.5,)),)
+    assert len(manifest.labels) == 1001
+
+
+def test_a_real_picture_model_without_metadata_takes_pixels_as_they_are():
+    manifest = derive(real_model("mlperf_tiny_resnet_cifar10_int8.tflite")).manifest
+    (step,) = manifest.preprocess
+    assert isinstance(step, Normalise)
+    tensor = manifest.inputs[0].tensor
+    for pixel in (0, 128, 255):
+        stored = (pixel - step.mean[0]) / step.std[0] / tensor.scale + tensor.zero_point
+        assert stored == pytest.approx(pixel - 128)
+
+
+def test_a_real_streaming_model_takes_rows():
+    window = derive(real_model("hey_jarvis.tflite")).manifest.window
+    assert (window.length, window.hop, len(window.channels)) == (3, 3, 40)
