@@ -46,7 +46,7 @@ def _row(model: dict[str, Any]) -> tables.Row:
 def _runner(runner: dict[str, Any] | None) -> str:
     if runner is None:
         return "-"
-    share = f", {runner['delegated']} of {runner['nodes']} nodes" if runner["nodes"] else ""
+    share = f", {runner['delegated']} of {runner['nodes']} nodes" if runner["delegate"] != "cpu" else ""
     threads = f", {runner['threads']} threads" if runner["threads"] > 1 else ""
     return f"{runner['delegate']}{share} ({runner['runtime']}{threads})"
 

@@ -58,8 +58,9 @@ def _daemon(status: dict[str, Any]) -> Iterator[str]:
 
 def _mqtt(mqtt: dict[str, Any]) -> Iterator[str]:
     spool = mqtt["spool"]
-    link = "connected" if mqtt["connected"] else "not connected"
-    yield f"    mqtt    {link} to {tables.plain(mqtt['broker'])}, {mqtt['sent']} sent, {mqtt['reconnects']} reconnects"
+    link = "connected to" if mqtt["connected"] else "not connected to"
+    broker = f"{link} {tables.plain(mqtt['broker'])}" if mqtt["broker"] else "no broker"
+    yield f"    mqtt    {broker}, {mqtt['sent']} sent, {mqtt['reconnects']} reconnects"
     yield from tables.remedy(mqtt["health"])
     waiting = f"{spool['depth']} messages wait ({tables.size(spool['bytes'])})"
     yield f"    spool   {waiting}, {spool['dropped']} dropped, {spool['parked']} refused by the broker"

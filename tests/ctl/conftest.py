@@ -40,7 +40,7 @@ RESULT = {
 RUNNER = {
     "backend": "tflite",
     "runtime": "litert 2.3.0",
-    "delegate": "cpu",
+    "delegate": "edgetpu",
     "threads": 1,
     "nodes": 12,
     "delegated": 9,

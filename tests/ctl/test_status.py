@@ -37,8 +37,8 @@ def test_all_is_well(edgectl, daemon):
   SOURCE  STATE    KIND    CHANNELS    RATE  MEASURED  SAMPLES  LOST  RECONNECTS  FAULTS
 ● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200     3           1  wrong number of columns: 2
 
-  MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                            SELF-TEST
-● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes (litert 2.3.0)  8 samples, ±1
+  MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                                SELF-TEST
+● motion  running  1.2      factory  motion     52.3 kB  edgetpu, 9 of 12 nodes (litert 2.3.0)  8 samples, ±1
 
   SINK  STATE    SENT  FAILED  DROPPED
 ● log   running    41       0        0
@@ -76,8 +76,10 @@ def test_colour_is_for_terminals_and_for_those_who_like_it(command, daemon, envi
 
 def test_nothing_configured(edgectl, daemon):
     daemon.status = {**daemon.status, "pipelines": [], "sources": [], "models": [], "sinks": []}
+    daemon.status["mqtt"] = {**daemon.status["mqtt"], "broker": "", "connected": False, "sent": 0}
     code, output, _ = edgectl("status")
     assert code == 0
+    assert "    mqtt    no broker, 0 sent, 0 reconnects\n" in output
     assert len(output.splitlines()) == 6
 
 

@@ -13,7 +13,7 @@ from edged import __version__
     [
         ("pipelines", "● motion    running  imu     motion 1.2  mqtt,log"),
         ("sources", "● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200"),
-        ("models", "● motion  running  1.2      factory  motion     52.3 kB  cpu, 9 of 12 nodes"),
+        ("models", "● motion  running  1.2      factory  motion     52.3 kB  edgetpu, 9 of 12 nodes"),
     ],
 )
 def test_one_table(edgectl, daemon, verb, line):
