@@ -1,0 +1,208 @@
+"""A sensor on a serial port: samples as text lines or binary frames.
+
+What the bytes mean is core/framing.py's matter; here they are fetched. pyserial opens and configures the port. Reading
+goes straight to the descriptor: wait until there is something, take all there is, decode it as one block.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from edged.api import Chunk, ConfigError, DeviceError, Source, SourceConfig, SourceInfo
+from edged.core.framing import Crc, Decoder, Segment, Signal, binary_decoder, csv_decoder, json_decoder
+from edged.sources.columns import Channel, Channels, Rate, Units, row
+
+if TYPE_CHECKING:
+    import serial
+
+BY_ID = Path("/dev/serial/by-id")
+MAX_BLOCK = 65_536
+
+_OPTIONS_OF = {
+    "csv": ("separator", "columns"),
+    "json": ("columns",),
+    "binary": ("struct", "fields", "sync", "cobs", "crc"),
+}
+
+PerChannel = float | Annotated[tuple[float, ...], Meta(max_length=1024)]
+
+
+class SerialSource(SourceConfig, frozen=True, kw_only=True):
+    r"""A sensor on a serial port, `kind = "serial"`.
+
+    `port` is best given by its stable name, /dev/serial/by-id/...; `baud` is its speed. `channels` names what is taken
+    of each sample, in that order; `scale` and `offset`, one number for all channels or one for each, turn what is sent
+    into `units`: value * scale + offset. `rate` is how many samples come a second. `sequence` names the sample counter,
+    if the sensor sends one: gaps in it are seen. It starts again from 0 at `sequence_modulus` (0: never; a binary one
+    at its own width).
+
+    `format` is one of
+    "csv": a line of numbers, parted by `separator` (a space: by any blanks). `columns` names all of a line's columns in
+    their order, by default the counter, if any, and the channels.
+    "json": a line with an object that has a key for each channel, or an array of numbers in the order of `columns`.
+    "binary": a frame that is a `struct` as Python's struct module writes it ("<H6h"), each item named by `fields`. It
+    begins with `sync`, bytes in hex, or `cobs = true` says that frames are COBS and parted by zero bytes. `crc` is
+    that of the struct and follows it in the struct's byte order: "crc8" (SMBus), "crc16-ccitt" (from 0xFFFF),
+    "crc16-modbus" or "crc32" (Ethernet).
+    """
+
+    port: Annotated[str, Meta(min_length=1, max_length=4096)]
+    baud: Annotated[int, Meta(ge=50, le=20_000_000)] = 115_200
+    channels: Annotated[Channels, Meta(min_length=1)]
+    units: Units = ()
+    rate: Rate | None = None
+    scale: PerChannel = 1.0
+    offset: PerChannel = 0.0
+    sequence: Annotated[str, Meta(max_length=64)] = ""
+    sequence_modulus: Annotated[int, Meta(ge=0, le=1 << 62)] = 0
+    format: Literal["csv", "json", "binary"] = "csv"
+    separator: Annotated[str, Meta(min_length=1, max_length=8)] = ","
+    columns: Channels = ()
+    struct: Annotated[str, Meta(max_length=1000)] = ""
+    fields: Annotated[tuple[Channel, ...], Meta(max_length=4096)] = ()
+    sync: Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}){0,8}\Z")] = ""
+    cobs: bool = False
+    crc: Crc = "none"
+
+    def describe(self) -> SourceInfo:
+        """What the options promise."""
+        self._decoder()
+        return row(self.channels, self.units, self.rate)
+
+    def open(self) -> Source:
+        """Open the port for ourselves alone."""
+        decoder = self._decoder()
+        return SerialPort(self.port, open_port(self.port, self.baud), decoder)
+
+    def _decoder(self) -> Decoder:
+        self._refuse_options_of_other_formats()
+        signal = Signal(
+            channels=self.channels,
+            sequence=self.sequence,
+            modulus=self.sequence_modulus,
+            scale=self.scale,
+            offset=self.offset,
+        )
+        if self.format == "csv":
+            return csv_decoder(signal, self.columns, separator=self.separator)
+        if self.format == "json":
+            return json_decoder(signal, self.columns)
+        if bool(self.sync) == self.cobs:
+            raise ConfigError(
+                "binary frames need either sync or cobs", hint='say how a frame begins: sync = "aa55", or cobs = true'
+            )
+        return binary_decoder(signal, self.struct, self.fields, sync=bytes.fromhex(self.sync), crc=self.crc)
+
+    def _refuse_options_of_other_formats(self) -> None:
+        default = type(self)(port=self.port, channels=self.channels)
+        for option in ("separator", "columns", "struct", "fields", "sync", "cobs", "crc"):
+            if option not in _OPTIONS_OF[self.format] and getattr(self, option) != getattr(default, option):
+                formats = " or ".join(f'"{name}"' for name, options in _OPTIONS_OF.items() if option in options)
+                raise ConfigError(
+                    f'{option} means nothing for format = "{self.format}"', hint=f"it is for format = {formats}"
+                )
+
+
+class SerialPort:
+    """An open port and what has been read off it."""
+
+    def __init__(
+        self, name: str, port: "serial.Serial", decoder: Decoder, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._name = name
+        self._port = port
+        self._decoder = decoder
+        self._clock = clock
+        self._fd = port.fileno()
+        self._arrival = select.poll()
+        self._arrival.register(self._fd, select.POLLIN)
+        self._arrived = 0.0
+        self._ready: deque[Segment] = deque()
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """What could not be understood, by reason."""
+        return self._decoder.faults
+
+    def read(self, timeout: float) -> Chunk | None:
+        """All that has come; None if no sample is complete yet."""
+        if not self._ready and self._arrival.poll(timeout * 1000):
+            block = self._take()
+            self._arrived = self._clock()
+            self._ready.extend(self._decoder.decode(block))
+        if not self._ready:
+            return None
+        samples, lost = self._ready.popleft()
+        return Chunk(samples, self._arrived, lost)
+
+    def close(self) -> None:
+        """Let go of the port."""
+        with contextlib.suppress(Exception):  # an unplugged device may refuse even that
+            self._port.close()
+
+    def _take(self) -> bytes:
+        try:
+            block = os.read(self._fd, MAX_BLOCK)
+        except OSError as error:
+            raise self._gone(error.strerror or str(error)) from error
+        if not block:
+            raise self._gone("it is ready to be read but has nothing")
+        return block
+
+    def _gone(self, why: str) -> DeviceError:
+        return DeviceError(
+            f"{self._name} is gone: {why}",
+            hint="plug it in again, and check its cable and power; it is reopened by itself",
+            retryable=True,
+        )
+
+
+def open_port(path: str, baud: int) -> "serial.Serial":
+    """An open port that no other program may share. Raises DeviceError."""
+    import termios
+
+    import serial
+
+    try:
+        return serial.Serial(path, baud, timeout=0, exclusive=True)
+    except (OSError, ValueError, termios.error) as error:
+        raise refusal(path, error) from error
+
+
+def refusal(path: str, error: Exception, folder: Path = BY_ID) -> DeviceError:
+    """What the failure to open a port means; `folder` lists those there are."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return DeviceError(f"{path} is not there", hint=_ports(folder), retryable=True)
+    if number in (errno.EACCES, errno.EPERM):
+        return DeviceError(
+            f"not allowed to open {path}",
+            hint="add the user edged runs as to the group dialout (sudo usermod -aG dialout USER) and restart, "
+            "or give it the device with a udev rule",
+            retryable=True,
+        )
+    if number in (errno.EBUSY, errno.EAGAIN):
+        return DeviceError(
+            f"{path} is in use by another program",
+            hint=f"find it with: sudo fuser -v {path} (ModemManager and a login console are usual)",
+            retryable=True,
+        )
+    return DeviceError(f"{path} cannot be opened as a serial port: {error}", hint="check port and baud", retryable=True)
+
+
+def _ports(folder: Path) -> str:
+    try:
+        names = sorted(str(entry) for entry in folder.iterdir())
+    except OSError:
+        names = []
+    if not names:
+        return "plug it in; no USB serial port is there now"
+    return "plug it in, or set port to one that is there: " + ", ".join(names[:8])

@@ -1,0 +1,207 @@
+import errno
+import os
+import select
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+
+from edged.api import Chunk, ConfigError, DeviceError, Source
+from edged.sources.serial import SerialSource, refusal
+from tests.contracts.source import SourceContract, chunks
+
+
+class Wire:
+    """The sensor's end of a pseudo-terminal; the other end is a serial port."""
+
+    def __init__(self) -> None:
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        self.port = os.ttyname(self._slave)
+
+    def send(self, data: bytes) -> None:
+        """All of it, however slowly it is read."""
+        while data:
+            data = data[os.write(self._master, data[:1024]) :]
+
+    def unplug(self) -> None:
+        for end in (self._master, self._slave):
+            if end >= 0:
+                os.close(end)
+        self._master = self._slave = -1
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.unplug()
+
+
+@pytest.fixture
+def playing() -> Iterator[str]:
+    """A port on which a healthy sensor counts."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    done = Event()
+
+    def play() -> None:
+        count = 0
+        room = select.poll()
+        room.register(master, select.POLLOUT)
+        while not done.wait(0.001):
+            if room.poll(10):
+                os.write(master, b"%d,0.5,-%d\n" % (count, count))
+                count += 1
+
+    sensor = Thread(target=play)
+    sensor.start()
+    yield os.ttyname(slave)
+    done.set()
+    sensor.join()
+    os.close(master)
+    os.close(slave)
+
+
+class TestContract(SourceContract):
+    @pytest.fixture
+    def config(self, playing: str) -> SerialSource:
+        return SerialSource(port=playing, channels=("n", "x", "y"), units=("", "g", "g"), rate=1000.0)
+
+
+def opened(wire: Wire, first: bytes = b"\n", **options: object) -> Source:
+    """A source that has joined a stream."""
+    source = SerialSource(port=wire.port, **({"channels": ("x", "y")} | options)).open()  # type: ignore[arg-type]
+    wire.send(first)
+    return source
+
+
+def take(source: Source) -> Chunk:
+    (chunk,) = chunks(source, samples=1)
+    return chunk
+
+
+def test_lines_that_came_together_are_one_chunk(wire: Wire) -> None:
+    source = opened(wire)
+    wire.send(b"1,2\n3,4\n")
+    chunk = take(source)
+    assert chunk.samples.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert chunk.lost == 0
+
+
+def test_a_gap_parts_what_came_together(wire: Wire) -> None:
+    source = opened(wire, sequence="n")
+    wire.send(b"1,10,10\n2,20,20\n6,60,60\n")
+    got = [(chunk.samples[:, 0].tolist(), chunk.lost) for chunk in chunks(source, samples=3)]
+    assert got == [([10.0, 20.0], 0), ([60.0], 3)]
+    assert source.read(0.0) is None
+
+
+def test_binary_frames_from_options(wire: Wire) -> None:
+    source = opened(
+        wire,
+        b"",
+        format="binary",
+        struct="<Hhh",
+        fields=("n", "x", "y"),
+        sequence="n",
+        sync="AA55",
+        crc="crc16-modbus",
+        scale=0.5,
+    )
+    wire.send(bytes.fromhex("aa55 0000 0400 0600 028b"))
+    assert take(source).samples.tolist() == [[2.0, 3.0]]
+
+
+def test_silence_is_no_chunk(wire: Wire) -> None:
+    assert opened(wire, b"").read(0.01) is None
+
+
+def test_an_unplugged_sensor_is_an_error_with_a_remedy(wire: Wire) -> None:
+    source = opened(wire)
+    wire.unplug()
+    with pytest.raises(DeviceError, match="is gone") as error:
+        chunks(source, samples=1)
+    assert error.value.hint
+    source.close()
+
+
+def test_ten_megabytes_without_a_newline(wire: Wire) -> None:
+    source = opened(wire)
+    sender = Thread(target=lambda: wire.send(b"7" * 10_000_000 + b"\n1,2\n"))
+    sender.start()
+    chunk = take(source)
+    sender.join()
+    assert (chunk.samples.tolist(), chunk.lost) == ([[1.0, 2.0]], 1)
+    assert source.faults == {"too long": 1}
+
+
+def test_random_bytes_and_then_the_sensor_again(wire: Wire) -> None:
+    source = opened(wire, format="json")
+    noise = np.random.default_rng(1).bytes(1_000_000)
+    sender = Thread(target=lambda: wire.send(noise + b'\n{"x":1,"y":2}\n'))
+    sender.start()
+    assert take(source).samples.tolist() == [[1.0, 2.0]]
+    sender.join()
+    assert source.faults["not JSON"] > 1000
+
+
+def test_a_port_is_ours_alone(wire: Wire) -> None:
+    config = SerialSource(port=wire.port, channels=("x",))
+    first = config.open()
+    with pytest.raises(DeviceError, match="in use by another program") as error:
+        config.open()
+    assert "fuser" in error.value.hint
+    first.close()
+    config.open().close()
+
+
+def test_a_port_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="is not there") as error:
+        SerialSource(port=str(tmp_path / "ttyUSB0"), channels=("x",)).open()
+    assert error.value.retryable
+
+
+def test_a_file_is_no_port(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("1\n")
+    with pytest.raises(DeviceError, match="cannot be opened as a serial port"):
+        SerialSource(port=str(file), channels=("x",)).open()
+
+
+def test_the_hint_names_the_ports_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "usb-Arduino_85430-if00").touch()
+    missing = refusal("/dev/ttyACM0", OSError(errno.ENOENT, "No such file"), tmp_path)
+    assert missing.hint == f"plug it in, or set port to one that is there: {tmp_path}/usb-Arduino_85430-if00"
+    assert "no USB serial port" in refusal("/dev/ttyACM0", OSError(errno.ENOENT, ""), tmp_path / "none").hint
+
+
+def test_the_hint_for_a_port_that_is_not_ours_to_open() -> None:
+    forbidden = refusal("/dev/ttyACM0", OSError(errno.EACCES, "Permission denied"))
+    assert forbidden.message == "not allowed to open /dev/ttyACM0"
+    assert "dialout" in forbidden.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"units": ("g",)}, "units has 1 entries for 2 channels"),
+        ({"columns": ("x",)}, "'y' is not in columns"),
+        ({"crc": "crc8"}, 'crc means nothing for format = "csv"'),
+        ({"format": "json", "separator": ";"}, 'separator means nothing for format = "json"'),
+        ({"format": "binary", "struct": "<hh", "fields": ("x", "y")}, "either sync or cobs"),
+        (
+            {"format": "binary", "struct": "<hh", "fields": ("x", "y"), "sync": "aa", "cobs": True},
+            "either sync or cobs",
+        ),
+        ({"format": "binary", "sync": "aa"}, "is not a layout"),
+    ],
+)
+def test_options_that_contradict_one_another(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        SerialSource(port="/dev/null", channels=("x", "y"), **options).describe()  # type: ignore[arg-type]
+    assert error.value.hint
