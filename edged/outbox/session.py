@@ -154,13 +154,20 @@ class Session:
 
     def _send(self) -> None:
         for topic, payload in self._states.take(self._room):
-            self._fly(topic, payload)
+            self._fly_state(topic, payload)
         if not self._unknown and not self._online and self._room > 0:
             self._fly(self._availability, ONLINE)
             self._online = True
         if self._online and (room := self._room) > 0:
             for entry in self._spool.take(room):
                 self._fly_entry(entry)
+
+    def _fly_state(self, topic: str, payload: bytes) -> None:
+        if self._link.too_large(topic, payload, None):
+            reason = f"the state at {topic} has {len(payload)} bytes, which are more than the broker takes"
+            self._refuse_state(topic, reason, "raise the broker's limit")
+        else:
+            self._fly(topic, payload)
 
     def _fly(self, topic: str, payload: bytes) -> int:
         mid = self._link.publish(topic, payload, qos=1, retain=True)
@@ -173,8 +180,8 @@ class Session:
         left = max(1, math.ceil(message.created + message.expiry - now)) if message.expiry else 0
         properties = pack(left, message.properties)
         if self._link.too_large(message.topic, message.payload, properties):
-            size = f"{len(message.payload)} bytes are more than the broker takes"
-            self._park(entry.id, size, "raise the broker's limit")
+            reason = f"its {len(message.payload)} bytes are more than the broker takes"
+            self._park(entry.id, reason, "raise the broker's limit")
             return
         try:
             mid = self._link.publish(
@@ -221,10 +228,13 @@ class Session:
         said = f"the broker refuses {flight.topic}: {reason}"
         if flight.entry:
             self._park(flight.entry, said, faults.remedy(reason))
-            return
-        self._unknown.discard(flight.topic)
+        else:
+            self._refuse_state(flight.topic, said, faults.remedy(reason))
+
+    def _refuse_state(self, topic: str, reason: str, hint: str) -> None:
+        self._unknown.discard(topic)
         self._tally.refused += 1
-        self._complain(said, faults.remedy(reason))
+        self._complain(reason, hint)
 
     def _park(self, entry: int, reason: str, hint: str) -> None:
         self._spool.park(entry, reason)

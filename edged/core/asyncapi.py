@@ -1,0 +1,81 @@
+"""The device's MQTT interface as an AsyncAPI 3.0 document, made from the running configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edged.core.description import Description, PipelineOutput
+from edged.core.record import AnomalyResult, ClassificationResult, RegressionResult, State
+from edged.core.topics import OFFLINE, ONLINE, STOPPED
+
+_RECORDS = {"classification": ClassificationResult, "regression": RegressionResult, "anomaly": AnomalyResult}
+_SCHEMA_REF = "#/components/schemas/{name}"
+
+Json = dict[str, Any]
+
+
+def document(description: Description) -> Json:
+    """The document: a channel for each topic, an operation for each since the device only sends, and the schemas."""
+    topics = description.topics
+    _, schemas = msgspec.json.schema_components([State, *_RECORDS.values()], ref_template=_SCHEMA_REF)
+    availability = {"type": "string", "enum": [word.decode() for word in (ONLINE, OFFLINE, STOPPED)]}
+    state = {"$ref": _SCHEMA_REF.format(name="State")}
+    channels: dict[str, Json] = {}
+    operations: dict[str, Json] = {}
+
+    def add(
+        name: str, address: str, what: str, payload: Json, *, retained: bool, content: str = "application/json"
+    ) -> None:
+        message = {"summary": what, "contentType": content, "payload": payload}
+        channels[name] = {"address": address, "summary": what, "messages": {"message": message}}
+        operations[f"send_{name}"] = {
+            "action": "send",
+            "summary": what,
+            "channel": {"$ref": f"#/channels/{name}"},
+            "messages": [{"$ref": f"#/channels/{name}/messages/message"}],
+            "bindings": {"mqtt": {"qos": 1, "retain": retained, "bindingVersion": "0.2.0"}},
+        }
+
+    what = "Whether the device is there; offline is its last will."
+    add("availability", topics.availability, what, availability, retained=True, content="text/plain")
+    add("state", topics.state, "How the daemon is.", state, retained=True)
+    for name in description.sources:
+        add(f"source_{name}", topics.source_state(name), f"How the source {name} is.", state, retained=True)
+    for name in description.models:
+        add(f"model_{name}", topics.model_state(name), f"How the model {name} is.", state, retained=True)
+    for pipeline in description.pipelines:
+        name = pipeline.name
+        add(f"pipeline_{name}", topics.pipeline_state(name), f"How the pipeline {name} is.", state, retained=True)
+        add(f"result_{name}", topics.result(name), f"What the pipeline {name} says.", _result(pipeline), retained=False)
+    found: Json = {
+        "asyncapi": "3.0.0",
+        "info": {"title": f"edged on {topics.device}", "version": description.version},
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": schemas},
+    }
+    if description.broker:
+        protocol = "secure-mqtt" if description.tls else "mqtt"
+        found["servers"] = {"broker": {"host": description.broker, "protocol": protocol}}
+    return found
+
+
+def _result(pipeline: PipelineOutput) -> Json:
+    """The schema of a pipeline's results: its kind's, narrowed to its own labels or values."""
+    refs = {kind: {"$ref": _SCHEMA_REF.format(name=record.__name__)} for kind, record in _RECORDS.items()}
+    if pipeline.kind == "unknown":
+        return {"oneOf": list(refs.values())}
+    base = refs[pipeline.kind]
+    if pipeline.labels:
+        return {"allOf": [base, {"properties": {"label": {"enum": list(pipeline.labels)}}}]}
+    if pipeline.values:
+        values = {value.name: _value(value.unit) for value in pipeline.values}
+        return {"allOf": [base, {"properties": {"values": {"properties": values, "required": list(values)}}}]}
+    return base
+
+
+def _value(unit: str) -> Json:
+    return {"type": "number", "description": f"in {unit}"} if unit else {"type": "number"}

@@ -1,0 +1,55 @@
+"""What the running configuration offers to listeners, from which Home Assistant's and AsyncAPI's texts are made."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Literal
+
+import msgspec
+
+from edged.core.manifest import Classify, Detect, Manifest, Regress
+from edged.core.topics import Topics
+
+Kind = Literal["classification", "regression", "anomaly", "unknown"]
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A named real value of a regression, and its unit ("" where it has none)."""
+
+    name: str
+    unit: str = ""
+
+
+class PipelineOutput(msgspec.Struct, frozen=True):
+    """What a pipeline says: one of `labels`, or `values`. Its kind is unknown while its model cannot be read."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    values: tuple[Value, ...] = ()
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """A device and its parts. `version` is the daemon's; `broker` is host:port, empty if there is none."""
+
+    topics: Topics
+    version: str
+    broker: str = ""
+    tls: bool = False
+    pipelines: tuple[PipelineOutput, ...] = ()
+    sources: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+
+def pipeline_output(name: str, manifest: Manifest | None) -> PipelineOutput:
+    """What a pipeline with this model says; None for a model that cannot be read."""
+    if manifest is None:
+        return PipelineOutput(name, "unknown")
+    match manifest.postprocess:
+        case Classify():
+            return PipelineOutput(name, "classification", labels=manifest.labels)
+        case Regress(names=names, units=units):
+            values = zip_longest(names, units[: len(names)], fillvalue="")
+            return PipelineOutput(name, "regression", values=tuple(Value(*value) for value in values))
+        case Detect():
+            return PipelineOutput(name, "anomaly")
