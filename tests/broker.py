@@ -1,13 +1,14 @@
-"""A real mosquitto on a free loopback port, certificates for it, and a subscriber, for tests that need them."""
+"""A real mosquitto on a free loopback port, certificates for it, a subscriber, and servers that misbehave."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Event
+from threading import Event, Thread
 from typing import NamedTuple
 
 from paho.mqtt import client as mqtt
@@ -169,3 +170,45 @@ class Subscriber:
     def __exit__(self, *_: object) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+
+
+Script = Callable[[socket.socket], None]
+"""What a server does with a connection, which is closed when it returns."""
+
+
+@contextmanager
+def server(script: Script) -> Iterator[int]:
+    """A server that follows the script on each connection, one after the other; gives its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):  # the listener is closed: the test is over
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        script(connection)
+
+        thread = Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+
+
+def old_broker(refuse: Script) -> Script:
+    """A broker that knows 3.1.1, takes every message, and does with a CONNECT of version 5 what `refuse` says."""
+
+    def script(connection: socket.socket) -> None:
+        with connection.makefile("rb") as stream:
+            while head := stream.read(2):  # all our packets are shorter than 128 bytes
+                body = stream.read(head[1])
+                if head[0] == 0x10 and body[6] == 5:
+                    refuse(connection)
+                    return
+                if head[0] == 0x10:
+                    connection.sendall(b"\x20\x02\x00\x00")
+                if head[0] & 0xF6 == 0x32:  # a PUBLISH of QoS 1: the packet id stands after the topic
+                    topic_end = 2 + int.from_bytes(body[:2], "big")
+                    connection.sendall(b"\x40\x02" + body[topic_end : topic_end + 2])
+
+    return script

@@ -242,7 +242,8 @@ class Link:
         try:
             self._client.connect(options.host, options.real_port, options.keepalive, properties=properties)
         except (OSError, ValueError) as error:
-            raise faults.unreachable(error, options) from error
+            # The traceback would keep paho's half-open socket alive, and the broker waiting, for as long as itself.
+            raise faults.unreachable(error, options) from error.with_traceback(None)
         sock = self._client.socket()
         if sock is None:
             raise self._loss()

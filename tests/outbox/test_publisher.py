@@ -17,7 +17,7 @@ from edged.core.types import Message
 from edged.outbox.options import MqttOptions
 from edged.outbox.publisher import Publisher, backoff
 from edged.outbox.spool import MemorySpool
-from tests.broker import PATIENCE, Broker, Subscriber, make_certificates
+from tests.broker import PATIENCE, Broker, Script, Subscriber, free_port, make_certificates, old_broker, server
 
 TOPICS = Topics("edged", "board")
 RESULT = TOPICS.result("motion")
@@ -352,6 +352,40 @@ def test_a_handler_that_fails_does_not_end_the_connection(broker: Broker) -> Non
 
         other.wait_for(RESULT)
         assert rig.publisher.reconnects == 0
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        pytest.param(lambda connection: connection.sendall(bytes([0x20, 2, 0, 1])), id="says so"),
+        pytest.param(lambda connection: None, id="closes"),
+        pytest.param(lambda connection: connection.recv(1), id="is silent"),
+    ],
+)
+def test_a_broker_that_does_not_know_mqtt_5_is_spoken_to_in_3_1_1(refuse: Script) -> None:
+    with server(old_broker(refuse)) as port, Rig(port, connect_timeout=0.2) as rig:
+        rig.publisher.put(message(1))
+        rig.wait_for("running")
+        rig.publisher.stop(PATIENCE)
+        rig.publisher.join(PATIENCE)
+
+        assert rig.publisher.protocol == "3.1.1"
+        assert rig.publisher.sent == 1
+
+
+def test_with_the_version_fixed_there_is_no_falling_back() -> None:
+    refuse: Script = lambda connection: connection.sendall(bytes([0x20, 2, 0, 1]))  # noqa: E731
+    with server(old_broker(refuse)) as port, Rig(port, protocol="5") as rig:
+        assert rig.wait_for("failed").hint == 'set protocol = "3.1.1"'
+
+
+def test_it_starts_with_the_broker_down_and_stops_at_once(tmp_path: Path) -> None:
+    rig = Rig(free_port())
+    with rig:
+        rig.publisher.put(message(1))
+        assert "nothing listens" in rig.wait_for("failed").reason
+    assert rig.spool.stats.depth == 1
+    assert rig.publisher.status.health.state == "stopped"
 
 
 def test_without_a_host_messages_are_dropped_and_the_status_says_so() -> None:
