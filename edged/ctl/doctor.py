@@ -1,0 +1,237 @@
+"""Look for what is wrong with this device, and say what to do about it.
+
+Nothing is changed and nothing the daemon uses is opened, so it can be asked at any time, best as the user the daemon
+runs as. It exits with 1 if anything failed; a warning is what may be meant so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import grp
+import os
+import platform
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from edged.config import Config, ConfigErrors, check_models, find_bundle, load
+from edged.control.clock import kernel_synchronised
+from edged.core.errors import EdgedError
+from edged.ctl import exits, tables
+from edged.ctl.client import UnreachableError, connect
+from edged.ctl.offline import load_model
+from edged.models.selftest import prove
+from edged.models.store import FACTORY, Store
+from edged.outbox.options import MqttOptions
+
+BROKER_SECONDS = 3.0
+RUNTIME_SECONDS = 60.0
+LEAST_FREE_BYTES = 50_000_000
+_DOTS = {"ok": "running", "warn": "degraded", "fail": "failed"}
+
+
+class Check(NamedTuple):
+    """What was looked at, how it is, and what to do if it is not well."""
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    found: str
+    remedy: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print each check as it is done."""
+    done = []
+    for check in _checks(args):
+        done.append(check)
+        if not args.json:
+            tables.show(_lines(check))
+    well = all(check.verdict != "fail" for check in done)
+    if args.json:
+        tables.show_json({"ok": well, "checks": [check._asdict() for check in done]})
+    return exits.DONE if well else exits.BAD
+
+
+def _lines(check: Check) -> Iterator[str]:
+    yield f"{tables.dot(_DOTS[check.verdict])} {check.verdict:4}  {check.name:8}  {tables.plain(check.found)}"
+    if check.remedy:
+        yield f"      -> {tables.plain(check.remedy)}"
+
+
+def _checks(args: argparse.Namespace) -> Iterator[Check]:
+    yield check_python(sys.version_info[:2])
+    runtime = check_runtime()
+    yield runtime
+    store = Store(FACTORY)
+    try:
+        config = load([Path(file) for file in args.config])
+    except ConfigErrors as errors:
+        config = None
+        yield Check("config", "fail", errors.message.splitlines()[0], errors.hint)
+    if config is not None:
+        yield from check_config(config, store)
+        if runtime.verdict == "ok":  # else it could take this process with it
+            yield from check_models_work(config, store)
+        yield from check_ports(config)
+        yield check_broker(config.mqtt)
+    yield check_folder("state", Path(args.state_dir))
+    yield check_clock(kernel_synchronised)
+    yield check_daemon(args.runtime_dir)
+
+
+def check_python(version: tuple[int, int]) -> Check:
+    """Whether this Python is one that edged is tested with."""
+    if (3, 11) <= version <= (3, 13):
+        return Check("python", "ok", f"{platform.python_version()} on {platform.machine()}")
+    return Check("python", "warn", f"{version[0]}.{version[1]}", "edged is tested with Python 3.11 to 3.13")
+
+
+_IMPORT_RUNTIME = """
+from importlib import import_module
+for package in ("ai_edge_litert", "tflite_runtime"):
+    try:
+        import_module(package + ".interpreter").Interpreter
+    except ImportError as error:
+        print(f"{package}: {error}")
+    else:
+        print(package.replace("_", "-"), import_module(package).__version__)
+        raise SystemExit(0)
+raise SystemExit(1)
+"""
+
+
+def check_runtime(code: str = _IMPORT_RUNTIME) -> Check:
+    """Whether a TFLite runtime can be imported; in a child process, for one built for another processor kills it."""
+    try:
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=RUNTIME_SECONDS)
+    except subprocess.TimeoutExpired:
+        return Check("runtime", "fail", f"importing it took more than {RUNTIME_SECONDS:.0f} s", "reinstall it")
+    if child.returncode < 0:
+        died = signal.Signals(-child.returncode).name
+        return Check("runtime", "fail", f"importing it kills the process: {died}", "install one for this processor")
+    said = "; ".join(child.stdout.split("\n")).strip("; ")
+    if child.returncode:
+        return Check("runtime", "fail", said or child.stderr[-200:], "pip install ai-edge-litert")
+    return Check("runtime", "ok", said.rpartition("; ")[2])
+
+
+def check_config(config: Config, store: Store) -> Iterator[Check]:
+    """Whether the configuration fits its models."""
+    problems = check_models(config, store)
+    for problem in problems:
+        yield Check("config", "fail", f"{problem.path}: {problem.found}", problem.hint)
+    if not problems:
+        yield Check("config", "ok", f"{len(config.pipelines)} pipelines, {len(config.sources)} sources")
+    if not config.pipelines:
+        yield Check("config", "warn", "there is no pipeline", "add a table [pipelines.NAME] with a source and a model")
+
+
+def check_models_work(config: Config, store: Store) -> Iterator[Check]:
+    """Whether each model loads and computes on its golden samples what it should."""
+    for name, entry in config.models.items():
+        try:
+            bundle = find_bundle(name, entry, store)
+        except EdgedError:
+            continue  # told by check_config
+        try:
+            runner = load_model(bundle, entry.options)
+            try:
+                proof = prove(bundle, runner)
+            finally:
+                runner.close()
+        except EdgedError as error:
+            yield Check("model", "fail", f"{name}: {error.message}", error.hint)
+        else:
+            title = f"{name} {bundle.manifest.version}"
+            if proof.samples:
+                yield Check("model", "ok", f"{title}: {proof.samples} golden samples, off by {proof.worst:.3g} at most")
+            else:
+                yield Check("model", "warn", f"{title}: loads, but has no golden samples", "make a bundle with some")
+
+
+def check_ports(config: Config) -> Iterator[Check]:
+    """Whether the serial ports are there and may be opened."""
+    for name, entry in config.sources.items():
+        if entry.kind == "serial":
+            yield check_port(name, Path(entry.options.port))  # type: ignore[attr-defined]
+
+
+def check_port(source: str, port: Path) -> Check:
+    """Whether one port is a device and ours to open, without opening it: the daemon may have it."""
+    try:
+        status = port.stat()
+    except OSError as error:
+        remedy = "plug the sensor in; stable names are in /dev/serial/by-id"
+        return Check("port", "fail", f"{source}: {port}: {error.strerror}", remedy)
+    if not stat.S_ISCHR(status.st_mode):
+        return Check("port", "fail", f"{source}: {port} is not a device", "name the port of the sensor")
+    if not os.access(port, os.R_OK | os.W_OK):
+        group = _group_name(status.st_gid)
+        remedy = f"let the daemon's user in: sudo usermod -aG {group} edged (you are {getpass.getuser()})"
+        return Check("port", "fail", f"{source}: {port} belongs to the group {group}", remedy)
+    return Check("port", "ok", f"{source}: {port}")
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def check_broker(mqtt: MqttOptions, timeout: float = BROKER_SECONDS) -> Check:
+    """Whether anything listens where the broker should; nothing is said to it."""
+    if not mqtt.host:
+        return Check("broker", "warn", "none is configured", 'name one: [mqtt] host = "..."')
+    try:
+        socket.create_connection((mqtt.host, mqtt.real_port), timeout).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return Check("broker", "fail", f"{mqtt.broker}: {reason}", "check the address, the network and the broker")
+    return Check("broker", "ok", f"{mqtt.broker} accepts connections")
+
+
+def check_folder(name: str, folder: Path, least: int = LEAST_FREE_BYTES) -> Check:
+    """Whether a folder is there, ours to write, and on a disk with room."""
+    if not folder.is_dir():
+        return Check(name, "warn", f"{folder} is not there", "systemd makes it as it starts edged")
+    if not os.access(folder, os.W_OK):
+        remedy = "run this as the daemon's user to be sure: sudo -u edged edgectl doctor"
+        return Check(name, "warn", f"{folder} is not for {getpass.getuser()} to write", remedy)
+    free = shutil.disk_usage(folder).free
+    if free < least:
+        return Check(name, "fail", f"{folder}: {tables.size(free)} free", "free some space")
+    return Check(name, "ok", f"{folder}: writable, {tables.size(free)} free")
+
+
+def check_clock(synchronised: Callable[[], bool]) -> Check:
+    """Whether a time source vouches for the wall clock."""
+    if synchronised():
+        return Check("clock", "ok", "synchronised")
+    remedy = "results say so meanwhile; see: timedatectl timesync-status"
+    return Check("clock", "warn", "not synchronised", remedy)
+
+
+def check_daemon(runtime_dir: str | None) -> Check:
+    """Whether the daemon answers, and how it is."""
+    try:
+        status = connect(runtime_dir).call("status")
+    except UnreachableError as error:
+        return Check("daemon", "warn", error.message, error.hint.replace("\n", "; "))
+    except EdgedError as error:
+        return Check("daemon", "fail", error.message, error.hint)
+    state = status["state"]
+    if state == "running":
+        return Check("daemon", "ok", f"edged {status['version']} runs, up {tables.duration(status['uptime'])}")
+    return Check("daemon", "warn" if state == "starting" else "fail", f"it is {state}", "see why: edgectl status")
