@@ -220,8 +220,7 @@ class Session:
     def _confirm(self, flight: Flight) -> None:
         self._states.confirm(flight.topic, flight.payload)
         self._unknown.discard(flight.topic)
-        if flight.topic == self._availability and flight.payload == ONLINE:
-            self._degraded_until = math.inf
+        if flight.topic == self._availability and not self._degraded:
             self._status.set("running")
 
     def _refuse(self, flight: Flight, reason: ReasonCode) -> None:
@@ -248,9 +247,13 @@ class Session:
 
     def _complain(self, reason: str, hint: str) -> None:
         """Be degraded for a while. The first reason stays, so that two refused topics do not take turns for ever."""
-        if self._status.health.state != "degraded":
+        if not self._degraded:
             self._status.set("degraded", reason, hint)
         self._degraded_until = self._clock() + REFUSAL_SECONDS
+
+    @property
+    def _degraded(self) -> bool:
+        return self._degraded_until < math.inf
 
     def _hand_out(self) -> None:
         for topic, payload, retained in self._link.take_received():

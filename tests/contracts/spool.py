@@ -1,0 +1,122 @@
+"""What every spool must do. Derive a test class from `SpoolContract` and override `spool`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from edged.core.types import Message
+from edged.outbox.spool import Spool
+
+
+def message(seq: int, origin: str = "a", **fields: Any) -> Message:
+    given = {"topic": f"edged/{origin}", "payload": b"%d" % seq, "created": 0.0}
+    return Message(origin=origin, seq=seq, **{**given, **fields})
+
+
+def numbers(entries: list[Any]) -> list[int]:
+    return [entry.message.seq for entry in entries]
+
+
+class SpoolContract:
+    """A spool with room for at least 1000 messages of a few bytes."""
+
+    @pytest.fixture
+    def spool(self) -> Spool:
+        """The spool under test, empty."""
+        raise NotImplementedError
+
+    def test_messages_are_taken_in_the_order_they_were_put(self, spool: Spool) -> None:
+        for seq, origin in enumerate("abacab"):
+            spool.put(message(seq, origin))
+
+        assert numbers(spool.take(4)) == [0, 1, 2, 3]
+        assert numbers(spool.take(4)) == [4, 5]
+        assert spool.take(4) == []
+
+    def test_a_message_comes_out_as_it_went_in(self, spool: Spool) -> None:
+        put = message(7, payload=b"\x00\xff", qos=0, expiry=0, properties=(("k", "v"),))
+        spool.put(put)
+
+        assert spool.take(1)[0].message == put
+
+    def test_what_is_acknowledged_is_gone(self, spool: Spool) -> None:
+        for seq in range(3):
+            spool.put(message(seq))
+        entries = spool.take(3)
+        spool.ack([entries[0].id, entries[2].id])
+        spool.release()
+
+        assert numbers(spool.take(3)) == [1]
+
+    def test_what_is_released_is_taken_again_before_what_came_later_and_with_the_same_id(self, spool: Spool) -> None:
+        for seq in range(3):
+            spool.put(message(seq, "ab"[seq % 2]))
+        first = spool.take(2)
+        spool.put(message(3, "a"))
+        spool.release()
+        second = spool.take(10)
+
+        assert numbers(second) == [0, 1, 2, 3]
+        assert [entry.id for entry in second[:2]] == [entry.id for entry in first]
+
+    def test_ids_only_go_up(self, spool: Spool) -> None:
+        seen = []
+        for seq in range(20):
+            spool.put(message(seq))
+            entry = spool.take(1)[0]
+            spool.ack([entry.id])
+            seen.append(entry.id)
+
+        assert seen == sorted(set(seen))
+
+    def test_an_id_that_is_not_in_flight_is_ignored(self, spool: Spool) -> None:
+        spool.put(message(1))
+        spool.ack([12345])
+        spool.park(12345, "no such message")
+
+        assert numbers(spool.take(1)) == [1]
+        assert spool.parked() == []
+
+    def test_what_is_parked_is_kept_with_its_reason_and_never_taken(self, spool: Spool) -> None:
+        spool.put(message(1))
+        spool.put(message(2))
+        spool.park(spool.take(1)[0].id, "not authorised")
+        spool.release()
+
+        assert [(parked.seq, reason) for parked, reason in spool.parked()] == [(1, "not authorised")]
+        assert numbers(spool.take(5)) == [2]
+        assert spool.stats.parked == 1
+        assert spool.stats.parks == {"a": {"not authorised": 1}}
+
+    def test_it_says_how_things_are(self, spool: Spool) -> None:
+        assert (spool.stats.depth, spool.stats.bytes) == (0, 0)
+        for seq in range(5):
+            spool.put(message(seq))
+        entries = spool.take(2)
+
+        assert (spool.stats.depth, spool.stats.in_flight) == (5, 2)
+        assert spool.stats.bytes > 0
+        spool.ack([entry.id for entry in entries + spool.take(3)])
+        assert (spool.stats.depth, spool.stats.in_flight, spool.stats.bytes) == (0, 0, 0)
+        assert (spool.stats.dropped, spool.stats.parked) == (0, 0)
+
+    def test_many_threads_put_while_one_takes(self, spool: Spool) -> None:
+        def put_all(origin: str) -> None:
+            for seq in range(200):
+                spool.put(message(seq, origin))
+
+        taken: dict[str, list[int]] = {origin: [] for origin in "abcd"}
+        with ThreadPoolExecutor(4) as threads:
+            for origin in taken:
+                threads.submit(put_all, origin)
+            while sum(map(len, taken.values())) < 800:
+                entries = spool.take(20)
+                for entry in entries:
+                    taken[entry.message.origin].append(entry.message.seq)
+                spool.ack([entry.id for entry in entries])
+
+        assert taken == {origin: list(range(200)) for origin in "abcd"}
+        assert spool.stats.depth == 0

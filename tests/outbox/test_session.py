@@ -1,0 +1,221 @@
+"""A conversation over a link that does as it is told: the rules for what is sent when, and again, and never."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edged.core.health import Status
+from edged.core.topics import Topics
+from edged.outbox.faults import LinkError
+from edged.outbox.link import Acknowledgement, Link, Received, Wake
+from edged.outbox.options import MqttOptions
+from edged.outbox.session import MAX_STRIKES, REFUSAL_SECONDS, Handler, Session, Tally
+from edged.outbox.spool import MemorySpool
+from edged.outbox.states import States
+from tests.contracts.spool import message
+
+TOPICS = Topics("edged", "board")
+ONLINE = TOPICS.availability
+
+
+class FakeLink:
+    """Remembers what is published; `answers` are given to the next messages in order, success when they run out.
+
+    A `silent` one acknowledges nothing, and a `poison` topic makes it hang up.
+    """
+
+    def __init__(self, *, window: int = 20, silent: bool = False, poison: str = "") -> None:
+        self.window = window
+        self.silent = silent
+        self.poison = poison
+        self.answers: list[str] = []
+        self.topics: list[str] = []
+        self.closed = False
+        self._pending: list[Acknowledgement] = []
+
+    def publish(self, topic: str, payload: bytes, **_: Any) -> int:
+        self.topics.append(topic)
+        answer = self.answers.pop(0) if self.answers else "Success"
+        if not self.silent:
+            self._pending.append(Acknowledgement(len(self.topics), ReasonCode(PacketTypes.PUBACK, answer)))
+        return len(self.topics)
+
+    def too_large(self, topic: str, payload: bytes, properties: bytes | None) -> bool:
+        return len(payload) > 1000
+
+    def wait(self, timeout: float) -> None:
+        if self.poison in self.topics:
+            raise LinkError("the broker hung up", dropped=True)
+
+    def take_acknowledged(self) -> list[Acknowledgement]:
+        taken, self._pending = self._pending, []
+        return taken
+
+    def take_received(self) -> list[Received]:
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Rig:
+    """Sessions, one after the other, over what outlives them."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.spool = MemorySpool(max_messages=100, max_bytes=1 << 20, clock=lambda: self.now)
+        self.states = States()
+        self.handlers: dict[str, Handler] = {}
+        self.tally = Tally()
+        self.status = Status("mqtt", lambda: self.now, lambda name, health: None)
+
+    def session(self, link: FakeLink) -> Session:
+        return Session(
+            cast(Link, link),
+            MqttOptions(host="broker", keepalive=30),
+            TOPICS,
+            spool=self.spool,
+            states=self.states,
+            handlers=self.handlers,
+            tally=self.tally,
+            status=self.status,
+            wake=Wake(),
+            clock=lambda: self.now,
+        )
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_online_waits_until_every_state_is_acknowledged_and_results_wait_for_online(rig: Rig) -> None:
+    rig.states.put("a", b"1")
+    rig.states.put("b", b"1")
+    rig.states.put("c", b"1")
+    rig.spool.put(message(1, topic="result"))
+    link = FakeLink(window=2)
+    session = rig.session(link)
+
+    session.turn(0)
+    assert link.topics == ["a", "b"]
+    session.turn(0)
+    assert link.topics == ["a", "b", "c"]
+    session.turn(0)
+    assert link.topics == ["a", "b", "c", ONLINE, "result"]
+    assert rig.status.health.state == "running"
+    assert session.finished
+
+
+def test_no_more_than_a_window_is_unacknowledged(rig: Rig) -> None:
+    for seq in range(10):
+        rig.spool.put(message(seq))
+    link = FakeLink(window=4)
+    session = rig.session(link)
+    link.silent = True
+    for _ in range(5):
+        session.turn(0)
+
+    assert len(link.topics) == 4
+    assert not session.finished
+
+
+def test_a_broker_that_acknowledges_nothing_is_left(rig: Rig) -> None:
+    session = rig.session(FakeLink(silent=True))
+    session.turn(0)
+    rig.now = 61.0
+
+    with pytest.raises(LinkError, match="has acknowledged nothing for 60 s"):
+        session.turn(0)
+
+
+def test_a_full_quota_is_a_reason_to_come_back_later_and_not_to_park(rig: Rig) -> None:
+    rig.spool.put(message(1))
+    link = FakeLink()
+    link.answers = ["Success", "Quota exceeded"]
+    session = rig.session(link)
+    with pytest.raises(LinkError, match="Quota exceeded") as caught:
+        session.turn(0)
+    session.abandon(caught.value)
+
+    assert link.closed
+    assert (rig.spool.stats.depth, rig.spool.stats.in_flight, rig.spool.stats.parked) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("answer", ["Not authorized", "Topic name invalid", "Payload format invalid"])
+def test_a_refused_message_is_parked_with_the_reason(rig: Rig, answer: str) -> None:
+    rig.spool.put(message(1, topic="result"))
+    link = FakeLink()
+    link.answers = ["Success", answer]
+    rig.session(link).turn(0)
+
+    assert [reason for _, reason in rig.spool.parked()] == [f"the broker refuses result: {answer}"]
+    assert (rig.tally.sent, rig.tally.refused) == (0, 1)
+    assert rig.status.health.state == "degraded"
+
+
+def test_nobody_listening_is_no_refusal(rig: Rig) -> None:
+    rig.spool.put(message(1))
+    link = FakeLink()
+    link.answers = ["Success", "No matching subscribers"]
+    rig.session(link).turn(0)
+
+    assert (rig.tally.sent, rig.tally.refused) == (1, 0)
+
+
+def test_a_refusal_is_forgiven_after_a_while_without_another(rig: Rig) -> None:
+    rig.spool.put(message(1))
+    link = FakeLink()
+    link.answers = ["Success", "Not authorized"]
+    session = rig.session(link)
+    session.turn(0)
+    rig.now = REFUSAL_SECONDS
+    session.turn(0)
+    assert rig.status.health.state == "degraded"
+    rig.now = REFUSAL_SECONDS + 1
+    session.turn(0)
+
+    assert rig.status.health.state == "running"
+
+
+def test_a_state_that_is_too_large_is_refused_without_being_sent(rig: Rig) -> None:
+    rig.states.put("a", b"x" * 1001)
+    link = FakeLink()
+    rig.session(link).turn(0)
+
+    assert link.topics == [ONLINE]
+    assert "1001 bytes" in rig.status.health.reason
+
+
+def test_a_message_on_which_the_broker_keeps_hanging_up_is_found_and_parked(rig: Rig) -> None:
+    for seq in range(4):
+        rig.spool.put(message(seq, topic=f"result/{seq}"))
+    connections = 0
+    while rig.spool.stats.depth:
+        connections += 1
+        assert connections < 20
+        session = rig.session(FakeLink(poison="result/1"))
+        try:
+            while not session.finished:
+                session.turn(0)
+        except LinkError as error:
+            session.abandon(error)
+
+    [(parked, reason)] = rig.spool.parked()
+    assert parked.topic == "result/1"
+    assert reason == "each time it is sent: the broker hung up"
+    assert rig.tally.sent == 3
+
+
+def test_a_network_that_keeps_failing_parks_nothing(rig: Rig) -> None:
+    rig.spool.put(message(1))
+    for _ in range(2 * MAX_STRIKES):
+        session = rig.session(FakeLink(silent=True))
+        session.turn(0)
+        session.abandon(LinkError("no longer answers"))
+
+    assert (rig.spool.stats.depth, rig.spool.stats.parked) == (1, 0)
