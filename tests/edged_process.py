@@ -72,6 +72,7 @@ class Edged:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        print("".join(self.log))  # pytest shows it with a failure
 
     def _listen(self) -> None:
         assert self.process.stderr is not None

@@ -93,6 +93,7 @@ class Reader:
             try:
                 source = self._config.open()
                 opened = self._clock()
+                log.info("source %s is open", self.name, extra={"source": self.name})
                 self.reconnects = openings
                 openings += 1
                 self._serve(source)

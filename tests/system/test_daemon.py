@@ -1,0 +1,322 @@
+"""The real daemon with a real broker, a real model, and a pseudo-terminal for a sensor."""
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.broker import Broker, Subscriber
+from tests.edged_process import PATIENCE, Edged, SerialPort
+
+RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
+
+MQTT = '[device]\nname = "board"\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n'
+
+SERIAL = """
+[sources.wrist]
+kind = "serial"
+port = "{link}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+sequence = "seq"
+rate = 10
+[sources.wrist.supervision]
+retry_min = 0.1
+[pipelines.motion]
+source = "wrist"
+model = "motion"
+"""
+
+REPLAY = """
+[sources.recorded]
+kind = "replay"
+path = "{recording}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = {pace}
+[pipelines.replayed]
+source = "recorded"
+model = "motion"
+"""
+
+OPENED = "source wrist is open"
+
+
+def replay(pace: str = '"fast"') -> str:
+    return REPLAY.format(recording=RECORDING, pace=pace)
+
+
+def lines(first: int, count: int) -> bytes:
+    """Samples of the recording as the sensor sends them."""
+    with RECORDING.open() as file:
+        rows = list(csv.reader(file))[1:]
+    # A reader that opens a port in the middle of a line throws away what is left of it: begin with an end.
+    return b"\n" + b"".join(",".join(rows[index][:7]).encode() + b"\n" for index in range(first, first + count))
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with Broker(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def subscriber(broker: Broker) -> Iterator[Subscriber]:
+    with Subscriber(broker.port, "edged/#", "homeassistant/#") as listening:
+        yield listening
+
+
+@pytest.fixture
+def edged(tmp_path: Path) -> Iterator[Callable[[str], Edged]]:
+    started: list[Edged] = []
+
+    def start(config: str, **environ: str) -> Edged:
+        started.append(Edged(tmp_path, config, **environ))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        daemon.__exit__()
+
+
+def state(subscriber: Subscriber, topic: str, wanted: str) -> dict[str, Any]:
+    """The first state record on a topic that has this state."""
+
+    def fits(message: Any) -> bool:
+        return message.topic == f"edged/board/{topic}/state" and json.loads(message.payload)["state"] == wanted
+
+    found: dict[str, Any] = json.loads(subscriber.next(fits).payload)
+    return found
+
+
+def result(subscriber: Subscriber, pipeline: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(subscriber.wait_for(f"edged/board/pipelines/{pipeline}/result").payload)
+    return found
+
+
+def test_a_sensor_becomes_predictions_on_mqtt(tmp_path: Path, broker: Broker, subscriber: Subscriber, edged):
+    sensor = SerialPort(tmp_path / "imu")
+    daemon = edged(MQTT.format(port=broker.port) + SERIAL.format(link=sensor.link))
+    daemon.wait_for_log(OPENED)
+    sensor.write(lines(0, 50))
+    first, second = result(subscriber, "motion"), result(subscriber, "motion")
+    assert (first["label"], first["model"], first["version"]) == ("standing", "motion", "1.0.0")
+    assert first["schema"] == "edged.result/1"
+    assert first["id"] == f"{first['boot']}:motion:0"
+    assert (second["seq"], second["decision"], second["changed"]) == (1, "standing", True)
+    assert abs(sum(first["scores"].values()) - 1) < 0.02
+
+
+def test_online_comes_after_the_states_and_stopped_comes_last(broker: Broker, subscriber: Subscriber, edged):
+    daemon = edged(MQTT.format(port=broker.port) + replay("10"))
+    heard: list[str] = []
+    subscriber.next(lambda message: heard.append(message.topic) or message.payload == b"online")  # type: ignore[func-returns-value]
+    assert {f"edged/board/{part}/state" for part in ("sources/recorded", "models/motion", "pipelines/replayed")} < set(
+        heard
+    )
+    assert daemon.stop() == 0
+    subscriber.wait_for("edged/board/availability", b"stopped")
+    assert "edged/board/availability" not in heard[:-1]
+
+
+def test_a_killed_daemon_is_offline_by_its_last_will(broker: Broker, subscriber: Subscriber, edged):
+    daemon = edged(MQTT.format(port=broker.port))
+    subscriber.wait_for("edged/board/availability", b"online")
+    daemon.stop(signal.SIGKILL)
+    subscriber.wait_for("edged/board/availability", b"offline")
+
+
+def test_every_window_of_a_recording_arrives_once_and_in_order(broker: Broker, subscriber: Subscriber, edged):
+    edged(MQTT.format(port=broker.port) + replay())
+    results = [result(subscriber, "replayed") for _ in range(77)]
+    assert [each["seq"] for each in results] == list(range(77))
+    assert len({each["id"] for each in results}) == 77
+    state(subscriber, "sources/recorded", "stopped")
+
+
+def test_it_starts_without_its_broker_and_delivers_when_that_comes(tmp_path: Path, edged):
+    broker = Broker(tmp_path)
+    daemon = edged(MQTT.format(port=broker.port) + replay())
+    daemon.wait_for_log("source recorded is stopped: the recording has ended")
+    assert daemon.call("status")["mqtt"]["connected"] is False
+    with broker, Subscriber(broker.port, "edged/#") as subscriber:
+        results = [result(subscriber, "replayed") for _ in range(77)]
+    assert [each["seq"] for each in results] == list(range(77))
+
+
+def test_a_sensor_may_be_absent_come_and_go(tmp_path: Path, broker: Broker, subscriber: Subscriber, edged):
+    sensor = SerialPort(tmp_path / "imu")
+    sensor.unplug()
+    daemon = edged(MQTT.format(port=broker.port) + SERIAL.format(link=sensor.link) + replay("100"))
+    absent = state(subscriber, "sources/wrist", "failed")
+    assert str(sensor.link) in absent["reason"]
+    assert absent["hint"]
+    sensor.plug()
+    daemon.wait_for_log(OPENED)
+    sensor.write(lines(0, 40))
+    assert result(subscriber, "motion")["seq"] == 0
+    sensor.unplug()
+    state(subscriber, "sources/wrist", "failed")
+    sensor.plug()
+    daemon.wait_for_log(OPENED, times=2)
+    sensor.write(lines(40, 40))
+    assert result(subscriber, "motion")["seq"] > 0
+    other = {each["name"]: each for each in daemon.call("pipelines")}["replayed"]
+    assert other["predictions"] > 0
+    assert (other["health"]["state"], other["dropped"], other["errors"]) == ("running", 0, 0)
+
+
+def test_garbage_on_the_line_is_counted_and_nothing_else_happens(
+    tmp_path: Path, broker: Broker, subscriber: Subscriber, edged
+):
+    sensor = SerialPort(tmp_path / "imu")
+    daemon = edged(MQTT.format(port=broker.port) + SERIAL.format(link=sensor.link))
+    daemon.wait_for_log(OPENED)
+    before = rss(daemon)
+    sensor.write(b"x" * 10_000_000)
+    sensor.write(b"\nnan,1,2,3,4,5,6\n1,2\n" + os.urandom(300_000) + b"\n")
+    sensor.write(lines(0, 40))
+    assert result(subscriber, "motion")["label"] == "standing"
+    faults = {each["name"]: each["faults"] for each in daemon.call("sources")}["wrist"]
+    assert sum(faults.values()) >= 3
+    assert rss(daemon) - before < 20e6
+
+
+def rss(daemon: Edged) -> int:
+    daemon.wait_for_log("serves")
+    return daemon.call("status")["memory"]["rss_bytes"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"certainly not a model", "not a TFLite file"),
+        (b"\x1c\0\0\0TFL3" + b"\xff" * 100, "truncated"),
+        (b"", "not a TFLite file"),
+    ],
+)
+def test_a_broken_model_fails_its_own_pipeline_and_no_other(
+    content: bytes, reason: str, tmp_path: Path, broker: Broker, subscriber: Subscriber, edged
+):
+    (tmp_path / "broken.tflite").write_bytes(content)
+    broken = f'[models.broken]\npath = "{tmp_path}/broken.tflite"\n'
+    broken += '[pipelines.broken]\nsource = "recorded"\nmodel = "broken"\n'
+    daemon = edged(MQTT.format(port=broker.port) + replay() + broken)
+    failed = state(subscriber, "pipelines/broken", "failed")
+    assert reason in failed["reason"]
+    assert failed["hint"]
+    assert result(subscriber, "replayed")["seq"] == 0
+    status = daemon.call("status")
+    assert status["state"] == "degraded"
+    assert "broken" in status["health"]["reason"]
+
+
+def test_a_reload_touches_only_what_changed(tmp_path: Path, broker: Broker, subscriber: Subscriber, edged):
+    config = MQTT.format(port=broker.port) + replay("50")
+    daemon = edged(config)
+    assert result(subscriber, "replayed")["seq"] == 0
+    daemon.configure(config + '[pipelines.second]\nsource = "recorded"\nmodel = "motion"\n')
+    daemon.reload()
+    daemon.wait_for_log("reloaded: pipelines.second")
+    assert result(subscriber, "second")["seq"] == 0
+    untouched = {each["name"]: each for each in daemon.call("pipelines")}["replayed"]
+    assert untouched["windows"] > 1
+    daemon.configure(config)
+    daemon.reload()
+    daemon.wait_for_log("reloaded: pipelines.second", times=2)
+    subscriber.wait_for("edged/board/pipelines/second/state", b"")
+    assert [each["name"] for each in daemon.call("pipelines")] == ["replayed"]
+
+
+def test_a_changed_pipeline_goes_on_counting(broker: Broker, subscriber: Subscriber, edged):
+    config = MQTT.format(port=broker.port) + replay("50")
+    daemon = edged(config)
+    last = result(subscriber, "replayed")
+    daemon.configure(config + "[pipelines.replayed.decision]\nthreshold = 0.1\n")
+    daemon.reload()
+    daemon.wait_for_log("reloaded: pipelines.replayed")
+    after = daemon.call("pipelines")[0]["windows"]
+    ids = {last["id"]}
+    for _ in range(10):
+        fresh = result(subscriber, "replayed")
+        assert fresh["id"] not in ids
+        ids.add(fresh["id"])
+    assert after >= 0
+
+
+def test_a_broken_config_keeps_the_last_good_one_visibly(broker: Broker, subscriber: Subscriber, edged):
+    config = MQTT.format(port=broker.port) + replay("10")
+    daemon = edged(config)
+    subscriber.wait_for("edged/board/availability", b"online")
+    daemon.configure(config.replace('model = "motion"', 'model = "montion"') + "\n[nonsense]\n")
+    daemon.reload()
+    daemon.wait_for_log("the new configuration is refused")
+    degraded = json.loads(
+        subscriber.next(lambda message: message.topic == "edged/board/state" and b"degraded" in message.payload).payload
+    )
+    assert "configuration" in degraded["reason"]
+    refused = daemon.call("status")["config"]["error"]
+    assert any("nonsense" in problem for problem in refused["problems"])
+    assert daemon.call("pipelines")[0]["health"]["state"] in ("starting", "running")
+    daemon.configure(config)
+    daemon.reload()
+    daemon.wait_for_log("reloaded")
+    assert daemon.call("status")["config"]["error"] is None
+
+
+def test_another_broker_is_another_life_for_all_parts(tmp_path: Path, broker: Broker, subscriber: Subscriber, edged):
+    (tmp_path / "second").mkdir()
+    config = MQTT.format(port=broker.port) + replay("50")
+    daemon = edged(config)
+    result(subscriber, "replayed")
+    with Broker(tmp_path / "second") as other, Subscriber(other.port, "edged/#") as there:
+        daemon.configure(MQTT.format(port=other.port) + replay("50"))
+        daemon.reload()
+        subscriber.wait_for("edged/board/availability", b"stopped")
+        there.wait_for("edged/board/availability", b"online")
+        assert result(there, "replayed")["seq"] > 0
+
+
+def test_without_a_broker_it_infers_into_a_file(tmp_path: Path, edged):
+    log = tmp_path / "results.jsonl"
+    daemon = edged(
+        '[device]\nname = "board"\n'
+        + replay().replace('model = "motion"', 'model = "motion"\nsinks = ["log"]')
+        + f'[sinks.log]\nkind = "jsonl"\npath = "{log}"\n'
+    )
+    daemon.wait_for_log("source recorded is stopped: the recording has ended")
+    assert daemon.stop() == 0
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["seq"] for record in records] == list(range(77))
+
+
+def test_a_second_daemon_is_refused(edged, tmp_path: Path):
+    daemon = edged('[device]\nname = "board"\n')
+    daemon.wait_for_log("serves")
+    second = Edged(tmp_path, '[device]\nname = "board"\n')
+    with second:
+        assert second.process.wait(PATIENCE) == 1
+        second.wait_for_log("another edged is running")
+
+
+def test_a_wrong_config_at_the_start_names_everything_that_is_wrong(tmp_path: Path):
+    daemon = Edged(tmp_path, "[mqtt]\nprot = 1883\n[pipelines.a]\nsource = 1\n")
+    with daemon:
+        assert daemon.process.wait(PATIENCE) == 78
+        daemon.wait_for_log("mqtt.prot")
+        daemon.wait_for_log("pipelines.a.source")
+
+
+def test_check_proves_the_models_and_exits(tmp_path: Path):
+    daemon = Edged(tmp_path, replay())
+    daemon.start("--check")
+    assert daemon.process.wait(PATIENCE) == 0
+    daemon.configure(replay().replace("motion", "mition"))
+    daemon.start("--check")
+    assert daemon.process.wait(PATIENCE) == 78
+    daemon.wait_for_log("did you mean 'motion'")
