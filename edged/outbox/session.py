@@ -220,7 +220,7 @@ class Session:
     def _confirm(self, flight: Flight) -> None:
         self._states.confirm(flight.topic, flight.payload)
         self._unknown.discard(flight.topic)
-        if flight.topic == self._availability and not self._degraded:
+        if flight.topic == self._availability and flight.payload == ONLINE and not self._degraded:
             self._status.set("running")
 
     def _refuse(self, flight: Flight, reason: ReasonCode) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -24,25 +24,33 @@ class _Sink:
     def __init__(self, format: str, context: SinkContext) -> None:  # noqa: A002
         self._clock = context.clock
         recorder = Recorder(context.device, context.boot, context.clock)
-        self._line = self._text if format == "text" else lambda prediction: recorder.encode(prediction).decode()
+        self._line = self._text if format == "text" else recorder.encode
 
     def send(self, prediction: Prediction) -> None:
         try:
-            sys.stdout.write(self._line(prediction) + "\n")
-            sys.stdout.flush()
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+            _write(self._line(prediction) + b"\n")
+        except OSError as error:
             raise DeviceError(
-                f"standard output cannot be written: {error}", hint="is whoever reads it still there?", retryable=True
+                f"standard output cannot be written: {error.strerror}",
+                hint="is whoever reads it still there?",
+                retryable=True,
             ) from error
 
     def close(self) -> None:
         pass
 
-    def _text(self, prediction: Prediction) -> str:
+    def _text(self, prediction: Prediction) -> bytes:
         moment = datetime.fromtimestamp(self._clock.at(prediction.time), UTC)
         about = "" if self._clock.synchronised else "~"
         time = f"{about}{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
-        return f"{time} {prediction.pipeline} {_words(prediction.outcome)} ({prediction.latency * 1000:.1f} ms)"
+        words = _words(prediction.outcome)
+        return f"{time} {prediction.pipeline} {words} ({prediction.latency * 1000:.1f} ms)".encode()
+
+
+def _write(data: bytes) -> None:
+    """Straight to the descriptor: a stream's buffer would keep what could not be written, and grow."""
+    while data:
+        data = data[os.write(1, data) :]
 
 
 def _words(outcome: Outcome) -> str:
