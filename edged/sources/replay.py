@@ -1,0 +1,332 @@
+"""A recording played as if a sensor were there: CSV, or arrays as numpy saves them.
+
+`ReplaySource` holds the options, a recording (`CsvRecording`, `ArrayRecording`) yields the rows of a file between its
+breaks, and `Player` hands them out in chunks, each when it is due. A row that holds NaN or garbage is a break, as lost
+samples are.
+"""
+
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal, Protocol
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from edged.api import Chunk, ConfigError, DeviceError, Source, SourceConfig, SourceInfo
+from edged.core.framing import MAX_LINE, Faults, Run, Signal, csv_decoder, finite_runs
+from edged.sources.columns import Channels, Rate, Units, row
+
+MAX_BYTES = 256 << 20
+_BLOCK = 65_536
+_SUFFIXES = (".csv", ".npy", ".npz")
+
+
+class ReplaySource(SourceConfig, frozen=True, kw_only=True):
+    """A recording, `kind = "replay"`.
+
+    `path` is a .csv, .npy or .npz file of at most 256 MiB; in an .npz, `array` names the array unless there is but
+    one. `channels` names what is taken of each row, and `columns` all that a row holds, in order: by default what the
+    first line of a CSV file says, or `time`, if named, and the channels. Other columns, such as the truth, are passed
+    over. Without `channels` each element of an array is a sample, as of pictures: (n, height, width).
+    `units` and `rate` say how it was recorded.
+
+    `pace` is "recorded": by the seconds in the column `time`, if named, else at `rate`; or a number of samples a
+    second; or "fast": as fast as the models take them, without dropping any. `chunk` samples are handed over at a time.
+    With `loop = true` it begins again for ever. Replace the file by renaming another, never by writing into it.
+    """
+
+    path: Path
+    array: Annotated[str, Meta(max_length=200)] = ""
+    channels: Channels = ()
+    columns: Channels = ()
+    units: Units = ()
+    rate: Rate | None = None
+    time: Annotated[str, Meta(max_length=64)] = ""
+    pace: Literal["recorded", "fast"] | Rate = "recorded"
+    chunk: Annotated[int, Meta(ge=1, le=10_000)] = 16
+    loop: bool = False
+
+    def describe(self) -> SourceInfo:
+        """What the options promise; for pictures, what the file's header says."""
+        self._check()
+        patient = self.pace == "fast"
+        rate = self.rate if isinstance(self.pace, str) else self.rate or self.pace
+        if self.channels:
+            return row(self.channels, self.units, rate, patient=patient)
+        return SourceInfo(shape=self._sample_shape(), rate=rate, patient=patient)
+
+    def open(self) -> Source:
+        """Open the file."""
+        self._check()
+        timed = self.pace == "recorded" and bool(self.time)
+        signal = Signal(channels=(*self.channels, self.time) if timed else self.channels)
+        recording: Recording
+        if self.path.suffix == ".csv":
+            recording = CsvRecording(self.path, signal, self.columns)
+        else:
+            columns = self._columns()
+            recording = ArrayRecording(_load(self.path, self.array, columns), signal, columns, self.chunk)
+        return Player(recording, chunk=self.chunk, pace=self._samples_per_second(), timed=timed, loop=self.loop)
+
+    def _sample_shape(self) -> tuple[int, ...]:
+        try:
+            shape = _header_shape(self.path, self.array)
+        except DeviceError as error:
+            raise ConfigError(error.message, hint=error.hint) from error
+        if len(shape) < 2 or 0 in shape:
+            raise ConfigError(
+                f"{self.path.name} has the shape {shape}: no samples", hint="name its columns in channels"
+            )
+        return shape[1:]
+
+    def _samples_per_second(self) -> float | None:
+        if isinstance(self.pace, str):
+            return self.rate if self.pace == "recorded" else None
+        return self.pace
+
+    def _columns(self) -> tuple[str, ...]:
+        return self.columns or ((self.time, *self.channels) if self.time else self.channels)
+
+    def _check(self) -> None:
+        suffix = self.path.suffix
+        if suffix not in _SUFFIXES:
+            raise ConfigError(f"{self.path.name} is no recording", hint=f"its name must end in {', '.join(_SUFFIXES)}")
+        if suffix == ".csv" and not self.channels:
+            raise ConfigError("channels is empty", hint="name the columns of the CSV file to take")
+        if self.array and suffix != ".npz":
+            raise ConfigError(f"array means nothing for a {suffix} file", hint="leave it out")
+        if self.pace == "recorded" and not self.time and not self.rate:
+            raise ConfigError(
+                "the pace of the recording is not known", hint='give rate or time, or a pace: "fast" or a number'
+            )
+        if not self.channels and (self.columns or self.units or self.time):
+            raise ConfigError("columns, units and time mean nothing without channels", hint="name the channels")
+        if suffix == ".csv" and not self.columns:
+            return  # the file's first line has the last word
+        for name in filter(None, (*self.channels, self.time)):
+            if name not in self._columns():
+                raise ConfigError(f"{name!r} is not in columns", hint=f"columns has {', '.join(self._columns())}")
+
+
+class Recording(Protocol):
+    """An opened file. Its rows end in the column of seconds, if that is asked for."""
+
+    faults: Faults
+
+    def play(self) -> Iterator[tuple[NDArray[Any], int]]:
+        """From the beginning: rows with no break among them, and how many are lost before. Raises DeviceError."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class Player:
+    """Plays a recording: by its own seconds if `timed`, else `pace` samples a second, or at once if that is None."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        *,
+        chunk: int,
+        pace: float | None,
+        timed: bool,
+        loop: bool,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._recording = recording
+        self._chunk = chunk
+        self._pace = pace
+        self._timed = timed
+        self._loop = loop
+        self._clock = clock
+        self._sleep = sleep
+        self._chunks = self._due_chunks()
+        self._next: Chunk | None = None
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """Rows that could not be used, by reason."""
+        return self._recording.faults
+
+    def read(self, timeout: float) -> Chunk | None:
+        """The next chunk, once it is due."""
+        if self._next is None:
+            self._next = next(self._chunks, None)
+            if self._next is None:
+                raise EOFError("the recording has ended")
+        wait = self._next.time - self._clock()
+        if wait > 0:
+            self._sleep(min(wait, timeout))
+            if wait > timeout:
+                return None
+        chunk, self._next = self._next, None
+        return chunk
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._recording.close()
+
+    def _due_chunks(self) -> Iterator[Chunk]:
+        """The chunks, each with the time at which it is due; the seam between two rounds is a break."""
+        due = self._clock()
+        seam = 0
+        while True:
+            began, played, first = due, 0, 0.0
+            for rows, missing in self._pieces():
+                lost = max(missing, seam)
+                seam = 0
+                samples = rows[:, :-1] if self._timed else rows
+                if self._timed:
+                    first = first if played else float(rows[0, -1])
+                    due = max(due, began + float(rows[-1, -1]) - first)
+                played += lost + len(rows)
+                if not self._timed:
+                    due = began + played / self._pace if self._pace else self._clock()
+                yield Chunk(_as_sensors_give(samples), due, lost)
+            if not played:
+                raise DeviceError("the recording holds no sample that can be used", hint="see its faults")
+            if not self._loop:
+                return
+            seam = 1
+
+    def _pieces(self) -> Iterator[tuple[NDArray[Any], int]]:
+        for rows, lost in self._recording.play():
+            for start in range(0, len(rows), self._chunk):
+                yield rows[start : start + self._chunk], 0 if start else lost
+
+
+def _as_sensors_give(samples: NDArray[Any]) -> NDArray[Any]:
+    return samples if samples.dtype in (np.uint8, np.int16) else samples.astype(np.float32)
+
+
+class CsvRecording:
+    """A CSV file, read as it is played."""
+
+    def __init__(self, path: Path, signal: Signal, columns: tuple[str, ...]) -> None:
+        try:
+            _refuse_large(path.name, path.stat().st_size)
+            with path.open("rb") as file:
+                names = columns or _names(file.readline(MAX_LINE))
+                self._begin = file.tell()
+            self._decoder = csv_decoder(signal, names, midway=False, dtype=np.float64)
+            self._file = path.open("rb")
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self._path = path
+        self.faults = self._decoder.faults
+
+    def play(self) -> Iterator[tuple[NDArray[Any], int]]:
+        """The rows of the file."""
+        try:
+            self._file.seek(self._begin)
+            while block := self._file.read(_BLOCK):
+                yield from self._decoder.decode(block)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        yield from self._decoder.decode(b"\n")  # the last line may lack its end
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _names(header: bytes) -> tuple[str, ...]:
+    return tuple(name.strip().strip('"') for name in header.decode("utf-8-sig", "replace").split(","))
+
+
+class ArrayRecording:
+    """An array in memory or mapped from its file, taken `block` rows at a time."""
+
+    def __init__(self, array: NDArray[Any], signal: Signal, columns: tuple[str, ...], block: int) -> None:
+        self.faults = Faults()
+        self._array = array
+        self._places = [columns.index(name) for name in signal.channels]
+        self._block = block
+
+    def play(self) -> Iterator[tuple[NDArray[Any], int]]:
+        """The rows of the array."""
+        torn = False
+        for start in range(0, len(self._array), self._block):
+            rows = self._array[start : start + self._block]
+            run = Run(rows[:, self._places] if self._places else rows, [], False)
+            for finite in finite_runs(run, self.faults) if rows.dtype.kind == "f" else (run,):
+                torn |= finite.torn
+                if len(finite.values):
+                    yield finite.values, int(torn)
+                    torn = False
+
+    def close(self) -> None:
+        """Nothing to close: the mapping goes with the array."""
+
+
+def _load(path: Path, key: str, columns: tuple[str, ...]) -> NDArray[Any]:
+    """The array, of shape (n, len(columns)), or (n, ...) without columns. Raises DeviceError."""
+    with _array_file(path, key) as file:
+        array: NDArray[Any]
+        if path.suffix == ".npy":
+            array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+        else:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    if columns and array.ndim == 1:
+        array = array[:, np.newaxis]
+    if array.dtype.kind not in "iuf":
+        raise DeviceError(f"{path.name} holds {array.dtype}, not numbers", hint="save it as an array of numbers")
+    if columns and array.shape[1:] != (len(columns),):
+        raise DeviceError(
+            f"{path.name} has the shape {array.shape}, columns names {len(columns)}",
+            hint="name every column of the file in columns, in order",
+        )
+    return array
+
+
+def _header_shape(path: Path, key: str) -> tuple[int, ...]:
+    """The shape of the array as the file states it."""
+    with _array_file(path, key) as file:
+        if np.lib.format.read_magic(file) == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)[0]
+        return np.lib.format.read_array_header_2_0(file)[0]
+
+
+@contextmanager
+def _array_file(path: Path, key: str) -> Iterator[IO[bytes]]:
+    """The bytes of a saved array; whatever numpy and zipfile make of a damaged one is a DeviceError."""
+    try:
+        _refuse_large(path.name, path.stat().st_size)
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                yield file
+        else:
+            with zipfile.ZipFile(path) as archive, archive.open(_member(archive, key)) as file:
+                yield file
+    except DeviceError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> str:
+    names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    name = key or (names[0] if len(names) == 1 else "")
+    if name not in names:
+        what = f"holds no array {key!r}" if key else f"holds {len(names)} arrays"
+        raise DeviceError(f"{archive.filename} {what}", hint=f"set array to one of {', '.join(sorted(names)[:20])}")
+    member = name + ".npy"
+    _refuse_large(member, archive.getinfo(member).file_size)
+    return member
+
+
+def _refuse_large(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise DeviceError(f"{name} has {size >> 20} MiB", hint=f"at most {MAX_BYTES >> 20} MiB are played: cut it up")
+
+
+def _unreadable(path: Path, error: Exception) -> DeviceError:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    return DeviceError(
+        f"cannot read {path}: {why}", hint="check path, and that the file is whole and readable to edged"
+    )
