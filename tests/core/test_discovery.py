@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.core import discovery
+from edged.core.description import Description, PipelineOutput, Value
+from edged.core.topics import Topics
+
+MOTION = PipelineOutput("motion", "classification", labels=("walking", "resting"))
+TANK = PipelineOutput("tank", "regression", values=(Value("level", "m"), Value("count")))
+PUMP = PipelineOutput("pump", "anomaly")
+UNKNOWN = PipelineOutput("motion", "unknown")
+
+
+def describe(*pipelines: PipelineOutput) -> Description:
+    return Description(topics=Topics("edged", "board"), version="1.0", pipelines=pipelines, sources=("imu",))
+
+
+def test_where_it_goes() -> None:
+    assert discovery.topic("homeassistant", "board") == "homeassistant/device/edged_board/config"
+    assert discovery.status_topic("homeassistant") == "homeassistant/status"
+
+
+def test_the_device_and_when_it_is_there() -> None:
+    message = discovery.announcement(describe(), {})
+
+    assert message["dev"]["identifiers"] == ["edged_board"]
+    assert message["o"] == {"name": "edged", "sw_version": "1.0"}
+    [availability] = message["availability"]
+    assert availability["topic"] == "edged/board/availability"
+    assert "'offline'" in availability["value_template"]  # for "stopped" too, which Home Assistant does not know
+
+
+def test_a_classification_has_a_class_a_score_and_a_health() -> None:
+    components = discovery.components(describe(MOTION))
+
+    assert set(components) == {
+        "state",
+        "source_imu_problem",
+        "pipeline_motion_class",
+        "pipeline_motion_score",
+        "pipeline_motion_problem",
+    }
+    label = components["pipeline_motion_class"]
+    assert label["state_topic"] == "edged/board/pipelines/motion/result"
+    assert label["options"] == ["walking", "resting", "none"]
+    assert components["pipeline_motion_score"]["value_template"] == "{{ value_json.score }}"
+    health = components["pipeline_motion_problem"]
+    assert (health["p"], health["device_class"]) == ("binary_sensor", "problem")
+    assert health["state_topic"] == "edged/board/pipelines/motion/state"
+
+
+def test_a_thousand_labels_are_not_listed() -> None:
+    many = PipelineOutput("birds", "classification", labels=tuple(f"bird {number}" for number in range(1000)))
+    label = discovery.components(describe(many))["pipeline_birds_class"]
+
+    assert "options" not in label
+    assert "device_class" not in label
+
+
+def test_a_regression_has_a_sensor_for_each_value() -> None:
+    components = discovery.components(describe(TANK))
+
+    level = components["pipeline_tank_value_level"]
+    assert level["unit_of_measurement"] == "m"
+    assert level["value_template"] == "{{ value_json['values']['level'] }}"
+    assert "unit_of_measurement" not in components["pipeline_tank_value_count"]
+
+
+def test_an_anomaly_has_a_problem_and_a_score() -> None:
+    components = discovery.components(describe(PUMP))
+
+    assert components["pipeline_pump_anomaly"]["p"] == "binary_sensor"
+    assert components["pipeline_pump_score"]["p"] == "sensor"
+
+
+def test_unique_ids_are_unique_among_devices() -> None:
+    components = discovery.components(describe(MOTION, TANK, PUMP))
+
+    assert all(component["unique_id"] == f"edged_board_{name}" for name, component in components.items())
+
+
+def test_what_is_no_longer_there_is_sent_once_with_nothing_but_its_platform() -> None:
+    before = discovery.announced(json.dumps(discovery.announcement(describe(MOTION, PUMP), {})).encode())
+    first = discovery.announcement(describe(MOTION), before)
+    after = discovery.announced(json.dumps(first).encode())
+    second = discovery.announcement(describe(MOTION), after)
+
+    assert first["cmps"]["pipeline_pump_anomaly"] == {"p": "binary_sensor"}
+    assert first["cmps"]["pipeline_pump_score"] == {"p": "sensor"}
+    assert not [name for name in second["cmps"] if "pump" in name]
+
+
+def test_a_model_that_cannot_be_read_costs_its_pipeline_no_entities() -> None:
+    before = discovery.announced(json.dumps(discovery.announcement(describe(MOTION), {})).encode())
+    message = discovery.announcement(describe(UNKNOWN), before)
+
+    assert "pipeline_motion_problem" in message["cmps"]
+    assert "pipeline_motion_class" not in message["cmps"]  # neither described nor removed
+
+
+@pytest.mark.parametrize("message", [b"", b"[]", b"{}", b'{"cmps": 1}', b'{"cmps": {"a": {}}}', b"\xff"])
+def test_a_retained_message_that_is_not_ours_is_nothing(message: bytes) -> None:
+    assert discovery.announced(message) == {}
+
+
+@given(st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_any_json_whatever_is_survived(value: object) -> None:
+    assert isinstance(discovery.announced(msgspec.json.encode({"cmps": value})), dict)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from edged.core.health import Health
+from edged.core.record import AnomalyResult, ClassificationResult, Recorder, RegressionResult, State, encode_state
+from edged.core.types import Anomaly, Classification, Outcome, Prediction, Regression, Score
+
+
+class Clock:
+    synchronised = False
+
+    def at(self, monotonic: float) -> float:
+        return monotonic + 1000.0
+
+
+RECORDER = Recorder("board", "b00t", Clock())
+
+COMMON = {
+    "schema": "edged.result/1",
+    "device": "board",
+    "boot": "b00t",
+    "pipeline": "motion",
+    "model": "gait",
+    "version": "1.2",
+    "seq": 7,
+    "id": "b00t:motion:7",
+    "time": 1012.0,
+    "start": 1010.0,
+    "synchronised": False,
+    "latency": 0.5,
+    "inference": 0.25,
+}
+
+CASES: list[tuple[Outcome, type[Any], dict[str, Any]]] = [
+    (
+        Classification("walking", 0.75, (Score("walking", 0.75), Score("resting", 0.25)), None, False),
+        ClassificationResult,
+        {
+            "kind": "classification",
+            "label": "walking",
+            "score": 0.75,
+            "scores": {"walking": 0.75, "resting": 0.25},
+            "decision": None,
+            "changed": False,
+        },
+    ),
+    (Regression({"level": 1.5}), RegressionResult, {"kind": "regression", "values": {"level": 1.5}}),
+    (
+        Anomaly(0.5, 0.125, True, True),
+        AnomalyResult,
+        {"kind": "anomaly", "score": 0.5, "threshold": 0.125, "anomalous": True, "changed": True},
+    ),
+]
+
+
+def predict(outcome: Outcome) -> Prediction:
+    return Prediction("motion", "gait", "1.2", 7, 10.0, 12.0, 0.5, 0.25, outcome)
+
+
+@pytest.mark.parametrize(("outcome", "record", "fields"), CASES)
+def test_a_result_as_json(outcome: Outcome, record: type[Any], fields: dict[str, Any]) -> None:
+    encoded = RECORDER.encode(predict(outcome))
+
+    assert json.loads(encoded) == COMMON | fields
+    assert msgspec.json.decode(encoded, type=record) == RECORDER.record(predict(outcome))
+    assert RECORDER.result(predict(outcome)) == COMMON | fields
+
+
+def test_scores_are_written_best_first() -> None:
+    encoded = RECORDER.encode(predict(CASES[0][0]))
+    assert list(json.loads(encoded)["scores"]) == ["walking", "resting"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_in_json_becomes_null(value: float) -> None:
+    assert json.loads(RECORDER.encode(predict(Regression({"level": value}))))["values"] == {"level": None}
+
+
+def test_a_state_as_json() -> None:
+    health = Health("degraded", "no data for 5 s", "check the cable", 12.0)
+    encoded = encode_state("imu", health, Clock(), {"samples": 3})
+
+    assert json.loads(encoded) == {
+        "schema": "edged.state/1",
+        "name": "imu",
+        "state": "degraded",
+        "reason": "no data for 5 s",
+        "hint": "check the cable",
+        "since": 1012.0,
+        "details": {"samples": 3},
+    }
+    assert msgspec.json.decode(encoded, type=State).name == "imu"
