@@ -1,7 +1,13 @@
 import logging
+import os
+import time
+import tty
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,6 +17,7 @@ from edged.api import Chunk, DeviceError, Source, SourceConfig, SourceInfo
 from edged.core.health import Health, Status
 from edged.core.vitals import Supervision
 from edged.flow.reader import Reader
+from edged.sources.serial import SerialSource
 
 PROMPT = Supervision(retry_min=0.001, retry_max=0.001)
 
@@ -258,3 +265,61 @@ def test_one_broken_source_is_not_noticed_by_another() -> None:
     assert [values for values, _ in feed.chunks] == [[float(n)] for n in range(50)]
     broken.stop()
     assert ended(broken)
+
+
+def test_a_sensor_unplugged_and_plugged_in_elsewhere(tmp_path: Path) -> None:
+    name = tmp_path / "usb-IMU-if00"  # udev's stable name for whichever port it is on
+    feed, clock, listener = Awaited(), time.monotonic, Listener()
+    status = Status("source/imu", clock, listener)
+    reader = Reader("imu", SerialSource(port=str(name), channels=("x",)), (feed,), status, clock, PROMPT)
+    reader.start()
+    assert "is not there" in listener.wait_for("failed").reason
+    with plugged_in(name) as sensor:
+        feed.await_sample(sensor, b"1\n")
+        listener.wait_for("running")
+    listener.wait_for("failed")
+    with plugged_in(name) as sensor:
+        feed.await_sample(sensor, b"2\n")
+        listener.wait_for("running")
+        reader.stop()
+        assert ended(reader)
+    before = [lost for values, lost in feed.chunks if 1.0 in values]
+    after = [lost for values, lost in feed.chunks if 2.0 in values]
+    assert before == [0] * len(before)
+    assert after == [1] + [0] * (len(after) - 1)
+    assert reader.reconnects >= 1
+
+
+class Awaited(Collector):
+    """A collector that can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._came = Event()
+
+    def push(self, chunk: Chunk) -> None:
+        super().push(chunk)
+        self._came.set()
+
+    def await_sample(self, sensor: int, line: bytes) -> None:
+        """Send a line until one has come: whoever opens a port throws away what was there before."""
+        self._came.clear()
+        for _ in range(1000):
+            os.write(sensor, line)
+            if self._came.wait(0.005):
+                return
+        pytest.fail("no sample came")
+
+
+@contextmanager
+def plugged_in(name: Path) -> Iterator[int]:
+    """A sensor on a port of that name."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    aside = name.with_suffix(".new")
+    aside.symlink_to(os.ttyname(slave))
+    aside.rename(name)
+    yield master
+    name.unlink()
+    os.close(master)
+    os.close(slave)
