@@ -46,7 +46,7 @@ def _check(paths: list[Path], as_json: bool) -> int:
     elif problems:
         tables.show(line for problem in problems for line in _block(problem))
     else:
-        tables.show([_summary(config, paths)])
+        tables.show([f"{', '.join(map(str, paths))}: valid: {summary(config)}"])
     return exits.BAD if problems else exits.DONE
 
 
@@ -58,15 +58,10 @@ def _block(problem: Problem) -> Iterator[str]:
         yield f"    -> {tables.plain(problem.hint)}"
 
 
-def _summary(config: Config, paths: list[Path]) -> str:
-    parts: dict[str, Sized] = {
-        "pipeline": config.pipelines,
-        "source": config.sources,
-        "model": config.models,
-        "sink": config.sinks,
-    }
-    counts = [f"{len(part)} {name}{'' if len(part) == 1 else 's'}" for name, part in parts.items()]
-    return f"{', '.join(map(str, paths))}: valid, with {', '.join(counts)}"
+def summary(config: Config) -> str:
+    """How many parts a configuration has."""
+    parts: dict[str, Sized] = {name: getattr(config, f"{name}s") for name in ("pipeline", "source", "model", "sink")}
+    return ", ".join(f"{len(part)} {name}{'' if len(part) == 1 else 's'}" for name, part in parts.items())
 
 
 def _show(paths: list[Path], with_origins: bool, as_json: bool) -> int:

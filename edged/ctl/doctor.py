@@ -26,6 +26,7 @@ from edged.control.clock import kernel_synchronised
 from edged.core.errors import EdgedError
 from edged.ctl import exits, tables
 from edged.ctl.client import UnreachableError, connect
+from edged.ctl.config import summary
 from edged.ctl.offline import load_model
 from edged.models.selftest import prove
 from edged.models.store import FACTORY, Store
@@ -132,7 +133,7 @@ def check_config(config: Config, store: Store) -> Iterator[Check]:
     for problem in problems:
         yield Check("config", "fail", f"{problem.path}: {problem.found}", problem.hint)
     if not problems:
-        yield Check("config", "ok", f"{len(config.pipelines)} pipelines, {len(config.sources)} sources")
+        yield Check("config", "ok", summary(config))
     if not config.pipelines:
         yield Check("config", "warn", "there is no pipeline", "add a table [pipelines.NAME] with a source and a model")
 

@@ -1,0 +1,192 @@
+"""Run a model once over a file, without the daemon: a recording (.csv, .npy, .npz) or a picture.
+
+The model is loaded, fed and read exactly as the daemon does it, and every window's prediction is printed as it is made;
+with --json as a JSON object a line. Time counts from the recording's first sample, at the model's own rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.api import Anomaly, Chunk, Classification, ControlError, Outcome, Regression, Runner
+from edged.core import contract
+from edged.core.manifest import Manifest, WindowSpec
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+from edged.core.window import Windower
+from edged.ctl import exits, tables
+from edged.ctl.offline import find_model, load_model
+from edged.sources.replay import ReplaySource
+
+PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which file, which model, and how to read them."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a recording (.csv, .npy, .npz) or a picture")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="a name, a bundle's folder or a .tflite file")
+    parser.add_argument("--signature", metavar="NAME", help="the signature to run, where the model has several")
+    parser.add_argument("--columns", type=_names, default=(), metavar="A,B,...", help="what the file's columns hold")
+    parser.add_argument("--array", default="", metavar="NAME", help="which array of an .npz file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a prediction for each window."""
+    bundle, backend = find_model(args.model, args)
+    runner = load_model(bundle, backend, args.signature)
+    try:
+        predictions = infer(bundle.manifest, runner, _chunks(args, bundle.manifest))
+        lines = map(_json, predictions) if args.json else _table(bundle.manifest, predictions)
+        for line in lines:
+            print(line)
+    finally:
+        runner.close()
+    return exits.DONE
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+class Inferred(NamedTuple):
+    """A window's number, when its last sample was taken, the seconds the model took, and what it says."""
+
+    seq: int
+    time: float
+    inference: float
+    outcome: Outcome
+
+
+def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk]) -> Iterator[Inferred]:
+    """Predictions for chunks of samples whose columns are the model's.
+
+    Raises:
+        ControlError: there is not one whole window in them.
+        ModelError: the model fails on them.
+    """
+    windower = Windower(manifest.window, None)
+    preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
+    expected = 0
+    for chunk in chunks:
+        for window in windower.push(*chunk):
+            if window.seq != expected:  # as in the daemon: what a stateful model remembers is from before a gap
+                runner.reset()
+                preprocess.reset()
+            expected = window.seq + 1
+            inputs = preprocess(window.samples)
+            begun = time.perf_counter()
+            outputs = runner.run(inputs)
+            inference = time.perf_counter() - begun
+            preprocess.feed_back(outputs)
+            yield Inferred(window.seq, window.time, inference, postprocess(outputs, preprocess.prepared, window.time))
+    if not expected:
+        raise ControlError(
+            f"there is not one whole window in it: that takes {manifest.window.length} samples in a row",
+            hint="record more, without gaps",
+        )
+
+
+# -- what is fed ----------------------------------------------------------------------------------------------------
+
+
+def _chunks(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
+    if args.file.suffix.lower() in PICTURES:
+        return iter([Chunk(picture(args.file, manifest.window), 0.0)])
+    return _recording(args, manifest)
+
+
+def _recording(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
+    """The file's chunks, timed as if they had come at the model's rate, or a sample a second where it has none."""
+    window = manifest.window
+    options = ReplaySource(
+        path=args.file,
+        array=args.array,
+        channels=tuple(channel.name for channel in window.channels),
+        columns=args.columns,
+        pace="fast",
+        chunk=256 if window.rate else 1,
+    )
+    contract.match(window, options.describe(), args.file.name, manifest.name)
+    source = options.open()
+    taken = 0
+    try:
+        while chunk := source.read(0):
+            taken += chunk.lost + len(chunk.samples)
+            yield chunk._replace(time=(taken - 1) / (window.rate or 1.0))
+    except EOFError:
+        pass
+    finally:
+        for fault, count in source.faults.items():
+            print(f"edgectl: rows left out: {count} ({fault})", file=sys.stderr)
+        source.close()
+
+
+def picture(path: Path, window: WindowSpec) -> NDArray[Any]:
+    """A picture as the one sample of a window, scaled to the model's size; values are 0 to 255.
+
+    Raises:
+        ControlError: it cannot be read, or the model takes no pictures.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ControlError("reading pictures takes Pillow", hint="pip install 'edged[image]'") from error
+    if window.length != 1 or len(window.sample_shape) < 2:
+        raise ControlError("the model takes no pictures", hint="give it a recording: .csv, .npy or .npz")
+    height, width, *depth = window.sample_shape
+    if depth not in ([], [1], [3]):
+        raise ControlError(f"the model takes pictures of {depth[0]} channels", hint="save one as an array: .npy")
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB" if depth == [3] else "L")
+            scaled = upright.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ControlError(f"{path} cannot be read as a picture: {error}", hint="convert it to PNG") from error
+    return np.asarray(scaled, window.dtype).reshape(1, *window.sample_shape)
+
+
+# -- what is printed ------------------------------------------------------------------------------------------------
+
+
+def _json(inferred: Inferred) -> str:
+    fields = {"seq": inferred.seq, "time": round(inferred.time, 6), "inference": inferred.inference}
+    return json.dumps(fields | msgspec.to_builtins(inferred.outcome), ensure_ascii=False)
+
+
+def _table(manifest: Manifest, predictions: Iterable[Inferred]) -> Iterator[str]:
+    """Lines as they come, so the columns are as wide as the model's longest label, up to a point."""
+    width = min(32, max([8, *map(len, manifest.labels)]))
+    for index, inferred in enumerate(predictions):
+        cells = _cells(inferred.outcome, width)
+        if index == 0:
+            yield "  ".join(["    SEQ", "  TIME s", *(name for name, _ in cells)]).rstrip()
+        yield "  ".join([f"{inferred.seq:7}", f"{inferred.time:8.2f}", *(cell for _, cell in cells)]).rstrip()
+
+
+def _cells(outcome: Outcome, width: int) -> list[tuple[str, str]]:
+    """Heads and cells of equal width."""
+    match outcome:
+        case Classification(label=label, score=score, decision=decision):
+            return [
+                (f"{'LABEL':{width}}", f"{tables.plain(label):{width}}"),
+                (" SCORE", f"{score:6.3f}"),
+                ("DECISION", tables.plain(decision or "-")),
+            ]
+        case Anomaly(score=score, threshold=threshold, anomalous=anomalous):
+            return [
+                ("      SCORE", f"{score:11.6g}"),
+                ("  THRESHOLD", f"{threshold:11.6g}"),
+                ("ANOMALOUS", "yes" if anomalous else "no"),
+            ]
+        case Regression(values=values):
+            return [(f"{name:>11}", f"{value:{max(11, len(name))}.6g}") for name, value in values.items()]
