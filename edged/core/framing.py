@@ -84,12 +84,14 @@ class Decoder:
     def decode(self, block: bytes) -> list[Segment]:
         """The samples completed by this block, in order; [] while none is."""
         segments: list[Segment] = []
-        with np.errstate(over="ignore", invalid="ignore"):
-            for run in self._parse(block):
-                real = run if self._raw else run._replace(values=run.values * self._scale + self._offset)
-                for finite in finite_runs(real, self.faults):
-                    segments.extend(self._unbroken(finite))
+        for run in self._parse(block):
+            for finite in finite_runs(run if self._raw else self._in_units(run), self.faults):
+                segments.extend(self._unbroken(finite))
         return segments
+
+    def _in_units(self, run: Run) -> Run:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is sorted out next
+            return run._replace(values=run.values * self._scale + self._offset)
 
     def _unbroken(self, run: Run) -> Iterator[Segment]:
         torn, self._torn = self._torn or run.torn, False
@@ -139,10 +141,11 @@ def finite_runs(run: Run, faults: Faults) -> Iterator[Run]:
     Rows may have any shape.
     """
     count = len(run.values)
-    good = (np.abs(run.values) <= _FLOAT32_MAX).reshape(count, -1).all(axis=1) if count else np.ones(0, dtype=bool)
-    if good.all():
+    magnitude = np.abs(run.values)
+    if not count or magnitude.max() <= _FLOAT32_MAX:  # which no NaN is
         yield run
         return
+    good = (magnitude <= _FLOAT32_MAX).reshape(count, -1).all(axis=1)
     bad = np.flatnonzero(~good).tolist()
     faults["not a finite number"] += len(bad)
     start, torn = 0, run.torn
@@ -326,14 +329,18 @@ class Text:
 
     def __call__(self, block: bytes) -> Iterator[Run]:
         """The rows completed by this block."""
-        lines = (line and line.strip() for line in self._split(block))
-        for rows, torn in stretches(self._row(line) for line in lines if line != b""):
+        for rows, torn in stretches(self._rows(block)):
             values = np.array([row for row, _ in rows], dtype=np.float64).reshape(-1, self._channels)
             yield Run(values, [number for _, number in rows], torn)
 
-    def _row(self, line: bytes | None) -> Row | None:
-        if line is None:
-            return None
+    def _rows(self, block: bytes) -> Iterator[Row | None]:
+        for line in self._split(block):
+            if line is None:
+                yield None
+            elif not line.isspace() and line:
+                yield self._row(line)
+
+    def _row(self, line: bytes) -> Row | None:
         try:
             return self._read(line)
         except GarbageError as garbage:
@@ -444,8 +451,9 @@ class Frame:
         """The rows of whole frames that stand side by side."""
         table = np.frombuffer(frames, dtype=self._dtype)
         values = np.empty((len(table), len(self._channels)))
-        for column, name in enumerate(self._channels):
-            values[:, column] = table[name]
+        with np.errstate(invalid="ignore"):  # a signalling NaN is sorted out later, as any other
+            for column, name in enumerate(self._channels):
+                values[:, column] = table[name]
         return Run(values, table[self._sequence].tolist() if self._sequence else [], torn)
 
 

@@ -1,5 +1,6 @@
 import binascii
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -272,6 +273,15 @@ class TestBinary:
         wire = b"".join(b"\xaa\x55" + struct.pack("<dd", 1, value) for value in (1.0, float("nan"), 1e300, 2.0))
         assert plain(decoder.decode(wire)) == [([[1.0, 1.0]], 0), ([[1.0, 2.0]], 1)]
         assert decoder.faults == {"not a finite number": 2}
+
+    def test_no_warning_whatever_the_bits_of_a_float(self) -> None:
+        decoder = binary_decoder(
+            Signal(channels=("x", "y"), scale=1e30, offset=1.0), "<fd", ("x", "y"), sync=b"\xaa\x55", crc="none"
+        )
+        signalling = bytes.fromhex("0100807f")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert decoder.decode((b"\xaa\x55" + signalling + struct.pack("<d", 1e300)) * 2) == []
 
     @pytest.mark.parametrize(("crc", "expected"), [(crc8, 0xF4), (crc16_ccitt, 0x29B1), (crc16_modbus, 0x4B37)])
     def test_checksums_give_their_catalogue_check_value(self, crc: object, expected: int) -> None:
