@@ -37,6 +37,7 @@ from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
 from edged.core import contract, protocol
+from edged.core.description import Description, pipeline_output
 from edged.core.health import Health, Status
 from edged.core.metrics import render
 from edged.core.postprocess import Postprocessor
@@ -51,6 +52,7 @@ from edged.log import set_up
 from edged.models.selftest import prove
 from edged.models.store import Store
 from edged.operations import ModelPart, Operations, Parts, PipelinePart, families, overall, summary
+from edged.outbox.announcer import Announcer
 from edged.outbox.publisher import Publisher
 from edged.outbox.spool import MemorySpool
 
@@ -127,6 +129,7 @@ class Daemon:
         self._notifier = notifier
         self._reloading = asyncio.Lock()
         self._page: Web | None = None
+        self._announcer: Announcer | None = None
         self._next_seq: dict[str, int] = {}  # of pipelines that were taken down: results never share an id
         self.parts = Parts(
             boot=boot,
@@ -142,9 +145,13 @@ class Daemon:
 
     async def start(self) -> None:
         """Bring everything up: the link to the broker, then models and pipelines, then what feeds them."""
-        await self._bring_up(_everything(self.parts.config))
+        parts = self.parts
+        mqtt = parts.config.mqtt
+        if mqtt.home_assistant:
+            self._announcer = Announcer(mqtt.discovery_prefix, parts.config.device.name, parts.publisher)
+        await self._bring_up(_everything(parts.config))
         self.refresh()
-        self.parts.publisher.start()
+        parts.publisher.start()
         await self._open_page()
 
     async def stop(self, deadline: float) -> None:
@@ -192,6 +199,9 @@ class Daemon:
             end = time.monotonic() + DRAIN_SECONDS
             await self._take_down(_everything(parts.config), end)
             self._forget(_everything(parts.config))
+            if self._announcer and not new.mqtt.home_assistant:
+                self._announcer.withdraw()
+            self._announcer = None
             await self._hang_up(end)
             await self._close_page()
             parts.topics = Topics(new.mqtt.prefix, new.device.name)
@@ -233,7 +243,8 @@ class Daemon:
         for name in names.pipelines:
             await asyncio.to_thread(self._load, parts.pipelines[name])
         self._feed()
-        # discovery
+        if self._announcer:
+            self._announcer.announce(self._description())
 
     async def _take_down(self, names: Names, end: float) -> None:
         """Stop what is named, sources first, so that each part still has its next one while it finishes."""
@@ -253,6 +264,21 @@ class Daemon:
                 await asyncio.to_thread(parts.sinks.pop(name).close)
         for name in names.models:
             parts.models.pop(name)
+
+    def _description(self) -> Description:
+        parts = self.parts
+        return Description(
+            topics=parts.topics,
+            version=__version__,
+            broker=parts.config.mqtt.broker,
+            tls=parts.config.mqtt.tls,
+            pipelines=tuple(
+                pipeline_output(name, bundle.manifest if (bundle := parts.models[part.entry.model].bundle) else None)
+                for name, part in parts.pipelines.items()
+            ),
+            sources=tuple(parts.sources),
+            models=tuple(parts.models),
+        )
 
     async def _open_page(self) -> None:
         """Serve metrics, if a port is configured; a port that is taken is no reason not to infer."""
@@ -287,6 +313,7 @@ class Daemon:
     def _model(self, name: str, entry: ModelEntry) -> ModelPart:
         part = ModelPart(self._status("model", name))
         try:
+            part.origin = str(entry.path) if entry.path else "factory"
             part.bundle = find_bundle(name, entry, self._store)
         except EdgedError as error:
             part.status.set("failed", error.message, error.hint)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.api import Arrays, BundleError, ModelError, Runner, TensorSpec
-from edged.core.manifest import Golden, Manifest
+from edged.core.manifest import Classify, Golden, Manifest
 from edged.core.tensors import difference, disagreement
 from edged.models.bundle import Bundle
 
@@ -95,8 +95,10 @@ def _prove_sample(
 ) -> float:
     """The worst difference in one sample."""
     worst = 0.0
-    for spec, got, wanted in zip(manifest.outputs, runner.run(inputs), expected, strict=True):
-        problem = disagreement(spec, got, wanted, golden)
+    deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
+    outputs = zip(manifest.outputs, runner.run(inputs), expected, strict=True)
+    for number, (spec, got, wanted) in enumerate(outputs):
+        problem = disagreement(spec, got, wanted, golden, decides=number == deciding)
         if problem:
             raise ModelError(
                 f"{manifest.name} {manifest.version} fails its self-test on {runner.info.runtime}: "

@@ -1,54 +1,73 @@
-"""Keeps Home Assistant told of the device: what there is, what there no longer is, and again whenever it restarts."""
+"""Keeps Home Assistant told of this device, and of no part of it that is gone.
+
+What was announced before this daemon started is learnt from the broker, which retains the last announcement: with it
+come the names of components that must be taken back. So nothing has to be remembered on disk.
+"""
 
 from __future__ import annotations
 
 from threading import Lock
+from typing import Protocol
 
 import msgspec
 
 from edged.core import discovery
 from edged.core.description import Description
-from edged.outbox.publisher import Publisher
+from edged.outbox.session import Handler
+
+
+class States(Protocol):
+    """What is needed of a publisher."""
+
+    def publish_state(self, topic: str, payload: bytes) -> None:
+        """Have a payload retained."""
+
+    def repeat_state(self, topic: str) -> None:
+        """Send it again."""
+
+    def forget_state(self, topic: str) -> None:
+        """Have nothing retained."""
+
+    def subscribe(self, topic: str, handler: Handler) -> None:
+        """Hear what is said."""
 
 
 class Announcer:
-    """Announces on any thread, and hears on the publisher's. Make it before the publisher starts.
+    """Announces one device under one discovery prefix. Any thread may call."""
 
-    What an earlier run of the daemon announced is learnt from the broker, which retained it: so a pipeline that was
-    removed while the daemon was down goes from Home Assistant too.
-    """
-
-    def __init__(self, publisher: Publisher, discovery_prefix: str, device: str) -> None:
-        self._publisher = publisher
-        self._topic = discovery.topic(discovery_prefix, device)
+    def __init__(self, discovery_prefix: str, device: str, states: States) -> None:
+        self.topic = discovery.topic(discovery_prefix, device)
+        self._states = states
         self._lock = Lock()
+        self._before: dict[str, str] = {}
         self._description: Description | None = None
-        self._previous: dict[str, str] = {}
-        publisher.subscribe(discovery.status_topic(discovery_prefix), self._hear_home_assistant)
-        publisher.subscribe(self._topic, self._hear_ourselves)
+        states.subscribe(self.topic, self._hear_ours)
+        states.subscribe(discovery.status_topic(discovery_prefix), self._hear_theirs)
 
     def announce(self, description: Description) -> None:
-        """This is what the device offers from now on."""
+        """Say what there is now."""
         with self._lock:
             self._description = description
-            self._publish()
+            self._say(description)
 
-    def _hear_home_assistant(self, topic: str, payload: bytes, retained: bool) -> None:
-        if payload == b"online":
-            with self._lock:
-                self._publish()
-            self._publisher.repeat_state(self._topic)
+    def withdraw(self) -> None:
+        """Have Home Assistant forget the device."""
+        with self._lock:
+            self._description = None
+            self._states.forget_state(self.topic)
 
-    def _hear_ourselves(self, topic: str, payload: bytes, retained: bool) -> None:
-        if retained:
-            with self._lock:
-                self._previous = discovery.announced(payload) | self._previous
-                self._publish()
+    def _hear_ours(self, topic: str, message: bytes, retained: bool) -> None:
+        if not retained:
+            return  # the echo of what was just said
+        with self._lock:
+            self._before |= discovery.announced(message)
+            if self._description is not None:
+                self._say(self._description)
 
-    def _publish(self) -> None:
-        """Announce what there is, remove what there was, and remember only the former."""
-        if self._description is None:
-            return
-        message = msgspec.json.encode(discovery.announcement(self._description, self._previous))
-        self._previous = discovery.announced(message)
-        self._publisher.publish_state(self._topic, message)
+    def _hear_theirs(self, topic: str, message: bytes, retained: bool) -> None:
+        if message == b"online":
+            self._states.repeat_state(self.topic)
+
+    def _say(self, description: Description) -> None:
+        self._states.publish_state(self.topic, msgspec.json.encode(discovery.announcement(description, self._before)))
+        self._before |= {name: component["p"] for name, component in discovery.components(description).items()}

@@ -1,101 +1,104 @@
-"""Home Assistant's view, through a real mosquitto."""
-
-from __future__ import annotations
-
 import json
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from edged.core.description import Description, PipelineOutput
-from edged.core.health import Status
 from edged.core.topics import Topics
 from edged.outbox.announcer import Announcer
-from edged.outbox.options import MqttOptions
-from edged.outbox.publisher import Publisher
-from edged.outbox.spool import MemorySpool
-from tests.broker import PATIENCE, Broker, Subscriber
 
-CONFIG = "homeassistant/device/edged_board/config"
-TOPICS = Topics("edged", "board")
-PUMP = PipelineOutput("pump", "anomaly")
-MOTION = PipelineOutput("motion", "classification", labels=("walking", "resting"))
+TOPIC = "homeassistant/device/edged_pi/config"
+STATUS = "homeassistant/status"
 
 
-class Daemon:
-    """A publisher with an announcer that has announced some pipelines."""
+class Broker:
+    """Remembers what is retained, and how often each topic was sent again."""
 
-    def __init__(self, port: int, *pipelines: PipelineOutput) -> None:
-        status = Status("mqtt", time.monotonic, lambda name, health: None)
-        spool = MemorySpool(max_messages=10, max_bytes=1 << 20, clock=time.monotonic)
-        self.publisher = Publisher(MqttOptions(host="127.0.0.1", port=port), TOPICS, spool, status)
-        self._announcer = Announcer(self.publisher, "homeassistant", "board")
-        self.announce(*pipelines)
-        self.publisher.start()
+    def __init__(self) -> None:
+        self.retained: dict[str, bytes] = {}
+        self.repeated: list[str] = []
+        self.handlers: dict[str, Callable[[str, bytes, bool], None]] = {}
 
-    def announce(self, *pipelines: PipelineOutput) -> None:
-        self._announcer.announce(Description(topics=TOPICS, version="1.0", pipelines=pipelines))
+    def publish_state(self, topic: str, payload: bytes) -> None:
+        self.retained[topic] = payload
 
-    def __enter__(self) -> Daemon:
-        return self
+    def repeat_state(self, topic: str) -> None:
+        self.repeated.append(topic)
 
-    def __exit__(self, *_: object) -> None:
-        self.publisher.stop(PATIENCE)
-        assert self.publisher.join(PATIENCE)
+    def forget_state(self, topic: str) -> None:
+        self.retained[topic] = b""
+
+    def subscribe(self, topic: str, handler: Callable[[str, bytes, bool], None]) -> None:
+        self.handlers[topic] = handler
+
+    def components(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.retained[TOPIC])["cmps"]
+        return found
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    with Broker(tmp_path) as running:
-        yield running
+def description(*pipelines: str) -> Description:
+    outputs = tuple(PipelineOutput(name, "classification", ("on", "off")) for name in pipelines)
+    return Description(topics=Topics("edged", "pi"), version="1.0.0", pipelines=outputs)
 
 
 @pytest.fixture
-def home_assistant(broker: Broker) -> Iterator[Subscriber]:
-    with Subscriber(broker.port, CONFIG, TOPICS.availability) as subscriber:
-        yield subscriber
+def broker() -> Broker:
+    return Broker()
 
 
-def pump_components(home_assistant: Subscriber) -> dict[str, object]:
-    components = json.loads(home_assistant.wait_for(CONFIG).payload)["cmps"]
-    return {name: component for name, component in components.items() if "pump" in name}
+@pytest.fixture
+def announcer(broker: Broker) -> Announcer:
+    return Announcer("homeassistant", "pi", broker)
 
 
-STUBS = {
-    "pipeline_pump_anomaly": {"p": "binary_sensor"},
-    "pipeline_pump_problem": {"p": "binary_sensor"},
-    "pipeline_pump_score": {"p": "sensor"},
-}
+def test_what_there_is_is_announced(announcer: Announcer, broker: Broker):
+    announcer.announce(description("door"))
+    assert broker.components()["pipeline_door_class"]["options"] == ["on", "off", "none"]
 
 
-def test_the_announcement_comes_before_online(broker: Broker, home_assistant: Subscriber) -> None:
-    with Daemon(broker.port, MOTION):
-        assert [home_assistant.next().topic for _ in range(2)] == [CONFIG, TOPICS.availability]
+def test_a_pipeline_that_is_gone_is_taken_back(announcer: Announcer, broker: Broker):
+    announcer.announce(description("door", "window"))
+    announcer.announce(description("door"))
+    assert broker.components()["pipeline_window_class"] == {"p": "sensor"}
+    assert "unique_id" in broker.components()["pipeline_door_class"]
 
 
-def test_it_is_repeated_when_home_assistant_starts(broker: Broker, home_assistant: Subscriber) -> None:
-    with Daemon(broker.port, MOTION):
-        first = home_assistant.wait_for(CONFIG).payload
-        home_assistant.client.publish("homeassistant/status", "online", qos=1)
-
-        assert home_assistant.wait_for(CONFIG).payload == first
-
-
-def test_a_removed_pipeline_is_removed_once(broker: Broker, home_assistant: Subscriber) -> None:
-    with Daemon(broker.port, MOTION, PUMP) as daemon:
-        assert len(pump_components(home_assistant)) == 3
-        daemon.announce(MOTION)
-        assert pump_components(home_assistant) == STUBS
-        home_assistant.client.publish("homeassistant/status", "online", qos=1)
-        assert pump_components(home_assistant) == {}
+def test_what_went_while_the_daemon_was_away_is_learnt_from_the_broker_and_taken_back(
+    announcer: Announcer, broker: Broker
+):
+    announcer.announce(description("door", "window"))
+    old = broker.retained[TOPIC]
+    restarted = Announcer("homeassistant", "pi", broker)
+    restarted.announce(description("door"))
+    assert "pipeline_window_class" not in broker.components()
+    broker.handlers[TOPIC](TOPIC, old, True)
+    assert broker.components()["pipeline_window_class"] == {"p": "sensor"}
 
 
-def test_a_pipeline_that_was_removed_while_we_were_down_goes_too(broker: Broker, home_assistant: Subscriber) -> None:
-    with Daemon(broker.port, MOTION, PUMP):
-        home_assistant.wait_for(TOPICS.availability, b"online")
-    with Daemon(broker.port, MOTION):
-        home_assistant.wait_for(TOPICS.availability, b"stopped")
-        while (found := pump_components(home_assistant)) != STUBS:
-            assert found == {}
+def test_the_echo_of_an_announcement_is_no_news(announcer: Announcer, broker: Broker):
+    announcer.announce(description("door"))
+    said = broker.retained[TOPIC]
+    broker.handlers[TOPIC](TOPIC, b'{"cmps": {"pipeline_x_class": {"p": "sensor", "unique_id": "x"}}}', False)
+    assert broker.retained[TOPIC] == said
+
+
+def test_what_is_no_announcement_of_ours_changes_nothing(announcer: Announcer, broker: Broker):
+    announcer.announce(description("door"))
+    said = broker.retained[TOPIC]
+    broker.handlers[TOPIC](TOPIC, b"\xff not JSON", True)
+    assert broker.retained[TOPIC] == said
+
+
+def test_home_assistant_is_told_again_when_it_restarts(announcer: Announcer, broker: Broker):
+    announcer.announce(description("door"))
+    broker.handlers[STATUS](STATUS, b"offline", False)
+    assert broker.repeated == []
+    broker.handlers[STATUS](STATUS, b"online", False)
+    assert broker.repeated == [TOPIC]
+
+
+def test_a_device_can_be_withdrawn(announcer: Announcer, broker: Broker):
+    announcer.announce(description("door"))
+    announcer.withdraw()
+    assert broker.retained[TOPIC] == b""

@@ -132,11 +132,11 @@ def test_a_killed_daemon_is_offline_by_its_last_will(broker: Broker, subscriber:
 
 
 def test_every_window_of_a_recording_arrives_once_and_in_order(broker: Broker, subscriber: Subscriber, edged):
-    edged(MQTT.format(port=broker.port) + replay())
+    daemon = edged(MQTT.format(port=broker.port) + replay())
     results = [result(subscriber, "replayed") for _ in range(77)]
     assert [each["seq"] for each in results] == list(range(77))
     assert len({each["id"] for each in results}) == 77
-    state(subscriber, "sources/recorded", "stopped")
+    daemon.wait_for_log("source recorded is stopped: the recording has ended")
 
 
 def test_it_starts_without_its_broker_and_delivers_when_that_comes(tmp_path: Path, edged):
@@ -166,8 +166,8 @@ def test_a_sensor_may_be_absent_come_and_go(tmp_path: Path, broker: Broker, subs
     daemon.wait_for_log(OPENED, times=2)
     sensor.write(lines(40, 40))
     assert result(subscriber, "motion")["seq"] > 0
+    result(subscriber, "replayed")
     other = {each["name"]: each for each in daemon.call("pipelines")}["replayed"]
-    assert other["predictions"] > 0
     assert (other["health"]["state"], other["dropped"], other["errors"]) == ("running", 0, 0)
 
 
@@ -240,13 +240,11 @@ def test_a_changed_pipeline_goes_on_counting(broker: Broker, subscriber: Subscri
     daemon.configure(config + "[pipelines.replayed.decision]\nthreshold = 0.1\n")
     daemon.reload()
     daemon.wait_for_log("reloaded: pipelines.replayed")
-    after = daemon.call("pipelines")[0]["windows"]
     ids = {last["id"]}
     for _ in range(10):
         fresh = result(subscriber, "replayed")
         assert fresh["id"] not in ids
         ids.add(fresh["id"])
-    assert after >= 0
 
 
 def test_a_broken_config_keeps_the_last_good_one_visibly(broker: Broker, subscriber: Subscriber, edged):
@@ -320,3 +318,21 @@ def test_check_proves_the_models_and_exits(tmp_path: Path):
     daemon.start("--check")
     assert daemon.process.wait(PATIENCE) == 78
     daemon.wait_for_log("did you mean 'motion'")
+
+
+def test_home_assistant_learns_of_a_pipeline_and_of_its_end(broker: Broker, subscriber: Subscriber, edged):
+    topic = "homeassistant/device/edged_board/config"
+    config = MQTT.format(port=broker.port) + "home_assistant = true\n"
+    daemon = edged(config + replay("50"))
+    announced = json.loads(subscriber.wait_for(topic).payload)["cmps"]
+    assert announced["pipeline_replayed_class"]["state_topic"] == "edged/board/pipelines/replayed/result"
+    assert daemon.stop() == 0
+    daemon = edged(config)
+    removed = {"p": "sensor"}
+
+    def takes_back(message: Any) -> bool:
+        return message.topic == topic and json.loads(message.payload)["cmps"].get("pipeline_replayed_class") == removed
+
+    subscriber.next(takes_back)
+    subscriber.client.publish("homeassistant/status", "online")
+    subscriber.next(lambda message: message.topic == topic and not message.retain)
