@@ -35,6 +35,7 @@ MAX_PACKET = 64 << 10
 """Nothing larger is accepted from a broker, in bytes."""
 
 _TICK = 1.0  # seconds between looks at the keepalive
+_LAZY = 0.02  # seconds that an acknowledgement may lie unread
 _JSON = b"\x03\x00\x10application/json"  # the property "content type"
 
 
@@ -170,8 +171,11 @@ class Link:
         taken, self._received = self._received, []
         return taken
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float, *, lazily: bool = False) -> None:
         """Read and write until something happened or `timeout` seconds are over.
+
+        `lazily` means that what the broker says is not worth waking up for: it is read when there is something to
+        write, or a few milliseconds later. At a thousand messages a second that saves half of all awakenings.
 
         Raises:
             LinkError: the connection is no more, and why.
@@ -180,13 +184,16 @@ class Link:
         if sock is None:
             raise self._loss()
         buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-        timeout = 0 if buffered else min(timeout, _TICK)
-        self._poll.modify(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
+        writing = self._client.want_write()
+        lazily = lazily and not writing
+        timeout = 0 if buffered else min(timeout, _LAZY if lazily else _TICK)
+        self._poll.modify(sock, 0 if lazily else select.POLLIN | select.POLLOUT if writing else select.POLLIN)
         ready = dict(self._poll.poll(timeout * 1000))
         if ready.pop(self._wake.fileno(), 0):
             self._wake.clear()
         events = next(iter(ready.values()), 0)
-        self._drive(reading=buffered or bool(events & ~select.POLLOUT), writing=bool(events & select.POLLOUT))
+        reading = lazily or buffered or bool(events & ~select.POLLOUT)
+        self._drive(reading=reading, writing=bool(events & select.POLLOUT))
         if self._client.socket() is None:
             raise self._loss()
 

@@ -101,7 +101,7 @@ class Session:
         self._send()
         if self._room <= 0:
             self._wake.disarm()
-        self._link.wait(timeout)
+        self._link.wait(timeout, lazily=self._online and 0 < len(self._flights) <= self._link.window // 2)
         self._settle()
         self._hand_out()
         self._look_at_the_time()

@@ -47,7 +47,7 @@ class FakeLink:
     def too_large(self, topic: str, payload: bytes, properties: bytes | None) -> bool:
         return len(payload) > 1000
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float, *, lazily: bool = False) -> None:
         if self.poison in self.topics:
             raise LinkError("the broker hung up", dropped=True)
 
