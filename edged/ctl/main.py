@@ -65,7 +65,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     module = import_module(VERBS[args.verb][0])
     verb_parser = argparse.ArgumentParser(prog=f"edgectl {args.verb}", description=module.__doc__, parents=[_options()])
     module.add_arguments(verb_parser)
-    verb_parser.parse_args([*rest, *args.rest], args)
+    verb_parser.parse_intermixed_args([*rest, *args.rest], args)  # options may stand between the words
     args.config = args.config or [os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml")]
     args.run = module.run
     return args

@@ -1,0 +1,180 @@
+"""`edgectl infer`: a prediction for each window of a file, as the daemon would make it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edged.api import ControlError
+from edged.core.manifest import WindowSpec
+from edged.ctl.infer import picture
+from edged.ctl.main import main
+from tests.bundles import DATA, write_bundle
+
+RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
+PICTURES = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """A model of four channels whose scores are half of the first three, plus one; it needs a second to decide."""
+    decision = {"threshold": 3.0, "min_duration": 1.0}
+    window = {"length": 1, "hop": 1, "rate": 2.0, "channels": [{"name": name} for name in ("r", "g", "b", "x")]}
+    return str(
+        write_bundle(tmp_path / "colours", window=window, postprocess={"kind": "classification", "decision": decision})
+    )
+
+
+def csv(tmp_path, text):
+    file = tmp_path / "recording.csv"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_line_for_each_window(tmp_path, colours, capsys):
+    file = csv(tmp_path, "x,r,g,b\n0,1,0,0\n0,0,6,0\n0,0,6,0\n0,0,6,0\n")
+    assert main(["infer", file, "--model", colours]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "    SEQ    TIME s  LABEL      SCORE  DECISION",
+        "      0      0.00  red        1.500  -",
+        "      1      0.50  green      4.000  -",
+        "      2      1.00  green      4.000  -",
+        "      3      1.50  green      4.000  green",
+    ]
+
+
+def test_json_is_an_object_a_line(tmp_path, colours, capsys):
+    file = csv(tmp_path, "r,g,b,x\n0,0,8,0\n2,0,0,0\n")
+    assert main(["infer", file, "--model", colours, "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first.pop("inference") > 0
+    assert first == {
+        "seq": 0,
+        "time": 0.0,
+        "kind": "classification",
+        "label": "blue",
+        "score": 5.0,
+        "scores": [{"label": "blue", "score": 5.0}, {"label": "red", "score": 1.0}, {"label": "green", "score": 1.0}],
+        "decision": None,
+        "changed": False,
+    }
+    assert (second["seq"], second["time"], second["label"]) == (1, 0.5, "red")
+
+
+def test_an_array_holds_the_models_channels_or_what_is_said(tmp_path, colours, capsys):
+    np.save(tmp_path / "own.npy", [[0, 6, 0, 0]])
+    np.savez(tmp_path / "other.npz", a=[[9, 9]], b=[[0, 0, 9, 0, 6]])
+    assert main(["infer", str(tmp_path / "own.npy"), "--model", colours]) == 0
+    assert "green" in capsys.readouterr().out
+    other = ["infer", str(tmp_path / "other.npz"), "--array", "b", "--columns", "r,x,truth,g,b"]
+    assert main([*other, "--model", colours]) == 0
+    assert "blue" in capsys.readouterr().out
+
+
+def test_rows_that_cannot_be_used_are_told(tmp_path, colours, capsys):
+    assert main(["infer", csv(tmp_path, "r,g,b,x\n1,0,0,0\n1,nan,0,0\n0,0,3,0\n"), "--model", colours]) == 0
+    output = capsys.readouterr()
+    assert [line.split()[2] for line in output.out.splitlines()[1:]] == ["red", "blue"]
+    assert output.err.startswith("edgectl: rows left out: 1 ")
+
+
+def test_values_have_columns_of_their_own(tmp_path, capsys):
+    names = ["left", "right", "a_long_named_value"]
+    model = write_bundle(tmp_path / "values", labels=None, postprocess={"kind": "regression", "names": names})
+    assert main(["infer", csv(tmp_path, "c0,c1,c2,c3\n2,4,6,0\n"), "--model", str(model)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "    SEQ    TIME s         left        right  a_long_named_value",
+        "      0      0.00            2            3                   4",
+    ]
+
+
+def test_anomalies_are_held_against_their_threshold(tmp_path, capsys):
+    np.save(tmp_path / "flat.npy", np.full((200, 1), 1000.0))
+    file = str(tmp_path / "flat.npy")
+    assert main(["infer", file, "--model", "anomaly", "--config", str(tmp_path / "none")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["SEQ", "TIME", "s", "SCORE", "THRESHOLD", "ANOMALOUS"]
+    assert [line.split()[-1] for line in lines[1:3]] == ["no", "yes"]  # two in a row make an anomaly
+
+
+def test_a_factory_model_by_name(tmp_path, capsys):
+    assert main(["infer", str(RECORDING), "--model", "motion", "--json", "--config", str(tmp_path / "none")]) == 0
+    labels = {json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()}
+    assert labels == {"standing", "walking", "running", "badminton"}
+
+
+def test_a_name_means_what_the_configuration_says(tmp_path, colours, capsys):
+    (tmp_path / "edged.toml").write_text('[models.mine]\npath = "colours"\n')
+    file = csv(tmp_path, "r,g,b,x\n1,0,0,0\n")
+    assert main(["infer", file, "--model", "mine", "--config", str(tmp_path / "edged.toml")]) == 0
+    assert "red" in capsys.readouterr().out
+
+
+def test_a_signature_by_name(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", [[1.0, 2.0]])
+    arguments = ["infer", str(tmp_path / "x.npy"), "--model", str(DATA / "float.tflite"), "--signature", "nonsense"]
+    assert main(arguments) == 4
+    assert "has no signature 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("r,g,b,x\n", "no sample that can be used"),
+        ("r,g,b\n1,2,3\n", "x"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(tmp_path, colours, capsys, content, complaint):
+    assert main(["infer", csv(tmp_path, content), "--model", colours]) == 4
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_file_without_one_whole_window_says_so(tmp_path, capsys):
+    file = csv(tmp_path, "ax,ay,az,gx,gy,gz\n" + "1,2,3,4,5,6\n" * 39)
+    assert main(["infer", file, "--model", "motion", "--config", str(tmp_path / "none")]) == 4
+    assert "not one whole window in it: that takes 40 samples" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(tmp_path, capsys):
+    assert main(["infer", "x.csv", "--model", str(tmp_path / "none.tflite")]) == 4
+    assert "none.tflite cannot be read" in capsys.readouterr().err
+
+
+# -- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_one_sample_of_the_models_size(tmp_path):
+    Image.new("RGB", (40, 20), (10, 20, 30)).save(tmp_path / "x.png")
+    samples = picture(tmp_path / "x.png", PICTURES)
+    assert samples.dtype == np.uint8
+    assert np.array_equal(samples, np.full((1, 2, 4, 3), (10, 20, 30)))
+
+
+def test_a_grey_model_gets_grey(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 200, 200, 255)).save(tmp_path / "x.png")
+    window = WindowSpec(length=1, hop=1, sample_shape=(8, 8), dtype="float32")
+    assert np.array_equal(picture(tmp_path / "x.png", window), np.full((1, 8, 8), 200.0))
+
+
+def test_a_picture_taken_sideways_is_turned_upright(tmp_path):
+    sideways = Image.new("L", (2, 4))
+    sideways.putdata([0, 255] * 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to see it
+    sideways.save(tmp_path / "x.png", exif=exif)
+    window = WindowSpec(length=1, hop=1, sample_shape=(2, 4), dtype="uint8")
+    assert picture(tmp_path / "x.png", window).tolist() == [[[0] * 4, [255] * 4]]
+
+
+@pytest.mark.parametrize("window", [WindowSpec(length=2, hop=1, sample_shape=(2, 4)), WindowSpec(length=1, hop=1)])
+def test_a_model_of_samples_takes_no_pictures(tmp_path, window):
+    with pytest.raises(ControlError, match="takes no pictures"):
+        picture(tmp_path / "x.png", window)
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    with pytest.raises(ControlError, match=r"x\.png cannot be read as a picture"):
+        picture(tmp_path / "x.png", PICTURES)
