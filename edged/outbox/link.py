@@ -209,10 +209,11 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        """Let go of the socket, at once."""
+        """Let go of the socket, at once, and of all that would keep it until the garbage collector comes by."""
         client = self._client
         client.on_connect = client.on_disconnect = client.on_publish = None
         client.on_subscribe = client.on_message = client.on_socket_open = None
+        client.fault = self._end = None  # their tracebacks lead back to here
         if (sock := client.socket()) is not None:
             sock.close()
 
