@@ -2,13 +2,15 @@
 
 It is `manifest.json` beside the model file. Everything in it comes from outside, so decoding is strict (unknown fields
 are errors), bounded (every list, name and number), and cross-checked in `check`: what is returned may be believed.
-The digests in `files` are what ties the words to the bytes.
+The digests in `files` are what ties the words to the bytes. The SHA-256 of the manifest's own bytes is the identity of
+a version, and those bytes are what gets signed.
 """
 
 from __future__ import annotations
 
+import json
 from math import prod
-from typing import Annotated, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -20,6 +22,8 @@ from edged.core.types import TensorSpec
 SCHEMA: Final = "edged.manifest/1"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
+MAX_BUNDLE_BYTES = 512 << 20
+CHUNK_BYTES = 256 << 10
 MAX_ELEMENTS = 1 << 24
 MAX_DIMENSIONS = 8
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
@@ -36,6 +40,8 @@ Positive = Annotated[float, Meta(ge=1e-30, le=1e30)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e30)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
+Seconds = Annotated[float, Meta(ge=1e-6, le=1e7)]
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -43,10 +49,11 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class File(Strict, frozen=True, kw_only=True):
-    """Size and digest of one file of the bundle."""
+    """Size and digest of one file of the bundle, and the digest of each 256 KiB of it, which a container needs."""
 
     bytes: Annotated[int, Meta(ge=1, le=MAX_FILE_BYTES)]
     sha256: Digest
+    chunks: Annotated[tuple[Digest, ...], Meta(max_length=MAX_FILE_BYTES // CHUNK_BYTES)] = ()
 
 
 class Channel(Strict, frozen=True, kw_only=True):
@@ -175,12 +182,60 @@ class Golden(Strict, frozen=True, kw_only=True):
     absolute: NotNegative = 1e-3
 
 
+class Versions(Strict, frozen=True, kw_only=True):
+    """Versions of a runtime: from `at_least` on, and none from `below` on."""
+
+    at_least: Version | None = None
+    below: Version | None = None
+
+
+class Needs(Strict, frozen=True, kw_only=True):
+    """What a device must have to be offered the model; what is left out is not needed.
+
+    One of `runtimes`, by the name of its package; `memory_bytes` that are free before it is loaded; one of `delegates`,
+    among which "cpu" counts.
+    """
+
+    runtimes: Annotated[dict[Name, Versions], Meta(max_length=16)] = {}
+    memory_bytes: Bytes | None = None
+    delegates: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
+
+
+class Limits(Strict, frozen=True, kw_only=True):
+    """What the self-test on the device may take; without a limit of its own a model is held to the device's.
+
+    `latency_p99` is of one inference, in seconds, `rss_bytes` of the process that tests, `seconds` of the whole test.
+    """
+
+    latency_p99: Seconds | None = None
+    rss_bytes: Bytes | None = None
+    seconds: Seconds | None = None
+
+
+class Probation(Strict, frozen=True, kw_only=True):
+    """How long a new version is watched as it serves, and what sends it back to where it came from.
+
+    It lasts `seconds` and `windows`, whichever ends later. It is failed by more than `max_error_share` of the windows
+    ending in an error or in NaN, by a latency above `max_latency_p99` seconds, by `constant_windows` outputs in a row
+    that are the same to the last bit, and by more or fewer decisions an hour than stated.
+    """
+
+    seconds: Annotated[float, Meta(ge=0, le=1e7)] = 300.0
+    windows: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
+    max_error_share: Share = 0.05
+    max_latency_p99: Seconds | None = None
+    constant_windows: Annotated[int, Meta(ge=2, le=1_000_000)] | None = None
+    min_decisions_per_hour: NotNegative | None = None
+    max_decisions_per_hour: NotNegative | None = None
+
+
 class Manifest(Strict, frozen=True, kw_only=True):
-    """All of it. `version` is dotted numbers and only ever goes up."""
+    """All of it. `version` is dotted numbers and only ever goes up; `created` is when it was made, in Unix seconds."""
 
     schema: Literal["edged.manifest/1"]
     name: Name
     version: Version
+    created: Annotated[int, Meta(ge=0, le=253_402_300_799)] = 0
     description: Text = ""
     licence: Text = ""
     files: Annotated[dict[FileName, File], Meta(max_length=64)]
@@ -194,6 +249,9 @@ class Manifest(Strict, frozen=True, kw_only=True):
     labels: Annotated[tuple[Label, ...], Meta(max_length=100_000)] = ()
     postprocess: Postprocess
     golden: Golden | None = None
+    needs: Needs = Needs()
+    limits: Limits = Limits()
+    probation: Probation = Probation()
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -214,6 +272,7 @@ def decode(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"manifest.json: {error}", hint=_HINT) from error
+    json.loads(data, object_pairs_hook=_refuse_duplicates)  # of which msgspec keeps the last: others may keep the first
     check(manifest)
     return manifest
 
@@ -244,6 +303,9 @@ def check(manifest: Manifest) -> None:
         _check_tensors(place, tensors)
     _check_inputs(manifest)
     _check_steps(manifest)
+    _check_needs(manifest.needs)
+    _check_limits(manifest.limits)
+    _check_probation(manifest)
     match manifest.postprocess:
         case Classify() as classify:
             _check_classify(manifest, classify)
@@ -260,9 +322,18 @@ def _refuse(place: str, problem: str) -> NoReturn:
     raise BundleError(f"manifest.json: {place}: {problem}", hint=_HINT)
 
 
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    _check_unique("an object", [key for key, _ in pairs])
+
+
 def _check_files(manifest: Manifest) -> None:
-    if "manifest.json" in manifest.files:
-        _refuse("files", "manifest.json cannot state its own digest")
+    for name in ("manifest.json", "manifest.json.sig"):
+        if name in manifest.files:
+            _refuse("files", f"{name} cannot be vouched for by the manifest itself")
+    if sum(file.bytes for file in manifest.files.values()) > MAX_BUNDLE_BYTES:
+        _refuse("files", f"have more than {MAX_BUNDLE_BYTES} bytes together")
+    for name, file in manifest.files.items():
+        _check_chunks(name, file)
     if manifest.model not in manifest.files:
         _refuse("model", f"{manifest.model} is not in files")
     if manifest.golden is None:
@@ -271,6 +342,15 @@ def _check_files(manifest: Manifest) -> None:
         _refuse("golden.file", f"{manifest.golden.file} is not in files")
     if manifest.golden.file == manifest.model:
         _refuse("golden.file", "is the model itself")
+
+
+def _check_chunks(name: str, file: File) -> None:
+    here = f"files: {name}"
+    expected = -(-file.bytes // CHUNK_BYTES)
+    if len(file.chunks) not in (0, expected):
+        _refuse(here, f"{file.bytes} bytes have {expected} chunks, and there are digests of {len(file.chunks)}")
+    if len(file.chunks) == 1 and file.chunks[0] != file.sha256:
+        _refuse(here, "its only chunk has another digest than the file")
 
 
 def _check_window(window: WindowSpec) -> None:
@@ -361,6 +441,29 @@ def _check_steps(manifest: Manifest) -> None:
                         _refuse(f"{here}.{name}", f"has {len(values)} values, where 1 or {columns} are needed")
             case Clip(low=low, high=high) if low >= high:
                 _refuse(here, f"low ({low}) is not below high ({high})")
+
+
+def _check_needs(needs: Needs) -> None:
+    for name, versions in needs.runtimes.items():
+        if versions.at_least and versions.below and version_key(versions.at_least) >= version_key(versions.below):
+            _refuse(f"needs.runtimes: {name}", f"no version is {versions.at_least} or above and below {versions.below}")
+    _check_unique("needs.delegates", list(needs.delegates))
+
+
+def _check_limits(limits: Limits) -> None:
+    if limits.latency_p99 and limits.seconds and limits.latency_p99 > limits.seconds:
+        _refuse("limits", "latency_p99 is more than seconds, in which all inferences of the self-test must fit")
+
+
+def _check_probation(manifest: Manifest) -> None:
+    probation = manifest.probation
+    low, high = probation.min_decisions_per_hour, probation.max_decisions_per_hour
+    if (low is not None or high is not None) and isinstance(manifest.postprocess, Regress):
+        _refuse("probation", "a regression decides nothing that could be counted by the hour")
+    if low is not None and high is not None and low > high:
+        _refuse("probation", f"min_decisions_per_hour ({low:g}) is more than max_decisions_per_hour ({high:g})")
+    if probation.constant_windows and probation.constant_windows > probation.windows:
+        _refuse("probation", "constant_windows is more than windows, so it might never be reached")
 
 
 def _check_classify(manifest: Manifest, classify: Classify) -> None:

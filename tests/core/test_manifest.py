@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.core.errors import BundleError
-from edged.core.manifest import MAX_MANIFEST_BYTES, Classify, Detect, Manifest, Regress, decode, encode, version_key
+from edged.core.manifest import (
+    MAX_MANIFEST_BYTES,
+    Classify,
+    Detect,
+    Manifest,
+    Regress,
+    Versions,
+    decode,
+    encode,
+    version_key,
+)
 
 DIGEST = "0" * 64
 
@@ -105,6 +115,27 @@ def test_a_picture():
     assert manifest.window.shape == (10, 10, 2)
 
 
+def test_what_a_model_needs_of_a_device_and_is_held_to():
+    manifest = decode(
+        motion(
+            needs={"runtimes": {"ai-edge-litert": {"at_least": "2.3", "below": "3"}}, "memory_bytes": 8 << 20},
+            limits={"latency_p99": 0.05, "rss_bytes": 100 << 20, "seconds": 30},
+            probation={"seconds": 60, "windows": 100, "constant_windows": 50, "max_decisions_per_hour": 12},
+        )
+    )
+    assert manifest.needs.runtimes["ai-edge-litert"] == Versions(at_least="2.3", below="3")
+    assert manifest.limits.latency_p99 == 0.05
+    assert (manifest.probation.constant_windows, manifest.probation.max_error_share) == (50, 0.05)
+    assert decode(encode(manifest)) == manifest
+
+
+def test_digests_of_chunks():
+    chunks = ["1" * 64, "2" * 64]
+    manifest = decode(motion(files__extra={"bytes": 262_145, "sha256": DIGEST, "chunks": chunks}))
+    assert manifest.files["extra"].chunks == tuple(chunks)
+    assert manifest.files["model.tflite"].chunks == ()
+
+
 @pytest.mark.parametrize("change", [{}, REGRESSION, DETECTION, FEEDBACK], ids=["class", "value", "anomaly", "feedback"])
 def test_it_survives_encoding(change):
     manifest = decode(motion(change))
@@ -140,6 +171,8 @@ def test_what_would_not_decode_is_not_encoded():
         pytest.param(motion().replace(b"10.0", b"1e999"), "out of range", id="infinite"),
         pytest.param(motion(window__rate=1e300), r"\$.window.rate", id="too big for float32"),
         pytest.param(motion(name="../etc"), "regex", id="a path for a name"),
+        pytest.param(motion().replace(b'"labels"', b'"name": "walk", "labels"'), "'name' is there twice", id="twice"),
+        pytest.param(motion().replace(b'"k": 3', b'"k": 3, "k": 4'), "'k' is there twice", id="twice, inside"),
         pytest.param(motion(version="1.0-beta"), "regex", id="version"),
     ],
 )
@@ -157,8 +190,17 @@ def test_what_is_no_manifest_is_refused(data, reason):
         (motion(model="other.tflite"), "model: other.tflite is not in files"),
         (motion(golden__file="other.npz"), "golden.file: other.npz is not in files"),
         (motion(golden__file="model.tflite"), "golden.file: is the model itself"),
-        (motion(files={"manifest.json": {"bytes": 1, "sha256": DIGEST}}), "files: manifest.json cannot state"),
+        (motion(files={"manifest.json": {"bytes": 1, "sha256": DIGEST}}), "files: manifest.json cannot be vouched for"),
         (motion(files={"../model": {"bytes": 1, "sha256": DIGEST}}), "regex"),
+        (motion(files={"manifest.json.sig": {"bytes": 1, "sha256": DIGEST}}), "files: manifest.json.sig cannot be"),
+        (motion(files__extra={"bytes": 0, "sha256": DIGEST}), r"\$.files"),
+        (motion(files__one={"bytes": 256 << 20, "sha256": DIGEST}, files__two={"bytes": 256 << 20, "sha256": DIGEST}),
+         "files: have more than 536870912 bytes together"),
+        (motion(files__extra={"bytes": 10, "sha256": DIGEST, "chunks": [DIGEST, DIGEST]}),
+         "files: extra: 10 bytes have 1 chunks, and there are digests of 2"),
+        (motion(files__extra={"bytes": 262_145, "sha256": DIGEST, "chunks": [DIGEST]}), "262145 bytes have 2 chunks"),
+        (motion(files__extra={"bytes": 10, "sha256": DIGEST, "chunks": ["1" * 64]}), "its only chunk has another"),
+        (motion(files__extra={"bytes": 1, "sha256": DIGEST.upper().replace("0", "A")}), "regex"),
         # window
         (motion(window__sample_shape=[2]), "window: needs either channels or sample_shape"),
         (motion(window__channels=[]), "window: needs either channels or sample_shape"),
@@ -191,6 +233,16 @@ def test_what_is_no_manifest_is_refused(data, reason):
         (motion(preprocess__0__std=[1, 2, 3]), r"preprocess\[0\].std: has 3 values"),
         (motion(preprocess__0__std=[0]), "preprocess"),
         (motion(preprocess__1__low=4), r"preprocess\[1\]: low \(4.0\) is not below high"),
+        # needs, limits, probation
+        (motion(needs={"runtimes": {"tflite": {"at_least": "2.3", "below": "2.3.0"}}}), "needs.runtimes: tflite: no"),
+        (motion(needs={"delegates": ["cpu", "cpu"]}), "needs.delegates: 'cpu' is there twice"),
+        (motion(needs={"memory_bytes": 0}), r"\$.needs.memory_bytes"),
+        (motion(limits={"latency_p99": 2, "seconds": 1}), "limits: latency_p99 is more than seconds"),
+        (motion(limits={"seconds": 0}), r"\$.limits.seconds"),
+        (motion(probation={"max_error_share": 1.5}), r"\$.probation.max_error_share"),
+        (motion(probation={"windows": 5, "constant_windows": 6}), "probation: constant_windows is more than windows"),
+        (motion(probation={"min_decisions_per_hour": 3, "max_decisions_per_hour": 2}), "is more than max_decisions"),
+        (motion(REGRESSION, probation={"max_decisions_per_hour": 2}), "probation: a regression decides nothing"),
         # postprocess
         (motion(postprocess__output=1), "postprocess.output: there is no output 1, only 1"),
         (motion(labels=["rest", "walk"]), "labels: there are 2 for 3 scores"),
