@@ -1,0 +1,82 @@
+"""CPU added to an inference on its way from a window to an encoded message, on a tiny model.
+
+The script's window is a list of rows, edged's an array: each begins with what its own reader would have made. edged's
+windows are all put into the mailbox first and then worked off. What it costs to wake a thread for each depends on how
+fast they come, and is in the CPU time of the whole process, which the measure `latency` takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from benchmarks.bare import Bare
+from benchmarks.inline import Counter, pipeline, recorded, served
+from benchmarks.report import Figure, Target
+from benchmarks.user_script import Classifier, make_message
+from edged.api import Window
+from edged.core.preprocess import Preprocessor
+from edged.models.store import FACTORY, Store
+
+
+def measure(rounds: int, inferences: int = 5000) -> list[Figure]:
+    bundle = Store(FACTORY).find("motion")
+    length = bundle.manifest.window.length
+    samples = recorded()
+    windows = [samples[at : at + length] for at in range(0, len(samples) - length, length // 2)]
+    rows = [window.tolist() for window in windows]
+    preprocess = Preprocessor(bundle.manifest)
+    tensors = [preprocess(window)[0].copy() for window in windows]
+    bare, classifier = Bare(bundle.model), Classifier(str(bundle.model))
+
+    def run_bare() -> float:
+        return _cpu(lambda: bare.run(tensors, inferences))
+
+    def run_script() -> float:
+        def script() -> None:
+            for seq in range(inferences):
+                make_message(seq, classifier(rows[seq % len(rows)]))
+
+        return _cpu(script)
+
+    def run_edged() -> float:
+        outbox, model = Counter(), served(bundle)
+        flow = pipeline(bundle, outbox, capacity=inferences)
+        outbox.expect(inferences)
+
+        def edged() -> None:
+            for seq in range(inferences):
+                flow.mailbox.put(Window(windows[seq % len(windows)], seq, time.monotonic()))
+            flow.serve(model)  # this starts its worker
+            outbox.wait()
+
+        spent = _cpu(edged)
+        flow.stop()
+        flow.join(10)
+        return spent
+
+    variants = {"bare": run_bare, "script": run_script, "edged": run_edged}
+    for run in variants.values():
+        run()  # once to warm up
+    whole = Figure("CPU of an inference on a tiny model", "us", {name: [] for name in variants})
+    for _ in range(rounds):
+        for name, run in variants.items():
+            whole.variants[name].append(run() / inferences * 1e6)
+
+    added = Figure(
+        "CPU added to an inference, window to encoded message",
+        "us",
+        {name: whole.differences(name, "bare") for name in ("script", "edged")},
+    )
+    added.targets += [
+        Target("edged adds at most 45 us", added.variants["edged"], 45),
+        Target("edged adds at most 0.5x of what the script does", added.ratios("edged", "script"), 0.5),
+    ]
+    return [whole, added]
+
+
+def _cpu(run: Callable[[], None]) -> float:
+    """Seconds of CPU that all threads together take."""
+    begun = time.process_time()
+    run()
+    return time.process_time() - begun

@@ -1,0 +1,47 @@
+"""The interpreter alone: as a loop, and as a program that loads a model, runs it once, says when, and waits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+
+class Bare:
+    """set_tensor, invoke, get_tensor, and nothing else."""
+
+    def __init__(self, model: Path) -> None:
+        self._interpreter = Interpreter(model_path=str(model), num_threads=1)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]
+        self._output = self._interpreter.get_output_details()[0]
+
+    @property
+    def silence(self) -> NDArray[Any]:
+        """An input of zeros."""
+        return np.zeros(self._input["shape"], self._input["dtype"])
+
+    def run(self, inputs: Sequence[NDArray[Any]], times: int) -> None:
+        """Run so many times, with the inputs in turn."""
+        interpreter, source, target = self._interpreter, self._input["index"], self._output["index"]
+        for number in range(times):
+            interpreter.set_tensor(source, inputs[number % len(inputs)])
+            interpreter.invoke()
+            interpreter.get_tensor(target)
+
+
+def main() -> None:
+    bare = Bare(Path(sys.argv[1]))
+    bare.run([bare.silence], 1)
+    print(time.time(), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""edged's own pipeline in this process, from a window to the message it leaves in the outbox."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.api import Message, SinkContext
+from edged.backends.tflite import TfliteBackend
+from edged.control.clock import KernelClock
+from edged.core.health import Health, Status
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+from edged.core.topics import Topics
+from edged.flow.delivery import Delivery
+from edged.flow.pipeline import Pipeline
+from edged.flow.slot import Served
+from edged.models.bundle import Bundle
+from edged.sinks.mqtt import MqttSink
+
+RECORDING = Path(__file__).parents[1] / "demo" / "recording.csv"
+CHANNELS = ("ax", "ay", "az", "gx", "gy", "gz")
+
+
+class Counter:
+    """An outbox that counts: what a message costs from here on is the publisher's."""
+
+    def __init__(self) -> None:
+        self._awaited = 0
+        self._arrived = Event()
+
+    def put(self, message: Message) -> None:
+        """Count it."""
+        self._awaited -= 1
+        if not self._awaited:
+            self._arrived.set()
+
+    def expect(self, messages: int) -> None:
+        """Start to count so many."""
+        self._arrived.clear()
+        self._awaited = messages
+
+    def wait(self) -> None:
+        """Until all have come. Raises TimeoutError after a minute."""
+        if not self._arrived.wait(60):
+            raise TimeoutError(f"{self._awaited} messages never came")
+
+
+def pipeline(bundle: Bundle, outbox: Counter, capacity: int) -> Pipeline:
+    """A pipeline into the outbox, whose reader waits rather than drop a window. It has no model yet."""
+    context = SinkContext(
+        device="bench", boot="0123456789ab", topics=Topics("edged", "bench"), outbox=outbox, clock=KernelClock()
+    )
+    return Pipeline(
+        "bench",
+        bundle.manifest.window,
+        columns=None,
+        patient=True,
+        capacity=capacity,
+        sinks=[Delivery(lambda: MqttSink().open(context), _status("sink"))],
+        status=_status("pipeline"),
+        clock=time.monotonic,
+    )
+
+
+def served(bundle: Bundle) -> Served:
+    """The bundle's model, ready to serve."""
+    manifest = bundle.manifest
+    runner = TfliteBackend().load(bundle.model)
+    return Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, None))
+
+
+def recorded() -> NDArray[np.float32]:
+    """The demo's recording: samples `(n, 6)` of real motion."""
+    with RECORDING.open() as file:
+        return np.array([[row[channel] for channel in CHANNELS] for row in csv.DictReader(file)], np.float32)
+
+
+def _status(name: str) -> Status:
+    def refuse_trouble(name: str, health: Health) -> None:
+        if health.state not in ("running", "stopped"):
+            raise RuntimeError(f"the {name} is {health.state}: {health.reason}")
+
+    return Status(name, time.monotonic, refuse_trouble)

@@ -1,0 +1,97 @@
+"""What a measure found, and how it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was promised: the median of `values`, one a round, is at most the limit, or at least."""
+
+    promise: str
+    values: Sequence[float]
+    limit: float
+    at_least: bool = False
+
+    @property
+    def value(self) -> float:
+        """The median over the rounds."""
+        return median(self.values)
+
+    @property
+    def met(self) -> bool:
+        """Whether the promise is kept."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass
+class Figure:
+    """One quantity, one value a round for each variant, and what was promised of it."""
+
+    name: str
+    unit: str
+    variants: dict[str, list[float]]
+    targets: list[Target] = field(default_factory=list)
+
+    def ratios(self, variant: str, to: str) -> list[float]:
+        """Round by round, how many times the one is the other."""
+        return [one / other for one, other in zip(self.variants[variant], self.variants[to], strict=True)]
+
+    def differences(self, variant: str, to: str) -> list[float]:
+        """Round by round, how much more the one is than the other."""
+        return [one - other for one, other in zip(self.variants[variant], self.variants[to], strict=True)]
+
+
+@dataclass
+class Skipped:
+    """A measure that could not be taken here."""
+
+    name: str
+    reason: str
+
+
+def table(results: Sequence[Figure | Skipped]) -> str:
+    """All of it, for people."""
+    return "\n\n".join("\n".join(_lines(result)) for result in results)
+
+
+def plain(result: Figure | Skipped) -> dict[str, Any]:
+    """One result as JSON's own types."""
+    if isinstance(result, Skipped):
+        return {"name": result.name, "skipped": result.reason}
+    return {
+        "name": result.name,
+        "unit": result.unit,
+        "variants": {
+            name: {"median": median(values), "rounds": values} for name, values in result.variants.items() if values
+        },
+        "targets": [
+            {
+                "promise": target.promise,
+                "value": target.value,
+                "limit": target.limit,
+                "verdict": _verdict(target),
+                "rounds": list(target.values),
+            }
+            for target in result.targets
+        ],
+    }
+
+
+def _lines(result: Figure | Skipped) -> list[str]:
+    if isinstance(result, Skipped):
+        return [f"{result.name}", f"  skipped: {result.reason}"]
+    lines = [f"{result.name}, {result.unit}"]
+    for name, values in result.variants.items():
+        lines.append(f"  {name:<8} {median(values):>10.4g}   ({min(values):.4g} to {max(values):.4g})")
+    for target in result.targets:
+        lines.append(f"  {target.promise:<48} {target.value:>8.3g}   {_verdict(target)}")
+    return lines
+
+
+def _verdict(target: Target) -> str:
+    return "met" if target.met else "MISSED"

@@ -1,0 +1,80 @@
+"""How long from the start of a process to its first inference, and what it holds in memory then.
+
+edged is the whole daemon: it plays a recording, as fast as it can, into the motion model and to a real broker. Its
+first result says when it was made; its memory is looked at when the recording has gone through.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.inline import RECORDING
+from benchmarks.processes import BROKER, ROOT, Listener, broker, edged_command, program, resident_bytes
+from benchmarks.report import Figure, Skipped, Target
+from edged.models.store import FACTORY, Store
+
+CONFIG = """
+[device]
+name = "bench"
+[mqtt]
+host = "127.0.0.1"
+port = {broker}
+[sources.recorded]
+kind = "replay"
+path = "{recording}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = "fast"
+[pipelines.motion]
+source = "recorded"
+model = "motion"
+"""
+
+
+def measure(rounds: int) -> list[Figure | Skipped]:
+    if BROKER is None:
+        return [Skipped("start and memory", "mosquitto is not installed")]
+    start = Figure("start of the process to its first inference", "ms", {"bare": [], "edged": []})
+    memory = Figure("resident memory", "MB", {"bare": [], "edged": []})
+    with tempfile.TemporaryDirectory(prefix="edged-bench-") as name, broker(Path(name)) as port:
+        for number in range(rounds + 1):
+            found = {"bare": _bare(), "edged": _edged(Path(name), port)}
+            if number == 0:
+                continue  # the first time files come from the disk, and modules are compiled
+            for variant, (seconds, resident) in found.items():
+                start.variants[variant].append(seconds * 1e3)
+                memory.variants[variant].append(resident / 1e6)
+    start.targets.append(Target("edged at most 1.5x bare", start.ratios("edged", "bare"), 1.5))
+    memory.targets.append(Target("edged at most bare + 16 MB", memory.differences("edged", "bare"), 16))
+    return [start, memory]
+
+
+def _bare() -> tuple[float, int]:
+    model = Store(FACTORY).find("motion").model
+    begun = time.time()
+    command = [sys.executable, "-m", "benchmarks.bare", str(model)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as child:
+        assert child.stdout is not None
+        done = float(child.stdout.readline())
+        resident = resident_bytes(child.pid)
+        child.communicate()
+    return done - begun, resident
+
+
+def _edged(folder: Path, port: int) -> tuple[float, int]:
+    listener = Listener(port, "edged/bench/pipelines/motion/result")
+    command = edged_command(folder, CONFIG.format(broker=port, recording=RECORDING))
+    begun = time.time()
+    with program(command, folder / "edged.log") as child:
+        results = listener.stop()
+        resident = resident_bytes(child.pid)
+    if not results:
+        raise RuntimeError(f"the daemon published nothing: {(folder / 'edged.log').read_text()[-2000:]}")
+    first = results[0][1]
+    return first["time"] + first["latency"] - begun, resident

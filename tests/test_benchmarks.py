@@ -1,0 +1,104 @@
+"""The benchmarks run, and what they compare does the same work. How fast anything is is no test's business."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import added_cpu, latency, start, throughput
+from benchmarks.inline import recorded, served
+from benchmarks.processes import Sensor
+from benchmarks.report import Figure, Skipped, Target, plain, table
+from benchmarks.user_script import Classifier, make_message
+from edged.models.store import FACTORY, Store
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_script_and_edged_say_the_same_of_every_window():
+    bundle = Store(FACTORY).find("motion")
+    classifier, (_, runner, preprocess, postprocess) = Classifier(str(bundle.model)), served(bundle)
+    samples = recorded()
+    for at in range(0, len(samples) - 40, 40):
+        window = samples[at : at + 40]
+        by_script = json.loads(make_message(at, classifier(window.tolist())))
+        by_edged = postprocess(runner.run(preprocess(window)), None, at / 10)
+        assert by_script["label"] == by_edged.label
+        assert by_script["scores"] == pytest.approx({each.label: each.score for each in by_edged.scores}, abs=0.03)
+
+
+def test_cpu_is_added_by_both():
+    whole, added = added_cpu.measure(rounds=2, inferences=20)
+    assert {name: len(values) for name, values in whole.variants.items()} == {"bare": 2, "script": 2, "edged": 2}
+    assert list(added.variants) == ["script", "edged"]
+    assert [target.limit for target in added.targets] == [45, 0.5]
+
+
+def test_throughput_counts_inferences_or_says_which_model_is_missing():
+    for result in throughput.measure(rounds=1, turns=1):
+        if isinstance(result, Skipped):
+            assert "EDGED_TEST_MODELS" in result.reason
+        else:
+            assert 0 < result.variants["edged"][0] < 1e6
+
+
+def test_every_sample_on_the_wire_gets_its_result_from_both():
+    figures = {figure.name: figure for figure in latency.measure(rounds=1, seconds=0.2)}
+    assert figures["samples without a result at 100 Hz"].variants == {"script": [0], "edged": [0]}
+    for rate in (100, 1000):
+        (p50,) = figures[f"sensor to subscriber, p50 at {rate} Hz"].variants["edged"]
+        (p99,) = figures[f"sensor to subscriber, p99 at {rate} Hz"].variants["edged"]
+        assert 0 < p50 <= p99
+
+
+def test_start_and_memory_are_those_of_real_processes():
+    begun, memory = start.measure(rounds=1)
+    for figure in (begun, memory):
+        assert figure.variants["edged"][0] > 0 < figure.variants["bare"][0]
+
+
+def test_a_sensor_waits_for_nobody():
+    sensor = Sensor()
+    reader = os.open(sensor.port, os.O_RDONLY | os.O_NOCTTY)
+    sensor.await_reader()
+    sent = sensor.play(rate=100_000, seconds=0.05)
+    assert list(sent) == list(range(5000))
+    assert 0 < sensor.overruns < 5000
+    os.close(reader)
+    sensor.close()
+
+
+def test_the_report_holds_the_median_against_the_limit():
+    figure = Figure("width", "mm", {"bare": [1.0, 2.0, 2.0], "edged": [2.0, 2.0, 3.0]})
+    figure.targets.append(Target("at most 1.5x bare", figure.ratios("edged", "bare"), 1.5))
+    figure.targets.append(Target("at most 0.5 mm more", figure.differences("edged", "bare"), 0.5))
+    figure.targets.append(Target("at least 1x bare", figure.ratios("edged", "bare"), 1, at_least=True))
+    assert [target["verdict"] for target in plain(figure)["targets"]] == ["met", "MISSED", "met"]
+    assert table([figure, Skipped("height", "no ruler")]).splitlines() == [
+        "width, mm",
+        "  bare              2   (1 to 2)",
+        "  edged             2   (2 to 3)",
+        "  at most 1.5x bare                                     1.5   met",
+        "  at most 0.5 mm more                                     1   MISSED",
+        "  at least 1x bare                                      1.5   met",
+        "",
+        "height",
+        "  skipped: no ruler",
+    ]
+
+
+def test_the_command_prints_the_table_and_writes_the_figures(tmp_path: Path):
+    options = ["--rounds", "1", "--only", "added_cpu", "--json", str(tmp_path / "build" / "bench.json")]
+    command = [sys.executable, "-m", "benchmarks.run", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "edged adds at most 45 us" in done.stdout
+    written = json.loads((tmp_path / "build" / "bench.json").read_text())
+    assert written["rounds"] == 1
+    assert written["python"] == sys.version.split()[0]
+    assert [result["name"] for result in written["results"]] == [
+        "CPU of an inference on a tiny model",
+        "CPU added to an inference, window to encoded message",
+    ]
