@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 import numpy as np
@@ -72,7 +72,7 @@ def _measure_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
     try:
         loading = time.perf_counter() - begun
         ways = _ways(bundle, runner)
-        times = _measure(ways, args.runs, _Progress(bundle.manifest.name))
+        times = _measure(ways, args.runs, Progress(bundle.manifest.name, sys.stderr))
     finally:
         runner.close()
     return {
@@ -135,7 +135,7 @@ def _bare(bundle: Bundle, runner: Runner, inputs: Arrays) -> Way:
     return run
 
 
-def _measure(ways: dict[str, Way], runs: int | None, progress: _Progress) -> dict[str, list[float]]:
+def _measure(ways: dict[str, Way], runs: int | None, progress: Progress) -> dict[str, list[float]]:
     """Seconds of each run of each way, taking turns."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(_WARM_UP):
@@ -166,26 +166,30 @@ def _percentiles(taken: Sequence[float]) -> dict[str, float]:
     return {f"p{share}": float(np.percentile(taken, share)) for share in (50, 90, 99)}
 
 
-class _Progress:
-    """A bar on standard error, once it has taken a second and if somebody may be looking."""
+class Progress:
+    """A bar on `stream`, once it has taken a second and if somebody may be looking."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._title = title
-        self._next = time.monotonic() + 1.0 if sys.stderr.isatty() else float("inf")
+        self._stream = stream
+        self._clock = clock
+        self._next = clock() + 1.0 if stream.isatty() else float("inf")
         self._shown = False
 
     def show(self, done: int, total: int) -> None:
-        if time.monotonic() < self._next:
+        """Draw it, at most ten times a second."""
+        now = self._clock()
+        if now < self._next:
             return
-        self._next += 0.1
+        self._next = now + 0.1
         self._shown = True
-        filled = 30 * done // total
-        bar = "#" * filled + "." * (30 - filled)
-        print(f"\r{self._title} [{bar}] {done}/{total}", end="", file=sys.stderr, flush=True)
+        bar = "#" * (30 * done // total)
+        print(f"\r{self._title} [{bar:.<30}] {done}/{total}", end="", file=self._stream, flush=True)
 
     def end(self) -> None:
+        """Leave an empty line."""
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
 
 
 def _lines(results: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 from edged.config import Config, ConfigErrors, check_models, find_bundle, load
 from edged.control.clock import kernel_synchronised
 from edged.core.errors import EdgedError
+from edged.core.tables import Problem
 from edged.ctl import exits, tables
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.config import summary
@@ -79,7 +80,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         config = load([Path(file) for file in args.config])
     except ConfigErrors as errors:
         config = None
-        yield Check("config", "fail", errors.message.splitlines()[0], errors.hint)
+        yield from map(_failed, errors.problems)
     if config is not None:
         yield from check_config(config, store)
         if runtime.verdict == "ok":  # else it could take this process with it
@@ -130,12 +131,16 @@ def check_runtime(code: str = _IMPORT_RUNTIME) -> Check:
 def check_config(config: Config, store: Store) -> Iterator[Check]:
     """Whether the configuration fits its models."""
     problems = check_models(config, store)
-    for problem in problems:
-        yield Check("config", "fail", f"{problem.path}: {problem.found}", problem.hint)
+    yield from map(_failed, problems)
     if not problems:
         yield Check("config", "ok", summary(config))
     if not config.pipelines:
         yield Check("config", "warn", "there is no pipeline", "add a table [pipelines.NAME] with a source and a model")
+
+
+def _failed(problem: Problem) -> Check:
+    found = f"{problem.file}: {problem.path}: found {problem.found}; allowed: {problem.allowed}"
+    return Check("config", "fail", found, problem.hint)
 
 
 def check_models_work(config: Config, store: Store) -> Iterator[Check]:

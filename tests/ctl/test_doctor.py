@@ -1,0 +1,214 @@
+"""`edgectl doctor`: what is looked at, how it is judged, and what to do."""
+
+import json
+import os
+import pty
+import socket
+from pathlib import Path
+
+import pytest
+
+from edged.config import load
+from edged.ctl import doctor
+from edged.ctl.doctor import Check
+from edged.ctl.main import main
+from edged.models.store import Store
+from edged.outbox.options import MqttOptions
+from tests.bundles import COLOURS, write_bundle
+
+CONFIG = """
+[sources.wrist]
+kind = "synthetic"
+channels = ["c0", "c1", "c2", "c3"]
+
+[pipelines.colour]
+source = "wrist"
+model = "colours"
+sinks = ["stdout"]
+"""
+
+
+@pytest.fixture
+def store(tmp_path):
+    write_bundle(tmp_path / "factory" / "colours" / "1.0")
+    return Store(tmp_path / "factory")
+
+
+def configured(tmp_path, text):
+    (tmp_path / "edged.toml").write_text(text)
+    return load([tmp_path / "edged.toml"])
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [((3, 10), "warn"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "warn")]
+)
+def test_pythons_that_are_tested_with(version, verdict):
+    assert doctor.check_python(version).verdict == verdict
+
+
+# -- the runtime ----------------------------------------------------------------------------------------------------
+
+
+def test_the_runtime_is_imported_in_a_child():
+    check = doctor.check_runtime()
+    assert check.verdict == "ok"
+    assert check.found.split()[0] in ("ai-edge-litert", "tflite-runtime")
+
+
+def test_a_runtime_that_kills_its_process():
+    check = doctor.check_runtime("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert check == Check("runtime", "fail", "importing it kills the process: SIGILL", "install one for this processor")
+
+
+def test_no_runtime_at_all():
+    check = doctor.check_runtime("print('ai_edge_litert: no such module'); raise SystemExit(1)")
+    assert check == Check("runtime", "fail", "ai_edge_litert: no such module", "pip install ai-edge-litert")
+
+
+# -- the configuration and its models -------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_fits_its_models(tmp_path, store):
+    config = configured(tmp_path, CONFIG)
+    assert list(doctor.check_config(config, store)) == [Check("config", "ok", "1 pipeline, 1 source, 1 model, 1 sink")]
+
+
+def test_a_configuration_without_a_pipeline_may_be_meant_so(tmp_path, store):
+    assert [check.verdict for check in doctor.check_config(configured(tmp_path, ""), store)] == ["ok", "warn"]
+
+
+def test_a_model_that_does_not_fit_fails(tmp_path, store):
+    config = configured(tmp_path, CONFIG.replace('"c3"', '"x"'))
+    (check,) = doctor.check_config(config, store)
+    assert check.verdict == "fail"
+    assert "pipelines.colour: found the source 'wrist' does not fit" in check.found
+    assert check.remedy
+
+
+def test_a_model_without_golden_samples_is_a_warning(tmp_path, store):
+    (check,) = doctor.check_models_work(configured(tmp_path, CONFIG), store)
+    assert check[:3] == ("model", "warn", "colours 1.0: loads, but has no golden samples")
+
+
+def test_a_model_that_proves_itself(tmp_path):
+    config = configured(tmp_path, "[models.motion]")
+    (check,) = doctor.check_models_work(config, Store(doctor.FACTORY))
+    assert check.verdict == "ok"
+    assert "motion 1.0.0: 16 golden samples, off by " in check.found
+
+
+def test_a_model_that_is_not_what_its_manifest_says(tmp_path):
+    outputs = [{**COLOURS["outputs"][0], "shape": [1, 3, 1]}]
+    write_bundle(tmp_path / "factory" / "colours" / "1.0", outputs=outputs)
+    (check,) = doctor.check_models_work(configured(tmp_path, CONFIG), Store(tmp_path / "factory"))
+    assert check.verdict == "fail"
+    assert "the manifest says output 0 is" in check.found
+    assert check.remedy
+
+
+# -- the world outside ----------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_there():
+    master, slave = pty.openpty()
+    name = os.ttyname(slave)
+    assert doctor.check_port("wrist", Path(name)) == Check("port", "ok", f"wrist: {name}")
+    os.close(master)
+    os.close(slave)
+
+
+def test_a_port_that_is_not_there(tmp_path):
+    check = doctor.check_port("wrist", tmp_path / "ttyUSB0")
+    assert (check.verdict, check.found) == ("fail", f"wrist: {tmp_path}/ttyUSB0: No such file or directory")
+    assert "/dev/serial/by-id" in check.remedy
+
+
+def test_a_file_is_no_port(tmp_path):
+    (tmp_path / "x").touch()
+    assert doctor.check_port("wrist", tmp_path / "x").found == f"wrist: {tmp_path}/x is not a device"
+
+
+def test_only_serial_sources_have_ports(tmp_path):
+    config = configured(
+        tmp_path, CONFIG + '[sources.usb]\nkind = "serial"\nport = "/dev/nowhere"\nchannels = ["a"]\nrate = 5'
+    )
+    assert [check.found for check in doctor.check_ports(config)] == ["usb: /dev/nowhere: No such file or directory"]
+
+
+def test_a_broker_that_listens_and_one_that_does_not():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        options = MqttOptions(host="127.0.0.1", port=listener.getsockname()[1])
+        assert doctor.check_broker(options) == Check("broker", "ok", f"{options.broker} accepts connections")
+    check = doctor.check_broker(options)
+    assert (check.verdict, check.found) == ("fail", f"{options.broker}: Connection refused")
+    assert check.remedy
+
+
+def test_no_broker_is_a_warning():
+    assert doctor.check_broker(MqttOptions()).verdict == "warn"
+
+
+def test_a_folder_with_and_without_room(tmp_path):
+    assert doctor.check_folder("state", tmp_path, least=1).verdict == "ok"
+    check = doctor.check_folder("state", tmp_path, least=1 << 60)
+    assert (check.verdict, check.remedy) == ("fail", "free some space")
+
+
+def test_a_folder_that_is_not_there_yet(tmp_path):
+    assert doctor.check_folder("state", tmp_path / "none").verdict == "warn"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_not_ours(tmp_path):
+    tmp_path.chmod(0o500)
+    assert doctor.check_folder("state", tmp_path).verdict == "warn"
+
+
+def test_a_clock_nobody_vouches_for_is_a_warning():
+    assert doctor.check_clock(lambda: True).verdict == "ok"
+    assert doctor.check_clock(lambda: False).verdict == "warn"
+
+
+def test_a_daemon_that_runs(daemon, runtime_dir):
+    check = doctor.check_daemon(str(runtime_dir))
+    assert (check.verdict, check.found) == ("ok", "edged 0.1.0 runs, up 1 d 2 h")
+
+
+@pytest.mark.parametrize(("state", "verdict"), [("starting", "warn"), ("degraded", "fail"), ("failed", "fail")])
+def test_a_daemon_that_is_not_well(daemon, runtime_dir, state, verdict):
+    daemon.status = daemon.status | {"state": state}
+    assert doctor.check_daemon(str(runtime_dir)) == Check(
+        "daemon", verdict, f"it is {state}", "see why: edgectl status"
+    )
+
+
+def test_no_daemon_is_a_warning(tmp_path):
+    check = doctor.check_daemon(str(tmp_path))
+    assert check.verdict == "warn"
+    assert "systemctl start edged" in check.remedy
+
+
+# -- all of it ------------------------------------------------------------------------------------------------------
+
+
+def examine(tmp_path, text, *args):
+    (tmp_path / "edged.toml").write_text(text)
+    folders = ["--state-dir", str(tmp_path), "--runtime-dir", str(tmp_path)]
+    return main(["doctor", "--config", str(tmp_path / "edged.toml"), *folders, *args])
+
+
+def test_a_device_with_nothing_wrong(tmp_path, capsys):
+    assert examine(tmp_path, '[models.motion]\n[log]\nlevel = "info"') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("● ok    model     motion 1.0.0") for line in lines)
+    assert not any("fail" in line for line in lines)
+
+
+def test_a_failed_check_shows_in_the_exit_code_and_in_json(tmp_path, capsys):
+    assert examine(tmp_path, "[log]\nlevel = 3", "--json") == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is False
+    failed = [check for check in answer["checks"] if check["verdict"] == "fail"]
+    assert [check["found"] for check in failed] == [
+        f'{tmp_path}/edged.toml: log.level: found 3; allowed: "debug" or "error" or "info" or "warning"'
+    ]
