@@ -4,12 +4,13 @@ VENV ?= .venv
 SECONDS ?= 0
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-others check bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo [SECONDS=10]  a recorded sensor, a broker, edged and a subscriber, live in this terminal'
 	@echo 'make test               every test, with a real broker'
+	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
 	@echo 'make check              types, lint and format'
 	@echo 'make bench              the benchmark table, and build/bench.json'
 	@echo 'make clean              remove everything that make made'
@@ -19,6 +20,9 @@ demo: $(VENV)/demo.ready
 
 test: $(VENV)/test.ready
 	$(BIN)/pytest
+
+test-others:
+	packaging/test-others
 
 check: $(VENV)/test.ready
 	$(BIN)/ruff check .
@@ -33,4 +37,4 @@ $(VENV)/%.ready: pyproject.toml packaging/set-up
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-* build dist

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# The contract suites are no test modules themselves: without this a failure would not show what was compared.
+pytest.register_assert_rewrite("tests.contracts")
+
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
