@@ -174,7 +174,9 @@ GOLDEN = Golden(steps=2.0, absolute=0.125)
 def test_how_an_output_differs_from_the_golden_one(
     spec: TensorSpec, got: list[Any], expected: list[Any], words: str
 ) -> None:
-    told = disagreement(spec, np.array(got, dtype=spec.dtype), np.array(expected, dtype=spec.dtype), GOLDEN, decides=spec is not PICTURE)
+    told = disagreement(
+        spec, np.array(got, dtype=spec.dtype), np.array(expected, dtype=spec.dtype), GOLDEN, decides=spec is not PICTURE
+    )
     assert told == (words and f"the output 't' {words}")
 
 
