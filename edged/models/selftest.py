@@ -48,7 +48,7 @@ def prove(bundle: Bundle, runner: Runner) -> Proof:
     check_tensors(manifest, runner)
     if manifest.golden is None:
         return Proof(0, 0.0)
-    inputs, outputs = _load(bundle, manifest.golden)
+    inputs, outputs = golden_samples(bundle, manifest.golden)
     runner.reset()
     worst = 0.0
     for index, (given, expected) in enumerate(zip(zip(*inputs, strict=True), zip(*outputs, strict=True), strict=True)):
@@ -112,7 +112,12 @@ def _prove_sample(
 # The golden samples
 
 
-def _load(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+def golden_samples(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """The golden inputs and outputs, an array of shape `(n, *tensor shape)` for each of the model's.
+
+    Raises:
+        BundleError: they cannot be read, or are not of this model.
+    """
     manifest = bundle.manifest
     specs = {f"input_{index}": each.tensor for index, each in enumerate(manifest.inputs)}
     specs |= {f"output_{index}": spec for index, spec in enumerate(manifest.outputs)}

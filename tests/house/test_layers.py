@@ -12,12 +12,13 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "edged"
 
 LOW = {"core", "log"}
-MIDDLE = LOW | {"api"}
+MIDDLE = LOW | {"api", "child"}
 SERVICE = MIDDLE | {"outbox", "control", "flow", "models", "sources", "backends", "sinks", "plugins"}
 
 MAY_IMPORT = {
     "core": set(),
     "log": set(),
+    "child": set(),
     "api": LOW,
     "outbox": LOW,
     "control": LOW,

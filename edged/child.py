@@ -1,0 +1,174 @@
+"""A child process on a leash: it can crash, hang and eat, and neither harms its parent nor outlives it.
+
+What may do such things (a model nobody has tried on this board, a vendor's delegate) runs in one. The parent `spawn`s
+it and ends it with `kill`, whatever has become of it. The child is a fresh interpreter that starts in `main` below,
+takes the leash upon itself before it imports anything of weight, and then calls `main(request)` of the module it was
+started for.
+
+What holds it:
+- a session of its own, an environment of a few names, no descriptor but stdin (empty), stdout and stderr (pipes);
+- limits on memory, processor time, the size of files and core dumps; the last in line for the processor, and the first
+  that the kernel kills when memory runs out;
+- it dies with the thread that spawned it, and whatever it started is killed with it: all of its process group, and by
+  a mark in the environment also those that left the group.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+
+NICENESS = 10
+MAX_FILE_BYTES = 1 << 20
+"""The largest file a child may write."""
+
+_MARK = "EDGED_CHILD"
+_HANDED_DOWN = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
+_PR_SET_PDEATHSIG = 1
+_SWEEPS = 20
+
+
+class Leash(msgspec.Struct, frozen=True, kw_only=True):
+    """What a child may use: bytes of data (private, writable) memory, and seconds of processor time (None: any)."""
+
+    memory: int
+    processor: int | None = None
+
+
+class Child:
+    """A spawned child. `ended` is a descriptor that becomes readable when it has ended, however it did.
+
+    `stdout` and `stderr` are the reading ends of its pipes. All three are the parent's to poll until `close`.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], mark: str) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.pid = process.pid
+        self.ended = os.pidfd_open(process.pid)
+        self.stdout = process.stdout.fileno()
+        self.stderr = process.stderr.fileno()
+        self._process = process
+        self._mark = mark
+
+    def kill(self) -> None:
+        """Kill it and all that it started; never waits for them to be gone.
+
+        May be called after it ended and until `close`, for its number is nobody else's before then.
+        """
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for _ in range(_SWEEPS):  # one that is forking while we look leaves another
+            if not sum(_kill(pid, self._mark) for pid in _processes()):
+                return
+
+    def close(self) -> int | None:
+        """Let go of it: its exit status, negative for the signal that ended it, None if even a kill did not end it."""
+        status = self._process.poll()
+        os.close(self.ended)
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+        return status
+
+
+def spawn(module: str, leash: Leash, request: str) -> Child:
+    """Start a fresh interpreter that calls `main(request)` of a module, on a leash.
+
+    Its modules are found where ours are.
+
+    Raises:
+        OSError: there is no memory or no process to be had.
+    """
+    mark = uuid4().hex
+    words = [msgspec.json.encode(leash).decode(), str(os.getpid()), module, request]
+    process = subprocess.Popen(
+        [sys.executable, "-s", "-P", "-B", "-m", "edged.child", *words],
+        cwd="/",
+        env=_environment(mark),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        return Child(process, mark)
+    except OSError:  # no descriptor to be had
+        process.kill()
+        process.communicate()
+        raise
+
+
+def main() -> None:
+    """In the child: take the leash, then do what it was started for."""
+    leash, parent, module, request = sys.argv[1:]
+    _confine(msgspec.json.decode(leash, type=Leash), int(parent))
+    import_module(module).main(request)
+
+
+def _environment(mark: str) -> dict[str, str]:
+    return {
+        **{name: os.environ[name] for name in _HANDED_DOWN if name in os.environ},
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        "OPENBLAS_NUM_THREADS": "1",  # as it starts, numpy would spend 40 MB on threads that nobody needs
+        _MARK: mark,
+    }
+
+
+def _confine(leash: Leash, parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we could ask to die with it
+        sys.exit(1)
+    with suppress(OSError):  # a courtesy; a sandbox may forbid it
+        os.nice(NICENESS)
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    _limit(resource.RLIMIT_DATA, leash.memory)
+    _limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
+    if leash.processor is not None:
+        _limit(resource.RLIMIT_CPU, leash.processor)
+
+
+def _limit(kind: int, value: int) -> None:
+    """Lower a limit for good; one that is lower already stays. Of processor time the hard limit is left as it is, for
+    reaching it is a SIGKILL like any other, where reaching the soft one is a SIGXCPU that says so.
+    """
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, hard if kind == resource.RLIMIT_CPU else value))
+
+
+def _processes() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+
+
+def _kill(pid: int, mark: str) -> bool:
+    """Kill a process if it bears the mark; whether it did. What we hold is this process, not its number."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        marked = f"{_MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if marked:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        return marked
+    except OSError:  # gone in the meantime, or somebody else's
+        return False
+    finally:
+        os.close(process)
+
+
+if __name__ == "__main__":
+    main()

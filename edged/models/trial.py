@@ -1,0 +1,216 @@
+"""A trial: before a version may serve, a child process loads it as it will be loaded to serve, and has it prove itself.
+
+`try_out` starts the child (`trial_child`, on a leash), hears what it says, ends it, and judges. The child measures;
+`judge` holds that against the limits, and says what it means when there is nothing to hold. What happens in the child
+is the version's fault, and a verdict. That no child could be started is not, and an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from edged.api import Backend, ModelError
+from edged.child import Child, Leash, spawn
+from edged.core.manifest import Manifest
+from edged.core.verdict import Verdict
+from edged.models.trial_child import MEMORY_HINT, STAGES, Request
+
+MAX_STDOUT_BYTES = 64 << 10
+MAX_STDERR_BYTES = 2 << 10
+_TIMING_SECONDS = 3.0
+_SECONDS_TO_DIE = 5.0
+_PIPE_BYTES = 1 << 20
+"""The most that a pipe can hold, and one read can take."""
+
+
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
+    """What this board allows a trial: `seconds` from start to end, and bytes of `memory`. A manifest only lowers it."""
+
+    seconds: float = 60.0
+    memory: int = 512 << 20
+
+
+class Ending(NamedTuple):
+    """What came of a child.
+
+    `status` is its exit status, negative for the signal that ended it, None if it was not done in time. `stdout` and
+    `stderr` are the ends of what it said.
+    """
+
+    status: int | None
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+
+async def try_out(folder: Path, manifest: Manifest, backend: Backend, allowance: Allowance) -> Verdict:
+    """Try the bundle in a folder on the backend that will serve it. Cancelled, it ends the child before it returns.
+
+    Raises:
+        ModelError: no child could be started; to try again later may succeed.
+    """
+    seconds = min(allowance.seconds, manifest.limits.seconds or allowance.seconds)
+    child = _start(folder, backend, seconds, allowance.memory)
+    return judge(await _follow(child, seconds), manifest, allowance)
+
+
+def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
+    """What a child's ending means for the version it tried."""
+    stage, verdict = _understand(ending.stdout)
+    if ending.status is None:
+        reason = f"its self-test was not done in {ending.seconds:.3g} s; it was {stage}"
+        verdict = Verdict(failure="hung", reason=reason, hint=_HUNG)
+    elif ending.status != 0:
+        verdict = _died(ending.status, stage, ending.stderr)
+    elif verdict is None:
+        verdict = Verdict(
+            failure="silent", reason=f"its self-test ended without a verdict while {stage}", hint=_CRASHED
+        )
+    elif verdict.ok:
+        verdict = _hold(verdict, manifest, allowance)
+    return replace(verdict, seconds=ending.seconds, stderr=_printable(ending.stderr))
+
+
+# Starting and following the child
+
+
+def _start(folder: Path, backend: Backend, seconds: float, memory: int) -> Child:
+    kind = type(backend)
+    request = Request(
+        folder=str(folder.absolute()),
+        backend=f"{kind.__module__}:{kind.__qualname__}",
+        options=msgspec.to_builtins(backend),
+        timing_seconds=min(_TIMING_SECONDS, seconds / 4),
+    )
+    leash = Leash(memory=memory, processor=math.ceil(seconds * (os.cpu_count() or 1)))
+    try:
+        return spawn("edged.models.trial_child", leash, msgspec.json.encode(request).decode())
+    except OSError as error:
+        raise ModelError(
+            f"the self-test of {folder.name} cannot be started: {error.strerror}",
+            hint="free some memory, or end other processes",
+            retryable=True,
+        ) from error
+
+
+async def _follow(child: Child, seconds: float) -> Ending:
+    """Hear a child to its end, and see to it that there is one."""
+    loop = asyncio.get_running_loop()
+    begun = time.monotonic()
+    ended = asyncio.Event()
+    said, complained = _Ear(child.stdout, MAX_STDOUT_BYTES), _Ear(child.stderr, MAX_STDERR_BYTES)
+    loop.add_reader(child.ended, ended.set)
+    try:
+        in_time = await _happens(ended, seconds)
+    finally:
+        child.kill()
+        try:
+            await _happens(ended, _SECONDS_TO_DIE)
+        finally:
+            loop.remove_reader(child.ended)
+            said.close()
+            complained.close()
+            status = child.close()
+    return Ending(status if in_time else None, said.heard, complained.heard, time.monotonic() - begun)
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it happens within so many seconds."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+class _Ear:
+    """Takes whatever comes out of a pipe, so that its writer never waits, and keeps the end of it."""
+
+    def __init__(self, pipe: int, limit: int) -> None:
+        self.heard = b""
+        self._pipe = pipe
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(pipe, False)
+        self._loop.add_reader(pipe, self._listen)
+
+    def close(self) -> None:
+        """Hear what is still in the pipe, and listen no more."""
+        self._listen()
+        self._loop.remove_reader(self._pipe)
+
+    def _listen(self) -> None:
+        try:
+            data = os.read(self._pipe, _PIPE_BYTES)
+        except BlockingIOError:
+            return
+        self.heard = (self.heard + data)[-self._limit :]
+        if not data:  # nobody has the other end any more
+            self._loop.remove_reader(self._pipe)
+
+
+# Judging
+
+
+def _understand(stdout: bytes) -> tuple[str, Verdict | None]:
+    """What the child said last that it was doing, and the verdict it came to, if it did."""
+    lines = ["", *stdout.decode(errors="replace").splitlines()]
+    stage = next((line for line in reversed(lines) if line in STAGES), STAGES[0])
+    try:
+        return stage, msgspec.json.decode(lines[-1], type=Verdict)
+    except msgspec.MsgspecError:
+        return stage, None
+
+
+def _died(status: int, stage: str, stderr: bytes) -> Verdict:
+    """What it means that the child ended otherwise than it should."""
+    if status > 0:
+        return Verdict(failure="crashed", reason=f"its self-test exited with {status} while {stage}", hint=_CRASHED)
+    number = signal.Signals(-status)
+    if number == signal.SIGXCPU:
+        return Verdict(failure="hung", reason=f"it used up its processor time while {stage}", hint=_HUNG)
+    if number == signal.SIGKILL:
+        reason = f"the system killed its self-test while {stage}, most likely for want of memory"
+        return Verdict(failure="memory", reason=reason, hint=MEMORY_HINT)
+    if any(words in stderr for words in _OUT_OF_MEMORY):
+        return Verdict(failure="memory", reason=f"it ran out of memory while {stage}", hint=MEMORY_HINT)
+    reason = f"it crashed while {stage}: {number.name} ({signal.strsignal(number)})"
+    return Verdict(failure="crashed", reason=reason, hint=_CRASHED)
+
+
+def _hold(measured: Verdict, manifest: Manifest, allowance: Allowance) -> Verdict:
+    """What was measured, held against what is allowed."""
+    limits = manifest.limits
+    memory = min(allowance.memory, limits.rss_bytes or allowance.memory)
+    if measured.rss_bytes > memory:
+        reason = f"it took {_mebibytes(measured.rss_bytes)} of memory, and {_mebibytes(memory)} are allowed"
+        return replace(measured, failure="memory", reason=reason, hint=MEMORY_HINT)
+    if limits.latency_p99 is not None and measured.latency_p99 > limits.latency_p99:
+        taken, allowed = (f"{seconds * 1e3:.3g} ms" for seconds in (measured.latency_p99, limits.latency_p99))
+        reason = f"one inference takes {taken} at the 99th percentile, and {allowed} are allowed"
+        return replace(measured, failure="slow", reason=reason, hint="a smaller model, or another delegate, is needed")
+    return measured
+
+
+_CRASHED = "the model or its backend ends the process that runs it; see what it said on standard error"
+_HUNG = "it hangs, or needs more time than limits.seconds in its manifest and this board allow"
+_OUT_OF_MEMORY = (b"bad_alloc", b"MemoryError", b"Cannot allocate memory", b"out of memory")
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+def _printable(stderr: bytes) -> str:
+    """Whole lines, with nothing in them that could steer a terminal."""
+    text = stderr.decode(errors="replace")
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text).strip()

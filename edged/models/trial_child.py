@@ -1,0 +1,150 @@
+"""What a trial's child process does: load a bundle as it will be loaded to serve, have it prove itself, and time it.
+
+On standard output it says what it is doing, a line of STAGES each, and at last its verdict, a line of JSON. Whatever
+else is printed there, by a vendor's library say, goes to standard error instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from itertools import cycle, repeat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edged.api import Arrays, Backend, BundleError, EdgedError, Runner
+from edged.core.verdict import Failure, Verdict
+from edged.models.bundle import Bundle, open_folder
+from edged.models.selftest import golden_samples, prove
+
+STAGES = (
+    "starting",
+    "reading the bundle",
+    "loading the model",
+    "running the golden samples",
+    "timing the model",
+    "closing the model",
+)
+RUNS = 100
+LEAST_RUNS = 5
+"""How many inferences are timed: as many as there is time for, between these."""
+MEMORY_HINT = "a smaller model is needed, or a board with more memory"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to try: the bundle in `folder`, on the class `backend` ("module:Class") with `options`.
+
+    `timing_seconds` is how long inferences are timed, once LEAST_RUNS of them have been.
+    """
+
+    folder: str
+    backend: str
+    options: dict[str, Any]
+    timing_seconds: float
+
+
+def main(request: str) -> None:
+    """Try it and say so. The process ends here, with none of what a vendor's library would do as it exits."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    verdict = _try(msgspec.json.decode(request, type=Request), lambda stage: print(stage, file=out))
+    print(msgspec.json.encode(verdict).decode(), file=out)
+    os._exit(0)
+
+
+def _try(request: Request, say: Callable[[str], None]) -> Verdict:
+    stages = iter(STAGES[1:])
+    failure: Failure = "unfit"
+    try:
+        say(next(stages))
+        bundle = open_folder(Path(request.folder))
+        say(next(stages))
+        runner = _backend(request).load(bundle.model, signature=bundle.manifest.signature)
+        failure = "wrong"
+        say(next(stages))
+        proof = prove(bundle, runner)
+        say(next(stages))
+        p50, p99 = np.percentile(_latencies(runner, _feeds(bundle), request.timing_seconds), (50, 99))
+        say(next(stages))
+        runner.close()
+    except Exception as error:  # a stranger's backend may raise anything
+        return _explain(error, failure)
+    return Verdict(
+        samples=proof.samples,
+        worst=proof.worst,
+        latency_p50=float(p50),
+        latency_p99=float(p99),
+        rss_bytes=_peak_rss(),
+        runner=runner.info,
+    )
+
+
+def _backend(request: Request) -> Backend:
+    module, _, name = request.backend.partition(":")
+    kind: type[Backend] = getattr(import_module(module), name)
+    return msgspec.convert(request.options, kind)
+
+
+def _feeds(bundle: Bundle) -> Iterator[Arrays]:
+    """Inputs without end: the golden ones, or zeros where there are none."""
+    manifest = bundle.manifest
+    if manifest.golden is None:
+        return repeat([np.zeros(each.tensor.shape, each.tensor.dtype) for each in manifest.inputs])
+    inputs, _ = golden_samples(bundle, manifest.golden)
+    return cycle(zip(*inputs, strict=True))
+
+
+def _latencies(runner: Runner, feeds: Iterator[Arrays], seconds: float) -> list[float]:
+    """Seconds of single inferences, but for those in which the processor was taken away, unless that is most of them.
+
+    This process is the last in line for the processor, and how long it stands there says nothing about the model.
+    """
+    runner.run(next(feeds))
+    undisturbed, all_of_them = [], []
+    end = time.perf_counter() + seconds
+    for inputs in feeds:
+        preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        begun = time.perf_counter()
+        runner.run(inputs)
+        now = time.perf_counter()
+        all_of_them.append(now - begun)
+        if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == preempted:
+            undisturbed.append(now - begun)
+        if len(undisturbed) == RUNS or (now > end and len(all_of_them) >= LEAST_RUNS):
+            break
+    return undisturbed if len(undisturbed) >= LEAST_RUNS else all_of_them
+
+
+def _peak_rss() -> int:
+    """In bytes. What `getrusage` says is wrong here: it counts the parent, as it was when it started us."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _explain(error: Exception, failure: Failure) -> Verdict:
+    if _out_of_memory(error):
+        return Verdict(failure="memory", reason=f"it ran out of memory: {_words(error)}", hint=MEMORY_HINT)
+    if isinstance(error, EdgedError):
+        damaged = isinstance(error, BundleError)
+        return Verdict(failure="damaged" if damaged else failure, reason=error.message, hint=error.hint)
+    traceback.print_exc()
+    return Verdict(failure=failure, reason=f"its backend failed: {_words(error)}", hint="see the traceback")
+
+
+def _words(error: Exception) -> str:
+    return error.message if isinstance(error, EdgedError) else f"{type(error).__name__}: {error}"
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__
+    return error is not None
