@@ -18,6 +18,9 @@ def tls_context(options: MqttOptions) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=find(options.ca_file) if options.ca_file else None)
     except OSError as error:
         raise _unusable("ca_file", options.ca_file, error) from error
+    # Python 3.13 turns this on: it refuses home-made authorities that lack an extension, and so good brokers, the day
+    # a board is upgraded. Chain, name and dates are verified all the same.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if options.cert_file:
         try:
             # The empty passphrase makes a protected key an error; without it OpenSSL would ask on the terminal.

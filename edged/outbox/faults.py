@@ -129,7 +129,8 @@ def lost(error: OSError | None, options: MqttOptions) -> LinkError:
         message = f"TLS with {where} failed: {_tls_reason(error)}"
         return LinkError(message, hint=_tls_remedy(error), dropped=True)
     why = f": {error.strerror or error}" if error else ""
-    hint = "look at the broker's log: it may want TLS or a certificate, or another client may use the same client_id"
+    wants = "a client certificate (cert_file, key_file)" if options.tls else "TLS"
+    hint = f"look at the broker's log: it may want {wants}, or another client may use the same client_id"
     return LinkError(f"{where} closed the connection{why}", hint=hint, dropped=True)
 
 

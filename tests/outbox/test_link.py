@@ -21,6 +21,7 @@ from tests.broker import Script, free_port, server
 
 CONNACK_V5 = bytes([0x20, 3, 0, 0, 0])
 CONNACK_V311 = bytes([0x20, 2, 0, 0])
+SESSION_TAKEN_OVER = bytes([0xE0, 2, 0x8E, 0])
 
 
 def says(*packets: bytes) -> Script:
@@ -145,7 +146,7 @@ def test_a_broker_that_says_it_does_not_speak_version_5(connack: list[int]) -> N
 
 
 def test_a_good_bye_with_a_reason() -> None:
-    with server(says(CONNACK_V5, bytes([0xE0, 2, 0x8E, 0]))) as port:
+    with server(says(CONNACK_V5, SESSION_TAKEN_OVER)) as port:
         error = lose(connect(port))
     assert "disconnected us: Session taken over" in error.message
     assert "give each device a name of its own" in error.hint
@@ -153,9 +154,8 @@ def test_a_good_bye_with_a_reason() -> None:
 
 
 def test_a_connection_that_died_without_a_word_is_noticed() -> None:
-    keepalive_of_a_second = bytes([0x20, 6, 0, 0, 3, 0x13, 0, 1])
-    with server(says(keepalive_of_a_second)) as port:
-        error = lose(connect(port))
+    with server(says(CONNACK_V5)) as port:
+        error = lose(connect(port, keepalive=1))
     assert "no longer answers" in error.message
     assert not error.dropped
 
