@@ -1,0 +1,169 @@
+"""Who made a bundle: OpenSSH signatures over its manifest, verified by `ssh-keygen` against a file of allowed signers.
+
+`ssh-keygen` decides and this module explains. A signature counts if its key is allowed for the namespace
+`edged-bundle` at that time and not revoked; so many principals, each counted once whatever keys they have, must have
+signed. A fault of this device's own set-up is a ConfigError, so that no bundle is ever blamed for it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from edged.core import manifest as manifests
+from edged.core import signatures as formats
+from edged.core.errors import BundleError, ConfigError
+from edged.core.signatures import NAMESPACE, Signature
+
+_SECONDS = 30.0
+_LATEST = 253_402_300_799  # the last second of the year 9999
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """Whom this device trusts.
+
+    `allowed_signers` is a file as in ssh-keygen(1), `revoked` a key revocation list or a file of public keys, and
+    `threshold` how many principals must have signed. Where a signature is not `required`, unsigned and badly signed
+    bundles pass too, and it is only told who signed.
+    """
+
+    allowed_signers: Path
+    revoked: Path | None = None
+    threshold: int = 1
+    required: bool = True
+
+    def verify(self, manifest: bytes, signatures: bytes, now: float) -> tuple[str, ...]:
+        """The principals who signed this manifest, in the order of their signatures.
+
+        `now` is in Unix seconds: the clock, or the newest `created` of a trusted manifest if that is later, as a board
+        may have no clock. What the manifest itself states as `created` counts in the same way.
+
+        Raises:
+            BundleError: too few have signed it, and why each further signature does not count; `retryable` if time may
+                tell, where a key is not valid yet.
+            ConfigError: this device cannot verify signatures as it is set up.
+        """
+        found = formats.parse(signatures)
+        if not self.required and not (found and self.allowed_signers.exists()):
+            return ()
+        if not found:
+            raise BundleError("the bundle is not signed", hint="sign it: edgectl sign BUNDLE --key ~/.ssh/id_ed25519")
+        self._check_files()
+        moment = max(now, manifests.decode(manifest).created)
+        principals: dict[str, None] = {}
+        refusals: list[BundleError] = []
+        for signature in found:
+            try:
+                principals[self._verify(manifest, signature, moment)] = None
+            except BundleError as error:
+                refusals.append(error)
+        if self.required and len(principals) < self.threshold:
+            raise self._too_few(len(principals), refusals)
+        return tuple(principals)
+
+    def _check_files(self) -> None:
+        for path, purpose in ((self.allowed_signers, "allowed signers"), (self.revoked, "revoked keys")):
+            if path is not None and not os.access(path, os.R_OK):
+                raise ConfigError(
+                    f"the file of {purpose} cannot be read: {path}",
+                    hint="put it there, readable to edged; ssh-keygen(1) says how it looks",
+                )
+
+    def _verify(self, manifest: bytes, signature: Signature, moment: float) -> str:
+        """The principal behind one signature. Raises BundleError if it does not count."""
+        if signature.namespace != NAMESPACE:
+            raise BundleError(
+                f"{signature.key} signed it for the namespace {signature.namespace!r}, not {NAMESPACE!r}",
+                hint="sign it with edgectl sign, or with ssh-keygen -Y sign -n edged-bundle",
+            )
+        principal = self._principal(signature, moment)
+        good, words = self._ssh_keygen(
+            "verify", signature, moment, "-I", principal, "-n", NAMESPACE, *self._revoked(), message=manifest
+        )
+        if good:
+            return principal
+        raise self._explain(manifest, signature, moment, principal, words)
+
+    def _principal(self, signature: Signature, moment: float) -> str:
+        """Whose key it is; of several names for one key the first, so that nobody counts twice."""
+        good, words = self._ssh_keygen("find-principals", signature, moment)
+        if good and words:
+            return words.splitlines()[0]
+        day = f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y-%m-%d}"
+        if "key has expired" in words:
+            raise BundleError(
+                f"{signature.key} is no longer valid on {day}",
+                hint=f"sign it with a key that is, or correct the clock, or valid-before in {self.allowed_signers}",
+            )
+        if "key is not yet valid" in words:
+            raise BundleError(
+                f"{signature.key} is not yet valid on {day}",
+                hint=f"correct the clock, or valid-after in {self.allowed_signers}",
+                retryable=True,
+            )
+        raise BundleError(
+            f"{signature.key} is not among the allowed signers",
+            hint=f"add its public key to {self.allowed_signers} if it should be",
+        )
+
+    def _explain(self, manifest: bytes, signature: Signature, moment: float, principal: str, words: str) -> BundleError:
+        """Why a signature by a known key does not verify. Of a revoked key ssh-keygen says nothing at all."""
+        who = f"{signature.key} ({principal})"
+        if "incorrect signature" in words:
+            return BundleError(f"the signature of {who} is not one of this manifest", hint="fetch or sign it again")
+        if "namespace" in words:
+            return BundleError(
+                f"{who} may not sign for {NAMESPACE!r}", hint=f"see its namespaces in {self.allowed_signers}"
+            )
+        good, _ = self._ssh_keygen("verify", signature, moment, "-I", principal, "-n", NAMESPACE, message=manifest)
+        if good:
+            return BundleError(
+                f"{who} is revoked, or {self.revoked} is no revocation list",
+                hint="sign it with another key; if this one is good, make the list again: ssh-keygen -k",
+            )
+        return BundleError(f"the signature of {who} is refused: {words}", hint="sign it again: edgectl sign")
+
+    def _too_few(self, counted: int, refusals: Sequence[BundleError]) -> BundleError:
+        reasons = "; ".join(error.message for error in refusals)
+        hints = "\n".join(dict.fromkeys(error.hint for error in refusals))
+        wanted = f"{counted} of the {self.threshold} signatures needed" if self.threshold > 1 else "no signature counts"
+        return BundleError(
+            f"{wanted}: {reasons}" if reasons else wanted,
+            hint=hints or "have more of the allowed signers sign it: edgectl sign",
+            retryable=any(error.retryable for error in refusals),
+        )
+
+    def _revoked(self) -> list[str]:
+        return [] if self.revoked is None else ["-r", str(self.revoked)]
+
+    def _ssh_keygen(
+        self, action: str, signature: Signature, moment: float, *options: str, message: bytes = b""
+    ) -> tuple[bool, str]:
+        """Whether it agrees, and what it says: its answer if so, its complaints if not."""
+        stamp = f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y%m%d%H%M%S}Z"
+        # ssh-keygen wants the signature as a file; one in memory needs no disk, which may be full or read-only.
+        with os.fdopen(os.memfd_create("signature"), "wb") as file:
+            file.write(signature.text)
+            file.flush()
+            command = ["ssh-keygen", "-Y", action, "-s", f"/proc/self/fd/{file.fileno()}"]
+            command += ["-f", str(self.allowed_signers), "-O", f"verify-time={stamp}", *options]
+            try:
+                result = subprocess.run(
+                    command, input=message, capture_output=True, timeout=_SECONDS, pass_fds=[file.fileno()]
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise ConfigError(
+                    f"ssh-keygen cannot be run: {error}", hint="install it: apt install openssh-client"
+                ) from error
+        good = result.returncode == 0
+        return good, (result.stdout if good else result.stderr).decode("utf-8", "replace").strip()
+
+
+def _seconds(moment: float) -> float:
+    """A moment that ssh-keygen takes: it knows no second 0, and no year 10000."""
+    return min(max(moment, 1.0), _LATEST)

@@ -1,0 +1,74 @@
+import base64
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.core.errors import BundleError
+from edged.core.signatures import merge, parse
+
+
+def string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def armor(blob: bytes) -> bytes:
+    text = base64.b64encode(blob)
+    lines = [text[start : start + 70] for start in range(0, len(text), 70)]
+    return b"\n".join([b"-----BEGIN SSH SIGNATURE-----", *lines, b"-----END SSH SIGNATURE-----", b""])
+
+
+def signature(key: bytes, namespace: bytes = b"edged-bundle", proof: bytes = b"proof") -> bytes:
+    """A signature as ssh-keygen writes it: hash and proof last."""
+    body = string(key) + string(namespace) + string(b"") + string(b"sha512") + string(proof)
+    return armor(b"SSHSIG" + struct.pack(">I", 1) + body)
+
+
+def test_no_signatures():
+    assert parse(b"") == ()
+
+
+def test_two_signatures():
+    alice, bob = parse(signature(b"alice") + signature(b"bob", b"git"))
+    assert alice == (signature(b"alice"), "edged-bundle", "SHA256:K9gGyX8OAK8aH8Myj6djqSaXI8jbj6xPk69x2xhtbpA")
+    assert (bob.text, bob.namespace) == (signature(b"bob", b"git"), "git")
+
+
+def test_a_signature_is_put_with_others():
+    both = merge(signature(b"alice"), signature(b"bob"))
+    assert both == signature(b"alice") + signature(b"bob")
+
+
+def test_who_signs_again_signs_once():
+    again = merge(signature(b"alice") + signature(b"bob"), signature(b"alice", proof=b"newer"))
+    assert again == signature(b"bob") + signature(b"alice", proof=b"newer")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"-----BEGIN PGP SIGNATURE-----\n", "not as OpenSSH writes them"),
+        (b"\n" + signature(b"alice"), "not as OpenSSH writes them"),
+        (signature(b"alice")[:-1], "not as OpenSSH writes them"),
+        (signature(b"alice").replace(b"\n", b"\r\n"), "not as OpenSSH writes them"),
+        (signature(b"alice") + b"PK\3\4", "not as OpenSSH writes them"),
+        (signature(b"alice") * 17, "there are 17 signatures"),
+        (armor(b"SSHSIG"), "a signature is damaged"),
+        (armor(b"SSHSIG" + struct.pack(">II", 1, 1 << 31) + b"key"), "a signature is damaged"),
+        (armor(b"SSHSIG" + struct.pack(">I", 2) + string(b"key") + string(b"edged-bundle")), "not in version 1"),
+        (armor(b"SSHSOG" + struct.pack(">I", 1) + string(b"key") + string(b"edged-bundle")), "not in version 1"),
+    ],
+)
+def test_what_is_no_signature_is_refused(data, reason):
+    with pytest.raises(BundleError, match=reason):
+        parse(data)
+
+
+@given(st.binary(max_size=300))
+def test_anything_between_the_marker_lines_is_parsed_or_refused(blob):
+    try:
+        (found,) = parse(armor(b"SSHSIG\0\0\0\1" + blob))
+    except BundleError:
+        return
+    assert found.key.startswith("SHA256:")
