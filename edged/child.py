@@ -94,7 +94,7 @@ def spawn(module: str, leash: Leash, request: str) -> Child:
     mark = uuid4().hex
     words = [msgspec.json.encode(leash).decode(), str(os.getpid()), module, request]
     process = subprocess.Popen(
-        [sys.executable, "-s", "-P", "-B", "-m", "edged.child", *words],
+        [sys.executable, "-s", "-P", "-B", "-u", "-m", "edged.child", *words],
         cwd="/",
         env=_environment(mark),
         stdin=subprocess.DEVNULL,

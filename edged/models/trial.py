@@ -173,6 +173,8 @@ def _understand(stdout: bytes) -> tuple[str, Verdict | None]:
 
 def _died(status: int, stage: str, stderr: bytes) -> Verdict:
     """What it means that the child ended otherwise than it should."""
+    if any(words in stderr for words in _OUT_OF_MEMORY):
+        return Verdict(failure="memory", reason=f"it ran out of memory while {stage}", hint=MEMORY_HINT)
     if status > 0:
         return Verdict(failure="crashed", reason=f"its self-test exited with {status} while {stage}", hint=_CRASHED)
     number = signal.Signals(-status)
@@ -181,8 +183,6 @@ def _died(status: int, stage: str, stderr: bytes) -> Verdict:
     if number == signal.SIGKILL:
         reason = f"the system killed its self-test while {stage}, most likely for want of memory"
         return Verdict(failure="memory", reason=reason, hint=MEMORY_HINT)
-    if any(words in stderr for words in _OUT_OF_MEMORY):
-        return Verdict(failure="memory", reason=f"it ran out of memory while {stage}", hint=MEMORY_HINT)
     reason = f"it crashed while {stage}: {number.name} ({signal.strsignal(number)})"
     return Verdict(failure="crashed", reason=reason, hint=_CRASHED)
 
