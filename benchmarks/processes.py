@@ -51,7 +51,9 @@ def broker(folder: Path) -> Iterator[int]:
 def program(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose output goes to a file, stopped when the block ends."""
     with log.open("ab") as output:
-        child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        child = subprocess.Popen(
+            command, cwd=ROOT, env=installed(log.parent), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
     try:
         yield child
     finally:
@@ -61,6 +63,12 @@ def program(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """The environment of a process that finds its modules compiled, as they are where they were installed."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
 
 
 class Listener:

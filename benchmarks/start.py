@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 from benchmarks.inline import RECORDING
-from benchmarks.processes import BROKER, ROOT, Listener, broker, edged_command, program, resident_bytes
+from benchmarks.processes import BROKER, ROOT, Listener, broker, edged_command, installed, program, resident_bytes
 from benchmarks.report import Figure, Skipped, Target
 from edged.models.store import FACTORY, Store
+
+STARTS = 3  # a round; a start is short, and the machine disturbs it more than anything else
 
 CONFIG = """
 [device]
@@ -41,10 +43,10 @@ def measure(rounds: int) -> list[Figure | Skipped]:
     start = Figure("start of the process to its first inference", "ms", {"bare": [], "edged": []})
     memory = Figure("resident memory", "MB", {"bare": [], "edged": []})
     with tempfile.TemporaryDirectory(prefix="edged-bench-") as name, broker(Path(name)) as port:
-        for number in range(rounds + 1):
-            found = {"bare": _bare(), "edged": _edged(Path(name), port)}
+        for number in range(1 + STARTS * rounds):
+            found = {"bare": _bare(Path(name)), "edged": _edged(Path(name), port)}
             if number == 0:
-                continue  # the first time files come from the disk, and modules are compiled
+                continue  # files come from the disk, and modules are compiled
             for variant, (seconds, resident) in found.items():
                 start.variants[variant].append(seconds * 1e3)
                 memory.variants[variant].append(resident / 1e6)
@@ -53,13 +55,12 @@ def measure(rounds: int) -> list[Figure | Skipped]:
     return [start, memory]
 
 
-def _bare() -> tuple[float, int]:
+def _bare(folder: Path) -> tuple[float, int]:
     model = Store(FACTORY).find("motion").model
-    begun = time.time()
     command = [sys.executable, "-m", "benchmarks.bare", str(model)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as child:
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    begun = time.time()
+    with subprocess.Popen(command, cwd=ROOT, env=installed(folder), text=True, **streams) as child:
         assert child.stdout is not None
         done = float(child.stdout.readline())
         resident = resident_bytes(child.pid)
