@@ -206,7 +206,10 @@ class Daemon:
             await self._close_page()
             parts.topics = Topics(new.mqtt.prefix, new.device.name)
             parts.recorder = Recorder(new.device.name, parts.boot, parts.clock)
+            unsent = parts.publisher.spool
             parts.publisher = self._publisher(new)
+            for entry in unsent.take(unsent.stats.depth):
+                parts.publisher.put(entry.message)
             parts.config = new
             await self.start()
         else:

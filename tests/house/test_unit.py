@@ -11,14 +11,15 @@ UNIT = Path(__file__).parents[2] / "systemd" / "edged.service"
 
 @pytest.fixture
 def analyze(tmp_path):
-    """`systemd-analyze` on the unit, with a program that is there."""
+    """`systemd-analyze` on the unit, with programs that are there."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd-analyze is not installed")
     unit = tmp_path / "edged.service"
+    there = str(shutil.which("true"))
 
     def run(verb, *options, text=None):
-        unit.write_text((text or UNIT.read_text()).replace("/usr/bin/edged", shutil.which("true")))
+        unit.write_text((text or UNIT.read_text()).replace("/usr/bin/edged", there).replace("/usr/bin/edgectl", there))
         return subprocess.run([program, verb, *options, str(unit)], capture_output=True, text=True, timeout=60)
 
     return run

@@ -134,7 +134,8 @@ def test_the_last_will_says_offline_and_a_clean_stop_says_stopped(broker: Broker
             subscriber.wait_for(TOPICS.availability, b"online")
             with Rig(broker.port) as second:  # the same client id: the broker throws the first one out
                 subscriber.wait_for(TOPICS.availability, b"offline")
-                assert "another client may use the same client_id" in first.wait_for("failed").hint
+                # Newer brokers say why they hang up; from an older one it is only a guess.
+                assert "the same client_id" in first.wait_for("failed").hint
                 first.publisher.stop(0)
                 first.publisher.join(PATIENCE)
                 second.publisher.stop(1)

@@ -336,3 +336,14 @@ def test_home_assistant_learns_of_a_pipeline_and_of_its_end(broker: Broker, subs
     subscriber.next(takes_back)
     subscriber.client.publish("homeassistant/status", "online")
     subscriber.next(lambda message: message.topic == topic and not message.retain)
+
+
+def test_what_one_broker_never_got_the_next_one_gets(tmp_path: Path, broker: Broker, subscriber: Subscriber, edged):
+    (tmp_path / "dead").mkdir()
+    dead = Broker(tmp_path / "dead")
+    daemon = edged(MQTT.format(port=dead.port) + replay())
+    daemon.wait_for_log("source recorded is stopped: the recording has ended")
+    daemon.configure(MQTT.format(port=broker.port))
+    daemon.reload()
+    results = [result(subscriber, "replayed") for _ in range(77)]
+    assert [each["seq"] for each in results] == list(range(77))
