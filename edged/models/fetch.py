@@ -1,0 +1,362 @@
+"""Fetch a file over HTTP, through any number of cuts, into a `Transfer`.
+
+    ask for the rest -> take what comes -> cut -> wait -> ask for the rest -> ...
+
+It ends when all of it is here, when the server says something final, or when patience runs out; see core/patience.py.
+What an answer means is decided in answer.py, what is spoken over is line.py, and what has come is kept by incoming.py:
+so it goes on after a restart of the daemon or the board as after a cut. Nothing fetched is trusted for having come from
+the right place; where a check reads along, damaged bytes are asked for again, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.client import HTTPException, HTTPResponse
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from edged.core.errors import BundleError, ConfigError
+from edged.core.patience import Limits, Patience
+from edged.models.answer import (
+    Answer,
+    Asked,
+    Body,
+    FetchError,
+    Redirect,
+    StartAgain,
+    TryAgain,
+    Whole,
+    follow,
+    mask,
+    parse_url,
+    understand,
+)
+from edged.models.incoming import Transfer
+from edged.models.line import Client, Pace, Scissors, find_proxies, identify, parse_proxy
+
+log = logging.getLogger("edged.models")
+
+MAX_REDIRECTS = 5
+MAX_DAMAGES = 3
+"""How often the same bytes may come damaged: then it is the file that is, and not the way."""
+
+_PIECE = 64 << 10
+_REPORT_SECONDS = 0.5
+_SMOOTHING_SECONDS = 5.0
+
+Progress = Callable[[int, int | None, float], None]
+"""Hears how many bytes are here, of how many (None: unknown), and how many come in a second. Called on the fetching
+thread, at most twice a second and once at the end."""
+
+Text = Annotated[str, Meta(max_length=1000)]
+Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
+
+
+class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How models are fetched. The defaults suit a 2G link that drops every few minutes.
+
+    A server's certificate is always verified, against `ca_file` or else the system's authorities; `cert_file` and
+    `key_file` are our own. The first line of `token_file` is sent as a bearer token, over https only. Neither goes to
+    another host that a server redirects to. Relative file names are credentials of the service.
+
+    `proxy` is the URL of an HTTP proxy for all hosts but those in `no_proxy` (a list with commas), "none" is none;
+    without it $http_proxy, $https_proxy and $no_proxy hold.
+
+    A connection is given up when it brings less than `low_speed` bytes a second over `low_speed_seconds`, and then
+    asked for again, after `pause` seconds, and twice as long after each time without progress, at most
+    `longest_pause`. A server that asks us to wait is obeyed up to `longest_wait` seconds.
+
+    It is over after `stall_seconds` without progress, after `max_seconds` altogether, or when `max_traffic` times the
+    size of the file has been received. What has come is kept for another time.
+    """
+
+    ca_file: Text = ""
+    cert_file: Text = ""
+    key_file: Text = ""
+    token_file: Text = ""
+    proxy: Text = ""
+    no_proxy: Text = ""
+    low_speed: Annotated[float, Meta(ge=0, le=1e9)] = 100.0
+    low_speed_seconds: Seconds = 60.0
+    pause: Seconds = 1.0
+    longest_pause: Seconds = 60.0
+    longest_wait: Seconds = 900.0
+    stall_seconds: Seconds = 1800.0
+    max_seconds: Seconds = 86400.0
+    max_traffic: Annotated[float, Meta(ge=1, le=1000)] = 3.0
+
+    def __post_init__(self) -> None:
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ConfigError("cert_file and key_file go together", hint="give both or neither")
+        if self.proxy not in ("", "none"):
+            parse_proxy(self.proxy)
+
+
+class Fetched(msgspec.Struct, frozen=True, kw_only=True):
+    """How it went: `total` bytes are here, `resumed` of them from before.
+
+    `moved` bytes were received for it, headers and all, over `connections`; `cuts` of those broke off or failed,
+    `damages` times bytes had to be asked for again, and `restarts` times everything.
+    """
+
+    total: int
+    resumed: int
+    moved: int
+    connections: int
+    cuts: int
+    damages: int
+    restarts: int
+    seconds: float
+
+
+class Fetcher:
+    """Fetches one file after the other, on any thread, until it is cancelled."""
+
+    def __init__(self, options: FetchOptions) -> None:
+        self._options = options
+        self._scissors = Scissors()
+
+    def fetch(
+        self, url: str, into: Transfer, *, expected: int | None = None, progress: Progress | None = None
+    ) -> Fetched:
+        """Fetch all of it; blocks until it is complete and durable. `expected` is the size it must have.
+
+        Raises:
+            FetchError: it cannot be had; whether later is `retryable`. AbandonedError if cancelled.
+            BundleError: what comes is not a sound bundle, however often it is asked for.
+            StoreError: it is too big, or the disk refuses.
+            ConfigError: an option names a file that cannot be used.
+        """
+        try:
+            return _Fetch(self._options, self._scissors, url, into, expected, progress).run()
+        except FetchError as error:
+            raise type(error)(f"{mask(url)}: {error.message}", hint=error.hint, retryable=error.retryable) from error
+        finally:
+            self._scissors.release()
+
+    def cancel(self) -> None:
+        """End the fetch under way, and refuse any other. From any thread; only a look-up of a name is waited for."""
+        self._scissors.cut()
+
+
+def transfer_id(url: str) -> str:
+    """The id of the transfer for a URL whose content's digest is not known."""
+    return f"url-{hashlib.sha256(url.encode()).hexdigest()}"
+
+
+class _Fetch:
+    """One fetch, as far as it has come."""
+
+    def __init__(
+        self,
+        options: FetchOptions,
+        scissors: Scissors,
+        url: str,
+        into: Transfer,
+        expected: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self._began = time.monotonic()
+        self._home = parse_url(url)
+        self._scissors = scissors
+        self._into = into
+        self._expected = expected
+        self._resumed = into.received
+        self._meter = _Meter(progress, into.received, self._began)
+        self._patience = Patience(_limits(options), into.received, self._began, random.random)
+        self._client = Client(
+            identify(options.ca_file, options.cert_file, options.key_file, options.token_file),
+            find_proxies(options.proxy, options.no_proxy),
+            Pace(options.low_speed, options.low_speed_seconds),
+            scissors,
+            self._count,
+        )
+        self._moved = self._connections = self._cuts = self._restarts = 0
+        self._damages: Counter[int] = Counter()
+
+    def run(self) -> Fetched:
+        while isinstance(problem := self._attempt(), TryAgain):
+            self._rest(problem)
+        self._into.complete()
+        now = time.monotonic()
+        self._meter.report(self._into, now)
+        return Fetched(
+            total=self._into.received,
+            resumed=self._resumed,
+            moved=self._moved,
+            connections=self._connections,
+            cuts=self._cuts,
+            damages=self._damages.total(),
+            restarts=self._restarts,
+            seconds=now - self._began,
+        )
+
+    def _attempt(self) -> Whole | TryAgain:
+        """Ask once for what is missing, and take what comes."""
+        self._scissors.check()
+        try:
+            response, answer = self._ask()
+            match answer:
+                case Body():
+                    return self._take(response, answer)
+                case StartAgain(reason):
+                    self._start_again(None, "")
+                    return TryAgain(reason)
+                case _:
+                    return answer
+        except BundleError as error:
+            return self._damaged(error)
+        except (OSError, HTTPException) as error:
+            self._scissors.check()
+            self._cuts += 1
+            return TryAgain(_explain(error))
+
+    def _ask(self) -> tuple[HTTPResponse, Body | Whole | StartAgain | TryAgain]:
+        """The answer, with its body still to be read, from wherever the redirects lead."""
+        asked = self._asked()
+        target = self._home
+        for _ in range(MAX_REDIRECTS + 1):
+            self._connections += 1
+            response = self._client.get(target, self._home, _request(asked, fresh=bool(self._damages)))
+            headers = {name.lower(): str(value) for name, value in response.headers.items()}
+            answer: Answer = understand(response.status, headers, asked)
+            if not isinstance(answer, Redirect):
+                return response, answer
+            target = follow(target, answer.location)
+        raise FetchError(f"there are more than {MAX_REDIRECTS} redirects", hint="give the URL they should lead to")
+
+    def _asked(self) -> Asked:
+        # Bytes that nothing ties to an edition of the file, and no check vouches for, are not continued.
+        offset = self._into.received if self._into.tag or self._into.checked else 0
+        return Asked(offset, self._into.total, self._into.tag)
+
+    def _take(self, response: HTTPResponse, body: Body) -> Whole | TryAgain:
+        into = self._into
+        if self._expected is not None and body.total not in (None, self._expected):
+            raise FetchError(
+                f"the file there has {body.total} bytes, and {self._expected} were expected",
+                hint="is it the right URL, and has the server the right version?",
+            )
+        total = body.total if body.total is not None else self._expected
+        if body.start == 0:
+            self._start_again(total, body.tag)
+        elif into.total is None and total is not None:
+            into.expect(total)
+        while into.received != into.total:
+            left = _PIECE if into.total is None else into.total - into.received
+            data = response.read1(min(_PIECE, left))
+            if not data:
+                return self._end(into)
+            into.append(data)
+            self._went_on()
+        return Whole()
+
+    def _end(self, into: Transfer) -> Whole | TryAgain:
+        """The body has ended. Where nobody knows how long the file is, that is its end."""
+        if into.total is None and not into.checked:
+            return Whole()
+        self._cuts += 1
+        return TryAgain("the connection broke off")
+
+    def _went_on(self) -> None:
+        now = time.monotonic()
+        self._patience.reached(self._into.received, now)
+        self._meter.update(self._into, now)
+        self._scissors.check()
+        self._give_up_when_exhausted("", now)
+
+    def _start_again(self, total: int | None, tag: str) -> None:
+        if self._into.received:
+            self._restarts += 1
+            self._resumed = 0
+            self._patience.start_again()
+        self._into.begin(total, tag)
+
+    def _damaged(self, error: BundleError) -> TryAgain:
+        """A bad way is tried again, a bad file is not; `received` stands where the damage begins."""
+        self._damages[self._into.received] += 1
+        if self._damages[self._into.received] >= MAX_DAMAGES:
+            raise error
+        return TryAgain(error.message)
+
+    def _rest(self, problem: TryAgain) -> None:
+        self._give_up_when_exhausted(problem.reason, time.monotonic())
+        pause = self._patience.pause() if problem.after is None else self._patience.wait(problem.after)
+        if pause is None:
+            raise FetchError(
+                f"{problem.reason}, and wants to be asked again in {problem.after:g} s only",
+                hint="try again then, or raise longest_wait",
+                retryable=True,
+            )
+        log.info("%s: %s; asking again in %.1f s", mask(self._home.geturl()), problem.reason, pause)
+        self._scissors.wait(pause)
+
+    def _give_up_when_exhausted(self, reason: str, now: float) -> None:
+        exhausted = self._patience.exhausted(self._moved, self._into.total, now)
+        if exhausted:
+            raise FetchError(
+                f"given up at {self._into.received} of {self._into.total or 'an unknown number of'} bytes, as "
+                f"{exhausted}{'; last: ' if reason else ''}{reason}",
+                hint="what has come is kept; try again when the link is better",
+                retryable=True,
+            )
+
+    def _count(self, received: int) -> None:
+        self._moved += received
+
+
+class _Meter:
+    """Reports how far it is and how fast."""
+
+    def __init__(self, progress: Progress | None, received: int, now: float) -> None:
+        self._progress = progress
+        self._received = received
+        self._reported = now
+        self._rate = 0.0
+
+    def update(self, into: Transfer, now: float) -> None:
+        """Report, if it is time to."""
+        if now - self._reported >= _REPORT_SECONDS:
+            self.report(into, now)
+
+    def report(self, into: Transfer, now: float) -> None:
+        """Report."""
+        elapsed = max(now - self._reported, 1e-3)
+        speed = max(into.received - self._received, 0) / elapsed
+        self._rate += (speed - self._rate) * (min(elapsed / _SMOOTHING_SECONDS, 1.0) if self._rate else 1.0)
+        self._received, self._reported = into.received, now
+        if self._progress:
+            self._progress(into.received, into.total, self._rate)
+
+
+def _limits(options: FetchOptions) -> Limits:
+    return Limits(
+        stall=options.stall_seconds,
+        total=options.max_seconds,
+        traffic=options.max_traffic,
+        pause=options.pause,
+        longest_pause=options.longest_pause,
+        longest_wait=options.longest_wait,
+    )
+
+
+def _explain(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
+
+
+def _request(asked: Asked, *, fresh: bool) -> dict[str, str]:
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+    if asked.offset:
+        headers["Range"] = f"bytes={asked.offset}-"
+        if asked.tag:
+            headers["If-Range"] = asked.tag
+    if fresh:  # a cache on the way may hold the damage
+        headers["Cache-Control"] = "no-cache"
+    return headers
