@@ -1,7 +1,8 @@
-"""A bundle: a folder with a model, its manifest, and the files the manifest vouches for.
+"""A bundle: a folder with a model, its manifest, the files the manifest vouches for, and signatures if it has any.
 
-What `open_folder` returns has been read back from disk and agrees with its manifest to the last byte. `derive` makes
-the manifest that a bare .tflite file lacks, from its tensors and its TFLite metadata.
+What `open_folder` returns has been read back from disk and agrees with its manifest to the last byte. `unpack` makes
+such a folder from a container, and `examine` reads either through without keeping it. `derive` makes the manifest that
+a bare .tflite file lacks, from its tensors and its TFLite metadata.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
+from itertools import groupby
 from math import prod
 from pathlib import Path
+from typing import IO, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
 from edged.core import manifest as manifests
-from edged.core.errors import BundleError
+from edged.core.container import MAX_SIGNATURES_BYTES, Head, Piece, Reader
+from edged.core.errors import BundleError, EdgedError, StoreError
 from edged.core.manifest import (
     MAX_FILE_BYTES,
     MAX_MANIFEST_BYTES,
@@ -36,6 +41,8 @@ from edged.core.tflite_file import TensorMetadata, TfliteFile, inspect
 from edged.core.types import TensorSpec
 
 MANIFEST = "manifest.json"
+SIGNATURES = "manifest.json.sig"
+_BLOCK = 256 << 10
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -74,6 +81,80 @@ def open_folder(folder: Path) -> Bundle:
         raise BundleError(f"{folder}: {error.message}", hint=error.hint) from error
 
 
+def digest(folder: Path) -> str:
+    """The identity of the version in a folder: the SHA-256 of its manifest.json, in hex. Nothing else is looked at.
+
+    Raises:
+        BundleError: there is none, or it is too big to be one.
+    """
+    return hashlib.sha256(_read(folder / MANIFEST, MAX_MANIFEST_BYTES)).hexdigest()
+
+
+class Disk(Protocol):
+    """What `unpack` does to a disk. Each may raise StoreError."""
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder that is not there yet."""
+
+    def write(self, file: Path, pieces: Iterable[bytes]) -> None:
+        """Make a file of these pieces, and sync it."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make sure that what was made in a folder stays there."""
+
+    def remove(self, folder: Path) -> None:
+        """Remove a folder with all that is in it, if it is there."""
+
+
+def unpack(container: IO[bytes], folder: Path, disk: Disk) -> Head:
+    """Make a folder of the container read from a stream, in place of whatever is there; its head.
+
+    Only verified bytes are written, no more of them than the manifest states, and the manifest comes last: what a power
+    cut leaves is no bundle. After an error nothing is left.
+
+    Raises:
+        BundleError: it is not a sound container.
+        StoreError: the disk refuses.
+    """
+    disk.remove(folder)
+    try:
+        disk.make_folder(folder)
+        reader = Reader()
+        for name, pieces in groupby(_pieces(container, reader), lambda piece: piece.name):
+            disk.write(folder / name, (piece.data for piece in pieces))
+        head = _finish(reader)
+        if head.signatures:
+            disk.write(folder / SIGNATURES, [head.signatures])
+        disk.write(folder / MANIFEST, [head.data])
+        disk.sync_folder(folder)
+    except EdgedError:
+        disk.remove(folder)
+        raise
+    return head
+
+
+def examine(bundle: Path) -> Head:
+    """Read a container's file, or a bundle's folder, to its end and verify all of it; its head.
+
+    Raises:
+        BundleError: it is not sound.
+        StoreError: it cannot be read.
+    """
+    if bundle.is_dir():
+        open_folder(bundle)
+        return _head_of_folder(bundle)
+    try:
+        with bundle.open("rb") as container:
+            reader = Reader()
+            for _ in _pieces(container, reader):
+                pass
+            return _finish(reader)
+    except OSError as error:
+        raise StoreError(f"{bundle} cannot be read: {error.strerror}", hint="name an .edgm file or a folder") from error
+    except BundleError as error:
+        raise BundleError(f"{bundle}: {error.message}", hint=error.hint) from error
+
+
 def derive(tflite: Path) -> Bundle:
     """A bundle for a bare .tflite file that classifies.
 
@@ -93,6 +174,30 @@ def derive(tflite: Path) -> Bundle:
         raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
 
 
+# Reading a container
+
+
+def _head_of_folder(folder: Path) -> Head:
+    manifest = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    signed = (folder / SIGNATURES).exists()
+    signatures = _read(folder / SIGNATURES, MAX_SIGNATURES_BYTES) if signed else b""
+    return Head(manifests.decode(manifest), manifest, signatures)
+
+
+def _pieces(container: IO[bytes], reader: Reader) -> Iterator[Piece]:
+    try:
+        while block := container.read(_BLOCK):
+            yield from reader.feed(block)
+    except OSError as error:
+        raise StoreError(f"the container cannot be read: {error.strerror}", hint=_AGAIN) from error
+
+
+def _finish(reader: Reader) -> Head:
+    reader.close()
+    assert reader.head is not None  # or it would not have come to its end
+    return reader.head
+
+
 # Verifying
 
 
@@ -104,7 +209,7 @@ def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
         names = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         raise BundleError(f"cannot be listed: {error.strerror}", hint=_AGAIN) from error
-    extra = names - {MANIFEST, *manifest.files}
+    extra = names - {MANIFEST, SIGNATURES, *manifest.files}
     if extra:
         raise BundleError(f"{min(extra)} is not in the manifest", hint="remove it, or list it in `files`")
 

@@ -1,3 +1,5 @@
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -5,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edged.core.errors import BundleError
+from edged.core.errors import BundleError, StoreError
 from edged.core.manifest import Channel, Classify, Normalise
 from edged.core.types import TensorSpec
-from edged.models.bundle import derive, open_folder
+from edged.models.bundle import derive, digest, examine, open_folder, unpack
 from tests.bundles import DATA, write_bundle
+from tests.containers import MODEL, NOTES, PlainDisk, container
 from tests.real_models import real_model
 
 # A folder with a manifest
@@ -108,6 +111,80 @@ def test_a_decision_is_held_against_labels_from_the_metadata(tmp_path):
     post = {"kind": "classification", "decision": {"background": ["violet"]}}
     with pytest.raises(BundleError, match="there is no label 'violet'"):
         open_folder(write_bundle(tmp_path, model="metadata.tflite", labels=None, postprocess=post))
+
+
+def test_signatures_may_lie_beside_the_manifest(tmp_path):
+    folder = write_bundle(tmp_path / "colours")
+    (folder / "manifest.json.sig").write_text("signed by Alice")
+    assert open_folder(folder).manifest.name == "colours"
+    assert examine(folder).signatures == b"signed by Alice"
+
+
+def test_the_identity_of_a_folder_is_its_manifest_s(tmp_path):
+    folder = write_bundle(tmp_path / "colours")
+    assert (
+        digest(folder) == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() == examine(folder).digest
+    )
+    with pytest.raises(BundleError, match=r"manifest.json cannot be read"):
+        digest(tmp_path)
+
+
+# Containers
+
+
+def test_a_container_becomes_a_folder(tmp_path):
+    disk = PlainDisk()
+    head = unpack(io.BytesIO(container(signatures=b"signed by Alice")), tmp_path / "v", disk)
+    bundle = open_folder(tmp_path / "v")
+    assert bundle.manifest == head.manifest
+    assert (bundle.model.read_bytes(), bundle.file("notes.bin").read_bytes()) == (MODEL, NOTES)
+    assert (tmp_path / "v" / "manifest.json.sig").read_bytes() == b"signed by Alice"
+    assert digest(tmp_path / "v") == head.digest
+
+
+def test_the_manifest_comes_last_so_that_no_half_of_a_folder_is_a_bundle(tmp_path):
+    disk = PlainDisk()
+    unpack(io.BytesIO(container(signatures=b"x")), tmp_path / "v", disk)
+    assert disk.effects == [
+        "remove v",
+        "make v",
+        "write model.tflite",
+        "write notes.bin",
+        "write manifest.json.sig",
+        "write manifest.json",
+        "sync v",
+    ]
+
+
+def test_what_a_power_cut_left_is_replaced(tmp_path):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "half").write_bytes(b"half")
+    unpack(io.BytesIO(container()), tmp_path / "v", PlainDisk())
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["manifest.json", "model.tflite", "notes.bin"]
+
+
+def test_after_an_error_of_the_disk_nothing_is_left(tmp_path):
+    class FullDisk(PlainDisk):
+        def write(self, file, pieces):
+            if file.name == "notes.bin":
+                raise StoreError("no space left")
+            super().write(file, pieces)
+
+    with pytest.raises(StoreError, match="no space left"):
+        unpack(io.BytesIO(container()), tmp_path / "v", FullDisk())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_container_on_disk_is_examined_to_its_end(tmp_path):
+    file = tmp_path / "colours.edgm"
+    file.write_bytes(container(signatures=b"x"))
+    assert (examine(file).manifest.name, examine(file).signatures) == ("colours", b"x")
+    file.write_bytes(container()[:-1])
+    with pytest.raises(BundleError, match=r"colours.edgm: the container breaks off"):
+        examine(file)
+    with pytest.raises(StoreError, match="absent.edgm cannot be read: No such file") as refused:
+        examine(tmp_path / "absent.edgm")
+    assert refused.value.hint
 
 
 # A bare model
