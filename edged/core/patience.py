@@ -40,13 +40,14 @@ class Patience:
         self._jitter = jitter
         self._end = now + limits.total
         self._stalled = now + limits.stall
-        self._furthest = position
+        self._furthest = self._longest = position
         self._failures = 0
 
     def reached(self, position: int, now: float) -> None:
         """There are bytes up to `position`: progress, if that was never reached before."""
         if position > self._furthest:
             self._furthest = position
+            self._longest = max(self._longest, position)
             self._stalled = now + self._limits.stall
             self._failures = 0
 
@@ -55,13 +56,17 @@ class Patience:
         self._furthest = 0
 
     def exhausted(self, moved: int, total: int | None, now: float) -> str:
-        """Why there is none left after `moved` bytes for a file of `total` (None: unknown); "" while there is."""
+        """Why there is none left after `moved` bytes for a file of `total`; "" while there is.
+
+        A total nobody knows is taken for the most there has been of the file.
+        """
         if now >= self._end:
             return f"it has taken {self._limits.total:g} s"
         if now >= self._stalled:
             return f"there was no progress for {self._limits.stall:g} s"
-        if total is not None and moved > total * self._limits.traffic + SLACK:
-            return f"{moved} bytes were moved for a file of {total}"
+        size = self._longest if total is None else total
+        if moved > size * self._limits.traffic + SLACK:
+            return f"{moved} bytes were moved for a file of {size}"
         return ""
 
     def pause(self) -> float:
@@ -73,10 +78,10 @@ class Patience:
     def wait(self, asked: float) -> float | None:
         """How many seconds to wait for a server that asked for it, None if that is too long to.
 
-        Such a wait is no lack of progress, and a fleet that was sent away together does not come back together.
+        Such a wait is no lack of progress. A pause comes on top, for a fleet that was sent away together must not come
+        back together, nor anybody for ever at once.
         """
         if asked > self._limits.longest_wait:
             return None
-        wait = asked + self._limits.pause * self._jitter()
-        self._stalled += wait
-        return wait
+        self._stalled += asked
+        return asked + self.pause()

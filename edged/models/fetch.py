@@ -260,6 +260,7 @@ class _Fetch:
 
     def _end(self, into: Transfer) -> Whole | TryAgain:
         """The body has ended. Where nobody knows how long the file is, that is its end."""
+        self._scissors.check()
         if into.total is None and not into.checked:
             return Whole()
         self._cuts += 1
@@ -348,7 +349,8 @@ def _limits(options: FetchOptions) -> Limits:
 
 
 def _explain(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
+    said = str(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+    return "".join(sign if sign.isprintable() else "?" for sign in said[:200])
 
 
 def _request(asked: Asked, *, fresh: bool) -> dict[str, str]:

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol
@@ -195,7 +195,8 @@ class Incoming:
     def _limit_number(self, own: str) -> None:
         while len(self._folders()) > self._max_transfers:
             if not self._remove_oldest(own):
-                (self._folder / own).rmdir()
+                with suppress(OSError):  # not empty: there was something before, and it stays
+                    (self._folder / own).rmdir()
                 raise ControlError(
                     f"{self._max_transfers} transfers are under way, and no more are allowed",
                     hint="wait until one has ended",
@@ -236,10 +237,14 @@ class Transfer:
         self._rules = rules
         self._new_check = new_check
         self._check: Check | None = None
-        self._part = -1
         self._received = 0
-        self._record = _Record()
-        with self._closed_on_error(), self._disk():
+        try:
+            self._part = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._record = _read_record(folder / RECORD)
+        except OSError as error:
+            os.close(lock)
+            raise _refused(folder, error, total or 0) from error
+        with self._disk():
             self._resume(total)
 
     @property
@@ -256,11 +261,6 @@ class Transfer:
     def received(self) -> int:
         """How many bytes there are: the place of the next."""
         return self._received
-
-    @property
-    def verified(self) -> int:
-        """How many bytes the check vouches for; none without one."""
-        return min(self._check.verified, self._received) if self._check else 0
 
     @property
     def checked(self) -> bool:
@@ -360,8 +360,6 @@ class Transfer:
         self.close()
 
     def _resume(self, total: int | None) -> None:
-        self._part = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._record = _read_record(self._folder / RECORD)
         there = min(self.offset, os.fstat(self._part).st_size)
         if there < self.offset:
             self._write_record(msgspec.structs.replace(self._record, durable=there))
@@ -445,7 +443,7 @@ class Transfer:
         self._part = self._lock = -1
 
     @contextmanager
-    def _disk(self, needed: int = 0) -> Iterator[None]:
+    def _disk(self, needed: int = _MAX_RECORD_BYTES) -> Iterator[None]:
         """Around everything that writes. What has failed once is lost: the kernel may have dropped what it held."""
         try:
             yield
@@ -453,14 +451,6 @@ class Transfer:
             missing = needed if self.total is None else self.total - self._received
             self.discard()
             raise _refused(self._folder.parent, error, missing) from error
-
-    @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._let_go()
-            raise
 
 
 _AGAIN = "fetch or send it again"
