@@ -1,0 +1,150 @@
+"""Deltas on disk: made of two versions' folders, and read as the container they stand for.
+
+Wherever a container is read, `expand` may stand in for it: `unpack(expand(delta, base), folder, disk)`. What cannot be
+rebuilt raises as a damaged container does, and the full bundle has to be had.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from edged.core.delta import (
+    BLOCK,
+    FULL,
+    PREFIX,
+    SAME,
+    SUBTRACT,
+    Head,
+    head_length,
+    pack,
+    read_head,
+    rebuild,
+    subtract,
+    write,
+)
+from edged.core.errors import StoreError
+from edged.core.manifest import Manifest, decode
+from edged.models.bundle import MANIFEST, digest, examine
+
+WORTH_IT = 0.5
+"""A delta is below this share of the container, or not made at all."""
+
+
+def make_delta(old: Path, new: Path) -> bytes | None:
+    """What turns the version in one folder into that in another; None if it is not much smaller than the container.
+
+    Raises:
+        BundleError: one of them is not a sound bundle, or nobody could put the new one in a container.
+        StoreError: one cannot be read.
+    """
+    base, version = examine(old), examine(new)
+    files = [_smallest(old, base.manifest, new, version.manifest, name) for name in sorted(version.manifest.files)]
+    delta = write(version, base.digest, files)
+    return delta if len(delta) < version.size * WORTH_IT else None
+
+
+def expand(delta: IO[bytes], base: Path) -> IO[bytes]:
+    """The container that a delta makes of the version in a folder, to be read once from its start.
+
+    Reading it raises BundleError and StoreError. It is worth no more than its signatures and digests, like any other.
+    """
+    return io.BufferedReader(_Stream(rebuild(delta, _Folder(base))), BLOCK)
+
+
+class DeltaCheck:
+    """Reads along in a delta as it arrives. `approve` is shown its head, and raises BundleError to end it there.
+
+    The packed data have no digests of their own, so all that is of the right length is taken to be right until the
+    container that is rebuilt from it is read.
+    """
+
+    def __init__(self, approve: Callable[[Head], None]) -> None:
+        self.total: int | None = None
+        self.verified = 0
+        self._approve = approve
+        self._held = b""
+
+    def feed(self, data: bytes, /) -> None:
+        """Read the next bytes. Raises BundleError if they cannot be right, and then begins anew."""
+        if self.total is not None:
+            self.verified += len(data)
+            return
+        held, self._held = self._held + data, b""
+        if len(held) < PREFIX.size or len(held) < head_length(held):
+            self._held = held
+            return
+        head = read_head(held)
+        self._approve(head)
+        self.total = head.size
+        self.verified = len(held)
+
+
+def _smallest(old: Path, base: Manifest, new: Path, version: Manifest, name: str) -> tuple[int, int, bytes]:
+    """How to make one file of the new version: a method, the number of the base's file, and packed data."""
+    known = sorted(base.files)
+    for number, other in enumerate(known):
+        if base.files[other].sha256 == version.files[name].sha256:
+            return SAME, number, b""
+    full = pack(_blocks(new / name))
+    twin = base.model if name == version.model else name
+    if twin not in base.files:
+        return FULL, 0, full
+    less = pack(_differences(new / name, old / twin))
+    return (SUBTRACT, known.index(twin), less) if len(less) < len(full) else (FULL, 0, full)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+def _differences(path: Path, base: Path) -> Iterator[bytes]:
+    with base.open("rb") as other:
+        for block in _blocks(path):
+            yield subtract(block, other.read(len(block)))
+
+
+class _Folder:
+    """A version's folder, as the base of a delta."""
+
+    def __init__(self, folder: Path) -> None:
+        self.digest = digest(folder)
+        self._files = [folder / name for name in sorted(decode((folder / MANIFEST).read_bytes()).files)]
+
+    def read(self, file: int, offset: int, size: int) -> bytes:
+        if file >= len(self._files):
+            return b""
+        try:
+            with self._files[file].open("rb") as opened:
+                return os.pread(opened.fileno(), size, offset)
+        except OSError as error:
+            raise StoreError(
+                f"{self._files[file]} cannot be read: {error.strerror}", hint="fetch or send the full bundle"
+            ) from error
+
+
+class _Stream(io.RawIOBase):
+    """Pieces of bytes, to be read as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        taken = min(len(into), len(self._rest))
+        into[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
