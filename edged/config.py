@@ -20,13 +20,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edged import plugins
+from edged import __version__, plugins
 from edged.api import Backend, SinkConfig, SourceConfig
 from edged.core import contract
+from edged.core.description import Description, pipeline_output
 from edged.core.errors import ConfigError, EdgedError
 from edged.core.manifest import Decision, Manifest, Regress, Version, version_key
 from edged.core.postprocess import Postprocessor
 from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
+from edged.core.topics import Topics
 from edged.core.vitals import Supervision
 from edged.models.bundle import Bundle, derive, open_folder
 from edged.models.store import Store
@@ -427,6 +429,19 @@ def _check_pipeline(tables: Tables, name: str, entry: PipelineEntry, source: Sou
         Postprocessor(manifest, decision_for(entry, manifest))
     except ConfigError as error:
         tables.blame((*place, "decision"), error, "what the model can decide")
+
+
+def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Description:
+    """What a device with this configuration offers; `manifests` are its models', None for one that cannot be read."""
+    return Description(
+        topics=Topics(config.mqtt.prefix, config.device.name),
+        version=__version__,
+        broker=config.mqtt.broker,
+        tls=config.mqtt.tls,
+        pipelines=tuple(pipeline_output(name, manifests[entry.model]) for name, entry in config.pipelines.items()),
+        sources=tuple(config.sources),
+        models=tuple(config.models),
+    )
 
 
 # -- what a reload touches ------------------------------------------------------------------------------------------

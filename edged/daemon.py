@@ -29,6 +29,7 @@ from edged.config import (
     changes,
     check_models,
     decision_for,
+    describe,
     find_bundle,
     load,
 )
@@ -37,7 +38,6 @@ from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
 from edged.core import contract, protocol
-from edged.core.description import Description, pipeline_output
 from edged.core.health import Health, Status
 from edged.core.metrics import render
 from edged.core.postprocess import Postprocessor
@@ -247,7 +247,8 @@ class Daemon:
             await asyncio.to_thread(self._load, parts.pipelines[name])
         self._feed()
         if self._announcer:
-            self._announcer.announce(self._description())
+            manifests = {name: part.bundle and part.bundle.manifest for name, part in parts.models.items()}
+            self._announcer.announce(describe(config, manifests))
 
     async def _take_down(self, names: Names, end: float) -> None:
         """Stop what is named, sources first, so that each part still has its next one while it finishes."""
@@ -267,21 +268,6 @@ class Daemon:
                 await asyncio.to_thread(parts.sinks.pop(name).close)
         for name in names.models:
             parts.models.pop(name)
-
-    def _description(self) -> Description:
-        parts = self.parts
-        return Description(
-            topics=parts.topics,
-            version=__version__,
-            broker=parts.config.mqtt.broker,
-            tls=parts.config.mqtt.tls,
-            pipelines=tuple(
-                pipeline_output(name, bundle.manifest if (bundle := parts.models[part.entry.model].bundle) else None)
-                for name, part in parts.pipelines.items()
-            ),
-            sources=tuple(parts.sources),
-            models=tuple(parts.models),
-        )
 
     async def _open_page(self) -> None:
         """Serve metrics, if a port is configured; a port that is taken is no reason not to infer."""
