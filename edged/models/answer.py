@@ -93,8 +93,7 @@ def understand(status: int, headers: Mapping[str, str], asked: Asked) -> Answer:
 
 def _whole(headers: Mapping[str, str]) -> Body:
     _refuse_encoded(headers)
-    length = headers.get("content-length", "")
-    total = int(length) if length.isascii() and length.isdecimal() and "transfer-encoding" not in headers else None
+    total = None if "transfer-encoding" in headers else _number(headers.get("content-length", ""))
     return Body(0, total, _tag(headers))
 
 
@@ -119,8 +118,8 @@ def _range(headers: Mapping[str, str], asked: Asked) -> Body | StartAgain:
 
 
 def _beyond_the_end(headers: Mapping[str, str], asked: Asked) -> Whole | StartAgain:
-    said = headers.get("content-range", "").removeprefix("bytes */")
-    total = int(said) if said.isascii() and said.isdecimal() else asked.total
+    said = _number(headers.get("content-range", "").removeprefix("bytes */"))
+    total = asked.total if said is None else said
     if total == asked.offset and asked.total in (None, total):
         return Whole()
     return StartAgain(f"the server has no byte {asked.offset}: its file is not the one begun with")
@@ -153,10 +152,15 @@ def _tag(headers: Mapping[str, str]) -> str:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds; a date is held against the server's own clock, as ours may be anywhere."""
     said = headers.get("retry-after", "").strip()
-    if said.isascii() and said.isdecimal():
-        return float(said[:12])
+    seconds = _number(said)
+    if seconds is not None:
+        return float(seconds)
     until, now = _date(said), _date(headers.get("date", ""))
     return None if until is None or now is None else max(until - now, 0.0)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def _date(text: str) -> float | None:
