@@ -247,7 +247,7 @@ class Daemon:
             await asyncio.to_thread(self._load, parts.pipelines[name])
         self._feed()
         if self._announcer:
-            manifests = {name: part.bundle and part.bundle.manifest for name, part in parts.models.items()}
+            manifests = {name: part.bundle.manifest if part.bundle else None for name, part in parts.models.items()}
             self._announcer.announce(describe(config, manifests))
 
     async def _take_down(self, names: Names, end: float) -> None:
