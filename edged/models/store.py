@@ -1,42 +1,138 @@
-"""The models a board has: `<folder>/<name>/<version>/`, each of them a bundle."""
+"""The models a board has: the factory's, which came with `edged`, and those installed since.
+
+    <factory>/<name>/<version>/             bundles, never written to, always there to return to
+
+    <state>/<name>/state.json               the ledger: the only truth about what is installed (edged/core/ledger.py)
+                   state.copy.json          the same, for the day the card has lost the first
+                   versions/<digest>/       bundles, immutable
+                   current                  a link to the active one, for people; derived
+                   arriving/                a bundle on its way into versions/
+
+`Store` finds bundles and only reads. Who changes what is installed is models/updater.py.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from edged.core.errors import BundleError, ConfigError
+from edged.core import ledger as ledgers
+from edged.core.errors import BundleError, ConfigError, StoreError
+from edged.core.ledger import Ledger, standing
 from edged.core.manifest import version_key
-from edged.models.bundle import Bundle, open_folder
+from edged.models.bundle import Bundle, digest, open_folder
+from edged.models.disk import ASIDE, Disk, refusal
+
+log = logging.getLogger("edged.models")
 
 _PACKAGE = Path(__file__).parents[1]
 
 FACTORY = next(filter(Path.is_dir, [_PACKAGE / "firmware_models"]), _PACKAGE.parent / "firmware_models")
 """The models that came with `edged`: inside the package where it was installed, beside it in a checkout."""
 
+MAX_LEDGER_BYTES = 1 << 20
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Shelf:
+    """Where one model's installed versions are. Reads are of the disk as it is; everything raises StoreError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.versions = folder / "versions"
+        self.arriving = folder / "arriving"
+        self.link = folder / "current"
+
+    def version(self, digest: str) -> Path:
+        """The folder of an installed version."""
+        return self.versions / digest
+
+    def read(self) -> Ledger:
+        """The ledger, or where it is damaged its copy; empty where there is neither."""
+        for file in self._ledgers():
+            try:
+                with file.open("rb") as opened:
+                    return ledgers.decode(opened.read(MAX_LEDGER_BYTES))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.error("%s cannot be read: %s", file, error.strerror)
+            except StoreError as error:
+                log.error("%s: %s", file, error)
+        return Ledger()
+
+    def write(self, ledger: Ledger, disk: Disk) -> None:
+        """Replace the ledger, and then its copy."""
+        disk.make_folder(self.folder)
+        for file in self._ledgers():
+            disk.replace(file, ledgers.encode(ledger))
+
+    def present(self) -> dict[str, int]:
+        """The versions that have a folder, and how many bytes are in it."""
+        try:
+            folders = [folder for folder in _entries(self.versions) if _DIGEST.fullmatch(folder.name)]
+            return {folder.name: sum(file.lstat().st_size for file in folder.iterdir()) for folder in folders}
+        except OSError as error:
+            raise refusal(self.versions, error) from error
+
+    def current(self) -> str | None:
+        """The version that the link names."""
+        try:
+            return self.link.readlink().name
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise refusal(self.link, error) from error
+
+    def litter(self) -> tuple[str, ...]:
+        """What an interrupted step has left behind, relative to the folder."""
+        try:
+            return tuple(
+                sorted(
+                    entry.name
+                    for entry in _entries(self.folder)
+                    if entry == self.arriving or entry.name.endswith(ASIDE)
+                )
+            )
+        except OSError as error:
+            raise refusal(self.folder, error) from error
+
+    def _ledgers(self) -> tuple[Path, Path]:
+        return self.folder / "state.json", self.folder / "state.copy.json"
 
 
 class Store:
     """Finds bundles by name and version. It looks at the disk each time, so models may come and go."""
 
-    def __init__(self, factory: Path) -> None:
+    def __init__(self, factory: Path, state: Path | None = None) -> None:
+        """`state` is the folder of installed models; without one there are the factory's alone."""
         self._factory = factory
+        self._state = state
 
     def names(self) -> tuple[str, ...]:
         """The names of all models that have a version, in alphabetical order."""
-        return tuple(sorted(name for name in _folders(self._factory, _NAME) if self.versions(name)))
+        names = {*_folders(self._factory, _NAME), *self.installed()}
+        return tuple(sorted(name for name in names if self.versions(name)))
+
+    def installed(self) -> tuple[str, ...]:
+        """The names of the models that something was installed of, in alphabetical order."""
+        return tuple(sorted(_folders(self._state, _NAME))) if self._state else ()
 
     def versions(self, name: str) -> tuple[str, ...]:
-        """The versions of a model, oldest first; none if there is no such model."""
+        """The versions of a model, oldest first; none if there is no such model. The candidate is not among them."""
         if not _NAME.fullmatch(name):
             return ()
-        return tuple(sorted(_folders(self._factory / name, _VERSION), key=version_key))
+        confirmed = [each.version for each in self._ledger(name).versions.values() if each.confirmed]
+        return tuple(sorted({*_folders(self._factory / name, _VERSION), *confirmed}, key=version_key))
 
     def find(self, name: str, version: str | None = None) -> Bundle:
-        """Open and verify a model: that version of it, or the newest.
+        """Open and verify a model: that version of it, or the active one, or the best there is where that is damaged.
 
         Raises:
             ConfigError: there is no such model, or no such version of it.
@@ -45,11 +141,52 @@ class Store:
         versions = self.versions(name)
         if not versions:
             raise ConfigError(f"there is no model {name!r} in {self._factory}", hint=self._suggestion(name))
-        wanted = versions[-1] if version is None else version
-        for found in versions:
-            if _VERSION.fullmatch(wanted) and version_key(found) == version_key(wanted):
-                return _open(self._factory / name / found, name, found)
-        raise ConfigError(f"the model {name!r} has no version {wanted}", hint=f"there is {', '.join(versions)}")
+        folders = self._ranked(name) if version is None else self._numbered(name, version)
+        damaged: list[BundleError] = []
+        for folder in folders:
+            try:
+                return open_version(folder, name)
+            except BundleError as error:
+                log.error("%s", error)
+                damaged.append(error)
+        if damaged:
+            raise damaged[0]
+        raise ConfigError(f"the model {name!r} has no version {version}", hint=f"there is {', '.join(versions)}")
+
+    def shelf(self, name: str) -> Shelf:
+        """Where the installed versions of a model are, or will be."""
+        assert self._state is not None, "a store without a state folder has no shelves"
+        return Shelf(self._state / name)
+
+    def factory(self, name: str) -> dict[str, Path]:
+        """The folders of the factory's versions of a model by digest, newest first."""
+        return dict(_digests(self._factory_folders(name)))
+
+    def _ledger(self, name: str) -> Ledger:
+        return self.shelf(name).read() if self._state else Ledger()
+
+    def _factory_folders(self, name: str) -> list[Path]:
+        versions = sorted(_folders(self._factory / name, _VERSION), key=version_key, reverse=True)
+        return [self._factory / name / version for version in versions]
+
+    def _ranked(self, name: str) -> Iterator[Path]:
+        """The folders to serve from, best first; last of all those that are known to be damaged, for their error."""
+        factory = self.factory(name)
+        ledger = self._ledger(name)
+        for each in dict.fromkeys(standing(ledger, tuple(factory))):
+            yield self.shelf(name).version(each) if each in ledger.versions else factory[each]
+        yield from (folder for folder in self._factory_folders(name) if folder not in factory.values())
+
+    def _numbered(self, name: str, version: str) -> Iterator[Path]:
+        """The folders of versions of that number."""
+        if not _VERSION.fullmatch(version):
+            return
+        for found, each in self._ledger(name).versions.items():
+            if each.confirmed and version_key(each.version) == version_key(version):
+                yield self.shelf(name).version(found)
+        for folder in self._factory_folders(name):
+            if version_key(folder.name) == version_key(version):
+                yield folder
 
     def _suggestion(self, name: str) -> str:
         names = self.names()
@@ -58,14 +195,39 @@ class Store:
         return f"did you mean {close[0]!r}? {known}" if close else known
 
 
-def _open(folder: Path, name: str, version: str) -> Bundle:
+def open_version(folder: Path, name: str) -> Bundle:
+    """Open a bundle that must be of this model, and of the version or the digest that its folder is called.
+
+    Raises:
+        BundleError: it is damaged, or something else.
+    """
     bundle = open_folder(folder)
     manifest = bundle.manifest
-    if (manifest.name, version_key(manifest.version)) != (name, version_key(version)):
+    if _DIGEST.fullmatch(folder.name):
+        if digest(folder) != folder.name:
+            raise BundleError(f"{folder}: manifest.json is damaged: its SHA-256 is another", hint="install it again")
+    elif version_key(manifest.version) != version_key(folder.name) or manifest.name != name:
         raise BundleError(
             f"{folder} holds {manifest.name} {manifest.version}", hint="rename the folder to what its manifest says"
         )
     return bundle
+
+
+def _digests(folders: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """The identity of what is in each folder; those where it cannot be read are left out."""
+    for folder in folders:
+        try:
+            yield digest(folder), folder
+        except BundleError as error:
+            log.error("%s: %s", folder, error)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is no such folder."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _folders(folder: Path, pattern: re.Pattern[str]) -> list[str]:

@@ -1,0 +1,277 @@
+"""What is known of one model's versions (its state.json), and every way in which that may change.
+
+A ledger is a value: each change makes another one, and models/updater.py replaces the file whole. When which change is
+due is decided in core/decide.py, whose head says how to think about candidates, floors and rejections.
+
+Versions go by digest, the SHA-256 of their manifest's bytes. The factory's versions are not in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
+
+from edged.core.errors import BundleError, ControlError, StoreError
+from edged.core.manifest import Digest, Version, version_key
+
+BOOTS = 3
+"""How many runs of the daemon a candidate has for its trial, and again for its probation."""
+
+MAX_REJECTED = 256
+"""How many rejections are remembered; the oldest is forgotten first."""
+
+
+class Installed(msgspec.Struct, frozen=True, kw_only=True):
+    """A version on disk: where it came from, who signed it, whether it ever was confirmed here.
+
+    `created` is what its manifest states, in Unix seconds. `installed` likewise, by this board's clock, for people to
+    read; nothing depends on it.
+    """
+
+    version: Version
+    created: int = 0
+    origin: str = ""
+    signers: tuple[str, ...] = ()
+    installed: float = 0.0
+    confirmed: bool = False
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """The version under way. `run` is the run of the daemon that `boots_left` was last counted for.
+
+    `confirm_within` is how many seconds an operator has to confirm it once it serves; 0 where nobody need.
+    """
+
+    digest: Digest
+    phase: Literal["trial", "probation"] = "trial"
+    boots_left: Annotated[int, Meta(ge=0, le=BOOTS)] = BOOTS
+    run: str = ""
+    confirm_within: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class Rejection(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a digest is refused."""
+
+    version: Version
+    reason: str
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it. `active` is the version confirmed last, `previous` the one before; None is the factory's newest.
+
+    `versions` and `rejected` are in order of arrival. A `pinned` model stays with what it has.
+    """
+
+    schema: Literal["edged.ledger/1"] = "edged.ledger/1"
+    active: Digest | None = None
+    previous: Digest | None = None
+    candidate: Candidate | None = None
+    floor: Version = "0"
+    pinned: bool = False
+    versions: dict[Digest, Installed] = {}
+    rejected: dict[Digest, Rejection] = {}
+
+
+def encode(ledger: Ledger) -> bytes:
+    """The bytes of its state.json, indented for people to read."""
+    return msgspec.json.format(msgspec.json.encode(ledger), indent=2) + b"\n"
+
+
+def decode(data: bytes) -> Ledger:
+    """The ledger in the bytes of a state.json.
+
+    Raises:
+        StoreError: it is damaged, or contradicts itself.
+    """
+    try:
+        ledger = msgspec.json.decode(data, type=Ledger)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StoreError(f"state.json is damaged: {error}", hint=_DAMAGED) from error
+    candidate = ledger.candidate and ledger.candidate.digest
+    unknown = {ledger.active, ledger.previous, candidate} - {None, *ledger.versions}
+    if unknown or (candidate is not None and candidate == ledger.active):
+        raise StoreError("state.json contradicts itself", hint=_DAMAGED)
+    return ledger
+
+
+_DAMAGED = "the disk may be failing; install the model again"
+
+
+def standing(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
+    """The versions to serve, best first, the candidate aside; `factory` are the factory's digests, newest first.
+
+    Some may be there twice, and not all of them need be on disk.
+    """
+    for chosen in (ledger.active, ledger.previous, None):
+        yield from factory if chosen is None else (chosen,)
+    for digest, version in reversed(ledger.versions.items()):
+        if version.confirmed and digest not in ledger.rejected:
+            yield digest
+
+
+# An install
+
+
+def admit(ledger: Ledger, name: str, digest: str, version: str, active: str, *, allow_downgrade: bool) -> None:
+    """Refuse a version of model `name` that may not become a candidate now; `active` is the active version's number.
+
+    Raises:
+        BundleError: it was rejected before, or is below the floor or the active version.
+        ControlError: the model is pinned, or another version is under way.
+    """
+    if digest in ledger.rejected:
+        reason = ledger.rejected[digest].reason
+        raise BundleError(
+            f"{name} {version} was rejected on this board: {reason}",
+            hint=f"have it tried again with `edgectl forget {name} {digest[:12]}`",
+        )
+    if ledger.pinned:
+        raise ControlError(f"{name} is pinned to {active}", hint=f"let go of it with `edgectl pin {name} --off`")
+    if ledger.candidate is not None:
+        under_way = ledger.versions[ledger.candidate.digest].version
+        raise ControlError(
+            f"{name} {under_way} is under way ({ledger.candidate.phase})",
+            hint=f"wait for its end, or stop it with `edgectl rollback {name}`",
+            retryable=True,
+        )
+    floor = max(ledger.floor, active, key=version_key)
+    if version_key(version) < version_key(floor) and not allow_downgrade:
+        raise BundleError(
+            f"{name} {version} is older than {floor}, and versions only go up",
+            hint="if that is what you want, say so with --allow-downgrade",
+        )
+
+
+def offered(ledger: Ledger, digest: str, version: Installed, confirm_within: float) -> Ledger:
+    """With a version that passed the checks as the candidate."""
+    known = ledger.versions.get(digest)
+    version = replace(version, confirmed=known is not None and known.confirmed)
+    others = {each: ledger.versions[each] for each in ledger.versions if each != digest}
+    return replace(
+        ledger,
+        candidate=Candidate(digest=digest, confirm_within=confirm_within),
+        versions={**others, digest: version},
+    )
+
+
+def counted(ledger: Ledger, candidate: Candidate, run: str) -> Ledger:
+    """With one more run of the daemon spent on the candidate."""
+    return replace(ledger, candidate=replace(candidate, run=run, boots_left=candidate.boots_left - 1))
+
+
+def given_back(ledger: Ledger, run: str) -> Ledger:
+    """With this run, which ends as it should, not held against the candidate."""
+    candidate = ledger.candidate
+    if candidate is None or candidate.run != run:
+        return ledger
+    return replace(ledger, candidate=replace(candidate, run="", boots_left=candidate.boots_left + 1))
+
+
+def proven(ledger: Ledger, candidate: Candidate) -> Ledger:
+    """With the candidate on probation, with all its runs before it."""
+    on_probation = Candidate(digest=candidate.digest, phase="probation", confirm_within=candidate.confirm_within)
+    return replace(ledger, candidate=on_probation)
+
+
+def vouched(ledger: Ledger, name: str) -> Ledger:
+    """With the candidate confirmed by an operator; the rest of its probation remains.
+
+    Raises:
+        ControlError: nothing waits for that.
+    """
+    candidate = ledger.candidate
+    if candidate is None or not candidate.confirm_within:
+        raise ControlError(f"nothing of {name} waits to be confirmed", hint="see `edgectl models`")
+    return replace(ledger, candidate=replace(candidate, confirm_within=0.0))
+
+
+def confirmed(ledger: Ledger, candidate: Candidate) -> Ledger:
+    """With the candidate as the active version, and the floor at it or above."""
+    version = replace(ledger.versions[candidate.digest], confirmed=True)
+    return replace(
+        ledger,
+        active=candidate.digest,
+        previous=ledger.active,
+        candidate=None,
+        floor=max(ledger.floor, version.version, key=version_key),
+        versions={**ledger.versions, candidate.digest: version},
+    )
+
+
+def rejected(ledger: Ledger, digest: str, reason: str) -> Ledger:
+    """With a version that is refused from now on; it stays where it is."""
+    others = {each: ledger.rejected[each] for each in ledger.rejected if each != digest}
+    others[digest] = Rejection(version=ledger.versions[digest].version, reason=reason)
+    return replace(ledger, rejected=dict(list(others.items())[-MAX_REJECTED:]))
+
+
+def without(ledger: Ledger, digest: str) -> Ledger:
+    """Without a version, whose folder is litter then."""
+    return replace(
+        ledger,
+        previous=None if digest == ledger.previous else ledger.previous,
+        versions={each: ledger.versions[each] for each in ledger.versions if each != digest},
+    )
+
+
+# What an operator asks for
+
+
+def rolled_back(ledger: Ledger, name: str, to: str = "", *, has_factory: bool = True) -> Ledger:
+    """Back to what served before, to a version confirmed here (`to` its number or digest), or to the "factory".
+
+    What it goes away from is rejected. A candidate without anything before it may be rejected too.
+
+    Raises:
+        ControlError: there is nothing of that kind to go back to.
+    """
+    if ledger.pinned:
+        raise ControlError(f"{name} is pinned", hint=f"let go of it with `edgectl pin {name} --off`")
+    by_hand = "an operator rolled it back"
+    if ledger.candidate is not None:
+        ledger = replace(rejected(ledger, ledger.candidate.digest, by_hand), candidate=None)
+        if not to:
+            return ledger
+    chosen = _chosen(ledger, name, to)
+    if chosen == ledger.active or (chosen is None and not has_factory):
+        raise ControlError(f"{name} has nothing to go back to", hint="`edgectl models` shows what there is")
+    if ledger.active is not None:
+        ledger = rejected(ledger, ledger.active, by_hand)
+    return replace(
+        ledger,
+        active=chosen,
+        previous=None if chosen == ledger.previous else ledger.previous,
+        rejected={each: ledger.rejected[each] for each in ledger.rejected if each != chosen},
+    )
+
+
+def forgiven(ledger: Ledger, name: str, digest: str) -> Ledger:
+    """Without a rejection; the beginning of the digest is enough.
+
+    Raises:
+        ControlError: nothing like that, or more than one, was rejected.
+    """
+    found = [each for each in ledger.rejected if digest and each.startswith(digest)]
+    if len(found) != 1:
+        known = ", ".join(each[:12] for each in ledger.rejected) or "none"
+        raise ControlError(
+            f"{len(found)} rejected versions of {name} begin with {digest!r}", hint=f"there are: {known}"
+        )
+    return replace(ledger, rejected={each: ledger.rejected[each] for each in ledger.rejected if each != found[0]})
+
+
+def _chosen(ledger: Ledger, name: str, to: str) -> str | None:
+    if not to:
+        return ledger.previous
+    if to == "factory":
+        return None
+    there = {digest: each for digest, each in ledger.versions.items() if each.confirmed}
+    for digest, each in reversed(there.items()):
+        if to == each.version or (len(to) >= 8 and digest.startswith(to)):
+            return digest
+    known = ", ".join(["factory", *(each.version for each in there.values())])
+    raise ControlError(f"{name} has no confirmed version {to!r} on this board", hint=f"there are: {known}")

@@ -1,0 +1,65 @@
+"""Probation: whether a version that has begun to serve keeps the limits its manifest sets."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from edged.core.manifest import Probation
+
+HOUR = 3600.0
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version did since it began to serve in this run of the daemon.
+
+    `errors` counts those of the `windows` that ended in an error or in NaN, `constant` how many outputs in a row were
+    the same up to now, `decisions` those that were let through. `latency_p99` is in seconds, 0 while it is not known.
+    `delegate_fault` says what is wrong with the accelerator it should run on, "" for nothing.
+    """
+
+    seconds: float = 0.0
+    windows: int = 0
+    errors: int = 0
+    latency_p99: float = 0.0
+    constant: int = 0
+    decisions: int = 0
+    delegate_fault: str = ""
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """How it stands: "watching", "good", or "failed" for a reason."""
+
+    state: Literal["watching", "good", "failed"]
+    reason: str = ""
+
+
+def judge(limits: Probation, seen: Observed) -> Watch:
+    """Hold what was seen against the limits. What can no longer be kept has failed; the end need not be waited for."""
+    reason = _failure(limits, seen)
+    if reason:
+        return Watch("failed", reason)
+    over = seen.seconds >= limits.seconds and seen.windows >= limits.windows
+    return Watch("good" if over else "watching")
+
+
+def _failure(limits: Probation, seen: Observed) -> str:
+    enough = seen.windows >= limits.windows
+    over = enough and seen.seconds >= limits.seconds
+    hours = max(seen.seconds, limits.seconds) / HOUR
+    least, most = limits.min_decisions_per_hour, limits.max_decisions_per_hour
+    if seen.delegate_fault:
+        return seen.delegate_fault
+    if seen.errors > limits.max_error_share * max(seen.windows, limits.windows):
+        return f"{seen.errors} of {seen.windows} windows ended in an error or in NaN"
+    if limits.constant_windows is not None and seen.constant >= limits.constant_windows:
+        return f"its output was the same for {seen.constant} windows in a row"
+    if enough and limits.max_latency_p99 is not None and seen.latency_p99 > limits.max_latency_p99:
+        return f"its latency is {seen.latency_p99:.4g} s (p99), and {limits.max_latency_p99:g} s are allowed"
+    if most is not None and seen.decisions > math.ceil(most * hours):
+        return f"it decided {seen.decisions} times in {seen.seconds:.0f} s, and {most:g} an hour are allowed"
+    if over and least is not None and seen.decisions < math.floor(least * hours):
+        return f"it decided {seen.decisions} times in {seen.seconds:.0f} s, and {least:g} an hour are expected"
+    return ""

@@ -1,0 +1,707 @@
+"""The hands of the update machine: look at disk and board, have `decide` say what is next, do that, look again.
+
+core/decide.py is how to think about updates; nothing here has an opinion. `Updater` has one loop, `_settle`, which an
+install, an operator's request and the passing of time all end in, and which is also how a daemon begins. One thing at
+a time is done to a model, under its lock; what blocks is done on another thread.
+
+An install goes: the head of the container is read, its signature verified, and the ledger asked whether this version
+may come in; it is unpacked and read back; the board says whether it fits; then it is put in its place and recorded as
+the candidate. From there on `decide` has it, in this run of the daemon or the next. Until there a power cut leaves
+nothing but litter, and the sender offers it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Literal, ParamSpec, Protocol, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from edged.core import ledger as ledgers
+from edged.core import manifest as manifests
+from edged.core import probation
+from edged.core.container import MAX_SIGNATURES_BYTES, PREFIX, Head, read_head
+from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, target
+from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError
+from edged.core.ledger import Candidate, Installed, Ledger
+from edged.core.manifest import MAX_MANIFEST_BYTES, Manifest, Probation
+from edged.core.probation import Observed, Watch
+from edged.core.verdict import Verdict
+from edged.models.bundle import MANIFEST, Bundle, open_folder, unpack
+from edged.models.disk import Disk, refusal
+from edged.models.store import Shelf, Store, open_version
+from edged.models.trust import Trust
+
+log = logging.getLogger("edged.models")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INTERVAL = 1.0
+"""How often, in seconds, what is under way is looked at."""
+
+MAX_JOBS = 50
+RESERVE = 1 << 20
+"""Bytes that unpacking leaves free, for ledgers and whatever else the board has to write."""
+
+
+class Board(Protocol):
+    """What the daemon does for the updater, on the event loop. Models go by name, versions by digest."""
+
+    def serving(self, model: str) -> str | None:
+        """The version that answers now; "" for none, None where no pipeline uses the model."""
+
+    def fit(self, model: str, manifest: Manifest) -> None:
+        """Raises EdgedError where a version cannot serve here: runtime, memory, or the pipelines' sources."""
+
+    async def try_out(self, model: str, bundle: Bundle) -> Verdict:
+        """Have a version prove itself in a child process. Raises ModelError if none could be started."""
+
+    async def swap(self, model: str, bundle: Bundle | None) -> None:
+        """Have all pipelines that use a model switch to this version, or let go of what they have where it is None.
+
+        Returns when the new one has answered. Raises EdgedError if it does not, and then the old one goes on serving
+        where it still can.
+        """
+
+    def observed(self, model: str) -> Observed:
+        """What the version that serves did since the swap."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be asked of an install.
+
+    `origin` says where the container came from. Who asks for `confirm_within` seconds has that long, from when the
+    version serves, to confirm it; else it is reverted.
+    """
+
+    origin: str = ""
+    allow_downgrade: bool = False
+    confirm_within: float = 0.0
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that was taken. `id` names its kind for ever; `time` is CLOCK_MONOTONIC seconds."""
+
+    id: str
+    model: str
+    text: str
+    time: float
+
+
+JobState = Literal["running", "done", "refused", "failed", "rolled_back"]
+
+
+@dataclass(eq=False)
+class Job:
+    """An update as it goes. `state` and `text`, one sentence for a person, are final once it is `ended`.
+
+    refused: it may not come in. failed: it may, and does not work here. rolled_back: it served, and had to go.
+    `released` is set as soon as the container is not needed any more.
+    """
+
+    id: str
+    options: Options
+    model: str = ""
+    version: str = ""
+    digest: str = ""
+    state: JobState = "running"
+    text: str = ""
+    hint: str = ""
+    events: deque[Event] = field(default_factory=lambda: deque(maxlen=100))
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def end(self, state: JobState, text: str, hint: str = "") -> None:
+        """It is over."""
+        self.state, self.text, self.hint = state, text, hint
+        self.released.set()
+        self.ended.set()
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model stands: what serves, what the ledger says, and which versions are out of order in this run."""
+
+    name: str
+    serving: str | None
+    ledger: Ledger
+    factory: tuple[str, ...]
+    unfit: dict[str, Fault]
+
+
+class Updater:
+    """Keeps the models of a board up to date, and never without one that works, if there is any.
+
+    `run` names this run of the daemon, and no other. `say` hears every event, on the event loop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        board: Board,
+        *,
+        trust: Trust,
+        run: str,
+        say: Callable[[Event], None],
+        keep: Keep | None = None,
+        disk: Disk | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._board = board
+        self._trust = trust
+        self._run = run
+        self._tell = say
+        self._keep = keep or Keep()
+        self._disk = disk or Disk()
+        self._clock = clock
+        self._wall = wall
+        self._memories: dict[str, _Memory] = {}
+        self._jobs: deque[Job] = deque(maxlen=MAX_JOBS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = count(1)
+
+    # Its life
+
+    async def start(self) -> None:
+        """Go on with whatever an earlier run has left; when this returns, the best there is serves."""
+        for name in self._store.installed():
+            await self._resume(name)
+
+    async def run(self) -> None:
+        """Keep watching what is under way, until cancelled."""
+        while True:
+            await asyncio.gather(*(self.settle(name) for name, each in self._memories.items() if each.unsettled))
+            await asyncio.sleep(INTERVAL)
+
+    async def stop(self) -> None:
+        """End this run, without holding it against any candidate. What is under way goes on in the next.
+
+        Whoever runs `run` has cancelled that before.
+        """
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for name, memory in self._memories.items():
+            async with memory.lock:
+                await self._give_back(name)
+
+    async def settle(self, name: str) -> None:
+        """Take all the steps there are to take about a model now."""
+        async with self._memory(name).lock:
+            await self._settle(name)
+
+    # What may be asked of it
+
+    def install(self, container: Path, options: Options) -> Job:
+        """Begin to install the version in a container, which must stay where it is until the job has `released` it."""
+        job = self._new_job(options)
+        task = asyncio.get_running_loop().create_task(self._install(job, container))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return job
+
+    async def rollback(self, name: str, to: str = "") -> None:
+        """Go back to what served before, a version confirmed here (its number or digest), or the "factory".
+
+        Raises:
+            ControlError: there is nothing of that kind to go back to.
+            ModelError: it does not serve; the best there is serves instead.
+            StoreError: the disk refuses.
+        """
+        has_factory = bool(self._store.factory(name))
+        await self._change(
+            name,
+            lambda ledger: ledgers.rolled_back(ledger, name, to, has_factory=has_factory),
+            "update.rolled_back",
+            "an operator rolled it back",
+        )
+        facts = await self._look(name)
+        wanted = target(replace(facts, unfit={}))
+        if wanted in facts.unfit:
+            fault = facts.unfit[wanted]
+            raise ModelError(f"{name} {self._number(name, facts, wanted)} does not serve: {fault.reason}")
+
+    async def confirm(self, name: str) -> None:
+        """Confirm the candidate that waits for an operator to do so. Raises ControlError if none does."""
+        await self._change(
+            name, lambda ledger: ledgers.vouched(ledger, name), "update.vouched", "an operator confirmed it"
+        )
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        """Have a model stay with what it has, or let go of it."""
+        text = "pinned to what it has" if pinned else "not pinned any more"
+        await self._change(name, lambda ledger: replace(ledger, pinned=pinned), "update.pinned", text)
+
+    async def forget_rejection(self, name: str, digest: str) -> None:
+        """Let a rejected version, by its digest or how that begins, be tried again. Raises ControlError."""
+        text = f"an operator lets {digest[:12]} be tried again"
+        await self._change(name, lambda ledger: ledgers.forgiven(ledger, name, digest), "update.forgiven", text)
+
+    def jobs(self) -> tuple[Job, ...]:
+        """The latest jobs of this run of the daemon, the oldest first."""
+        return tuple(self._jobs)
+
+    async def models(self) -> tuple[Report, ...]:
+        """How every model stands."""
+        looks = [(name, await self._look(name)) for name in self._names()]
+        return tuple(
+            Report(name=name, serving=facts.serving, factory=facts.factory, ledger=facts.ledger, unfit=facts.unfit)
+            for name, facts in looks
+        )
+
+    # An install
+
+    async def _install(self, job: Job, container: Path) -> None:
+        try:
+            head = await _on_thread(_read_head, container)
+            job.model, job.version, job.digest = head.manifest.name, head.manifest.version, head.digest
+            async with self._memory(job.model).lock:
+                try:
+                    await self._bring_in(job, head, container)
+                except EdgedError as error:
+                    self._fail(job, error)
+                job.released.set()
+                await self._settle(job.model)
+        except EdgedError as error:  # it is no container, or cannot be read
+            self._fail(job, error)
+        except asyncio.CancelledError:
+            job.end("failed", "the daemon stopped; what has become a candidate goes on when it is back")
+            raise
+        except Exception as error:
+            log.exception("the update of %s met a bug", job.model)
+            self._fail(job, _bug(error))
+
+    async def _bring_in(self, job: Job, head: Head, container: Path) -> None:
+        """Make it the candidate, unless it is that already, or more. Raises EdgedError where it may not be.
+
+        First who vouches for it, then what is known of it, then what is in it, and last whether it fits.
+        """
+        name = job.model
+        facts = await self._look(name)
+        ledger, memory = facts.ledger, self._memory(name)
+        signers = await self._verify(head, ledger)
+        self._say(name, "update.verified", f"version {job.version} is signed by {', '.join(signers) or 'nobody'}", job)
+        if ledger.candidate is not None and ledger.candidate.digest == job.digest:
+            memory.jobs.append(job)
+            return
+        if job.digest == (ledger.active or facts.serving):
+            await self._renew(job, head, container, facts)
+            return
+        active = ledger.active or next(iter(facts.factory), "")
+        number = self._number(name, facts, active)
+        ledgers.admit(ledger, name, job.digest, job.version, number, allow_downgrade=job.options.allow_downgrade)
+        await self._unpack(job, head, container)
+        facts = await self._look(name)  # older versions may have had to make room
+        offered = ledgers.offered(
+            facts.ledger,
+            job.digest,
+            Installed(
+                version=job.version,
+                created=head.manifest.created,
+                origin=job.options.origin,
+                signers=signers,
+                installed=self._wall(),
+            ),
+            job.options.confirm_within,
+        )
+        memory.trial = "open"
+        memory.unfit.pop(job.digest, None)
+        memory.jobs.append(job)
+        text = f"version {job.version} is the candidate"
+        await self._do(name, Record(offered, "update.offered", text), facts)
+
+    async def _renew(self, job: Job, head: Head, container: Path, facts: Facts) -> None:
+        """What is active already is done at once; only where it does not serve, it is put back and has another try."""
+        name, memory = job.model, self._memory(job.model)
+        if facts.ledger.active is not None:
+            await self._unpack(job, head, container)
+        memory.unfit.pop(job.digest, None)
+        await self._settle(name)
+        if job.digest in memory.unfit:
+            raise ModelError(f"{name} {job.version} is active, but does not serve: {memory.unfit[job.digest].reason}")
+        job.end("done", f"{name} {job.version} is active already")
+
+    async def _verify(self, head: Head, ledger: Ledger) -> tuple[str, ...]:
+        """Who signed it. A board without a clock knows at least that it is no earlier than what it has trusted."""
+        trusted = [each.created for each in ledger.versions.values() if each.signers]
+        now = max([self._wall(), *trusted])
+        return await _on_thread(self._trust.verify, head.data, head.signatures, now)
+
+    async def _unpack(self, job: Job, head: Head, container: Path) -> None:
+        """Have it as a folder in its place, read back and found to fit; what is there already need not be written."""
+        name = job.model
+        shelf = self._store.shelf(name)
+        try:
+            bundle = await _on_thread(open_version, shelf.version(job.digest), name)
+        except BundleError:
+            await self._settle(name, room=head.size + RESERVE)
+            bundle = await _on_thread(self._fill, shelf, head, container)
+            self._board.fit(name, bundle.manifest)
+            await _on_thread(self._place, shelf, job.digest)
+        else:
+            self._board.fit(name, bundle.manifest)
+        self._say(name, "update.unpacked", f"version {job.version} is unpacked and sound", job)
+
+    def _fill(self, shelf: Shelf, head: Head, container: Path) -> Bundle:
+        """On another thread: unpack into `arriving`, and read back."""
+        self._disk.make_folder(shelf.versions)
+        missing = head.size + RESERVE - _free(shelf.folder)
+        if missing > 0:
+            raise StoreError(
+                f"{shelf.folder}: there is no room for {head.manifest.name} {head.manifest.version}: "
+                f"{missing} more bytes are needed",
+                hint="free some space on this disk",
+                retryable=True,
+            )
+        with container.open("rb") as stream:
+            unpacked = unpack(stream, shelf.arriving, self._disk)
+        if unpacked.digest != head.digest:
+            raise BundleError("the container changed while it was read", hint="send it again", retryable=True)
+        return open_folder(shelf.arriving)
+
+    def _place(self, shelf: Shelf, digest: str) -> None:
+        """On another thread: from `arriving` to its place, which only something damaged can have."""
+        self._disk.remove(shelf.version(digest))
+        self._disk.place(shelf.arriving, shelf.version(digest))
+
+    # Look, decide, do
+
+    async def _settle(self, name: str, room: int = 0) -> None:
+        """Take steps until none is left. What the disk or the board refuses is said, and not tried again this time."""
+        memory = self._memory(name)
+        barred: frozenset[type[Step]] = frozenset()
+        complaint = ""
+        try:
+            while (step := decide(facts := await self._look(name, barred, room))) is not None:
+                try:
+                    await self._do(name, step, facts)
+                except EdgedError as error:
+                    complaint = str(error)
+                    barred |= {type(step)}
+                else:
+                    barred -= {Record} if isinstance(step, Remove) else frozenset()  # there may be room again
+            memory.unsettled = facts.ledger.candidate is not None or bool(barred)
+            self._end_jobs(name, facts)
+        except StoreError as error:  # it could not even be looked at
+            complaint = str(error)
+            memory.unsettled = True
+        if complaint and complaint != memory.complaint:
+            self._say(name, "update.hindered", complaint)
+        memory.complaint = complaint
+
+    async def _look(self, name: str, barred: frozenset[type[Step]] = frozenset(), room: int = 0) -> Facts:
+        """What is. `room` is how many bytes are wanted, for which old versions may have to go."""
+        memory = self._memory(name)
+        disk = await _on_thread(self._read, name)
+        candidate = disk.ledger.candidate
+        serving = self._board.serving(name)
+        watched: Answer = "open"
+        if candidate is None or candidate.phase != "probation" or candidate.digest != serving:
+            memory.serving_since = None
+        else:
+            if memory.serving_since is None:
+                memory.serving_since = self._clock()
+            watched = _answer(probation.judge(disk.limits, self._board.observed(name)))
+        memory.factory = disk.factory
+        return Facts(
+            ledger=disk.ledger,
+            run=self._run,
+            factory=tuple(disk.factory),
+            present=disk.present,
+            unfit=dict(memory.unfit),
+            serving=serving,
+            trial=memory.trial,
+            watched=watched,
+            waited=0.0 if memory.serving_since is None else self._clock() - memory.serving_since,
+            current=disk.current,
+            litter=disk.litter,
+            keep=_with_room(self._keep, disk, room),
+            barred=barred,
+        )
+
+    def _read(self, name: str) -> _Seen:
+        """On another thread: the disk's part of the facts."""
+        shelf, memory = self._store.shelf(name), self._memory(name)
+        ledger = memory.ledger = memory.ledger or shelf.read()
+        return _Seen(
+            ledger=ledger,
+            factory=self._store.factory(name),
+            present=shelf.present(),
+            current=shelf.current(),
+            litter=shelf.litter(),
+            limits=_limits(shelf, ledger.candidate),
+            free=_free(shelf.folder),
+        )
+
+    def _write(self, name: str, ledger: Ledger) -> None:
+        """On another thread: replace the ledger. If that fails, who knows what is on disk; the old one still counts."""
+        self._store.shelf(name).write(ledger, self._disk)
+        self._memory(name).ledger = ledger
+
+    async def _do(self, name: str, step: Step, facts: Facts) -> None:
+        """Take one step. Raises StoreError where the disk refuses."""
+        shelf, memory = self._store.shelf(name), self._memory(name)
+        match step:
+            case Record():
+                await _on_thread(self._write, name, step.ledger)
+                self._say(name, step.event, step.text)
+                memory.note(facts, step)
+            case Try(digest):
+                memory.trial = await self._try(name, facts, digest)
+            case Serve(""):
+                await self._board.swap(name, None)
+                self._say(name, "update.nothing", "no version is fit to serve")
+            case Serve(digest):
+                await self._serve(name, facts, digest)
+            case Link(digest):
+                await _on_thread(self._disk.point, shelf.link, digest and f"versions/{digest}")
+            case Remove(path):
+                await _on_thread(self._disk.remove, shelf.folder / path)
+
+    async def _try(self, name: str, facts: Facts, digest: str) -> Answer:
+        number = self._number(name, facts, digest)
+        self._say(name, "update.trying", f"version {number} is on trial")
+        try:
+            bundle = await _on_thread(open_version, self._folder(name, facts, digest), name)
+        except BundleError as error:
+            return Fault("damaged", error.message, error.hint)
+        try:
+            verdict = await self._board.try_out(name, bundle)
+        except EdgedError as error:  # there was no trial, and so nothing is held against the version
+            return Fault("reverted", error.message, error.hint)
+        except Exception as error:
+            log.exception("the trial of %s met a bug", name)
+            return Fault("reverted", _bug(error).message, _bug(error).hint)
+        if not verdict.ok:
+            return Fault("damaged" if verdict.failure == "damaged" else "rejected", verdict.reason, verdict.hint)
+        self._say(name, "update.tried", _measured(number, verdict))
+        return "good"
+
+    async def _serve(self, name: str, facts: Facts, digest: str) -> None:
+        number = self._number(name, facts, digest)
+        fault = await self._swap(name, self._folder(name, facts, digest), digest)
+        if fault is None:
+            self._say(name, "update.serving", f"version {number} serves")
+        else:
+            self._memory(name).unfit[digest] = fault
+            self._say(name, "update.unfit", f"version {number} does not serve: {fault.reason}")
+
+    async def _swap(self, name: str, folder: Path, digest: str) -> Fault | None:
+        """What keeps the version in a folder from serving, if anything does."""
+        try:
+            bundle = await _on_thread(open_version, folder, name)
+        except BundleError as error:
+            return Fault("damaged", error.message, error.hint)
+        try:
+            await self._board.swap(name, bundle)
+        except EdgedError as error:
+            return Fault("reverted" if error.retryable else "rejected", error.message, error.hint)
+        except Exception as error:
+            log.exception("the swap of %s met a bug", name)
+            return Fault("rejected", _bug(error).message, _bug(error).hint)
+        return None if self._board.serving(name) == digest else Fault("rejected", "it does not answer")
+
+    # Odds and ends
+
+    async def _change(self, name: str, change: Callable[[Ledger], Ledger], event: str, text: str) -> None:
+        """What an operator asks for: change the ledger, and see to what follows. Everything has another chance then."""
+        if name not in self._names():
+            raise ControlError(f"there is no model {name!r}", hint=f"there is {', '.join(self._names()) or 'none'}")
+        memory = self._memory(name)
+        async with memory.lock:
+            facts = await self._look(name)
+            await self._do(name, Record(change(facts.ledger), event, text), facts)
+            memory.unfit.clear()
+            await self._settle(name)
+
+    async def _resume(self, name: str) -> None:
+        """Begin where an earlier run ended, which may have been killed before what it renamed was durable."""
+        shelf, memory = self._store.shelf(name), self._memory(name)
+        async with memory.lock:
+            ledger = memory.ledger = await _on_thread(shelf.read)
+            if ledger.candidate is not None:
+                version = ledger.versions[ledger.candidate.digest]
+                job = self._new_job(Options(origin=version.origin, confirm_within=ledger.candidate.confirm_within))
+                job.model, job.version, job.digest = name, version.version, ledger.candidate.digest
+                job.released.set()
+                memory.jobs.append(job)
+            try:
+                await _on_thread(self._disk.sync_folder, shelf.folder)
+            except StoreError as error:
+                self._say(name, "update.hindered", str(error))
+            await self._settle(name)
+
+    async def _give_back(self, name: str) -> None:
+        ledger = self._memory(name).ledger
+        spared = ledger and ledgers.given_back(ledger, self._run)
+        try:
+            if spared is not None and spared != ledger:
+                await _on_thread(self._write, name, spared)
+        except StoreError as error:
+            self._say(name, "update.hindered", str(error))
+
+    def _new_job(self, options: Options) -> Job:
+        job = Job(str(next(self._numbers)), options)
+        self._jobs.append(job)
+        return job
+
+    def _fail(self, job: Job, error: EdgedError) -> None:
+        state: JobState = "failed" if isinstance(error, StoreError) else "refused"
+        memory = self._memory(job.model)
+        memory.jobs = [each for each in memory.jobs if each is not job]
+        self._say(job.model, f"update.{state}", str(error), job)
+        job.end(state, error.message, error.hint)
+
+    def _end_jobs(self, name: str, facts: Facts) -> None:
+        """Once the board is as it should be after an update's end, say so to those who wait."""
+        memory = self._memory(name)
+        if memory.ending is None:
+            return
+        state, text, hint = memory.ending
+        left = f"version {self._number(name, facts, facts.serving)}" if facts.serving else "nothing"
+        for job in memory.jobs:
+            job.end(state, f"{name}: {text}; {left} serves", hint)
+        memory.jobs.clear()
+        memory.ending = None
+
+    def _say(self, name: str, event: str, text: str, job: Job | None = None) -> None:
+        """Tell of a step whoever listens: those who wait for the candidate, or for one job alone."""
+        said = Event(id=event, model=name, text=text, time=self._clock())
+        for each in self._memory(name).jobs if job is None else [job]:
+            each.events.append(said)
+        self._tell(said)
+
+    def _number(self, name: str, facts: Facts, digest: str) -> str:
+        """The version's number, for people."""
+        if digest in facts.ledger.versions:
+            return facts.ledger.versions[digest].version
+        folder = self._memory(name).factory.get(digest)
+        return folder.name if folder else "0"
+
+    def _folder(self, name: str, facts: Facts, digest: str) -> Path:
+        if digest in facts.present:
+            return self._store.shelf(name).version(digest)
+        return self._memory(name).factory[digest]
+
+    def _names(self) -> list[str]:
+        return sorted({*self._store.names(), *self._store.installed()})
+
+    def _memory(self, name: str) -> _Memory:
+        return self._memories.setdefault(name, _Memory())
+
+
+@dataclass(eq=False)
+class _Memory:
+    """What is known of a model in this run of the daemon, and need not outlive it.
+
+    `ledger` is the one last read or durably written: once a write has failed, what is on disk proves nothing.
+    """
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ledger: Ledger | None = None
+    unfit: dict[str, Fault] = field(default_factory=dict)
+    trial: Answer = "open"
+    serving_since: float | None = None
+    factory: dict[str, Path] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    ending: tuple[JobState, str, str] | None = None
+    unsettled: bool = False
+    complaint: str = ""
+
+    def note(self, before: Facts, step: Record) -> None:
+        """Remember how the candidate ended, if this step ends it."""
+        candidate = before.ledger.candidate
+        if candidate is None or step.ledger.candidate is not None:
+            return
+        self.trial = "open"
+        state: JobState = "rolled_back"
+        if step.ledger.active == candidate.digest:
+            state = "done"
+        elif candidate.phase == "trial" or candidate.digest in before.unfit:
+            state = "failed"
+        self.ending = (state, step.text, step.hint)
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """What the disk shows of a model."""
+
+    ledger: Ledger
+    factory: dict[str, Path]
+    present: dict[str, int]
+    current: str | None
+    litter: tuple[str, ...]
+    limits: Probation
+    free: int
+
+
+async def _on_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do what blocks on another thread, to its end even when cancelled: no step is left running behind our back."""
+    doing = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait([doing])
+        raise
+
+
+def _bug(error: Exception) -> StoreError:
+    return StoreError(f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback")
+
+
+def _read_head(container: Path) -> Head:
+    """The head of a container. Raises BundleError, StoreError."""
+    try:
+        with container.open("rb") as file:
+            return read_head(file.read(PREFIX.size + MAX_MANIFEST_BYTES + MAX_SIGNATURES_BYTES))
+    except OSError as error:
+        raise refusal(container, error) from error
+
+
+def _limits(shelf: Shelf, candidate: Candidate | None) -> Probation:
+    """What the candidate's manifest asks of its probation."""
+    if candidate is None:
+        return Probation()
+    try:
+        return manifests.decode((shelf.version(candidate.digest) / MANIFEST).read_bytes()).probation
+    except (OSError, BundleError):  # it is damaged, which is found out when it is loaded
+        return Probation()
+
+
+def _answer(watch: Watch) -> Answer:
+    match watch.state:
+        case "watching":
+            return "open"
+        case "good":
+            return "good"
+        case "failed":
+            return Fault("rejected", watch.reason)
+
+
+def _measured(number: str, verdict: Verdict) -> str:
+    return (
+        f"version {number} passed its self-test: {verdict.samples} golden samples, "
+        f"{verdict.latency_p99 * 1000:.3g} ms (p99), {verdict.rss_bytes >> 20} MiB, in {verdict.seconds:.3g} s"
+    )
+
+
+def _with_room(keep: Keep, seen: _Seen, room: int) -> Keep:
+    """Keep less, where that is what it takes to have `room` bytes."""
+    held = sum(size for digest, size in seen.present.items() if digest in seen.ledger.versions)
+    return replace(keep, bytes=min(keep.bytes, held + seen.free - room)) if room else keep
+
+
+def _free(folder: Path) -> int:
+    """Free bytes on the disk that a folder is on, or will be."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
