@@ -10,8 +10,10 @@ Everything can be changed while it runs; what a connection was promised when it 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -179,6 +181,14 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def _delivered(writer: asyncio.StreamWriter) -> None:
-    """Wait until what was written has left: a cut is at a place that a test names."""
-    while writer.transport.get_write_buffer_size():
+    """Wait, but not for ever, until what was written has reached the peer's kernel: tests name the place of a cut."""
+    descriptor = writer.get_extra_info("socket").fileno()
+    for _ in range(1000):
+        if not writer.transport.get_write_buffer_size() and not _unacknowledged(descriptor):
+            return
         await asyncio.sleep(0.001)
+
+
+def _unacknowledged(descriptor: int) -> int:
+    count: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
+    return count

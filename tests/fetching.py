@@ -1,0 +1,28 @@
+"""Fetching in tests: at once, with pauses too short to notice."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edged.models.fetch import Fetched, Fetcher, FetchOptions
+from edged.models.incoming import Check, Incoming, Transfer
+
+ID = "f0" * 32
+
+
+def options(**given: Any) -> FetchOptions:
+    """Quick ones, with whatever else is given."""
+    return FetchOptions(**{"pause": 0.001, "longest_pause": 0.01, "proxy": "none", **given})
+
+
+def open_transfer(folder: Path, check: Callable[[], Check] | None = None) -> Transfer:
+    return Incoming(folder / "incoming", 64 << 20, 4, reserve=0).open(ID, check=check)
+
+
+def fetch(
+    url: str, folder: Path, *, check: Callable[[], Check] | None = None, expected: int | None = None, **given: Any
+) -> tuple[bytes, Fetched]:
+    """What came, and how it went."""
+    with open_transfer(folder, check) as transfer:
+        fetched = Fetcher(options(**given)).fetch(url, transfer, expected=expected)
+        return transfer.path.read_bytes(), fetched
