@@ -1,6 +1,8 @@
-"""Real OpenSSH keys and signatures, made by ssh-keygen as an operator would."""
+"""OpenSSH keys and signatures: real ones, made by ssh-keygen as an operator would, and ones made by hand."""
 
+import base64
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -30,3 +32,24 @@ def sign(message: bytes, key: Path, namespace: str = "edged-bundle") -> bytes:
     """A signature over a message."""
     command = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", namespace]
     return subprocess.run(command, input=message, capture_output=True, check=True, timeout=30).stdout
+
+
+# By hand
+
+
+def string(data: bytes) -> bytes:
+    """Bytes with their length before them."""
+    return struct.pack(">I", len(data)) + data
+
+
+def armor(blob: bytes) -> bytes:
+    """Bytes as text between the two marker lines."""
+    text = base64.b64encode(blob)
+    lines = [text[start : start + 70] for start in range(0, len(text), 70)]
+    return b"\n".join([b"-----BEGIN SSH SIGNATURE-----", *lines, b"-----END SSH SIGNATURE-----", b""])
+
+
+def signature(key: bytes, namespace: bytes = b"edged-bundle", proof: bytes = b"proof") -> bytes:
+    """A signature that looks like one by ssh-keygen, and proves nothing."""
+    body = string(key) + string(namespace) + string(b"") + string(b"sha512") + string(proof)
+    return armor(b"SSHSIG" + struct.pack(">I", 1) + body)

@@ -1,4 +1,3 @@
-import base64
 import struct
 
 import pytest
@@ -7,22 +6,7 @@ from hypothesis import strategies as st
 
 from edged.core.errors import BundleError
 from edged.core.signatures import merge, parse
-
-
-def string(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
-
-
-def armor(blob: bytes) -> bytes:
-    text = base64.b64encode(blob)
-    lines = [text[start : start + 70] for start in range(0, len(text), 70)]
-    return b"\n".join([b"-----BEGIN SSH SIGNATURE-----", *lines, b"-----END SSH SIGNATURE-----", b""])
-
-
-def signature(key: bytes, namespace: bytes = b"edged-bundle", proof: bytes = b"proof") -> bytes:
-    """A signature as ssh-keygen writes it: hash and proof last."""
-    body = string(key) + string(namespace) + string(b"") + string(b"sha512") + string(proof)
-    return armor(b"SSHSIG" + struct.pack(">I", 1) + body)
+from tests.signing import armor, signature, string
 
 
 def test_no_signatures():

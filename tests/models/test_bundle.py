@@ -11,6 +11,7 @@ from edged.core.errors import BundleError, StoreError
 from edged.core.manifest import Channel, Classify, Normalise
 from edged.core.types import TensorSpec
 from edged.models.bundle import derive, digest, examine, open_folder, unpack
+from edged.models.disk import Disk
 from tests.bundles import DATA, write_bundle
 from tests.containers import MODEL, NOTES, PlainDisk, container
 from tests.real_models import real_model
@@ -133,8 +134,7 @@ def test_the_identity_of_a_folder_is_its_manifest_s(tmp_path):
 
 
 def test_a_container_becomes_a_folder(tmp_path):
-    disk = PlainDisk()
-    head = unpack(io.BytesIO(container(signatures=b"signed by Alice")), tmp_path / "v", disk)
+    head = unpack(io.BytesIO(container(signatures=b"signed by Alice")), tmp_path / "v", Disk())
     bundle = open_folder(tmp_path / "v")
     assert bundle.manifest == head.manifest
     assert (bundle.model.read_bytes(), bundle.file("notes.bin").read_bytes()) == (MODEL, NOTES)
@@ -182,7 +182,7 @@ def test_a_container_on_disk_is_examined_to_its_end(tmp_path):
     file.write_bytes(container()[:-1])
     with pytest.raises(BundleError, match=r"colours.edgm: the container breaks off"):
         examine(file)
-    with pytest.raises(StoreError, match="absent.edgm cannot be read: No such file") as refused:
+    with pytest.raises(StoreError, match=r"absent.edgm cannot be read: No such file") as refused:
         examine(tmp_path / "absent.edgm")
     assert refused.value.hint
 

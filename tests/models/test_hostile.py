@@ -96,7 +96,7 @@ HOSTILE = [
     Hostile("no digests of chunks", lambda: with_notes(chunks=[]), "notes.bin: a container needs the digests of its"),
     Hostile("a digest too few", lambda: with_notes(chunks=DIGESTS[:1]), "have 2 chunks, and there are digests of 1"),
     Hostile("a digest too many", lambda: with_notes(chunks=[*DIGESTS, "0" * 64]), "and there are digests of 3"),
-    Hostile("more digests than a file can have", lambda: with_notes(chunks=["0" * 64] * 1025), "Expected `array` of length <= 1024"),
+    Hostile("too many digests for any file", lambda: with_notes(chunks=["0" * 64] * 1025), "`array` of length <= 1024"),
     Hostile("one chunk, two digests", lambda: with_file("x", sha256="0" * 64), "x: its only chunk has another digest"),
     Hostile("digests that are no digests", lambda: with_notes(sha256="0" * 63), r"regex .* `\$.files\[...\].sha256`"),
     Hostile("an empty file", lambda: with_file("empty", b""), r"Expected `int` >= 1 - at `\$.files\[...\].bytes`"),
@@ -126,7 +126,7 @@ HOSTILE = [
     Hostile("half a surrogate", lambda: replaced(b"red", rb"\ud800"), "surrogate|malformed|Invalid"),
     Hostile("a byte order mark", lambda: container(b"\xef\xbb\xbf{}"), "malformed"),
     Hostile("NaN", lambda: replaced(b'"length": 1', b'"length": NaN'), "malformed .* 'N'|invalid"),
-    Hostile("more than float32 holds", lambda: container(colours(window=colours()["window"] | {"rate": 1e308})), r"\$.window.rate"),
+    Hostile("a large rate", lambda: container(colours(window=colours()["window"] | {"rate": 1e308})), "window.rate"),
     Hostile("a field nobody knows", lambda: container(colours(exec="reboot")), "unknown field `exec`"),
     Hostile("a schema to come", lambda: container(colours(schema="edged.manifest/9")), "edged.manifest/9"),
     Hostile("nothing in it", lambda: container(b"{}"), "missing required field"),
@@ -137,7 +137,7 @@ HOSTILE = [
     Hostile("fewer labels than scores", lambda: container(colours(labels=["red"])), "there are 1 for 3 scores"),
     Hostile("a window of a gigabyte", lambda: container(colours(window={"length": 10**6, "hop": 1,
             "sample_shape": [1000]})), "window: has more than 16777216 elements"),
-    Hostile("thirty years of probation", lambda: container(colours(probation={"seconds": 1e9})), r"\$.probation.seconds"),
+    Hostile("years of probation", lambda: container(colours(probation={"seconds": 1e9})), "probation.seconds"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,128 @@
+"""Makes golden samples: windows as a model gets them, or random tensors, and what the model makes of them here."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.api import Arrays, Chunk, ControlError, Runner, Source, TensorSpec
+from edged.core import contract
+from edged.core.manifest import Manifest
+from edged.core.preprocess import Preprocessor
+from edged.core.window import Windower
+from edged.sources.replay import ReplaySource
+
+MAX_SAMPLES, MIN_SAMPLES = 16, 2
+MAX_BYTES = 256 << 10
+"""Of all samples together, unless so few would not be enough: they travel with the model over slow links."""
+
+
+def samples_of(file: Path, manifest: Manifest, runner: Runner) -> bytes:
+    """The golden.npz from a file of samples or of windows; of many windows some, spread evenly.
+
+    Raises:
+        EdgedError: the file cannot be read, does not fit the model, or has no window in it.
+    """
+    count = sum(1 for _ in _windows(file, manifest))
+    if count == 0:
+        raise ControlError(
+            f"there is no whole window in {file}: that takes {manifest.window.length} samples in a row",
+            hint="record more, without gaps",
+        )
+    chosen = set(np.linspace(0, count - 1, min(count, _number(runner))).round().astype(int).tolist())
+    preprocess = Preprocessor(manifest)
+    runner.reset()
+    taken: list[tuple[Arrays, Arrays]] = []
+    for index, window in enumerate(_windows(file, manifest)):
+        if index in chosen:
+            inputs = _copies(preprocess(window))
+            outputs = _copies(runner.run(inputs))
+            preprocess.feed_back(outputs)
+            taken.append((inputs, outputs))
+    return _npz(taken)
+
+
+def random_samples(runner: Runner) -> bytes:
+    """The golden.npz of random tensors, the same each time."""
+    generator = np.random.default_rng(1)
+    runner.reset()
+    taken: list[tuple[Arrays, Arrays]] = []
+    for _ in range(_number(runner)):
+        inputs = [_random(generator, spec) for spec in runner.inputs]
+        taken.append((inputs, _copies(runner.run(inputs))))
+    return _npz(taken)
+
+
+def _windows(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
+    """Every window in a file, valid until the next is asked for."""
+    window = manifest.window
+    stacked = file.suffix != ".csv" and _shape(file) == (window.length, *window.shape)
+    source = ReplaySource(path=file, pace="fast", chunk=1) if stacked else _recording(file, manifest)
+    opened = source.open()
+    try:
+        if stacked:
+            for chunk in _chunks(opened):
+                yield from (each.samples for each in Windower(window, None).push(chunk.samples[0], 0.0))
+        else:
+            windower = Windower(window, None)
+            for chunk in _chunks(opened):
+                yield from (each.samples for each in windower.push(*chunk))
+    finally:
+        opened.close()
+
+
+def _shape(file: Path) -> tuple[int, ...]:
+    """The shape of an element of the array in a file."""
+    return ReplaySource(path=file, pace="fast").describe().shape
+
+
+def _recording(file: Path, manifest: Manifest) -> ReplaySource:
+    channels = tuple(channel.name for channel in manifest.window.channels)
+    source = ReplaySource(path=file, channels=channels, pace="fast", chunk=256)
+    contract.match(manifest.window, source.describe(), file.name, manifest.name)
+    return source
+
+
+def _chunks(source: Source) -> Iterator[Chunk]:
+    try:
+        while chunk := source.read(0):
+            yield chunk
+    except EOFError:
+        return
+
+
+def _random(generator: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
+    """Anything a quantised tensor can store; for floats normal, and for other integers small: they may be indices."""
+    dtype = spec.numpy_dtype
+    if dtype.kind == "f":
+        return generator.standard_normal(spec.shape).astype(dtype)
+    if not spec.scale:
+        return generator.integers(0, 2, spec.shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    return generator.integers(limits.min, limits.max, spec.shape, dtype, endpoint=True)
+
+
+def _number(runner: Runner) -> int:
+    """How many samples there are to be."""
+    size = sum(prod(spec.shape) * spec.numpy_dtype.itemsize for spec in (*runner.inputs, *runner.outputs))
+    return max(MIN_SAMPLES, min(MAX_SAMPLES, MAX_BYTES // size))
+
+
+def _copies(arrays: Arrays) -> Arrays:
+    return [np.array(array) for array in arrays]
+
+
+def _npz(taken: list[tuple[Arrays, Arrays]]) -> bytes:
+    arrays: dict[str, Any] = {}
+    for kind, side in (("input", 0), ("output", 1)):
+        for index in range(len(taken[0][side])):
+            arrays[f"{kind}_{index}"] = np.stack([pair[side][index] for pair in taken])
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()

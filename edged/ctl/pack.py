@@ -1,0 +1,274 @@
+"""Pack a model into a bundle, one .edgm file that `edgectl update-model` takes.
+
+From a folder with a manifest.json it takes everything as it is. To a .tflite file it adds what is said here, what
+--manifest says (a manifest.json of which any part may be left out, for instance that of the version before), and what
+the file itself says of its tensors, labels and normalisation; in this order. Tensors are always the file's own.
+
+Golden samples are what a board proves the model with: windows, and what the model makes of them here. --golden is a
+recording that windows are cut from (.csv, .npy, .npz), or an array of windows (n, length, ...). Without it random
+tensors are used, which prove less: they look like nothing the model was made for.
+
+Whatever is packed has been opened, loaded and proven first, as a board would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from edged import plugins
+from edged.api import Backend, BundleError, ControlError, Runner
+from edged.core import container
+from edged.core import manifest as manifests
+from edged.core.container import SUFFIX, Head, measure
+from edged.core.manifest import Golden, Manifest
+from edged.ctl import exits, tables
+from edged.ctl.bundles import save, version_line
+from edged.ctl.golden import random_samples, samples_of
+from edged.ctl.offline import default_backend, load_model
+from edged.models.bundle import MANIFEST, derive, examine, open_folder
+from edged.models.selftest import Proof, prove
+
+Part = TypeVar("Part", Manifest, Golden)
+
+_KINDS: dict[str, Any] = {
+    "backend": str,
+    "signature": str | None,
+    "inputs": list[dict[str, Any]],
+    "window": dict[str, Any],
+    "postprocess": dict[str, Any],
+    "golden": dict[str, Any] | None,
+}
+_DESCRIBING = ("name", "version", "labels", "golden", "channels", "rate", "window", "hop", "manifest", "card")
+_CARD = "CARD.md"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, where the bundle goes, and what is to be said of the model."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a .tflite file, or a folder with a manifest.json")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT.edgm", help="default: NAME-VERSION.edgm, here")
+    of_a_file = parser.add_argument_group("of a model that is no folder")
+    of_a_file.add_argument("--name", metavar="NAME", help="default: the file's")
+    of_a_file.add_argument("--version", metavar="N.N", help="dotted numbers, which only ever go up")
+    of_a_file.add_argument("--labels", type=Path, metavar="FILE", help="a label on each line")
+    of_a_file.add_argument("--golden", type=Path, metavar="SAMPLES", help="a recording, or windows")
+    of_a_file.add_argument("--channels", type=_names, metavar="A,B,...", help="what a sample is a row of")
+    of_a_file.add_argument("--rate", type=float, metavar="HZ", help="samples a second")
+    of_a_file.add_argument("--window", type=int, metavar="LENGTH", help="samples in a window")
+    of_a_file.add_argument("--hop", type=int, metavar="N", help="a new window every N samples")
+    of_a_file.add_argument("--manifest", type=Path, metavar="PART.json", help="whatever else is to be in the manifest")
+    of_a_file.add_argument("--card", type=Path, metavar="CARD.md", help="what people should know of the model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack it."""
+    with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
+        if args.model.is_dir():
+            _refuse_descriptions(args)
+            folder = args.model
+        else:
+            folder = Path(scratch)
+            _make_folder(args, folder)
+        proof = _prove(folder)
+        head = _sealed(folder)
+        out = args.out or Path(f"{head.manifest.name}-{head.manifest.version}{SUFFIX}")
+        body = ((folder / name).read_bytes() for name in sorted(head.manifest.files))
+        save(out, container.write(head.data, head.signatures, body))
+    if args.json:
+        fields = {"file": str(out), "name": head.manifest.name, "version": head.manifest.version}
+        tables.show_json({**fields, "digest": head.digest, "bytes": head.size, "proof": msgspec.to_builtins(proof)})
+    else:
+        tables.show([f"{out}: {version_line(head)}, {tables.size(head.size)}, proven on {proof.samples} samples"])
+    return exits.DONE
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _refuse_descriptions(args: argparse.Namespace) -> None:
+    given = [f"--{name}" for name in _DESCRIBING if getattr(args, name) is not None]
+    if given:
+        raise ControlError(
+            f"the folder's own manifest says everything: {', '.join(given)} cannot be given",
+            hint=f"change {args.model / MANIFEST}, or pack the model file in it",
+        )
+
+
+def _prove(folder: Path) -> Proof:
+    """Open, load and prove a bundle as a board would."""
+    bundle = open_folder(folder)
+    runner = load_model(bundle, default_backend(bundle))
+    try:
+        return prove(bundle, runner)
+    finally:
+        runner.close()
+
+
+def _sealed(folder: Path) -> Head:
+    """What the container of a folder begins with: the manifest as it is, or with the digests of chunks it lacks."""
+    head = examine(folder)
+    if all(file.chunks for file in head.manifest.files.values()):
+        return head
+    if head.signatures:
+        _note("its signatures are left out: they are of a manifest without digests of chunks. Sign the bundle again")
+    files = {name: measure((folder / name).read_bytes()) for name in head.manifest.files}
+    manifest = replace(head.manifest, files=files)
+    return Head(manifest, manifests.encode(manifest), b"")
+
+
+# A folder for a model that has none
+
+
+def _make_folder(args: argparse.Namespace, folder: Path) -> None:
+    """Put the model and all that belongs to it into an empty folder."""
+    said = _read_part(args.manifest)
+    name = f"model{args.model.suffix}"
+    _copy(args.model, folder / name)
+    if args.card:
+        _copy(args.card, folder / _CARD)
+    backend = _backend(said)
+    runner = backend.load(folder / name, signature=said.get("signature"))
+    try:
+        manifest = _describe(args, said, name, runner)
+        golden = _golden(args.golden, manifest, runner)
+    finally:
+        runner.close()
+    tolerances = {**(said.get("golden") or {}), "file": Golden().file}
+    (folder / Golden().file).write_bytes(golden)
+    files = {path.name: measure(path.read_bytes()) for path in sorted(folder.iterdir())}
+    manifest = replace(manifest, files=files, golden=_convert(tolerances, Golden, "golden"))
+    (folder / MANIFEST).write_bytes(manifests.encode(manifest))
+
+
+def _read_part(path: Path | None) -> dict[str, Any]:
+    """The part of a manifest that was written by hand; what is looked into here is of the right kind."""
+    if path is None:
+        return {}
+    name = ""
+    try:
+        said = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        for name in _KINDS.keys() & said.keys():
+            msgspec.convert(said[name], _KINDS[name])
+    except OSError as error:
+        raise ControlError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        where = f"{path}: {name}" if name else str(path)
+        raise ControlError(f"{where}: {error}", hint="it must be a manifest.json, or a part of one") from error
+    return said
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ControlError(f"{source} cannot be read: {error.strerror}", hint="check the path") from error
+
+
+def _backend(said: dict[str, Any]) -> Backend:
+    backend: Backend = plugins.load("backends", said.get("backend", "tflite"))()
+    return backend
+
+
+def _describe(args: argparse.Namespace, said: dict[str, Any], name: str, runner: Runner) -> Manifest:
+    """The manifest, with no file in it yet but the model."""
+    fields = _derived(args.model, explained=bool(said)) | said
+    fields |= {"schema": manifests.SCHEMA, "model": name, "created": _now(), "golden": None}
+    fields |= {key: getattr(args, key) for key in ("name", "version") if getattr(args, key)}
+    fields["files"] = {name: {"bytes": 1, "sha256": "0" * 64}}  # stands in until all of them are there
+    fields["inputs"] = _inputs(said.get("inputs"), runner)
+    fields["outputs"] = msgspec.to_builtins(runner.outputs)
+    fields["window"] = _window(args, fields.get("window", {}), said.get("window", {}), runner)
+    fields["labels"] = _labels(args.labels, fields, said)
+    if not fields.get("version"):
+        raise ControlError("which version is it?", hint="say so with --version: dotted numbers, which only ever go up")
+    manifest = _convert(fields, Manifest, "manifest")
+    manifests.check(manifest)
+    return manifest
+
+
+def _derived(model: Path, *, explained: bool) -> dict[str, Any]:
+    """What the file says of itself; nothing where only a manifest can say how to use it, and there is one."""
+    try:
+        fields: dict[str, Any] = msgspec.to_builtins(derive(model).manifest)
+    except BundleError as error:
+        if explained:
+            return {"name": model.stem}
+        raise BundleError(error.message, hint="say how to use it with --manifest") from error
+    del fields["version"]
+    return fields
+
+
+def _now() -> int:
+    """Seconds since 1970, or what SOURCE_DATE_EPOCH says, so that packing again can give the same bundle."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+
+
+def _inputs(said: list[dict[str, Any]] | None, runner: Runner) -> list[dict[str, Any]]:
+    """What feeds each input, with the model's own tensors."""
+    said = [{} for _ in runner.inputs] if said is None else said
+    if len(said) != len(runner.inputs):
+        raise ControlError(
+            f"the manifest has {len(said)} inputs, and the model {len(runner.inputs)}",
+            hint="list them all, in the model's order",
+        )
+    tensors = msgspec.to_builtins(runner.inputs)
+    return [{**each, "tensor": tensor} for each, tensor in zip(said, tensors, strict=True)]
+
+
+def _window(args: argparse.Namespace, derived: dict[str, Any], said: dict[str, Any], runner: Runner) -> dict[str, Any]:
+    """The input contract: options first, then what the manifest says, then what the tensor's shape suggests."""
+    window = derived | said
+    if args.channels:
+        for of_pictures in ("sample_shape", "dtype"):
+            window.pop(of_pictures, None)
+        window["channels"] = [{"name": name} for name in args.channels]
+        if "length" not in said:
+            window["length"] = window["hop"] = max(1, prod(runner.inputs[0].shape) // len(args.channels))
+    if args.window:
+        window |= {"length": args.window, "hop": said.get("hop", args.window)}
+    return window | {key: getattr(args, key) for key in ("rate", "hop") if getattr(args, key)}
+
+
+def _labels(file: Path | None, fields: dict[str, Any], said: dict[str, Any]) -> list[str]:
+    """From the file of labels, else as derived; and none where nothing is classified."""
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise ControlError(f"{file} cannot be read: {error}", hint="it must be text with a label a line") from error
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    if "labels" not in said and fields.get("postprocess", {}).get("kind") != "classification":
+        return []
+    labels = list(fields.get("labels", []))
+    if "labels" not in said and labels[:1] == ["class_0"]:
+        _note("the labels are numbered, as the model names none. Give them with --labels")
+    return labels
+
+
+def _golden(file: Path | None, manifest: Manifest, runner: Runner) -> bytes:
+    if file is not None:
+        return samples_of(file, manifest, runner)
+    _note("without --golden the samples are random: they prove less than windows the model was made for")
+    return random_samples(runner)
+
+
+def _convert(fields: dict[str, Any], kind: type[Part], what: str) -> Part:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise ControlError(f"{what}: {error}", hint="correct --manifest, or the option that says it") from error
+
+
+def _note(text: str) -> None:
+    print(f"edgectl: {text}", file=sys.stderr)

@@ -1,0 +1,242 @@
+"""`edgectl pack`: from a model, or a folder, to a bundle that a board would take."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edged.core.manifest import Classify, Normalise
+from edged.ctl.main import main
+from edged.models.bundle import examine, open_folder, unpack
+from edged.models.store import FACTORY
+from tests.bundles import DATA, write_bundle
+from tests.containers import PlainDisk
+
+RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
+MOTION = FACTORY / "motion" / "1.0.0"
+
+
+@pytest.fixture
+def pack(tmp_path, capsys, monkeypatch):
+    """Pack, and open what was packed; or the complaint."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+    def run(*args, code=0):
+        out = tmp_path / "out.edgm"
+        assert main(["pack", *map(str, args), "-o", str(out)]) == code, capsys.readouterr().err
+        complaints = capsys.readouterr().err
+        if code:
+            assert not out.exists()
+            return complaints
+        shutil.rmtree(tmp_path / "unpacked", ignore_errors=True)
+        unpack(io.BytesIO(out.read_bytes()), tmp_path / "unpacked", PlainDisk())
+        return open_folder(tmp_path / "unpacked")
+
+    return run
+
+
+def part(tmp_path, **fields):
+    file = tmp_path / "part.json"
+    file.write_text(json.dumps(fields))
+    return file
+
+
+def golden(bundle):
+    with np.load(bundle.file("golden.npz")) as arrays:
+        return dict(arrays)
+
+
+# A folder
+
+
+def test_a_factory_model_is_packed_as_it_is(pack):
+    bundle = pack(MOTION)
+    packed, factory = bundle.manifest, open_folder(MOTION).manifest
+    assert (packed.name, packed.labels, packed.golden) == (factory.name, factory.labels, factory.golden)
+    for name, file in factory.files.items():
+        assert (packed.files[name].bytes, packed.files[name].sha256) == (file.bytes, file.sha256)
+        assert bundle.file(name).read_bytes() == (MOTION / name).read_bytes()
+
+
+def test_packing_again_gives_the_same_bundle(pack, tmp_path):
+    pack(MOTION)
+    first = (tmp_path / "out.edgm").read_bytes()
+    pack(tmp_path / "unpacked")
+    assert (tmp_path / "out.edgm").read_bytes() == first
+
+
+def test_a_signed_folder_stays_signed(pack, tmp_path):
+    pack(MOTION)
+    shutil.copytree(tmp_path / "unpacked", tmp_path / "signed")
+    (tmp_path / "signed" / "manifest.json.sig").write_text("signed by Alice")
+    pack(tmp_path / "signed")
+    assert examine(tmp_path / "out.edgm").signatures == b"signed by Alice"
+
+
+def test_a_folder_speaks_for_itself(pack, tmp_path):
+    complaint = pack(MOTION, "--name", "walk", "--rate", "20", code=4)
+    assert "the folder's own manifest says everything: --name, --rate cannot be given" in complaint
+
+
+def test_a_model_that_fails_its_own_samples_is_not_packed(pack, tmp_path):
+    wrong = io.BytesIO()
+    np.savez(wrong, input_0=np.ones((1, 1, 4), np.float32), output_0=np.zeros((1, 1, 3), np.float32))
+    folder = write_bundle(tmp_path / "wrong", files={"golden.npz": wrong.getvalue()}, golden={})
+    assert "fails its self-test" in pack(folder, code=4)
+
+
+# A model file
+
+
+def test_a_model_with_metadata_needs_little_said(pack):
+    bundle = pack(DATA / "metadata.tflite", "--version", "1.2", "--name", "colours")
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.version, manifest.created) == ("colours", "1.2", 1_700_000_000)
+    assert manifest.labels == ("red", "green", "blue")
+    assert manifest.preprocess == (Normalise(mean=(2.0,), std=(4.0,)),)
+    assert sorted(manifest.files) == ["golden.npz", "model.tflite"]
+    assert manifest.files["model.tflite"].chunks == (manifest.files["model.tflite"].sha256,)
+
+
+def test_labels_a_card_and_channels(pack, tmp_path):
+    (tmp_path / "labels.txt").write_text("rot\ngrün\n\nblau \n", encoding="utf-8")
+    (tmp_path / "about.md").write_text("# Colours")
+    bundle = pack(
+        *(DATA / "float.tflite", "--version", "1", "--labels", tmp_path / "labels.txt"),
+        *("--card", tmp_path / "about.md", "--channels", "warm, cold", "--rate", "5", "--hop", "1"),
+    )
+    window = bundle.manifest.window
+    assert bundle.manifest.labels == ("rot", "grün", "blau")
+    assert [channel.name for channel in window.channels] == ["warm", "cold"]
+    assert (window.length, window.hop, window.rate) == (2, 1, 5.0)
+    assert bundle.file("CARD.md").read_text() == "# Colours"
+
+
+def test_golden_samples_of_a_recording(pack):
+    """Packed from the manifest of the version before, as after training again."""
+    bundle = pack(
+        *(MOTION / "model.tflite", "--manifest", MOTION / "manifest.json", "--version", "1.1", "--golden", RECORDING)
+    )
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.version, manifest.window.hop) == ("motion", "1.1", 10)
+    assert manifest.postprocess == open_folder(MOTION).manifest.postprocess
+    arrays = golden(bundle)
+    assert (arrays["input_0"].shape, arrays["output_0"].shape) == ((16, 1, 40, 6), (16, 1, 4))
+    assert len(set(arrays["output_0"].argmax(-1).ravel())) == 4  # spread over all four activities
+
+
+def test_golden_samples_of_windows(pack, tmp_path):
+    np.save(tmp_path / "windows.npy", np.arange(3 * 2 * 2, dtype=np.float32).reshape(3, 2, 2))
+    bundle = pack(*(DATA / "float.tflite", "--version", "1", "--channels", "a,b", "--golden", tmp_path / "windows.npy"))
+    arrays = golden(bundle)
+    assert arrays["input_0"].reshape(3, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert arrays["output_0"].reshape(3, 3) == pytest.approx(arrays["input_0"].reshape(3, 4)[:, :3] / 2 + 1)
+
+
+def test_a_recording_in_an_array(pack, tmp_path):
+    np.save(tmp_path / "samples.npy", np.arange(5 * 2, dtype=np.float32).reshape(5, 2))
+    bundle = pack(*(DATA / "float.tflite", "--version", "1", "--channels", "a,b", "--golden", tmp_path / "samples.npy"))
+    assert golden(bundle)["input_0"].reshape(2, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_random_samples_are_said_to_prove_less(tmp_path, capsys):
+    line = ["pack", str(DATA / "int8.tflite"), "--version", "1", "-o", str(tmp_path / "out.edgm"), "--json"]
+    assert main(line) == 0
+    said = capsys.readouterr()
+    assert "without --golden the samples are random: they prove less" in said.err
+    assert "the labels are numbered, as the model names none" in said.err
+    packed = json.loads(said.out)
+    assert packed["digest"] == examine(tmp_path / "out.edgm").digest
+    assert (packed["bytes"], packed["proof"]["samples"]) == ((tmp_path / "out.edgm").stat().st_size, 16)
+
+
+def test_a_manifest_for_a_model_that_does_not_speak_for_itself(pack, tmp_path):
+    manifest = part(
+        tmp_path,
+        window={"length": 3, "hop": 3, "channels": [{"name": "p", "unit": "Pa"}, {"name": "q"}]},
+        inputs=[{"channels": ["p"]}, {"channels": ["q"]}],
+        postprocess={"kind": "regression", "names": ["x", "y", "z"], "output": 1},
+        golden={"absolute": 0.01},
+        limits={"latency_p99": 0.1},
+    )
+    bundle = pack(DATA / "two_by_two.tflite", "--version", "3", "--manifest", manifest)
+    packed = bundle.manifest
+    assert [each.channels for each in packed.inputs] == [("p",), ("q",)]
+    assert [each.tensor.shape for each in packed.inputs] == [(1, 3), (1, 3)]
+    assert (packed.labels, packed.limits.latency_p99) == ((), 0.1)
+    assert packed.golden is not None
+    assert packed.golden.absolute == 0.01
+
+
+def test_a_stateful_model_proves_itself_in_order(pack):
+    bundle = pack(DATA / "stateful.tflite", "--version", "1")
+    arrays = golden(bundle)
+    assert arrays["output_0"].ravel() == pytest.approx(np.cumsum(arrays["input_0"].ravel()), abs=1e-5)
+
+
+def test_options_win_over_the_manifest_and_that_over_the_file(pack, tmp_path):
+    manifest = part(
+        tmp_path,
+        version="7",
+        postprocess={"kind": "classification", "decision": {"threshold": 0.9}},
+        preprocess=[{"step": "clip", "low": 0, "high": 1}],
+    )
+    packed = pack(DATA / "metadata.tflite", "--version", "8", "--manifest", manifest).manifest
+    assert packed.version == "8"
+    assert isinstance(packed.postprocess, Classify)
+    assert packed.postprocess.decision.threshold == 0.9
+    assert packed.labels == ("red", "green", "blue")
+    assert len(packed.preprocess) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ([DATA / "float.tflite"], "which version is it?"),
+        ([DATA / "float.tflite", "--version", "1.0-beta"], "manifest: Expected `str` matching regex"),
+        ([DATA / "float.tflite", "--version", "1", "--window", "3"], "does not hold a window of [3, 4]"),
+        ([DATA / "float.tflite", "--version", "1", "--golden", RECORDING], "c0"),
+        (
+            [DATA / "float.tflite", "--version", "1", "--labels", DATA / "float.tflite"],
+            "must be text with a label a line",
+        ),
+        ([DATA / "float.tflite", "--version", "1", "--card", "absent.md"], "absent.md cannot be read: No such file"),
+        ([DATA / "float.tflite", "--version", "1", "--manifest", DATA / "float.tflite"], "a part of one"),
+        ([DATA / "two_by_two.tflite", "--version", "1"], "say how to use it with --manifest"),
+        ([DATA / "custom_op.tflite", "--version", "1"], "needs the custom op my-op"),
+        (["absent.tflite", "--version", "1"], "absent.tflite cannot be read: No such file"),
+        ([DATA], "manifest.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_packed_is_told_with_the_remedy(pack, options, complaint):
+    assert complaint in pack(*options, code=4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"window": 5}, "window: Expected `object`, got `int`"),
+        ({"inputs": [{}, {}]}, "the manifest has 2 inputs, and the model 1"),
+        ({"colour": "red"}, "unknown field `colour`"),
+        ({"golden": {"steps": -1}}, "golden: Expected `float` >= 0"),
+        ({"labels": ["one"]}, "there are 1 for 3 scores"),
+        ({"backend": "tpu"}, "there is no kind 'tpu'"),
+    ],
+)
+def test_a_manifest_that_is_wrong(pack, tmp_path, fields, complaint):
+    assert complaint in pack(DATA / "float.tflite", "--version", "1", "--manifest", part(tmp_path, **fields), code=4)
+
+
+def test_where_it_goes_by_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["pack", str(MOTION)]) == 0
+    assert (tmp_path / "motion-1.0.0.edgm").exists()
+    assert capsys.readouterr().out.startswith("motion-1.0.0.edgm: motion 1.0.0 (")
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
+    assert main(["pack", str(MOTION), "-o", str(tmp_path / "absent" / "x.edgm")]) == 4
+    assert "x.edgm cannot be written: No such file" in capsys.readouterr().err
