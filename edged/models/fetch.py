@@ -270,7 +270,6 @@ class _Fetch:
         now = time.monotonic()
         self._patience.reached(self._into.received, now)
         self._meter.update(self._into, now)
-        self._scissors.check()
         self._give_up_when_exhausted("", now)
 
     def _start_again(self, total: int | None, tag: str) -> None:

@@ -323,7 +323,7 @@ class Client:
 def _exchange(line: Line, method: str, path: str, headers: dict[str, str]) -> HTTPResponse:
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     # A server may answer and hang up before it has heard us out; what it says then is worth hearing.
-    with suppress(BrokenPipeError, ConnectionResetError):
+    with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
         line.sendall("\r\n".join([*lines, f"User-Agent: edged/{__version__}", "Connection: close", "", ""]).encode())
     response = HTTPResponse(cast(socket.socket, line), method=method)
     response.begin()
