@@ -66,7 +66,7 @@ def test_a_key_in_an_agent(bundle, keys, allowed, tmp_path, monkeypatch):
     socket = str(tmp_path / "agent")
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.PIPE)
     try:
-        agent.stdout.readline()  # it says where it listens, and so does
+        agent.stdout.readline()  # once it says where it listens, it does
         monkeypatch.setenv("SSH_AUTH_SOCK", socket)
         subprocess.run(["ssh-add", "-q", keys["alice"]], check=True, timeout=30)
         alone = tmp_path / "alice.pub"
