@@ -45,6 +45,15 @@ class Head(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.data).hexdigest()
 
     @property
+    def transfer(self) -> str:
+        """What a container with these very signatures is called on its way: the SHA-256 of its head, in hex.
+
+        The head states the digests of everything after it, so this names each byte of the container.
+        """
+        start = PREFIX.pack(MAGIC, len(self.data), len(self.signatures))
+        return hashlib.sha256(start + self.data + self.signatures).hexdigest()
+
+    @property
     def length(self) -> int:
         """How many bytes come before the first file."""
         return PREFIX.size + len(self.data) + len(self.signatures)

@@ -7,7 +7,7 @@
 
 A client has one request under way on a connection. A stream is the last of them: the client ends it by closing. A
 request is small and flat: its arguments are plain values or lists of them. One that breaks these rules is answered
-with an error whose id is null, and the connection is closed.
+with an error whose id is null, and the connection is closed. An error that may pass says `"retryable": true` as well.
 
 Bytes in, plain values out, and only the standard library's json, so that `edgectl` can import this in milliseconds.
 """
@@ -111,7 +111,8 @@ def encode_end(number: int) -> bytes:
 def encode_error(number: int | None, error: EdgedError) -> bytes:
     """A failure, with what to do about it; `number` is None where the request could not be understood."""
     kind = _KIND_OF.get(type(error), "error")
-    return _line({"id": number, "error": {"message": error.message, "hint": error.hint, "kind": kind}})
+    problem = {"message": error.message, "hint": error.hint, "kind": kind}
+    return _line({"id": number, "error": {**problem, "retryable": True} if error.retryable else problem})
 
 
 def decode_reply(line: bytes) -> Reply:
@@ -127,7 +128,8 @@ def decode_reply(line: bytes) -> Reply:
         raise _not_a_reply(str(error)) from None
     if isinstance(problem := fields.get("error"), dict):
         raised = _KINDS.get(str(problem.get("kind")), EdgedError)
-        raise raised(str(problem.get("message")), hint=str(problem.get("hint", "")))
+        retryable = problem.get("retryable") is True
+        raise raised(str(problem.get("message")), hint=str(problem.get("hint", "")), retryable=retryable)
     for kind in ("ok", "event", "end"):
         if kind in fields and type(fields.get("id")) is int:
             return Reply(fields["id"], kind, fields[kind])

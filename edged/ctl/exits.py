@@ -6,6 +6,9 @@ USAGE = 2
 NOT_RUNNING = 3
 FAILED = 4
 UNREACHABLE = 5
+REFUSED = 6
+UNFIT = 7
+ROLLED_BACK = 8
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -15,7 +18,10 @@ MEANINGS = {
     USAGE: "the command line is wrong",
     NOT_RUNNING: "the daemon answers, but not everything it should run is running",
     FAILED: "it could not be done; standard error says why and what to do",
-    UNREACHABLE: "no daemon answers",
+    UNREACHABLE: "no daemon answers, or the device cannot be reached",
+    REFUSED: "the device refused the new version; nothing has changed there",
+    UNFIT: "the new version does not work on that device; the old one serves",
+    ROLLED_BACK: "the new version served and had to go; the one before serves again",
     INTERRUPTED: "interrupted with Ctrl-C before it was done",
     BROKEN_PIPE: "nobody reads the output any more",
 }

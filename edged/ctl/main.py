@@ -5,7 +5,10 @@ inference needs. A verb's module has `add_arguments(parser)` and `run(args) -> i
 prints its answer on standard output, as JSON where `args.json` is set, and raises EdgedError where it cannot be done.
 
 Every verb finds in `args` the global options: `config`, a list of files; `state_dir`, a folder; `runtime_dir`, a folder
-or None for wherever a daemon is found; and `json`. Files and folders are strings, as pathlib is slow to import.
+or None for wherever a daemon is found; `json`; and `host` and `ssh`, the devices to work on and how to get there. Files
+and folders are strings, as pathlib is slow to import.
+
+With --host a verb is run on that device, by its own edgectl, all but `update-model`, which has files of ours to bring.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from edged import __version__
-from edged.core.errors import EdgedError
+from edged.core.errors import ControlError, EdgedError
 from edged.ctl import exits
 from edged.ctl.client import UnreachableError
 
@@ -27,6 +30,14 @@ VERBS = {
     "pipelines": ("edged.ctl.pipelines", "what is inferred, and how fast"),
     "sources": ("edged.ctl.sources", "what is measured, and what gets lost"),
     "models": ("edged.ctl.models", "what serves, where it came from and what it runs on"),
+    "update-model": ("edged.ctl.update_model", "bring a new version of a model, and see it through"),
+    "jobs": ("edged.ctl.jobs", "the updates since the daemon began"),
+    "job": ("edged.ctl.job", "follow one update, or look at it"),
+    "confirm": ("edged.ctl.confirm", "keep a version that was brought with --confirm-within"),
+    "rollback": ("edged.ctl.rollback", "go back to the version that served before"),
+    "pin": ("edged.ctl.pin", "have a model stay with the version it has"),
+    "forget": ("edged.ctl.forget", "let a version that was rejected be tried again"),
+    "receive": ("edged.ctl.receive", "the far end of update-model over SSH"),
     "config": ("edged.ctl.config", "check the configuration, or show what is in effect"),
     "reload": ("edged.ctl.reload", "read the configuration again, changing only what changed"),
     "doctor": ("edged.ctl.doctor", "look for what is wrong with this device"),
@@ -46,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code."""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a dot shows a "?"
     try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
-        code: int = args.run(args)
+        words = sys.argv[1:] if argv is None else argv
+        args = _parse(words)
+        code: int = _there(args, words) if args.host and args.verb != "update-model" else args.run(args)
         sys.stdout.flush()
     except EdgedError as error:
         _complain(error)
@@ -70,6 +82,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     verb_parser = argparse.ArgumentParser(prog=f"edgectl {args.verb}", description=module.__doc__, parents=[_options()])
     module.add_arguments(verb_parser)
     verb_parser.parse_intermixed_args([*rest, *args.rest], args)  # options may stand between the words
+    args.host = args.host or []
     args.config = args.config or [os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml")]
     args.run = module.run
     return args
@@ -92,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         runtime_dir=os.environ.get("EDGED_RUNTIME_DIR"),
         state_dir=os.environ.get("EDGED_STATE_DIR", "/var/lib/edged"),
         json=False,
+        host=None,
+        ssh=os.environ.get("EDGECTL_SSH", "ssh"),
     )
     parser.add_argument("--version", action="version", version=f"edgectl {__version__}")
     parser.add_argument("verb", help=argparse.SUPPRESS)
@@ -113,7 +128,25 @@ def _options() -> argparse.ArgumentParser:
         "--state-dir", metavar="DIR", help="what outlives the daemon (EDGED_STATE_DIR; /var/lib/edged)"
     )
     options.add_argument("--json", action="store_true", help="answer in JSON")
+    options.add_argument(
+        "--host", metavar="[USER@]HOST", action="append", help="on that device, over SSH; update-model takes several"
+    )
+    options.add_argument("--ssh", metavar="COMMAND", help="how to get there, with options (EDGECTL_SSH; ssh)")
     return options
+
+
+def _there(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Run the same on the one device that is named."""
+    import subprocess
+
+    from edged.ctl import ssh
+
+    if len(args.host) > 1:
+        raise ControlError(f"{args.verb} works on one device at a time", hint="name one --host")
+    rest = iter(words)
+    ours = ("--host", "--ssh")
+    kept = [word for word in rest if not (word.startswith(ours) and ("=" in word or next(rest, "") is not None))]
+    return subprocess.call(ssh.command(args.ssh, args.host[0], ["edgectl", *kept]))
 
 
 def _complain(error: EdgedError) -> None:

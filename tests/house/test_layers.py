@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "sinks": MIDDLE,
     "plugins": MIDDLE,
     "config": SERVICE,
-    "operations": SERVICE | {"config"},
-    "daemon": SERVICE | {"config", "operations"},
-    "__main__": SERVICE | {"config", "operations", "daemon"},
+    "updates": SERVICE | {"config"},
+    "operations": SERVICE | {"config", "updates"},
+    "daemon": SERVICE | {"config", "operations", "updates"},
+    "__main__": SERVICE | {"config", "operations", "updates", "daemon"},
     "ctl": SERVICE | {"config", "operations"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""

@@ -1,0 +1,17 @@
+"""Confirm a version that was brought with --confirm-within; without this it is taken back when the time is over."""
+
+from __future__ import annotations
+
+import argparse
+
+from edged.ctl.deciding import decide
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("model", metavar="MODEL")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it."""
+    return decide(args, "confirm", "is confirmed")

@@ -1,0 +1,37 @@
+"""One update: `job wait ID` follows it to its end and exits as `update-model` does, `job show ID` tells how it stands.
+
+`edgectl jobs` lists their ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+from edged.ctl.telling import Console, Teller, follow
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, with which."""
+    parser.add_argument("what", choices=("wait", "show"), help="follow it to its end, or look at it once")
+    parser.add_argument("id", metavar="ID", help="as update-model and `edgectl jobs` tell it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it."""
+    if args.what == "wait":
+        teller = Teller(Console(as_json=args.json))
+        outcome = follow(connect(args.runtime_dir).stream("job-watch", id=args.id), teller)
+        teller.end(outcome)
+        return outcome.code
+    job = connect(args.runtime_dir).call("job", id=args.id)
+    if args.json:
+        tables.show_json(job)
+        return exits.DONE
+    title = f"{job['model']} {job['version']}".strip() or "an update"
+    tables.show([tables.plain(f"{title} from {job['origin'] or 'somewhere'}: {job['state'].replace('_', ' ')}")])
+    first = job["events"][0]["time"] if job["events"] else 0.0
+    tables.show(tables.plain(f"{event['time'] - first:8.1f} s  {event['text']}") for event in job["events"])
+    tables.show(tables.plain(line) for line in [job["text"], *job["hint"].splitlines()] if line)
+    return exits.DONE

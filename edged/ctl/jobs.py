@@ -1,0 +1,32 @@
+"""The updates since the daemon began: what each is about, where it came from, and how it stands."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """List them, the oldest first."""
+    jobs = connect(args.runtime_dir).call("jobs")
+    if args.json:
+        tables.show_json(jobs)
+    elif jobs:
+        tables.show(tables.table(["JOB", "BEGAN", "MODEL", "STATE", "FROM", ""], [_row(job) for job in jobs]))
+    else:
+        tables.show(["nothing has been updated since the daemon began"])
+    return exits.DONE
+
+
+def _row(job: dict[str, Any]) -> list[str]:
+    began = time.strftime("%d %b %H:%M:%S", time.localtime(job["began"])) if job["began"] else "-"
+    model = f"{job['model']} {job['version']}".strip() or "-"
+    return [job["job"], began, model, job["state"].replace("_", " "), job["origin"] or "-", job["text"] or job["last"]]

@@ -1,0 +1,18 @@
+"""Have a model stay with the version it has: nothing newer comes in until it is let go of with --off."""
+
+from __future__ import annotations
+
+import argparse
+
+from edged.ctl.deciding import decide
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and whether to let go."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--off", action="store_true", help="let go of it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it."""
+    return decide(args, "pin", "is not pinned any more" if args.off else "is pinned", pinned=not args.off)

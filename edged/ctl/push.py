@@ -1,0 +1,147 @@
+"""Bring a bundle to a device over a link that may break at any moment, and watch what becomes of it.
+
+    connect -> ask where to go on -> send the rest -> say that it is all -> watch -> ...
+
+Each connection begins there anew, and the device knows where it is: so it makes no difference which was cut, when, or
+whether the device was restarted in between. It ends when the device has decided, or after a while without progress.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from edged.core.errors import BundleError, ControlError, EdgedError
+from edged.core.patience import Limits, Patience
+from edged.ctl.client import UnreachableError
+from edged.ctl.parcel import Parcel
+from edged.ctl.ssh import Line, LineError
+from edged.ctl.tables import size
+from edged.ctl.telling import Outcome, Teller, follow
+
+_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Push:
+    """One bundle to one host. `wishes` are those of an install; `stall` is how many seconds to try without progress.
+
+    `job` is what the device calls the update, "" as long as it has not begun.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        parcel: Parcel,
+        wishes: dict[str, Any],
+        teller: Teller,
+        *,
+        ssh: str,
+        may_ask: bool,
+        stall: float,
+    ) -> None:
+        self.host = host
+        self.job = ""
+        self._parcel = parcel
+        self._wishes = wishes
+        self._teller = teller
+        self._ssh = ssh
+        self._may_ask = may_ask
+        self._met = False
+        self._seen = 0.0
+        self._progress = 0
+        self._connections = 0
+        limits = Limits(
+            stall=stall,
+            total=math.inf,
+            traffic=math.inf,
+            pause=_PAUSE_SECONDS,
+            longest_pause=_LONGEST_PAUSE_SECONDS,
+            longest_wait=0.0,
+        )
+        self._patience = Patience(limits, 0, time.monotonic(), random.random)
+
+    def run(self) -> Outcome:
+        """Do it; blocks until it has ended. Raises nothing of ours: that is an outcome as well."""
+        try:
+            while True:
+                try:
+                    return self._connect()
+                except EdgedError as error:
+                    if not (error.retryable or isinstance(error, LineError)):
+                        raise
+                    self._pause(error)
+        except UnreachableError as error:
+            return Outcome("unreachable", error.message, error.hint)
+        except (BundleError, ControlError) as error:
+            return Outcome("refused", f"{self.host} refuses it: {error.message}", error.hint)
+        except EdgedError as error:
+            return Outcome("failed", f"{self.host} cannot take it: {error.message}", error.hint)
+
+    def _connect(self) -> Outcome:
+        """One connection, for as long as it holds."""
+        self._connections += 1
+        with Line(self._ssh, self.host, may_ask=self._may_ask and not self._met, first=not self._met) as line:
+            line.greet()
+            self._met = True
+            if not self.job:
+                present = self._bring(line)
+                if present:
+                    return Outcome("done", f"{self._parcel.title} is what {self.host} has already")
+            return self._watch(line)
+
+    def _bring(self, line: Line) -> bool:
+        """Send what is missing, and have it installed. Whether nothing need be done."""
+        parcel = self._parcel
+        answer = line.ask("receive-open", id=parcel.id, size=parcel.size, digest=parcel.digest)
+        if "offset" in answer:
+            self._send(line, answer["offset"])
+            answer = line.ask("receive-done", id=parcel.id, **self._wishes)
+        self.job = answer.get("job", "")
+        return "present" in answer
+
+    def _send(self, line: Line, offset: int) -> None:
+        parcel = self._parcel
+        self._teller.step(
+            "push.sending",
+            f"sending {parcel.title} to {self.host}: {size(parcel.size - offset)} of {size(parcel.size)}",
+        )
+        for there in line.send(parcel.read, offset, parcel.size):
+            self._teller.progress(there, parcel.size)
+            self._went_on(there)
+        connections = f", over {self._connections} connections" if self._connections > 1 else ""
+        self._teller.step("push.sent", f"all of it is there{connections}")
+
+    def _watch(self, line: Line) -> Outcome:
+        items = line.stream("job-watch", id=self.job, after=self._seen, digest=self._parcel.digest)
+        try:
+            return follow(self._noted(items), self._teller)
+        except ControlError as error:
+            if isinstance(error, LineError | UnreachableError):
+                raise
+            self.job, self._seen = "", 0.0  # the daemon began anew and knows no such job: ask what there is
+            raise LineError(error.message) from error
+
+    def _noted(self, items: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for item in items:
+            self._seen = item.get("at", self._seen)
+            self._went_on(self._progress + 1)  # whatever it is, the device is at it
+            yield item
+
+    def _went_on(self, position: int) -> None:
+        self._progress = max(self._progress, position)
+        self._patience.reached(self._progress, time.monotonic())
+
+    def _pause(self, error: EdgedError) -> None:
+        exhausted = self._patience.exhausted(0, self._parcel.size, time.monotonic())
+        if exhausted:
+            raise UnreachableError(
+                f"given up, as {exhausted}; last: {error.message}",
+                hint="what has arrived is kept: run it again to go on",
+            )
+        pause = self._patience.pause()
+        self._teller.step("push.cut", f"{error.message}; trying again in {pause:.1f} s")
+        time.sleep(pause)

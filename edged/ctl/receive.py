@@ -1,0 +1,168 @@
+"""The far end of `edgectl --host ... update-model`: what ssh runs on the device, also as the forced command of a key.
+
+    command="edgectl receive --stdio",restrict ssh-ed25519 AAAA... alice@example.com
+
+Whoever has such a key can bring bundles and watch what becomes of them, and nothing else; what the sender wanted run
+instead is not looked at. Who signed a bundle counts as always.
+
+What is spoken is the control protocol, of which only these are passed on to the daemon:
+
+    receive-open    and where there is something to send, the bare bytes follow, from the offset in the answer to the
+                    size in the question; each time some have been taken, an event tells up to where
+    receive-done    install it
+    job-watch       the steps of the job
+
+The first line is a greeting, so that the sender knows where to begin to listen: a shell may have had its say before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import select
+from collections.abc import Iterator
+from typing import Any
+
+from edged import __version__
+from edged.core import protocol
+from edged.core.errors import ControlError, EdgedError
+from edged.core.protocol import Request
+from edged.ctl import exits
+from edged.ctl.client import UnreachableError, connect
+
+CHUNK = 32 << 10
+SILENCE_SECONDS = 120.0
+"""A sender that says nothing for so long has gone, though nobody has told us."""
+
+DAEMON_SECONDS = 120.0
+"""The daemon may have to read back what it has, verify signatures, and wait for a slow card."""
+
+_ASKED = {
+    "receive-open": {"id", "size", "digest"},
+    "receive-done": {"id", "allow_downgrade", "confirm_within"},
+    "job-watch": {"id", "after", "digest"},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Only one way to speak."""
+    parser.add_argument(
+        "--stdio", action="store_true", required=True, help="speak with the sender on standard input and output"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve one sender, until it leaves."""
+    sender = Sender(0, 1)
+    try:
+        _serve(sender, args.runtime_dir)
+    except UnreachableError as error:  # the daemon may be about to start
+        sender.say(protocol.encode_error(1, ControlError(error.message, hint=error.hint, retryable=True)))
+        return exits.UNREACHABLE
+    except EdgedError as error:
+        sender.say(protocol.encode_error(1, error))
+        return exits.FAILED
+    except SenderGone:
+        return exits.FAILED
+    return exits.DONE
+
+
+class SenderGone(Exception):  # noqa: N818 it is no error of ours
+    """Nobody is at the other end any more."""
+
+
+class Sender:
+    """Whoever brings the bundle: lines and bare bytes from one descriptor, lines to the other."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self._source = source
+        self._sink = sink
+        self._held = b""
+
+    def ask(self) -> Request | None:
+        """The next request, None if the sender leaves. Raises ControlError if it does not speak the protocol."""
+        while b"\n" not in self._held and len(self._held) <= protocol.MAX_REQUEST:
+            data = self._more()
+            if not data:
+                return None
+            self._held += data
+        line, _, self._held = self._held.partition(b"\n")
+        return protocol.decode_request(line)
+
+    def take(self, count: int) -> bytes:
+        """Some of the next `count` bytes, as soon as there are any. Raises SenderGone."""
+        data = self._held[:count] or self._more(min(count, CHUNK))
+        self._held = self._held[len(data) :]
+        if not data:
+            raise SenderGone
+        return data[:count]
+
+    def say(self, line: bytes) -> None:
+        """Send a line. Raises SenderGone."""
+        try:
+            while line:
+                line = line[os.write(self._sink, line) :]
+        except OSError as error:
+            raise SenderGone from error
+
+    def _more(self, count: int = CHUNK) -> bytes:
+        if not select.select([self._source], [], [], SILENCE_SECONDS)[0]:
+            raise SenderGone
+        try:
+            return os.read(self._source, count)
+        except OSError as error:
+            raise SenderGone from error
+
+
+def _serve(sender: Sender, runtime_dir: str | None) -> None:
+    sender.say(protocol.encode_ok(0, {"edged": __version__}))
+    while request := sender.ask():
+        known = _ASKED.get(request.verb, set())
+        if not known or not request.args.keys() <= known:
+            raise ControlError(f"{request.verb!r} cannot be asked here", hint="only bundles can be brought here")
+        match request.verb:
+            case "receive-open":
+                _receive(sender, request, runtime_dir)
+            case "receive-done":
+                sender.say(protocol.encode_ok(request.id, _call(runtime_dir, request, origin=_origin())))
+            case _:
+                for item in connect(runtime_dir).stream(request.verb, **request.args):
+                    sender.say(protocol.encode_event(request.id, item))
+                sender.say(protocol.encode_end(request.id))
+
+
+def _receive(sender: Sender, request: Request, runtime_dir: str | None) -> None:
+    answer = _call(runtime_dir, request)
+    sender.say(protocol.encode_ok(request.id, answer))
+    if "offset" not in answer:
+        return
+    for offset in _pass_on(sender, request.args["id"], answer["offset"], request.args["size"], runtime_dir):
+        sender.say(protocol.encode_event(request.id, {"offset": offset}))
+
+
+def _pass_on(sender: Sender, name: str, offset: int, size: int, runtime_dir: str | None) -> Iterator[int]:
+    """Give the daemon what comes, as it comes: what it has taken is there, whatever happens to the line."""
+    while offset < size:
+        data = sender.take(size - offset)
+        yield give(runtime_dir, name, offset, data)
+        offset += len(data)
+
+
+def give(runtime_dir: str | None, name: str, offset: int, data: bytes) -> int:
+    """Have the daemon take a chunk of a transfer; how many bytes of it there are now. Raises EdgedError."""
+    text = base64.b64encode(data).decode()
+    call = connect(runtime_dir).call
+    there: int = call("receive-chunk", timeout=DAEMON_SECONDS, id=name, offset=offset, data=text)["offset"]
+    return there
+
+
+def _call(runtime_dir: str | None, request: Request, **more: Any) -> Any:
+    return connect(runtime_dir).call(request.verb, timeout=DAEMON_SECONDS, **request.args, **more)
+
+
+def _origin() -> str:
+    """Who is at the other end, as sshd says."""
+    user = os.environ.get("USER") or str(os.getuid())
+    address = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+    return f"{user}, over SSH from {address}" if address else user

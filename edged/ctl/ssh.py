@@ -1,0 +1,188 @@
+"""A line to a device through the system's `ssh`, which brings its own configuration, agent, keys and jump hosts.
+
+One process is one connection. It is watched from both ends: ssh itself gives up a dead one within a minute, and a far
+end that says nothing for longer than that is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from edged.core import protocol
+from edged.core.errors import ControlError
+from edged.core.protocol import Reply, Request
+from edged.ctl.client import UnreachableError
+
+COMMAND = "ssh"
+RECEIVE = ("edgectl", "receive", "--stdio")
+OPTIONS = (
+    *("-T", "-a", "-x", "-oClearAllForwardings=yes"),
+    *("-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4"),
+)
+
+WINDOW = 64 << 10
+"""Bytes that may be on their way, and so may have to be sent again after a cut."""
+
+_PIECE = 16 << 10
+_SILENCE_SECONDS = 90.0
+_MAX_NOISE = 64 << 10
+_MAX_COMPLAINT = 4096
+_GREETING = b'{"id":0,"ok":{"edged":'
+
+_FINAL = {
+    "Permission denied": "load a key it accepts into your agent: ssh-add",
+    "Too many authentication failures": "name the key in ~/.ssh/config: IdentityFile, IdentitiesOnly",
+    "Host key verification failed": "compare its key, then connect once by hand: ssh HOST",
+    "Could not resolve hostname": "check the name, or give it an address in ~/.ssh/config",
+    "Bad configuration option": "see ~/.ssh/config",
+    "not found": "install edged there, or have its edgectl on the PATH of that user",
+}
+"""What ssh or the far end complains of where trying again does not help."""
+
+
+class LineError(ControlError):
+    """The line broke, or never came to be; another may hold."""
+
+
+def command(ssh: str, host: str, words: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """The command line that runs `words` on a host; `ssh` is a command with options of its own."""
+    if host.startswith("-"):
+        raise ControlError(f"{host!r} is no host", hint="name it as for ssh: user@host")
+    return [*shlex.split(ssh), *options, "--", host, shlex.join(words)]
+
+
+class Line:
+    """A connection to `edgectl receive` on a host; use it in a `with` statement. Everything raises EdgedError.
+
+    `first` is for a host that has never answered: it may be asked for a password, and a name that is not known is a
+    mistake rather than a bad link.
+    """
+
+    def __init__(self, ssh: str, host: str, *, may_ask: bool, first: bool) -> None:
+        options = OPTIONS if may_ask else (*OPTIONS, "-oBatchMode=yes")
+        self._host = host
+        self._first = first
+        self._heard = b""
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 closed in __exit__
+        try:
+            self._process = subprocess.Popen(
+                command(ssh, host, RECEIVE, options),
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+            )
+        except OSError as error:
+            self._complaints.close()
+            raise UnreachableError(f"{ssh} cannot be run: {error.strerror}", hint="install OpenSSH's client") from error
+        assert self._process.stdin
+        assert self._process.stdout
+        self._to = self._process.stdin.fileno()
+        self._from = self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._complaints.close()
+
+    def greet(self) -> None:
+        """Wait for the far end, past whatever else is said there on login; however long somebody types a password."""
+        noise = 0
+        while noise < _MAX_NOISE:
+            line = self._next_line(None if self._first else _SILENCE_SECONDS)
+            if line.startswith(_GREETING):
+                return
+            noise += len(line)
+        raise UnreachableError(f"{self._host} says a lot, but not what edged says", hint=f"look: ssh {self._host}")
+
+    def ask(self, verb: str, **args: Any) -> Any:
+        """Ask, and wait for the answer."""
+        self._say(protocol.encode_request(Request(1, verb, args)))
+        while (reply := self._reply()).kind == "event":
+            pass  # of what was sent before, to a transfer that somebody else has completed meanwhile
+        return reply.value
+
+    def stream(self, verb: str, **args: Any) -> Iterator[Any]:
+        """Ask, and yield what comes."""
+        self._say(protocol.encode_request(Request(1, verb, args)))
+        while (reply := self._reply()).kind == "event":
+            yield reply.value
+
+    def send(self, read: Callable[[int, int], bytes], offset: int, size: int) -> Iterator[int]:
+        """Send bare bytes from `offset` to `size`, and yield up to where the far end has taken them."""
+        taken = sent = offset
+        while sent < size or taken < size:
+            room = min(size, taken + WINDOW) - sent
+            if self._wait(write=room > 0):
+                taken = max(taken, self._reply().value["offset"])
+                yield taken
+            elif room > 0:
+                sent += self._write(read(sent, min(room, _PIECE)))
+
+    def _say(self, data: bytes) -> None:
+        while data:
+            self._wait(write=True, read=False)
+            data = data[self._write(data) :]
+
+    def _reply(self) -> Reply:
+        return protocol.decode_reply(self._next_line(_SILENCE_SECONDS))
+
+    def _next_line(self, patience: float | None) -> bytes:
+        while b"\n" not in self._heard and len(self._heard) <= protocol.MAX_REPLY:
+            if not select.select([self._from], [], [], patience)[0]:
+                raise LineError(f"{self._host} says nothing any more")
+            data = os.read(self._from, _PIECE)
+            if not data:
+                raise self._broken()
+            self._heard += data
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+    def _wait(self, *, write: bool, read: bool = True) -> bool:
+        """Wait until there is something to read, which is told, or until it can be written."""
+        if read and b"\n" in self._heard:
+            return True
+        readable, writable, _ = select.select(
+            [self._from] if read else [], [self._to] if write else [], [], _SILENCE_SECONDS
+        )
+        if not readable and not writable:
+            raise LineError(f"{self._host} takes nothing any more")
+        return bool(readable)
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._to, data)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            raise self._broken() from None
+
+    def _broken(self) -> ControlError:
+        """Why the line is gone."""
+        try:
+            code = self._process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            code = 0
+        said = self._last_complaint()
+        for words, hint in _FINAL.items():
+            lasting = words != "Could not resolve hostname" or self._first
+            if words in said and lasting:
+                return UnreachableError(f"{self._host}: {said}", hint=hint)
+        return LineError(f"{self._host}: {said or f'the connection ended ({code})'}")
+
+    def _last_complaint(self) -> str:
+        end = self._complaints.seek(0, os.SEEK_END)
+        self._complaints.seek(max(0, end - _MAX_COMPLAINT))
+        lines = self._complaints.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")

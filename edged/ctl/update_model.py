@@ -1,0 +1,170 @@
+"""Bring a new version of a model to this device, or to others over SSH, and see it through.
+
+BUNDLE is an .edgm file, "-" for standard input, or a URL that the device fetches by itself. What is cut off goes on
+where it was: run it again. The device checks who signed the bundle, has it prove itself, lets it serve and watches it;
+at each step the version that serves now goes on serving until the new one has answered, and comes back if that fails.
+
+The update belongs to the device: Ctrl-C only stops watching. With --confirm-within it is taken back unless somebody
+says `edgectl confirm MODEL` in that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edged.core.errors import BundleError, ControlError
+from edged.ctl import exits, tables
+from edged.ctl.client import UnreachableError, connect
+from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
+from edged.ctl.telling import Console, Outcome, Teller, follow
+
+if TYPE_CHECKING:
+    from edged.ctl.push import Push
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to bring, and on what terms."""
+    parser.add_argument("bundle", metavar="BUNDLE", help='an .edgm file, "-" for standard input, or a URL')
+    parser.add_argument(
+        "--confirm-within",
+        type=seconds,
+        default=0.0,
+        metavar="TIME",
+        help="take it back unless confirmed: 90s, 10m, 2h",
+    )
+    parser.add_argument("--allow-downgrade", action="store_true", help="an older version than the one that serves")
+    parser.add_argument(
+        "--give-up-after",
+        type=seconds,
+        default=600.0,
+        metavar="TIME",
+        help="over SSH: how long to try without progress (10m)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Bring it and follow it; the exit code tells how it ended."""
+    wishes = {"allow_downgrade": args.allow_downgrade, "confirm_within": args.confirm_within}
+    console = Console(as_json=args.json)
+    if args.host:
+        return _push(args, wishes, console)
+    teller = Teller(console)
+    outcome = _here(args, wishes, teller)
+    teller.end(outcome)
+    return outcome.code
+
+
+def seconds(text: str) -> float:
+    """A time such as 90, 90s, 10m, 2h or 1d, in seconds."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", text)
+    if not match:
+        raise ValueError
+    return float(match[1]) * _UNITS[match[2]]
+
+
+# On this device
+
+
+def _here(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> Outcome:
+    try:
+        job = _fetch(args, wishes, teller) if _is_url(args.bundle) else _send(args, wishes, teller)
+    except UnreachableError:
+        raise
+    except (BundleError, ControlError) as error:
+        return Outcome("refused", error.message, error.hint)
+    if isinstance(job, Outcome):
+        return job
+    try:
+        return follow(connect(args.runtime_dir).stream("job-watch", id=job), teller)
+    except KeyboardInterrupt:
+        teller.step("update.detached", f"it goes on without you; look again with: edgectl job wait {job}")
+        raise
+
+
+def _fetch(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> str:
+    job: str = connect(args.runtime_dir).call("fetch", url=args.bundle, **wishes)["job"]
+    teller.step("update.fetching", "the device fetches it")
+    return job
+
+
+def _send(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> str | Outcome:
+    """The job that installs it, or how it ended without one."""
+    from edged.ctl.parcel import open_parcel
+
+    parcel = open_parcel(args.bundle)
+    asked = {"id": parcel.id, "size": parcel.size, "digest": parcel.digest}
+    answer = connect(args.runtime_dir).call("receive-open", timeout=DAEMON_SECONDS, **asked)
+    if "present" in answer:
+        return Outcome("done", f"{parcel.title} is what serves already")
+    if "offset" in answer:
+        offset = answer["offset"]
+        teller.step("update.sending", f"giving {parcel.title} to the daemon, {tables.size(parcel.size)}")
+        while offset < parcel.size:
+            offset = give(args.runtime_dir, parcel.id, offset, parcel.read(offset, CHUNK))
+            teller.progress(offset, parcel.size)
+        done = connect(args.runtime_dir).call
+        answer = done("receive-done", timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
+    job: str = answer["job"]
+    return job
+
+
+def _is_url(bundle: str) -> bool:
+    return "://" in bundle
+
+
+# On others, over SSH
+
+
+def _push(args: argparse.Namespace, wishes: dict[str, Any], console: Console) -> int:
+    from edged.ctl.parcel import open_parcel
+    from edged.ctl.push import Push
+
+    if _is_url(args.bundle):
+        raise ControlError("over SSH it is a file that is brought", hint="ssh HOST edgectl update-model URL")
+    parcel = open_parcel(args.bundle)
+    alone = len(args.host) == 1
+    pushes = []
+    for host in dict.fromkeys(args.host):
+        teller = Teller(console, "" if alone else host)
+        push = Push(host, parcel, wishes, teller, ssh=args.ssh, may_ask=alone, stall=args.give_up_after)
+        pushes.append((push, teller))
+    return _all_at_once(pushes, console)
+
+
+def _all_at_once(pushes: Sequence[tuple[Push, Teller]], console: Console) -> int:
+    """A thread for each board; the exit code is what they agree on."""
+    outcomes: dict[str, Outcome] = {}
+
+    def bring(push: Push, teller: Teller) -> None:
+        outcome = push.run()
+        teller.end(outcome)
+        outcomes[push.host] = outcome
+
+    threads = [threading.Thread(target=bring, args=pair, daemon=True) for pair in pushes]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        for push, teller in pushes:
+            if push.host not in outcomes:
+                teller.step("update.detached", _farewell(push))
+        raise
+    if len(pushes) > 1 and not console.as_json:
+        rows = [[host, outcome.state.replace("_", " "), outcome.text] for host, outcome in outcomes.items()]
+        tables.show(["", *tables.table(["BOARD", "OUTCOME", ""], rows)])
+    codes = {outcome.code for outcome in outcomes.values()}
+    return codes.pop() if len(codes) == 1 and len(outcomes) == len(pushes) else exits.FAILED
+
+
+def _farewell(push: Push) -> str:
+    if push.job:
+        return f"it goes on without you; look again with: edgectl --host {push.host} job wait {push.job}"
+    return "what has arrived is kept: run it again to go on"

@@ -1,0 +1,528 @@
+"""The way in for new versions, and what an operator may ask about them: verbs for the socket.
+
+However a container comes, from a file on the board, over SSH or from a URL, it ends in `Incoming` and then with the
+updater, which alone decides whether it may serve.
+
+A container is sent in chunks that say where they belong, to a transfer that is called after what is in it. So it does
+not matter who sends a chunk, nor how often: senders of the same container help each other along, and one that has lost
+its connection goes on where the container ends now. What was taken outlives the connection at once, and a power cut
+but for the last window of `Incoming`; `receive-open` always tells where to go on.
+
+One thread does all the work on the files that are sent; each fetch has its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edged.api import BundleError, ControlError, EdgedError
+from edged.core.container import Head
+from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name
+from edged.models.answer import MAX_URL, mask
+from edged.models.fetch import Fetcher, FetchOptions, transfer_id
+from edged.models.incoming import ContainerCheck, Incoming, Transfer
+from edged.models.updater import Event, Job, Options, Report
+
+IDLE_SECONDS = 60.0
+"""A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""
+
+MAX_FETCHES = 4
+MAX_CHUNK = 48 << 10
+"""Bytes in a chunk: with them a request stays below the protocol's limit."""
+
+_REMEMBERED = 50
+_POLL_SECONDS = 0.2
+_SIGN_OF_LIFE_SECONDS = 15.0
+
+T = TypeVar("T")
+
+
+class Updater(Protocol):
+    """What decides about versions; see models/updater.py."""
+
+    def install(self, container: Path, options: Options) -> Job:
+        """Begin to install a container, which stays where it is until the job has `released` it."""
+
+    async def rollback(self, name: str, to: str = "") -> None:
+        """Go back. Raises EdgedError."""
+
+    async def confirm(self, name: str) -> None:
+        """Confirm the candidate. Raises EdgedError."""
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        """Stay with what there is, or do not. Raises EdgedError."""
+
+    async def forget_rejection(self, name: str, digest: str) -> None:
+        """Let a rejected version be tried again. Raises EdgedError."""
+
+    def jobs(self) -> tuple[Job, ...]:
+        """Those of this run, the oldest first."""
+
+    async def models(self) -> tuple[Report, ...]:
+        """How every model stands."""
+
+
+class WallClock(Protocol):
+    """Tells the time of day."""
+
+    def at(self, monotonic: float) -> float:
+        """Unix seconds at a moment of CLOCK_MONOTONIC."""
+
+
+class Updates:
+    """The verbs. `approve` raises BundleError for the head of a container that may not come in; on any thread.
+
+    `calls` are answered once, `streams` until the client leaves, and `changes` are worth a line in the log.
+    """
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        updater: Updater,
+        *,
+        approve: Callable[[Head], None],
+        clock: WallClock,
+        fetch: FetchOptions | None = None,
+        idle: float = IDLE_SECONDS,
+    ) -> None:
+        self._incoming = incoming
+        self._updater = updater
+        self._approve = approve
+        self._clock = clock
+        self._fetch_options = fetch or FetchOptions()
+        self._idle = idle
+        self._receiving: dict[str, _Receiving] = {}
+        self._fetches: dict[str, _Fetch] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
+
+        self.calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+            "receive-open": self._receive_open,
+            "receive-chunk": self._receive_chunk,
+            "receive-done": self._receive_done,
+            "fetch": self._fetch,
+            "job": self._job,
+            "jobs": self._jobs,
+            "rollback": self._rollback,
+            "confirm": self._confirm,
+            "pin": self._pin,
+            "clear-rejection": self._clear_rejection,
+        }
+        self.streams: dict[str, Callable[[dict[str, Any]], AsyncGenerator[Any, None]]] = {"job-watch": self._job_watch}
+        self.changes = frozenset({"receive-done", "fetch", "rollback", "confirm", "pin", "clear-rejection"})
+
+    async def stop(self) -> None:
+        """End every transfer. What has come is kept, and can be gone on with."""
+        for fetch in self._fetches.values():
+            fetch.fetcher.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for name in list(self._receiving):
+            await self._rest(name)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    # Receiving
+
+    async def _receive_open(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Where to go on with a container, or what makes that unnecessary.
+
+        {"offset": so many bytes are here}, {"job": which installs it} or {"present": true}, as it serves already.
+        """
+        ask = _understood(args, _Open)
+        if known := await self._known(ask):
+            return known
+        receiving = self._receiving.get(ask.id)
+        if receiving is None:
+            receiving = self._receiving[ask.id] = _Receiving(self._on_thread(self._open, ask))
+        try:
+            transfer = await asyncio.shield(receiving.opening)
+        except EdgedError:
+            self._receiving.pop(ask.id, None)
+            raise
+        self._rest_later(ask.id)
+        return {"offset": transfer.received}
+
+    async def _receive_chunk(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Take bytes, and say how many there are. Those that were there before are not taken again."""
+        chunk = _understood(args, _Chunk)
+        receiving = self._get(chunk.id)
+        self._rest_later(chunk.id)
+        try:
+            offset = await self._on_thread(_take, receiving.transfer, chunk)
+        except EdgedError as error:
+            if not error.retryable:  # nothing that could follow would make it better
+                await self._discard(chunk.id)
+            raise
+        return {"offset": offset}
+
+    async def _receive_done(self, args: dict[str, Any]) -> dict[str, Any]:
+        """All of it has been sent: install it. Whoever says so again is told the same."""
+        ask = _understood(args, _Done)
+        receiving = self._get(ask.id)
+        if receiving.job is None:
+            path = await self._on_thread(receiving.transfer.complete)
+        if receiving.job is None:
+            receiving.job = self._updater.install(path, ask.options(ask.origin))
+            self._spawn(self._discard_when_released(ask.id, receiving.job))
+        return {"job": receiving.job.id}
+
+    async def _known(self, ask: _Open) -> dict[str, Any]:
+        """What makes it unnecessary to send a container, if anything does. Raises BundleError if it was rejected."""
+        receiving = self._receiving.get(ask.id)
+        if receiving and receiving.job:
+            return {"job": receiving.job.id}
+        for job in self._updater.jobs():
+            if job.digest == ask.digest and not job.ended.is_set():
+                return {"job": job.id}
+        for model in await self._updater.models():
+            ledger = model.ledger
+            if ask.digest in ledger.rejected:
+                rejection = ledger.rejected[ask.digest]
+                raise BundleError(
+                    f"{model.name} {rejection.version} was rejected on this board: {rejection.reason}",
+                    hint=f"have it tried again with `edgectl forget {model.name} {ask.digest[:12]}`",
+                )
+            active = ledger.active or model.serving
+            if ask.digest == active and model.serving in (active, None):
+                return {"present": True}
+        return {}
+
+    def _open(self, ask: _Open) -> Transfer:
+        """On the thread: begin or go on with a transfer, in which a check reads along from the first byte."""
+
+        def approve(head: Head) -> None:
+            if head.transfer != ask.id:
+                raise BundleError("this is not the container that was announced", hint="send it again")
+            self._approve(head)
+
+        return self._incoming.open(ask.id, total=ask.size, check=partial(ContainerCheck, approve))
+
+    def _get(self, name: str) -> _Receiving:
+        receiving = self._receiving.get(name)
+        if receiving is None or not receiving.opening.done():
+            raise ControlError("no such transfer is open", hint="begin with receive-open", retryable=True)
+        return receiving
+
+    def _rest_later(self, name: str) -> None:
+        """Somebody sends: put the transfer to rest only when that has not happened for a while."""
+        if receiving := self._receiving.get(name):
+            receiving.stay()
+            loop = asyncio.get_running_loop()
+            receiving.timer = loop.call_later(self._idle, lambda: self._spawn(self._rest(name)))
+
+    async def _rest(self, name: str) -> None:
+        """Close a transfer, and keep what has come."""
+        if self._receiving[name].job is not None:
+            return
+        receiving = self._receiving.pop(name)
+        receiving.stay()
+        with contextlib.suppress(EdgedError):  # nothing is left of it then, and whoever sends it begins anew
+            await self._on_thread((await receiving.opening).close)
+
+    async def _discard(self, name: str) -> None:
+        if receiving := self._receiving.pop(name, None):
+            receiving.stay()
+            await self._on_thread(receiving.transfer.discard)
+
+    async def _discard_when_released(self, name: str, job: Job) -> None:
+        await job.released.wait()
+        await self._discard(name)
+
+    # Fetching
+
+    def fetch(self, url: str, options: Options) -> Job:
+        """Fetch a container and install it, all as one job; a fetch of this URL that is under way is that job.
+
+        Raises:
+            ControlError: too many are under way.
+        """
+        under_way = [fetch for fetch in self._fetches.values() if not fetch.job.ended.is_set()]
+        for fetch in under_way:
+            if fetch.url == url:
+                return fetch.job
+        if len(under_way) >= MAX_FETCHES:
+            raise ControlError(
+                f"{MAX_FETCHES} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
+            )
+        fetch = _Fetch(url, Job(f"fetch-{next(self._numbers)}", options), Fetcher(self._fetch_options))
+        self._fetches = dict([*self._fetches.items(), (fetch.job.id, fetch)][-_REMEMBERED:])
+        self._spawn(self._bring(fetch))
+        return fetch.job
+
+    async def _fetch(self, args: dict[str, Any]) -> dict[str, Any]:
+        ask = _understood(args, _Url)
+        return {"job": self.fetch(ask.url, ask.options(mask(ask.url))).id}
+
+    async def _bring(self, fetch: _Fetch) -> None:
+        """The life of a fetch, from the first byte to the end of the install."""
+        job = fetch.job
+        try:
+            transfer = await asyncio.to_thread(self._fetch_all, fetch)
+            try:
+                installed = fetch.installed = self._updater.install(transfer.path, job.options)
+                installed.events = job.events
+                await installed.released.wait()
+            finally:
+                await asyncio.to_thread(transfer.discard)
+            job.model, job.version, job.digest = installed.model, installed.version, installed.digest
+            await installed.ended.wait()
+            job.end(installed.state, installed.text, installed.hint)
+        except EdgedError as error:
+            job.end("refused" if isinstance(error, BundleError) else "failed", error.message, error.hint)
+        except asyncio.CancelledError:
+            job.end("failed", "the daemon stopped; what has come is kept")
+            raise
+
+    def _fetch_all(self, fetch: _Fetch) -> Transfer:
+        """On a thread of its own: the transfer, complete and open. Raises EdgedError, and what has come is kept."""
+        check = partial(ContainerCheck, self._approve)
+        transfer = self._incoming.open(transfer_id(fetch.url), check=check)
+        try:
+            fetch.fetcher.fetch(fetch.url, transfer, progress=fetch.went_on)
+        except BaseException:
+            transfer.close()
+            raise
+        return transfer
+
+    # Jobs
+
+    async def _jobs(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        return [self._told(job) for job in self._all_jobs().values()]
+
+    async def _job(self, args: dict[str, Any]) -> dict[str, Any]:
+        job = self._find(_understood(args, _JobId).id)
+        return {**self._told(job), "events": [self._item(event) for event in job.events]}
+
+    async def _job_watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """The steps of a job after the moment `after`, as they are taken, and then how it ended.
+
+        Meanwhile a fetch tells how far it is, and every job that it is alive. Who says what `digest` it should install
+        is not shown another that happens to have the same number, after the daemon has begun anew.
+        """
+        ask = _understood(args, _Watch)
+        job, last, progress, silent = self._find(ask.id, ask.digest), ask.after, None, 0.0
+        while True:
+            ended = job.ended.is_set()
+            items = [self._item(event) for event in job.events if event.time > last]
+            if (now := self._progress(job)) != progress:
+                items.append({"id": "job.progress", **(now or {})})
+                progress = now
+            if ended:
+                items.append({"id": "job.ended", **self._told(job)})
+            silent = 0.0 if items else silent + _POLL_SECONDS
+            if silent >= _SIGN_OF_LIFE_SECONDS:
+                items.append({"id": "job.alive"})
+                silent = 0.0
+            for item in items:
+                yield item
+                last = item.get("at", last)
+            if ended:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await job.ended.wait()
+
+    def _all_jobs(self) -> dict[str, Job]:
+        """By id. A fetch and the install it ends in are one job."""
+        fetches = self._fetches.values()
+        installs = [job for job in self._updater.jobs() if all(job is not fetch.installed for fetch in fetches)]
+        return {job.id: job for job in [*(fetch.job for fetch in fetches), *installs]}
+
+    def _find(self, name: str, digest: str = "") -> Job:
+        jobs = self._all_jobs()
+        if name not in jobs or (digest and jobs[name].digest not in ("", digest)):
+            raise ControlError(
+                f"there is no job {name!r} since the daemon began",
+                hint="edgectl jobs lists those there are, and edgectl models says what serves",
+            )
+        return jobs[name]
+
+    def _told(self, job: Job) -> dict[str, Any]:
+        return {
+            "job": job.id,
+            "model": job.model,
+            "version": job.version,
+            "digest": job.digest,
+            "origin": job.options.origin,
+            "state": job.state,
+            "text": job.text,
+            "hint": job.hint,
+            "began": self._clock.at(job.events[0].time) if job.events else None,
+            "last": job.events[-1].text if job.events else "",
+        }
+
+    def _item(self, event: Event) -> dict[str, Any]:
+        time = self._clock.at(event.time)
+        return {"id": event.id, "model": event.model, "text": event.text, "time": time, "at": event.time}
+
+    def _progress(self, job: Job) -> dict[str, Any] | None:
+        fetch = self._fetches.get(job.id)
+        return fetch.progress if fetch else None
+
+    # What an operator decides
+
+    async def _rollback(self, args: dict[str, Any]) -> dict[str, Any]:
+        ask = _understood(args, _Rollback)
+        await self._updater.rollback(ask.model, ask.to)
+        return await self._standing(ask.model)
+
+    async def _confirm(self, args: dict[str, Any]) -> dict[str, Any]:
+        ask = _understood(args, _Model)
+        await self._updater.confirm(ask.model)
+        return await self._standing(ask.model)
+
+    async def _pin(self, args: dict[str, Any]) -> dict[str, Any]:
+        ask = _understood(args, _Pin)
+        await self._updater.pin(ask.model, ask.pinned)
+        return await self._standing(ask.model)
+
+    async def _clear_rejection(self, args: dict[str, Any]) -> dict[str, Any]:
+        ask = _understood(args, _Rejection)
+        await self._updater.forget_rejection(ask.model, ask.digest)
+        return await self._standing(ask.model)
+
+    async def _standing(self, model: str) -> dict[str, Any]:
+        """What serves, after what was decided. A version of the factory's goes by its digest alone."""
+        report = next(report for report in await self._updater.models() if report.name == model)
+        known = report.ledger.versions.get(report.serving or "")
+        return {
+            "model": model,
+            "serving": report.serving,
+            "version": known.version if known else "",
+            "pinned": report.ledger.pinned,
+        }
+
+    # Threads and tasks
+
+    def _on_thread(self, do: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, do, *args)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@dataclass(eq=False)
+class _Receiving:
+    """A transfer that is sent to: open, or about to be; `job` once it is complete."""
+
+    opening: asyncio.Future[Transfer]
+    job: Job | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def transfer(self) -> Transfer:
+        return self.opening.result()
+
+    def stay(self) -> None:
+        if self.timer:
+            self.timer.cancel()
+
+
+@dataclass(eq=False)
+class _Fetch:
+    """A fetch, and the install it ends in. `progress` is written by the fetching thread."""
+
+    url: str
+    job: Job
+    fetcher: Fetcher
+    installed: Job | None = None
+    progress: dict[str, Any] | None = None
+
+    def went_on(self, received: int, total: int | None, rate: float) -> None:
+        self.progress = {"bytes": received, "total": total, "rate": rate}
+
+
+def _take(transfer: Transfer, chunk: _Chunk) -> int:
+    """On the thread: append what is new of a chunk; how many bytes there are."""
+    there = transfer.received
+    if chunk.offset > there:
+        raise ControlError(
+            f"the chunk begins at {chunk.offset}, and there are {there} bytes", hint="open it again", retryable=True
+        )
+    if chunk.offset + len(chunk.data) > there:
+        transfer.append(chunk.data[there - chunk.offset :])
+    return transfer.received
+
+
+# What is asked, as it must be
+
+
+class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Arguments of a verb."""
+
+
+class _Open(_Ask, frozen=True, kw_only=True):
+    id: Digest
+    size: Annotated[int, Meta(ge=1, le=2 * MAX_BUNDLE_BYTES)]
+    digest: Digest
+
+
+class _Chunk(_Ask, frozen=True, kw_only=True):
+    id: Digest
+    offset: Annotated[int, Meta(ge=0)]
+    data: Annotated[bytes, Meta(min_length=1, max_length=MAX_CHUNK)]
+
+
+class _Install(_Ask, frozen=True, kw_only=True):
+    allow_downgrade: bool = False
+    confirm_within: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0.0
+
+    def options(self, origin: str) -> Options:
+        """For the updater."""
+        return Options(origin=origin, allow_downgrade=self.allow_downgrade, confirm_within=self.confirm_within)
+
+
+class _Done(_Install, frozen=True, kw_only=True):
+    id: Digest
+    origin: Annotated[str, Meta(max_length=200)] = ""
+
+
+class _Url(_Install, frozen=True, kw_only=True):
+    url: Annotated[str, Meta(max_length=MAX_URL)]
+
+
+class _JobId(_Ask, frozen=True, kw_only=True):
+    id: Annotated[str, Meta(max_length=50)]
+
+
+class _Watch(_JobId, frozen=True, kw_only=True):
+    after: float = 0.0
+    digest: Annotated[str, Meta(max_length=64)] = ""
+
+
+class _Model(_Ask, frozen=True, kw_only=True):
+    model: Name
+
+
+class _Rollback(_Model, frozen=True, kw_only=True):
+    to: Annotated[str, Meta(max_length=64)] = ""
+
+
+class _Pin(_Model, frozen=True, kw_only=True):
+    pinned: bool
+
+
+class _Rejection(_Model, frozen=True, kw_only=True):
+    digest: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+def _understood(args: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(args, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ControlError(f"the request cannot be understood: {error}", hint="is edgectl of this version?") from error
