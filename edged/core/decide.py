@@ -52,7 +52,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from edged.core.ledger import BOOTS, Candidate, Ledger, confirmed, counted, proven, rejected, standing, without
+from edged.core.ledger import BOOTS, Candidate, Ledger, awaited, confirmed, counted, proven, rejected, standing, without
 
 # Facts and steps
 
@@ -230,31 +230,34 @@ def _spare(facts: Facts) -> str | None:
 
 def _fault(facts: Facts, candidate: Candidate) -> Fault | None:
     """What ends the candidate, if anything does."""
-    on_probation = candidate.phase == "probation"
     if candidate.digest in facts.unfit:
         return facts.unfit[candidate.digest]
     if candidate.digest not in facts.present:
         return Fault("damaged", "its folder is gone")
     if candidate.run != facts.run:
-        if on_probation and candidate.confirm_within:
-            return Fault("reverted", "the daemon started anew before anybody confirmed it")
-        if candidate.boots_left == 0:
-            return Fault("rejected", f"the daemon or the board went down {BOOTS} times during its {candidate.phase}")
+        return _fault_of_runs(candidate)
+    answer = facts.trial if candidate.phase == "trial" else facts.watched
+    if candidate.phase == "probation" and facts.serving != candidate.digest:
         return None
-    if not on_probation:
-        return facts.trial if isinstance(facts.trial, Fault) else None
-    if facts.serving != candidate.digest:
-        return None
-    if isinstance(facts.watched, Fault):
-        return facts.watched
-    if 0 < candidate.confirm_within <= facts.waited:
+    if isinstance(answer, Fault):
+        return answer
+    if awaited(candidate) and facts.waited >= candidate.confirm_within:
         return Fault("reverted", f"nobody confirmed it within {candidate.confirm_within:g} s")
+    return None
+
+
+def _fault_of_runs(candidate: Candidate) -> Fault | None:
+    """What keeps a candidate that an earlier run left from being gone on with."""
+    if awaited(candidate):
+        return Fault("reverted", "the daemon started anew before anybody confirmed it")
+    if candidate.boots_left == 0:
+        return Fault("rejected", f"the daemon or the board went down {BOOTS} times during its {candidate.phase}")
     return None
 
 
 def _passed(facts: Facts, candidate: Candidate) -> bool:
     serves = candidate.phase == "probation" and facts.serving == candidate.digest
-    return serves and facts.watched == "good" and not candidate.confirm_within
+    return serves and facts.watched == "good" and not awaited(candidate)
 
 
 def _dropped(ledger: Ledger, candidate: Candidate, fault: Fault) -> Ledger:

@@ -166,15 +166,19 @@ def counted(ledger: Ledger, candidate: Candidate, run: str) -> Ledger:
 def given_back(ledger: Ledger, run: str) -> Ledger:
     """With this run, which ends as it should, not held against the candidate."""
     candidate = ledger.candidate
-    if candidate is None or candidate.run != run:
+    if candidate is None or candidate.run != run or awaited(candidate):
         return ledger
     return replace(ledger, candidate=replace(candidate, run="", boots_left=candidate.boots_left + 1))
 
 
 def proven(ledger: Ledger, candidate: Candidate) -> Ledger:
-    """With the candidate on probation, with all its runs before it."""
-    on_probation = Candidate(digest=candidate.digest, phase="probation", confirm_within=candidate.confirm_within)
-    return replace(ledger, candidate=on_probation)
+    """With the candidate on probation, for which this run counts as well."""
+    return replace(ledger, candidate=replace(candidate, phase="probation", boots_left=BOOTS - 1))
+
+
+def awaited(candidate: Candidate) -> bool:
+    """Whether it serves until an operator confirms it, or nobody does."""
+    return candidate.phase == "probation" and candidate.confirm_within > 0
 
 
 def vouched(ledger: Ledger, name: str) -> Ledger:
@@ -184,7 +188,7 @@ def vouched(ledger: Ledger, name: str) -> Ledger:
         ControlError: nothing waits for that.
     """
     candidate = ledger.candidate
-    if candidate is None or not candidate.confirm_within:
+    if candidate is None or not awaited(candidate):
         raise ControlError(f"nothing of {name} waits to be confirmed", hint="see `edgectl models`")
     return replace(ledger, candidate=replace(candidate, confirm_within=0.0))
 

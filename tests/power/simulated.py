@@ -1,0 +1,147 @@
+"""A disk that remembers what would be found on it, had the power gone after any of its effects.
+
+It does everything to real files, and keeps a model of what has been synced. Three things may be found after a cut:
+
+lost  only what was synced: content by `sync_file`, names by `sync_folder`
+torn  every name, but of files only the content that was synced: what a journal of metadata alone leaves
+kept  everything, as if each effect had gone straight to the disk
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+State = dict[str, bytes | str | None]
+"""What is on a disk: files by path with their content, links with where they lead, folders with None."""
+
+CUTS = ("lost", "torn", "kept")
+
+
+class _File:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.synced = b""
+
+
+class _Folder:
+    def __init__(self) -> None:
+        self.names: dict[str, _Node] = {}
+        self.synced: dict[str, _Node] = {}
+
+
+_Node = _File | _Folder | str
+
+
+class SimulatedDisk:
+    """Effects on everything below `root`. `cuts` are the different states that cuts of the power would have left."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.effects = 0
+        self.cuts: list[State] = []
+        self._top = _nodes(root)
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir()
+        self._folder(path.parent).names[path.name] = _Folder()
+        self._done()
+
+    def write(self, path: Path, pieces: Iterable[bytes]) -> None:
+        content = b"".join(pieces)
+        path.write_bytes(content)
+        self._folder(path.parent).names[path.name] = _File(content)
+        self._done()
+
+    def link(self, path: Path, to: str) -> None:
+        path.symlink_to(to)
+        self._folder(path.parent).names[path.name] = to
+        self._done()
+
+    def sync_file(self, path: Path) -> None:
+        file = self._folder(path.parent).names[path.name]
+        file.synced = file.content
+        self._done()
+
+    def sync_folder(self, path: Path) -> None:
+        folder = self._folder(path)
+        folder.synced = dict(folder.names)
+        self._done()
+
+    def rename(self, path: Path, to: Path) -> None:
+        path.rename(to)
+        self._folder(to.parent).names[to.name] = self._folder(path.parent).names.pop(path.name)
+        self._done()
+
+    def remove_file(self, path: Path) -> None:
+        path.unlink()
+        del self._folder(path.parent).names[path.name]
+        self._done()
+
+    def remove_folder(self, path: Path) -> None:
+        path.rmdir()
+        del self._folder(path.parent).names[path.name]
+        self._done()
+
+    def _done(self) -> None:
+        self.effects += 1
+        for cut in CUTS:
+            state = dict(_found(self._top, cut))
+            if state not in self.cuts:
+                self.cuts.append(state)
+
+    def _folder(self, path: Path) -> _Folder:
+        node = self._top
+        for name in path.relative_to(self.root).parts:
+            node = node.names[name]
+        return node
+
+
+def read_state(root: Path) -> State:
+    """What is on the real disk below a folder."""
+    state: State = {}
+    for path in sorted(root.rglob("*")):
+        here = str(path.relative_to(root))
+        state[here] = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+    return state
+
+
+def write_state(root: Path, state: State) -> None:
+    """Have this and nothing else on the real disk below a folder."""
+    for path in root.iterdir():
+        shutil.rmtree(path)
+    for here, each in state.items():
+        match each:
+            case None:
+                (root / here).mkdir()
+            case str():
+                (root / here).symlink_to(each)
+            case bytes():
+                (root / here).write_bytes(each)
+
+
+def _nodes(folder: Path) -> _Folder:
+    """What is there at first has been there for long."""
+    node = _Folder()
+    for path in folder.iterdir():
+        if path.is_symlink():
+            node.names[path.name] = str(path.readlink())
+        elif path.is_dir():
+            node.names[path.name] = _nodes(path)
+        else:
+            file = node.names[path.name] = _File(path.read_bytes())
+            file.synced = file.content
+    node.synced = dict(node.names)
+    return node
+
+
+def _found(folder: _Folder, cut: str, prefix: str = "") -> Iterator[tuple[str, bytes | str | None]]:
+    """What a cut would leave of a folder."""
+    for name, each in sorted((folder.synced if cut == "lost" else folder.names).items()):
+        match each:
+            case _Folder():
+                yield prefix + name, None
+                yield from _found(each, cut, f"{prefix}{name}/")
+            case _File():
+                yield prefix + name, each.content if cut == "kept" else each.synced
+            case _:
+                yield prefix + name, each

@@ -1,0 +1,189 @@
+"""The power goes after each single effect on the disk, on every way through the update machine.
+
+After the cut the disk is found in one of three states (see simulated.py), and a new daemon begins with what it finds.
+It must have something good to serve at once, serve something good all the time, end with one of the versions that it
+may end with, leave nothing over, and never lower the floor. On some ways the power goes again, after each single effect
+of that; and so on, until no state is found that was not met before. EDGED_ALL_CUTS=1 does so on all of them.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from edged.core.decide import Keep
+from edged.core.manifest import version_key
+from edged.models.disk import Disk
+from tests.power.simulated import SimulatedDisk, State, write_state
+from tests.updating import NAME, TRAITS, Rig, digest_of
+
+Act = Callable[[Rig], Awaitable[object]]
+
+
+class Way(NamedTuple):
+    """A way through the machine: what is done before, what then, and with what it ends, cut or not."""
+
+    name: str
+    act: Act
+    uncut: str
+    cut: tuple[str, ...]
+    before: Act | None = None
+    factory: tuple[str, ...] = ("1.0",)
+    keep: Keep = Keep()
+    misfits: str = ""
+    wrong: str = ""
+    dead: str = ""
+    faulty: str = ""
+
+
+def installs(version: str, **options: object) -> Act:
+    return lambda rig: rig.installed(version, **options)
+
+
+async def with_two_versions(rig: Rig) -> None:
+    await rig.installed("1.1")
+    await rig.installed("1.2")
+
+
+async def unconfirmed(rig: Rig) -> None:
+    job = rig.install("1.2", confirm_within=100)
+    await job.released.wait()
+    await rig.pass_probation()
+    await rig.pass_probation()
+
+
+async def confirmed_by_hand(rig: Rig) -> None:
+    job = rig.install("1.2", confirm_within=100)
+    await job.released.wait()
+    await rig.updater.settle(NAME)
+    await rig.updater.confirm(NAME)
+    await rig.pass_probation()
+
+
+async def rolled_back_on_probation(rig: Rig) -> None:
+    job = rig.install("1.2")
+    await job.released.wait()
+    await rig.updater.settle(NAME)
+    await rig.updater.rollback(NAME)
+
+
+async def stopped_and_started(rig: Rig) -> None:
+    job = rig.install("1.2")
+    await job.released.wait()
+    await rig.updater.settle(NAME)
+    await rig.updater.stop()
+    await rig.boot()
+    await rig.pass_probation()
+
+
+async def put_back(rig: Rig) -> None:
+    (rig.shelf.version(digest_of("1.1")) / "model.tflite").write_bytes(b"rotten")
+    await rig.boot()
+    await rig.installed("1.1")
+
+
+WAYS = [
+    Way("fresh", installs("1.1"), "1.1", ("", "1.1"), factory=()),
+    Way("first after the factory's", installs("1.1"), "1.1", ("1.0", "1.1")),
+    Way("replace", installs("1.2"), "1.2", ("1.1", "1.2"), before=installs("1.1")),
+    Way("replace the one before", installs("1.3"), "1.3", ("1.2", "1.3"), before=with_two_versions),
+    Way("a misfit", installs("1.2"), "1.1", ("1.1",), before=installs("1.1"), misfits="1.2"),
+    Way("a failed trial", installs("1.2"), "1.1", ("1.1",), before=installs("1.1"), wrong="1.2"),
+    Way("a failed swap", installs("1.2"), "1.1", ("1.1",), before=installs("1.1"), dead="1.2"),
+    Way("a failed probation", installs("1.2"), "1.1", ("1.1",), before=installs("1.1"), faulty="1.2"),
+    Way("a fresh one that fails", installs("1.1"), "", ("",), factory=(), faulty="1.1"),
+    Way("rollback", lambda rig: rig.updater.rollback(NAME), "1.1", ("1.2", "1.1"), before=with_two_versions),
+    Way("rollback to the factory's", lambda rig: rig.updater.rollback(NAME, "factory"), "1.0", ("1.2", "1.0"),
+        before=with_two_versions),
+    Way("rollback on probation", rolled_back_on_probation, "1.1", ("1.1", "1.2"), before=installs("1.1")),
+    Way("downgrade", installs("1.1", allow_downgrade=True), "1.1", ("1.2", "1.1"), before=installs("1.2")),
+    Way("nobody confirms", unconfirmed, "1.1", ("1.1",), before=installs("1.1")),
+    Way("somebody confirms", confirmed_by_hand, "1.2", ("1.1", "1.2"), before=installs("1.1")),
+    Way("a clean stop", stopped_and_started, "1.2", ("1.1", "1.2"), before=installs("1.1")),
+    Way("old versions have to go", installs("1.3"), "1.3", ("1.2", "1.3"), before=with_two_versions,
+        keep=Keep(versions=1)),
+    Way("a damaged version is put back", put_back, "1.1", ("1.0", "1.1"), before=installs("1.1")),
+]  # fmt: skip
+
+
+OFTEN = WAYS if "EDGED_ALL_CUTS" in os.environ else [way for way in WAYS if way.name == "a failed probation"]
+"""Where cuts after cuts after cuts are tried; on all ways that takes a minute."""
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Does what is to be done on another thread on this one: the same steps, in a fraction of the time."""
+
+    def submit(self, work, /, *args, **kwargs):
+        done = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def play(rig: Rig, act: Act) -> SimulatedDisk:
+    """Start a daemon on what is on the disk, and do it."""
+
+    async def playing():
+        asyncio.get_running_loop().set_default_executor(AtOnce())
+        disk = SimulatedDisk(rig.state)
+        rig.settings["disk"] = Disk(disk)
+        await rig.boot()
+        await act(rig)
+        return disk
+
+    return asyncio.run(playing())
+
+
+async def nothing(rig: Rig) -> None:
+    """Let it go on by itself."""
+    await rig.pass_probation()
+    await rig.pass_probation()
+
+
+def begin(folder: Path, way: Way) -> tuple[Rig, SimulatedDisk]:
+    """Go the way once, with no cut; the disk knows what cuts would have left."""
+    rig = Rig(folder, factory=way.factory)
+    rig.settings["keep"] = way.keep
+    for trait in TRAITS:
+        getattr(rig.board, trait).add(getattr(way, trait))
+    if way.before is not None:
+        play(rig, way.before)
+    rig.floor = version_key(rig.ledger.floor)
+    disk = play(rig, way.act)
+    assert rig.board.version == way.uncut
+    assert rig.tree() == rig.tidy_tree()
+    assert disk.effects > 8, "nothing was done that could be cut"
+    return rig, disk
+
+
+def go_on(rig: Rig, way: Way, found: State) -> SimulatedDisk:
+    """Start a daemon on what was found after a cut, and hold it to its promises."""
+    write_state(rig.state, found)
+    disk = play(rig, nothing)
+    assert rig.board.version in way.cut, found
+    assert "" in way.cut or "" not in rig.board.answers, found
+    assert version_key(rig.ledger.floor) >= rig.floor, found
+    assert not rig.tree() - rig.tidy_tree(), found
+    return disk
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_after_a_cut_a_good_model_serves(tmp_path, way):
+    rig, disk = begin(tmp_path, way)
+    for found in disk.cuts:
+        go_on(rig, way, found)
+
+
+@pytest.mark.parametrize("way", OFTEN, ids=lambda way: way.name)
+def test_however_often_the_power_goes_a_good_model_serves(tmp_path, way):
+    rig, disk = begin(tmp_path, way)
+    cuts = list(disk.cuts)
+    for found in cuts:  # which grows: what goes on after a cut may be cut as well
+        disk = go_on(rig, way, found)
+        cuts += [each for each in disk.cuts if each not in cuts]

@@ -1,0 +1,201 @@
+"""A board to update models on: factory versions, containers, a daemon that serves what it is told, and a clock."""
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+
+from edged.api import ModelError
+from edged.core.manifest import Manifest
+from edged.core.probation import Observed
+from edged.core.verdict import Verdict
+from edged.models.bundle import Bundle, digest
+from edged.models.store import Store
+from edged.models.trust import Trust
+from edged.models.updater import Event, Options, Updater
+from tests.containers import MODEL, colours, container, entry
+
+NAME = "colours"
+ORIGIN = "a test"
+TRAITS = ("misfits", "wrong", "dead", "faulty")
+"""In what ways a version may be bad on a FakeBoard."""
+
+
+class Clock:
+    """Stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def manifest(version: str, **parts: object) -> bytes:
+    """The manifest of a version that is watched for a minute and 10 windows."""
+    probation = {"seconds": 60.0, "windows": 10}
+    preprocess = [{"step": "clip", "low": -8, "high": 8}]  # stated, so that nobody looks for it in the model file
+    files = {"model.tflite": entry(MODEL)}
+    said = colours(version=version, files=files, probation=probation, preprocess=preprocess, **parts)
+    return json.dumps(said).encode()
+
+
+def digest_of(version: str, **parts: object) -> str:
+    return hashlib.sha256(manifest(version, **parts)).hexdigest()
+
+
+def write_container(folder: Path, version: str, **parts: object) -> Path:
+    file = folder / f"{version}.edgm"
+    file.write_bytes(container(manifest(version, **parts), body=MODEL))
+    return file
+
+
+def write_factory(folder: Path, version: str) -> None:
+    """A factory version, which `digest_of` knows as well."""
+    place = folder / NAME / version
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_bytes(manifest(version))
+    (place / "model.tflite").write_bytes(MODEL)
+
+
+class FakeBoard:
+    """Serves what it is told to, unless that is to fail: each set holds numbers of versions.
+
+    `answers` is every version that ever answered, in order, "" where nothing did.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.misfits: set[str] = set()
+        self.wrong: set[str] = set()
+        self.dead: set[str] = set()
+        self.faulty: set[str] = set()
+        self.helpless = False
+        self.used = True
+        self.serves: Bundle | None = None
+        self.answers: list[str] = []
+        self.trials: list[str] = []
+        self.since = 0.0
+
+    @property
+    def version(self) -> str:
+        return self.serves.manifest.version if self.serves else ""
+
+    def load(self, bundle: Bundle | None) -> None:
+        """What a daemon does as it starts."""
+        self.serves, self.since = bundle, self.clock()
+        self.answers.append(self.version)
+
+    def serving(self, model: str) -> str | None:
+        if not self.used:
+            return None
+        return digest(self.serves.folder) if self.serves and self.serves.folder.exists() else ""
+
+    def fit(self, model: str, manifest: Manifest) -> None:
+        if manifest.version in self.misfits:
+            raise ModelError(f"{model} {manifest.version} does not fit", hint="get another board")
+
+    async def try_out(self, model: str, bundle: Bundle) -> Verdict:
+        version = bundle.manifest.version
+        self.trials.append(version)
+        await asyncio.sleep(0)
+        if self.helpless:
+            raise ModelError("no child could be started", retryable=True)
+        return Verdict(failure="wrong", reason="it answers wrongly") if version in self.wrong else Verdict(samples=3)
+
+    async def swap(self, model: str, bundle: Bundle | None) -> None:
+        await asyncio.sleep(0)
+        if bundle is not None and bundle.manifest.version in self.dead:
+            raise ModelError("it does not load")
+        self.load(bundle)
+
+    def observed(self, model: str) -> Observed:
+        errors = 500 if self.version in self.faulty else 0
+        return Observed(seconds=self.clock() - self.since, windows=1000, errors=errors)
+
+
+class Rig:
+    """A board with its folders. `boot` is power on: a daemon that knows nothing but what is on disk."""
+
+    def __init__(self, folder: Path, *, factory: tuple[str, ...] = ("1.0",)) -> None:
+        self.factory, self.state = folder / "factory", folder / "state"
+        for version in factory:
+            write_factory(self.factory, version)
+        self.state.mkdir(parents=True)
+        self.folder = folder
+        self.clock = Clock()
+        self.events: list[Event] = []
+        self.settings: dict[str, object] = {}
+        self.board = FakeBoard(self.clock)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.factory, self.state)
+
+    @property
+    def shelf(self):
+        return self.store.shelf(NAME)
+
+    @property
+    def ledger(self):
+        return self.shelf.read()
+
+    def power_on(self, **settings: object) -> None:
+        """A new daemon on the board as it is; it serves what the store finds, as the real one does.
+
+        Two names for runs will do: a run need only differ from the one that the ledger knows.
+        """
+        before = self.board
+        self.board = FakeBoard(self.clock)
+        for trait in TRAITS:
+            setattr(self.board, trait, getattr(before, trait))
+        candidate = self.ledger.candidate
+        run = "odd" if candidate is not None and candidate.run == "even" else "even"
+        self.updater = Updater(
+            self.store,
+            self.board,
+            trust=Trust(self.folder / "signers", required=False),
+            run=run,
+            say=self.events.append,
+            clock=self.clock,
+            wall=lambda: 0.0,
+            **{**self.settings, **settings},
+        )
+        if self.store.versions(NAME):
+            self.board.load(self.store.find(NAME))
+
+    async def boot(self, **settings: object) -> None:
+        self.power_on(**settings)
+        await self.updater.start()
+
+    def install(self, version: str, **options: object):
+        """A job that installs this version."""
+        file = write_container(self.folder, version)
+        return self.updater.install(file, Options(origin=ORIGIN, **options))
+
+    async def installed(self, version: str, **options: object):
+        """The job, once it has ended; on the way, time passes for probation."""
+        job = self.install(version, **options)
+        await job.released.wait()
+        await self.pass_probation()
+        await job.ended.wait()
+        return job
+
+    async def pass_probation(self) -> None:
+        """Let a minute pass."""
+        await self.updater.settle(NAME)
+        self.clock.now += 61
+        await self.updater.settle(NAME)
+
+    def tree(self) -> set[str]:
+        """All there is in the model's folder."""
+        folder = self.state / NAME
+        return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+    def tidy_tree(self) -> set[str]:
+        """All there should be, by the ledger."""
+        ledger = self.ledger
+        files = {"state.json", "state.copy.json", "versions"}
+        for each in ledger.versions:
+            files |= {f"versions/{each}", f"versions/{each}/manifest.json", f"versions/{each}/model.tflite"}
+        return files | ({"current"} if ledger.active else set())
