@@ -14,7 +14,7 @@ from pathlib import Path
 State = dict[str, bytes | str | None]
 """What is on a disk: files by path with their content, links with where they lead, folders with None."""
 
-CUTS = ("lost", "torn", "kept")
+OUTCOMES = ("lost", "torn", "kept")
 
 
 class _File:
@@ -40,6 +40,10 @@ class SimulatedDisk:
         self.effects = 0
         self.cuts: list[State] = []
         self._top = _nodes(root)
+
+    def after_cut(self, outcome: str) -> State:
+        """What would be found, if the power went now."""
+        return dict(_found(self._top, outcome))
 
     def make_folder(self, path: Path) -> None:
         path.mkdir()
@@ -84,8 +88,8 @@ class SimulatedDisk:
 
     def _done(self) -> None:
         self.effects += 1
-        for cut in CUTS:
-            state = dict(_found(self._top, cut))
+        for outcome in OUTCOMES:
+            state = self.after_cut(outcome)
             if state not in self.cuts:
                 self.cuts.append(state)
 
@@ -134,14 +138,14 @@ def _nodes(folder: Path) -> _Folder:
     return node
 
 
-def _found(folder: _Folder, cut: str, prefix: str = "") -> Iterator[tuple[str, bytes | str | None]]:
+def _found(folder: _Folder, outcome: str, prefix: str = "") -> Iterator[tuple[str, bytes | str | None]]:
     """What a cut would leave of a folder."""
-    for name, each in sorted((folder.synced if cut == "lost" else folder.names).items()):
+    for name, each in sorted((folder.synced if outcome == "lost" else folder.names).items()):
         match each:
             case _Folder():
                 yield prefix + name, None
-                yield from _found(each, cut, f"{prefix}{name}/")
+                yield from _found(each, outcome, f"{prefix}{name}/")
             case _File():
-                yield prefix + name, each.content if cut == "kept" else each.synced
+                yield prefix + name, each.content if outcome == "kept" else each.synced
             case _:
                 yield prefix + name, each

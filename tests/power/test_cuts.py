@@ -18,7 +18,7 @@ import pytest
 from edged.core.decide import Keep
 from edged.core.manifest import version_key
 from edged.models.disk import Disk
-from tests.power.simulated import SimulatedDisk, State, write_state
+from tests.power.simulated import SimulatedDisk, State, read_state, write_state
 from tests.updating import NAME, TRAITS, Rig, digest_of
 
 Act = Callable[[Rig], Awaitable[object]]
@@ -159,6 +159,7 @@ def begin(folder: Path, way: Way) -> tuple[Rig, SimulatedDisk]:
     assert rig.board.version == way.uncut
     assert rig.tree() == rig.tidy_tree()
     assert disk.effects > 8, "nothing was done that could be cut"
+    assert disk.after_cut("lost") == read_state(rig.state), "something was done and would be undone by a cut"
     return rig, disk
 
 
