@@ -175,7 +175,7 @@ def play(seconds: float) -> Counter[bool | None]:
         (folder / "conf.d").mkdir()
         (folder / "conf.d" / "demo.toml").write_text(f'mqtt.port = {port}\nsources.wrist.port = "{sensor.port}"\n')
         command = [sys.executable, "-m", "edged", "--config", str(folder / "edged.toml")]
-        command += ["--runtime-dir", str(folder / "run")]
+        command += ["--runtime-dir", str(folder / "run"), "--state-dir", str(folder / "state")]
         daemon = running.enter_context(process(command, folder / "edged.log"))
         sensor.start()
         running.callback(sensor.stop)

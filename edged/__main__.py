@@ -28,12 +28,12 @@ def main() -> None:
     from edged.models.store import FACTORY, Store
 
     log.set_up("info")
-    store = Store(FACTORY)
+    store = Store(FACTORY, args.state_dir / "models")
     try:
         if args.check:
             daemon.check(args.config, store, print)
         else:
-            asyncio.run(daemon.run(args.config, args.runtime_dir, store))
+            asyncio.run(daemon.run(args.config, args.runtime_dir, args.state_dir, store))
     except EdgedError as error:
         logging.getLogger("edged").error("%s", error)
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)
@@ -56,6 +56,12 @@ def _arguments() -> argparse.Namespace:
         type=Path,
         default=environ.get("EDGED_RUNTIME_DIR") or _runtime_dir(),
         help="where the control socket is (EDGED_RUNTIME_DIR; %(default)s)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        default=environ.get("EDGED_STATE_DIR", "/var/lib/edged"),
+        help="what outlives the daemon (EDGED_STATE_DIR; %(default)s)",
     )
     args = parser.parse_args()
     args.config = args.config or [Path(environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]

@@ -32,10 +32,10 @@ from edged.core.topics import Topics
 from edged.core.vitals import Supervision
 from edged.models.bundle import Bundle, derive, open_folder
 from edged.models.store import Store
-from edged.outbox.options import MqttOptions
+from edged.outbox.options import Drop, Durability, MqttOptions, Policy, SpoolOptions
 
 MAX_FILE_BYTES = 1_000_000
-SINGLE_TABLES = ("device", "mqtt", "control", "metrics", "log")
+SINGLE_TABLES = ("device", "mqtt", "spool", "control", "metrics", "log", "updates")
 IMPLICIT_SINKS = ("mqtt", "stdout")
 
 DEVICE_NAMES = "letters, digits, - and _, at most 64 of them, the first a letter or digit"
@@ -72,6 +72,22 @@ class MetricsOptions(Table, frozen=True, kw_only=True):
     """[metrics]: a page of figures for Prometheus on 127.0.0.1 at `port`; 0 for none."""
 
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+
+class UpdateOptions(Table, frozen=True, kw_only=True):
+    """[updates]: who may bring new models, and how many old ones are kept.
+
+    `allowed_signers` is a file as in ssh-keygen(1), `revoked` a revocation list or a file of public keys, and
+    `threshold` how many principals must have signed. Without `require_signature` anybody who may use the control
+    socket may install anything. `keep` versions of a model are kept, in at most `keep_bytes`.
+    """
+
+    require_signature: bool = False
+    allowed_signers: Path = Path("/etc/edged/allowed_signers")
+    revoked: Path | None = None
+    threshold: Annotated[int, Meta(ge=1, le=16)] = 1
+    keep: Annotated[int, Meta(ge=2, le=100)] = 4
+    keep_bytes: Annotated[int, Meta(ge=1 << 20)] = 256 << 20
 
 
 class LogOptions(Table, frozen=True, kw_only=True):
@@ -111,6 +127,11 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
 
     `decision` overrides fields of the model's decision, and holds those that are given. `queue` is how many windows
     may wait for the model before the oldest is dropped.
+
+    What it says to the broker waits in `durability` "memory" only, which a restart costs; in memory, to be saved on
+    disk whenever the broker is away ("spill"); or "always" on disk before it is sent. When there is no room, `drop` says
+    what goes: the "oldest" message, the "newest", or, to "thin" them out, all but every `keep_every`th. Messages of a
+    higher `priority` are sent first and dropped last.
     """
 
     source: Name
@@ -118,6 +139,15 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
     sinks: Annotated[tuple[Name, ...], Meta(max_length=16)] = ("mqtt",)
     decision: dict[str, Any] = {}
     queue: Annotated[int, Meta(ge=1, le=1000)] = 4
+    durability: Durability = "spill"
+    drop: Drop = "oldest"
+    keep_every: Annotated[int, Meta(ge=2, le=1000)] = 2
+    priority: Annotated[int, Meta(ge=0, le=9)] = 0
+
+    @property
+    def policy(self) -> Policy:
+        """What its messages are worth."""
+        return Policy(durability=self.durability, drop=self.drop, keep_every=self.keep_every, priority=self.priority)
 
 
 class SinkEntry(Table, frozen=True, kw_only=True):
@@ -135,9 +165,11 @@ class Config(Table, frozen=True, kw_only=True):
 
     device: DeviceOptions
     mqtt: MqttOptions
+    spool: SpoolOptions
     control: ControlOptions
     metrics: MetricsOptions
     log: LogOptions
+    updates: UpdateOptions
     sources: dict[str, SourceEntry]
     models: dict[str, ModelEntry]
     pipelines: dict[str, PipelineEntry]
@@ -268,9 +300,11 @@ def _build(tables: Tables) -> Config:
     parts: dict[str, Any] = {
         "device": tables.struct(("device",), DeviceOptions),
         "mqtt": tables.struct(("mqtt",), MqttOptions),
+        "spool": tables.struct(("spool",), SpoolOptions),
         "control": tables.struct(("control",), ControlOptions),
         "metrics": tables.struct(("metrics",), MetricsOptions),
         "log": tables.struct(("log",), LogOptions),
+        "updates": tables.struct(("updates",), UpdateOptions),
         "sources": {name: _source(tables, name) for name in names["sources"]},
         "models": {name: _model(tables, name) for name in dict.fromkeys(models)},
         "pipelines": pipelines,

@@ -18,17 +18,16 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from edged import __version__
-from edged.api import ControlError, EdgedError, ModelError, SinkContext
+from edged.api import ControlError, EdgedError, SinkContext
+from edged.board import ModelBoard
 from edged.config import (
     Change,
     Changes,
     Config,
     ConfigErrors,
     ModelEntry,
-    PipelineEntry,
     changes,
     check_models,
-    decision_for,
     describe,
     find_bundle,
     load,
@@ -38,23 +37,27 @@ from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
 from edged.core import contract, protocol
+from edged.core.container import Head
+from edged.core.decide import Keep
 from edged.core.health import Health, Status
+from edged.core.manifest import MAX_BUNDLE_BYTES, Manifest
 from edged.core.metrics import render
-from edged.core.postprocess import Postprocessor
-from edged.core.preprocess import Preprocessor
 from edged.core.record import Recorder, encode_state
 from edged.core.topics import Topics
 from edged.flow.delivery import Delivery, Drain
 from edged.flow.pipeline import Pipeline, stuck
 from edged.flow.reader import Reader
-from edged.flow.slot import Served
 from edged.log import set_up
+from edged.models.incoming import Incoming
 from edged.models.selftest import prove
 from edged.models.store import Store
+from edged.models.trust import Trust
+from edged.models.updater import Event, Updater
 from edged.operations import ModelPart, Operations, Parts, PipelinePart, families, overall, summary
 from edged.outbox.announcer import Announcer
 from edged.outbox.publisher import Publisher
 from edged.outbox.spool import MemorySpool
+from edged.updates import Updates
 
 log = logging.getLogger("edged.daemon")
 
@@ -65,7 +68,7 @@ STUCK_SECONDS = 10.0
 """A worker that is at one window for longer makes no progress, and the watchdog hears of it."""
 
 
-async def run(files: Sequence[Path], runtime_dir: Path, store: Store) -> None:
+async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: Store) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reloads.
 
     Raises:
@@ -77,8 +80,11 @@ async def run(files: Sequence[Path], runtime_dir: Path, store: Store) -> None:
     set_up(config.log.level)
     notifier = Notifier()
     daemon = Daemon(files, config, store, notifier)
-    operations = Operations(daemon.parts, daemon.reload)
-    server = Server(runtime_dir / protocol.SOCKET, operations, group=config.control.group)
+    updater = _updater(daemon, config, store)
+    updates = _updates(daemon, updater, config, state_dir)
+    server = Server(
+        runtime_dir / protocol.SOCKET, Operations(daemon.parts, daemon.reload, updates), group=config.control.group
+    )
     await server.start()  # first of all, for its lock is what keeps a second daemon out
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -86,12 +92,14 @@ async def run(files: Sequence[Path], runtime_dir: Path, store: Store) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(loop.create_task(_reload_quietly(daemon))))
     try:
         await daemon.start()
+        await updater.start()
         notifier.ready()
         log.info("edged %s serves: %s", __version__, summary(daemon.parts))
         async with asyncio.TaskGroup() as tasks:
             chores = [
                 tasks.create_task(notifier.feed_watchdog(daemon.progress)),
                 tasks.create_task(_refresh(daemon, notifier)),
+                tasks.create_task(updater.run()),
             ]
             await stop.wait()
             for chore in chores:
@@ -99,8 +107,38 @@ async def run(files: Sequence[Path], runtime_dir: Path, store: Store) -> None:
     finally:
         notifier.stopping()
         log.info("stopping")
+        await updates.stop()
+        await updater.stop()
         await daemon.stop(DRAIN_SECONDS)
         await server.stop()
+
+
+def _updater(daemon: Daemon, config: Config, store: Store) -> Updater:
+    options = config.updates
+    return Updater(
+        store,
+        daemon.board,
+        trust=_trust(config),
+        run=daemon.parts.boot,
+        say=daemon.tell,
+        keep=Keep(versions=options.keep, bytes=options.keep_bytes),
+    )
+
+
+def _updates(daemon: Daemon, updater: Updater, config: Config, state_dir: Path) -> Updates:
+    trust = _trust(config)
+
+    def approve(head: Head) -> None:
+        """Before more than the head of a container is taken: nobody fills a disk with what nobody signed."""
+        trust.verify(head.data, head.signatures, time.time())
+
+    incoming = Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8)
+    return Updates(incoming, updater, approve=approve, clock=daemon.parts.clock)
+
+
+def _trust(config: Config) -> Trust:
+    options = config.updates
+    return Trust(options.allowed_signers, options.revoked, options.threshold, options.require_signature)
 
 
 async def _reload_quietly(daemon: Daemon) -> None:
@@ -142,6 +180,7 @@ class Daemon:
             started=now,
             loaded=now,
         )
+        self.board = ModelBoard(self.parts, self._build, self._feed, time.monotonic)
 
     async def start(self) -> None:
         """Bring everything up: the link to the broker, then models and pipelines, then what feeds them."""
@@ -177,6 +216,10 @@ class Daemon:
             finally:
                 self.refresh()
                 self._notifier.ready()
+
+    def tell(self, event: Event) -> None:
+        """Log a step of an update, and publish it as the state of its model."""
+        log.info("%s: %s", event.model, event.text, extra={"model": event.model, "step": event.id})
 
     def progress(self) -> str:
         """ "" while every worker makes progress, else which does not."""
@@ -237,15 +280,15 @@ class Daemon:
             if config.sinks[name].options.blocking:
                 parts.sinks[name] = Drain(self._delivery(name))
         for name in names.pipelines:
-            parts.pipelines[name] = self._pipeline(name, config.pipelines[name])
+            entry = config.pipelines[name]
+            parts.pipelines[name] = PipelinePart(entry, self._status("pipeline", name))
+        for name in dict.fromkeys(config.pipelines[name].model for name in names.pipelines):
+            await self.board.load(name)
         for name in names.sources:
             parts.sources[name] = self._reader(name)
         self._feed()
         for name in names.sources:
             parts.sources[name].start()
-        for name in names.pipelines:
-            await asyncio.to_thread(self._load, parts.pipelines[name])
-        self._feed()
         if self._announcer:
             manifests = {name: part.bundle.manifest if part.bundle else None for name, part in parts.models.items()}
             self._announcer.announce(describe(config, manifests))
@@ -308,61 +351,24 @@ class Daemon:
             part.status.set("failed", error.message, error.hint)
         return part
 
-    def _pipeline(self, name: str, entry: PipelineEntry) -> PipelinePart:
-        part = PipelinePart(entry, self._status("pipeline", name))
-        model = self.parts.models[entry.model]
-        try:
-            if model.bundle is None:
-                why = model.status.health
-                raise ModelError(f"its model {entry.model!r}: {why.reason}", hint=why.hint)
-            window = model.bundle.manifest.window
-            info = self.parts.config.sources[entry.source].options.describe()
-            part.flow = Pipeline(
-                name,
-                window,
-                columns=contract.match(window, info, entry.source, entry.model),
-                patient=info.patient,
-                capacity=entry.queue,
-                sinks=[self.parts.sinks.get(sink) or self._delivery(sink) for sink in entry.sinks],
-                status=part.status,
-                clock=time.monotonic,
-                next_seq=self._next_seq.get(name, 0),
-            )
-        except EdgedError as error:
-            part.status.set("failed", error.message, error.hint)
-        return part
-
-    def _load(self, part: PipelinePart) -> None:
-        """Load the pipeline's model, have it prove itself, and let it serve."""
-        model = self.parts.models[part.entry.model]
-        if part.flow is None or model.bundle is None:
-            return
-        bundle = model.bundle
-        manifest = bundle.manifest
-        try:
-            decision = decision_for(part.entry, manifest)
-            runner = self.parts.config.models[part.entry.model].options.load(bundle.model, signature=manifest.signature)
-            try:
-                model.proof = prove(bundle, runner)
-                part.flow.serve(Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision)))
-            except BaseException:
-                runner.close()
-                raise
-        except EdgedError as error:
-            self._refuse(part, model, error)
-        except Exception as error:  # a backend's own bug: this pipeline's trouble and nobody else's
-            log.exception("pipeline %s cannot load its model", part.flow.name, extra={"pipeline": part.flow.name})
-            self._refuse(part, model, ModelError(f"{type(error).__name__}: {error}", hint="see the log's traceback"))
-        else:
-            model.runner = part.runner = runner.info
-            model.status.set("running")
-
-    def _refuse(self, part: PipelinePart, model: ModelPart, error: EdgedError) -> None:
-        part.status.set("failed", error.message, error.hint)
-        model.status.set("failed", error.message, error.hint)
-        if part.flow is not None:
-            part.flow.stop()
-            part.flow = None
+    def _build(self, name: str, manifest: Manifest) -> Pipeline:
+        """The flow of a pipeline around a model. Raises ConfigError where its source cannot give what it needs."""
+        parts = self.parts
+        part = parts.pipelines[name]
+        entry = part.entry
+        info = parts.config.sources[entry.source].options.describe()
+        before = part.flow.next_seq if part.flow is not None else self._next_seq.get(name, 0)
+        return Pipeline(
+            name,
+            manifest.window,
+            columns=contract.match(manifest.window, info, entry.source, entry.model),
+            patient=info.patient,
+            capacity=entry.queue,
+            sinks=[parts.sinks.get(sink) or self._delivery(sink) for sink in entry.sinks],
+            status=part.status,
+            clock=time.monotonic,
+            next_seq=before,
+        )
 
     def _reader(self, name: str) -> Reader:
         entry = self.parts.config.sources[name]

@@ -27,19 +27,28 @@ from edged.core.topics import Topics
 from edged.flow.delivery import Drain
 from edged.flow.pipeline import Pipeline
 from edged.flow.reader import Reader
+from edged.flow.slot import Tally
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof
 from edged.outbox.publisher import Publisher
+from edged.updates import Updates
 
 WATCH_QUEUE = 256
 
 
 @dataclass
 class ModelPart:
-    """A model that pipelines use: the bundle it comes from, or why there is none, and how it did in its self-test."""
+    """A model that pipelines use: the bundle it comes from, or why there is none, and how it did in its self-test.
+
+    `digest` names the version in the store, "" for one that is not of the store; it has been serving `since`, and what
+    it has done so far is in the `tallies`, one for each pipeline.
+    """
 
     status: Status
     bundle: Bundle | None = None
+    digest: str = ""
+    since: float = 0.0
+    tallies: list[Tally] = field(default_factory=list)
     origin: str = ""
     proof: Proof | None = None
     runner: RunnerInfo | None = None
@@ -78,9 +87,10 @@ class Parts:
 class Operations:
     """The verbs. `call` answers at once; `stream` goes on until its caller stops asking."""
 
-    def __init__(self, parts: Parts, reload: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(self, parts: Parts, reload: Callable[[], Awaitable[list[str]]], updates: Updates) -> None:
         self._parts = parts
-        self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+        self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+            **updates.calls,
             "status": self._status,
             "pipelines": self._pipelines,
             "sources": self._sources,
@@ -90,16 +100,21 @@ class Operations:
         }
         self._do_reload = reload
 
-        self.calls = frozenset(self._verbs)
-        self.streams = frozenset({"watch"})
-        self.changes = frozenset({"reload"})
+        self._streams = {**updates.streams, "watch": self._watch}
+        self.calls = frozenset(self._calls)
+        self.streams = frozenset(self._streams)
+        self.changes = frozenset({"reload"}) | updates.changes
 
     async def call(self, verb: str, args: dict[str, Any]) -> Any:
         """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
-        return await self._verbs[verb](args)
+        return await self._calls[verb](args)
 
-    async def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        """Watch: the results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
+    def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """Answer one of `streams` again and again. Raises EdgedError where it cannot be done."""
+        return self._streams[verb](args)
+
+    async def _watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """The results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
         name = args.get("pipeline")
         flows = {name: part.flow for name, part in self._parts.pipelines.items() if part.flow is not None}
         if name is not None and name not in self._parts.pipelines:
@@ -209,6 +224,7 @@ class Operations:
             {
                 "name": name,
                 "version": part.bundle.manifest.version if part.bundle else "",
+                "digest": part.digest,
                 "origin": part.origin,
                 "pipelines": [pipeline for pipeline, served in pipelines if served.entry.model == name],
                 "bytes": part.bundle.file(part.bundle.manifest.model).stat().st_size if part.bundle else 0,

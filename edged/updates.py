@@ -38,7 +38,7 @@ IDLE_SECONDS = 60.0
 """A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""
 
 MAX_FETCHES = 4
-MAX_CHUNK = 48 << 10
+MAX_CHUNK = 45 << 10
 """Bytes in a chunk: with them a request stays below the protocol's limit."""
 
 _REMEMBERED = 50

@@ -24,6 +24,7 @@ class Edged:
         self.folder = folder
         self.config = folder / "edged.toml"
         self.runtime_dir = folder / "run"
+        self.state_dir = folder / "state"
         self.log: list[str] = []
         self._environ = environ
         self._heard = threading.Condition()
@@ -35,7 +36,8 @@ class Edged:
 
     def start(self, *arguments: str) -> None:
         """Start it. Returns at once; `wait_for_log` or a subscriber tells how far it is."""
-        command = [sys.executable, "-m", "edged", "--config", str(self.config), "--runtime-dir", str(self.runtime_dir)]
+        command = [sys.executable, "-m", "edged", "--config", str(self.config)]
+        command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)]
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **self._environ}
         )

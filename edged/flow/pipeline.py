@@ -33,7 +33,7 @@ class Sender(Protocol):
 class Pipeline:
     """One source's windows through one model to some sinks.
 
-    `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks` may be replaced whole
+    `window` is what it cuts. `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks` may be replaced whole
     at any time.
     """
 
@@ -52,6 +52,7 @@ class Pipeline:
     ) -> None:
         """`next_seq` is the number of the first window: where a pipeline of the same name left off."""
         self.name = name
+        self.window = spec
         self.status = status
         self.slot = Slot()
         self.sinks: tuple[Sender, ...] = tuple(sinks)
@@ -115,17 +116,22 @@ class Pipeline:
         try:
             return self._infer(served, window)
         except EdgedError as error:
-            self.errors += 1
+            self._failed(served)
             self.status.set("degraded", error.message, error.hint)
         except Exception as error:  # a backend's own bug must not end the thread
-            self.errors += 1
+            self._failed(served)
             if self.status.health.state != "degraded":
                 log.exception("pipeline %s cannot infer", self.name, extra={"pipeline": self.name})
             self.status.set("degraded", f"{type(error).__name__}: {error}", "report this with the log's traceback")
         return None
 
+    def _failed(self, served: Served) -> None:
+        self.errors += 1
+        served.tally.windows += 1
+        served.tally.errors += 1
+
     def _infer(self, served: Served, window: Window) -> Prediction:
-        manifest, runner, preprocess, postprocess = served
+        manifest, runner, preprocess, postprocess, tally = served
         if window.seq != self._expected:  # samples or windows are missing: what a stateful model remembers is stale
             runner.reset()
             preprocess.reset()
@@ -137,6 +143,7 @@ class Pipeline:
         preprocess.feed_back(outputs)
         outcome = postprocess(outputs, preprocess.prepared, window.time)
         latency = self._clock() - window.time
+        tally.add(outcome, inference)
         self.inference.add(inference)
         self.latency.add(latency)
         self.predictions += 1

@@ -5,13 +5,46 @@ only ever touched by the thread that runs it. Offering None is the "handover" po
 serves before the next is loaded, where two do not fit.
 """
 
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from edged.api import Runner
+from edged.api import Anomaly, Classification, Outcome, Regression, Runner
 from edged.core.manifest import Manifest
+from edged.core.metrics import Latency
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
+
+
+@dataclass
+class Tally:
+    """What one version did since it began to serve in one pipeline. The worker writes, anybody reads.
+
+    `constant` is how many times in a row it has said the very same by now; `decisions` counts those that were let
+    through anew.
+    """
+
+    windows: int = 0
+    errors: int = 0
+    decisions: int = 0
+    constant: int = 0
+    latency: Latency = field(default_factory=Latency)
+    _last: object = None
+
+    def add(self, outcome: Outcome, seconds: float) -> None:
+        """Count a window that became an outcome, and how long the model took."""
+        match outcome:
+            case Classification(label=label, score=score):
+                said: object = (label, score)
+            case Anomaly(score=score):
+                said = score
+            case Regression(values=values):
+                said = values
+        self.windows += 1
+        self.constant = self.constant + 1 if said == self._last else 1
+        self._last = said
+        self.decisions += isinstance(outcome, Classification | Anomaly) and outcome.changed
+        self.latency.add(seconds)
 
 
 class Served(NamedTuple):
@@ -21,6 +54,7 @@ class Served(NamedTuple):
     runner: Runner
     preprocess: Preprocessor
     postprocess: Postprocessor
+    tally: Tally
 
 
 class Slot:

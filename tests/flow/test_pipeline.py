@@ -12,7 +12,7 @@ from edged.core.manifest import Channel, Classify, File, Input, Manifest, Window
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.flow.pipeline import Pipeline, stuck
-from edged.flow.slot import Served
+from edged.flow.slot import Served, Tally
 
 INPUT = TensorSpec(name="x", shape=(1, 4, 1), dtype="float32")
 OUTPUT = TensorSpec(name="y", shape=(1, 2), dtype="float32")
@@ -52,7 +52,7 @@ def runner(function: Callable[[Arrays], Arrays] = sign, **faults: object) -> Fak
 
 def serving(made: FakeRunner, version: str = "1.0") -> Served:
     manifest = Manifest(**{**{key: getattr(MANIFEST, key) for key in MANIFEST.__struct_fields__}, "version": version})
-    return Served(manifest, made, Preprocessor(manifest), Postprocessor(manifest, None))
+    return Served(manifest, made, Preprocessor(manifest), Postprocessor(manifest, None), Tally())
 
 
 class Probe:
@@ -142,6 +142,21 @@ def test_a_swap_happens_between_two_windows_and_closes_the_old_model(pipeline: P
     assert (after.version, after.seq) == ("1.1", 1)
     assert old.closed
     assert not new.closed
+
+
+def test_what_a_version_does_is_told_apart_from_what_the_one_before_did(pipeline: Pipeline, probe: Probe):
+    old, new = serving(runner(fail_on={2})), serving(runner())
+    pipeline.serve(old)
+    for value in (1.0, 1.0, 1.0):
+        pipeline.push(chunk(value))
+    assert [probe.next().seq, probe.next().seq] == [0, 2]
+    pipeline.serve(new)
+    for value in (1.0, -1.0, -1.0, -1.0):
+        pipeline.push(chunk(value))
+        probe.next()
+    assert (old.tally.windows, old.tally.errors, old.tally.decisions) == (3, 1, 1)
+    assert (new.tally.windows, new.tally.errors, new.tally.decisions) == (4, 0, 2)
+    assert new.tally.constant == 3
 
 
 def test_stopping_finishes_what_waits_and_closes_the_model(pipeline: Pipeline, probe: Probe):

@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "config": SERVICE,
     "updates": SERVICE | {"config"},
     "operations": SERVICE | {"config", "updates"},
-    "daemon": SERVICE | {"config", "operations", "updates"},
-    "__main__": SERVICE | {"config", "operations", "updates", "daemon"},
+    "board": SERVICE | {"config", "operations"},
+    "daemon": SERVICE | {"board", "config", "operations", "updates"},
+    "__main__": SERVICE | {"board", "config", "operations", "updates", "daemon"},
     "ctl": SERVICE | {"config", "operations"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""

@@ -1,0 +1,213 @@
+"""Which model serves in which pipeline: loading, proving, swapping and watching, for the daemon and for the updater.
+
+A version serves only after it has proved itself on the very runner that will serve, in this process, and until then
+the old one does. All pipelines that use a model switch together: every one has its runner before any is offered it.
+Where a version wants other windows than the one before, its pipelines are built anew around it and go on counting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from edged import plugins
+from edged.api import Backend, BundleError, EdgedError, ModelError
+from edged.config import decision_for
+from edged.core import contract
+from edged.core.manifest import Manifest
+from edged.core.needs import require
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+from edged.core.probation import Observed
+from edged.core.verdict import Verdict
+from edged.flow.pipeline import Pipeline
+from edged.flow.slot import Served, Tally
+from edged.models.bundle import Bundle, digest
+from edged.models.selftest import Proof, prove
+from edged.models.trial import Allowance, try_out
+from edged.operations import ModelPart, Parts, PipelinePart
+
+log = logging.getLogger("edged.daemon")
+
+Build = Callable[[str, Manifest], Pipeline]
+"""Makes the flow of a pipeline, by name, around a manifest. Raises ConfigError if source and model do not fit."""
+
+
+class ModelBoard:
+    """Has models serve in the daemon's pipelines. `build` makes a pipeline's flow, `feed` has the readers follow."""
+
+    def __init__(self, parts: Parts, build: Build, feed: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._parts = parts
+        self._build = build
+        self._feed = feed
+        self._clock = clock
+
+    # What the daemon asks
+
+    async def load(self, model: str) -> None:
+        """Have the bundle that a model has serve in all its pipelines that do not run yet. What fails says so."""
+        part = self._parts.models[model]
+        idle = {name: each for name, each in self._users(model).items() if each.flow is None}
+        if part.bundle is None:
+            why = part.status.health
+            for each in idle.values():
+                each.status.set("failed", f"its model {model!r}: {why.reason}", why.hint)
+            return
+        for name, each in idle.items():  # one that does not fit its source is no reason for the others not to run
+            try:
+                await self._serve(model, part.bundle, {name: each})
+            except EdgedError as error:
+                each.status.set("failed", error.message, error.hint)
+                if isinstance(error, ModelError | BundleError):
+                    part.status.set("failed", error.message, error.hint)
+
+    # What the updater asks: see models/updater.py
+
+    def serving(self, model: str) -> str | None:
+        """The version that answers now; "" for none, None where that is not the updater's to decide."""
+        users = self._users(model)
+        part = self._parts.models.get(model)
+        if part is None or not users or not self._is_updated(model):
+            return None
+        return part.digest if all(each.flow is not None for each in users.values()) else ""
+
+    def fit(self, model: str, manifest: Manifest) -> None:
+        """Raises EdgedError where a version cannot serve here: backend, runtime, memory, or its pipelines' sources."""
+        config = self._parts.config
+        entry = config.models.get(model)
+        if entry is not None and entry.backend != manifest.backend:
+            raise ModelError(
+                f"it is a model for the backend {manifest.backend!r}, and [models.{model}] says {entry.backend!r}",
+                hint="change `backend` there, or install a version for it",
+            )
+        part = self._parts.models.get(model)
+        if part is not None and part.runner is not None:  # else nobody knows what it would run on: the trial will show
+            require(manifest, part.runner.runtime, part.runner.delegate, _available_bytes())
+        for each in self._users(model).values():
+            info = config.sources[each.entry.source].options.describe()
+            contract.match(manifest.window, info, each.entry.source, model)
+            decision_for(each.entry, manifest)
+
+    async def try_out(self, model: str, bundle: Bundle) -> Verdict:
+        """Have a version prove itself in a child process. Raises ModelError if none could be started."""
+        return await try_out(bundle.folder, bundle.manifest, self._backend(model, bundle.manifest), Allowance())
+
+    async def swap(self, model: str, bundle: Bundle | None) -> None:
+        """Have all pipelines of a model switch to this version, or let go of what they have where it is None.
+
+        Raises:
+            EdgedError: it does not answer as it should; what served before goes on where it did.
+        """
+        part = self._parts.models.get(model)
+        if part is None:
+            return
+        if bundle is None:
+            self._let_go(model, part)
+        else:
+            await self._serve(model, bundle, self._users(model))
+
+    def observed(self, model: str) -> Observed:
+        """What the version that serves did since the swap, in all its pipelines together; the worst of each figure."""
+        part = self._parts.models[model]
+        tallies = part.tallies
+        return Observed(
+            seconds=self._clock() - part.since,
+            windows=sum(tally.windows for tally in tallies),
+            errors=sum(tally.errors for tally in tallies),
+            latency_p99=max((tally.latency.percentiles()["p99"] or 0.0 for tally in tallies), default=0.0),
+            constant=max((tally.constant for tally in tallies), default=0),
+            decisions=sum(tally.decisions for tally in tallies),
+        )
+
+    # How it is done
+
+    async def _serve(self, model: str, bundle: Bundle, users: dict[str, PipelinePart]) -> None:
+        part = self._parts.models[model]
+        backend = self._backend(model, bundle.manifest)
+        ready: dict[str, tuple[Served, Pipeline]] = {}
+        proof = Proof(0, 0.0)
+        try:
+            for name, each in users.items():
+                flow = each.flow
+                if flow is None or flow.window != bundle.manifest.window:
+                    flow = self._build(name, bundle.manifest)
+                served, proof = await asyncio.to_thread(_prepare, bundle, backend, each)
+                ready[name] = served, flow
+            digest_ = await asyncio.to_thread(digest, bundle.folder) if self._is_updated(model) else ""
+        except BaseException:
+            for served, _ in ready.values():
+                served.runner.close()
+            raise
+        for name, (served, flow) in ready.items():
+            self._offer(users[name], served, flow)
+        self._feed()
+        part.bundle, part.digest, part.since = bundle, digest_, self._clock()
+        part.tallies = [served.tally for served, _ in ready.values()]
+        for served, _ in ready.values():
+            part.proof, part.runner = proof, served.runner.info
+        part.status.set("running", f"version {bundle.manifest.version}")
+
+    def _offer(self, each: PipelinePart, served: Served, flow: Pipeline) -> None:
+        if each.flow is not None and each.flow is not flow:
+            each.flow.stop()
+        each.flow = flow
+        each.runner = served.runner.info
+        flow.serve(served)
+
+    def _let_go(self, model: str, part: ModelPart) -> None:
+        reason = "no version of it is sound"
+        hint = f"install one: edgectl update-model {model}-VERSION.edgm"
+        for each in self._users(model).values():
+            if each.flow is not None:
+                each.flow.stop()
+                each.flow = None
+            each.status.set("failed", f"its model {model!r}: {reason}", hint)
+        self._feed()
+        part.bundle, part.digest, part.runner, part.proof = None, "", None, None
+        part.status.set("failed", reason, hint)
+
+    def _users(self, model: str) -> dict[str, PipelinePart]:
+        return {name: each for name, each in self._parts.pipelines.items() if each.entry.model == model}
+
+    def _backend(self, model: str, manifest: Manifest) -> Backend:
+        entry = self._parts.config.models.get(model)
+        if entry is not None:
+            return entry.options
+        standard: Backend = plugins.load("backends", manifest.backend)()  # no pipeline uses it: as if one did
+        return standard
+
+    def _is_updated(self, model: str) -> bool:
+        """Whether the configuration leaves it to the updater what serves."""
+        entry = self._parts.config.models[model]
+        return entry.path is None and entry.version is None
+
+
+def _prepare(bundle: Bundle, backend: Backend, each: PipelinePart) -> tuple[Served, Proof]:
+    """Load a version for one pipeline and have it prove itself. Raises EdgedError, whatever a backend raises."""
+    manifest = bundle.manifest
+    decision = decision_for(each.entry, manifest)
+    try:
+        runner = backend.load(bundle.model, signature=manifest.signature)
+        try:
+            proof = prove(bundle, runner)
+            served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), Tally())
+        except BaseException:
+            runner.close()
+            raise
+    except EdgedError:
+        raise
+    except Exception as error:
+        log.exception("loading %s met a bug", manifest.name, extra={"model": manifest.name})
+        raise ModelError(f"{type(error).__name__}: {error}", hint="see the log's traceback") from error
+    return served, proof
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping: MemAvailable of proc_meminfo(5)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 1 << 62  # a kernel that does not say is older than 3.14
