@@ -1,0 +1,182 @@
+"""A daemon that takes updates: a real socket, real transfers, and an updater that does what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from edged.api import BundleError, ControlError
+from edged.control.server import Server
+from edged.core.container import Head
+from edged.core.ledger import Installed, Ledger, Rejection
+from edged.models.bundle import examine
+from edged.models.incoming import Incoming
+from edged.models.updater import Event, Job, Options, Report
+from edged.updates import Updates
+from tests.containers import MODEL, colours, container, entry
+
+NAME = "colours"
+
+
+def noise(size: int) -> bytes:
+    """Bytes that cannot be packed, always the same."""
+    return random.Random(size).randbytes(size)
+
+
+def bundle(version: str = "2.0", size: int = 200_000, signatures: bytes = b"") -> bytes:
+    """A container of a little more than `size` bytes."""
+    body = noise(size)
+    files = {"model.tflite": entry(MODEL), "noise.bin": entry(body)}
+    return container(colours(version=version, files=files), signatures=signatures, body=MODEL + body)
+
+
+def names(data: bytes) -> dict[str, Any]:
+    """What a sender says of a container when it knocks."""
+    manifest = int.from_bytes(data[8:12], "little")
+    signatures = int.from_bytes(data[12:16], "little")
+    head = data[: 16 + manifest + signatures]
+    return {
+        "id": hashlib.sha256(head).hexdigest(),
+        "size": len(data),
+        "digest": hashlib.sha256(head[16 : 16 + manifest]).hexdigest(),
+    }
+
+
+class ScriptedUpdater:
+    """Takes everything, and ends each job as `end` says, once `go` is set; what it was asked is in `asked`."""
+
+    def __init__(self) -> None:
+        self.end = ("done", "colours: version 2.0 is confirmed; version 2.0 serves", "")
+        self.go = asyncio.Event()
+        self.go.set()
+        self.asked: list[Any] = []
+        self.installed: list[tuple[bytes, Options]] = []
+        self.ledger = Ledger(active="a" * 64, versions={"a" * 64: Installed(version="1.0", confirmed=True)})
+        self.serving = "a" * 64
+        self._jobs: list[Job] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def install(self, container: Path, options: Options) -> Job:
+        job = Job(str(len(self._jobs) + 1), options)
+        self._jobs.append(job)
+        self._tasks.append(asyncio.get_running_loop().create_task(self._install(job, container)))
+        return job
+
+    async def _install(self, job: Job, container: Path) -> None:
+        head = examine(container)
+        job.model, job.version, job.digest = head.manifest.name, head.manifest.version, head.digest
+        self._say(job, "update.verified", f"version {job.version} is signed by nobody")
+        await self.go.wait()
+        self.installed.append((container.read_bytes(), job.options))
+        job.released.set()
+        self._say(job, "update.serving", f"version {job.version} serves")
+        if self.end[0] == "done":
+            self.serving = job.digest
+            self.ledger = Ledger(
+                active=job.digest, versions={job.digest: Installed(version=job.version, confirmed=True)}
+            )
+        job.end(*self.end)  # type: ignore[arg-type]
+
+    async def rollback(self, name: str, to: str = "") -> None:
+        if to == "9.9":
+            raise ControlError("colours has no confirmed version '9.9' on this board", hint="there are: factory, 1.0")
+        self.asked.append(("rollback", name, to))
+
+    async def confirm(self, name: str) -> None:
+        self.asked.append(("confirm", name))
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        self.asked.append(("pin", name, pinned))
+
+    async def forget_rejection(self, name: str, digest: str) -> None:
+        self.asked.append(("forget", name, digest))
+
+    def jobs(self) -> tuple[Job, ...]:
+        return tuple(self._jobs)
+
+    async def models(self) -> tuple[Report, ...]:
+        return (Report(name=NAME, serving=self.serving, ledger=self.ledger, factory=(), unfit={}),)
+
+    def reject(self, digest: str, reason: str) -> None:
+        self.ledger = Ledger(rejected={digest: Rejection(version="2.0", reason=reason)})
+
+    def _say(self, job: Job, kind: str, text: str) -> None:
+        job.events.append(Event(id=kind, model=NAME, text=text, time=time.monotonic()))
+
+
+class Clock:
+    """Its day began with the machine."""
+
+    def at(self, monotonic: float) -> float:
+        return monotonic
+
+
+def approve(head: Head) -> None:
+    """Trusts everybody but mallory."""
+    if b"mallory" in head.signatures:
+        raise BundleError("mallory is not an allowed signer", hint="have it signed by somebody who is")
+
+
+class Board:
+    """A socket in `folder`, served from a thread for as long as the `with` statement lasts."""
+
+    def __init__(self, folder: Path, *, idle: float = 60.0) -> None:
+        self.folder = folder
+        self.runtime_dir = folder / "run"
+        self.incoming = folder / "incoming"
+        self._idle = idle
+
+    def __enter__(self) -> Board:
+        started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
+        self._thread.start()
+        assert started.wait(10), "the board does not start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.do(self._over.set)
+        self._thread.join(10)
+
+    def do(self, what: Callable[[], Any]) -> None:
+        """Have it done on the board's own thread."""
+        self._loop.call_soon_threadsafe(what)
+
+    def run(self, what: Coroutine[Any, Any, Any]) -> Any:
+        """Run it there, and wait for what it gives."""
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
+
+    def parts(self) -> list[str]:
+        """The transfers that are kept."""
+        return [folder.name for folder in self.incoming.iterdir()] if self.incoming.exists() else []
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self.updater = ScriptedUpdater()
+        incoming = Incoming(self.incoming, max_bytes=64 << 20, max_transfers=4)
+        self.updates = Updates(incoming, self.updater, approve=approve, clock=Clock(), idle=self._idle)
+        server = Server(self.runtime_dir / "edged.sock", _Verbs(self.updates))
+        await server.start()
+        started.set()
+        await self._over.wait()
+        await self.updates.stop()
+        await server.stop()
+
+
+class _Verbs:
+    """The verbs of updates, as the server wants them."""
+
+    def __init__(self, updates: Updates) -> None:
+        self._updates = updates
+        self.calls, self.streams, self.changes = updates.calls, updates.streams, updates.changes
+
+    async def call(self, verb: str, args: dict[str, Any]) -> Any:
+        return await self._updates.calls[verb](args)
+
+    def stream(self, verb: str, args: dict[str, Any]) -> Any:
+        return self._updates.streams[verb](args)

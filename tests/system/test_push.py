@@ -1,0 +1,183 @@
+"""Pushing over a real sshd, past a link that breaks."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.flaky_proxy import FlakyProxy
+from tests.receiving import Board, bundle, names
+from tests.sshd import Sshd
+
+BUNDLE = bundle(size=500_000)
+
+
+@pytest.fixture
+def board(tmp_path):
+    with Board(tmp_path / "board") as running:
+        yield running
+
+
+@pytest.fixture
+def sshd(tmp_path, board):
+    with Sshd(tmp_path / "sshd", board.runtime_dir) as running:
+        yield running
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "colours-2.0.edgm"
+    path.write_bytes(BUNDLE)
+    return path
+
+
+def start(sshd, *words, port=None, key=None, host=None):
+    code = "import sys; from edged.ctl.main import main; sys.exit(main())"
+    to = ["--ssh", sshd.ssh(port or sshd.port, key=key), "--host", host or sshd.host]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *to, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    output, complaints = process.communicate(timeout=100)
+    return process.returncode, output, complaints
+
+
+def push(sshd, *words, **more):
+    return finish(start(sshd, "update-model", *words, **more))
+
+
+def test_a_bundle_is_brought_and_followed_to_its_end(board, sshd, file):
+    code, output, complaints = push(sshd, file, "--confirm-within", "10m")
+    assert (code, complaints) == (0, "")
+    lines = output.splitlines()
+    assert [line.split(" s  ")[1] for line in lines[:-1]] == [
+        f"sending colours 2.0 to {sshd.host}: 502 kB of 502 kB",
+        "all of it is there",
+        "version 2.0 is signed by nobody",
+        "version 2.0 serves",
+    ]
+    assert lines[-1] == "colours: version 2.0 is confirmed; version 2.0 serves"
+    [(installed, options)] = board.updater.installed
+    assert installed == BUNDLE
+    assert options.confirm_within == 600
+    assert options.origin == f"{sshd.user}, over SSH from 127.0.0.1"
+
+
+def test_what_is_there_already_is_done_at_once(board, sshd, file):
+    push(sshd, file)
+    with FlakyProxy(sshd.port) as link:
+        code, output, _ = push(sshd, file, port=link.port)
+    assert (code, output) == (0, f"colours 2.0 is what {sshd.host} has already\n")
+    assert link.up < 10_000
+
+
+def test_a_link_that_breaks_all_the_time(board, sshd, file):
+    lengths = random.Random(1)
+    with FlakyProxy(sshd.port, cut_up_after=iter(lambda: lengths.randint(60_000, 120_000), 0)) as link:
+        code, output, complaints = push(sshd, file, port=link.port)
+    assert (code, complaints) == (0, "")
+    [(installed, _)] = board.updater.installed
+    assert installed == BUNDLE
+    assert link.cuts >= 5
+    assert link.up < 1.5 * len(BUNDLE)
+    assert "trying again in" in output
+
+
+def test_a_key_for_the_forced_command_alone(board, sshd, file):
+    code, output, _ = push(sshd, file, key=sshd.forced_key)
+    assert code == 0
+    assert output.endswith("version 2.0 serves\n")
+    for words in (["status"], ["rollback", "colours"]):
+        code, output, _ = finish(start(sshd, *words, key=sshd.forced_key))
+        assert output.startswith('{"id":0,"ok":{"edged":')
+        assert len(output.splitlines()) == 1
+    assert board.updater.asked == []
+
+
+def test_two_pushes_at_once(board, sshd, file):
+    lengths = random.Random(2)
+    cuts = iter(lambda: lengths.randint(60_000, 200_000), 0)
+    with FlakyProxy(sshd.port, cut_up_after=cuts) as link:
+        both = [start(sshd, "update-model", file, port=port) for port in (link.port, sshd.port)]
+        ends = [finish(process) for process in both]
+    assert [code for code, _, _ in ends] == [0, 0]
+    assert [installed for installed, _ in board.updater.installed] == [BUNDLE]
+
+
+def test_several_boards_in_one_call(board, sshd, file):
+    nobody = "nobody-of-that-name@127.0.0.1"
+    code, output, _ = push(sshd, file, "--host", nobody)
+    assert code == 4
+    table = output.splitlines()[-3:]
+    assert table[0].split() == ["BOARD", "OUTCOME"]
+    ends = {line.split()[0]: line.split()[1] for line in table[1:]}
+    assert ends == {sshd.host: "done", nobody: "unreachable"}
+
+
+def test_the_end_is_in_the_exit_code_and_in_json(board, sshd, file):
+    board.updater.end = ("rolled_back", "colours: it misbehaved; version 1.0 serves", "look at its manifest")
+    code, output, _ = push(sshd, file, "--json")
+    steps = [json.loads(line) for line in output.splitlines()]
+    assert code == 8
+    assert [step["id"] for step in steps] == ["push.sending", "push.sent", "update.verified", "update.serving", "end"]
+    assert steps[-1]["state"] == "rolled_back"
+
+
+def test_a_bundle_that_is_refused(board, sshd, tmp_path):
+    forged = tmp_path / "forged.edgm"
+    forged.write_bytes(bundle(signatures=b"mallory was here"))
+    code, output, _ = push(sshd, forged)
+    assert code == 6
+    assert output.endswith(
+        f"{sshd.host} refuses it: mallory is not an allowed signer\n  -> have it signed by somebody who is\n"
+    )
+    assert board.parts() == []
+
+
+def test_a_board_that_cannot_be_reached(sshd, file):
+    with FlakyProxy(sshd.port) as link:
+        link.refuse()
+        code, output, _ = push(sshd, file, "--give-up-after", "1s", port=link.port)
+    assert code == 5
+    assert "given up, as there was no progress for 1 s" in output
+    assert "what has arrived is kept: run it again to go on" in output
+
+
+def test_a_daemon_that_is_not_there_may_be_about_to_start(tmp_path, file):
+    with Sshd(tmp_path / "sshd", tmp_path / "nothing") as sshd:
+        code, output, _ = push(sshd, file, "--give-up-after", "1s")
+    assert code == 5
+    assert "no daemon answers" in output
+
+
+def test_a_daemon_that_begins_anew_on_the_way(tmp_path, file):
+    folder = tmp_path / "board"
+    with Sshd(tmp_path / "sshd", folder / "run") as sshd, FlakyProxy(sshd.port, rate=400_000) as link:
+        with Board(folder) as board:
+            process = start(sshd, "update-model", file, port=link.port)
+            wait_for(board, 100_000)
+        with Board(folder) as board:
+            assert board.parts() == [names(BUNDLE)["id"]]
+            code, output, _ = finish(process)
+            assert code == 0, output
+            assert board.updater.installed[0][0] == BUNDLE
+
+
+def wait_for(board, size):
+    """Until so much of it is there."""
+    part = board.incoming / names(BUNDLE)["id"] / "part"
+    while not part.exists() or part.stat().st_size < size:
+        time.sleep(0.01)
+
+
+def test_other_verbs_run_on_the_device(board, sshd, file):
+    push(sshd, file)
+    code, output, _ = finish(start(sshd, "jobs", "--json"))
+    assert (code, json.loads(output)[0]["state"]) == (0, "done")
+    code, output, _ = finish(start(sshd, "job", "wait", "1"))
+    assert (code, output.splitlines()[-1]) == (0, "colours: version 2.0 is confirmed; version 2.0 serves")

@@ -1,0 +1,266 @@
+import base64
+import fcntl
+import os
+
+import pytest
+
+from edged.api import BundleError, ControlError, StoreError
+from edged.ctl.client import connect
+from edged.updates import MAX_CHUNK
+from tests.receiving import Board, bundle, names
+from tests.web_server import WebServer, status
+
+BUNDLE = bundle()
+NAMES = names(BUNDLE)
+
+
+@pytest.fixture
+def board(tmp_path):
+    with Board(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ask(board):
+    """Ask over the socket."""
+    return lambda verb, **args: connect(str(board.runtime_dir)).call(verb, **args)
+
+
+@pytest.fixture
+def watch(board):
+    return lambda job, **args: list(connect(str(board.runtime_dir)).stream("job-watch", id=job, **args))
+
+
+@pytest.fixture
+def send(ask):
+    """Send a container from an offset up to another, in chunks; how far it is."""
+
+    def send(data=BUNDLE, start=0, end=None):
+        end = len(data) if end is None else end
+        there = start
+        while there < end:
+            piece = base64.b64encode(data[there : min(end, there + MAX_CHUNK)]).decode()
+            there = ask("receive-chunk", id=names(data)["id"], offset=there, data=piece)["offset"]
+        return there
+
+    return send
+
+
+def test_a_container_comes_in_chunks_and_is_installed(board, ask, send, watch):
+    assert ask("receive-open", **NAMES) == {"offset": 0}
+    assert send() == len(BUNDLE)
+    job = ask("receive-done", id=NAMES["id"], origin="a test", confirm_within=90)["job"]
+    *steps, end = watch(job)
+    assert [step["id"] for step in steps] == ["update.verified", "update.serving"]
+    assert (end["id"], end["state"], end["version"]) == ("job.ended", "done", "2.0")
+    [(installed, options)] = board.updater.installed
+    assert installed == BUNDLE
+    assert (options.origin, options.confirm_within, options.allow_downgrade) == ("a test", 90.0, False)
+    assert board.parts() == []
+
+
+def test_it_goes_on_where_it_was(ask, send):
+    ask("receive-open", **NAMES)
+    send(end=70_000)
+    assert ask("receive-open", **NAMES) == {"offset": 70_000}
+
+
+def test_it_goes_on_after_a_restart(tmp_path):
+    for offset in (0, 100_000):
+        with Board(tmp_path) as board:
+            call = connect(str(board.runtime_dir)).call
+            assert call("receive-open", **NAMES) == {"offset": offset}
+            for start in range(offset, 100_000, 25_000):
+                data = base64.b64encode(BUNDLE[start : start + 25_000]).decode()
+                call("receive-chunk", id=NAMES["id"], offset=start, data=data)
+
+
+def test_it_goes_on_after_it_was_put_to_rest(tmp_path):
+    with Board(tmp_path, idle=0.05) as board:
+        call = connect(str(board.runtime_dir)).call
+        call("receive-open", **NAMES)
+        call("receive-chunk", id=NAMES["id"], offset=0, data=base64.b64encode(BUNDLE[:30_000]).decode())
+        wait_until_unlocked(board.incoming / NAMES["id"])
+        with pytest.raises(ControlError, match="no such transfer is open") as caught:
+            call("receive-chunk", id=NAMES["id"], offset=30_000, data="eA==")
+        assert caught.value.retryable
+        assert call("receive-open", **NAMES) == {"offset": 30_000}
+
+
+def wait_until_unlocked(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.close(descriptor)
+
+
+def test_two_senders_help_each_other(board, ask, send):
+    ask("receive-open", **NAMES)
+    assert send(end=100_000) == 100_000
+    assert ask("receive-open", **NAMES) == {"offset": 100_000}
+    assert send(end=40_000) == 100_000  # what is there already is not taken again, and nothing is lost
+    assert send(start=90_000) == len(BUNDLE)
+    board.do(board.updater.go.clear)
+    assert ask("receive-done", id=NAMES["id"]) == ask("receive-done", id=NAMES["id"])
+    board.do(board.updater.go.set)
+
+
+def test_what_is_being_installed_need_not_be_sent(board, ask, send, watch):
+    board.do(board.updater.go.clear)
+    ask("receive-open", **NAMES)
+    send()
+    job = ask("receive-done", id=NAMES["id"])
+    assert ask("receive-open", **NAMES) == job
+    other = names(bundle(signatures=b"the same version, signed by somebody else"))
+    assert other["digest"] == NAMES["digest"]
+    assert ask("receive-open", **other) == job
+    board.do(board.updater.go.set)
+    watch(job["job"])
+    assert ask("receive-open", **NAMES) == {"present": True}
+
+
+def test_what_was_rejected_is_refused_before_it_is_sent(board, ask):
+    board.updater.reject(NAMES["digest"], "it is 12 times too slow")
+    with pytest.raises(
+        BundleError, match=r"colours 2\.0 was rejected on this board: it is 12 times too slow"
+    ) as caught:
+        ask("receive-open", **NAMES)
+    assert caught.value.hint == f"have it tried again with `edgectl forget colours {NAMES['digest'][:12]}`"
+    assert board.parts() == []
+
+
+def test_whoever_is_not_trusted_gets_no_further_than_the_head(board, ask, send):
+    forged = bundle(signatures=b"mallory was here")
+    ask("receive-open", **names(forged))
+    with pytest.raises(BundleError, match="mallory is not an allowed signer"):
+        send(forged)
+    assert board.parts() == []
+
+
+def test_what_does_not_keep_its_word_is_refused(board, ask, send):
+    other = bundle("3.0")
+    ask("receive-open", **{**names(other), "id": NAMES["id"]})
+    with pytest.raises(BundleError, match="not the container that was announced"):
+        ask("receive-chunk", id=NAMES["id"], offset=0, data=base64.b64encode(other[:40_000]).decode())
+    assert board.parts() == []
+
+
+def test_no_more_is_taken_than_is_signed(board, ask, send):
+    longer = BUNDLE + b"x"
+    ask("receive-open", **NAMES)
+    with pytest.raises(BundleError, match=r"more than the 2\d{5} bytes that were announced"):
+        send(longer)
+
+
+def test_a_damaged_chunk_is_asked_for_again(ask, send):
+    damaged = bytearray(BUNDLE)
+    damaged[-1] ^= 1
+    ask("receive-open", **NAMES)
+    with pytest.raises(BundleError, match=r"noise\.bin: .* are damaged") as caught:
+        send(bytes(damaged))
+    assert caught.value.retryable
+    offset = ask("receive-open", **NAMES)["offset"]
+    assert 0 < offset < len(BUNDLE)
+    assert send(start=offset) == len(BUNDLE)
+
+
+def test_half_of_it_is_not_installed(ask, send):
+    ask("receive-open", **NAMES)
+    send(end=90_000)
+    with pytest.raises(BundleError, match="ends after 90000 bytes, and is not complete"):
+        ask("receive-done", id=NAMES["id"])
+
+
+def test_what_is_too_big_is_not_begun(ask):
+    with pytest.raises(StoreError, match="are too many"):
+        ask("receive-open", **{**NAMES, "size": 65 << 20})
+
+
+@pytest.mark.parametrize(
+    ("verb", "args", "complaint"),
+    [
+        ("receive-open", {**NAMES, "id": "../../etc"}, "id"),
+        ("receive-open", {**NAMES, "size": 0}, "size"),
+        ("receive-open", {**NAMES, "path": "/etc/passwd"}, "path"),
+        ("receive-chunk", {"id": NAMES["id"], "offset": -1, "data": "eA=="}, "offset"),
+        ("receive-chunk", {"id": NAMES["id"], "offset": 0, "data": "?"}, "base64"),
+        ("receive-chunk", {"id": NAMES["id"], "offset": 0, "data": ""}, "data"),
+        ("receive-done", {"id": NAMES["id"], "confirm_within": 1e9}, "confirm_within"),
+        ("fetch", {"url": 5}, "url"),
+        ("pin", {"model": "no such name!", "pinned": True}, "model"),
+    ],
+)
+def test_nonsense_is_refused(ask, verb, args, complaint):
+    with pytest.raises(ControlError, match=f"the request cannot be understood: .*{complaint}"):
+        ask(verb, **args)
+
+
+def test_a_chunk_out_of_place(ask):
+    ask("receive-open", **NAMES)
+    with pytest.raises(ControlError, match="begins at 10, and there are 0 bytes") as caught:
+        ask("receive-chunk", id=NAMES["id"], offset=10, data="eA==")
+    assert caught.value.retryable
+
+
+def test_what_an_operator_decides(board, ask):
+    serves = {"model": "colours", "serving": "a" * 64, "version": "1.0", "pinned": False}
+    assert ask("rollback", model="colours", to="1.0") == serves
+    assert ask("confirm", model="colours") == serves
+    assert ask("pin", model="colours", pinned=True) == serves
+    assert ask("clear-rejection", model="colours", digest="abc") == serves
+    assert board.updater.asked == [
+        ("rollback", "colours", "1.0"),
+        ("confirm", "colours"),
+        ("pin", "colours", True),
+        ("forget", "colours", "abc"),
+    ]
+
+
+def test_jobs_are_remembered(ask, send, watch):
+    ask("receive-open", **NAMES)
+    send()
+    job = ask("receive-done", id=NAMES["id"], origin="a test")["job"]
+    steps = watch(job)
+    [listed] = ask("jobs")
+    assert (listed["job"], listed["model"], listed["state"], listed["origin"]) == (job, "colours", "done", "a test")
+    assert ask("job", id=job)["events"] == steps[:-1]
+    assert [step["id"] for step in watch(job, after=steps[0]["at"])] == ["update.serving", "job.ended"]
+
+
+def test_a_job_is_not_taken_for_another_of_that_number(ask, send, watch):
+    ask("receive-open", **NAMES)
+    send()
+    job = ask("receive-done", id=NAMES["id"])["job"]
+    watch(job)
+    with pytest.raises(ControlError, match="there is no job '1' since the daemon began"):
+        watch(job, digest="f" * 64)
+
+
+def test_a_container_from_a_url(board, ask, watch):
+    with WebServer(BUNDLE) as server:
+        job = ask("fetch", url=server.url("/model.edgm?token=secret"), allow_downgrade=True)["job"]
+        *steps, end = watch(job)
+    assert job == "fetch-1"
+    assert [step["id"] for step in steps if step["id"].startswith("update")] == ["update.verified", "update.serving"]
+    assert (end["state"], end["version"]) == ("done", "2.0")
+    [(fetched, options)] = board.updater.installed
+    assert fetched == BUNDLE
+    assert options.origin == f"{server.url()}?***"
+    assert options.allow_downgrade
+    assert [listed["job"] for listed in ask("jobs")] == ["fetch-1"]
+    assert board.parts() == []
+
+
+def test_a_url_that_brings_nothing(board, ask, watch):
+    with WebServer(BUNDLE) as server:
+        server.orders.append(status(404))
+        end = watch(ask("fetch", url=server.url())["job"])[-1]
+    assert end["state"] == "failed"
+    assert "404" in end["text"]
+    assert board.updater.installed == []
+
+
+def test_a_url_that_brings_what_nobody_trusts(board, ask, watch):
+    with WebServer(bundle(signatures=b"mallory was here")) as server:
+        end = watch(ask("fetch", url=server.url())["job"])[-1]
+    assert (end["state"], end["text"]) == ("refused", "mallory is not an allowed signer")
+    assert board.updater.installed == []
