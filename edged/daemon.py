@@ -18,7 +18,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from edged import __version__
-from edged.api import ControlError, EdgedError, SinkContext
+from edged.api import ControlError, EdgedError, Message, SinkContext
 from edged.board import ModelBoard
 from edged.config import (
     Change,
@@ -55,14 +55,18 @@ from edged.models.trust import Trust
 from edged.models.updater import Event, Updater
 from edged.operations import ModelPart, Operations, Parts, PipelinePart, families, overall, summary
 from edged.outbox.announcer import Announcer
+from edged.outbox.disk import DiskSpool
+from edged.outbox.options import Policy
 from edged.outbox.publisher import Publisher
-from edged.outbox.spool import MemorySpool
 from edged.updates import Updates
 
 log = logging.getLogger("edged.daemon")
 
 DRAIN_SECONDS = 8.0
 """How long a clean stop may take: windows in hand are finished and messages sent for so long, then it is over."""
+
+SAVE_SECONDS = 5.0
+"""How long saving what was not sent may take on top of that."""
 
 STUCK_SECONDS = 10.0
 """A worker that is at one window for longer makes no progress, and the watchdog hears of it."""
@@ -79,7 +83,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     config = load(files)
     set_up(config.log.level)
     notifier = Notifier()
-    daemon = Daemon(files, config, store, notifier)
+    daemon = Daemon(files, config, store, notifier, state_dir)
     updater = _updater(daemon, config, store)
     updates = _updates(daemon, updater, config, state_dir)
     server = Server(
@@ -159,15 +163,19 @@ async def _refresh(daemon: Daemon, notifier: Notifier) -> None:
 class Daemon:
     """The parts, and how they come and go."""
 
-    def __init__(self, files: Sequence[Path], config: Config, store: Store, notifier: Notifier) -> None:
+    def __init__(
+        self, files: Sequence[Path], config: Config, store: Store, notifier: Notifier, state_dir: Path
+    ) -> None:
         boot = uuid4().hex[:12]
         clock = KernelClock()
         now = time.monotonic()
         self._store = store
+        self._state_dir = state_dir
         self._notifier = notifier
         self._reloading = asyncio.Lock()
         self._page: Web | None = None
         self._announcer: Announcer | None = None
+        self._unsent: list[Message] = []  # what a spool that was closed could not keep
         self._next_seq: dict[str, int] = {}  # of pipelines that were taken down: results never share an id
         self.parts = Parts(
             boot=boot,
@@ -176,7 +184,7 @@ class Daemon:
             clock=clock,
             recorder=Recorder(config.device.name, boot, clock),
             topics=Topics(config.mqtt.prefix, config.device.name),
-            publisher=self._publisher(config),
+            publisher=self._publisher(config, clock),
             started=now,
             loaded=now,
         )
@@ -230,7 +238,8 @@ class Daemon:
         """Keep the clock right and the daemon's own state current."""
         parts = self.parts
         parts.clock.refresh()
-        details = {"version": __version__, "boot": parts.boot}
+        spool = parts.publisher.spool.stats
+        details = {"version": __version__, "boot": parts.boot, "dropped": spool.drops, "refused": spool.parks}
         state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)
         parts.publisher.publish_state(parts.topics.state, state)
 
@@ -238,7 +247,7 @@ class Daemon:
         parts = self.parts
         new = await asyncio.to_thread(_checked, parts.files, self._store)
         touched = changes(parts.config, new)
-        if {"device", "mqtt"} & set(touched.tables):  # in every topic and under every sink: all begins anew
+        if {"device", "mqtt", "spool"} & set(touched.tables):  # in every topic and under every sink: all begins anew
             end = time.monotonic() + DRAIN_SECONDS
             await self._take_down(_everything(parts.config), end)
             self._forget(_everything(parts.config))
@@ -249,16 +258,16 @@ class Daemon:
             await self._close_page()
             parts.topics = Topics(new.mqtt.prefix, new.device.name)
             parts.recorder = Recorder(new.device.name, parts.boot, parts.clock)
-            unsent = parts.publisher.spool
-            parts.publisher = self._publisher(new)
-            for entry in unsent.take(unsent.stats.depth):
-                parts.publisher.put(entry.message)
+            parts.publisher = self._publisher(new, parts.clock)
+            for message in self._unsent:
+                parts.publisher.put(message)
             parts.config = new
             await self.start()
         else:
             await self._take_down(_leaving(touched), time.monotonic() + DRAIN_SECONDS)
             self._forget(_removed(touched))
             parts.config = new
+            parts.publisher.spool.policies = _policies(new)
             await self._bring_up(_arriving(touched))
             if "metrics" in touched.tables:
                 await self._close_page()
@@ -331,10 +340,12 @@ class Daemon:
             self._page = None
 
     async def _hang_up(self, end: float) -> None:
-        """Send what waits and leave the broker; a second is always spent on trying."""
+        """Send what waits, leave the broker, and save the rest; a second is always spent on trying."""
+        publisher = self.parts.publisher
         seconds = max(1.0, end - time.monotonic())
-        self.parts.publisher.stop(seconds)
-        await asyncio.to_thread(self.parts.publisher.join, seconds + 2.0)
+        publisher.stop(seconds)
+        await asyncio.to_thread(publisher.join, seconds + 2.0)
+        self._unsent = await asyncio.to_thread(publisher.spool.close, SAVE_SECONDS)
 
     def _feed(self) -> None:
         """Give every reader the pipelines that want its chunks."""
@@ -392,18 +403,12 @@ class Daemon:
         )
         return Delivery(partial(parts.config.sinks[name].options.open, context), self._status("sink", name))
 
-    def _publisher(self, config: Config) -> Publisher:
-        mqtt = config.mqtt
-        spool = MemorySpool(
-            max_messages=mqtt.spool_messages,
-            max_bytes=mqtt.spool_bytes,
-            max_seconds=mqtt.spool_seconds,
-            drop=mqtt.spool_drop,
-            drops=mqtt.spool_drops,
-            clock=time.monotonic,
-        )
-        topics = Topics(mqtt.prefix, config.device.name)
-        return Publisher(mqtt, topics, spool, Status("broker", time.monotonic, partial(self._changed, "mqtt")))
+    def _publisher(self, config: Config, clock: KernelClock) -> Publisher:
+        folder = self._state_dir / "spool"
+        disk = Status("disk", time.monotonic, partial(self._changed, "spool"))
+        spool = DiskSpool(folder, config.spool, _policies(config), status=disk, wall=clock)
+        topics = Topics(config.mqtt.prefix, config.device.name)
+        return Publisher(config.mqtt, topics, spool, Status("broker", time.monotonic, partial(self._changed, "mqtt")))
 
     def _status(self, kind: str, name: str) -> Status:
         """A status whose every change is logged and, where it has a topic, published."""
@@ -437,6 +442,11 @@ _STATE_TOPICS: dict[str, Callable[[Topics, str], str]] = {
     "model": Topics.model_state,
     "pipeline": Topics.pipeline_state,
 }
+
+
+def _policies(config: Config) -> dict[str, Policy]:
+    """What the messages of each pipeline are worth."""
+    return {name: entry.policy for name, entry in config.pipelines.items()}
 
 
 class Names(NamedTuple):

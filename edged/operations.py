@@ -275,6 +275,7 @@ def overall(parts: Parts) -> Health:
         *((f"pipeline {name}", part.status.health) for name, part in parts.pipelines.items()),
         *((f"source {name}", reader.status.health) for name, reader in parts.sources.items()),
         ("mqtt", parts.publisher.status.health),
+        ("spool", parts.publisher.spool.health),
     ]
     bad = [(name, health) for name, health in healths if health.state in ("failed", "degraded")]
     if bad:

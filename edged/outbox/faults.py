@@ -15,11 +15,15 @@ from edged.outbox.options import MqttOptions
 
 
 class LinkError(EdgedError):
-    """There is no connection. `dropped` means that the broker ended it, perhaps for something that we sent."""
+    """There is no connection.
 
-    def __init__(self, message: str, *, hint: str = "", dropped: bool = False) -> None:
+    `dropped` means that the broker ended it, perhaps for something that we sent; `unreachable` that there was nobody.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", dropped: bool = False, unreachable: bool = False) -> None:
         super().__init__(message, hint=hint, retryable=True)
         self.dropped = dropped
+        self.unreachable = unreachable
 
 
 class VersionError(LinkError):
@@ -97,6 +101,12 @@ def remedy(reason: ReasonCode) -> str:
 
 def unreachable(error: Exception, options: MqttOptions) -> LinkError:
     """No connection came about: name, network, TCP or TLS."""
+    refusal = _unreachable(error, options)
+    refusal.unreachable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+    return refusal
+
+
+def _unreachable(error: Exception, options: MqttOptions) -> LinkError:
     where = options.broker
     match error:
         case ssl.SSLCertVerificationError():
@@ -137,6 +147,13 @@ def lost(error: OSError | None, options: MqttOptions) -> LinkError:
 def silent(options: MqttOptions) -> LinkError:
     """The connection died without a word."""
     return LinkError(f"{options.broker} no longer answers", hint="check the network on the way to it")
+
+
+def moved(options: MqttOptions) -> LinkError:
+    """Our own end of the connection is gone."""
+    return LinkError(
+        f"this board has lost the address from which it spoke to {options.broker}", hint="check: ip address"
+    )
 
 
 def stalled(seconds: float, options: MqttOptions) -> LinkError:

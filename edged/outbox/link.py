@@ -26,6 +26,7 @@ from edged.core.topics import OFFLINE
 from edged.outbox import faults
 from edged.outbox.credentials import read_secret, tls_context
 from edged.outbox.faults import LinkError, VersionError
+from edged.outbox.network import is_ours
 from edged.outbox.options import MqttOptions
 
 V5 = MQTTProtocolVersion.MQTTv5
@@ -72,12 +73,16 @@ class Wake:
             self._armed = False
             self.set()
 
-    def wait(self, timeout: float) -> None:
-        """Until `set`, for at most `timeout` seconds."""
+    def wait(self, timeout: float, other: int | None = None) -> bool:
+        """Until `set`, or `other` can be read, for at most `timeout` seconds; whether it is `other`."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        if poll.poll(timeout * 1000):
+        if other is not None:
+            poll.register(other, select.POLLIN)
+        ready = dict(poll.poll(timeout * 1000))
+        if self._fd in ready:
             self.clear()
+        return other in ready
 
     def clear(self) -> None:
         """Have been woken."""
@@ -106,7 +111,7 @@ class Received(NamedTuple):
 
 
 class Link:
-    """An open connection. `window` is how many messages may be unacknowledged at a time."""
+    """An open connection to `peer`. `window` is how many messages may be unacknowledged at a time."""
 
     def __init__(
         self,
@@ -197,6 +202,12 @@ class Link:
         if self._client.socket() is None:
             raise self._loss()
 
+    def check_address(self) -> None:
+        """Raises LinkError if this machine no longer has the address that the connection is from."""
+        sock = cast(socket.socket | None, self._client.socket())
+        if sock is not None and not is_ours(sock.getsockname(), sock.family):
+            raise faults.moved(self._options)
+
     def disconnect(self, timeout: float) -> None:
         """Say good-bye, so that the broker does not publish the will, and close."""
         self._client.disconnect()
@@ -233,7 +244,7 @@ class Link:
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
-        client.on_socket_open = _no_delay
+        client.on_socket_open = self._tune
         return client
 
     def _connect(self) -> None:
@@ -274,6 +285,10 @@ class Link:
                     raise VersionError(error.message, hint=error.hint, certain=False) from error
         if self._answer.is_failure:
             raise faults.refused(self._answer, options)
+        try:
+            self.peer = cast(socket.socket, self._client.socket()).getpeername()
+        except OSError as error:
+            raise faults.lost(error, options) from error
 
     def _drive(self, *, reading: bool, writing: bool) -> None:
         now = self._clock()
@@ -292,6 +307,12 @@ class Link:
         if self._client.fault is not None or self._end is None:
             return faults.lost(self._client.fault, self._options)
         return self._end
+
+    def _tune(self, client: Any, data: Any, sock: Any) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a message waits for the last one's answer
+        sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._options.keepalive * 1000
+        )  # or the peer is gone
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         self._answer = reason
@@ -380,7 +401,3 @@ def _length(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
-
-
-def _no_delay(client: Any, data: Any, sock: Any) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a message waits for the last one's answer

@@ -1,4 +1,4 @@
-"""The [mqtt] table: which broker, how to prove who we are, and how much may wait for it."""
+"""The [mqtt] and [spool] tables: which broker, how to prove who we are, how much may wait for it, and where."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from msgspec import Meta
 
 from edged.core.errors import ConfigError
 
-Drop = Literal["oldest", "newest"]
+Drop = Literal["oldest", "newest", "thin"]
+Durability = Literal["memory", "spill", "always"]
 
 LEVELS = "topic levels of letters, digits, -, _ and ., with / between them, at most 200 characters"
 Levels = Annotated[str, Meta(pattern=r"^(?!.{201})[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*\Z", description=LEVELS)]
@@ -28,10 +29,6 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seconds; a connection that died without a word is noticed within twice `keepalive`. At most `in_flight` messages
     await their acknowledgement.
 
-    At most `spool_messages`, `spool_bytes` and, unless 0, `spool_seconds` of messages wait for the broker. What does
-    not fit is taken from the pipeline that holds most: its oldest messages or its newest, as `spool_drop` says, or
-    `spool_drops` for single pipelines.
-
     `home_assistant` makes the device known to Home Assistant, under its `discovery_prefix`.
     """
 
@@ -49,11 +46,6 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     keepalive: Annotated[int, Meta(ge=2, le=3600)] = 30
     connect_timeout: Annotated[float, Meta(gt=0, le=60)] = 5.0
     in_flight: Annotated[int, Meta(ge=1, le=1000)] = 20
-    spool_messages: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    spool_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 16 << 20
-    spool_seconds: Annotated[int, Meta(ge=0)] = 0
-    spool_drop: Drop = "oldest"
-    spool_drops: dict[str, Drop] = {}
     home_assistant: bool = False
     discovery_prefix: Levels = "homeassistant"
 
@@ -75,3 +67,47 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def real_port(self) -> int:
         """The port, given or by default."""
         return self.port or (8883 if self.tls else 1883)
+
+
+class SpoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[spool]: how much may wait for the broker, where, and in which order it is sent in the end.
+
+    At most `messages` wait, taking `bytes` on disk and `memory_bytes` in memory, and, unless 0, none for longer than
+    `seconds`. What does not fit is taken from the pipeline of the lowest priority that holds most.
+
+    What goes to disk is committed every `commit_seconds`, which is what a power cut costs at most. A pipeline that
+    spills does so while the broker is away, and when its messages have waited for `spill_seconds` all the same. Unless
+    0, at most `daily_bytes` are written in 24 hours: beyond that, what would spill stays in memory.
+
+    With a `replay_rate` of 0 a backlog is sent first, as fast as the broker takes it and `drain` "oldest" first, and
+    new results wait for their turn. Otherwise new results go at once, and beside them so many old ones a second;
+    likewise with `drain` "newest", which begins with the end of the backlog.
+    """
+
+    messages: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
+    bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
+    memory_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 16 << 20
+    seconds: Annotated[int, Meta(ge=0)] = 0
+    commit_seconds: Annotated[float, Meta(ge=0, le=3600)] = 1.0
+    spill_seconds: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+    daily_bytes: Annotated[int, Meta(ge=0)] = 0
+    drain: Literal["oldest", "newest"] = "oldest"
+    replay_rate: Annotated[int, Meta(ge=0, le=100_000)] = 0
+
+    @property
+    def overtaking(self) -> bool:
+        """Whether new results go before old ones of the same pipeline."""
+        return self.replay_rate > 0 or self.drain == "newest"
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What the messages of one pipeline are worth: when they are on disk, what goes first, and who goes before whom.
+
+    `drop` is what goes when there is no room: the "oldest" message, the "newest", or, with "thin", all but every
+    `keep_every`th. Messages of a higher `priority` are sent first and dropped last.
+    """
+
+    durability: Durability = "spill"
+    drop: Drop = "oldest"
+    keep_every: int = 2
+    priority: int = 0

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from threading import Thread
+from typing import Any
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
@@ -21,6 +22,7 @@ from edged.core.topics import Topics
 from edged.core.types import Message
 from edged.outbox.faults import LinkError, VersionError
 from edged.outbox.link import V5, V311, Link, Wake
+from edged.outbox.network import Network, reachable
 from edged.outbox.options import MqttOptions
 from edged.outbox.session import Handler, Session, Tally
 from edged.outbox.spool import Spool
@@ -33,6 +35,9 @@ LONGEST_RETRY = 30.0
 
 STEADY_SECONDS = 10.0
 """A connection that lived so long was a good one: the next retry comes quickly again."""
+
+PROBE_SECONDS = 0.7
+"""How often it is tried, while messages wait and nobody listens, whether somebody does by now."""
 
 LAST_WORD_SECONDS = 1.0
 """How long a clean stop waits for the broker to take "stopped", and then for the connection to close."""
@@ -73,6 +78,8 @@ class Publisher:
         self._handlers: dict[str, Handler] = {}
         self._tally = Tally()
         self._wake = Wake()
+        self._network = Network()
+        self._address: Any = (options.host, options.real_port)
         self._stop_at = math.inf
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -86,9 +93,26 @@ class Publisher:
         """Messages and states that the broker would not have."""
         return self._tally.refused
 
+    @property
+    def replayed(self) -> int:
+        """Messages that were sent later than they were made."""
+        return self._tally.replayed
+
+    @property
+    def rate(self) -> float:
+        """Messages a second that the broker takes; 0 while there is none."""
+        return self._tally.rate if self.connected else 0.0
+
+    @property
+    def seconds_to_empty(self) -> float | None:
+        """When nothing will wait any more if all goes on like this; None if it does not become less."""
+        shrinking = self._tally.shrinking
+        return self.spool.depth / shrinking if self.connected and shrinking > 0 else None
+
     def start(self) -> None:
-        """Start connecting."""
+        """Start the spool, and connecting."""
         if self._options.host:
+            self.spool.start(self._wake.nudge)
             self._thread.start()
         else:
             self.status.set("stopped", "no broker is configured", "set host in [mqtt]")
@@ -135,6 +159,7 @@ class Publisher:
 
     def _run(self) -> None:
         failures = 0
+        unreachable = False
         while True:
             last = self._stopping  # a stop leaves one more attempt, for what waits and for the last word
             since = math.inf
@@ -146,11 +171,12 @@ class Publisher:
             except LinkError as error:
                 self.status.set("failed", error.message, error.hint)
                 failures = 1 if self._clock() - since > STEADY_SECONDS else failures + 1
+                unreachable = error.unreachable
             if last:
                 break
-            self._pause(backoff(failures, random.random()))
-        if left := self.spool.stats.depth:
-            log.warning("stopped, with %d messages that the broker never got", left)
+            self._pause(backoff(failures, random.random()), probing=unreachable)
+        if left := self.spool.depth:
+            log.warning("stopped, with %d messages that the broker does not have", left)
         self.status.set("stopped")
 
     def _connect(self) -> Link:
@@ -180,6 +206,8 @@ class Publisher:
         self.reconnects += bool(self.protocol)
         self.protocol = "5" if link.version == V5 else "3.1.1"
         self.connected = True
+        self._address = link.peer
+        looked = self._clock()
         session = Session(
             link,
             self._options,
@@ -195,6 +223,10 @@ class Publisher:
         try:
             while not (self._stopping and session.finished) and (left := self._stop_at - self._clock()) > 0:
                 session.turn(min(left, 1.0))
+                if self._clock() - looked > 1.0:
+                    looked = self._clock()
+                    if self._network.changed():
+                        link.check_address()
             session.end(LAST_WORD_SECONDS)
         except LinkError as error:
             session.abandon(error)
@@ -202,7 +234,16 @@ class Publisher:
         finally:
             self.connected = False
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float, *, probing: bool) -> None:
+        """Wait before the next attempt: less if the network changes, or if a broker that was not there is."""
+        self._network.changed()
         until = self._clock() + seconds
         while not self._stopping and (left := until - self._clock()) > 0:
-            self._wake.wait(left)
+            probe = probing and self.spool.depth > 0
+            began = self._clock()
+            if self._wake.wait(min(left, PROBE_SECONDS) if probe else left, self._network.fileno()):
+                left = FIRST_RETRY / 2 - (self._clock() - until + seconds)
+                self._wake.wait(max(0.0, left))
+                return
+            if probe and self._clock() - began >= PROBE_SECONDS / 2 and reachable(self._address, PROBE_SECONDS):
+                return

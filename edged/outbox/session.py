@@ -27,6 +27,9 @@ from edged.outbox.states import States
 
 log = logging.getLogger("edged.outbox")
 
+BURST_SECONDS = 0.05
+"""A limited replay comes in bursts of so many seconds' worth."""
+
 REFUSAL_SECONDS = 60.0
 """How long a refusal shows as `degraded` after the last one."""
 
@@ -39,10 +42,16 @@ Handler = Callable[[str, bytes, bool], None]
 
 @dataclass
 class Tally:
-    """What outlives a connection: counts, and the message during which the broker hung up, so many times in a row."""
+    """What outlives a connection: counts, and the message during which the broker hung up, so many times in a row.
+
+    `rate` is how many messages a second the broker takes, and `shrinking` by how many a second fewer wait.
+    """
 
     sent: int = 0
+    replayed: int = 0
     refused: int = 0
+    rate: float = 0.0
+    shrinking: float = 0.0
     suspect: int = 0
     strikes: int = 0
 
@@ -88,6 +97,10 @@ class Session:
         self._subscribed: set[str] = set()
         self._unknown = states.restart()  # states that the broker must have before we are online
         self._online = False
+        self._allowance = 0.0
+        self._sampled = (clock(), tally.sent, spool.depth)
+        self._spoken = clock()
+        spool.resume()
         self._degraded_until = math.inf
 
     def turn(self, timeout: float) -> None:
@@ -101,6 +114,8 @@ class Session:
         self._send()
         if self._room <= 0:
             self._wake.disarm()
+        if self._spool.options.replay_rate and self._spool.depth:
+            timeout = min(timeout, BURST_SECONDS)
         self._link.wait(timeout, lazily=self._online and 0 < len(self._flights) <= self._link.window // 2)
         self._settle()
         self._hand_out()
@@ -109,7 +124,7 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether all there was to say is said and acknowledged."""
-        return self._online and not self._flights and not self._states.changed and not self._spool.stats.depth
+        return self._online and not self._flights and not self._states.changed and not self._spool.depth
 
     def end(self, seconds: float) -> None:
         """Say "stopped", wait so long at most for the broker to take it, and disconnect."""
@@ -159,8 +174,19 @@ class Session:
             self._fly(self._availability, ONLINE)
             self._online = True
         if self._online and (room := self._room) > 0:
-            for entry in self._spool.take(room):
+            for entry in self._spool.take(room, self._replays()):
+                self._allowance -= entry.replayed
                 self._fly_entry(entry)
+
+    def _replays(self) -> int | None:
+        """How many old messages may be sent now; None for any number."""
+        rate = self._spool.options.replay_rate
+        if not rate:
+            return None
+        now = self._clock()
+        self._allowance = min(max(1.0, rate * BURST_SECONDS), self._allowance + rate * (now - self._spoken))
+        self._spoken = now
+        return int(self._allowance)
 
     def _fly_state(self, topic: str, payload: bytes) -> None:
         if self._link.too_large(topic, payload, None):
@@ -178,18 +204,18 @@ class Session:
         message = entry.message
         now = self._clock()
         left = max(1, math.ceil(message.created + message.expiry - now)) if message.expiry else 0
-        properties = pack(left, message.properties)
-        if self._link.too_large(message.topic, message.payload, properties):
-            reason = f"its {len(message.payload)} bytes are more than the broker takes"
+        payload = _replayed(message.payload) if entry.replayed else message.payload
+        properties = pack(left, (*message.properties, REPLAYED) if entry.replayed else message.properties)
+        if self._link.too_large(message.topic, payload, properties):
+            reason = f"its {len(payload)} bytes are more than the broker takes"
             self._park(entry.id, reason, "raise the broker's limit")
             return
         try:
-            mid = self._link.publish(
-                message.topic, message.payload, qos=message.qos, retain=False, properties=properties
-            )
+            mid = self._link.publish(message.topic, payload, qos=message.qos, retain=False, properties=properties)
         except ValueError as error:
             self._park(entry.id, str(error), "report this to the sink's author")
             return
+        self._tally.replayed += entry.replayed
         self._flights[mid] = Flight(message.topic, b"", entry.id, now)
 
     # -- in ----------------------------------------------------------------------------------------------------------
@@ -269,7 +295,21 @@ class Session:
         if now > self._degraded_until:
             self._degraded_until = math.inf
             self._status.set("running")
+        then, sent, depth = self._sampled
+        if now - then >= 1.0:
+            self._sampled = (now, self._tally.sent, self._spool.depth)
+            self._tally.rate = (self._tally.sent - sent) / (now - then)
+            self._tally.shrinking = (depth - self._spool.depth) / (now - then)
         oldest = next(iter(self._flights.values()), None)
         patience = 2 * self._options.keepalive
         if oldest is not None and now - oldest.since > patience:
             raise faults.stalled(patience, self._options)
+
+
+REPLAYED = ("replayed", "1")
+
+
+def _replayed(payload: bytes) -> bytes:
+    """A JSON object that says it is replayed; what is no object with anything in it stays as it is."""
+    fits = payload.startswith(b"{") and payload.endswith(b"}") and len(payload) > 2
+    return payload[:-1] + b',"replayed":true}' if fits else payload

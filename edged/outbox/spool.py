@@ -3,26 +3,33 @@
 A message is waiting, in flight, parked, or gone:
 
     put -> waiting -> take -> in flight -> ack -> gone
-              ^                   |
-              +---- release ------+------> park -> parked
+              ^  ^                |
+              |  +---- release ---+------> park -> parked -> drop -> gone
+              +------------------------- retry ------+
 
-A message keeps its id all its life and the messages of one origin (a pipeline) are always taken in the order they
-were put, also when a lost connection has sent them back. Everything is bounded: what does not fit is dropped by a rule
-and counted by origin and reason. Many threads put; one takes, acknowledges, releases and parks.
+A message keeps its id as long as the process runs, and the messages of one origin (a pipeline) are taken in the order
+they were put, also when a lost connection has sent them back; only if the options let new ones overtake are there two
+such orders, one of the new and one of the old. Old is what waited for a connection: it is marked as replayed when it
+is taken. Everything is bounded: what does not fit is dropped by a rule and counted by origin and reason. Many threads
+put; one takes, acknowledges, releases and parks.
+
+`MemorySpool` is the whole of it without a disk; `DiskSpool` in disk.py is a memory spool that also writes things down.
 """
 
 from __future__ import annotations
 
-import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from threading import Lock
+from itertools import chain
+from threading import RLock
 from typing import NamedTuple, Protocol
 
 import msgspec
 
+from edged.core.health import Health
 from edged.core.types import Message
-from edged.outbox.options import Drop
+from edged.outbox.options import Policy, SpoolOptions
 
 OVERHEAD = 500
 """What a message takes in memory beside its topic and payload, about, in bytes."""
@@ -34,115 +41,185 @@ Counts = dict[str, dict[str, int]]
 
 
 class Entry(NamedTuple):
-    """A message in a spool. Ids only ever go up."""
+    """A message in a spool; in one origin, ids go up. `replayed`: it is not sent when it was made, but later."""
 
     id: int
     message: Message
+    replayed: bool = False
+
+
+class Parked(NamedTuple):
+    """A message that the broker will not have; operators call it by its number."""
+
+    number: int
+    entry: Entry
+    reason: str
+
+
+class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The file behind a spool. `written` is bytes in the last day, None where the kernel does not count them.
+
+    `unsaved` messages would be lost if the power went now, the oldest of them `unsaved_seconds` old;
+    `loss_seconds` is how old they get at most while the disk does its work.
+    """
+
+    path: str
+    file_bytes: int
+    written: int | None
+    daily_bytes: int
+    unsaved: int
+    unsaved_seconds: float
+    loss_seconds: float
+    set_aside: tuple[str, ...]
 
 
 class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """A spool at one moment.
 
-    `depth` counts messages that wait or are in flight, `bytes` what they and the parked ones take. `dropped` and
-    `parked` count since the start; `drops` and `parks` say whose and why.
+    `depth` counts messages that wait or are in flight, `on_disk` those of them that are on disk only, `bytes` what
+    they and the parked ones take. `oldest` is the age in seconds of the oldest in memory. `dropped` and `parked` count
+    since the start; `drops` and `parks` say whose and why.
     """
 
     depth: int
     in_flight: int
+    on_disk: int
     bytes: int
+    oldest: float | None
     dropped: int
     parked: int
     drops: Counts
     parks: Counts
+    disk: DiskStats | None = None
 
 
 class Spool(Protocol):
     """What the publisher and its callers need of a spool, in memory or on disk."""
 
+    options: SpoolOptions
+    policies: Mapping[str, Policy]
+    """By origin. May be replaced at any time, by a complete one."""
+
+    def start(self, ready: Callable[[], None]) -> None:
+        """Begin. `ready` is called, on any thread, when there is something to take that was not there before."""
+
     def put(self, message: Message) -> None:
         """Take a message over. Never blocks for long and never raises; from any thread."""
 
-    def take(self, count: int) -> list[Entry]:
-        """Up to `count` waiting messages, the longest waiting first; they are in flight from now on."""
+    def resume(self) -> None:
+        """There is a connection: what waits by now is old, and what is put from now on is new."""
+
+    def take(self, count: int, replays: int | None = None) -> list[Entry]:
+        """Up to `count` messages in the order of sending, at most `replays` of them old; they are in flight then."""
 
     def ack(self, ids: Iterable[int]) -> None:
         """The broker has these; forget them. Ids that are not in flight are none of our business."""
 
     def release(self) -> None:
-        """Whatever is in flight waits again, where it was."""
+        """The connection is gone: whatever is in flight waits again, where it was."""
 
     def park(self, entry_id: int, reason: str) -> None:
         """The broker will never take this one: put it aside, where it can be looked at."""
 
-    def parked(self) -> list[tuple[Message, str]]:
+    def parked(self) -> list[Parked]:
         """What has been put aside most recently and is still kept, and why."""
+
+    def retry(self, numbers: Iterable[int] | None = None) -> int:
+        """Have parked messages wait again, all of them for None; how many."""
+
+    def drop(self, numbers: Iterable[int] | None = None) -> int:
+        """Forget parked messages, all of them for None; how many."""
+
+    def close(self, seconds: float) -> list[Message]:
+        """Write down what is to be kept, within so many seconds. Returns what will be lost with this object."""
+
+    @property
+    def depth(self) -> int:
+        """How many messages wait or are in flight."""
 
     @property
     def stats(self) -> SpoolStats:
         """How things are."""
 
+    @property
+    def health(self) -> Health:
+        """How the place is where they are kept."""
+
 
 class MemorySpool:
-    """A spool that forgets when the process ends.
+    """A spool that forgets when the process ends: bounded by `options.messages` and `options.memory_bytes`.
 
-    At most `max_messages` and `max_bytes`, and nothing older than its own expiry or, unless 0, than `max_seconds`. When
-    something has to go, parked messages go first, then those of the origin that has most bytes waiting: its oldest or
-    its newest, as `drops` says for it, or else `drop`. A message in flight is never dropped.
+    When something has to go, parked messages go first, then those of the origin of the lowest priority that has most
+    bytes waiting, as its policy says. A message in flight is never dropped.
     """
 
     def __init__(
         self,
+        options: SpoolOptions | None = None,
+        policies: Mapping[str, Policy] | None = None,
         *,
-        max_messages: int,
-        max_bytes: int,
-        max_seconds: float = 0,
-        clock: Callable[[], float],
-        drop: Drop = "oldest",
-        drops: Mapping[str, Drop] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
-        self._max_seconds = max_seconds
-        self._drop = drop
-        self._drop_of = dict(drops or {})
+        self.options = options or SpoolOptions()
+        self.policies = policies or {}
         self._clock = clock
-        self._lock = Lock()
+        self._lock = RLock()
+        self._ready: Callable[[], None] = lambda: None
+        self._started = clock()
         self._last_id = 0
-        self._queues: dict[str, _Queue] = {}
+        self._last_number = 0
+        self._present = False
+        self._lines: dict[str, Line] = {}
         self._flying: dict[int, Message] = {}
-        self._parked: deque[tuple[Message, str]] = deque()
-        self._depth = 0
+        self._parked: dict[int, Parked] = {}
+        self._waiting = 0
         self._bytes = 0
         self._drops: Counts = {}
         self._parks: Counts = {}
 
+    def start(self, ready: Callable[[], None]) -> None:
+        """See Spool."""
+        self._ready = ready
+
     def put(self, message: Message) -> None:
         """See Spool."""
         with self._lock:
-            if _size(message) > self._max_bytes:
-                _count(self._drops, message.origin, "too large")
+            if size(message) > self.options.memory_bytes:
+                count(self._drops, message.origin, "too large")
                 return
-            queue = self._queues.setdefault(message.origin, _Queue())
-            self._expire(queue)
+            line = self._line(message.origin)
+            self._expire(line)
             self._last_id += 1
-            queue.append(Entry(self._last_id, message))
-            self._depth += 1
-            self._bytes += _size(message)
-            while self._depth + len(self._parked) > self._max_messages or self._bytes > self._max_bytes:
-                self._make_room()
+            line.append(Entry(self._last_id, message), new=self._present)
+            self._waiting += 1
+            self._bytes += size(message)
+            while self._overfull and self._make_room():
+                pass
 
-    def take(self, count: int) -> list[Entry]:
+    def resume(self) -> None:
+        """See Spool."""
+        with self._lock:
+            self._present = True
+            for line in self._lines.values():
+                line.grow_old()
+
+    def take(self, count: int, replays: int | None = None) -> list[Entry]:
         """See Spool."""
         taken: list[Entry] = []
         with self._lock:
-            for queue in self._queues.values():
-                self._expire(queue)
+            for line in self._lines.values():
+                self._expire(line)
+            left = count if replays is None else replays
             while len(taken) < count:
-                queue = min(self._queues.values(), key=_Queue.next_id, default=_Queue())
-                if not queue.entries:
+                turn = self._next(left > 0)
+                if turn is None:
                     break
-                entry = queue.pop_oldest()
+                entry = turn.line.take_from(turn.queue, last=turn.last)
+                self._waiting -= 1
                 self._flying[entry.id] = entry.message
+                if not turn.new:
+                    entry = entry._replace(replayed=True)
+                    left -= 1
                 taken.append(entry)
         return taken
 
@@ -152,14 +229,18 @@ class MemorySpool:
             for entry_id in ids:
                 message = self._flying.pop(entry_id, None)
                 if message is not None:
-                    self._forget(message)
+                    self._forget(entry_id, message)
 
     def release(self) -> None:
         """See Spool."""
         with self._lock:
+            self._present = False
             for entry_id in sorted(self._flying, reverse=True):
                 message = self._flying.pop(entry_id)
-                self._queues[message.origin].put_back(Entry(entry_id, message))
+                self._line(message.origin).put_back(Entry(entry_id, message))
+                self._waiting += 1
+            for line in self._lines.values():
+                line.grow_old()
 
     def park(self, entry_id: int, reason: str) -> None:
         """See Spool."""
@@ -167,98 +248,249 @@ class MemorySpool:
             message = self._flying.pop(entry_id, None)
             if message is None:
                 return
-            self._depth -= 1
-            self._parked.append((message, reason))
-            _count(self._parks, message.origin, reason)
+            self._last_number += 1
+            self._parked[self._last_number] = Parked(self._last_number, Entry(entry_id, message), reason)
+            count(self._parks, message.origin, reason)
             if len(self._parked) > MAX_PARKED:
                 self._forget_parked()
 
-    def parked(self) -> list[tuple[Message, str]]:
+    def parked(self) -> list[Parked]:
         """See Spool."""
         with self._lock:
-            return list(self._parked)
+            return list(self._parked.values())
+
+    def retry(self, numbers: Iterable[int] | None = None) -> int:
+        """See Spool."""
+        with self._lock:
+            chosen = self._chosen(numbers)
+            for each in sorted(chosen, key=lambda parked: parked.entry.id, reverse=True):
+                del self._parked[each.number]
+                self._line(each.entry.message.origin).put_back(each.entry)
+                self._waiting += 1
+        self._ready()
+        return len(chosen)
+
+    def drop(self, numbers: Iterable[int] | None = None) -> int:
+        """See Spool."""
+        with self._lock:
+            chosen = self._chosen(numbers)
+            for each in chosen:
+                del self._parked[each.number]
+                count(self._drops, each.entry.message.origin, "by hand")
+                self._forget(each.entry.id, each.entry.message)
+        return len(chosen)
+
+    def close(self, seconds: float) -> list[Message]:
+        """See Spool."""
+        self.release()
+        with self._lock:
+            entries = sorted(entry for line in self._lines.values() for entry in line.entries())
+            return [entry.message for entry in entries]
+
+    @property
+    def depth(self) -> int:
+        """See Spool."""
+        with self._lock:
+            return self._waiting + len(self._flying) + sum(line.behind for line in self._lines.values())
 
     @property
     def stats(self) -> SpoolStats:
         """See Spool."""
         with self._lock:
+            behind = sum(line.behind for line in self._lines.values())
+            fronts = [line.created for line in self._lines.values()]
+            flying = [message.created for message in self._flying.values()]
+            oldest = min((created for created in (*fronts, *flying) if created is not None), default=None)
             return SpoolStats(
-                depth=self._depth,
+                depth=self._waiting + len(self._flying) + behind,
                 in_flight=len(self._flying),
+                on_disk=behind,
                 bytes=self._bytes,
-                dropped=_total(self._drops),
-                parked=_total(self._parks),
+                oldest=None if oldest is None else max(0.0, self._clock() - oldest),
+                dropped=total(self._drops),
+                parked=total(self._parks),
                 drops={origin: dict(counts) for origin, counts in self._drops.items()},
                 parks={origin: dict(counts) for origin, counts in self._parks.items()},
             )
 
-    def _expire(self, queue: _Queue) -> None:
+    @property
+    def health(self) -> Health:
+        """See Spool."""
+        return Health("running", "", "", self._started)
+
+    # -- with the lock held ------------------------------------------------------------------------------------------
+
+    def _line(self, origin: str) -> Line:
+        return self._lines.get(origin) or self._lines.setdefault(origin, Line())
+
+    def _policy(self, origin: str) -> Policy:
+        return self.policies.get(origin) or _DEFAULT
+
+    def _next(self, replays: bool) -> Turn | None:
+        """Whose turn it is: the highest priority's, then the oldest's."""
+        turns = [
+            (-self._policy(origin).priority, turn.entry.id, turn)
+            for origin, line in self._lines.items()
+            if (turn := line.turn(self.options, replays=replays)) and self._may_send(origin, turn.entry)
+        ]
+        return min(turns)[2] if turns else None
+
+    def _may_send(self, origin: str, entry: Entry) -> bool:
+        """Whether nothing has to be done for this message first."""
+        return True
+
+    def _forget(self, entry_id: int, message: Message) -> None:
+        """It is gone for good."""
+        self._bytes -= size(message)
+
+    @property
+    def _overfull(self) -> bool:
+        kept = self._waiting + len(self._flying) + len(self._parked)
+        return kept > self.options.messages or self._bytes > self.options.memory_bytes
+
+    def _expire(self, line: Line) -> None:
         now = self._clock()
-        while queue.entries and self._expired(queue.entries[0].message, now):
-            self._drop_entry(queue.pop_oldest(), "expired")
+        for queue in (line.head, line.tail, line.fresh):
+            while queue and self._expired(queue[0].message, now):
+                self._drop(line, [line.take_from(queue)], "expired")
 
     def _expired(self, message: Message, now: float) -> bool:
         age = now - message.created
-        return 0 < message.expiry < age or 0 < self._max_seconds < age
+        return 0 < message.expiry < age or 0 < self.options.seconds < age
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Let go of something; False if nothing is left that may go."""
         if self._parked:
             self._forget_parked()
-            return
-        origin, queue = max(self._queues.items(), key=lambda item: item[1].bytes)
-        newest = self._drop_of.get(origin, self._drop) == "newest"
-        self._drop_entry(queue.pop_newest() if newest else queue.pop_oldest(), "full")
+            return True
+        lines = [(origin, line) for origin, line in self._lines.items() if line.bytes]
+        if not lines:
+            return False
+        origin, line = max(lines, key=lambda item: (-self._policy(item[0]).priority, item[1].bytes))
+        policy = self._policy(origin)
+        if policy.drop == "thin" and (dropped := line.thin(policy.keep_every)):
+            self._drop(line, dropped, "thinned")
+        else:
+            self._drop(line, [line.pop_newest() if policy.drop == "newest" else line.pop_oldest()], "full")
+        return True
 
-    def _drop_entry(self, entry: Entry, reason: str) -> None:
-        _count(self._drops, entry.message.origin, reason)
-        self._forget(entry.message)
-
-    def _forget(self, message: Message) -> None:
-        self._depth -= 1
-        self._bytes -= _size(message)
+    def _drop(self, line: Line, entries: Iterable[Entry], reason: str) -> None:
+        for entry in entries:
+            self._waiting -= 1
+            count(self._drops, entry.message.origin, reason)
+            self._forget(entry.id, entry.message)
 
     def _forget_parked(self) -> None:
-        message, _ = self._parked.popleft()
-        self._bytes -= _size(message)
+        each = self._parked.pop(min(self._parked))
+        self._forget(each.entry.id, each.entry.message)
+
+    def _chosen(self, numbers: Iterable[int] | None) -> list[Parked]:
+        wanted = self._parked.keys() if numbers is None else set(numbers)
+        return [each for number, each in self._parked.items() if number in wanted]
 
 
-class _Queue:
-    """What waits of one origin, and the bytes of it."""
+class Turn(NamedTuple):
+    """The message a line would send next, and which end of which of its queues it stands at."""
+
+    line: Line
+    entry: Entry
+    queue: deque[Entry]
+    last: bool
+    new: bool
+
+
+class Line:
+    """What waits of one origin: `head`, then `behind` messages that are on disk only, then `tail`, then `fresh`.
+
+    `fresh` are the new ones, put since there is a connection. `bytes` is what those in memory take.
+    """
 
     def __init__(self) -> None:
-        self.entries: deque[Entry] = deque()
+        self.head: deque[Entry] = deque()
+        self.behind = 0
+        self.tail: deque[Entry] = deque()
+        self.fresh: deque[Entry] = deque()
         self.bytes = 0
 
-    def next_id(self) -> float:
-        return self.entries[0].id if self.entries else math.inf
+    def entries(self) -> Iterable[Entry]:
+        """All in memory, the oldest first."""
+        return chain(self.head, self.tail, self.fresh)
 
-    def append(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        self.bytes += _size(entry.message)
+    @property
+    def created(self) -> float | None:
+        """When the oldest in memory was made."""
+        front = next(iter(self.entries()), None)
+        return None if front is None else front.message.created
+
+    def append(self, entry: Entry, *, new: bool) -> None:
+        """The newest."""
+        (self.fresh if new else self.tail).append(entry)
+        self.bytes += size(entry.message)
 
     def put_back(self, entry: Entry) -> None:
-        self.entries.appendleft(entry)
-        self.bytes += _size(entry.message)
+        """One that was here before any other that still is."""
+        self.head.appendleft(entry)
+        self.bytes += size(entry.message)
+
+    def grow_old(self) -> None:
+        """What is new is not any more."""
+        self.tail.extend(self.fresh)
+        self.fresh.clear()
+
+    def turn(self, options: SpoolOptions, *, replays: bool) -> Turn | None:
+        """What is to be sent next, if `replays` or new."""
+        if options.overtaking and self.fresh:
+            return Turn(self, self.fresh[0], self.fresh, False, True)
+        if self.head and replays and not (options.drain == "newest" and self.tail):
+            return Turn(self, self.head[0], self.head, False, False)
+        if self.tail and replays and options.drain == "newest":
+            return Turn(self, self.tail[-1], self.tail, True, False)
+        if self.head or self.behind:
+            return None
+        if self.tail:
+            return Turn(self, self.tail[0], self.tail, False, False) if replays else None
+        return Turn(self, self.fresh[0], self.fresh, False, True) if self.fresh else None
 
     def pop_oldest(self) -> Entry:
-        entry = self.entries.popleft()
-        self.bytes -= _size(entry.message)
-        return entry
+        """The oldest in memory, but first of those that are nowhere else."""
+        return self.take_from(self.tail or self.fresh or self.head)
 
     def pop_newest(self) -> Entry:
-        entry = self.entries.pop()
-        self.bytes -= _size(entry.message)
+        """The newest in memory."""
+        return self.take_from(self.fresh or self.tail or self.head, last=True)
+
+    def thin(self, keep_every: int) -> list[Entry]:
+        """Keep every so-manieth message of those in memory only; returns the others."""
+        gone: list[Entry] = []
+        for queue in (self.tail, self.fresh):
+            entries = list(queue)
+            queue.clear()
+            queue.extend(entries[::keep_every])
+            gone += (entry for index, entry in enumerate(entries) if index % keep_every)
+        self.bytes -= sum(size(entry.message) for entry in gone)
+        return gone
+
+    def take_from(self, queue: deque[Entry], *, last: bool = False) -> Entry:
+        """Remove one end of a queue of this line."""
+        entry = queue.pop() if last else queue.popleft()
+        self.bytes -= size(entry.message)
         return entry
 
 
-def _size(message: Message) -> int:
+_DEFAULT = Policy()
+
+
+def size(message: Message) -> int:
+    """What a message takes in memory, in bytes, about."""
     return len(message.payload) + len(message.topic) + OVERHEAD
 
 
-def _count(counts: Counts, origin: str, reason: str) -> None:
+def count(counts: Counts, origin: str, reason: str, number: int = 1) -> None:
+    """Count something, by origin and reason."""
     of = counts.setdefault(origin, {})
-    of[reason] = of.get(reason, 0) + 1
+    of[reason] = of.get(reason, 0) + number
 
 
-def _total(counts: Counts) -> int:
+def total(counts: Counts) -> int:
+    """All that was counted."""
     return sum(sum(of.values()) for of in counts.values())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edged.core.types import Message
+from edged.outbox.options import Policy
 from edged.outbox.spool import Spool
 
 
@@ -86,10 +87,48 @@ class SpoolContract:
         spool.park(spool.take(1)[0].id, "not authorised")
         spool.release()
 
-        assert [(parked.seq, reason) for parked, reason in spool.parked()] == [(1, "not authorised")]
+        assert [(each.entry.message.seq, each.reason) for each in spool.parked()] == [(1, "not authorised")]
         assert numbers(spool.take(5)) == [2]
         assert spool.stats.parked == 1
         assert spool.stats.parks == {"a": {"not authorised": 1}}
+
+    def test_what_is_parked_can_be_tried_again_by_its_number(self, spool: Spool) -> None:
+        for seq in range(3):
+            spool.put(message(seq))
+        for entry in spool.take(2):
+            spool.park(entry.id, "not authorised")
+        second = spool.parked()[1].number
+
+        assert spool.retry([second, 99]) == 1
+        assert [each.entry.message.seq for each in spool.parked()] == [0]
+        assert numbers(spool.take(5)) == [1, 2]
+
+    def test_what_is_parked_can_be_dropped_and_is_counted(self, spool: Spool) -> None:
+        for seq in range(2):
+            spool.put(message(seq))
+            spool.park(spool.take(1)[0].id, "not authorised")
+
+        assert spool.drop() == 2
+        assert spool.parked() == []
+        assert spool.stats.drops == {"a": {"by hand": 2}}
+        assert spool.stats.bytes == 0
+
+    def test_what_waited_for_a_connection_is_said_to_be_replayed(self, spool: Spool) -> None:
+        spool.put(message(0))
+        spool.resume()
+        spool.put(message(1))
+
+        assert [(entry.message.seq, entry.replayed) for entry in spool.take(2)] == [(0, True), (1, False)]
+        spool.release()
+        spool.resume()
+        assert [(entry.message.seq, entry.replayed) for entry in spool.take(2)] == [(0, True), (1, True)]
+
+    def test_the_higher_priority_goes_first_and_each_origin_keeps_its_order(self, spool: Spool) -> None:
+        spool.policies = {"alarm": Policy(priority=1)}
+        for seq, origin in enumerate(["a", "alarm", "a", "alarm"]):
+            spool.put(message(seq, origin))
+
+        assert numbers(spool.take(4)) == [1, 3, 0, 2]
 
     def test_it_says_how_things_are(self, spool: Spool) -> None:
         assert (spool.stats.depth, spool.stats.bytes) == (0, 0)

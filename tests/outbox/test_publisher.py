@@ -29,7 +29,7 @@ class Rig:
     def __init__(self, port: int, **options: Any) -> None:
         self._healths: Queue[Health] = Queue()
         status = Status("mqtt", time.monotonic, lambda _name, health: self._healths.put(health))
-        self.spool = MemorySpool(max_messages=5000, max_bytes=1 << 22, clock=time.monotonic)
+        self.spool = MemorySpool()
         given = MqttOptions(**{"host": "127.0.0.1", "port": port, **options})
         self.publisher = Publisher(given, TOPICS, self.spool, status)
 
@@ -62,6 +62,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_message_reaches_a_subscriber(broker: Broker, protocol: str) -> None:
     with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port, protocol=protocol) as rig:
+        rig.wait_for("running")
         rig.publisher.put(message(1))
 
         arrived = subscriber.wait_for(RESULT)
@@ -86,7 +87,7 @@ def test_states_are_known_before_online_and_results_come_after(broker: Broker) -
     assert [(each.topic, each.payload) for each in seen] == [
         (TOPICS.state, b'{"state":"running"}'),
         (TOPICS.availability, b"online"),
-        (RESULT, b'{"seq": 2}'),
+        (RESULT, b'{"seq": 2,"replayed":true}'),
     ]
 
 
@@ -158,6 +159,7 @@ def test_a_clean_stop_sends_what_waits_first(broker: Broker) -> None:
 
 def test_a_result_carries_content_type_expiry_and_properties(broker: Broker) -> None:
     with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port) as rig:
+        rig.wait_for("running")
         rig.publisher.put(message(1, expiry=60, properties=(("schema", "edged.result/1"), ("model", "motion"))))
 
         properties = subscriber.wait_for(RESULT).properties
@@ -209,7 +211,7 @@ def test_a_publish_that_the_broker_forbids_is_parked_and_others_go_on(tmp_path: 
         rig.publisher.stop(PATIENCE)
         rig.publisher.join(PATIENCE)
 
-        [(parked, reason)] = rig.spool.parked()
+        [(_, (_, parked, _), reason)] = rig.spool.parked()
         assert parked.seq == 1
         assert reason == "the broker refuses elsewhere/result: Not authorized"
         assert health.reason == reason
@@ -235,7 +237,7 @@ def test_a_message_larger_than_the_broker_takes_is_parked_without_being_sent(tmp
         assert "2000 bytes are more than the broker takes" in rig.wait_for("degraded").reason
         rig.publisher.stop(PATIENCE)
         rig.publisher.join(PATIENCE)
-        assert [parked.seq for parked, _ in rig.spool.parked()] == [1]
+        assert [each.entry.message.seq for each in rig.spool.parked()] == [1]
         assert rig.publisher.sent == 1
 
 
@@ -244,7 +246,7 @@ def test_a_topic_that_mqtt_cannot_carry_is_parked(broker: Broker) -> None:
         rig.publisher.put(message(1, topic="edged/+/result"))
 
         rig.wait_for("degraded")
-        assert [reason for _, reason in rig.spool.parked()] == ["Publish topic cannot contain wildcards."]
+        assert [each.reason for each in rig.spool.parked()] == ["Publish topic cannot contain wildcards."]
 
 
 def test_a_wrong_password_is_a_reason_with_a_remedy_and_never_shown(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.spool = MemorySpool(max_messages=100, max_bytes=1 << 20, clock=lambda: self.now)
+        self.spool = MemorySpool(clock=lambda: self.now)
         self.states = States()
         self.handlers: dict[str, Handler] = {}
         self.tally = Tally()
@@ -153,7 +153,7 @@ def test_a_refused_message_is_parked_with_the_reason(rig: Rig, answer: str) -> N
     link.answers = ["Success", answer]
     rig.session(link).turn(0)
 
-    assert [reason for _, reason in rig.spool.parked()] == [f"the broker refuses result: {answer}"]
+    assert [each.reason for each in rig.spool.parked()] == [f"the broker refuses result: {answer}"]
     assert (rig.tally.sent, rig.tally.refused) == (0, 1)
     assert rig.status.health.state == "degraded"
 
@@ -205,7 +205,7 @@ def test_a_message_on_which_the_broker_keeps_hanging_up_is_found_and_parked(rig:
         except LinkError as error:
             session.abandon(error)
 
-    [(parked, reason)] = rig.spool.parked()
+    [(_, (_, parked, _), reason)] = rig.spool.parked()
     assert parked.topic == "result/1"
     assert reason == "each time it is sent: the broker hung up"
     assert rig.tally.sent == 3

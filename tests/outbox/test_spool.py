@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.spool import MAX_PARKED, OVERHEAD, MemorySpool
 from tests.contracts.spool import SpoolContract, message, numbers
 
 
-def make(**options: Any) -> MemorySpool:
-    return MemorySpool(**{"max_messages": 1000, "max_bytes": 1 << 20, "clock": lambda: 0.0, **options})
+def make(clock: Any = lambda: 0.0, policies: Any = None, **options: Any) -> MemorySpool:
+    return MemorySpool(SpoolOptions(**{"messages": 1000, "memory_bytes": 1 << 20, **options}), policies, clock=clock)
 
 
 def waiting(spool: MemorySpool) -> list[tuple[str, int]]:
@@ -25,7 +26,7 @@ class TestMemorySpool(SpoolContract):
 
 
 def test_when_it_is_full_the_oldest_goes_and_is_counted() -> None:
-    spool = make(max_messages=3)
+    spool = make(messages=3)
     for seq in range(5):
         spool.put(message(seq))
 
@@ -34,7 +35,7 @@ def test_when_it_is_full_the_oldest_goes_and_is_counted() -> None:
 
 
 def test_or_the_newest_for_a_pipeline_that_is_set_so() -> None:
-    spool = make(max_messages=3, drops={"a": "newest"})
+    spool = make(messages=3, policies={"a": Policy(drop="newest")})
     for seq in range(5):
         spool.put(message(seq))
 
@@ -42,7 +43,7 @@ def test_or_the_newest_for_a_pipeline_that_is_set_so() -> None:
 
 
 def test_a_busy_pipeline_does_not_push_out_a_quiet_one() -> None:
-    spool = make(max_messages=4)
+    spool = make(messages=4)
     spool.put(message(0, "quiet"))
     for seq in range(100):
         spool.put(message(seq, "busy"))
@@ -53,7 +54,7 @@ def test_a_busy_pipeline_does_not_push_out_a_quiet_one() -> None:
 
 
 def test_bytes_are_bounded_too() -> None:
-    spool = make(max_bytes=3 * (OVERHEAD + 100))
+    spool = make(memory_bytes=3 * (OVERHEAD + 100))
     for seq in range(5):
         spool.put(message(seq, topic="", payload=b"x" * 100))
 
@@ -61,7 +62,7 @@ def test_bytes_are_bounded_too() -> None:
 
 
 def test_a_message_that_can_never_fit_pushes_nobody_out() -> None:
-    spool = make(max_bytes=10_000)
+    spool = make(memory_bytes=10_000)
     spool.put(message(0))
     spool.put(message(1, payload=b"x" * 10_000))
 
@@ -70,7 +71,7 @@ def test_a_message_that_can_never_fit_pushes_nobody_out() -> None:
 
 
 def test_what_is_in_flight_is_never_dropped() -> None:
-    spool = make(max_messages=2)
+    spool = make(messages=2)
     spool.put(message(0))
     spool.put(message(1))
     spool.take(2)
@@ -81,7 +82,7 @@ def test_what_is_in_flight_is_never_dropped() -> None:
 
 
 def test_parked_messages_are_the_first_to_go() -> None:
-    spool = make(max_messages=2)
+    spool = make(messages=2)
     spool.put(message(0))
     spool.park(spool.take(1)[0].id, "refused")
     spool.put(message(1))
@@ -98,11 +99,11 @@ def test_not_many_parked_messages_are_kept() -> None:
         spool.put(message(seq))
         spool.park(spool.take(1)[0].id, "refused")
 
-    assert [parked.seq for parked, _ in spool.parked()] == list(range(5, MAX_PARKED + 5))
+    assert [parked.entry.message.seq for parked in spool.parked()] == list(range(5, MAX_PARKED + 5))
     assert spool.stats.parked == MAX_PARKED + 5
 
 
-@pytest.mark.parametrize(("limits", "expiry"), [({}, 10), ({"max_seconds": 10}, 0), ({"max_seconds": 10}, 99)])
+@pytest.mark.parametrize(("limits", "expiry"), [({}, 10), ({"seconds": 10}, 0), ({"seconds": 10}, 99)])
 def test_what_is_too_old_is_not_sent_any_more(limits: dict[str, Any], expiry: int) -> None:
     now = 0.0
     spool = make(clock=lambda: now, **limits)
@@ -116,7 +117,7 @@ def test_what_is_too_old_is_not_sent_any_more(limits: dict[str, Any], expiry: in
 
 @given(st.lists(st.sampled_from(["put", "put large", "take", "ack", "release", "park"]), max_size=60))
 def test_whatever_happens_it_stays_within_its_bounds_and_loses_count_of_nothing(steps: list[str]) -> None:
-    spool = make(max_messages=8, max_bytes=8000)
+    spool = make(messages=8, memory_bytes=8000)
     flying: list[int] = []
     put = acknowledged = 0
     for step in steps:

@@ -1,0 +1,725 @@
+"""A memory spool that also writes things down, so that they outlive the process and the power.
+
+Publisher and sinks see a memory spool, which answers at once. Beside it one thread, the keeper, does all that touches
+the disk, and never while it holds the lock: a disk that hangs or fails costs durability and nothing else. Each of its
+turns does what is due: it opens the file, commits what is to be saved and deletes what is settled, all in one
+transaction, reads the next segments before they are needed, and lets go of what does not fit.
+
+A message in memory may have a home, the segment on disk that holds it as well; a segment is deleted when all messages
+at home there are settled. Messages beyond what is soon needed are on disk only, and counted as `behind` in their line.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Condition, Thread
+from typing import NamedTuple
+
+import msgspec
+
+from edged.core.health import Health, Status
+from edged.core.record import WallClock
+from edged.core.types import Message
+from edged.outbox.options import Policy, SpoolOptions
+from edged.outbox.shelf import (
+    MAX_SEGMENT,
+    MAX_SEGMENT_BYTES,
+    Connect,
+    Found,
+    Segment,
+    Shelf,
+    ShelfError,
+    Stamp,
+    Wear,
+    open_database,
+    set_aside,
+)
+from edged.outbox.spool import MAX_PARKED, DiskStats, Entry, Line, MemorySpool, Parked, SpoolStats, count, size
+
+log = logging.getLogger("edged.outbox")
+
+SOON = 1000
+"""So many messages of a line are held in memory, though they are on disk, because they may be sent soon."""
+
+SMALL = 2500
+"""A segment of fewer bytes is written anew with the next messages of its line: that costs no more pages."""
+
+RETRY_SECONDS = 5.0
+HUNG_SECONDS = 10.0
+DAY = 86_400.0
+_WEAR_EVERY = 600.0
+
+
+class Home(NamedTuple):
+    """A segment of which messages are in memory: those of them that are not settled, and how many it was saved with."""
+
+    key: int
+    alive: set[int]
+    saved: int
+
+
+class Batch(NamedTuple):
+    """Entries of one line that are to be saved together, after those that are in the segment already.
+
+    `resident` says whether these are in memory as well; a parked entry has a segment of its own.
+    """
+
+    key: int
+    origin: str
+    entries: list[Entry]
+    before: Sequence[Message] = ()
+    resident: bool = False
+    parked: Parked | None = None
+
+
+class Growing(NamedTuple):
+    """The last segment of a line, while it is so small that the next messages may join it."""
+
+    key: int
+    messages: list[Message]
+
+
+class DiskSpool(MemorySpool):
+    """A spool that keeps its file in `folder`. Its health is `status`, which the keeper alone sets.
+
+    `wall` gives Unix time, for the age of what an earlier boot left behind. `connect` opens a database file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: SpoolOptions | None = None,
+        policies: Mapping[str, Policy] | None = None,
+        *,
+        status: Status,
+        wall: WallClock | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        connect: Connect = open_database,
+        boot: str | None = None,
+    ) -> None:
+        super().__init__(options, policies, clock=clock)
+        self.file = folder / "spool.db"
+        self.status = status
+        self._wall = wall
+        self._connect = connect
+        self._boot = boot or _kernel_boot()
+        self._tick = Condition(self._lock)
+        self._thread = Thread(target=self._run, name="spool", daemon=True)
+        self._shelf: Shelf | None = None
+        self._looked = False
+        self._hungry = True
+        self._closing = False
+        self._failed = False
+        self._busy_since = math.inf
+        self._next_commit = clock() + self.options.commit_seconds
+        self._last_key = 0
+        self._homes: dict[int, Home] = {}  # by entry
+        self._resident: dict[int, Home] = {}  # by segment
+        self._growing: dict[str, Growing] = {}
+        self._doomed: set[int] = set()
+        self._settled: set[int] | None = None  # entries that were settled while the keeper was saving
+        self._recorded: set[int] = set()  # numbers of parked messages of which the disk knows that they are
+        self._file_bytes = 0
+        self._aside: tuple[str, ...] = ()
+        self._wear = _Wear(self._boot, clock)
+
+    def start(self, ready: Callable[[], None]) -> None:
+        """See Spool."""
+        super().start(ready)
+        self._thread.start()
+
+    def put(self, message: Message) -> None:
+        """See Spool."""
+        super().put(message)
+        waits = not self._present or self._policy(message.origin).durability == "always"
+        if waits and self._clock() >= self._next_commit:
+            self._call_keeper()
+
+    def resume(self) -> None:
+        """See Spool."""
+        super().resume()
+        self._call_keeper()
+
+    def take(self, count: int, replays: int | None = None) -> list[Entry]:
+        """See Spool."""
+        taken = super().take(count, replays)
+        with self._lock:
+            if any(line.behind and len(line.head) < SOON // 2 for line in self._lines.values()):
+                self._call_keeper()
+        return taken
+
+    def release(self) -> None:
+        """See Spool."""
+        super().release()
+        self._call_keeper()
+
+    def retry(self, numbers: Iterable[int] | None = None) -> int:
+        """See Spool. What is tried again is saved again when that is due: on disk it was parked."""
+        with self._lock:
+            for each in self._chosen(numbers):
+                if (home := self._homes.pop(each.entry.id, None)) is not None:
+                    self._move_out(home, each.entry.id)
+            return super().retry(numbers)
+
+    def close(self, seconds: float) -> list[Message]:
+        """See Spool."""
+        self.release()
+        with self._lock:
+            self._closing = True
+            self._tick.notify()
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        with self._lock:
+            entries = sorted(entry for line in self._lines.values() for entry in line.entries())
+            return [entry.message for entry in entries if entry.id not in self._homes]
+
+    @property
+    def stats(self) -> SpoolStats:
+        """See Spool."""
+        with self._lock:
+            unsaved = [message for _, message in self._unsaved()]
+            now = self._clock()
+            return msgspec.structs.replace(
+                super().stats,
+                disk=DiskStats(
+                    path=str(self.file),
+                    file_bytes=self._file_bytes,
+                    written=self._wear.written,
+                    daily_bytes=self.options.daily_bytes,
+                    unsaved=len(unsaved),
+                    unsaved_seconds=max((now - message.created for message in unsaved), default=0.0),
+                    loss_seconds=self.options.commit_seconds + self.options.spill_seconds * self._present,
+                    set_aside=self._aside,
+                ),
+            )
+
+    @property
+    def health(self) -> Health:
+        """See Spool."""
+        if self._hung:
+            reason = f"the disk of {self.file} does not answer: messages are kept in memory only"
+            return Health("degraded", reason, "look at dmesg, and replace the card", self._busy_since)
+        return self.status.health
+
+    # -- with the lock held, on any thread ---------------------------------------------------------------------------
+
+    @property
+    def _hung(self) -> bool:
+        return self._clock() - self._busy_since > HUNG_SECONDS
+
+    def _call_keeper(self) -> None:
+        with self._lock:
+            self._hungry = True
+            self._tick.notify()
+
+    def _may_send(self, origin: str, entry: Entry) -> bool:
+        if self._failed or self._hung:
+            return True
+        return self._looked and (entry.id in self._homes or self._policy(origin).durability != "always")
+
+    def _forget(self, entry_id: int, message: Message) -> None:
+        super()._forget(entry_id, message)
+        if self._settled is not None:
+            self._settled.add(entry_id)
+        home = self._homes.pop(entry_id, None)
+        if home is not None:
+            self._move_out(home, entry_id)
+
+    def _move_out(self, home: Home, entry_id: int) -> None:
+        home.alive.discard(entry_id)
+        if not home.alive:
+            self._resident.pop(home.key, None)
+            self._doomed.add(home.key)
+            self._growing = {origin: last for origin, last in self._growing.items() if last.key != home.key}
+
+    def _unsaved(self) -> Iterable[tuple[int, Message]]:
+        """What is to be on disk some time and is not."""
+        for origin, line in self._lines.items():
+            if self._policy(origin).durability != "memory":
+                for entry in line.entries():
+                    if entry.id not in self._homes:
+                        yield entry.id, entry.message
+        for entry_id, message in self._flying.items():
+            if entry_id not in self._homes and self._policy(message.origin).durability != "memory":
+                yield entry_id, message
+
+    # -- the keeper --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        closing = False
+        while not closing:
+            with self._lock:
+                if not self._closing:
+                    self._tick.wait_for(lambda: self._hungry or self._closing, self._patience())
+                closing = self._closing
+                self._hungry = False
+            self._turn(closing)
+        if self._shelf is not None:
+            self._shelf.close()
+
+    def _patience(self) -> float:
+        """Whatever is put when a commit is due calls; this is for what grows late, and for a commit to come."""
+        left = self._next_commit - self._clock()
+        return max(0.02, min(left, 1.0)) if left > 0 else 1.0
+
+    def _turn(self, closing: bool) -> None:
+        self._busy_since = self._clock()
+        try:
+            if self._failed and not closing and self._busy_since < self._next_commit:
+                return
+            if not self._looked and self.file.exists():
+                self._open()
+            if closing or self._clock() >= self._next_commit:
+                self._commit(closing)
+            if self._shelf is not None and not closing:
+                self._fetch(self._shelf)
+                self._shelf.shrink()
+                self._file_bytes = self._shelf.used_bytes
+            self._looked_now()
+            self._recovered()
+        except ShelfError as error:
+            self._trouble(error)
+        except Exception as error:  # a bug of ours must not end the thread, and with it durability, in silence
+            log.exception("the spool's keeper failed")
+            self._trouble(ShelfError(f"{type(error).__name__}: {error}", hint="report this"))
+        finally:
+            self._busy_since = math.inf
+            self._wear.look()
+
+    def _recovered(self) -> None:
+        over = self._over_budget
+        with self._lock:
+            self._failed = False
+        if over:
+            reason = f"{self.options.daily_bytes} bytes were written today, which is all that is allowed"
+            self.status.set("degraded", f"{reason}: messages wait in memory only", "raise daily_bytes in [spool]")
+        else:
+            self.status.set("running")
+
+    def _trouble(self, error: ShelfError) -> None:
+        """The file is of no use now. What is in memory is to be saved again; what was on disk only may come back."""
+        if self._shelf is not None:
+            self._shelf.close()
+        damaged = error.damaged
+        if damaged:
+            try:
+                aside = set_aside(self.file)
+                self._aside = (*self._aside, aside.name)
+                log.error("%s; it is now %s", error.message, aside)
+            except ShelfError as worse:
+                error, damaged = worse, False
+        with self._lock:
+            self._shelf = None
+            self._failed = True
+            self._next_commit = self._clock() + (0 if damaged else RETRY_SECONDS)
+            if damaged:
+                self._start_anew()
+        self._ready()  # those who had to be on disk first need not be any more
+        self.status.set("degraded", f"{error.message}: messages are kept in memory only", error.hint)
+
+    def _start_anew(self) -> None:
+        """The file is lost. What is in memory as well is to be saved again, and the rest is dropped."""
+        self._homes.clear()
+        self._resident.clear()
+        self._growing.clear()
+        self._recorded.clear()
+        self._doomed.clear()
+        for origin, line in self._lines.items():
+            if line.behind:
+                count(self._drops, origin, "damaged", line.behind)
+            line.behind = 0
+
+    def _open(self) -> None:
+        """A file that was there before is opened again with all that was known of it."""
+        self._shelf = Shelf(self.file, self._connect)
+        if not self._looked:
+            found = self._shelf.look()
+            self._wear.take_over(self._shelf.read_wear())
+            with self._lock:
+                self._adopt(found)
+            self._looked_now()
+
+    def _looked_now(self) -> None:
+        """What was left behind is known, so that nothing new goes before it."""
+        if not self._looked:
+            self._looked = True
+            self._ready()
+
+    def _adopt(self, found: Found) -> None:
+        self._last_key = max(self._last_key, found.last_key)
+        for origin, waiting in found.waiting.items():
+            self._line(origin).behind = waiting
+        for segment in found.parked[-MAX_PARKED:]:
+            for entry in self._move_in(segment):
+                self._last_number += 1
+                self._recorded.add(self._last_number)
+                self._parked[self._last_number] = Parked(self._last_number, entry, segment.reason or "")
+                self._bytes += size(entry.message)
+
+    def _move_in(self, segment: Segment) -> list[Entry]:
+        """A segment was read: its messages as entries that are at home there."""
+        late = self._lateness(segment.stamp)
+        entries = [
+            Entry((segment.key << 10 | index) - (1 << 60), _later(message, late))
+            for index, message in enumerate(segment.messages)
+        ]
+        home = Home(segment.key, {entry.id for entry in entries}, len(entries))
+        self._resident[segment.key] = home
+        self._homes |= dict.fromkeys(home.alive, home)
+        return entries
+
+    def _lateness(self, stamp: Stamp) -> float:
+        """What to add to a time of a segment to make it one of this boot.
+
+        Without a clock that both boots trust, the time between them is unknown and taken for nothing.
+        """
+        if stamp.boot == self._boot:
+            return 0.0
+        now = self._clock()
+        if stamp.wall is not None and self._wall is not None and self._wall.synchronised:
+            return now - max(0.0, self._wall.at(now) - stamp.wall) - stamp.monotonic
+        return self._started - stamp.monotonic
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def _commit(self, closing: bool) -> None:
+        with self._lock:
+            batches = self._due(closing)
+            doomed = set(self._doomed)
+            if not batches and not doomed and not self._too_old:
+                return
+            self._settled = set()
+        self._next_commit = self._clock() + self.options.commit_seconds
+        try:
+            if self._shelf is None:
+                self._open()
+            assert self._shelf is not None
+            self._write(self._shelf, batches, doomed, closing)
+        except ShelfError:
+            with self._lock:  # perhaps it was written all the same
+                self._doomed |= {batch.key for batch in batches if not batch.before}
+            raise
+        finally:
+            with self._lock:
+                self._settled = None
+        self._ready()
+
+    def _write(self, shelf: Shelf, batches: list[Batch], doomed: set[int], closing: bool) -> None:
+        sizes = []
+        with shelf.transaction():
+            shelf.remove(doomed)
+            for batch in batches:
+                messages = [*batch.before, *(entry.message for entry in batch.entries)]
+                reason = batch.parked.reason if batch.parked else None
+                sizes.append(shelf.put(Segment(batch.key, batch.origin, self._stamp(), messages, reason=reason)))
+            lost = self._make_room_on_disk(shelf, {batch.key for batch in batches})
+            if closing or self._wear.unsaved_for > _WEAR_EVERY:
+                shelf.write_wear(self._wear.save())
+        with self._lock:
+            self._doomed -= doomed
+            for origin, reason, number in lost:
+                self._line(origin).behind -= number
+                count(self._drops, origin, reason, number)
+            for batch, written in zip(batches, sizes, strict=True):
+                self._saved(batch, written)
+            for origin in {batch.origin for batch in batches}:
+                self._trim(self._line(origin))
+
+    def _due(self, closing: bool) -> list[Batch]:
+        """What is to be saved now."""
+        batches: list[Batch] = []
+        spill = not self._present or closing
+        for origin, line in self._lines.items():
+            durability = self._policy(origin).durability
+            if durability == "memory":
+                continue
+            entries = [entry for entry in self._of(origin, line) if entry.id not in self._homes]
+            late = any(self._clock() - entry.message.created > self.options.spill_seconds for entry in entries[:1])
+            if durability == "always" or ((spill or late) and (closing or not self._over_budget)):
+                batches += self._split(origin, entries)
+        self._recorded &= self._parked.keys()
+        for number, parked in self._parked.items():
+            origin = parked.entry.message.origin
+            if number not in self._recorded and self._policy(origin).durability != "memory":
+                batches.append(Batch(self._new_key(), origin, [parked.entry], parked=parked))
+        if closing:
+            batches += self._remainders()
+        return batches
+
+    def _of(self, origin: str, line: Line) -> list[Entry]:
+        """All of a line that is in memory, in flight or not, in order."""
+        flying = [Entry(key, message) for key, message in self._flying.items() if message.origin == origin]
+        return sorted([*flying, *line.entries()], key=lambda entry: entry.id) if flying else list(line.entries())
+
+    def _split(self, origin: str, entries: list[Entry]) -> list[Batch]:
+        batches: list[Batch] = []
+        room, left = 0, 0
+        growing = self._growing.get(origin)
+        for entry in entries:
+            if room <= 0 or left <= 0:
+                if not batches and growing and self._may_grow(growing, entries):
+                    resident = growing.key in self._resident
+                    batches.append(Batch(growing.key, origin, [], growing.messages, resident))
+                else:
+                    batches.append(Batch(self._new_key(), origin, []))
+                room, left = MAX_SEGMENT, MAX_SEGMENT_BYTES
+            batches[-1].entries.append(entry)
+            room -= 1
+            left -= len(entry.message.payload)
+        return batches
+
+    def _may_grow(self, growing: Growing, entries: list[Entry]) -> bool:
+        """Only a segment that is wholly in memory, or not at all, may get more messages."""
+        home = self._resident.get(growing.key)
+        if home is None:
+            return not any(entry.id in self._flying for entry in entries)
+        return len(home.alive) == home.saved
+
+    def _new_key(self) -> int:
+        self._last_key += 1
+        return self._last_key
+
+    def _remainders(self) -> list[Batch]:
+        """Segments of which something is settled, without that: what comes back was not sent before."""
+        batches = []
+        for home in self._resident.values():
+            if 0 < len(home.alive) < home.saved:
+                lines = self._lines.items()
+                found = [(origin, e) for origin, line in lines for e in line.entries() if e.id in home.alive]
+                if found:
+                    batches.append(Batch(home.key, found[0][0], [entry for _, entry in found]))
+        return batches
+
+    def _saved(self, batch: Batch, written: int) -> None:
+        """A batch is on disk: its messages are at home there, but for those that were settled meanwhile."""
+        messages = [*batch.before, *(entry.message for entry in batch.entries)]
+        alive = {entry.id for entry in batch.entries} - (self._settled or set())
+        if batch.parked is not None:
+            self._recorded.add(batch.parked.number)
+        elif written < SMALL and len(messages) < MAX_SEGMENT:
+            self._growing[batch.origin] = Growing(batch.key, messages)
+        else:
+            self._growing.pop(batch.origin, None)
+        if batch.before and not batch.resident:
+            self._send_behind(self._line(batch.origin), alive)
+            return
+        if batch.resident and (old := self._resident.get(batch.key)):
+            alive |= old.alive
+        for entry_id in alive:
+            if (former := self._homes.get(entry_id)) and former.key != batch.key:
+                self._move_out(former, entry_id)
+        if alive:
+            self._doomed.discard(batch.key)
+            self._resident[batch.key] = home = Home(batch.key, alive, len(messages))
+            self._homes |= dict.fromkeys(alive, home)
+        else:
+            self._doomed.add(batch.key)
+
+    def _trim(self, line: Line) -> None:
+        """Hold on disk only what will not be sent soon, which is not the oldest."""
+        if len(line.head) + len(line.tail) + len(line.fresh) <= SOON:
+            return
+        waiting = {entry.id for queue in (line.tail, line.fresh) for entry in queue}
+        keep_until = None if line.behind else SOON - len(line.head)
+        behind: set[int] = set()
+        for home in self._homes_of(line):
+            if keep_until is not None and keep_until > 0:
+                keep_until -= len(home.alive)
+            elif len(home.alive) == home.saved and home.alive <= waiting:
+                keep_until = 0
+                behind |= home.alive
+                del self._resident[home.key]
+        if behind:
+            self._send_behind(line, behind)
+
+    def _homes_of(self, line: Line) -> Iterator[Home]:
+        """The homes of what is in tail and fresh, the oldest first."""
+        entries = (entry for queue in (line.tail, line.fresh) for entry in queue)
+        homes = {home.key: home for entry in entries if (home := self._homes.get(entry.id))}
+        return iter(homes.values())
+
+    def _send_behind(self, line: Line, ids: set[int]) -> None:
+        """Hold these on disk only. What is at home on disk and older stays in memory, before them."""
+        first = not line.behind
+        for queue in (line.tail, line.fresh):
+            entries = list(queue)
+            queue.clear()
+            for entry in entries:
+                if entry.id in ids:
+                    self._homes.pop(entry.id, None)
+                    line.behind += 1
+                    line.bytes -= size(entry.message)
+                    self._bytes -= size(entry.message)
+                    self._waiting -= 1
+                elif first and entry.id in self._homes and not line.behind:
+                    line.head.append(entry)
+                else:
+                    queue.append(entry)
+
+    # -- reading and letting go --------------------------------------------------------------------------------------
+
+    def _fetch(self, shelf: Shelf) -> None:
+        """Read what will soon be sent."""
+        with self._lock:
+            lines = [(origin, line) for origin, line in self._lines.items() if line.behind]
+        for origin, line in lines:
+            while line.behind and len(line.head) < SOON:
+                newest = self.options.drain == "newest"
+                with self._lock:
+                    taken = {*self._resident, *self._doomed}
+                found = shelf.next(origin, taken, newest=newest)
+                if found is None:
+                    line.behind = 0
+                    break
+                key, number = found
+                segment = shelf.read(key)
+                with self._lock:
+                    line.behind -= number
+                    self._growing.pop(origin, None)
+                    if segment is None:
+                        self._doomed.add(key)
+                        count(self._drops, origin, "damaged", number)
+                        continue
+                    entries = self._move_in(segment)
+                    line.head.extend(entries)
+                    bytes_ = sum(size(entry.message) for entry in entries)
+                    line.bytes += bytes_
+                    self._bytes += bytes_
+                    self._waiting += len(entries)
+            self._ready()
+
+    @property
+    def _too_old(self) -> bool:
+        return self.options.seconds > 0 and any(line.behind for line in self._lines.values())
+
+    def _make_room_on_disk(self, shelf: Shelf, fresh: set[int]) -> list[tuple[str, str, int]]:
+        """Delete what is too old or does not fit; whose it was, why, and how many. Within a transaction."""
+        with self._lock:
+            taken = {*self._resident, *self._doomed, *fresh}
+        lost = self._remove_outdated(shelf, taken) if self._too_old else []
+        with self._lock:
+            behind = {origin: line.behind for origin, line in self._lines.items() if line.behind}
+            excess = sum(behind.values()) + self._waiting + len(self._flying) - self.options.messages
+        for origin, _, number in lost:
+            behind[origin] -= number
+            excess -= number
+        while any(behind.values()) and (excess > 0 or shelf.used_bytes > self.options.bytes):
+            victims = [origin for origin in behind if behind[origin] > 0]
+            origin = max(victims, key=lambda each: (-self._policy(each).priority, behind[each]))
+            policy = self._policy(origin)
+            number, reason = (
+                self._thin(shelf, origin, taken, policy.keep_every)
+                if policy.drop == "thin"
+                else self._remove_one(shelf, origin, taken, newest=policy.drop == "newest")
+            )
+            if not number:
+                behind[origin] = 0
+                continue
+            lost.append((origin, reason, number))
+            behind[origin] -= number
+            excess -= number
+        return lost
+
+    def _remove_one(self, shelf: Shelf, origin: str, taken: set[int], *, newest: bool) -> tuple[int, str]:
+        found = shelf.next(origin, taken, newest=newest)
+        if found is None:
+            return 0, "full"
+        self._growing.pop(origin, None)
+        shelf.remove([found[0]])
+        return found[1], "full"
+
+    def _thin(self, shelf: Shelf, origin: str, taken: set[int], keep_every: int) -> tuple[int, str]:
+        """Make one segment of several neighbours, with every so-manieth of their messages."""
+        neighbours = shelf.least_thinned(origin, taken, keep_every)
+        segments = [segment for key, _ in neighbours if (segment := shelf.read(key))]
+        messages = [message for segment in segments for message in segment.messages]
+        kept = messages[::keep_every] if len(messages) > 1 else []
+        self._growing.pop(origin, None)
+        shelf.remove([key for key, _ in neighbours])
+        if kept:
+            shelf.put(segments[0]._replace(messages=kept, level=segments[0].level + 1))
+        return sum(number for _, number in neighbours) - len(kept), "thinned"
+
+    def _remove_outdated(self, shelf: Shelf, taken: set[int]) -> list[tuple[str, str, int]]:
+        found = shelf.outdated(self._boot, self._clock() - self.options.seconds, taken)
+        shelf.remove([key for key, _, _ in found])
+        return [(origin, "expired", number) for _, origin, number in found]
+
+    # -- wear and time -----------------------------------------------------------------------------------------------
+
+    @property
+    def _over_budget(self) -> bool:
+        return 0 < self.options.daily_bytes <= (self._wear.written or 0)
+
+    def _stamp(self) -> Stamp:
+        now = self._clock()
+        known = self._wall is not None and self._wall.synchronised
+        return Stamp(self._boot, now, self._wall.at(now) if known and self._wall else None)
+
+
+class _Wear:
+    """Bytes that the keeper's thread has written within a day, as the kernel counts them; `look` runs on that thread.
+
+    A day begins with the first byte and is over 24 hours later; one of an earlier boot goes on as if no time had
+    passed between them, which errs on the side of the card.
+    """
+
+    def __init__(self, boot: str, clock: Callable[[], float]) -> None:
+        self.written: int | None = 0
+        self._boot = boot
+        self._clock = clock
+        self._since = self._saved_at = clock()
+        self._before = 0
+        self._base: int | None = None
+
+    def look(self) -> None:
+        """Count."""
+        now = _written_by_this_thread()
+        if now is None:
+            self.written = None
+            return
+        if self._base is None or self._clock() - self._since > DAY:
+            renewed = self._base is not None
+            self._base = now
+            if renewed:
+                self._before, self._since = 0, self._clock()
+        self.written = self._before + now - self._base
+
+    def take_over(self, wear: Wear | None) -> None:
+        """Go on with what was counted before."""
+        if wear is not None and self._before == 0:
+            self._before = wear.bytes
+            self._since = wear.since if wear.boot == self._boot else self._clock()
+
+    @property
+    def unsaved_for(self) -> float:
+        """Seconds since this was last put on record."""
+        return self._clock() - self._saved_at
+
+    def save(self) -> Wear:
+        """For the record."""
+        self._saved_at = self._clock()
+        return Wear(self._boot, self._since, self.written or 0)
+
+
+def _written_by_this_thread() -> int | None:
+    try:
+        lines = Path("/proc/thread-self/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("write_bytes")), None)
+
+
+def _kernel_boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _later(message: Message, seconds: float) -> Message:
+    return message if not seconds else msgspec.structs.replace(message, created=message.created + seconds)

@@ -1,0 +1,359 @@
+"""The file in which messages wait: SQLite, a row for each segment, which is a run of messages of one origin.
+
+Segments and not messages are rows, because flash is worn by pages and not by bytes: a commit costs a few pages however
+many messages it brings, and messages that resemble each other deflate to a fraction. The keys of the rows go up, and
+the order of an origin's segments is that of their keys. Two tables, so that counting does not read what is counted.
+
+The write-ahead log is flushed with each commit (synchronous = FULL): what was committed survives a power cut. Nothing
+is flushed twice on trust: after any failure the file is closed, and opened anew with a checkpoint, which writes every
+page again. One thread uses a shelf. Whatever goes wrong is raised as a ShelfError.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from edged.core.errors import StoreError
+from edged.core.types import Message
+
+APPLICATION = 0x65646764
+SCHEMA = 1
+
+MAX_SEGMENT = 512
+"""No more messages are put into one segment, and no more bytes of payload than:"""
+MAX_SEGMENT_BYTES = 256 << 10
+
+KEEP_ASIDE = 3
+
+Connect = Callable[[str], sqlite3.Connection]
+"""Opens a database file. For tests, who need disks that fail."""
+
+_TABLES = """
+CREATE TABLE segment (key INTEGER PRIMARY KEY, origin TEXT NOT NULL, count INTEGER NOT NULL, level INTEGER NOT NULL,
+    boot TEXT NOT NULL, created REAL NOT NULL, reason TEXT);
+CREATE TABLE body (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE wear (boot TEXT NOT NULL, since REAL NOT NULL, bytes INTEGER NOT NULL);
+"""
+
+
+class ShelfError(StoreError):
+    """The file cannot be used. `damaged`: nor ever, for what is in it is no spool, or a broken one."""
+
+    def __init__(self, message: str, *, hint: str, damaged: bool = False) -> None:
+        super().__init__(message, hint=hint, retryable=True)
+        self.damaged = damaged
+
+
+class Stamp(NamedTuple):
+    """When and where a segment was written: the kernel's boot, its monotonic clock, and Unix seconds if known."""
+
+    boot: str
+    monotonic: float
+    wall: float | None
+
+
+class Segment(NamedTuple):
+    """Messages of one origin, in order. `level` counts how often it was thinned; `reason` is why it is parked."""
+
+    key: int
+    origin: str
+    stamp: Stamp
+    messages: Sequence[Message]
+    level: int = 0
+    reason: str | None = None
+
+
+class Found(NamedTuple):
+    """What a file holds: messages by origin, parked segments, and the highest key."""
+
+    waiting: dict[str, int]
+    parked: list[Segment]
+    last_key: int
+
+
+class Wear(NamedTuple):
+    """Bytes written since a moment of a boot."""
+
+    boot: str
+    since: float
+    bytes: int
+
+
+class Shelf:
+    """An open file."""
+
+    def __init__(self, file: Path, connect: Connect) -> None:
+        """Open or create it. Raises ShelfError."""
+        self.file = file
+        with _border(file):
+            _make_folder(file.parent)
+            self._db = connect(str(file))
+        try:
+            with _border(file):
+                self._prepare()
+        except ShelfError:
+            self.close()
+            raise
+
+    def look(self) -> Found:
+        """What is there."""
+        with _border(self.file):
+            run = self._db.execute
+            waiting = dict(run("SELECT origin, sum(count) FROM segment WHERE reason IS NULL GROUP BY origin"))
+            parked = [key for (key,) in run("SELECT key FROM segment WHERE reason IS NOT NULL ORDER BY key")]
+            [(last,)] = run("SELECT coalesce(max(key), 0) FROM segment")
+        return Found(waiting, [segment for key in parked if (segment := self.read(key))], last)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; on the disk when it is over."""
+        with _border(self.file):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def put(self, segment: Segment) -> int:
+        """Write a segment, in the place of any of the same key; the bytes of it."""
+        data = _pack(segment)
+        newest = max(message.created for message in segment.messages)
+        row = (segment.key, segment.origin, len(segment.messages), segment.level, segment.stamp.boot, newest)
+        self._db.execute("INSERT OR REPLACE INTO segment VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, segment.reason))
+        self._db.execute("INSERT OR REPLACE INTO body VALUES (?, ?)", (segment.key, data))
+        return len(data)
+
+    def remove(self, keys: Collection[int]) -> None:
+        """Delete segments."""
+        self._db.executemany("DELETE FROM segment WHERE key = ?", [(key,) for key in keys])
+        self._db.executemany("DELETE FROM body WHERE key = ?", [(key,) for key in keys])
+
+    def read(self, key: int) -> Segment | None:
+        """A segment, None if what is there cannot be understood."""
+        with _border(self.file):
+            [row] = self._db.execute(
+                "SELECT origin, level, reason, data FROM segment JOIN body USING (key) WHERE key = ?", (key,)
+            ).fetchall() or [None]
+        return row and _unpack(key, *row)
+
+    def next(self, origin: str, taken: Collection[int], *, newest: bool) -> tuple[int, int] | None:
+        """The key and count of an origin's first segment, or its last, that is not `taken`."""
+        with _border(self.file):
+            order = "DESC" if newest else "ASC"
+            rows = self._db.execute(
+                f"SELECT key, count FROM segment WHERE origin = ? AND reason IS NULL ORDER BY key {order}", (origin,)
+            )
+            return next(((key, count) for key, count in rows if key not in taken), None)
+
+    def least_thinned(self, origin: str, taken: Collection[int], number: int) -> list[tuple[int, int]]:
+        """The keys and counts of the first so many neighbours that were thinned least."""
+        with _border(self.file):
+            rows = self._db.execute(
+                "SELECT key, count, level, boot FROM segment WHERE origin = ? AND reason IS NULL ORDER BY level, key",
+                (origin,),
+            )
+            free = (row for row in rows if row[0] not in taken)
+            first = next(free, None)
+            if first is None:
+                return []
+            found = [first]
+            for row in free:
+                if len(found) == number or row[2:] != first[2:]:
+                    break
+                found.append(row)
+        return [(key, count) for key, count, _, _ in found]
+
+    def outdated(self, boot: str, before: float, taken: Collection[int]) -> list[tuple[int, str, int]]:
+        """Keys, origins and counts of a boot's segments of which nothing was made after `before`."""
+        with _border(self.file):
+            rows = self._db.execute(
+                "SELECT key, origin, count FROM segment WHERE reason IS NULL AND boot = ? AND created < ?",
+                (boot, before),
+            )
+            return [row for row in rows if row[0] not in taken]
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the file that are in use."""
+        return (self._pragma("page_count") - self._pragma("freelist_count")) * self._pragma("page_size")
+
+    def shrink(self) -> None:
+        """Give free space back to the file system when there is much of it."""
+        free, all_pages = self._pragma("freelist_count"), self._pragma("page_count")
+        if free > 256 and free > all_pages // 2:
+            with _border(self.file):
+                self._db.execute(f"PRAGMA incremental_vacuum({free // 2})").fetchall()
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def read_wear(self) -> Wear | None:
+        """What was written by whoever had this file before."""
+        with _border(self.file):
+            row = self._db.execute("SELECT boot, since, bytes FROM wear").fetchone()
+        return row and Wear(*row)
+
+    def write_wear(self, wear: Wear) -> None:
+        """Leave that to whoever has it next."""
+        self._db.execute("DELETE FROM wear")
+        self._db.execute("INSERT INTO wear VALUES (?, ?, ?)", wear)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        try:
+            self._db.close()
+        except sqlite3.Error:
+            pass  # what it could not do is done when the file is opened again
+
+    def _prepare(self) -> None:
+        run = self._db.execute
+        run("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory, whose failure is a signal
+        run("PRAGMA cache_size = -512")
+        run("PRAGMA auto_vacuum = INCREMENTAL")
+        if not self._pragma("schema_version"):
+            run("PRAGMA journal_mode = WAL").fetchall()
+            run("PRAGMA synchronous = FULL")
+            run("BEGIN IMMEDIATE")
+            for statement in _TABLES.strip().rstrip(";").split(";"):
+                run(statement)
+            run(f"PRAGMA application_id = {APPLICATION}")
+            run(f"PRAGMA user_version = {SCHEMA}")
+            run("COMMIT")
+        else:
+            self._check()
+            run("PRAGMA journal_mode = WAL").fetchall()
+            run("PRAGMA synchronous = FULL")
+            run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        run(f"PRAGMA journal_size_limit = {1 << 20}").fetchall()
+
+    def _check(self) -> None:
+        if self._pragma("application_id") != APPLICATION:
+            raise ShelfError(f"{self.file} is a database of something else", hint=_ASIDE, damaged=True)
+        version = self._pragma("user_version")
+        if version != SCHEMA:
+            which = "an older" if version < SCHEMA else "a newer"
+            raise ShelfError(f"{self.file} was written by {which} edged", hint=_ASIDE, damaged=True)
+        self._db.execute("SELECT key, reason, created, data FROM segment JOIN body USING (key) LIMIT 1").fetchone()
+
+    def _pragma(self, name: str) -> int:
+        with _border(self.file):
+            [(value,)] = self._db.execute(f"PRAGMA {name}")
+        return int(value)
+
+
+def open_database(file: str) -> sqlite3.Connection:
+    """How a shelf is opened outside tests."""
+    return sqlite3.connect(file, timeout=1.0, isolation_level=None)
+
+
+def set_aside(file: Path) -> Path:
+    """Move a damaged file out of the way, and let go of the oldest one that was. Raises ShelfError."""
+    with _border(file):
+        others = sorted(file.parent.glob("damaged-*.db"), key=lambda path: path.stat().st_mtime)
+        for old in others[: max(0, len(others) - KEEP_ASIDE + 1)]:
+            old.unlink()
+            old.with_name(old.name + "-wal").unlink(missing_ok=True)
+        number = next(n for n in range(1, KEEP_ASIDE + 2) if not (file.parent / f"damaged-{n}.db").exists())
+        aside = file.parent / f"damaged-{number}.db"
+        file.rename(aside)
+        wal = file.with_name(file.name + "-wal")
+        if wal.exists():
+            wal.rename(aside.with_name(aside.name + "-wal"))
+        os.utime(aside)
+    return aside
+
+
+_ASIDE = "it is set aside, and a new one begun; look at it with: sqlite3"
+
+_HINTS = {
+    sqlite3.SQLITE_FULL: "make room on it (df)",
+    sqlite3.SQLITE_READONLY: "make it writable; a card that has gone read-only is worn out: replace it (dmesg)",
+    sqlite3.SQLITE_CANTOPEN: "check the folder and who may write there",
+    sqlite3.SQLITE_IOERR: "the disk fails: look at dmesg, and replace the card",
+    sqlite3.SQLITE_BUSY: "another program has it open: let it go",
+}
+
+
+@contextmanager
+def _border(file: Path) -> Iterator[None]:
+    """What SQLite and the system raise becomes a ShelfError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+        hint = _ASIDE if damaged else _HINTS.get(code, "look at dmesg")
+        raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged) from error
+    except OSError as error:
+        raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint="look at dmesg") from error
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _Body(msgspec.Struct, array_like=True):
+    boot: str
+    monotonic: float
+    wall: float | None
+    messages: list[_Saved]
+
+
+class _Saved(msgspec.Struct, array_like=True, gc=False):
+    topic: str
+    payload: bytes
+    seq: int
+    created: float
+    qos: int
+    expiry: int
+    properties: tuple[tuple[str, str], ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Body).decode
+
+_MAX_BODY = 64 << 20
+
+
+def _pack(segment: Segment) -> bytes:
+    saved = [
+        _Saved(each.topic, each.payload, each.seq, each.created, each.qos, each.expiry, each.properties)
+        for each in segment.messages
+    ]
+    return zlib.compress(_encode(_Body(*segment.stamp, saved)), 1)
+
+
+def _unpack(key: int, origin: str, level: int, reason: str | None, data: bytes) -> Segment | None:
+    try:
+        body = _decode(zlib.decompressobj().decompress(data, _MAX_BODY))
+    except (zlib.error, msgspec.DecodeError):
+        return None
+    messages = [
+        Message(
+            topic=each.topic,
+            payload=each.payload,
+            origin=origin,
+            seq=each.seq,
+            created=each.created,
+            qos=each.qos,
+            expiry=each.expiry,
+            properties=each.properties,
+        )
+        for each in body.messages
+    ]
+    return Segment(key, origin, Stamp(body.boot, body.monotonic, body.wall), messages, level, reason)
