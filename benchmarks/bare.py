@@ -27,7 +27,7 @@ class Bare:
         """An input of zeros."""
         return np.zeros(self._input["shape"], self._input["dtype"])
 
-    def run(self, inputs: Sequence[NDArray[Any]], times: int) -> None:
+    def run(self, inputs: Sequence[NDArray[Any]] | NDArray[Any], times: int) -> None:
         """Run so many times, with the inputs in turn."""
         interpreter, source, target = self._interpreter, self._input["index"], self._output["index"]
         for number in range(times):

@@ -38,14 +38,9 @@ def main() -> int:
         found = import_module(f"benchmarks.{name}").measure(args.rounds)
         print(f"\n{table(found)}", flush=True)
         results += found
-    missed = [
-        target.promise
-        for result in results
-        if isinstance(result, Figure)
-        for target in result.targets
-        if not target.met
-    ]
-    print(f"\n{len(missed)} targets missed" + "".join(f"\n  {promise}" for promise in missed))
+    targets = [(figure, target) for figure in results if isinstance(figure, Figure) for target in figure.targets]
+    missed = [f"  {figure.name}: {target.promise}" for figure, target in targets if not target.met]
+    print("\n".join([f"\n{len(missed)} of {len(targets)} targets missed", *missed]))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**about, "results": [plain(result) for result in results]}, indent=2) + "\n")

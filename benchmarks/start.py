@@ -58,9 +58,9 @@ def measure(rounds: int) -> list[Figure | Skipped]:
 def _bare(folder: Path) -> tuple[float, int]:
     model = Store(FACTORY).find("motion").model
     command = [sys.executable, "-m", "benchmarks.bare", str(model)]
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     begun = time.time()
-    with subprocess.Popen(command, cwd=ROOT, env=installed(folder), text=True, **streams) as child:
+    child = subprocess.Popen(command, cwd=ROOT, env=installed(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
         assert child.stdout is not None
         done = float(child.stdout.readline())
         resident = resident_bytes(child.pid)

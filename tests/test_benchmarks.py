@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_script_and_edged_say_the_same_of_every_window():
     bundle = Store(FACTORY).find("motion")
-    classifier, (_, runner, preprocess, postprocess) = Classifier(str(bundle.model)), served(bundle)
+    classifier, model = Classifier(str(bundle.model)), served(bundle)
     samples = recorded()
     for at in range(0, len(samples) - 40, 40):
         window = samples[at : at + 40]
         by_script = json.loads(make_message(at, classifier(window.tolist())))
-        by_edged = postprocess(runner.run(preprocess(window)), None, at / 10)
+        by_edged = model.postprocess(model.runner.run(model.preprocess(window)), None, at / 10)
         assert by_script["label"] == by_edged.label
         assert by_script["scores"] == pytest.approx({each.label: each.score for each in by_edged.scores}, abs=0.03)
 
