@@ -22,7 +22,7 @@ from edged.ctl.ssh import Line, LineError
 from edged.ctl.tables import size
 from edged.ctl.telling import Outcome, Teller, follow
 
-_PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -105,14 +105,13 @@ class Push:
 
     def _send(self, line: Line, offset: int) -> None:
         parcel = self._parcel
-        self._teller.step(
-            "push.sending",
-            f"sending {parcel.title} to {self.host}: {size(parcel.size - offset)} of {size(parcel.size)}",
-        )
+        if self._connections == 1:
+            here = f", of which {size(offset)} are there" if offset else ""
+            self._teller.step("push.sending", f"sending {parcel.title} to {self.host}: {size(parcel.size)}{here}")
         for there in line.send(parcel.read, offset, parcel.size):
             self._teller.progress(there, parcel.size)
             self._went_on(there)
-        connections = f", over {self._connections} connections" if self._connections > 1 else ""
+        connections = f", after {self._connections} connections" if self._connections > 1 else ""
         self._teller.step("push.sent", f"all of it is there{connections}")
 
     def _watch(self, line: Line) -> Outcome:

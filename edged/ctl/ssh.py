@@ -34,6 +34,7 @@ _PIECE = 16 << 10
 _SILENCE_SECONDS = 90.0
 _MAX_NOISE = 64 << 10
 _MAX_COMPLAINT = 4096
+_SSH_FAILED = 255
 _GREETING = b'{"id":0,"ok":{"edged":'
 
 _FINAL = {
@@ -42,7 +43,7 @@ _FINAL = {
     "Host key verification failed": "compare its key, then connect once by hand: ssh HOST",
     "Could not resolve hostname": "check the name, or give it an address in ~/.ssh/config",
     "Bad configuration option": "see ~/.ssh/config",
-    "not found": "install edged there, or have its edgectl on the PATH of that user",
+    "command not found": "install edged there, or have its edgectl on the PATH of that user",
 }
 """What ssh or the far end complains of where trying again does not help."""
 
@@ -70,6 +71,7 @@ class Line:
         self._host = host
         self._first = first
         self._heard = b""
+        self._greeted = False
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 closed in __exit__
         try:
             self._process = subprocess.Popen(
@@ -102,8 +104,9 @@ class Line:
         while noise < _MAX_NOISE:
             line = self._next_line(None if self._first else _SILENCE_SECONDS)
             if line.startswith(_GREETING):
+                self._greeted = True
                 return
-            noise += len(line)
+            noise += len(line) + 1
         raise UnreachableError(f"{self._host} says a lot, but not what edged says", hint=f"look: ssh {self._host}")
 
     def ask(self, verb: str, **args: Any) -> Any:
@@ -169,16 +172,21 @@ class Line:
             raise self._broken() from None
 
     def _broken(self) -> ControlError:
-        """Why the line is gone."""
+        """Why the line is gone. ssh itself ends with 255, and with anything else what it ran at the far end."""
         try:
             code = self._process.wait(10.0)
         except subprocess.TimeoutExpired:
-            code = 0
+            code = _SSH_FAILED
         said = self._last_complaint()
         for words, hint in _FINAL.items():
             lasting = words != "Could not resolve hostname" or self._first
             if words in said and lasting:
                 return UnreachableError(f"{self._host}: {said}", hint=hint)
+        if code != _SSH_FAILED and not self._greeted:
+            return UnreachableError(
+                f"{self._host}: {said or f'what ran there ended ({code}) and said nothing'}",
+                hint=f"look: ssh {self._host} {shlex.join(RECEIVE)}",
+            )
         return LineError(f"{self._host}: {said or f'the connection ended ({code})'}")
 
     def _last_complaint(self) -> str:

@@ -23,6 +23,7 @@ from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
 from edged.ctl.telling import Console, Outcome, Teller, follow
 
 if TYPE_CHECKING:
+    from edged.ctl.parcel import Parcel
     from edged.ctl.push import Push
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -72,14 +73,15 @@ def seconds(text: str) -> float:
 
 
 def _here(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> Outcome:
+    parcel = None if _is_url(args.bundle) else _open(args.bundle)
     try:
-        job = _fetch(args, wishes, teller) if _is_url(args.bundle) else _send(args, wishes, teller)
+        job = _send(args, parcel, wishes, teller) if parcel else _fetch(args, wishes, teller)
     except UnreachableError:
         raise
     except (BundleError, ControlError) as error:
         return Outcome("refused", error.message, error.hint)
-    if isinstance(job, Outcome):
-        return job
+    if not job:
+        return Outcome("done", f"{parcel.title if parcel else args.bundle} is what serves already")
     try:
         return follow(connect(args.runtime_dir).stream("job-watch", id=job), teller)
     except KeyboardInterrupt:
@@ -93,15 +95,10 @@ def _fetch(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> 
     return job
 
 
-def _send(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> str | Outcome:
-    """The job that installs it, or how it ended without one."""
-    from edged.ctl.parcel import open_parcel
-
-    parcel = open_parcel(args.bundle)
+def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], teller: Teller) -> str:
+    """The job that installs it; "" where there is nothing to install."""
     asked = {"id": parcel.id, "size": parcel.size, "digest": parcel.digest}
     answer = connect(args.runtime_dir).call("receive-open", timeout=DAEMON_SECONDS, **asked)
-    if "present" in answer:
-        return Outcome("done", f"{parcel.title} is what serves already")
     if "offset" in answer:
         offset = answer["offset"]
         teller.step("update.sending", f"giving {parcel.title} to the daemon, {tables.size(parcel.size)}")
@@ -110,8 +107,14 @@ def _send(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> s
             teller.progress(offset, parcel.size)
         done = connect(args.runtime_dir).call
         answer = done("receive-done", timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
-    job: str = answer["job"]
-    return job
+    return str(answer.get("job", ""))
+
+
+def _open(bundle: str) -> Parcel:
+    """Imported for a bundle only: a URL needs nothing of what bundles need."""
+    from edged.ctl.parcel import open_parcel
+
+    return open_parcel(bundle)
 
 
 def _is_url(bundle: str) -> bool:
@@ -122,12 +125,11 @@ def _is_url(bundle: str) -> bool:
 
 
 def _push(args: argparse.Namespace, wishes: dict[str, Any], console: Console) -> int:
-    from edged.ctl.parcel import open_parcel
     from edged.ctl.push import Push
 
     if _is_url(args.bundle):
         raise ControlError("over SSH it is a file that is brought", hint="ssh HOST edgectl update-model URL")
-    parcel = open_parcel(args.bundle)
+    parcel = _open(args.bundle)
     alone = len(args.host) == 1
     pushes = []
     for host in dict.fromkeys(args.host):

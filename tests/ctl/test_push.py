@@ -1,0 +1,119 @@
+"""Pushing through an `ssh` that a test wrote: what is made of all that a login can say."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.receiving import Board, bundle
+
+BUNDLE = bundle()
+EDGECTL = f'{sys.executable} -c "import sys; from edged.ctl.main import main; sys.exit(main())"'
+
+
+@pytest.fixture
+def board(tmp_path):
+    with Board(tmp_path / "board") as running:
+        yield running
+
+
+@pytest.fixture
+def receive(board):
+    """The shell command that sshd would run."""
+    return f"EDGED_RUNTIME_DIR={board.runtime_dir} {EDGECTL} receive --stdio"
+
+
+@pytest.fixture
+def push(command, tmp_path):
+    """Push to "board" through an ssh that is this shell script; its first argument is the number of the call."""
+    file = tmp_path / "colours-2.0.edgm"
+    file.write_bytes(BUNDLE)
+
+    def push(script, *words):
+        ssh = tmp_path / "ssh"
+        counter = tmp_path / "calls"
+        ssh.write_text(f'#!/bin/sh\necho "$@" >> {counter}\nset -- $(wc -l < {counter})\n{script}\n')
+        ssh.chmod(0o755)
+        process = command("--ssh", f"{ssh} -p 22", "--host", "board", "update-model", str(file), *words)
+        output, complaints = process.communicate(timeout=30)
+        return process.returncode, output, complaints, counter.read_text().splitlines()
+
+    return push
+
+
+def test_what_ssh_is_asked_for(push, board, receive):
+    code, _, complaints, [call] = push(receive)
+    assert (code, complaints) == (0, "")
+    assert call.startswith("-p 22 -T -a -x -oClearAllForwardings=yes ")
+    assert call.endswith(" -- board edgectl receive --stdio")
+    assert "BatchMode" not in call
+
+
+def test_a_shell_that_has_its_say_first(push, board, receive):
+    code, *_ = push(f'echo "Welcome to board!"; echo "{{}}"; echo; {receive}')
+    assert code == 0
+
+
+def test_only_the_first_connection_may_ask_for_a_password(push, board, receive):
+    code, output, _, calls = push(f"[ $1 = 1 ] && {receive} < /dev/null && exit 255; {receive}")
+    assert code == 0
+    assert "the connection ended" in output
+    assert ["BatchMode=yes" in call for call in calls] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "hint"),
+    [
+        ("pi@board: Permission denied (publickey).", 255, "ssh-add"),
+        ("Host key verification failed.", 255, "connect once by hand"),
+        ("ssh: Could not resolve hostname board: Name or service not known", 255, "check the name"),
+        ("bash: line 1: edgectl: command not found", 127, "install edged there"),
+        ("sh: 1: edgectl: not found", 127, "look: ssh board edgectl receive --stdio"),
+        ("edgectl: error: there is no verb 'receive'", 2, "look: ssh board edgectl receive --stdio"),
+    ],
+)
+def test_where_trying_again_does_not_help(push, said, code, hint):
+    ended, output, _, calls = push(f'echo "{said}" >&2; exit {code}')
+    assert ended == 5
+    assert f"board: {said}" in output
+    assert hint in output
+    assert len(calls) == 1
+
+
+def test_where_it_may(push, board, receive):
+    code, output, _, calls = push(
+        f'[ $1 = 1 ] && {{ echo "ssh: connect to host board port 22: Connection refused" >&2; exit 255; }}; {receive}'
+    )
+    assert code == 0
+    assert "Connection refused; trying again in" in output
+    assert len(calls) == 2
+
+
+def test_something_else_at_the_far_end(push):
+    code, output, *_ = push("yes | head -c 100000")
+    assert code == 5
+    assert "board says a lot, but not what edged says" in output
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=reboot", ""])
+def test_a_host_that_is_none(command, tmp_path, host):
+    process = command("--host=" + host, "status")
+    assert process.communicate(timeout=20)[0] == ""
+    assert process.returncode != 0
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        '{"id": 1, "verb": "rollback", "args": {"model": "colours"}}',
+        '{"id": 1, "verb": "receive-chunk", "args": {}}',
+        '{"id": 1, "verb": "receive-done", "args": {"origin": "the moon"}}',
+        '{"id": 1, "verb": "job-watch", "args": {"timeout": 5}}',
+    ],
+)
+def test_nothing_else_can_be_asked_of_the_far_end(board, receive, request_line):
+    done = subprocess.run(["sh", "-c", receive], input=request_line + "\n", capture_output=True, text=True, timeout=20)
+    greeting, answer = done.stdout.splitlines()
+    assert greeting.startswith('{"id":0,"ok":{"edged":')
+    assert "only bundles can be brought here" in answer
+    assert board.updater.asked == []
