@@ -43,7 +43,8 @@ def make_certificates(folder: Path, host: str = "localhost") -> Certificates:
 def _openssl(folder: Path, name: str, *arguments: str) -> None:
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
     files = ("-keyout", f"{folder / name}.key", "-out", f"{folder / name}.crt")
-    subprocess.run(["openssl", "req", "-x509", *new_key, *files, *arguments], check=True, capture_output=True)
+    usage = ("-addext", "keyUsage=critical,digitalSignature,keyCertSign")  # Python 3.13 wants to be told
+    subprocess.run(["openssl", "req", "-x509", *new_key, *files, *usage, *arguments], check=True, capture_output=True)
 
 
 def free_port() -> int:

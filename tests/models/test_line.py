@@ -85,8 +85,11 @@ serial = {folder}/serial
 default_md = sha256
 policy = any
 copy_extensions = copy
+x509_extensions = signed
 [any]
 commonName = supplied
+[signed]
+authorityKeyIdentifier = keyid
 """
 
 
