@@ -53,15 +53,16 @@ class Console:
         self._draws = sys.stderr.isatty() and not as_json
         self._places: dict[str, str] = {}
 
-    def print(self, line: str) -> None:
-        """A line that stays."""
+    def print(self, board: str, line: str) -> None:
+        """A line that stays, of a board that has got further than the last line says."""
         with self._lock:
+            self._places.pop(board, None)
             self._erase()
             print(line, flush=True)
             self._draw()
 
     def place(self, board: str, text: str) -> None:
-        """What the last line says of a board; "" for nothing."""
+        """What the last line says of a board."""
         with self._lock:
             self._places[board] = text
             self._erase()
@@ -73,7 +74,7 @@ class Console:
 
     def _draw(self) -> None:
         if self._draws:
-            text = "   ".join(text for text in self._places.values() if text)
+            text = "   ".join(self._places.values())
             sys.stderr.write(text[: shutil.get_terminal_size().columns - 1])
             sys.stderr.flush()
 
@@ -106,21 +107,21 @@ class Teller:
 
     def end(self, outcome: Outcome) -> None:
         """How it ended."""
-        self._console.place(self._board, "")
         if self._console.as_json:
             self._say({"id": "end", **outcome._asdict()}, 0.0)
             return
         prefix = f"{self._board}: " if self._board else ""
-        self._console.print(tables.plain(f"{prefix}{outcome.text}"))
+        self._console.print(self._board, tables.plain(f"{prefix}{outcome.text}"))
         for line in outcome.hint.splitlines():
-            self._console.print(f"  -> {tables.plain(line)}")
+            self._console.print(self._board, f"  -> {tables.plain(line)}")
 
     def _say(self, item: dict[str, Any], elapsed: float) -> None:
         if self._console.as_json:
-            self._console.print(json.dumps({"board": self._board, **item} if self._board else item, ensure_ascii=False))
+            named = {"board": self._board, **item} if self._board else item
+            self._console.print(self._board, json.dumps(named, ensure_ascii=False))
         else:
             board = f"{self._board}  " if self._board else ""
-            self._console.print(tables.plain(f"{elapsed:8.1f} s  {board}{item['text']}"))
+            self._console.print(self._board, tables.plain(f"{elapsed:8.1f} s  {board}{item['text']}"))
 
 
 def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:

@@ -1,5 +1,6 @@
 """Pushing through an `ssh` that a test wrote: what is made of all that a login can say."""
 
+import signal
 import subprocess
 import sys
 
@@ -24,19 +25,29 @@ def receive(board):
 
 
 @pytest.fixture
-def push(command, tmp_path):
-    """Push to "board" through an ssh that is this shell script; its first argument is the number of the call."""
+def start(command, tmp_path):
+    """Begin to push to "board" through an ssh that is this shell script; its $1 is the number of the call."""
     file = tmp_path / "colours-2.0.edgm"
     file.write_bytes(BUNDLE)
 
-    def push(script, *words):
+    def start(script, *words):
         ssh = tmp_path / "ssh"
-        counter = tmp_path / "calls"
-        ssh.write_text(f'#!/bin/sh\necho "$@" >> {counter}\nset -- $(wc -l < {counter})\n{script}\n')
+        calls = tmp_path / "calls"
+        ssh.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nset -- $(wc -l < {calls})\n{script}\n')
         ssh.chmod(0o755)
-        process = command("--ssh", f"{ssh} -p 22", "--host", "board", "update-model", str(file), *words)
+        return command("--ssh", f"{ssh} -p 22", "--host", "board", "update-model", str(file), *words)
+
+    return start
+
+
+@pytest.fixture
+def push(start, tmp_path):
+    """Push, and wait for the end: exit code, output, complaints, and how ssh was called."""
+
+    def push(script, *words):
+        process = start(script, *words)
         output, complaints = process.communicate(timeout=30)
-        return process.returncode, output, complaints, counter.read_text().splitlines()
+        return process.returncode, output, complaints, (tmp_path / "calls").read_text().splitlines()
 
     return push
 
@@ -93,6 +104,18 @@ def test_something_else_at_the_far_end(push):
     code, output, *_ = push("yes | head -c 100000")
     assert code == 5
     assert "board says a lot, but not what edged says" in output
+
+
+def test_whoever_stops_watching_is_told_how_to_look_again(start, board, receive):
+    board.do(board.updater.go.clear)
+    process = start(receive)
+    while "signed by" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    output, complaints = process.communicate(timeout=20)
+    assert (process.returncode, complaints) == (130, "")
+    assert output.endswith("it goes on without you; look again with: edgectl --host board job wait 1\n")
+    board.do(board.updater.go.set)
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=reboot", ""])
