@@ -45,6 +45,9 @@ log = logging.getLogger("edged.outbox")
 SOON = 1000
 """So many messages of a line are held in memory, though they are on disk, because they may be sent soon."""
 
+AT_FIRST = 100
+"""So many while there is no connection."""
+
 SMALL = 2500
 """A segment of fewer bytes is written anew with the next messages of its line: that costs no more pages."""
 
@@ -123,6 +126,7 @@ class DiskSpool(MemorySpool):
         self._doomed: set[int] = set()
         self._settled: set[int] | None = None  # entries that were settled while the keeper was saving
         self._recorded: set[int] = set()  # numbers of parked messages of which the disk knows that they are
+        self._full = False
         self._file_bytes = 0
         self._aside: tuple[str, ...] = ()
         self._wear = _Wear(self._boot, clock)
@@ -134,6 +138,11 @@ class DiskSpool(MemorySpool):
 
     def put(self, message: Message) -> None:
         """See Spool."""
+        with self._lock:
+            keeps_old = self._policy(message.origin).drop == "newest"
+            if keeps_old and (self._full or self.depth >= self.options.messages):
+                count(self._drops, message.origin, "full")
+                return
         super().put(message)
         waits = not self._present or self._policy(message.origin).durability == "always"
         if waits and self._clock() >= self._next_commit:
@@ -317,6 +326,7 @@ class DiskSpool(MemorySpool):
             self._failed = True
             self._next_commit = self._clock() + (0 if damaged else RETRY_SECONDS)
             if damaged:
+                self._hungry = True
                 self._start_anew()
         self._ready()  # those who had to be on disk first need not be any more
         self.status.set("degraded", f"{error.message}: messages are kept in memory only", error.hint)
@@ -387,7 +397,10 @@ class DiskSpool(MemorySpool):
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def _commit(self, closing: bool) -> None:
+        self._full = self._shelf is not None and self._shelf.used_bytes > self.options.bytes
         with self._lock:
+            if self._full or self._excess > 0:
+                self._let_go()
             batches = self._due(closing)
             doomed = set(self._doomed)
             if not batches and not doomed and not self._too_old:
@@ -412,11 +425,11 @@ class DiskSpool(MemorySpool):
         sizes = []
         with shelf.transaction():
             shelf.remove(doomed)
+            lost = self._make_room_on_disk(shelf, {batch.key for batch in batches})
             for batch in batches:
                 messages = [*batch.before, *(entry.message for entry in batch.entries)]
                 reason = batch.parked.reason if batch.parked else None
                 sizes.append(shelf.put(Segment(batch.key, batch.origin, self._stamp(), messages, reason=reason)))
-            lost = self._make_room_on_disk(shelf, {batch.key for batch in batches})
             if closing or self._wear.unsaved_for > _WEAR_EVERY:
                 shelf.write_wear(self._wear.save())
         with self._lock:
@@ -545,7 +558,7 @@ class DiskSpool(MemorySpool):
     def _send_behind(self, line: Line, ids: set[int]) -> None:
         """Hold these on disk only. What is at home on disk and older stays in memory, before them."""
         first = not line.behind
-        for queue in (line.tail, line.fresh):
+        for queue in (line.head, line.tail, line.fresh):
             entries = list(queue)
             queue.clear()
             for entry in entries:
@@ -555,7 +568,7 @@ class DiskSpool(MemorySpool):
                     line.bytes -= size(entry.message)
                     self._bytes -= size(entry.message)
                     self._waiting -= 1
-                elif first and entry.id in self._homes and not line.behind:
+                elif queue is not line.head and first and entry.id in self._homes and not line.behind:
                     line.head.append(entry)
                 else:
                     queue.append(entry)
@@ -567,7 +580,7 @@ class DiskSpool(MemorySpool):
         with self._lock:
             lines = [(origin, line) for origin, line in self._lines.items() if line.behind]
         for origin, line in lines:
-            while line.behind and len(line.head) < SOON:
+            while line.behind and len(line.head) < (SOON if self._present else AT_FIRST):
                 newest = self.options.drain == "newest"
                 with self._lock:
                     taken = {*self._resident, *self._doomed}
@@ -596,14 +609,28 @@ class DiskSpool(MemorySpool):
     def _too_old(self) -> bool:
         return self.options.seconds > 0 and any(line.behind for line in self._lines.values())
 
-    def _make_room_on_disk(self, shelf: Shelf, fresh: set[int]) -> list[tuple[str, str, int]]:
+    @property
+    def _excess(self) -> int:
+        return self.depth - self.options.messages
+
+    def _let_go(self) -> None:
+        """Hold on disk only what is not under way, so that it is found there in its order when something must go."""
+        for line in self._lines.values():
+            waiting = {entry.id for entry in line.entries()}
+            homes = {home.key: home for entry in line.entries() if (home := self._homes.get(entry.id))}
+            whole = [home for home in homes.values() if len(home.alive) == home.saved and home.alive <= waiting]
+            for home in whole:
+                del self._resident[home.key]
+            self._send_behind(line, set().union(*(home.alive for home in whole)))
+
+    def _make_room_on_disk(self, shelf: Shelf, growing: set[int]) -> list[tuple[str, str, int]]:
         """Delete what is too old or does not fit; whose it was, why, and how many. Within a transaction."""
         with self._lock:
-            taken = {*self._resident, *self._doomed, *fresh}
+            taken = {*self._resident, *self._doomed, *growing}
         lost = self._remove_outdated(shelf, taken) if self._too_old else []
         with self._lock:
             behind = {origin: line.behind for origin, line in self._lines.items() if line.behind}
-            excess = sum(behind.values()) + self._waiting + len(self._flying) - self.options.messages
+            excess = self._excess
         for origin, _, number in lost:
             behind[origin] -= number
             excess -= number

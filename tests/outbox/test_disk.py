@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,7 +69,7 @@ def drain(spool: DiskSpool, count: int) -> list[Entry]:
     taken: list[Entry] = []
 
     def some() -> bool:
-        entries = spool.take(20)
+        entries = spool.take(200)
         spool.ack([entry.id for entry in entries])
         taken.extend(entries)
         return len(taken) >= count
@@ -186,3 +190,245 @@ def test_always_means_on_disk_before_it_is_taken(make: Make, tmp_path: Path) -> 
 
     [entry] = drain(spool, 1)
     assert not entry.replayed
+
+
+# -- no more than there is room for ----------------------------------------------------------------------------------
+
+
+def offline_backlog(make: Make, drop: str, **options: Any) -> tuple[DiskSpool, list[int]]:
+    """3000 messages where 1500 may wait: the spool, and what is left of them."""
+    spool = make({"a": Policy(drop=drop)}, messages=1500, **options)  # type: ignore[arg-type]
+    for first in range(0, 3000, 100):
+        fill(spool, 100, first=first)
+        until(lambda: saved(spool))
+    until(lambda: spool.depth <= 1500)
+    return spool, numbers(drain(spool, spool.depth))
+
+
+@pytest.mark.parametrize(("drop", "reason"), [("oldest", "full"), ("newest", "full"), ("thin", "thinned")])
+def test_what_does_not_fit_is_dropped_by_the_rule_and_counted(make: Make, drop: str, reason: str) -> None:
+    spool, left = offline_backlog(make, drop)
+
+    assert left == sorted(set(left))
+    assert spool.stats.drops == {"a": {reason: 3000 - len(left)}}
+    assert 1000 < len(left) <= 1500
+    if drop == "newest":
+        assert left[:1000] == list(range(1000))
+    if drop == "oldest":
+        assert left[-400:] == list(range(2600, 3000))
+    if drop == "thin":
+        assert max(right - left for left, right in itertools.pairwise(left)) <= 16
+        assert left[-1] == 2999
+
+
+def test_the_file_is_bounded_and_gives_its_space_back(make: Make) -> None:
+    spool = make(bytes=1 << 20)
+    rows = bytes(range(256)) * 40
+    for first in range(0, 3000, 100):
+        for seq in range(first, first + 100):
+            noise = random.Random(seq).randbytes(2000)
+            spool.put(message(seq, created=time.monotonic(), payload=noise + rows[:10]))
+        until(lambda: saved(spool))
+    assert spool.stats.disk is not None
+    assert spool.stats.disk.file_bytes <= 1.5 * (1 << 20)
+    assert spool.stats.drops["a"]["full"] > 1000
+    drain(spool, spool.depth)
+    until(lambda: spool.stats.disk.file_bytes < 200_000)
+
+
+def test_a_day_has_so_many_bytes_and_what_spills_beyond_them_stays_in_memory(make: Make) -> None:
+    spool = make(daily_bytes=1)
+    fill(spool, 3)
+    until(lambda: spool.health.state == "degraded")
+    assert "daily_bytes" in spool.health.hint
+    fill(spool, 3, first=3)
+    spool.resume()
+
+    assert numbers(drain(spool, 6)) == list(range(6))
+
+
+# -- trouble ---------------------------------------------------------------------------------------------------------
+
+
+def ruin(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+
+
+def foreign() -> bytes:
+    with sqlite3.connect(":memory:") as database:
+        database.execute("CREATE TABLE photographs (id INTEGER)")
+        return database.serialize()
+
+
+def older() -> bytes:
+    with sqlite3.connect(":memory:") as database:
+        database.execute("CREATE TABLE message (id INTEGER)")
+        database.execute("PRAGMA application_id = 0x65646764")
+        return database.serialize()
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database at all" * 1000, foreign(), older()], ids=["garbage", "foreign", "older"]
+)
+def test_a_file_that_is_of_no_use_is_set_aside_and_a_new_one_begun(make: Make, tmp_path: Path, content: bytes) -> None:
+    ruin(tmp_path / "spool" / "spool.db", content)
+    spool = make()
+    fill(spool, 3)
+    until(lambda: saved(spool) and spool.health.state == "running")
+
+    assert (tmp_path / "spool" / "damaged-1.db").read_bytes() == content
+    assert spool.stats.disk is not None
+    assert spool.stats.disk.set_aside == ("damaged-1.db",)
+    spool.close(PATIENCE)
+    assert numbers(drain(make(), 3)) == [0, 1, 2]
+
+
+def test_not_many_damaged_files_are_kept(make: Make, tmp_path: Path) -> None:
+    for turn in range(5):
+        (tmp_path / "spool").mkdir(exist_ok=True)
+        for name in ("spool.db", "spool.db-wal"):
+            (tmp_path / "spool" / name).unlink(missing_ok=True)
+        (tmp_path / "spool" / "spool.db").write_bytes(b"%d" % turn * 5000)
+        spool = make()
+        until(lambda spool=spool: spool.health.state == "running")
+        spool.close(PATIENCE)
+
+    assert sorted(path.name for path in (tmp_path / "spool").glob("damaged-*")) == [
+        "damaged-1.db",
+        "damaged-2.db",
+        "damaged-3.db",
+    ]
+
+
+def test_a_page_that_is_damaged_costs_what_was_on_it_and_not_the_spool(make: Make, tmp_path: Path) -> None:
+    spool = make()
+    fill(spool, 2 * SOON)
+    until(lambda: saved(spool))
+    spool.close(PATIENCE)
+    file = tmp_path / "spool" / "spool.db"
+    data = bytearray(file.read_bytes())
+    for start in range(4096, len(data), 4096):
+        data[start + 100 : start + 200] = bytes(100)
+    file.write_bytes(data)
+    again = make()
+    fill(again, 3, first=2 * SOON)
+    entries: list[Entry] = []
+
+    def all_are_there() -> bool:
+        entries.extend(drain(again, 1))
+        return entries[-1].message.seq == 2 * SOON + 2
+
+    until(all_are_there)
+    lost = again.stats.dropped
+    assert lost > 0
+    assert numbers(entries) == sorted(set(numbers(entries)))
+    assert len(entries) + lost == 2 * SOON + 3
+
+
+class BrokenDisk:
+    """Opens databases whose writes fail as long as `error` is set."""
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+
+    def __call__(self, file: str) -> sqlite3.Connection:
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+                if disk.error and sql == "COMMIT":
+                    raise sqlite3.OperationalError(disk.error)
+                return super().execute(sql, *rest)
+
+        return sqlite3.connect(file, isolation_level=None, factory=Connection)
+
+
+def test_a_disk_that_fails_costs_durability_and_nothing_else_until_it_works_again(make: Make) -> None:
+    disk = BrokenDisk()
+    now = [1000.0]
+    spool = make(connect=disk, clock=lambda: now[0])
+    disk.error = "disk I/O error"
+    for seq in range(10):
+        spool.put(message(seq, created=now[0]))
+    until(lambda: spool.health.state == "degraded")
+    assert "disk I/O error: messages are kept in memory only" in spool.health.reason
+    spool.resume()
+    entries = spool.take(3)
+    spool.ack([entry.id for entry in entries])
+    spool.release()
+    disk.error = None
+    now[0] += 10
+    until(lambda: spool.health.state == "running" and saved(spool))
+    spool.close(PATIENCE)
+
+    assert numbers(drain(make(), 7)) == list(range(3, 10))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_a_full_disk_is_said_and_survived(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path / "spool")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount here")
+    try:
+        shift = [0.0]
+        spool = make(clock=lambda: time.monotonic() + shift[0])
+        for seq in range(500):
+            spool.put(message(seq, created=time.monotonic(), payload=random.Random(seq).randbytes(2000)))
+        until(lambda: spool.health.state == "degraded")
+        assert "full" in spool.health.reason
+        assert "make room" in spool.health.hint
+        assert numbers(drain(spool, 500)) == list(range(500))
+        subprocess.run([*mount[:4], "remount,size=8m", *mount[5:]], check=True)
+        fill(spool, 5, first=500)
+        shift[0] = 10.0
+        until(lambda: spool.health.state == "running" and saved(spool))
+        spool.close(PATIENCE)
+    finally:
+        subprocess.run(["umount", str(tmp_path / "spool")], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_a_reason_and_no_end(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("in the way")
+    spool = make()
+    fill(spool, 3)
+    until(lambda: spool.health.state == "degraded")
+
+    assert numbers(drain(spool, 3)) == [0, 1, 2]
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+class Wall:
+    """A wall clock, and whether it is believed."""
+
+    def __init__(self, offset: float, *, synchronised: bool) -> None:
+        self.offset = offset
+        self.synchronised = synchronised
+
+    def at(self, monotonic: float) -> float:
+        return monotonic + self.offset
+
+
+def test_ages_of_an_earlier_boot_are_known_if_both_had_the_time(make: Make) -> None:
+    first = make(clock=lambda: 500.0, boot="one", wall=Wall(1_000_000, synchronised=True))
+    first.put(message(0, created=490.0, expiry=100))
+    first.put(message(1, created=500.0, expiry=100))
+    first.close(PATIENCE)
+    later = make(clock=lambda: 20.0, boot="two", wall=Wall(1_000_000 + 500 + 95 - 20, synchronised=True))
+    until(lambda: later.stats.depth)
+
+    assert numbers(drain(later, 1)) == [1]
+    until(lambda: later.stats.drops == {"a": {"expired": 1}})
+
+
+def test_without_the_time_nothing_is_thrown_away_too_early(make: Make) -> None:
+    first = make(clock=lambda: 500.0, boot="one", wall=Wall(0, synchronised=False))
+    first.put(message(0, created=490.0, expiry=100))
+    first.close(PATIENCE)
+    later = make(clock=lambda: 20.0, boot="two", wall=Wall(1_700_000_000, synchronised=True))
+
+    [entry] = drain(later, 1)
+    assert entry.message.created == pytest.approx(10.0)
