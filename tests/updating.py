@@ -5,14 +5,14 @@ import hashlib
 import json
 from pathlib import Path
 
-from edged.api import ModelError
+from edged.api import EdgedError, ModelError
 from edged.core.manifest import Manifest
 from edged.core.probation import Observed
 from edged.core.verdict import Verdict
 from edged.models.bundle import Bundle, digest
 from edged.models.store import Store
 from edged.models.trust import Trust
-from edged.models.updater import Event, Options, Updater
+from edged.models.updater import Event, Job, Options, Updater
 from tests.containers import MODEL, colours, container, entry
 
 NAME = "colours"
@@ -59,9 +59,10 @@ def write_factory(folder: Path, version: str) -> None:
 
 
 class FakeBoard:
-    """Serves what it is told to, unless that is to fail: each set holds numbers of versions.
+    """Serves what it is told to, unless that is to fail: each of TRAITS holds numbers of versions.
 
-    `answers` is every version that ever answered, in order, "" where nothing did.
+    Whatever comes to the phase that is `deadly` ends the daemon: `death` is set, and it does nothing more. `answers` is
+    every version that ever answered, in order, "" where nothing did.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -71,6 +72,8 @@ class FakeBoard:
         self.dead: set[str] = set()
         self.faulty: set[str] = set()
         self.helpless = False
+        self.deadly = ""
+        self.death = asyncio.Event()
         self.used = True
         self.serves: Bundle | None = None
         self.answers: list[str] = []
@@ -98,13 +101,13 @@ class FakeBoard:
     async def try_out(self, model: str, bundle: Bundle) -> Verdict:
         version = bundle.manifest.version
         self.trials.append(version)
-        await asyncio.sleep(0)
+        await self._die_in("trial")
         if self.helpless:
             raise ModelError("no child could be started", retryable=True)
         return Verdict(failure="wrong", reason="it answers wrongly") if version in self.wrong else Verdict(samples=3)
 
     async def swap(self, model: str, bundle: Bundle | None) -> None:
-        await asyncio.sleep(0)
+        await self._die_in("probation")
         if bundle is not None and bundle.manifest.version in self.dead:
             raise ModelError("it does not load")
         self.load(bundle)
@@ -112,6 +115,12 @@ class FakeBoard:
     def observed(self, model: str) -> Observed:
         errors = 500 if self.version in self.faulty else 0
         return Observed(seconds=self.clock() - self.since, windows=1000, errors=errors)
+
+    async def _die_in(self, phase: str) -> None:
+        await asyncio.sleep(0)
+        if self.deadly == phase:
+            self.death.set()
+            await asyncio.Event().wait()
 
 
 class Rig:
@@ -149,36 +158,42 @@ class Rig:
         self.board = FakeBoard(self.clock)
         for trait in TRAITS:
             setattr(self.board, trait, getattr(before, trait))
+        self.board.deadly = before.deadly
         candidate = self.ledger.candidate
         run = "odd" if candidate is not None and candidate.run == "even" else "even"
         self.updater = Updater(
             self.store,
             self.board,
-            trust=Trust(self.folder / "signers", required=False),
+            **{"trust": Trust(self.folder / "signers", required=False), **self.settings, **settings},
             run=run,
             say=self.events.append,
             clock=self.clock,
             wall=lambda: 0.0,
-            **{**self.settings, **settings},
         )
-        if self.store.versions(NAME):
+        try:
             self.board.load(self.store.find(NAME))
+        except EdgedError:  # there is no model, or no sound one
+            self.board.load(None)
 
     async def boot(self, **settings: object) -> None:
         self.power_on(**settings)
         await self.updater.start()
 
-    def install(self, version: str, **options: object):
+    def install(self, version: str, **options: object) -> Job:
         """A job that installs this version."""
         file = write_container(self.folder, version)
         return self.updater.install(file, Options(origin=ORIGIN, **options))
 
-    async def installed(self, version: str, **options: object):
+    async def installed(self, version: str, **options: object) -> Job:
+        """A job that installs this version, once it has ended."""
+        return await self.ended(self.install(version, **options))
+
+    async def ended(self, job: Job) -> Job:
         """The job, once it has ended; on the way, time passes for probation."""
-        job = self.install(version, **options)
         await job.released.wait()
-        await self.pass_probation()
-        await job.ended.wait()
+        for _ in range(5):
+            await self.pass_probation()
+        await asyncio.wait_for(job.ended.wait(), 10)
         return job
 
     async def pass_probation(self) -> None:

@@ -66,7 +66,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     `versions` and `rejected` are in order of arrival. A `pinned` model stays with what it has.
     """
 
-    schema: Literal["edged.ledger/1"] = "edged.ledger/1"
+    schema: Literal["edged.ledger/1"]
     active: Digest | None = None
     previous: Digest | None = None
     candidate: Candidate | None = None
@@ -74,6 +74,10 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
     versions: dict[Digest, Installed] = {}
     rejected: dict[Digest, Rejection] = {}
+
+
+EMPTY = Ledger(schema="edged.ledger/1")
+"""Of a model that nothing was ever installed of."""
 
 
 def encode(ledger: Ledger) -> bytes:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edged.core import ledger as ledgers
 from edged.core.errors import BundleError, ConfigError, StoreError
-from edged.core.ledger import Ledger, standing
+from edged.core.ledger import EMPTY, Ledger, standing
 from edged.core.manifest import version_key
 from edged.models.bundle import Bundle, digest, open_folder
 from edged.models.disk import ASIDE, Disk, refusal
@@ -65,7 +65,7 @@ class Shelf:
                 log.error("%s cannot be read: %s", file, error.strerror)
             except StoreError as error:
                 log.error("%s: %s", file, error)
-        return Ledger()
+        return EMPTY
 
     def write(self, ledger: Ledger, disk: Disk) -> None:
         """Replace the ledger, and then its copy."""
@@ -163,7 +163,7 @@ class Store:
         return dict(_digests(self._factory_folders(name)))
 
     def _ledger(self, name: str) -> Ledger:
-        return self.shelf(name).read() if self._state else Ledger()
+        return self.shelf(name).read() if self._state else EMPTY
 
     def _factory_folders(self, name: str) -> list[Path]:
         versions = sorted(_folders(self._factory / name, _VERSION), key=version_key, reverse=True)

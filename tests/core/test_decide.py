@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from edged.core.decide import Facts, Fault, Keep, Link, Record, Remove, Serve, Try, decide, target
-from edged.core.ledger import BOOTS, Candidate, Installed, Ledger, Rejection
+from edged.core.ledger import BOOTS, EMPTY, Candidate, Installed, Rejection
 from edged.core.manifest import version_key
 
 FACTORY, OLDER_FACTORY = "f" * 64, "e" * 64
@@ -17,7 +17,7 @@ VERSIONS = {
     NEW: Installed(version="1.2"),
 }
 PRESENT = {OLD: 100, ACTIVE: 100, NEW: 100}
-IDLE = Ledger(active=ACTIVE, previous=OLD, floor="1.1", versions={OLD: VERSIONS[OLD], ACTIVE: VERSIONS[ACTIVE]})
+IDLE = replace(EMPTY, active=ACTIVE, previous=OLD, floor="1.1", versions={OLD: VERSIONS[OLD], ACTIVE: VERSIONS[ACTIVE]})
 BAD = Fault("rejected", "it answers wrongly")
 
 
@@ -52,9 +52,9 @@ EXAMPLES = [
     ("and nothing does", facts(unfit=dict.fromkeys([ACTIVE, OLD, FACTORY], BAD), serving=""), None),
     ("its folder is gone", facts(present={OLD: 100}), Serve(OLD)),
     ("no pipeline uses the model", facts(serving=None), None),
-    ("a board that never had an update", facts(Ledger(), present={}, serving="", current=None), Serve(FACTORY)),
+    ("a board that never had an update", facts(EMPTY, present={}, serving="", current=None), Serve(FACTORY)),
     ("the newest of the factory's is damaged",
-     facts(Ledger(), present={}, serving="", current=None, factory=(FACTORY, OLDER_FACTORY), unfit={FACTORY: BAD}),
+     facts(EMPTY, present={}, serving="", current=None, factory=(FACTORY, OLDER_FACTORY), unfit={FACTORY: BAD}),
      Serve(OLDER_FACTORY)),
     # The trial
     ("a candidate that was just offered", facts(under_way("trial", run="", boots_left=BOOTS)), "update.counted"),
@@ -90,7 +90,7 @@ EXAMPLES = [
     ("litter", facts(litter=("arriving",)), Remove("arriving")),
     ("a version that is in no ledger", facts(present=PRESENT), Remove(f"versions/{NEW}")),
     ("the link is stale", facts(current=OLD), Link(ACTIVE)),
-    ("the link is of no use", facts(Ledger(), present={}, serving=FACTORY, current=OLD), Link(None)),
+    ("the link is of no use", facts(EMPTY, present={}, serving=FACTORY, current=OLD), Link(None)),
     ("serving comes before order", facts(litter=("arriving",), serving=""), Serve(ACTIVE)),
     ("what cannot be removed does not hold up the rest",
      facts(litter=("arriving",), current=OLD, barred={Remove}), Link(ACTIVE)),

@@ -1,6 +1,10 @@
 import pytest
+from msgspec.structs import replace
 
 from edged.core.errors import BundleError, ConfigError
+from edged.core.ledger import EMPTY, Candidate, Installed
+from edged.models.bundle import digest
+from edged.models.disk import Disk
 from edged.models.store import Store
 from tests.bundles import write_bundle
 
@@ -61,3 +65,98 @@ def test_a_folder_that_is_not_there_has_no_models(tmp_path):
 def test_it_sees_what_has_come_since(store, tmp_path):
     write_bundle(tmp_path / "colours" / "2", version="2")
     assert store.find("colours").manifest.version == "2"
+
+
+# With versions that were installed
+
+
+class Installer:
+    """Puts versions on a shelf, and into its ledger."""
+
+    def __init__(self, folder):
+        self.factory, self.state = folder / "factory", folder / "state"
+        self.store = Store(self.factory, self.state)
+        self.ledger = EMPTY
+
+    def install(self, version, *, confirmed=True, name="colours"):
+        arriving = write_bundle(self.state / name / "arriving", version=version, name=name)
+        found = digest(arriving)
+        shelf = self.store.shelf(name)
+        shelf.versions.mkdir(exist_ok=True)
+        arriving.rename(shelf.version(found))
+        installed = Installed(version=version, confirmed=confirmed)
+        self.write(versions={**self.ledger.versions, found: installed}, name=name)
+        return found
+
+    def write(self, name="colours", **changes):
+        self.ledger = replace(self.ledger, **changes)
+        self.store.shelf(name).write(self.ledger, Disk())
+
+
+@pytest.fixture
+def installer(tmp_path):
+    for version in ("1.9", "1.10", "1.2"):
+        write_bundle(tmp_path / "factory" / "colours" / version, version=version)
+    write_bundle(tmp_path / "factory" / "shapes" / "1", name="shapes", version="1")
+    return Installer(tmp_path)
+
+
+def test_it_finds_the_active_version_first(installer):
+    older, newer = installer.install("1.11"), installer.install("1.12")
+    installer.write(active=older, previous=newer)
+    assert installer.store.find("colours").manifest.version == "1.11"
+    assert installer.store.versions("colours") == ("1.2", "1.9", "1.10", "1.11", "1.12")
+    assert installer.store.find("colours", "1.12").manifest.version == "1.12"
+    assert installer.store.find("colours", "1.2").manifest.version == "1.2"
+
+
+def test_a_damaged_version_gives_way_to_the_next_best(installer):
+    previous, active = installer.install("1.11"), installer.install("1.12")
+    installer.write(active=active, previous=previous)
+    served = []
+    for folder in (installer.store.shelf("colours").version(active), installer.store.shelf("colours").version(previous),
+                   installer.factory / "colours" / "1.10"):  # fmt: skip
+        (folder / "model.tflite").write_bytes(b"rotten")
+        served.append(installer.store.find("colours").manifest.version)
+    assert served == ["1.11", "1.10", "1.9"]
+
+
+def test_another_bundle_in_the_place_of_a_version_is_refused(installer):
+    active = installer.install("1.11")
+    installer.write(active=active)
+    write_bundle(installer.store.shelf("colours").version(active), version="1.12")
+    assert installer.store.find("colours").manifest.version == "1.10"
+
+
+def test_a_candidate_is_not_found(installer):
+    candidate = installer.install("1.11", confirmed=False)
+    installer.write(candidate=Candidate(digest=candidate, phase="probation"))
+    assert installer.store.find("colours").manifest.version == "1.10"
+    assert "1.11" not in installer.store.versions("colours")
+
+
+def test_a_model_need_not_be_the_factorys(installer):
+    active = installer.install("3", name="sounds")
+    installer.write(active=active, name="sounds")
+    assert installer.store.names() == ("colours", "shapes", "sounds")
+    assert installer.store.installed() == ("sounds",)
+    assert installer.store.find("sounds").manifest.version == "3"
+
+
+def test_a_shelf_shows_what_is_on_it(installer):
+    active = installer.install("1.11")
+    shelf = installer.store.shelf("colours")
+    (shelf.versions / "notes").mkdir()
+    shelf.arriving.mkdir()
+    (shelf.folder / "state.json.aside").touch()
+    (shelf.folder / "notes.txt").touch()
+    shelf.link.symlink_to(f"versions/{active}")
+    assert shelf.present() == {active: sum(file.stat().st_size for file in shelf.version(active).iterdir())}
+    assert shelf.litter() == ("arriving", "state.json.aside")
+    assert shelf.current() == active
+    assert shelf.read() == installer.ledger
+
+
+def test_an_empty_shelf_shows_nothing(installer):
+    shelf = installer.store.shelf("colours")
+    assert (shelf.read(), shelf.present(), shelf.litter(), shelf.current()) == (EMPTY, {}, (), None)

@@ -1,10 +1,19 @@
 """Installs, rollbacks and their ends, told by what serves and what is remembered."""
 
 import asyncio
+import errno
+import os
 
 import pytest
 
-from tests.updating import NAME, Rig, digest_of, write_container
+from edged.core.decide import Keep
+from edged.core.errors import ControlError, ModelError
+from edged.core.ledger import BOOTS
+from edged.models.disk import Disk, Kernel
+from edged.models.trust import Trust
+from edged.models.updater import Options
+from tests.containers import MODEL, container
+from tests.updating import NAME, Rig, digest_of, manifest, write_container
 
 
 @pytest.fixture
@@ -12,16 +21,36 @@ def rig(tmp_path):
     return Rig(tmp_path)
 
 
-def run(scenario):
-    return asyncio.run(scenario)
+async def ask(rig, verb, *args):
+    """Ask the updater of the daemon that runs by then."""
+    return await getattr(rig.updater, verb)(*args)
+
+
+def play(rig, *acts):
+    """Boot, and do one thing after another; what the last one gave."""
+
+    async def playing():
+        await rig.boot()
+        for act in acts:
+            result = await act
+        return result
+
+    return asyncio.run(playing())
+
+
+async def begin(rig, version, **options):
+    """Install a version up to where it is watched."""
+    job = rig.install(version, **options)
+    await job.released.wait()
+    await rig.updater.settle(NAME)
+    return job
+
+
+# Installing
 
 
 def test_a_version_that_proves_itself_serves_and_raises_the_floor(rig):
-    async def scenario():
-        await rig.boot()
-        return await rig.installed("1.1")
-
-    job = run(scenario())
+    job = play(rig, rig.installed("1.1"))
     assert (job.state, job.text) == ("done", "colours: version 1.1 is confirmed; version 1.1 serves")
     assert rig.board.answers == ["1.0", "1.1"]
     assert (rig.ledger.active, rig.ledger.previous, rig.ledger.floor) == (digest_of("1.1"), None, "1.1")
@@ -30,4 +59,483 @@ def test_a_version_that_proves_itself_serves_and_raises_the_floor(rig):
         "update.verified", "update.unpacked", "update.offered", "update.counted", "update.trying", "update.tried",
         "update.proven", "update.serving", "update.confirmed",
     ]  # fmt: skip
+    assert rig.tree() == rig.tidy_tree()
+
+
+def test_a_version_of_a_new_model_serves(tmp_path):
+    rig = Rig(tmp_path, factory=())
+    assert play(rig, rig.installed("1.1")).state == "done"
+    assert rig.board.answers == ["", "1.1"]
+
+
+def test_what_is_active_already_is_done_at_once(rig):
+    job = play(rig, rig.installed("1.1"), rig.installed("1.1"))
+    assert (job.state, job.text) == ("done", "colours 1.1 is active already")
+    assert rig.board.trials == ["1.1"]
+
+
+def test_what_the_factory_made_is_active_already(rig):
+    assert play(rig, rig.installed("1.0")).text == "colours 1.0 is active already"
+    assert rig.board.trials == []
+
+
+def test_a_version_that_is_sent_twice_at_once_is_installed_once(rig):
+    async def scenario():
+        await rig.boot()
+        jobs = [rig.install("1.1"), rig.install("1.1")]
+        for job in jobs:
+            await job.released.wait()
+        await rig.pass_probation()
+        return [job.state for job in jobs]
+
+    assert asyncio.run(scenario()) == ["done", "done"]
+    assert rig.board.trials == ["1.1"]
+
+
+def test_another_version_has_to_wait(rig):
+    async def scenario():
+        await rig.boot()
+        await begin(rig, "1.1")
+        return await rig.installed("1.2")
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == ("refused", "colours 1.1 is under way (probation)")
+    assert rig.board.version == "1.1"
+    assert rig.tree() == rig.tidy_tree()
+
+
+def test_an_older_version_comes_in_only_if_that_is_wanted(rig):
+    refused = play(rig, rig.installed("1.2"), rig.installed("1.1"))
+    assert (refused.state, refused.text) == ("refused", "colours 1.1 is older than 1.2, and versions only go up")
+    allowed = play(rig, rig.installed("1.1", allow_downgrade=True))
+    assert allowed.state == "done"
+    assert (rig.board.version, rig.ledger.floor) == ("1.1", "1.2")
+
+
+def test_a_version_that_is_older_than_the_factorys_is_refused(rig):
+    assert play(rig, rig.installed("0.9")).state == "refused"
+
+
+def test_what_is_no_container_is_refused(rig):
+    async def scenario():
+        await rig.boot()
+        (rig.folder / "x.edgm").write_text("a letter to the editor")
+        job = rig.updater.install(rig.folder / "x.edgm", Options())
+        await job.ended.wait()
+        return job
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == ("refused", "not a container: it does not begin with edgm")
+    assert list(rig.state.iterdir()) == []
+
+
+def test_what_is_not_there_has_failed(rig):
+    async def scenario():
+        await rig.boot()
+        job = rig.updater.install(rig.folder / "nothing.edgm", Options())
+        await job.ended.wait()
+        return job
+
+    assert asyncio.run(scenario()).state == "failed"
+
+
+def test_a_damaged_container_is_refused_and_not_held_against_the_version(rig):
+    async def scenario():
+        await rig.boot()
+        file = rig.folder / "damaged.edgm"
+        file.write_bytes(container(manifest("1.1"), body=MODEL[:-1] + b"x"))
+        job = rig.updater.install(file, Options())
+        await job.ended.wait()
+        return job, await rig.installed("1.1")
+
+    damaged, sound = asyncio.run(scenario())
+    assert (damaged.state, sound.state) == ("refused", "done")
+    assert "are damaged" in damaged.text
+
+
+def test_what_is_not_signed_is_refused_where_signatures_are_required(rig):
+    (rig.folder / "signers").write_text("")
+    rig.settings["trust"] = Trust(rig.folder / "signers")
+    job = play(rig, rig.installed("1.1"))
+    assert (job.state, job.text) == ("refused", "the bundle is not signed")
+    assert not (rig.state / NAME / "versions").exists()
+
+
+def test_a_board_without_a_clock_takes_it_to_be_no_earlier_than_what_it_has_trusted(rig):
+    class Notary:
+        def __init__(self):
+            self.moments = []
+
+        def verify(self, manifest, signatures, now):
+            self.moments.append(now)
+            return ("ann@example.org",)
+
+    notary = rig.settings["trust"] = Notary()
+
+    async def scenario():
+        await rig.boot()
+        for version, created in (("1.1", 1_900_000_000), ("1.2", 1_800_000_000), ("1.3", 0)):
+            write_container(rig.folder, version, created=created)
+            await rig.ended(rig.updater.install(rig.folder / f"{version}.edgm", Options()))
+
+    asyncio.run(scenario())
+    assert notary.moments == [0, 1_900_000_000, 1_900_000_000]
+    assert {each.signers for each in rig.ledger.versions.values()} == {("ann@example.org",)}
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(rig):
+    rig.board.misfits.add("1.1")
+    job = play(rig, rig.installed("1.1"))
+    assert (job.state, job.text, job.hint) == ("refused", "colours 1.1 does not fit", "get another board")
+    assert list(rig.shelf.versions.iterdir()) == []
+    assert not rig.shelf.arriving.exists()
+
+
+# Failing
+
+
+@pytest.mark.parametrize(
+    ("trait", "state", "reason"),
+    [
+        ("wrong", "failed", "it answers wrongly"),
+        ("dead", "failed", "it does not load"),
+        ("faulty", "rolled_back", "500 of 1000 windows ended in an error or in NaN"),
+    ],
+)
+def test_a_bad_version_is_rejected_and_refused_from_then_on(rig, trait, state, reason):
+    getattr(rig.board, trait).add("1.1")
+    job = play(rig, rig.installed("1.1"))
+    assert (job.state, job.text) == (state, f"colours: version 1.1 is rejected: {reason}; version 1.0 serves")
+    assert rig.board.version == "1.0"
+    assert rig.ledger.floor == "0"
+    assert rig.ledger.versions == {}
+
+    again = play(rig, rig.installed("1.1"))
+    assert (again.state, again.text) == ("refused", f"colours 1.1 was rejected on this board: {reason}")
+    assert rig.board.trials == []
+
+    getattr(rig.board, trait).clear()
+    assert play(rig, ask(rig, "forget_rejection", NAME, digest_of("1.1")[:8]), rig.installed("1.1")).state == "done"
+
+
+def test_the_old_version_serves_on_while_the_new_one_does_not_answer(rig):
+    rig.board.dead.add("1.1")
+    play(rig, rig.installed("1.1"))
+    assert rig.board.answers == ["1.0"]
+
+
+def test_a_version_that_could_not_be_tried_is_not_rejected(rig):
+    async def scenario():
+        await rig.boot()
+        rig.board.helpless = True
+        failed = await rig.installed("1.1")
+        rig.board.helpless = False
+        return failed, await rig.installed("1.1")
+
+    failed, done = asyncio.run(scenario())
+    assert (failed.state, done.state) == ("failed", "done")
+    assert "no child could be started" in failed.text
+
+
+def test_a_bug_of_the_board_is_a_fault_and_not_an_end(rig):
+    class Buggy(type(rig.board)):
+        async def swap(self, model, bundle):
+            raise RuntimeError("a bug")
+
+    async def scenario():
+        await rig.boot()
+        rig.board.__class__ = Buggy
+        return await rig.installed("1.1")
+
+    job = asyncio.run(scenario())
+    assert job.state == "failed"
+    assert "RuntimeError: a bug" in job.text
+
+
+# Runs of the daemon
+
+
+@pytest.mark.parametrize("phase", ["trial", "probation"])
+def test_a_version_that_takes_the_daemon_down_is_rejected_in_the_end(rig, phase):
+    rig.board.deadly = phase
+
+    async def dies():
+        rig.power_on()
+        living, dying = asyncio.create_task(live()), asyncio.create_task(rig.board.death.wait())
+        await asyncio.wait([living, dying], return_when=asyncio.FIRST_COMPLETED)
+        return dying.done()
+
+    async def live():
+        await rig.updater.start()
+        if rig.ledger.candidate is None and not rig.ledger.rejected:
+            await rig.install("1.1").ended.wait()
+
+    deaths = 0
+    while asyncio.run(dies()):
+        deaths += 1
+    assert deaths == BOOTS
+    assert rig.board.version == "1.0"
+    reason = f"the daemon or the board went down {BOOTS} times during its {phase}"
+    assert rig.ledger.rejected[digest_of("1.1")].reason == reason
+    assert rig.tree() == rig.tidy_tree()
+
+
+def test_a_run_is_counted_on_disk_before_the_candidate_is_loaded_in_it(rig):
+    play(rig, begin(rig, "1.1"))
+    counted = []
+
+    class Looking(type(rig.board)):
+        async def swap(self, model, bundle):
+            counted.append(rig.ledger.candidate.boots_left)
+            await super().swap(model, bundle)
+
+    async def boot_again():
+        rig.power_on()
+        rig.board.__class__ = Looking
+        await rig.updater.start()
+
+    for _ in range(2):
+        asyncio.run(boot_again())
+    assert counted == [1, 0]
+
+
+def test_clean_stops_are_not_held_against_a_version(rig):
+    play(rig, begin(rig, "1.1"), ask(rig, "stop"))
+    for _ in range(BOOTS + 1):
+        play(rig, ask(rig, "stop"))
+    assert rig.board.version == "1.1"
+    play(rig, rig.pass_probation())
+    assert rig.ledger.active == digest_of("1.1")
+
+
+def test_an_update_goes_on_in_the_next_run_under_a_job_of_its_own(rig):
+    play(rig, begin(rig, "1.1"))
+
+    async def scenario():
+        await rig.boot()
+        (job,) = rig.updater.jobs()
+        assert (job.model, job.version, job.digest, job.state) == (NAME, "1.1", digest_of("1.1"), "running")
+        await rig.pass_probation()
+        return job
+
+    assert asyncio.run(scenario()).state == "done"
+
+
+def test_it_watches_by_itself(rig):
+    async def scenario():
+        await rig.boot()
+        job = await begin(rig, "1.1")
+        rig.clock.now += 61
+        watching = asyncio.create_task(rig.updater.run())
+        await asyncio.wait_for(job.ended.wait(), 10)
+        watching.cancel()
+        return job
+
+    assert asyncio.run(scenario()).state == "done"
+
+
+# Confirmation by an operator
+
+
+def test_what_nobody_confirms_is_reverted_and_may_come_again(rig):
+    async def scenario():
+        await rig.boot()
+        job = await begin(rig, "1.1", confirm_within=100)
+        rig.clock.now += 99
+        await rig.updater.settle(NAME)
+        serving = rig.board.version
+        rig.clock.now += 1
+        await rig.updater.settle(NAME)
+        return serving, job, await begin(rig, "1.1")
+
+    serving, reverted, again = asyncio.run(scenario())
+    assert serving == "1.1"
+    assert (reverted.state, reverted.text) == (
+        "rolled_back",
+        "colours: version 1.1 is reverted: nobody confirmed it within 100 s; version 1.0 serves",
+    )
+    assert again.state == "running"
+
+
+def test_what_is_confirmed_in_time_stays(rig):
+    play(rig, begin(rig, "1.1", confirm_within=100), ask(rig, "confirm", NAME), rig.pass_probation())
+    assert rig.ledger.active == digest_of("1.1")
+
+
+def test_what_nobody_confirmed_before_the_daemon_went_is_reverted(rig):
+    play(rig, begin(rig, "1.1", confirm_within=100))
+    play(rig, rig.pass_probation())
+    assert (rig.board.version, rig.ledger.candidate) == ("1.0", None)
+
+
+def test_there_must_be_something_to_confirm(rig):
+    with pytest.raises(ControlError, match="nothing of colours waits to be confirmed"):
+        play(rig, ask(rig, "confirm", NAME))
+
+
+# Operators
+
+
+def test_a_rollback_needs_nothing_but_the_board(rig):
+    play(rig, rig.installed("1.1"), rig.installed("1.2"), ask(rig, "rollback", NAME))
+    assert rig.board.answers[-2:] == ["1.2", "1.1"]
+    assert (rig.ledger.active, rig.ledger.floor) == (digest_of("1.1"), "1.2")
+    play(rig, ask(rig, "rollback", NAME))
+    assert rig.board.version == "1.0"
+
+
+def test_a_rollback_ends_a_probation(rig):
+    async def scenario():
+        await rig.boot()
+        job = await begin(rig, "1.1")
+        await rig.updater.rollback(NAME)
+        return job
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == ("rolled_back", "colours: an operator rolled it back; version 1.0 serves")
+
+
+def test_a_rollback_to_what_does_not_serve_any_more_says_so_and_serves_what_it_can(rig):
+    play(rig, rig.installed("1.1"), rig.installed("1.2"))
+    rig.board.dead.add("1.1")
+    with pytest.raises(ModelError, match=r"colours 1\.1 does not serve: it does not load"):
+        play(rig, ask(rig, "rollback", NAME))
+    assert rig.board.version == "1.0"
+
+
+def test_a_pinned_model_stays_with_what_it_has(rig):
+    job = play(rig, ask(rig, "pin", NAME, True), rig.installed("1.1"))
+    assert (job.state, job.text) == ("refused", "colours is pinned to 1.0")
+    assert play(rig, ask(rig, "pin", NAME, False), rig.installed("1.1")).state == "done"
+
+
+@pytest.mark.parametrize("name", ["shapes", "", "../factory"])
+def test_there_is_nothing_to_ask_of_a_model_that_is_not_there(rig, name):
+    with pytest.raises(ControlError, match=r"there is no model .* \(there is colours\)"):
+        play(rig, ask(rig, "pin", name, True))
+
+
+def test_it_reports_how_every_model_stands(rig):
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        return await rig.updater.models()
+
+    (report,) = asyncio.run(scenario())
+    assert (report.name, report.serving, report.factory) == (NAME, digest_of("1.1"), (digest_of("1.0"),))
+    assert report.ledger == rig.ledger
+    assert report.unfit == {}
+
+
+# Damage
+
+
+def damage(rig, version):
+    (rig.shelf.version(digest_of(version)) / "model.tflite").write_bytes(b"rotten")
+
+
+def test_damaged_versions_are_passed_over_one_after_another(rig):
+    play(rig, rig.installed("1.1"), rig.installed("1.2"))
+    serving = []
+    for spoil in (
+        lambda: None,
+        lambda: damage(rig, "1.2"),
+        lambda: damage(rig, "1.1"),
+        lambda: (rig.factory / NAME / "1.0" / "model.tflite").write_bytes(b"rotten"),
+    ):
+        spoil()
+        play(rig, rig.pass_probation())
+        serving.append(rig.board.version)
+    assert serving == ["1.2", "1.1", "1.0", ""]
+    assert rig.ledger.active == digest_of("1.2")
+
+
+def test_a_damaged_version_is_put_back_when_it_comes_again(rig):
+    play(rig, rig.installed("1.1"))
+    damage(rig, "1.1")
+    job = play(rig, rig.installed("1.1"))
+    assert (job.state, job.text) == ("done", "colours 1.1 is active already")
+    assert rig.board.version == "1.1"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"{}", None])
+def test_a_ledger_that_is_lost_is_read_from_its_copy(rig, content):
+    play(rig, rig.installed("1.1"))
+    file = rig.state / NAME / "state.json"
+    file.unlink() if content is None else file.write_bytes(content)
+    play(rig, rig.installed("1.2"))
+    assert (rig.ledger.active, rig.ledger.previous) == (digest_of("1.2"), digest_of("1.1"))
+
+
+# A disk that refuses
+
+
+class Failing(Kernel):
+    """A disk on which everything works but for one effect."""
+
+    def __init__(self, number=errno.EIO):
+        self.number = number
+        self.at = None
+        self.count = 0
+
+    def __getattribute__(self, name):
+        if name in {"make_folder", "write", "link", "sync_file", "sync_folder", "rename", "remove_file"}:
+            self.count += 1
+            if self.count == self.at:
+                raise OSError(self.number, os.strerror(self.number))
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_whichever_effect_fails_a_good_version_serves_and_the_next_try_succeeds(tmp_path, number):
+    at, reached = 0, True
+    while reached:
+        at += 1
+        folder = tmp_path / str(at)
+        rig = Rig(folder)
+        play(rig, rig.installed("1.1"))
+        failing = Failing(number)
+
+        async def scenario(rig=rig, failing=failing, at=at):
+            rig.settings["disk"] = Disk(failing)
+            await rig.boot()
+            failing.at = at + failing.count
+            job = await rig.installed("1.2")
+            answers = list(rig.board.answers)
+            if job.state != "done":
+                assert job.state == "failed"
+                job = await rig.installed("1.2")
+            return job, answers
+
+        job, answers = asyncio.run(scenario())
+        assert job.state == "done", at
+        assert set(answers) <= {"1.1", "1.2"}, at
+        assert rig.board.version == "1.2", at
+        play(rig, rig.pass_probation())
+        assert rig.board.version == "1.2"
+        assert rig.tree() == rig.tidy_tree(), at
+        reached = failing.count >= failing.at
+    assert at > 20
+
+
+class ReadOnly(Kernel):
+    """A disk that nothing can be changed on any more."""
+
+    def write(self, path, pieces):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_on_a_read_only_disk_what_was_confirmed_serves(rig):
+    play(rig, rig.installed("1.1"), begin(rig, "1.2"))
+    rig.settings["disk"] = Disk(ReadOnly())
+    play(rig, rig.pass_probation())
+    assert rig.board.answers == ["1.1"]
+    assert rig.events[-1].id == "update.hindered"
+    assert "the file system is read-only" in rig.events[-1].text
+
+
+def test_old_versions_go_when_there_are_too_many(rig):
+    rig.settings["keep"] = Keep(versions=2)
+    play(rig, *(rig.installed(version) for version in ("1.1", "1.2", "1.3")))
+    assert [each.version for each in rig.ledger.versions.values()] == ["1.2", "1.3"]
     assert rig.tree() == rig.tidy_tree()

@@ -1,0 +1,49 @@
+import pytest
+
+from edged.core.manifest import Probation
+from edged.core.probation import Observed, Watch, judge
+
+LIMITS = Probation(seconds=60, windows=20, max_error_share=0.1)
+FINE = Observed(seconds=60, windows=100)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seen", "state"),
+    [
+        (LIMITS, Observed(), "watching"),
+        (LIMITS, Observed(seconds=59, windows=100), "watching"),
+        (LIMITS, Observed(seconds=999, windows=19), "watching"),
+        (LIMITS, FINE, "good"),
+        (LIMITS, Observed(seconds=60, windows=100, errors=10), "good"),
+        (LIMITS, Observed(seconds=1, windows=2, errors=2), "watching"),
+        (Probation(seconds=0, windows=0), Observed(), "good"),
+        (Probation(seconds=0, windows=0, max_latency_p99=0.1), Observed(latency_p99=0.1), "good"),
+        (Probation(seconds=60, windows=20, max_latency_p99=0.1), Observed(windows=19, latency_p99=9), "watching"),
+        (Probation(seconds=60, windows=20, constant_windows=5), Observed(windows=9, constant=4), "watching"),
+        (Probation(seconds=60, windows=20, max_decisions_per_hour=60), Observed(seconds=1, decisions=1), "watching"),
+        (Probation(seconds=60, windows=20, min_decisions_per_hour=60), Observed(seconds=59), "watching"),
+        (Probation(seconds=60, windows=20, min_decisions_per_hour=59), FINE, "good"),
+    ],
+)
+def test_within_its_limits(limits, seen, state):
+    assert judge(limits, seen) == Watch(state)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seen", "reason"),
+    [
+        (LIMITS, Observed(seconds=1, windows=3, errors=3), "3 of 3 windows ended in an error or in NaN"),
+        (LIMITS, Observed(seconds=60, windows=100, errors=11), "11 of 100 windows ended in an error or in NaN"),
+        (Probation(seconds=60, windows=20, max_latency_p99=0.1), Observed(windows=20, latency_p99=0.25),
+         "its latency is 0.25 s (p99), and 0.1 s are allowed"),
+        (Probation(seconds=60, windows=20, constant_windows=5), Observed(windows=9, constant=5),
+         "its output was the same for 5 windows in a row"),
+        (Probation(seconds=60, windows=20, max_decisions_per_hour=60), Observed(seconds=5, decisions=2),
+         "it decided 2 times in 5 s, and 60 an hour are allowed"),
+        (Probation(seconds=60, windows=20, min_decisions_per_hour=60), FINE,
+         "it decided 0 times in 60 s, and 60 an hour are expected"),
+        (LIMITS, Observed(delegate_fault="the accelerator is gone"), "the accelerator is gone"),
+    ],
+)  # fmt: skip
+def test_beyond_a_limit(limits, seen, reason):
+    assert judge(limits, seen) == Watch("failed", reason)
