@@ -81,7 +81,10 @@ class WallClock(Protocol):
 
 
 class Updates:
-    """The verbs. `approve` raises BundleError for the head of a container that may not come in; on any thread.
+    """The verbs.
+
+    `approve` raises BundleError for the head of a container that may not come in, and `serves` says whether it is that
+    of the version which answers now; both on any thread.
 
     `calls` are answered once, `streams` until the client leaves, and `changes` are worth a line in the log.
     """
@@ -92,6 +95,7 @@ class Updates:
         updater: Updater,
         *,
         approve: Callable[[Head], None],
+        serves: Callable[[Head], bool],
         clock: WallClock,
         fetch: FetchOptions | None = None,
         idle: float = IDLE_SECONDS,
@@ -99,6 +103,7 @@ class Updates:
         self._incoming = incoming
         self._updater = updater
         self._approve = approve
+        self._serves = serves
         self._clock = clock
         self._fetch_options = fetch or FetchOptions()
         self._idle = idle
@@ -107,6 +112,7 @@ class Updates:
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
+        self._stopping = False
 
         self.calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "receive-open": self._receive_open,
@@ -124,7 +130,11 @@ class Updates:
         self.changes = frozenset({"receive-done", "fetch", "rollback", "confirm", "pin", "clear-rejection"})
 
     async def stop(self) -> None:
-        """End every transfer. What has come is kept, and can be gone on with."""
+        """End every transfer. What has come is kept, and can be gone on with; who asks meanwhile is to ask again.
+
+        Stop the updater after this: nobody is to take the end of this run of the daemon for the end of an update.
+        """
+        self._stopping = True
         for fetch in self._fetches.values():
             fetch.fetcher.cancel()
         for task in self._tasks:
@@ -141,6 +151,7 @@ class Updates:
 
         {"offset": so many bytes are here}, {"job": which installs it} or {"present": true}, as it serves already.
         """
+        self._refuse_when_stopping()
         ask = _understood(args, _Open)
         if known := await self._known(ask):
             return known
@@ -157,6 +168,7 @@ class Updates:
 
     async def _receive_chunk(self, args: dict[str, Any]) -> dict[str, Any]:
         """Take bytes, and say how many there are. Those that were there before are not taken again."""
+        self._refuse_when_stopping()
         chunk = _understood(args, _Chunk)
         receiving = self._get(chunk.id)
         self._rest_later(chunk.id)
@@ -170,6 +182,7 @@ class Updates:
 
     async def _receive_done(self, args: dict[str, Any]) -> dict[str, Any]:
         """All of it has been sent: install it. Whoever says so again is told the same."""
+        self._refuse_when_stopping()
         ask = _understood(args, _Done)
         receiving = self._get(ask.id)
         if receiving.job is None:
@@ -280,6 +293,8 @@ class Updates:
             job.model, job.version, job.digest = installed.model, installed.version, installed.digest
             await installed.ended.wait()
             job.end(installed.state, installed.text, installed.hint)
+        except _PresentError as error:
+            job.end("done", error.message)
         except EdgedError as error:
             job.end("refused" if isinstance(error, BundleError) else "failed", error.message, error.hint)
         except asyncio.CancelledError:
@@ -288,8 +303,13 @@ class Updates:
 
     def _fetch_all(self, fetch: _Fetch) -> Transfer:
         """On a thread of its own: the transfer, complete and open. Raises EdgedError, and what has come is kept."""
-        check = partial(ContainerCheck, self._approve)
-        transfer = self._incoming.open(transfer_id(fetch.url), check=check)
+
+        def approve(head: Head) -> None:
+            if self._serves(head):
+                raise _PresentError(f"{head.manifest.name} {head.manifest.version} is what serves already")
+            self._approve(head)
+
+        transfer = self._incoming.open(transfer_id(fetch.url), check=partial(ContainerCheck, approve))
         try:
             fetch.fetcher.fetch(fetch.url, transfer, progress=fetch.went_on)
         except BaseException:
@@ -315,6 +335,7 @@ class Updates:
         ask = _understood(args, _Watch)
         job, last, progress, silent = self._find(ask.id, ask.digest), ask.after, None, 0.0
         while True:
+            self._refuse_when_stopping()
             ended = job.ended.is_set()
             items = [self._item(event) for event in job.events if event.time > last]
             if (now := self._progress(job)) != progress:
@@ -407,6 +428,12 @@ class Updates:
 
     # Threads and tasks
 
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping:
+            raise ControlError(
+                "the daemon is stopping", hint="what is under way goes on when it is back", retryable=True
+            )
+
     def _on_thread(self, do: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, do, *args)
 
@@ -445,6 +472,10 @@ class _Fetch:
 
     def went_on(self, received: int, total: int | None, rate: float) -> None:
         self.progress = {"bytes": received, "total": total, "rate": rate}
+
+
+class _PresentError(BundleError):
+    """There is no need to fetch the rest of it."""
 
 
 def _take(transfer: Transfer, chunk: _Chunk) -> int:

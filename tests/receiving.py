@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from edged.api import BundleError, ControlError
 from edged.control.server import Server
 from edged.core.container import Head
@@ -57,8 +59,7 @@ class ScriptedUpdater:
         self.go.set()
         self.asked: list[Any] = []
         self.installed: list[tuple[bytes, Options]] = []
-        self.ledger = Ledger(active="a" * 64, versions={"a" * 64: Installed(version="1.0", confirmed=True)})
-        self.serving = "a" * 64
+        self.serve("a" * 64, "1.0")
         self._jobs: list[Job] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -77,10 +78,7 @@ class ScriptedUpdater:
         job.released.set()
         self._say(job, "update.serving", f"version {job.version} serves")
         if self.end[0] == "done":
-            self.serving = job.digest
-            self.ledger = Ledger(
-                active=job.digest, versions={job.digest: Installed(version=job.version, confirmed=True)}
-            )
+            self.serve(job.digest, job.version)
         job.end(*self.end)  # type: ignore[arg-type]
 
     async def rollback(self, name: str, to: str = "") -> None:
@@ -103,8 +101,13 @@ class ScriptedUpdater:
     async def models(self) -> tuple[Report, ...]:
         return (Report(name=NAME, serving=self.serving, ledger=self.ledger, factory=(), unfit={}),)
 
+    def serve(self, digest: str, version: str) -> None:
+        self.serving = digest
+        known = {digest: Installed(version=version, confirmed=True)}
+        self.ledger = Ledger(schema="edged.ledger/1", active=digest, versions=known)
+
     def reject(self, digest: str, reason: str) -> None:
-        self.ledger = Ledger(rejected={digest: Rejection(version="2.0", reason=reason)})
+        self.ledger = replace(self.ledger, rejected={digest: Rejection(version="2.0", reason=reason)})
 
     def _say(self, job: Job, kind: str, text: str) -> None:
         job.events.append(Event(id=kind, model=NAME, text=text, time=time.monotonic()))
@@ -159,7 +162,9 @@ class Board:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         self.updater = ScriptedUpdater()
         incoming = Incoming(self.incoming, max_bytes=64 << 20, max_transfers=4)
-        self.updates = Updates(incoming, self.updater, approve=approve, clock=Clock(), idle=self._idle)
+        self.updates = Updates(
+            incoming, self.updater, approve=approve, serves=lambda head: False, clock=Clock(), idle=self._idle
+        )
         server = Server(self.runtime_dir / "edged.sock", _Verbs(self.updates))
         await server.start()
         started.set()

@@ -235,6 +235,19 @@ def test_a_job_is_not_taken_for_another_of_that_number(ask, send, watch):
         watch(job, digest="f" * 64)
 
 
+def test_a_daemon_that_stops_is_not_the_end_of_an_update(board, ask, send):
+    board.do(board.updater.go.clear)
+    ask("receive-open", **NAMES)
+    send()
+    steps = connect(str(board.runtime_dir)).stream("job-watch", id=ask("receive-done", id=NAMES["id"])["job"])
+    assert next(steps)["id"] == "update.verified"
+    board.run(board.updates.stop())
+    for answer in (lambda: next(steps), lambda: ask("receive-open", **NAMES), lambda: send(end=1)):
+        with pytest.raises(ControlError, match="the daemon is stopping") as caught:
+            answer()
+        assert caught.value.retryable
+
+
 def test_a_container_from_a_url(board, ask, watch):
     with WebServer(BUNDLE) as server:
         job = ask("fetch", url=server.url("/model.edgm?token=secret"), allow_downgrade=True)["job"]
