@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from edged.api import EdgedError, ModelError
@@ -134,6 +135,7 @@ class Rig:
         self.folder = folder
         self.clock = Clock()
         self.events: list[Event] = []
+        self.say: Callable[[Event], None] = self.events.append
         self.settings: dict[str, object] = {}
         self.board = FakeBoard(self.clock)
 
@@ -166,7 +168,7 @@ class Rig:
             self.board,
             **{"trust": Trust(self.folder / "signers", required=False), **self.settings, **settings},
             run=run,
-            say=self.events.append,
+            say=self.say,
             clock=self.clock,
             wall=lambda: 0.0,
         )
