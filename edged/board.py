@@ -22,6 +22,7 @@ from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.probation import Observed
 from edged.core.verdict import Verdict
+from edged.desired import Wish
 from edged.flow.pipeline import Pipeline
 from edged.flow.slot import Served, Tally
 from edged.models.bundle import Bundle, digest
@@ -72,6 +73,13 @@ class ModelBoard:
         if part is None or not users or not self._is_updated(model):
             return None
         return part.digest if all(each.flow is not None for each in users.values()) else ""
+
+    def has(self, model: str, wish: Wish) -> bool:
+        """Whether what is wished for serves already, as far as the wish says what it is."""
+        part = self._parts.models.get(model)
+        if part is None or part.bundle is None:
+            return False
+        return wish.digest == part.digest or (not wish.digest and wish.version == part.bundle.manifest.version)
 
     def fit(self, model: str, manifest: Manifest) -> None:
         """Raises EdgedError where a version cannot serve here: backend, runtime, memory, or its pipelines' sources."""
@@ -144,6 +152,8 @@ class ModelBoard:
             self._offer(users[name], served, flow)
         self._feed()
         part.bundle, part.digest, part.since = bundle, digest_, self._clock()
+        if digest_:
+            part.origin = "installed" if bundle.folder.name == digest_ else "factory"
         part.tallies = [served.tally for served, _ in ready.values()]
         for served, _ in ready.values():
             part.proof, part.runner = proof, served.runner.info

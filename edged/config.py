@@ -30,7 +30,9 @@ from edged.core.postprocess import Postprocessor
 from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
 from edged.core.topics import Topics
 from edged.core.vitals import Supervision
+from edged.models.answer import MAX_URL
 from edged.models.bundle import Bundle, derive, open_folder
+from edged.models.fetch import FetchOptions
 from edged.models.store import Store
 from edged.outbox.options import Drop, Durability, MqttOptions, Policy, SpoolOptions
 
@@ -79,13 +81,16 @@ class UpdateOptions(Table, frozen=True, kw_only=True):
 
     `allowed_signers` is a file as in ssh-keygen(1), `revoked` a revocation list or a file of public keys, and
     `threshold` how many principals must have signed. Without `require_signature` anybody who may use the control
-    socket may install anything. `keep` versions of a model are kept, in at most `keep_bytes`.
+    socket may install anything. The `url` of a model is looked at every `check_every` seconds, and [updates.fetch] says
+    how. `keep` versions of a model are kept, in at most `keep_bytes`.
     """
 
     require_signature: bool = False
     allowed_signers: Path = Path("/etc/edged/allowed_signers")
     revoked: Path | None = None
     threshold: Annotated[int, Meta(ge=1, le=16)] = 1
+    check_every: Annotated[float, Meta(ge=10, le=30 * 86400)] = 3600.0
+    fetch: FetchOptions = FetchOptions()
     keep: Annotated[int, Meta(ge=2, le=100)] = 4
     keep_bytes: Annotated[int, Meta(ge=1 << 20)] = 256 << 20
 
@@ -108,11 +113,13 @@ class ModelKeys(Table, frozen=True, kw_only=True):
     """The keys of [models.X] that are not its backend's.
 
     Without `path`, a bundle's folder or a .tflite file, it is the factory model of the table's name. `version` pins
-    one; otherwise the newest serves.
+    one; otherwise what is installed serves, or the newest of the factory's. The container at `url`, looked at now and
+    then, is installed when it is another than what serves.
     """
 
     path: Path | None = None
     version: Version | None = None
+    url: Annotated[str, Meta(max_length=MAX_URL)] = ""
     backend: Name = "tflite"
 
 
@@ -352,7 +359,7 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
     keys = tables.struct(place, ModelKeys, beside=tables.keys(place))  # the others were the backend's to judge
     if options is None or keys is None:
         return None
-    return ModelEntry(path=keys.path, version=keys.version, backend=keys.backend, options=options)
+    return ModelEntry(path=keys.path, version=keys.version, url=keys.url, backend=keys.backend, options=options)
 
 
 def _sink(tables: Tables, name: str) -> SinkEntry | None:

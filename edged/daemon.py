@@ -42,8 +42,9 @@ from edged.core.decide import Keep
 from edged.core.health import Health, Status
 from edged.core.manifest import MAX_BUNDLE_BYTES, Manifest
 from edged.core.metrics import render
-from edged.core.record import Recorder, encode_state
+from edged.core.record import Recorder, UpdateStep, encode_state, encode_step
 from edged.core.topics import Topics
+from edged.desired import Desires
 from edged.flow.delivery import Delivery, Drain
 from edged.flow.pipeline import Pipeline, stuck
 from edged.flow.reader import Reader
@@ -86,6 +87,9 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     daemon = Daemon(files, config, store, notifier, state_dir)
     updater = _updater(daemon, config, store)
     updates = _updates(daemon, updater, config, state_dir)
+    desires = Desires(updates, daemon.board.has)
+    daemon.on_wish = desires.hear
+    urls = {name: entry.url for name, entry in config.models.items() if entry.url}
     server = Server(
         runtime_dir / protocol.SOCKET, Operations(daemon.parts, daemon.reload, updates), group=config.control.group
     )
@@ -104,6 +108,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
                 tasks.create_task(notifier.feed_watchdog(daemon.progress)),
                 tasks.create_task(_refresh(daemon, notifier)),
                 tasks.create_task(updater.run()),
+                tasks.create_task(desires.run(urls, config.updates.check_every)),
             ]
             await stop.wait()
             for chore in chores:
@@ -136,8 +141,17 @@ def _updates(daemon: Daemon, updater: Updater, config: Config, state_dir: Path) 
         """Before more than the head of a container is taken: nobody fills a disk with what nobody signed."""
         trust.verify(head.data, head.signatures, time.time())
 
-    incoming = Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8)
-    return Updates(incoming, updater, approve=approve, clock=daemon.parts.clock)
+    def serves(head: Head) -> bool:
+        return daemon.board.serving(head.manifest.name) == head.digest
+
+    return Updates(
+        Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8),
+        updater,
+        approve=approve,
+        serves=serves,
+        clock=daemon.parts.clock,
+        fetch=config.updates.fetch,
+    )
 
 
 def _trust(config: Config) -> Trust:
@@ -175,6 +189,7 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._page: Web | None = None
         self._announcer: Announcer | None = None
+        self.on_wish: Callable[[str, bytes], None] = lambda topic, payload: None
         self._unsent: list[Message] = []  # what a spool that was closed could not keep
         self._next_seq: dict[str, int] = {}  # of pipelines that were taken down: results never share an id
         self.parts = Parts(
@@ -198,6 +213,12 @@ class Daemon:
             self._announcer = Announcer(mqtt.discovery_prefix, parts.config.device.name, parts.publisher)
         await self._bring_up(_everything(parts.config))
         self.refresh()
+        loop = asyncio.get_running_loop()
+
+        def hear(topic: str, payload: bytes, _retained: bool) -> None:
+            loop.call_soon_threadsafe(self.on_wish, topic, payload)
+
+        parts.publisher.subscribe(parts.topics.model_desired("+"), hear)
         parts.publisher.start()
         await self._open_page()
 
@@ -228,6 +249,10 @@ class Daemon:
     def tell(self, event: Event) -> None:
         """Log a step of an update, and publish it as the state of its model."""
         log.info("%s: %s", event.model, event.text, extra={"model": event.model, "step": event.id})
+        parts = self.parts
+        parts.steps[event.model, event.id] += 1
+        step = UpdateStep(model=event.model, id=event.id, text=event.text, time=parts.clock.at(event.time))
+        parts.publisher.publish_state(parts.topics.model_update(event.model), encode_step(step))
 
     def progress(self) -> str:
         """ "" while every worker makes progress, else which does not."""

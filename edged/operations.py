@@ -9,6 +9,7 @@ import contextlib
 import math
 import resource
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from edged.flow.slot import Tally
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof
 from edged.outbox.publisher import Publisher
+from edged.outbox.spool import DiskStats
 from edged.updates import Updates
 
 WATCH_QUEUE = 256
@@ -66,7 +68,7 @@ class PipelinePart:
 
 @dataclass
 class Parts:
-    """All there is to ask about."""
+    """All there is to ask about. `steps` counts the steps of updates, by model and kind."""
 
     boot: str
     files: tuple[Path, ...]
@@ -78,6 +80,7 @@ class Parts:
     started: float
     loaded: float
     refused: ConfigErrors | None = None
+    steps: Counter[tuple[str, str]] = field(default_factory=Counter)
     sources: dict[str, Reader] = field(default_factory=dict)
     models: dict[str, ModelPart] = field(default_factory=dict)
     pipelines: dict[str, PipelinePart] = field(default_factory=dict)
@@ -97,13 +100,16 @@ class Operations:
             "models": self._models,
             "metrics": self._metrics,
             "reload": self._reload,
+            "spool": self._spool,
+            "spool-retry": self._spool_retry,
+            "spool-drop": self._spool_drop,
         }
         self._do_reload = reload
 
         self._streams = {**updates.streams, "watch": self._watch}
         self.calls = frozenset(self._calls)
         self.streams = frozenset(self._streams)
-        self.changes = frozenset({"reload"}) | updates.changes
+        self.changes = frozenset({"reload", "spool-retry", "spool-drop"}) | updates.changes
 
     async def call(self, verb: str, args: dict[str, Any]) -> Any:
         """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
@@ -241,6 +247,34 @@ class Operations:
     async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"changed": await self._do_reload()}
 
+    async def _spool(self, args: dict[str, Any]) -> dict[str, Any]:
+        publisher = self._parts.publisher
+        spool = publisher.spool
+        return {
+            **msgspec.to_builtins(spool.stats),
+            "rate": publisher.rate,
+            "seconds_to_empty": publisher.seconds_to_empty,
+            "replayed": publisher.replayed,
+            "refused": [
+                {
+                    "number": number,
+                    "pipeline": entry.message.origin,
+                    "seq": entry.message.seq,
+                    "topic": entry.message.topic,
+                    "bytes": len(entry.message.payload),
+                    "reason": reason,
+                }
+                for number, entry, reason in spool.parked()
+            ],
+            "health": self._health(spool.health),
+        }
+
+    async def _spool_retry(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"count": self._parts.publisher.spool.retry(_numbers(args))}
+
+    async def _spool_drop(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"count": self._parts.publisher.spool.drop(_numbers(args))}
+
     def _health(self, health: Health) -> dict[str, Any]:
         return {
             "state": health.state,
@@ -347,6 +381,8 @@ def families(parts: Parts) -> list[Family]:
                [Sample(1, {"model": name, "version": part.bundle.manifest.version, "runtime": part.runner.runtime,
                            "delegate": part.runner.delegate})
                 for name, part in parts.models.items() if part.bundle is not None and part.runner is not None]),
+        Family("edged_update_steps_total", "counter", "Steps of model updates, by kind.",
+               [Sample(count, {"model": model, "step": step}) for (model, step), count in parts.steps.items()]),
         Family("edged_sink_sent_total", "counter", "Predictions a sink took.",
                [Sample(drain.delivery.sent, {"sink": name}) for name, drain in parts.sinks.items()]),
         Family("edged_sink_dropped_total", "counter", "Predictions a sink failed on or was too slow for.",
@@ -357,15 +393,45 @@ def families(parts: Parts) -> list[Family]:
         Family("edged_mqtt_sent_total", "counter", "Messages the broker took.", [Sample(parts.publisher.sent)]),
         Family("edged_spool_messages", "gauge", "Messages waiting for the broker.", [Sample(spool.depth)]),
         Family("edged_spool_bytes", "gauge", "What they take.", [Sample(spool.bytes)]),
-        Family("edged_spool_dropped_total", "counter", "Messages dropped for want of room.", [Sample(spool.dropped)]),
-        Family("edged_spool_parked", "gauge", "Messages the broker refused.", [Sample(spool.parked)]),
+        Family("edged_spool_dropped_total", "counter", "Messages dropped, by reason.",
+               [Sample(count, {"pipeline": name, "reason": reason})
+                for name, reasons in spool.drops.items() for reason, count in reasons.items()]),
+        Family("edged_spool_refused_total", "counter", "Messages the broker refused.",
+               [Sample(sum(reasons.values()), {"pipeline": name}) for name, reasons in spool.parks.items()]),
+        Family("edged_spool_oldest_seconds", "gauge", "Age of the oldest message in memory.",
+               [Sample(spool.oldest or 0.0)]),
+        Family("edged_spool_replayed_total", "counter", "Messages sent later than they were made.",
+               [Sample(parts.publisher.replayed)]),
+        *_disk_families(spool.disk),
     ]  # fmt: skip
+
+
+def _disk_families(disk: DiskStats | None) -> list[Family]:
+    if disk is None:
+        return []
+    written = [] if disk.written is None else [Sample(disk.written)]
+    return [
+        Family("edged_spool_file_bytes", "gauge", "Bytes in use of the spool's file.", [Sample(disk.file_bytes)]),
+        Family("edged_spool_day_written_bytes", "gauge", "Bytes written to disk within a day.", written),
+        Family("edged_spool_unsaved_messages", "gauge", "Messages a power cut would cost now.", [Sample(disk.unsaved)]),
+        Family("edged_spool_unsaved_seconds", "gauge", "Age of the oldest of them.", [Sample(disk.unsaved_seconds)]),
+    ]
 
 
 def resident_bytes() -> int:
     """Memory the process holds now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
+
+
+def _numbers(args: dict[str, Any]) -> list[int] | None:
+    """Which refused messages are meant, None for all."""
+    numbers = args.get("numbers")
+    if numbers == "all":
+        return None
+    if not isinstance(numbers, list) or not numbers or not all(type(number) is int for number in numbers):
+        raise ControlError("it is not said which messages", hint='give their numbers, or "all"')
+    return numbers
 
 
 def _refusal(error: ConfigErrors | None) -> dict[str, Any] | None:

@@ -416,13 +416,14 @@ class Updates:
         return await self._standing(ask.model)
 
     async def _standing(self, model: str) -> dict[str, Any]:
-        """What serves, after what was decided. A version of the factory's goes by its digest alone."""
+        """What serves, after what was decided."""
         report = next(report for report in await self._updater.models() if report.name == model)
         known = report.ledger.versions.get(report.serving or "")
         return {
             "model": model,
             "serving": report.serving,
             "version": known.version if known else "",
+            "factory": report.serving in report.factory,
             "pinned": report.ledger.pinned,
         }
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from edged.core.description import Description, PipelineOutput
-from edged.core.record import AnomalyResult, ClassificationResult, RegressionResult, State
+from edged.core.record import AnomalyResult, ClassificationResult, RegressionResult, State, UpdateStep
 from edged.core.topics import OFFLINE, ONLINE, STOPPED
 
 _RECORDS = {"classification": ClassificationResult, "regression": RegressionResult, "anomaly": AnomalyResult}
@@ -19,9 +19,10 @@ Json = dict[str, Any]
 def document(description: Description) -> Json:
     """The document: a channel for each topic, an operation for each since the device only sends, and the schemas."""
     topics = description.topics
-    _, schemas = msgspec.json.schema_components([State, *_RECORDS.values()], ref_template=_SCHEMA_REF)
+    _, schemas = msgspec.json.schema_components([State, UpdateStep, *_RECORDS.values()], ref_template=_SCHEMA_REF)
     availability = {"type": "string", "enum": [word.decode() for word in (ONLINE, OFFLINE, STOPPED)]}
     state = {"$ref": _SCHEMA_REF.format(name="State")}
+    step = {"$ref": _SCHEMA_REF.format(name="UpdateStep")}
     channels: dict[str, Json] = {}
     operations: dict[str, Json] = {}
 
@@ -45,6 +46,7 @@ def document(description: Description) -> Json:
         add(f"source_{name}", topics.source_state(name), f"How the source {name} is.", state, retained=True)
     for name in description.models:
         add(f"model_{name}", topics.model_state(name), f"How the model {name} is.", state, retained=True)
+        add(f"update_{name}", topics.model_update(name), f"How the last update of {name} went.", step, retained=True)
     for pipeline in description.pipelines:
         name = pipeline.name
         add(f"pipeline_{name}", topics.pipeline_state(name), f"How the pipeline {name} is.", state, retained=True)

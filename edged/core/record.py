@@ -16,6 +16,7 @@ from edged.core.types import Anomaly, Classification, Prediction
 
 RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"
 STATE_SCHEMA: Literal["edged.state/1"] = "edged.state/1"
+UPDATE_SCHEMA: Literal["edged.update/1"] = "edged.update/1"
 
 
 class WallClock(Protocol):
@@ -90,6 +91,16 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
+class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a model's update at `time` (Unix seconds). `id` names its kind for ever, `text` says it to a person."""
+
+    schema: Literal["edged.update/1"] = UPDATE_SCHEMA
+    model: str
+    id: str
+    text: str
+    time: float
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -150,3 +161,8 @@ def encode_state(name: str, health: Health, clock: WallClock, details: dict[str,
             details=details or {},
         )
     )
+
+
+def encode_step(step: UpdateStep) -> bytes:
+    """A step of an update as JSON."""
+    return _encode(step)

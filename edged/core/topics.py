@@ -4,6 +4,8 @@
     <prefix>/<device>/state                     the daemon's state                                  retained
     <prefix>/<device>/sources/<name>/state      a state record                                      retained
     <prefix>/<device>/models/<name>/state       a state record                                      retained
+    <prefix>/<device>/models/<name>/update      the last step of its last update                    retained
+    <prefix>/<device>/models/<name>/desired     heard: where to look for another version            retained by others
     <prefix>/<device>/pipelines/<name>/state    a state record                                      retained
     <prefix>/<device>/pipelines/<name>/result   a result record, one per prediction             never retained
 
@@ -42,6 +44,14 @@ class Topics(msgspec.Struct, frozen=True):
     def model_state(self, name: str) -> str:
         """The state of a model."""
         return f"{self.prefix}/{self.device}/models/{name}/state"
+
+    def model_update(self, name: str) -> str:
+        """How the update of a model is going, or went."""
+        return f"{self.prefix}/{self.device}/models/{name}/update"
+
+    def model_desired(self, name: str) -> str:
+        """Where others say what should serve; "+" is all models."""
+        return f"{self.prefix}/{self.device}/models/{name}/desired"
 
     def pipeline_state(self, name: str) -> str:
         """The state of a pipeline."""

@@ -33,8 +33,8 @@ class Sender(Protocol):
 class Pipeline:
     """One source's windows through one model to some sinks.
 
-    `window` is what it cuts. `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks` may be replaced whole
-    at any time.
+    `window` is what it cuts. `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks`
+    may be replaced whole at any time.
     """
 
     def __init__(

@@ -50,6 +50,7 @@ def test_every_topic_is_a_channel() -> None:
         "edged/board/state",
         "edged/board/sources/imu/state",
         "edged/board/models/gait/state",
+        "edged/board/models/gait/update",
         *(f"edged/board/pipelines/{name}/{leaf}" for name in ("motion", "tank", "pump", "broken")
           for leaf in ("state", "result")),
     }  # fmt: skip

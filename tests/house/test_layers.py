@@ -30,10 +30,11 @@ MAY_IMPORT = {
     "plugins": MIDDLE,
     "config": SERVICE,
     "updates": SERVICE | {"config"},
+    "desired": SERVICE,
     "operations": SERVICE | {"config", "updates"},
-    "board": SERVICE | {"config", "operations"},
-    "daemon": SERVICE | {"board", "config", "operations", "updates"},
-    "__main__": SERVICE | {"board", "config", "operations", "updates", "daemon"},
+    "board": SERVICE | {"config", "desired", "operations"},
+    "daemon": SERVICE | {"board", "config", "desired", "operations", "updates"},
+    "__main__": SERVICE | {"board", "config", "desired", "operations", "updates", "daemon"},
     "ctl": SERVICE | {"config", "operations"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""

@@ -1,0 +1,85 @@
+"""What others wish would serve: a retained MQTT message, or a URL in the configuration that is looked at now and then.
+
+A wish is a hint and trusted for nothing but where to look. Whatever is found there goes the way of every container,
+and is refused, tried and watched like any other. What serves already is not fetched again: the head of a container
+says what it is, and the rest is left where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from edged.core.manifest import Digest, Version
+from edged.models.answer import MAX_URL, mask
+from edged.models.updater import Job, Options
+
+MAX_WISH_BYTES = 8192
+
+log = logging.getLogger("edged.models")
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of .../models/<name>/desired. Fields that are not known here are left alone.
+
+    With `digest`, the SHA-256 of the manifest, nothing is fetched where that version serves or was rejected; with
+    `version`, where that number serves.
+    """
+
+    url: Annotated[str, Meta(min_length=1, max_length=MAX_URL)]
+    digest: Digest | None = None
+    version: Version | None = None
+
+
+class Fetches(Protocol):
+    """What is needed of the updates."""
+
+    def fetch(self, url: str, options: Options) -> Job:
+        """Fetch a container and install it. Raises ControlError where too many are under way."""
+
+
+class Desires:
+    """Follows wishes. `has` says of a model whether a wish is fulfilled, or refused for good. On the event loop."""
+
+    def __init__(self, fetches: Fetches, has: Callable[[str, Wish], bool]) -> None:
+        self._fetches = fetches
+        self._has = has
+
+    def hear(self, topic: str, payload: bytes) -> None:
+        """A wish has come over MQTT; an empty one is taken back, and changes nothing."""
+        found = re.search(r"/models/([a-z0-9][a-z0-9_-]{0,63})/desired\Z", topic)
+        if found is None or not payload:
+            return
+        name = found[1]
+        try:
+            if len(payload) > MAX_WISH_BYTES:
+                raise ValueError(f"it has {len(payload)} bytes, and {MAX_WISH_BYTES} are allowed")
+            wish = msgspec.json.decode(payload, type=Wish)
+        except (msgspec.MsgspecError, ValueError) as error:
+            log.warning("%s is not understood: %s (send JSON with a url, and best a digest)", topic, error)
+            return
+        self._follow(name, wish, "mqtt")
+
+    async def run(self, urls: Mapping[str, str], every: float) -> None:
+        """Look at these URLs, by model, now and every so many seconds, until cancelled."""
+        while urls:
+            for name, url in urls.items():
+                self._follow(name, Wish(url=url), "config")
+            await asyncio.sleep(every)
+
+    def _follow(self, name: str, wish: Wish, who: str) -> None:
+        details: dict[str, Any] = {"model": name, "step": "update.desired"}
+        if self._has(name, wish):
+            return
+        try:
+            self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}"))
+        except Exception as error:  # a wish must never be more than a wish
+            log.warning("%s cannot be fetched: %s", mask(wish.url), error, extra=details)
+        else:
+            log.info("looking for %s at %s", name, mask(wish.url), extra=details)

@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+from edged.api import ControlError
+from edged.desired import Desires, Wish
+from edged.models.updater import Job, Options
+
+TOPIC = "edged/board/models/motion/desired"
+DIGEST = "ab" * 32
+
+
+class Fetches:
+    """Remembers what it was asked to fetch; refuses once it is `full`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.full = False
+
+    def fetch(self, url: str, options: Options) -> Job:
+        if self.full:
+            raise ControlError("too many are under way")
+        self.asked.append((url, options.origin))
+        return Job("fetch-1", options)
+
+
+def has(model: str, wish: Wish) -> bool:
+    return wish.digest == DIGEST
+
+
+@pytest.fixture
+def fetches() -> Fetches:
+    return Fetches()
+
+
+@pytest.fixture
+def desires(fetches: Fetches) -> Desires:
+    return Desires(fetches, has)
+
+
+def test_a_wish_says_where_to_look(desires: Desires, fetches: Fetches):
+    desires.hear(TOPIC, b'{"url": "https://models.example/motion-1.1.edgm", "version": "1.1"}')
+    assert fetches.asked == [("https://models.example/motion-1.1.edgm", "mqtt: https://models.example/motion-1.1.edgm")]
+
+
+def test_what_serves_already_is_not_fetched(desires: Desires, fetches: Fetches):
+    desires.hear(TOPIC, json.dumps({"url": "https://models.example/m.edgm", "digest": DIGEST}).encode())
+    assert fetches.asked == []
+
+
+def test_a_password_in_a_url_goes_no_further(desires: Desires, fetches: Fetches):
+    desires.hear(TOPIC, b'{"url": "https://user:secret@models.example/m.edgm"}')
+    ((_, origin),) = fetches.asked
+    assert "secret" not in origin
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload"),
+    [
+        (TOPIC, b""),
+        (TOPIC, b"https://models.example/m.edgm"),
+        (TOPIC, b"\xff\xfe"),
+        (TOPIC, b'{"version": "1.1"}'),
+        (TOPIC, b'{"url": ""}'),
+        (TOPIC, b'{"url": "https://a", "digest": "../../etc"}'),
+        (TOPIC, b'{"url": "https://a", "x": "' + b"y" * 10_000 + b'"}'),
+        ("edged/board/models/../desired", b'{"url": "https://a"}'),
+        ("edged/board/models/motion/state", b'{"url": "https://a"}'),
+    ],
+)
+def test_what_is_no_wish_changes_nothing(desires: Desires, fetches: Fetches, topic: str, payload: bytes):
+    desires.hear(topic, payload)
+    assert fetches.asked == []
+
+
+def test_a_wish_that_cannot_be_followed_is_said_and_forgotten(
+    desires: Desires, fetches: Fetches, caplog: pytest.LogCaptureFixture
+):
+    fetches.full = True
+    desires.hear(TOPIC, b'{"url": "https://models.example/m.edgm"}')
+    assert "too many are under way" in caplog.text
