@@ -30,6 +30,7 @@ VERBS = {
     "pipelines": ("edged.ctl.pipelines", "what is inferred, and how fast"),
     "sources": ("edged.ctl.sources", "what is measured, and what gets lost"),
     "models": ("edged.ctl.models", "what serves, where it came from and what it runs on"),
+    "spool": ("edged.ctl.spool", "what waits for the broker, and what the broker refused"),
     "update-model": ("edged.ctl.update_model", "bring a new version of a model, and see it through"),
     "jobs": ("edged.ctl.jobs", "the updates since the daemon began"),
     "job": ("edged.ctl.job", "follow one update, or look at it"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edged.ctl import exits, models, pipelines, sources, tables
+from edged.ctl import spool as spool_verb
 from edged.ctl.client import connect
 
 
@@ -64,6 +65,8 @@ def _mqtt(mqtt: dict[str, Any]) -> Iterator[str]:
     yield from tables.remedy(mqtt["health"])
     waiting = f"{spool['depth']} messages wait ({tables.size(spool['bytes'])})"
     yield f"    spool   {waiting}, {spool['dropped']} dropped, {spool['parked']} refused by the broker"
+    if mqtt["broker"] and "disk" in spool:
+        yield f"            {spool_verb.loss(spool['disk'])}"
 
 
 def _config(config: dict[str, Any]) -> Iterator[str]:

@@ -87,6 +87,8 @@ MODEL = {
     "health": health("running"),
 }
 
+DISK = {"unsaved": 2, "unsaved_seconds": 0.5, "loss_seconds": 6.0}
+
 STATUS = {
     "device": "kitchen",
     "version": "0.1.0",
@@ -100,7 +102,7 @@ STATUS = {
         "connected": True,
         "sent": 41,
         "reconnects": 0,
-        "spool": {"depth": 2, "bytes": 266, "dropped": 0, "in_flight": 1, "parked": 0},
+        "spool": {"depth": 2, "bytes": 266, "dropped": 0, "in_flight": 1, "parked": 0, "disk": DISK},
         "health": health("running"),
     },
     "pipelines": [PIPELINE],
@@ -115,13 +117,14 @@ STATUS = {
 class FakeOperations:
     """A daemon whose answers a test may change, that remembers what it was asked."""
 
-    calls = ("status", "pipelines", "sources", "models", "metrics", "reload")
+    calls = ("status", "pipelines", "sources", "models", "metrics", "reload", "spool", "spool-retry", "spool-drop")
     streams = ("watch",)
     changes = ("reload",)
 
     def __init__(self):
         self.status = STATUS
         self.records = [RESULT]
+        self.answers = {}
         self.asked = []
 
     async def call(self, verb, args):
@@ -134,7 +137,7 @@ class FakeOperations:
             case "reload":
                 raise ConfigError("the new configuration is wrong", hint="edgectl config check")
             case _:
-                return self.status[verb]
+                return self.answers[verb] if verb in self.answers else self.status[verb]
 
     async def stream(self, verb, args):
         self.asked.append((verb, args))

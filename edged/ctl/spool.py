@@ -1,0 +1,99 @@
+"""What waits for the broker, where, and how soon it will be gone; and what the broker refused, with its reasons.
+
+`edgectl spool retry NUMBER...` sends refused messages again, `edgectl spool drop NUMBER...` forgets them; `--all` is
+all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from edged.core.errors import ControlError
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, and with which messages."""
+    parser.add_argument("action", nargs="?", choices=("show", "retry", "drop"), default="show")
+    parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="refused messages, as numbered there")
+    parser.add_argument("--all", action="store_true", help="all refused messages")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it, or act on what was refused."""
+    if args.action == "show":
+        spool = connect(args.runtime_dir).call("spool")
+        if args.json:
+            tables.show_json(spool)
+        else:
+            tables.show(_lines(spool))
+        return exits.DONE
+    if bool(args.numbers) == args.all:
+        raise ControlError("it is not said which messages", hint="give their numbers, or --all")
+    answer = connect(args.runtime_dir).call(f"spool-{args.action}", numbers="all" if args.all else args.numbers)
+    if args.json:
+        tables.show_json(answer)
+    else:
+        done = "wait to be sent again" if args.action == "retry" else "are forgotten"
+        tables.show([f"{answer['count']} messages {done}"])
+    return exits.DONE if answer["count"] else exits.BAD
+
+
+def loss(disk: dict[str, Any] | None) -> str:
+    """What a power cut would cost, in words."""
+    if disk is None:
+        return "a power cut costs all that waits"
+    now = f"{disk['unsaved']} messages, {disk['unsaved_seconds']:.1f} s old" if disk["unsaved"] else "nothing"
+    return f"a power cut now costs {now}; at most what is {disk['loss_seconds']:g} s old"
+
+
+def _lines(spool: dict[str, Any]) -> Iterator[str]:
+    health = spool["health"]
+    oldest = "" if spool["oldest"] is None else f", the oldest in memory {tables.duration(spool['oldest'])} old"
+    waiting = f"{spool['depth']} messages wait, {spool['on_disk']} of them on disk only"
+    yield f"{tables.dot(health['state'])} {waiting}{oldest}"
+    yield from tables.remedy(health)
+    yield f"    memory   {tables.size(spool['bytes'])}"
+    yield f"    drain    {_drain(spool)}"
+    yield from _disk(spool["disk"])
+    yield f"    losses   {loss(spool['disk'])}"
+    yield f"    dropped  {spool['dropped']}"
+    for pipeline, reasons in spool["drops"].items():
+        for reason, count in reasons.items():
+            yield f"      {tables.plain(pipeline)}: {count} {tables.plain(reason)}"
+    if spool["refused"]:
+        yield ""
+        columns = ("NUMBER", "PIPELINE", ">SEQ", ">BYTES", "TOPIC", "REFUSED BECAUSE")
+        rows = [
+            [
+                str(each["number"]),
+                each["pipeline"],
+                str(each["seq"]),
+                str(each["bytes"]),
+                each["topic"],
+                each["reason"],
+            ]
+            for each in spool["refused"]
+        ]
+        yield from tables.table(columns, rows)
+
+
+def _drain(spool: dict[str, Any]) -> str:
+    left = spool["seconds_to_empty"]
+    empty = "" if not spool["depth"] or left is None else f", empty in {tables.duration(left)}"
+    return f"{spool['rate']:.3g} messages/s{empty}, {spool['replayed']} replayed"
+
+
+def _disk(disk: dict[str, Any] | None) -> Iterator[str]:
+    if disk is None:
+        yield "    disk     none"
+        return
+    written = "unknown" if disk["written"] is None else tables.size(disk["written"])
+    budget = f" of {tables.size(disk['daily_bytes'])}" if disk["daily_bytes"] else ""
+    file = f"{tables.plain(disk['path'])}, {tables.size(disk['file_bytes'])}"
+    yield f"    disk     {file}, {written}{budget} written today"
+    for name in disk["set_aside"]:
+        yield f"      a damaged file is set aside as {tables.plain(name)}"
