@@ -202,7 +202,7 @@ def test_a_chunk_out_of_place(ask):
 
 
 def test_what_an_operator_decides(board, ask):
-    serves = {"model": "colours", "serving": "a" * 64, "version": "1.0", "pinned": False}
+    serves = {"model": "colours", "serving": "a" * 64, "version": "1.0", "factory": False, "pinned": False}
     assert ask("rollback", model="colours", to="1.0") == serves
     assert ask("confirm", model="colours") == serves
     assert ask("pin", model="colours", pinned=True) == serves

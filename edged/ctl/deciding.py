@@ -18,6 +18,6 @@ def decide(args: argparse.Namespace, verb: str, what: str, **more: Any) -> int:
     if args.json:
         tables.show_json(answer)
     else:
-        version = answer["version"] or (answer["serving"] or "")[:12]
-        tables.show([tables.plain(f"{args.model} {what}; {version or 'nothing'} serves")])
+        serving = answer["version"] or ("the factory's version" if answer["factory"] else "nothing")
+        tables.show([tables.plain(f"{args.model} {what}; {serving} serves")])
     return exits.DONE

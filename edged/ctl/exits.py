@@ -20,7 +20,7 @@ MEANINGS = {
     FAILED: "it could not be done; standard error says why and what to do",
     UNREACHABLE: "no daemon answers, or the device cannot be reached",
     REFUSED: "the device refused the new version; nothing has changed there",
-    UNFIT: "the new version does not work on that device; the old one serves",
+    UNFIT: "the new version could not be made to serve on that device; the old one does",
     ROLLED_BACK: "the new version served and had to go; the one before serves again",
     INTERRUPTED: "interrupted with Ctrl-C before it was done",
     BROKEN_PIPE: "nobody reads the output any more",

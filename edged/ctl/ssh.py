@@ -32,6 +32,7 @@ WINDOW = 64 << 10
 
 _PIECE = 16 << 10
 _SILENCE_SECONDS = 90.0
+_LOGIN_SECONDS = 300.0
 _MAX_NOISE = 64 << 10
 _MAX_COMPLAINT = 4096
 _SSH_FAILED = 255
@@ -99,10 +100,10 @@ class Line:
         self._complaints.close()
 
     def greet(self) -> None:
-        """Wait for the far end, past whatever else is said there on login; however long somebody types a password."""
+        """Wait for the far end, past whatever else is said there on login; at first somebody may type a password."""
         noise = 0
         while noise < _MAX_NOISE:
-            line = self._next_line(None if self._first else _SILENCE_SECONDS)
+            line = self._next_line(_LOGIN_SECONDS if self._first else _SILENCE_SECONDS)
             if line.startswith(_GREETING):
                 self._greeted = True
                 return
@@ -141,7 +142,7 @@ class Line:
     def _reply(self) -> Reply:
         return protocol.decode_reply(self._next_line(_SILENCE_SECONDS))
 
-    def _next_line(self, patience: float | None) -> bytes:
+    def _next_line(self, patience: float) -> bytes:
         while b"\n" not in self._heard and len(self._heard) <= protocol.MAX_REPLY:
             if not select.select([self._from], [], [], patience)[0]:
                 raise LineError(f"{self._host} says nothing any more")

@@ -8,6 +8,9 @@ import time
 
 import pytest
 
+from edged.models.store import FACTORY
+from tests.containers import container, entry
+from tests.edged_process import Edged
 from tests.flaky_proxy import FlakyProxy
 from tests.receiving import Board, bundle, names
 from tests.sshd import Sshd
@@ -173,6 +176,37 @@ def wait_for(board, size):
     part = board.incoming / names(BUNDLE)["id"] / "part"
     while not part.exists() or part.stat().st_size < size:
         time.sleep(0.01)
+
+
+MOTION = """
+[device]
+name = "bench"
+[sources.wrist]
+kind = "synthetic"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+[pipelines.motion]
+source = "wrist"
+model = "motion"
+sinks = []
+"""
+
+
+def test_the_real_daemon(tmp_path):
+    """A factory model under a new number, proven, served, watched and confirmed."""
+    factory = FACTORY / "motion" / "1.0.0"
+    manifest = json.loads((factory / "manifest.json").read_text())
+    contents = {name: (factory / name).read_bytes() for name in sorted(manifest["files"])}
+    files = {name: entry(content) for name, content in contents.items()}
+    manifest |= {"version": "1.1.0", "probation": {"seconds": 0.5, "windows": 1}, "files": files}
+    file = tmp_path / "motion-1.1.0.edgm"
+    file.write_bytes(container(manifest, body=b"".join(contents.values())))
+    with Edged(tmp_path, MOTION) as edged, Sshd(tmp_path / "sshd", edged.runtime_dir) as sshd:
+        edged.wait_for_log("pipeline motion is running")
+        code, output, _ = push(sshd, file)
+        assert code == 0, output
+        assert output.endswith("motion: version 1.1.0 is confirmed; version 1.1.0 serves\n")
+        assert push(sshd, file)[1] == f"motion 1.1.0 is what {sshd.host} has already\n"
 
 
 def test_other_verbs_run_on_the_device(board, sshd, file):
