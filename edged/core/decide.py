@@ -28,7 +28,8 @@ The phases of an update, by `Ledger.candidate`:
 
 `active` is always the last version that was confirmed, so going back is nothing but serving `active` again, and needs
 no network. A candidate is rejected (remembered, refused at once from then on, removed), reverted (kept, and may be
-offered again) or damaged (removed, and may be sent again); `Fault` says which.
+offered again) or damaged (removed, and may be sent again); `Fault` says which. Where no pipeline uses the model there
+is nothing to watch, and probation ends as it begins.
 
 What serves is not stored but derived, in `ranking`: the candidate on probation, else `active`, else `previous`, else
 the factory's versions, newest first, else any other that was once confirmed; of these the first that is sound. So a
@@ -89,7 +90,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     serving  the digest that answers now; "" for none, None where no pipeline uses the model
     trial    how the candidate's self-test ended in this run
     watched  how the candidate is doing on probation
-    waited   seconds for which the candidate has been serving in this run
+    waited   seconds for which the candidate has been on probation, and served if it can, in this run
     current  the digest that the convenience link names; None where there is no link
     litter   what lies in the model's folder and belongs to nothing, relative to it
     barred   kinds of steps that the disk has just refused: not worth trying again this time
@@ -237,7 +238,7 @@ def _fault(facts: Facts, candidate: Candidate) -> Fault | None:
     if candidate.run != facts.run:
         return _fault_of_runs(candidate)
     answer = facts.trial if candidate.phase == "trial" else facts.watched
-    if candidate.phase == "probation" and facts.serving != candidate.digest:
+    if candidate.phase == "probation" and facts.serving not in (candidate.digest, None):
         return None
     if isinstance(answer, Fault):
         return answer
@@ -256,8 +257,10 @@ def _fault_of_runs(candidate: Candidate) -> Fault | None:
 
 
 def _passed(facts: Facts, candidate: Candidate) -> bool:
-    serves = candidate.phase == "probation" and facts.serving == candidate.digest
-    return serves and facts.watched == "good" and not awaited(candidate)
+    """Whether probation is over. Where no pipeline uses the model there is nothing to watch."""
+    if candidate.phase != "probation" or awaited(candidate):
+        return False
+    return facts.serving is None or (facts.serving == candidate.digest and facts.watched == "good")
 
 
 def _dropped(ledger: Ledger, candidate: Candidate, fault: Fault) -> Ledger:

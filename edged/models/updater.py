@@ -4,10 +4,10 @@ core/decide.py is how to think about updates; nothing here has an opinion. `Upda
 install, an operator's request and the passing of time all end in, and which is also how a daemon begins. One thing at
 a time is done to a model, under its lock; what blocks is done on another thread.
 
-An install goes: the head of the container is read, its signature verified, and the ledger asked whether this version
-may come in; it is unpacked and read back; the board says whether it fits; then it is put in its place and recorded as
-the candidate. From there on `decide` has it, in this run of the daemon or the next. Until there a power cut leaves
-nothing but litter, and the sender offers it again.
+An install goes: the head of the container, or of the delta that stands for one, is read, its signature verified, and
+the ledger asked whether this version may come in; it is unpacked and read back; the board says whether it fits; then it
+is put in its place and recorded as the candidate. From there on `decide` has it, in this run of the daemon or the next.
+Until there a power cut leaves nothing but litter, and the sender offers it again.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
+from edged.core import delta, probation
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
-from edged.core import probation
-from edged.core.container import MAX_SIGNATURES_BYTES, PREFIX, Head, read_head
+from edged.core.container import Head, read_head
 from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, target
 from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError
 from edged.core.ledger import Candidate, Installed, Ledger
-from edged.core.manifest import MAX_MANIFEST_BYTES, Manifest, Probation
+from edged.core.manifest import Manifest, Probation
 from edged.core.probation import Observed, Watch
 from edged.core.verdict import Verdict
 from edged.models.bundle import MANIFEST, Bundle, open_folder, unpack
+from edged.models.delta import expand
 from edged.models.disk import Disk, refusal
 from edged.models.store import Shelf, Store, open_version
 from edged.models.trust import Trust
@@ -50,6 +52,9 @@ INTERVAL = 1.0
 """How often, in seconds, what is under way is looked at."""
 
 MAX_JOBS = 50
+MAX_HEAD_BYTES = 2 << 20
+"""More than the head of a container or of a delta can have."""
+
 RESERVE = 1 << 20
 """Bytes that unpacking leaves free, for ledgers and whatever else the board has to write."""
 
@@ -201,10 +206,20 @@ class Updater:
         async with self._memory(name).lock:
             await self._settle(name)
 
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Take no step while whoever is inside changes pipelines and what they serve; and then see to all models."""
+        async with AsyncExitStack() as locks:
+            for name in self._names():
+                await locks.enter_async_context(self._memory(name).lock)
+            yield
+            for name in self._names():
+                await self._settle(name)
+
     # What may be asked of it
 
     def install(self, container: Path, options: Options) -> Job:
-        """Begin to install the version in a container, which must stay where it is until the job has `released` it."""
+        """Begin to install a version from a container or delta, which must stay until the job has `released` it."""
         job = self._new_job(options)
         task = asyncio.get_running_loop().create_task(self._install(job, container))
         self._tasks.add(task)
@@ -264,11 +279,12 @@ class Updater:
 
     async def _install(self, job: Job, container: Path) -> None:
         try:
-            head = await _on_thread(_read_head, container)
+            arrival = await _on_thread(_Arrival.read, container)
+            head = arrival.head
             job.model, job.version, job.digest = head.manifest.name, head.manifest.version, head.digest
             async with self._memory(job.model).lock:
                 try:
-                    await self._bring_in(job, head, container)
+                    await self._bring_in(job, arrival)
                 except EdgedError as error:
                     self._fail(job, error)
                 job.released.set()
@@ -282,7 +298,7 @@ class Updater:
             log.exception("the update of %s met a bug", job.model)
             self._fail(job, _bug(error))
 
-    async def _bring_in(self, job: Job, head: Head, container: Path) -> None:
+    async def _bring_in(self, job: Job, arrival: _Arrival) -> None:
         """Make it the candidate, unless it is that already, or more. Raises EdgedError where it may not be.
 
         First who vouches for it, then what is known of it, then what is in it, and last whether it fits.
@@ -290,25 +306,25 @@ class Updater:
         name = job.model
         facts = await self._look(name)
         ledger, memory = facts.ledger, self._memory(name)
-        signers = await self._verify(head, ledger)
+        signers = await self._verify(arrival.head, ledger)
         self._say(name, "update.verified", f"version {job.version} is signed by {', '.join(signers) or 'nobody'}", job)
         if ledger.candidate is not None and ledger.candidate.digest == job.digest:
             memory.jobs.append(job)
             return
         if job.digest == (ledger.active or facts.serving):
-            await self._renew(job, head, container, facts)
+            await self._renew(job, arrival, facts)
             return
         active = ledger.active or next(iter(facts.factory), "")
         number = self._number(name, facts, active)
         ledgers.admit(ledger, name, job.digest, job.version, number, allow_downgrade=job.options.allow_downgrade)
-        await self._unpack(job, head, container)
+        await self._unpack(job, arrival)
         facts = await self._look(name)  # older versions may have had to make room
         offered = ledgers.offered(
             facts.ledger,
             job.digest,
             Installed(
                 version=job.version,
-                created=head.manifest.created,
+                created=arrival.head.manifest.created,
                 origin=job.options.origin,
                 signers=signers,
                 installed=self._wall(),
@@ -321,11 +337,11 @@ class Updater:
         text = f"version {job.version} is the candidate"
         await self._do(name, Record(offered, "update.offered", text), facts)
 
-    async def _renew(self, job: Job, head: Head, container: Path, facts: Facts) -> None:
+    async def _renew(self, job: Job, arrival: _Arrival, facts: Facts) -> None:
         """What is active already is done at once; only where it does not serve, it is put back and has another try."""
         name, memory = job.model, self._memory(job.model)
         if facts.ledger.active is not None:
-            await self._unpack(job, head, container)
+            await self._unpack(job, arrival)
         memory.unfit.pop(job.digest, None)
         await self._settle(name)
         if job.digest in memory.unfit:
@@ -338,23 +354,24 @@ class Updater:
         now = max([self._wall(), *trusted])
         return await _on_thread(self._trust.verify, head.data, head.signatures, now)
 
-    async def _unpack(self, job: Job, head: Head, container: Path) -> None:
+    async def _unpack(self, job: Job, arrival: _Arrival) -> None:
         """Have it as a folder in its place, read back and found to fit; what is there already need not be written."""
         name = job.model
         shelf = self._store.shelf(name)
         try:
             bundle = await _on_thread(open_version, shelf.version(job.digest), name)
         except BundleError:
-            await self._settle(name, room=head.size + RESERVE)
-            bundle = await _on_thread(self._fill, shelf, head, container)
+            await self._settle(name, room=arrival.head.size + RESERVE)
+            bundle = await _on_thread(self._fill, shelf, arrival)
             self._board.fit(name, bundle.manifest)
             await _on_thread(self._place, shelf, job.digest)
         else:
             self._board.fit(name, bundle.manifest)
         self._say(name, "update.unpacked", f"version {job.version} is unpacked and sound", job)
 
-    def _fill(self, shelf: Shelf, head: Head, container: Path) -> Bundle:
+    def _fill(self, shelf: Shelf, arrival: _Arrival) -> Bundle:
         """On another thread: unpack into `arriving`, and read back."""
+        head = arrival.head
         self._disk.make_folder(shelf.versions)
         missing = head.size + RESERVE - _free(shelf.folder)
         if missing > 0:
@@ -364,11 +381,23 @@ class Updater:
                 hint="free some space on this disk",
                 retryable=True,
             )
-        with container.open("rb") as stream:
-            unpacked = unpack(stream, shelf.arriving, self._disk)
+        with arrival.file.open("rb") as stream:
+            whole = expand(stream, self._base(head.manifest.name, arrival.base)) if arrival.base else stream
+            unpacked = unpack(whole, shelf.arriving, self._disk)
         if unpacked.digest != head.digest:
             raise BundleError("the container changed while it was read", hint="send it again", retryable=True)
         return open_folder(shelf.arriving)
+
+    def _base(self, name: str, base: str) -> Path:
+        """The folder of the version that a delta is to be added to."""
+        shelf = self._store.shelf(name)
+        folder = shelf.version(base) if base in shelf.present() else self._store.factory(name).get(base)
+        if folder is None:
+            raise BundleError(
+                f"it is a delta to a version of {name} that is not on this board: {base[:12]}",
+                hint="send the full bundle",
+            )
+        return folder
 
     def _place(self, shelf: Shelf, digest: str) -> None:
         """On another thread: from `arriving` to its place, which only something damaged can have."""
@@ -407,11 +436,11 @@ class Updater:
         candidate = disk.ledger.candidate
         serving = self._board.serving(name)
         watched: Answer = "open"
-        if candidate is None or candidate.phase != "probation" or candidate.digest != serving:
+        if candidate is None or candidate.phase != "probation" or serving not in (candidate.digest, None):
             memory.serving_since = None
-        else:
-            if memory.serving_since is None:
-                memory.serving_since = self._clock()
+        elif memory.serving_since is None:
+            memory.serving_since = self._clock()
+        if memory.serving_since is not None and serving is not None:
             watched = _answer(probation.judge(disk.limits, self._board.observed(name)))
         memory.factory = disk.factory
         return Facts(
@@ -569,9 +598,8 @@ class Updater:
         if memory.ending is None:
             return
         state, text, hint = memory.ending
-        left = f"version {self._number(name, facts, facts.serving)}" if facts.serving else "nothing"
         for job in memory.jobs:
-            job.end(state, f"{name}: {text}; {left} serves", hint)
+            job.end(state, f"{name}: {text}; {self._outcome(name, facts)}", hint)
         memory.jobs.clear()
         memory.ending = None
 
@@ -581,6 +609,12 @@ class Updater:
         for each in self._memory(name).jobs if job is None else [job]:
             each.events.append(said)
         self._tell(said)
+
+    def _outcome(self, name: str, facts: Facts) -> str:
+        """What serves now, for people."""
+        if facts.serving is None:
+            return "no pipeline uses it"
+        return f"version {self._number(name, facts, facts.serving)} serves" if facts.serving else "nothing serves"
 
     def _number(self, name: str, facts: Facts, digest: str) -> str:
         """The version's number, for people."""
@@ -633,6 +667,27 @@ class _Memory:
         self.ending = (state, step.text, step.hint)
 
 
+class _Arrival(NamedTuple):
+    """What is to be installed: a container, or a delta to the version `base`; its head is known."""
+
+    file: Path
+    head: Head
+    base: str
+
+    @classmethod
+    def read(cls, file: Path) -> _Arrival:
+        """Raises BundleError where it is neither, StoreError where it cannot be read."""
+        try:
+            with file.open("rb") as opened:
+                data = opened.read(MAX_HEAD_BYTES)
+        except OSError as error:
+            raise refusal(file, error) from error
+        if data.startswith(delta.MAGIC):
+            head = delta.read_head(data)
+            return cls(file, head.version, head.base)
+        return cls(file, read_head(data), "")
+
+
 class _Seen(msgspec.Struct, frozen=True):
     """What the disk shows of a model."""
 
@@ -657,15 +712,6 @@ async def _on_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 def _bug(error: Exception) -> StoreError:
     return StoreError(f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback")
-
-
-def _read_head(container: Path) -> Head:
-    """The head of a container. Raises BundleError, StoreError."""
-    try:
-        with container.open("rb") as file:
-            return read_head(file.read(PREFIX.size + MAX_MANIFEST_BYTES + MAX_SIGNATURES_BYTES))
-    except OSError as error:
-        raise refusal(container, error) from error
 
 
 def _limits(shelf: Shelf, candidate: Candidate | None) -> Probation:

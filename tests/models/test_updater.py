@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from edged.core import delta
+from edged.core.container import read_head
 from edged.core.decide import Keep
 from edged.core.errors import ControlError, ModelError
 from edged.core.ledger import BOOTS
@@ -189,6 +191,59 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(rig):
     assert (job.state, job.text, job.hint) == ("refused", "colours 1.1 does not fit", "get another board")
     assert list(rig.shelf.versions.iterdir()) == []
     assert not rig.shelf.arriving.exists()
+
+
+def test_a_delta_is_installed_as_the_container_it_stands_for(rig):
+    whole = read_head(write_container(rig.folder, "1.1").read_bytes())
+    file = rig.folder / "1.1.edgd"
+    file.write_bytes(delta.write(whole, digest_of("1.0"), [(delta.SAME, 0, b"")]))
+
+    async def scenario():
+        await rig.boot()
+        return await rig.ended(rig.updater.install(file, Options()))
+
+    assert asyncio.run(scenario()).state == "done"
+    assert rig.ledger.active == digest_of("1.1")
+
+
+def test_a_delta_to_what_is_not_there_is_refused(rig):
+    whole = read_head(write_container(rig.folder, "1.1").read_bytes())
+    file = rig.folder / "1.1.edgd"
+    file.write_bytes(delta.write(whole, digest_of("0.9"), [(delta.SAME, 0, b"")]))
+
+    async def scenario():
+        await rig.boot()
+        return await rig.ended(rig.updater.install(file, Options()))
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.hint) == ("refused", "send the full bundle")
+    assert not rig.shelf.arriving.exists()
+
+
+def test_a_version_that_no_pipeline_uses_is_confirmed_once_it_has_proved_itself(rig):
+    async def scenario():
+        await rig.boot()
+        rig.board.used = False
+        return await rig.installed("1.1")
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == ("done", "colours: version 1.1 is confirmed; no pipeline uses it")
+    assert rig.board.trials == ["1.1"]
+
+
+def test_while_it_is_held_nothing_happens(rig):
+    async def scenario():
+        await rig.boot()
+        await begin(rig, "1.1")
+        async with rig.updater.held():
+            rig.board.load(rig.store.find(NAME))
+            settling = asyncio.create_task(rig.updater.settle(NAME))
+            await asyncio.sleep(0)
+            during = rig.board.version
+        await settling
+        return during, rig.board.version
+
+    assert asyncio.run(scenario()) == ("1.0", "1.1")
 
 
 # Failing
