@@ -1,0 +1,144 @@
+"""Versions of the factory's motion model, sound and spoilt, a board that serves it, and `edgectl` to bring them there.
+
+All versions share one model file: what tells them apart is their manifest, which every result names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edged.core.ledger import Ledger
+from edged.ctl.client import connect
+from edged.models.store import Shelf
+from tests.containers import container, entry
+from tests.edged_process import Edged
+
+ROOT = Path(__file__).parents[1]
+FACTORY = ROOT / "firmware_models" / "motion" / "1.0.0"
+RECORDING = ROOT / "demo" / "recording.csv"
+
+CONFIG = """
+[device]
+name = "board"
+[sources.wrist]
+kind = "replay"
+path = "{recording}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = {pace}
+chunk = 10
+loop = true
+[pipelines.motion]
+source = "wrist"
+model = "motion"
+queue = 1000
+"""
+"""A sensor that never ends. The queue has room for all that a busy machine may hold up."""
+
+PROBATION = {"seconds": 0.2, "windows": 5}
+"""Short, and passed by whoever answers."""
+
+
+def config(*, pace: int = 200, recording: Path = RECORDING) -> str:
+    """A board that cuts a window every `10 / pace` seconds."""
+    return CONFIG.format(recording=recording, pace=pace)
+
+
+def long_recording(folder: Path) -> Path:
+    """The recording again and again, for a minute at 1000 samples a second; a source's own loop would have seams."""
+    columns = np.loadtxt(RECORDING, delimiter=",", skiprows=1, usecols=range(1, 7), dtype=np.float32)
+    np.save(folder / "long.npy", np.tile(columns, (75, 1)))
+    return folder / "long.npy"
+
+
+def contents() -> dict[str, bytes]:
+    """The files of the factory's version."""
+    names = json.loads((FACTORY / "manifest.json").read_bytes())["files"]
+    return {name: (FACTORY / name).read_bytes() for name in names}
+
+
+def manifest(version: str, files: dict[str, bytes], **parts: Any) -> dict[str, Any]:
+    """The factory's manifest, of another version and with `parts` replaced."""
+    factory = json.loads((FACTORY / "manifest.json").read_bytes())
+    described = {name: entry(content) for name, content in files.items()}
+    return {**factory, "version": version, "probation": PROBATION, **parts, "files": described}
+
+
+def bundle(folder: Path, version: str, *, files: dict[str, bytes] | None = None, **parts: Any) -> Path:
+    """A container of a version; `files` are added to the factory's or take their place."""
+    every = {**contents(), **(files or {})}
+    path = folder / f"motion-{version}.edgm"
+    body = b"".join(every[name] for name in sorted(every))
+    path.write_bytes(container(manifest(version, every, **parts), body=body))
+    return path
+
+
+def wrong_golden() -> dict[str, bytes]:
+    """Golden samples whose outputs no motion model would compute."""
+    arrays = dict(np.load(FACTORY / "golden.npz"))
+    arrays["output_0"] = arrays["output_0"][..., ::-1]
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return {"golden.npz": file.getvalue()}
+
+
+class Said(NamedTuple):
+    """What came of a call of edgectl."""
+
+    code: int
+    output: str
+
+
+class Call:
+    """`edgectl` as it runs."""
+
+    def __init__(self, daemon: Edged, *words: object) -> None:
+        code = "import sys; from edged.ctl.main import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "--runtime-dir", str(daemon.runtime_dir), *map(str, words)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end(self) -> Said:
+        """Wait for its end."""
+        output, _ = self._process.communicate(timeout=120)
+        return Said(self._process.returncode, output)
+
+
+def edgectl(daemon: Edged, *words: object) -> Said:
+    """Call it and wait for its end."""
+    return Call(daemon, *words).end()
+
+
+def serving(daemon: Edged) -> str:
+    """The version that answers now."""
+    version: str = next(connect(str(daemon.runtime_dir)).stream("watch"))["version"]
+    return version
+
+
+def shelf(daemon: Edged) -> Path:
+    """Where the daemon keeps what was installed of the model."""
+    return daemon.state_dir / "models" / "motion"
+
+
+def ledger(daemon: Edged) -> Ledger:
+    """What it knows of the model's versions."""
+    return Shelf(shelf(daemon)).read()
+
+
+def litter(daemon: Edged) -> set[str]:
+    """What lies in the model's folder and belongs to nothing."""
+    folder = shelf(daemon)
+    there = {str(path.relative_to(folder)) for pattern in ("*", "versions/*") for path in folder.glob(pattern)}
+    known = {"state.json", "state.copy.json", "versions", "current"}
+    return there - known - {f"versions/{digest}" for digest in ledger(daemon).versions}
+
+
+def incoming(daemon: Edged) -> set[str]:
+    """The transfers of which something is there."""
+    return {path.name for path in (daemon.state_dir / "incoming").glob("*")}
