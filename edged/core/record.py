@@ -36,6 +36,7 @@ class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
     `id` is "<boot>:<pipeline>:<seq>" and the same each time a message is sent again, so that a subscriber can drop
     duplicates; a jump in `seq` is a window that was dropped. `start` and `time` are when the window's first and last
     samples arrived, in Unix seconds, to be believed as far as the clock is `synchronised`.
+    `replayed` is there, and true, when the result waited for a connection to the broker: it is not news.
     `latency` is the seconds from `time` until the prediction was made, `inference` those of them the model took.
     """
 
@@ -54,7 +55,7 @@ class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
     inference: float
 
 
-class ClassificationResult(Result, frozen=True, tag="classification", gc=False):
+class ClassificationResult(Result, frozen=True, tag="classification", gc=False, omit_defaults=True):
     """The best label, the best scores, best first, and the label that is decided over time (null for none)."""
 
     label: str
@@ -62,21 +63,24 @@ class ClassificationResult(Result, frozen=True, tag="classification", gc=False):
     scores: dict[str, float]
     decision: str | None
     changed: bool
+    replayed: bool = False
 
 
-class RegressionResult(Result, frozen=True, tag="regression", gc=False):
+class RegressionResult(Result, frozen=True, tag="regression", gc=False, omit_defaults=True):
     """Named real values."""
 
     values: dict[str, float]
+    replayed: bool = False
 
 
-class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False):
+class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False, omit_defaults=True):
     """How far the window is from what the model knows, and whether that is decided to be too far."""
 
     score: float
     threshold: float
     anomalous: bool
     changed: bool
+    replayed: bool = False
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

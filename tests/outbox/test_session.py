@@ -12,7 +12,7 @@ from edged.core.health import Status
 from edged.core.topics import Topics
 from edged.outbox.faults import LinkError
 from edged.outbox.link import Acknowledgement, Link, Received, Wake
-from edged.outbox.options import MqttOptions
+from edged.outbox.options import MqttOptions, SpoolOptions
 from edged.outbox.session import MAX_STRIKES, REFUSAL_SECONDS, Handler, Session, Tally
 from edged.outbox.spool import MemorySpool
 from edged.outbox.states import States
@@ -34,11 +34,13 @@ class FakeLink:
         self.poison = poison
         self.answers: list[str] = []
         self.topics: list[str] = []
+        self.payloads: list[bytes] = []
         self.closed = False
         self._pending: list[Acknowledgement] = []
 
     def publish(self, topic: str, payload: bytes, **_: Any) -> int:
         self.topics.append(topic)
+        self.payloads.append(payload)
         answer = self.answers.pop(0) if self.answers else "Success"
         if not self.silent:
             self._pending.append(Acknowledgement(len(self.topics), ReasonCode(PacketTypes.PUBACK, answer)))
@@ -219,3 +221,35 @@ def test_a_network_that_keeps_failing_parks_nothing(rig: Rig) -> None:
         session.abandon(LinkError("no longer answers"))
 
     assert (rig.spool.stats.depth, rig.spool.stats.parked) == (1, 0)
+
+
+def test_what_waited_for_the_connection_is_replayed_at_the_rate_that_is_set_and_new_results_go_at_once(
+    rig: Rig,
+) -> None:
+    rig.spool = MemorySpool(SpoolOptions(replay_rate=10), clock=lambda: rig.now)
+    for seq in range(5):
+        rig.spool.put(message(seq, topic=f"old/{seq}"))
+    link = FakeLink()
+    session = rig.session(link)
+    session.turn(0)
+    rig.spool.put(message(9, topic="new"))
+    session.turn(0)
+    assert link.topics == [ONLINE, "new"]
+    for _ in range(3):
+        rig.now += 0.1
+        session.turn(0)
+
+    assert link.topics == [ONLINE, "new", "old/0", "old/1", "old/2"]
+    assert rig.tally.replayed == 3
+
+
+def test_a_replayed_message_says_so_in_its_payload_if_that_is_an_object(rig: Rig) -> None:
+    link = FakeLink()
+    rig.spool.put(message(1, payload=b'{"seq":1}'))
+    rig.spool.put(message(2, payload=b"[1]"))
+    session = rig.session(link)
+    session.turn(0)
+    rig.spool.put(message(3, payload=b'{"seq":3}'))
+    session.turn(0)
+
+    assert link.payloads[1:] == [b'{"seq":1,"replayed":true}', b"[1]", b'{"seq":3}']
