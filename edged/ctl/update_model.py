@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.host:
         return _push(args, wishes, console)
     teller = Teller(console)
+    _remind(teller, args.confirm_within)
     outcome = _here(args, wishes, teller)
     teller.end(outcome)
     return outcome.code
@@ -67,6 +68,12 @@ def seconds(text: str) -> float:
     if not match:
         raise ValueError
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _remind(teller: Teller, confirm_within: float, where: str = "") -> None:
+    if confirm_within:
+        time = tables.duration(confirm_within)
+        teller.step("update.reminder", f"once it serves, confirm it within {time}: edgectl{where} confirm MODEL")
 
 
 # On this device
@@ -134,6 +141,7 @@ def _push(args: argparse.Namespace, wishes: dict[str, Any], console: Console) ->
     pushes = []
     for host in dict.fromkeys(args.host):
         teller = Teller(console, "" if alone else host)
+        _remind(teller, args.confirm_within, f" --host {host}")
         push = Push(host, parcel, wishes, teller, ssh=args.ssh, may_ask=alone, stall=args.give_up_after)
         pushes.append((push, teller))
     return _all_at_once(pushes, console)

@@ -59,6 +59,7 @@ def test_a_bundle_is_brought_and_followed_to_its_end(board, sshd, file):
     assert (code, complaints) == (0, "")
     lines = output.splitlines()
     assert [line.split(" s  ")[1] for line in lines[:-1]] == [
+        f"once it serves, confirm it within 10 min 0 s: edgectl --host {sshd.host} confirm MODEL",
         f"sending colours 2.0 to {sshd.host}: 502 kB",
         "all of it is there",
         "version 2.0 is signed by nobody",
