@@ -24,6 +24,7 @@ from tests.motion import (
     config,
     contents,
     edgectl,
+    incoming,
     ledger,
     litter,
     long_recording,
@@ -148,9 +149,12 @@ def test_what_answers_wrongly_is_refused_and_remembered(tmp_path: Path, edged):
 def test_containers_that_are_damaged_leave_nothing_behind(tmp_path: Path, edged):
     daemon = edged()
     sound = bundle(tmp_path, "1.1.0").read_bytes()
-    for damaged in (sound[:-1], sound + b"x", b"edgx" + sound[4:], sound[:-100] + b"flip" + sound[-96:]):
+    cut, flipped = sound[:-1], sound[:-100] + b"flip" + sound[-96:]
+    for damaged in (cut, sound + b"x", b"edgx" + sound[4:], flipped):
         (tmp_path / "damaged.edgm").write_bytes(damaged)
         assert edgectl(daemon, "update-model", tmp_path / "damaged.edgm").code in (FAILED, REFUSED)
+    assert incoming(daemon) == set()
+    for damaged in (cut, flipped):
         with WebServer(damaged) as server:
             said = edgectl(daemon, "update-model", server.url())
         assert said.code == REFUSED, said.output
@@ -278,20 +282,38 @@ def test_an_operator_goes_back_and_keeps_what_there_is(tmp_path: Path, edged):
         ({"windows": 10, "max_decisions_per_hour": 0}, "it decided "),
     ],
 )
-def test_what_misbehaves_as_it_serves_is_taken_back(limits: dict[str, Any], reason: str, tmp_path: Path, edged):
+def test_what_misbehaves_as_it_serves_is_taken_back(
+    limits: dict[str, Any], reason: str, tmp_path: Path, broker: Broker, edged
+):
     rows = RECORDING.read_text().splitlines()
     still = "constant_windows" in limits
     (tmp_path / "sensor.csv").write_text("\n".join([rows[0], *([rows[1]] * 2000 if still else rows[1:])]) + "\n")
-    daemon = edged(config(pace=400, recording=tmp_path / "sensor.csv"))
-    wait_for(daemon, "1.0.0")
     bad = bundle(tmp_path, "1.1.0", probation={"seconds": 2.0, **limits})
-    code, output = edgectl(daemon, "update-model", bad)
-    assert (code, reason in output) == (ROLLED_BACK, True), output
-    assert output.endswith("; version 1.0.0 serves\n")
+    with Subscriber(broker.port, "edged/board/models/motion/update") as subscriber:
+        daemon = edged(with_mqtt(config(pace=400, recording=tmp_path / "sensor.csv"), broker))
+        wait_for(daemon, "1.0.0")
+        code, output = edgectl(daemon, "update-model", bad)
+        assert (code, reason in output) == (ROLLED_BACK, True), output
+        assert output.endswith("; version 1.0.0 serves\n")
+        published = subscriber.next(lambda message: b"update.rejected" in message.payload)
+    assert reason in json.loads(published.payload)["text"]
     assert serving(daemon) == "1.0.0"
     [rejection] = ledger(daemon).rejected.values()
     assert reason in rejection.reason
     assert litter(daemon) == set()
+
+
+def test_a_version_with_other_windows_goes_on_counting(tmp_path: Path, broker: Broker, edged):
+    window = {**json.loads((FACTORY / "manifest.json").read_bytes())["window"], "hop": 5}
+    with Subscriber(broker.port, "edged/board/pipelines/motion/result") as subscriber:
+        daemon = edged(with_mqtt(config(pace=1000, recording=long_recording(tmp_path)), broker))
+        wait_for(daemon, "1.0.0")
+        update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0", window=window))
+        heard = []
+        while [each["version"] for each in heard].count("1.1.0") < 100:
+            heard.append(json.loads(subscriber.next().payload))
+    assert update.end().code == DONE
+    assert [each["seq"] for each in heard] == sorted({each["seq"] for each in heard})
 
 
 def test_what_is_damaged_on_disk_gives_way_to_the_best_that_is_sound(tmp_path: Path, edged):
