@@ -1,7 +1,7 @@
 """The way in for new versions, and what an operator may ask about them: verbs for the socket.
 
 However a container comes, from a file on the board, over SSH or from a URL, it ends in `Incoming` and then with the
-updater, which alone decides whether it may serve.
+updater, which alone decides whether it may serve. A delta may come in place of any container.
 
 A container is sent in chunks that say where they belong, to a transfer that is called after what is in it. So it does
 not matter who sends a chunk, nor how often: senders of the same container help each other along, and one that has lost
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -30,8 +30,9 @@ from edged.api import BundleError, ControlError, EdgedError
 from edged.core.container import Head
 from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name
 from edged.models.answer import MAX_URL, mask
+from edged.models.delta import VersionCheck
 from edged.models.fetch import Fetcher, FetchOptions, transfer_id
-from edged.models.incoming import ContainerCheck, Incoming, Transfer
+from edged.models.incoming import Incoming, Transfer
 from edged.models.updater import Event, Job, Options, Report
 
 IDLE_SECONDS = 60.0
@@ -147,9 +148,10 @@ class Updates:
     # Receiving
 
     async def _receive_open(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Where to go on with a container, or what makes that unnecessary.
+        """Where to go on with a container or a delta, or what makes that unnecessary.
 
-        {"offset": so many bytes are here}, {"job": which installs it} or {"present": true}, as it serves already.
+        {"offset": so many bytes are here}, {"job": which installs it}, {"present": true} as it serves already, or
+        {"missing": the base} where a delta would be of no use.
         """
         self._refuse_when_stopping()
         ask = _understood(args, _Open)
@@ -200,6 +202,7 @@ class Updates:
         for job in self._updater.jobs():
             if job.digest == ask.digest and not job.ended.is_set():
                 return {"job": job.id}
+        bases: set[str] = set()
         for model in await self._updater.models():
             ledger = model.ledger
             if ask.digest in ledger.rejected:
@@ -211,17 +214,18 @@ class Updates:
             active = ledger.active or model.serving
             if ask.digest == active and model.serving in (active, None):
                 return {"present": True}
-        return {}
+            bases |= {*ledger.versions, *model.factory}
+        return {"missing": ask.base} if ask.base and ask.base not in bases else {}
 
     def _open(self, ask: _Open) -> Transfer:
         """On the thread: begin or go on with a transfer, in which a check reads along from the first byte."""
 
-        def approve(head: Head) -> None:
-            if head.transfer != ask.id:
+        def approve(head: Head, transfer: str) -> None:
+            if transfer != ask.id:
                 raise BundleError("this is not the container that was announced", hint="send it again")
             self._approve(head)
 
-        return self._incoming.open(ask.id, total=ask.size, check=partial(ContainerCheck, approve))
+        return self._incoming.open(ask.id, total=ask.size, check=partial(VersionCheck, approve))
 
     def _get(self, name: str) -> _Receiving:
         receiving = self._receiving.get(name)
@@ -304,12 +308,12 @@ class Updates:
     def _fetch_all(self, fetch: _Fetch) -> Transfer:
         """On a thread of its own: the transfer, complete and open. Raises EdgedError, and what has come is kept."""
 
-        def approve(head: Head) -> None:
+        def approve(head: Head, _transfer: str) -> None:
             if self._serves(head):
                 raise _PresentError(f"{head.manifest.name} {head.manifest.version} is what serves already")
             self._approve(head)
 
-        transfer = self._incoming.open(transfer_id(fetch.url), check=partial(ContainerCheck, approve))
+        transfer = self._incoming.open(transfer_id(fetch.url), check=partial(VersionCheck, approve))
         try:
             fetch.fetcher.fetch(fetch.url, transfer, progress=fetch.went_on)
         except BaseException:
@@ -502,6 +506,7 @@ class _Open(_Ask, frozen=True, kw_only=True):
     id: Digest
     size: Annotated[int, Meta(ge=1, le=2 * MAX_BUNDLE_BYTES)]
     digest: Digest
+    base: Digest | Literal[""] = ""
 
 
 class _Chunk(_Ask, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ each chunk against the signed manifest, and so finds a wrong base, a rotten one,
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import struct
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,18 @@ class Head(msgspec.Struct, frozen=True):
     version: container.Head
     base: str
     entries: tuple[Entry, ...]
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes: all that come before the packed data."""
+        manifest, signatures = self.version.data, self.version.signatures
+        prefix = PREFIX.pack(MAGIC, len(manifest), len(signatures), len(self.entries), bytes.fromhex(self.base))
+        return b"".join([prefix, manifest, signatures, *(_ENTRY.pack(*entry) for entry in self.entries)])
+
+    @property
+    def transfer(self) -> str:
+        """What the delta is called on its way: the SHA-256 of this head, in hex."""
+        return hashlib.sha256(self.data).hexdigest()
 
     @property
     def length(self) -> int:
@@ -158,10 +171,9 @@ def write(version: container.Head, base: str, files: Iterable[tuple[int, int, by
     """
     entries, data = [], []
     for method, number, packed in files:
-        entries.append(_ENTRY.pack(method, number, len(packed)))
+        entries.append(Entry(method, number, len(packed)))
         data.append(packed)
-    prefix = PREFIX.pack(MAGIC, len(version.data), len(version.signatures), len(entries), bytes.fromhex(base))
-    delta = b"".join([prefix, version.data, version.signatures, *entries, *data])
+    delta = b"".join([Head(version, base, tuple(entries)).data, *data])
     read_head(delta)
     return delta
 

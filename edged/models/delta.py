@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from edged.core import container
 from edged.core.delta import (
     BLOCK,
     FULL,
+    MAGIC,
     PREFIX,
     SAME,
     SUBTRACT,
@@ -26,9 +28,10 @@ from edged.core.delta import (
     subtract,
     write,
 )
-from edged.core.errors import StoreError
+from edged.core.errors import BundleError, StoreError
 from edged.core.manifest import Manifest, decode
 from edged.models.bundle import MANIFEST, digest, examine
+from edged.models.incoming import Check, ContainerCheck
 
 WORTH_IT = 0.5
 """A delta is below this share of the container, or not made at all."""
@@ -81,6 +84,49 @@ class DeltaCheck:
         self._approve(head)
         self.total = head.size
         self.verified = len(held)
+
+
+class VersionCheck:
+    """Reads along in whatever brings a version: a container, or a delta; its first bytes tell which.
+
+    `approve` is shown the head of the version's container, and what the transfer of this very file is called. It raises
+    BundleError to end it there.
+    """
+
+    def __init__(self, approve: Callable[[container.Head, str], None]) -> None:
+        self._approve = approve
+        self._check: Check | None = None
+        self._held = b""
+
+    @property
+    def total(self) -> int | None:
+        """Its length, once its head is there."""
+        return self._check.total if self._check else None
+
+    @property
+    def verified(self) -> int:
+        """Up to where it is right, as far as that can be told."""
+        return self._check.verified if self._check else 0
+
+    def feed(self, data: bytes, /) -> None:
+        """Read the next bytes. Raises BundleError."""
+        if self._check is None:
+            data, self._held = self._held + data, b""
+            if len(data) < len(MAGIC):
+                self._held = data
+                return
+            self._check = self._check_for(data)
+        try:
+            self._check.feed(data)
+        except BundleError:
+            if not self._check.verified:
+                self._check = None  # what is fed next may be another file
+            raise
+
+    def _check_for(self, data: bytes) -> Check:
+        if data.startswith(MAGIC):
+            return DeltaCheck(lambda head: self._approve(head.version, head.transfer))
+        return ContainerCheck(lambda head: self._approve(head, head.transfer))
 
 
 def _smallest(old: Path, base: Manifest, new: Path, version: Manifest, name: str) -> tuple[int, int, bytes]:
