@@ -94,8 +94,7 @@ class ModelBoard:
         if part is not None and part.runner is not None:  # else nobody knows what it would run on: the trial will show
             require(manifest, part.runner.runtime, part.runner.delegate, _available_bytes())
         for each in self._users(model).values():
-            info = config.sources[each.entry.source].options.describe()
-            contract.match(manifest.window, info, each.entry.source, model)
+            self._match(model, manifest, each)
             decision_for(each.entry, manifest)
 
     async def try_out(self, model: str, bundle: Bundle) -> Verdict:
@@ -134,37 +133,41 @@ class ModelBoard:
     async def _serve(self, model: str, bundle: Bundle, users: dict[str, PipelinePart]) -> None:
         part = self._parts.models[model]
         backend = self._backend(model, bundle.manifest)
-        ready: dict[str, tuple[Served, Pipeline]] = {}
+        ready: dict[str, Served] = {}
         proof = Proof(0, 0.0)
         try:
             for name, each in users.items():
-                flow = each.flow
-                if flow is None or flow.window != bundle.manifest.window:
-                    flow = self._build(name, bundle.manifest)
-                served, proof = await asyncio.to_thread(_prepare, bundle, backend, each)
-                ready[name] = served, flow
+                self._match(model, bundle.manifest, each)
+                ready[name], proof = await asyncio.to_thread(_prepare, bundle, backend, each)
             digest_ = await asyncio.to_thread(digest, bundle.folder) if self._is_updated(model) else ""
         except BaseException:
-            for served, _ in ready.values():
+            for served in ready.values():
                 served.runner.close()
             raise
-        for name, (served, flow) in ready.items():
-            self._offer(users[name], served, flow)
+        for name, served in ready.items():
+            self._offer(name, users[name], served)
         self._feed()
         part.bundle, part.digest, part.since = bundle, digest_, self._clock()
         if digest_:
             part.origin = "installed" if bundle.folder.name == digest_ else "factory"
-        part.tallies = [served.tally for served, _ in ready.values()]
-        for served, _ in ready.values():
+        part.tallies = [served.tally for served in ready.values()]
+        for served in ready.values():
             part.proof, part.runner = proof, served.runner.info
         part.status.set("running", f"version {bundle.manifest.version}")
 
-    def _offer(self, each: PipelinePart, served: Served, flow: Pipeline) -> None:
-        if each.flow is not None and each.flow is not flow:
-            each.flow.stop()
-        each.flow = flow
+    def _offer(self, name: str, each: PipelinePart, served: Served) -> None:
+        manifest = served.manifest
+        if each.flow is None or each.flow.window != manifest.window:
+            if each.flow is not None:
+                each.flow.stop()  # before the next one asks where it has come to: two windows never share a number
+            each.flow = self._build(name, manifest)
         each.runner = served.runner.info
-        flow.serve(served)
+        each.flow.serve(served)
+
+    def _match(self, model: str, manifest: Manifest, each: PipelinePart) -> None:
+        """Raises ConfigError where the source of a pipeline cannot give what a version needs."""
+        info = self._parts.config.sources[each.entry.source].options.describe()
+        contract.match(manifest.window, info, each.entry.source, model)
 
     def _let_go(self, model: str, part: ModelPart) -> None:
         reason = "no version of it is sound"
