@@ -12,6 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     updates = _updates(daemon, updater, config, state_dir)
     desires = Desires(updates, daemon.board.has)
     daemon.on_wish = desires.hear
+    daemon.hold = updater.held
     urls = {name: entry.url for name, entry in config.models.items() if entry.url}
     server = Server(
         runtime_dir / protocol.SOCKET, Operations(daemon.parts, daemon.reload, updates), group=config.control.group
@@ -190,6 +192,7 @@ class Daemon:
         self._page: Web | None = None
         self._announcer: Announcer | None = None
         self.on_wish: Callable[[str, bytes], None] = lambda topic, payload: None
+        self.hold: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # no update meanwhile
         self._unsent: list[Message] = []  # what a spool that was closed could not keep
         self._next_seq: dict[str, int] = {}  # of pipelines that were taken down: results never share an id
         self.parts = Parts(
@@ -237,7 +240,8 @@ class Daemon:
         async with self._reloading:
             self._notifier.reloading()
             try:
-                return await self._reload()
+                async with self.hold():
+                    return await self._reload()
             except ConfigErrors as error:
                 self.parts.refused = error
                 log.error("the new configuration is refused, the old one serves on: %s", error)

@@ -158,6 +158,13 @@ class Board:
         """The transfers that are kept."""
         return [folder.name for folder in self.incoming.iterdir()] if self.incoming.exists() else []
 
+    def gone(self) -> bool:
+        """Whether every transfer is thrown away before long: what does it runs on after a job's end has been told."""
+        until = time.monotonic() + 20
+        while self.parts() and time.monotonic() < until:
+            time.sleep(0.01)
+        return not self.parts()
+
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         self.updater = ScriptedUpdater()

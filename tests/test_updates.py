@@ -56,7 +56,7 @@ def test_a_container_comes_in_chunks_and_is_installed(board, ask, send, watch):
     [(installed, options)] = board.updater.installed
     assert installed == BUNDLE
     assert (options.origin, options.confirm_within, options.allow_downgrade) == ("a test", 90.0, False)
-    assert board.parts() == []
+    assert board.gone()
 
 
 def test_it_goes_on_where_it_was(ask, send):
@@ -125,7 +125,7 @@ def test_what_was_rejected_is_refused_before_it_is_sent(board, ask):
     ) as caught:
         ask("receive-open", **NAMES)
     assert caught.value.hint == f"have it tried again with `edgectl forget colours {NAMES['digest'][:12]}`"
-    assert board.parts() == []
+    assert board.gone()
 
 
 def test_whoever_is_not_trusted_gets_no_further_than_the_head(board, ask, send):
@@ -133,7 +133,7 @@ def test_whoever_is_not_trusted_gets_no_further_than_the_head(board, ask, send):
     ask("receive-open", **names(forged))
     with pytest.raises(BundleError, match="mallory is not an allowed signer"):
         send(forged)
-    assert board.parts() == []
+    assert board.gone()
 
 
 def test_what_does_not_keep_its_word_is_refused(board, ask, send):
@@ -141,7 +141,7 @@ def test_what_does_not_keep_its_word_is_refused(board, ask, send):
     ask("receive-open", **{**names(other), "id": NAMES["id"]})
     with pytest.raises(BundleError, match="not the container that was announced"):
         ask("receive-chunk", id=NAMES["id"], offset=0, data=base64.b64encode(other[:40_000]).decode())
-    assert board.parts() == []
+    assert board.gone()
 
 
 def test_no_more_is_taken_than_is_signed(board, ask, send):
@@ -260,7 +260,7 @@ def test_a_container_from_a_url(board, ask, watch):
     assert options.origin == f"{server.url()}?***"
     assert options.allow_downgrade
     assert [listed["job"] for listed in ask("jobs")] == ["fetch-1"]
-    assert board.parts() == []
+    assert board.gone()
 
 
 def test_a_url_that_brings_nothing(board, ask, watch):
