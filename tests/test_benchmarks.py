@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import added_cpu, latency, start, throughput
+from benchmarks import added_cpu, latency, start, throughput, updates
 from benchmarks.inline import recorded, served
 from benchmarks.processes import Sensor
 from benchmarks.report import Figure, Skipped, Target, plain, table
@@ -102,3 +102,9 @@ def test_the_command_prints_the_table_and_writes_the_figures(tmp_path: Path):
         "CPU of an inference on a tiny model",
         "CPU added to an inference, window to encoded message",
     ]
+
+
+def test_an_update_is_taken_by_a_daemon_that_infers():
+    figures = {figure.name: figure for figure in updates.measure(rounds=1, sizes={"small": 1000})}
+    assert figures["windows lost in an update"].variants == {"small": [0]}
+    assert figures["from the call to serving"].variants["small"][0] > 0
