@@ -16,7 +16,7 @@ from edged.models.bundle import examine
 from tests.edged_process import Edged
 from tests.motion import Call, bundle, config, edgectl, ledger, litter, serving
 
-KILLS = 300 if os.environ.get("EDGED_SOAK") else 10
+KILLS = 300 if os.environ.get("EDGED_SOAK") else 6
 LONGEST = 1.5
 """Seconds from the beginning of an update within which it has mostly proved itself, serves and is confirmed."""
 
