@@ -362,12 +362,23 @@ class Updater:
             bundle = await _on_thread(open_version, shelf.version(job.digest), name)
         except BundleError:
             await self._settle(name, room=arrival.head.size + RESERVE)
-            bundle = await _on_thread(self._fill, shelf, arrival)
+            bundle = await self._filled(job, shelf, arrival)
             self._board.fit(name, bundle.manifest)
             await _on_thread(self._place, shelf, job.digest)
         else:
             self._board.fit(name, bundle.manifest)
         self._say(name, "update.unpacked", f"version {job.version} is unpacked and sound", job)
+
+    async def _filled(self, job: Job, shelf: Shelf, arrival: _Arrival) -> Bundle:
+        """It, unpacked into `arriving`. Whoever sent a delta in vain is told, by an event, to send all of it."""
+        try:
+            return await _on_thread(self._fill, shelf, arrival)
+        except BundleError as error:
+            if not arrival.base:
+                raise
+            text = f"the full bundle is needed: {error.message}"
+            self._say(job.model, "update.full_needed", text, job)
+            raise BundleError(text, hint="send the full bundle") from error
 
     def _fill(self, shelf: Shelf, arrival: _Arrival) -> Bundle:
         """On another thread: unpack into `arriving`, and read back."""

@@ -217,6 +217,7 @@ def test_a_delta_to_what_is_not_there_is_refused(rig):
 
     job = asyncio.run(scenario())
     assert (job.state, job.hint) == ("refused", "send the full bundle")
+    assert "update.full_needed" in [event.id for event in job.events]
     assert not rig.shelf.arriving.exists()
 
 
