@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -316,6 +316,9 @@ class Updates:
         transfer = self._incoming.open(transfer_id(fetch.url), check=partial(VersionCheck, approve))
         try:
             fetch.fetcher.fetch(fetch.url, transfer, progress=fetch.went_on)
+        except BundleError:  # it is not worth going on with
+            transfer.discard()
+            raise
         except BaseException:
             transfer.close()
             raise
@@ -506,7 +509,7 @@ class _Open(_Ask, frozen=True, kw_only=True):
     id: Digest
     size: Annotated[int, Meta(ge=1, le=2 * MAX_BUNDLE_BYTES)]
     digest: Digest
-    base: Digest | Literal[""] = ""
+    base: Digest | None = None
 
 
 class _Chunk(_Ask, frozen=True, kw_only=True):

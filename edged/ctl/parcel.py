@@ -1,4 +1,4 @@
-"""What is sent: a container, verified before a byte of it leaves, and read from any place."""
+"""What is sent: a container, verified before a byte of it leaves, and read from any place; or a delta in its stead."""
 
 from __future__ import annotations
 
@@ -6,29 +6,56 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from edged.api import BundleError, StoreError
+from edged.api import BundleError, EdgedError, StoreError
+from edged.core import delta as deltas
 from edged.core.container import Head, Reader
 from edged.models.bundle import examine
 
 STDIN = "-"
 _BLOCK = 256 << 10
+_MAX_HEAD_BYTES = 2 << 20
 
 
 class Parcel:
-    """A container's file, and what is written on it."""
+    """A file, and what is written on it. `base` is the version that a delta builds on, "" for a container."""
 
-    def __init__(self, head: Head, file: IO[bytes]) -> None:
-        self.title = f"{head.manifest.name} {head.manifest.version}"
+    def __init__(self, head: Head | deltas.Head, file: IO[bytes]) -> None:
+        version, self.base = (head.version, head.base) if isinstance(head, deltas.Head) else (head, "")
+        self.version = f"{version.manifest.name} {version.manifest.version}"
+        self.title = f"a delta for {self.version}" if self.base else self.version
         self.id = head.transfer
-        self.digest = head.digest
+        self.digest = version.digest
         self.size = head.size
         self._file = file
+
+    @property
+    def announcement(self) -> dict[str, Any]:
+        """What `receive-open` is told of it."""
+        return {"id": self.id, "size": self.size, "digest": self.digest, "base": self.base or None}
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at its end. From any thread."""
         return os.pread(self._file.fileno(), count, offset)
+
+
+def open_parcels(bundle: str, delta: str = "") -> list[Parcel]:
+    """What brings a version, in the order to try: the delta, if there is one, and the whole container.
+
+    A delta of the container's name beside it is taken unasked if it makes this very container.
+
+    Raises:
+        BundleError: the container is not sound, or `delta` does not make it.
+        StoreError: a file cannot be read.
+    """
+    whole = open_parcel(bundle)
+    if delta:
+        return [_open_delta(Path(delta), whole), whole]
+    try:
+        return [_open_delta(Path(bundle).with_suffix(deltas.SUFFIX), whole), whole]
+    except EdgedError:
+        return [whole]
 
 
 def open_parcel(name: str) -> Parcel:
@@ -44,6 +71,25 @@ def open_parcel(name: str) -> Parcel:
     if path.is_dir():
         raise BundleError(f"{name} is a folder", hint=f"make one file of it: edgectl pack {name}")
     return Parcel(examine(path), path.open("rb"))
+
+
+def _open_delta(path: Path, whole: Parcel) -> Parcel:
+    try:
+        file = path.open("rb")
+        head = deltas.read_head(os.pread(file.fileno(), _MAX_HEAD_BYTES, 0))
+        size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}", hint="name an .edgd file") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error.message}", hint=_AGAIN) from error
+    if head.version.transfer != whole.id:
+        raise BundleError(f"{path} is not a delta for this {whole.version}", hint=_AGAIN)
+    if size != head.size:
+        raise BundleError(f"{path} has {size} bytes, and its head says {head.size}", hint=_AGAIN)
+    return Parcel(head, file)
+
+
+_AGAIN = "make it again, after signing: edgectl pack NEW.edgm --delta-from OLD.edgm"
 
 
 def _from_stdin() -> Parcel:

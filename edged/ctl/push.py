@@ -4,6 +4,8 @@
 
 Each connection begins there anew, and the device knows where it is: so it makes no difference which was cut, when, or
 whether the device was restarted in between. It ends when the device has decided, or after a while without progress.
+
+A version may come as several parcels, a delta and the whole: the next is for where the one before was of no use.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from edged.core.errors import BundleError, ControlError, EdgedError
@@ -27,7 +29,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 
 class Push:
-    """One bundle to one host. `wishes` are those of an install; `stall` is how many seconds to try without progress.
+    """One version to one host. `wishes` are those of an install; `stall` is how many seconds to try without progress.
 
     `job` is what the device calls the update, "" as long as it has not begun.
     """
@@ -35,7 +37,7 @@ class Push:
     def __init__(
         self,
         host: str,
-        parcel: Parcel,
+        parcels: Sequence[Parcel],
         wishes: dict[str, Any],
         teller: Teller,
         *,
@@ -45,7 +47,8 @@ class Push:
     ) -> None:
         self.host = host
         self.job = ""
-        self._parcel = parcel
+        self._parcel, *self._rest = parcels
+        self._announced: Parcel | None = None
         self._wishes = wishes
         self._teller = teller
         self._ssh = ssh
@@ -69,7 +72,10 @@ class Push:
         try:
             while True:
                 try:
-                    return self._connect()
+                    outcome = self._connect()
+                    if outcome.state != "full_needed" or not self._rest:
+                        return outcome
+                    self._take_next()
                 except EdgedError as error:
                     if not (error.retryable or isinstance(error, LineError)):
                         raise
@@ -90,22 +96,34 @@ class Push:
             if not self.job:
                 present = self._bring(line)
                 if present:
-                    return Outcome("done", f"{self._parcel.title} is what {self.host} has already")
+                    return Outcome("done", f"{self._parcel.version} is what {self.host} has already")
             return self._watch(line)
 
     def _bring(self, line: Line) -> bool:
         """Send what is missing, and have it installed. Whether nothing need be done."""
-        parcel = self._parcel
-        answer = line.ask("receive-open", id=parcel.id, size=parcel.size, digest=parcel.digest)
+        answer = line.ask("receive-open", **self._parcel.announcement)
+        if "missing" in answer:
+            self._teller.step(
+                "push.base_missing", f"{self._parcel.title} is of no use: what it builds on is not on {self.host}"
+            )
+            self._take_next()
+            return self._bring(line)
         if "offset" in answer:
             self._send(line, answer["offset"])
-            answer = line.ask("receive-done", id=parcel.id, **self._wishes)
+            answer = line.ask("receive-done", id=self._parcel.id, **self._wishes)
         self.job = answer.get("job", "")
         return "present" in answer
 
+    def _take_next(self) -> None:
+        self._parcel, *self._rest = self._rest
+        self.job, self._seen = "", 0.0
+        self._progress = 0
+        self._patience.start_again()
+
     def _send(self, line: Line, offset: int) -> None:
         parcel = self._parcel
-        if self._connections == 1:
+        if self._announced is not parcel:
+            self._announced = parcel
             here = f", of which {size(offset)} are there" if offset else ""
             self._teller.step("push.sending", f"sending {parcel.title} to {self.host}: {size(parcel.size)}{here}")
         for there in line.send(parcel.read, offset, parcel.size):

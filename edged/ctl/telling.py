@@ -20,6 +20,7 @@ from edged.ctl import exits, tables
 CODES = {
     "done": exits.DONE,
     "refused": exits.REFUSED,
+    "full_needed": exits.REFUSED,
     "failed": exits.UNFIT,
     "rolled_back": exits.ROLLED_BACK,
     "unreachable": exits.UNREACHABLE,
@@ -31,7 +32,10 @@ _BAR = 20
 
 
 class Outcome(NamedTuple):
-    """How it ended: `state` is one of CODES, `text` one sentence, and `hint` what to do about it."""
+    """How it ended: `state` is one of CODES, `text` one sentence, and `hint` what to do about it.
+
+    full_needed: it was a delta and of no use there; nothing is known yet of the version itself.
+    """
 
     state: str
     text: str
@@ -126,6 +130,7 @@ class Teller:
 
 def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
     """Tell of a job as the daemon shows it, to its end. Raises EdgedError as `items` does."""
+    full_needed = False
     for item in items:
         match item["id"]:
             case "job.progress":
@@ -133,8 +138,9 @@ def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
             case "job.alive":
                 pass
             case "job.ended":
-                return Outcome(item["state"], item["text"], item["hint"])
-            case _:
+                return Outcome("full_needed" if full_needed else item["state"], item["text"], item["hint"])
+            case what:
+                full_needed |= what == "update.full_needed"
                 teller.event(item)
     return Outcome("failed", "the daemon ended before the update did", "see how it went: edgectl models")
 

@@ -4,6 +4,9 @@ BUNDLE is an .edgm file, "-" for standard input, or a URL that the device fetche
 where it was: run it again. The device checks who signed the bundle, has it prove itself, lets it serve and watches it;
 at each step the version that serves now goes on serving until the new one has answered, and comes back if that fails.
 
+A delta (`edgectl pack --delta-from`) that lies beside the bundle, or is named with --delta, is sent instead where the
+device has what it builds on; where that comes to nothing, the bundle is.
+
 The update belongs to the device: Ctrl-C only stops watching. With --confirm-within it is taken back unless somebody
 says `edgectl confirm MODEL` in that time.
 """
@@ -32,6 +35,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to bring, and on what terms."""
     parser.add_argument("bundle", metavar="BUNDLE", help='an .edgm file, "-" for standard input, or a URL')
+    parser.add_argument("--delta", default="", metavar="NAME.edgd", help="try this first, which makes the same version")
     parser.add_argument(
         "--confirm-within",
         type=seconds,
@@ -80,15 +84,27 @@ def _remind(teller: Teller, confirm_within: float, where: str = "") -> None:
 
 
 def _here(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> Outcome:
-    parcel = None if _is_url(args.bundle) else _open(args.bundle)
+    *deltas, last = [None] if _is_url(args.bundle) else _open(args)
+    for delta in deltas:
+        outcome = _bring(args, delta, wishes, teller)
+        if outcome.state != "full_needed":
+            return outcome
+    return _bring(args, last, wishes, teller)
+
+
+def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: dict[str, Any], teller: Teller) -> Outcome:
     try:
-        job = _send(args, parcel, wishes, teller) if parcel else _fetch(args, wishes, teller)
+        answer = _send(args, parcel, wishes, teller) if parcel else _fetch(args, wishes, teller)
     except UnreachableError:
         raise
     except (BundleError, ControlError) as error:
         return Outcome("refused", error.message, error.hint)
-    if not job:
-        return Outcome("done", f"{parcel.title if parcel else args.bundle} is what serves already")
+    if parcel and "missing" in answer:
+        teller.step("update.base_missing", f"{parcel.title} is of no use: what it builds on is not there")
+        return Outcome("full_needed", "the full bundle is needed")
+    if parcel and "present" in answer:
+        return Outcome("done", f"{parcel.version} is what serves already")
+    job = answer["job"]
     try:
         return follow(connect(args.runtime_dir).stream("job-watch", id=job), teller)
     except KeyboardInterrupt:
@@ -96,32 +112,32 @@ def _here(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> O
         raise
 
 
-def _fetch(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> str:
-    job: str = connect(args.runtime_dir).call("fetch", url=args.bundle, **wishes)["job"]
+def _fetch(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> dict[str, Any]:
+    answer: dict[str, Any] = connect(args.runtime_dir).call("fetch", url=args.bundle, **wishes)
     teller.step("update.fetching", "the device fetches it")
-    return job
+    return answer
 
 
-def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], teller: Teller) -> str:
-    """The job that installs it; "" where there is nothing to install."""
-    asked = {"id": parcel.id, "size": parcel.size, "digest": parcel.digest}
-    answer = connect(args.runtime_dir).call("receive-open", timeout=DAEMON_SECONDS, **asked)
+def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], teller: Teller) -> dict[str, Any]:
+    """What became of it: the `job` that installs it, `present`, or what is `missing`."""
+    call = connect(args.runtime_dir).call
+    answer: dict[str, Any] = call("receive-open", timeout=DAEMON_SECONDS, **parcel.announcement)
     if "offset" in answer:
         offset = answer["offset"]
         teller.step("update.sending", f"giving {parcel.title} to the daemon, {tables.size(parcel.size)}")
         while offset < parcel.size:
             offset = give(args.runtime_dir, parcel.id, offset, parcel.read(offset, CHUNK))
             teller.progress(offset, parcel.size)
-        done = connect(args.runtime_dir).call
-        answer = done("receive-done", timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
-    return str(answer.get("job", ""))
+        call = connect(args.runtime_dir).call
+        answer = call("receive-done", timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
+    return answer
 
 
-def _open(bundle: str) -> Parcel:
+def _open(args: argparse.Namespace) -> list[Parcel]:
     """Imported for a bundle only: a URL needs nothing of what bundles need."""
-    from edged.ctl.parcel import open_parcel
+    from edged.ctl.parcel import open_parcels
 
-    return open_parcel(bundle)
+    return open_parcels(args.bundle, args.delta)
 
 
 def _is_url(bundle: str) -> bool:
@@ -136,13 +152,13 @@ def _push(args: argparse.Namespace, wishes: dict[str, Any], console: Console) ->
 
     if _is_url(args.bundle):
         raise ControlError("over SSH it is a file that is brought", hint="ssh HOST edgectl update-model URL")
-    parcel = _open(args.bundle)
+    parcels = _open(args)
     alone = len(args.host) == 1
     pushes = []
     for host in dict.fromkeys(args.host):
         teller = Teller(console, "" if alone else host)
         _remind(teller, args.confirm_within, f" --host {host}")
-        push = Push(host, parcel, wishes, teller, ssh=args.ssh, may_ask=alone, stall=args.give_up_after)
+        push = Push(host, parcels, wishes, teller, ssh=args.ssh, may_ask=alone, stall=args.give_up_after)
         pushes.append((push, teller))
     return _all_at_once(pushes, console)
 
