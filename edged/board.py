@@ -175,6 +175,7 @@ class ModelBoard:
         for each in self._users(model).values():
             if each.flow is not None:
                 each.flow.stop()
+                each.begins_at = each.next_seq
                 each.flow = None
             each.status.set("failed", f"its model {model!r}: {reason}", hint)
         self._feed()

@@ -70,6 +70,9 @@ DRAIN_SECONDS = 8.0
 SAVE_SECONDS = 5.0
 """How long saving what was not sent may take on top of that."""
 
+STALE_SECONDS = 7 * 86400.0
+TIDY_SECONDS = 3600.0
+
 STUCK_SECONDS = 10.0
 """A worker that is at one window for longer makes no progress, and the watchdog hears of it."""
 
@@ -87,7 +90,8 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     notifier = Notifier()
     daemon = Daemon(files, config, store, notifier, state_dir)
     updater = _updater(daemon, config, store)
-    updates = _updates(daemon, updater, config, state_dir)
+    incoming = Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8)
+    updates = _updates(daemon, updater, config, incoming)
     desires = Desires(updates, daemon.board.has)
     daemon.on_wish = desires.hear
     daemon.hold = updater.held
@@ -110,6 +114,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
                 tasks.create_task(notifier.feed_watchdog(daemon.progress)),
                 tasks.create_task(_refresh(daemon, notifier)),
                 tasks.create_task(updater.run()),
+                tasks.create_task(_tidy(incoming, daemon.parts.clock)),
                 tasks.create_task(desires.run(urls, config.updates.check_every)),
             ]
             await stop.wait()
@@ -136,7 +141,7 @@ def _updater(daemon: Daemon, config: Config, store: Store) -> Updater:
     )
 
 
-def _updates(daemon: Daemon, updater: Updater, config: Config, state_dir: Path) -> Updates:
+def _updates(daemon: Daemon, updater: Updater, config: Config, incoming: Incoming) -> Updates:
     trust = _trust(config)
 
     def approve(head: Head) -> None:
@@ -147,7 +152,7 @@ def _updates(daemon: Daemon, updater: Updater, config: Config, state_dir: Path) 
         return daemon.board.serving(head.manifest.name) == head.digest
 
     return Updates(
-        Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8),
+        incoming,
         updater,
         approve=approve,
         serves=serves,
@@ -174,6 +179,15 @@ async def _refresh(daemon: Daemon, notifier: Notifier) -> None:
         daemon.refresh()
         notifier.status(summary(daemon.parts))
         await asyncio.sleep(REFRESH)
+
+
+async def _tidy(incoming: Incoming, clock: KernelClock) -> None:
+    """Throw away transfers that nobody has gone on with for a week; while the clock is wrong nobody knows."""
+    while True:
+        if clock.synchronised:
+            for name in await asyncio.to_thread(incoming.collect, time.time(), STALE_SECONDS):
+                log.info("threw away the transfer %s, which nobody went on with", name)
+        await asyncio.sleep(TIDY_SECONDS)
 
 
 class Daemon:
@@ -319,7 +333,8 @@ class Daemon:
                 parts.sinks[name] = Drain(self._delivery(name))
         for name in names.pipelines:
             entry = config.pipelines[name]
-            parts.pipelines[name] = PipelinePart(entry, self._status("pipeline", name))
+            begins_at = self._next_seq.get(name, 0)
+            parts.pipelines[name] = PipelinePart(entry, self._status("pipeline", name), begins_at=begins_at)
         for name in dict.fromkeys(config.pipelines[name].model for name in names.pipelines):
             await self.board.load(name)
         for name in names.sources:
@@ -335,7 +350,8 @@ class Daemon:
         """Stop what is named, sources first, so that each part still has its next one while it finishes."""
         parts = self.parts
         readers = [parts.sources.pop(name) for name in names.sources]
-        flows = [part.flow for name in names.pipelines if (part := parts.pipelines.pop(name)).flow is not None]
+        leaving = {name: parts.pipelines.pop(name) for name in names.pipelines}
+        flows = [part.flow for part in leaving.values() if part.flow is not None]
         self._feed()
         workers: list[Reader | Pipeline] = [*readers, *flows]
         for worker in workers:
@@ -343,7 +359,7 @@ class Daemon:
         for worker in workers:
             if not await asyncio.to_thread(worker.join, max(0.0, end - time.monotonic())):
                 log.error("%s did not stop in time and is left behind", worker.name)
-        self._next_seq |= {flow.name: flow.next_seq for flow in flows}
+        self._next_seq |= {name: part.next_seq for name, part in leaving.items()}
         for name in names.sinks:
             if name in parts.sinks:
                 await asyncio.to_thread(parts.sinks.pop(name).close)
@@ -397,7 +413,6 @@ class Daemon:
         part = parts.pipelines[name]
         entry = part.entry
         info = parts.config.sources[entry.source].options.describe()
-        before = part.flow.next_seq if part.flow is not None else self._next_seq.get(name, 0)
         return Pipeline(
             name,
             manifest.window,
@@ -407,7 +422,7 @@ class Daemon:
             sinks=[parts.sinks.get(sink) or self._delivery(sink) for sink in entry.sinks],
             status=part.status,
             clock=time.monotonic,
-            next_seq=before,
+            next_seq=part.next_seq,
         )
 
     def _reader(self, name: str) -> Reader:

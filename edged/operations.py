@@ -58,12 +58,22 @@ class ModelPart:
 
 @dataclass
 class PipelinePart:
-    """A pipeline as configured, and as it runs, if it does: `flow` is None while its model or source is refused."""
+    """A pipeline as configured, and as it runs, if it does: `flow` is None while its model or source is refused.
+
+    Its windows are numbered from `begins_at`, and go on where an earlier flow of the same name left off: no two results
+    of a boot ever share an id.
+    """
 
     entry: PipelineEntry
     status: Status
     flow: Pipeline | None = None
     runner: RunnerInfo | None = None
+    begins_at: int = 0
+
+    @property
+    def next_seq(self) -> int:
+        """The number of its next window."""
+        return self.begins_at if self.flow is None else self.flow.next_seq
 
 
 @dataclass
