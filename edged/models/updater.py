@@ -52,6 +52,9 @@ INTERVAL = 1.0
 """How often, in seconds, what is under way is looked at."""
 
 MAX_JOBS = 50
+MAX_STEPS = 100
+"""So many at a time are far more than any update takes."""
+
 MAX_HEAD_BYTES = 2 << 20
 """More than the head of a container or of a delta can have."""
 
@@ -422,8 +425,12 @@ class Updater:
         memory = self._memory(name)
         barred: frozenset[type[Step]] = frozenset()
         complaint = ""
+        taken = 0
         try:
             while (step := decide(facts := await self._look(name, barred, room))) is not None:
+                taken += 1
+                if taken > MAX_STEPS:  # what is done does not stay done: somebody else is at work in our folder
+                    raise StoreError(f"{self._store.shelf(name).folder}: {MAX_STEPS} steps have not led to an end")
                 try:
                     await self._do(name, step, facts)
                 except EdgedError as error:
