@@ -9,6 +9,10 @@ recording that windows are cut from (.csv, .npy, .npz), or an array of windows (
 tensors are used, which prove less: they look like nothing the model was made for.
 
 Whatever is packed has been opened, loaded and proven first, as a board would.
+
+With --delta-from a delta is written beside the bundle, where it is below half of it: what turns the version of another
+bundle or folder into this one. It carries the signatures, so sign first: MODEL may be a bundle (.edgm), and then the
+delta is all that is made.
 """
 
 from __future__ import annotations
@@ -31,12 +35,15 @@ from edged.api import Backend, BundleError, ControlError, Runner
 from edged.core import container
 from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
+from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.manifest import Golden, Manifest
 from edged.ctl import exits, tables
 from edged.ctl.bundles import save, version_line
 from edged.ctl.golden import random_samples, samples_of
 from edged.ctl.offline import default_backend, load_model
-from edged.models.bundle import MANIFEST, derive, examine, open_folder
+from edged.models.bundle import MANIFEST, derive, examine, open_folder, unpack
+from edged.models.delta import make_delta
+from edged.models.disk import Disk
 from edged.models.selftest import Proof, prove
 
 Part = TypeVar("Part", Manifest, Golden)
@@ -56,6 +63,7 @@ _CARD = "CARD.md"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, where the bundle goes, and what is to be said of the model."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a .tflite file, or a folder with a manifest.json")
+    parser.add_argument("--delta-from", type=Path, metavar="OLD", help="make a delta too: the bundle or folder before")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT.edgm", help="default: NAME-VERSION.edgm, here")
     of_a_file = parser.add_argument_group("of a model that is no folder")
     of_a_file.add_argument("--name", metavar="NAME", help="default: the file's")
@@ -72,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pack it."""
+    if args.model.suffix == SUFFIX:
+        return _run_on_bundle(args)
     with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
         if args.model.is_dir():
             _refuse_descriptions(args)
@@ -84,12 +94,58 @@ def run(args: argparse.Namespace) -> int:
         out = args.out or Path(f"{head.manifest.name}-{head.manifest.version}{SUFFIX}")
         body = ((folder / name).read_bytes() for name in sorted(head.manifest.files))
         save(out, container.write(head.data, head.signatures, body))
+    delta = _write_delta(args.delta_from, out, out.with_suffix(DELTA_SUFFIX)) if args.delta_from else {}
     if args.json:
-        fields = {"file": str(out), "name": head.manifest.name, "version": head.manifest.version}
-        tables.show_json({**fields, "digest": head.digest, "bytes": head.size, "proof": msgspec.to_builtins(proof)})
+        fields: dict[str, Any] = {"file": str(out), "name": head.manifest.name, "version": head.manifest.version}
+        tables.show_json(
+            {**fields, "digest": head.digest, "bytes": head.size, "proof": msgspec.to_builtins(proof), **delta}
+        )
     else:
         tables.show([f"{out}: {version_line(head)}, {tables.size(head.size)}, proven on {proof.samples} samples"])
+        _tell(delta)
     return exits.DONE
+
+
+def _run_on_bundle(args: argparse.Namespace) -> int:
+    """Make the delta to a bundle that is there already."""
+    if args.delta_from is None:
+        raise ControlError(f"{args.model} is packed already", hint="make a delta to it with --delta-from OLD.edgm")
+    _refuse_descriptions(args)
+    delta = _write_delta(args.delta_from, args.model, args.out or args.model.with_suffix(DELTA_SUFFIX))
+    if args.json:
+        tables.show_json(delta)
+    else:
+        _tell(delta)
+    return exits.DONE
+
+
+def _write_delta(old: Path, bundle: Path, out: Path) -> dict[str, Any]:
+    """Write the delta, and say where it is and how large; nothing where it is not worth it."""
+    with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
+        delta = make_delta(_as_folder(old, Path(scratch, "old")), _as_folder(bundle, Path(scratch, "new")))
+    if delta is None:
+        _note(f"a delta from {old} would not be below half of the bundle, so there is none")
+        return {}
+    save(out, [delta])
+    return {"delta": str(out), "delta_bytes": len(delta), "share": len(delta) / bundle.stat().st_size}
+
+
+def _as_folder(bundle: Path, folder: Path) -> Path:
+    if bundle.is_dir():
+        return bundle
+    try:
+        with bundle.open("rb") as file:
+            unpack(file, folder, Disk())
+    except OSError as error:
+        raise ControlError(
+            f"{bundle} cannot be read: {error.strerror}", hint="name an .edgm file or a folder"
+        ) from error
+    return folder
+
+
+def _tell(delta: dict[str, Any]) -> None:
+    if delta:
+        tables.show([f"{delta['delta']}: {tables.size(delta['delta_bytes'])}, {delta['share']:.0%} of the bundle"])
 
 
 def _names(text: str) -> list[str]:
@@ -100,8 +156,8 @@ def _refuse_descriptions(args: argparse.Namespace) -> None:
     given = [f"--{name}" for name in _DESCRIBING if getattr(args, name) is not None]
     if given:
         raise ControlError(
-            f"the folder's own manifest says everything: {', '.join(given)} cannot be given",
-            hint=f"change {args.model / MANIFEST}, or pack the model file in it",
+            f"the manifest in {args.model} says everything: {', '.join(given)} cannot be given",
+            hint=f"change its {MANIFEST}, or pack the model file in it",
         )
 
 

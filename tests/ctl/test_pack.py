@@ -78,7 +78,17 @@ def test_a_signed_folder_stays_signed(pack, tmp_path):
 
 def test_a_folder_speaks_for_itself(pack, tmp_path):
     complaint = pack(MOTION, "--name", "walk", "--rate", "20", code=4)
-    assert "the folder's own manifest says everything: --name, --rate cannot be given" in complaint
+    assert "says everything: --name, --rate cannot be given" in complaint
+
+
+def test_a_delta_is_written_where_it_is_worth_it(pack, tmp_path):
+    pack(MOTION, "--delta-from", MOTION)
+    assert (tmp_path / "out.edgd").stat().st_size < (tmp_path / "out.edgm").stat().st_size / 2
+
+
+def test_no_delta_is_written_where_it_is_not(pack, tmp_path):
+    pack(MOTION, "--delta-from", MOTION.parents[1] / "digits" / "1.0.0")
+    assert not (tmp_path / "out.edgd").exists()
 
 
 def test_a_model_that_fails_its_own_samples_is_not_packed(pack, tmp_path):
