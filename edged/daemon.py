@@ -103,7 +103,13 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     reloads: set[asyncio.Task[None]] = set()
-    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(loop.create_task(_reload_quietly(daemon))))
+
+    def hang_up() -> None:
+        task = loop.create_task(_reload_quietly(daemon))
+        reloads.add(task)  # the loop itself would let it be collected
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         await daemon.start()
         await updater.start()
@@ -185,8 +191,11 @@ async def _tidy(incoming: Incoming, clock: KernelClock) -> None:
     """Throw away transfers that nobody has gone on with for a week; while the clock is wrong nobody knows."""
     while True:
         if clock.synchronised:
-            for name in await asyncio.to_thread(incoming.collect, time.time(), STALE_SECONDS):
-                log.info("threw away the transfer %s, which nobody went on with", name)
+            try:
+                for name in await asyncio.to_thread(incoming.collect, time.time(), STALE_SECONDS):
+                    log.info("threw away the transfer %s, which nobody went on with", name)
+            except (EdgedError, OSError) as error:
+                log.warning("stale transfers cannot be thrown away: %s", error)
         await asyncio.sleep(TIDY_SECONDS)
 
 
@@ -316,6 +325,8 @@ class Daemon:
                 await self._close_page()
                 await self._open_page()
         set_up(new.log.level)
+        for table in {"control", "updates"} & set(touched.tables):
+            log.warning("what changed in [%s] takes effect when the daemon is started again", table)
         parts.loaded = time.monotonic()
         parts.refused = None
         changed = _named(touched)

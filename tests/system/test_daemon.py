@@ -347,3 +347,11 @@ def test_what_one_broker_never_got_the_next_one_gets(tmp_path: Path, broker: Bro
     daemon.reload()
     results = [result(subscriber, "replayed") for _ in range(77)]
     assert [each["seq"] for each in results] == list(range(77))
+
+
+def test_without_a_state_folder_it_infers_all_the_same(broker: Broker, subscriber: Subscriber, tmp_path: Path, edged):
+    (tmp_path / "state").write_text("in the way")
+    daemon = edged(MQTT.format(port=broker.port) + replay())
+    results = [result(subscriber, "replayed") for _ in range(77)]
+    assert [each["seq"] for each in results] == list(range(77))
+    assert daemon.stop() == 0
