@@ -20,7 +20,6 @@ from edged.core.errors import ControlError
 from edged.core.protocol import Reply, Request
 from edged.ctl.client import UnreachableError
 
-COMMAND = "ssh"
 RECEIVE = ("edgectl", "receive", "--stdio")
 OPTIONS = (
     *("-T", "-a", "-x", "-oClearAllForwardings=yes"),

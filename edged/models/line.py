@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path
 from threading import Event, Lock
 from typing import NamedTuple, cast
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -24,6 +22,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 from edged import __version__
 from edged.core.errors import ConfigError
+from edged.credentials import find
 from edged.models.answer import FetchError, mask, origin
 
 _MAX_SECRET = 4096
@@ -158,7 +157,7 @@ def identify(ca_file: str, cert_file: str, key_file: str, token_file: str) -> Id
         certified = _trusting(ca_file)
         try:
             # The empty passphrase makes a protected key an error; without it OpenSSL would ask on the terminal.
-            certified.load_cert_chain(_find(cert_file), _find(key_file), password="")
+            certified.load_cert_chain(find(cert_file), find(key_file), password="")
         except OSError as error:
             raise _unusable("cert_file or key_file", f"{cert_file}, {key_file}", error) from error
     return Identity(anonymous, certified, _read_secret(token_file) if token_file else "")
@@ -166,7 +165,7 @@ def identify(ca_file: str, cert_file: str, key_file: str, token_file: str) -> Id
 
 def _trusting(ca_file: str) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=_find(ca_file) if ca_file else None)
+        return ssl.create_default_context(cafile=find(ca_file) if ca_file else None)
     except OSError as error:
         raise _unusable("ca_file", ca_file, error) from error
 
@@ -174,23 +173,13 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
 def _read_secret(name: str) -> str:
     """The first line of a file."""
     try:
-        with _find(name).open("rb") as file:
+        with find(name).open("rb") as file:
             line = file.readline(_MAX_SECRET + 1).rstrip(b"\r\n").decode("ascii")
         if not line.isprintable() or not 1 <= len(line) <= _MAX_SECRET:
             raise OSError(f"its first line is empty, longer than {_MAX_SECRET} bytes or not plain text")
         return line
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable("token_file", name, error) from error
-
-
-def _find(name: str) -> Path:
-    """A file of the configuration: a relative name is one of the service's credentials."""
-    if Path(name).is_absolute():
-        return Path(name)
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder is None:
-        raise FileNotFoundError("it is a relative name, and the service was given no credentials")
-    return Path(folder) / name
 
 
 def _unusable(option: str, name: str, error: Exception) -> ConfigError:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import ssl
-from pathlib import Path
 
+from edged.credentials import find
 from edged.outbox.faults import LinkError
 from edged.outbox.options import MqttOptions
 
@@ -40,17 +39,6 @@ def read_secret(name: str) -> str:
         return line.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable("password_file", name, error) from error
-
-
-def find(name: str) -> Path:
-    """A file of the configuration: a relative name is one of the service's credentials. Raises FileNotFoundError."""
-    path = Path(name)
-    if path.is_absolute():
-        return path
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder is None:
-        raise FileNotFoundError("it is a relative name, and the service was given no credentials")
-    return Path(folder) / path
 
 
 def _unusable(option: str, name: str, error: Exception) -> LinkError:

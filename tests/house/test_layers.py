@@ -11,12 +11,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "edged"
 
-LOW = {"core", "log"}
+LOW = {"core", "credentials", "log"}
 MIDDLE = LOW | {"api", "child"}
 SERVICE = MIDDLE | {"outbox", "control", "flow", "models", "sources", "backends", "sinks", "plugins"}
 
 MAY_IMPORT = {
     "core": set(),
+    "credentials": set(),
     "log": set(),
     "child": set(),
     "api": LOW,
