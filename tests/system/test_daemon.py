@@ -7,10 +7,11 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
-from tests.broker import Broker, Subscriber
+from tests.broker import Broker, Subscriber, free_port
 from tests.edged_process import PATIENCE, Edged, SerialPort
 
 RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
@@ -355,3 +356,17 @@ def test_without_a_state_folder_it_infers_all_the_same(broker: Broker, subscribe
     results = [result(subscriber, "replayed") for _ in range(77)]
     assert [each["seq"] for each in results] == list(range(77))
     assert daemon.stop() == 0
+
+
+def test_the_metrics_page_and_edgectl_tell_the_same_figures(edged):
+    port = free_port()
+    daemon = edged(f'[device]\nname = "board"\n[metrics]\nport = {port}\n' + replay())
+    daemon.wait_for_log("source recorded is stopped: the recording has ended")
+    daemon.wait_for_log("serves")
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as page:
+        told = page.read().decode()
+    assert 'edged_source_samples_total{source="recorded"} 800' in told
+    assert 'edged_pipeline_windows_total{pipeline="replayed"} 77' in told
+    names = {line.split()[2] for line in told.splitlines() if line.startswith("# TYPE")}
+    again = daemon.call("metrics")["text"]
+    assert names == {line.split()[2] for line in again.splitlines() if line.startswith("# TYPE")}
