@@ -26,6 +26,8 @@ MAX_BUNDLE_BYTES = 512 << 20
 CHUNK_BYTES = 256 << 10
 MAX_ELEMENTS = 1 << 24
 MAX_DIMENSIONS = 8
+NO_DELEGATES = ("cpu", "auto")
+"""What may stand where a delegate is named, and is none."""
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z")]
@@ -182,6 +184,25 @@ class Golden(Strict, frozen=True, kw_only=True):
     absolute: NotNegative = 1e-3
 
 
+OptionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+OptionValue = Annotated[str, Meta(pattern=r"^[ -.0-~]{0,200}\Z")]
+"""Printable, and with no slash in it: a bundle names no file of the board, least of all a library to be loaded."""
+
+
+class Variant(Strict, frozen=True, kw_only=True):
+    """The same model for an accelerator: a file that `delegate` runs, which may be the model's own.
+
+    `options` are the delegate's, under those that the board gives it. The tensors are those of the manifest; a
+    `signature` is the file's own, for compilers do not always keep that of the model.
+    """
+
+    name: Name
+    delegate: Name
+    file: FileName
+    signature: Annotated[str, Meta(max_length=200)] | None = None
+    options: Annotated[dict[OptionName, OptionValue], Meta(max_length=32)] = {}
+
+
 class Versions(Strict, frozen=True, kw_only=True):
     """Versions of a runtime: from `at_least` on, and none from `below` on."""
 
@@ -205,11 +226,13 @@ class Limits(Strict, frozen=True, kw_only=True):
     """What the self-test on the device may take; without a limit of its own a model is held to the device's.
 
     `latency_p99` is of one inference, in seconds, `rss_bytes` of the process that tests, `seconds` of the whole test.
+    `delegated_share` is the least share of its nodes that a delegate must take.
     """
 
     latency_p99: Seconds | None = None
     rss_bytes: Bytes | None = None
     seconds: Seconds | None = None
+    delegated_share: Share | None = None
 
 
 class Probation(Strict, frozen=True, kw_only=True):
@@ -249,6 +272,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     labels: Annotated[tuple[Label, ...], Meta(max_length=100_000)] = ()
     postprocess: Postprocess
     golden: Golden | None = None
+    variants: Annotated[tuple[Variant, ...], Meta(max_length=16)] = ()
     needs: Needs = Needs()
     limits: Limits = Limits()
     probation: Probation = Probation()
@@ -304,6 +328,7 @@ def check(manifest: Manifest) -> None:
     _check_inputs(manifest)
     _check_steps(manifest)
     _check_needs(manifest.needs)
+    _check_variants(manifest)
     _check_limits(manifest.limits)
     _check_probation(manifest)
     match manifest.postprocess:
@@ -448,6 +473,23 @@ def _check_needs(needs: Needs) -> None:
         if versions.at_least and versions.below and version_key(versions.at_least) >= version_key(versions.below):
             _refuse(f"needs.runtimes: {name}", f"no version is {versions.at_least} or above and below {versions.below}")
     _check_unique("needs.delegates", list(needs.delegates))
+
+
+def _check_variants(manifest: Manifest) -> None:
+    _check_unique("variants", [variant.name for variant in manifest.variants])
+    for variant in manifest.variants:
+        here = f"variants: {variant.name}"
+        for word in (variant.name, variant.delegate):
+            if word in NO_DELEGATES:
+                _refuse(here, f"{word!r} means something else wherever a delegate is named")
+        if variant.file not in manifest.files:
+            _refuse(here, f"{variant.file} is not in files")
+        if manifest.golden is not None and variant.file == manifest.golden.file:
+            _refuse(here, f"{variant.file} is the golden samples")
+    if manifest.variants and manifest.backend != "tflite":
+        _refuse("variants", f"the backend {manifest.backend} has no delegates")
+    if manifest.limits.delegated_share is not None and not manifest.variants:
+        _refuse("limits.delegated_share", "there is no variant of which a delegate could take a share")
 
 
 def _check_limits(limits: Limits) -> None:

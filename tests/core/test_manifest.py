@@ -51,6 +51,14 @@ FEEDBACK = {
     ]
 }
 
+VARIANTS = {
+    "files": {**MOTION["files"], "edgetpu.tflite": {"bytes": 10, "sha256": DIGEST}},
+    "variants": [
+        {"name": "coral", "delegate": "edgetpu", "file": "edgetpu.tflite"},
+        {"name": "vivante", "delegate": "teflon", "file": "model.tflite", "options": {"Performance": "Low"}},
+    ],
+}
+
 
 def motion(*changes: dict[str, Any], **paths: Any) -> bytes:
     """MOTION with whole parts replaced, and then single values by path: `window__length=3`; None takes one out."""
@@ -129,6 +137,16 @@ def test_what_a_model_needs_of_a_device_and_is_held_to():
     assert decode(encode(manifest)) == manifest
 
 
+def test_variants():
+    coral, vivante = decode(motion(VARIANTS, limits={"delegated_share": 0.9})).variants
+    assert (coral.delegate, coral.file, coral.signature, coral.options) == ("edgetpu", "edgetpu.tflite", None, {})
+    assert (vivante.file, vivante.options) == ("model.tflite", {"Performance": "Low"})
+
+
+def test_a_manifest_with_no_variants_says_nothing_of_them():
+    assert b"variants" not in encode(decode(motion()))
+
+
 def test_digests_of_chunks():
     chunks = ["1" * 64, "2" * 64]
     manifest = decode(motion(files__extra={"bytes": 262_145, "sha256": DIGEST, "chunks": chunks}))
@@ -136,7 +154,11 @@ def test_digests_of_chunks():
     assert manifest.files["model.tflite"].chunks == ()
 
 
-@pytest.mark.parametrize("change", [{}, REGRESSION, DETECTION, FEEDBACK], ids=["class", "value", "anomaly", "feedback"])
+@pytest.mark.parametrize(
+    "change",
+    [{}, REGRESSION, DETECTION, FEEDBACK, VARIANTS],
+    ids=["class", "value", "anomaly", "feedback", "variants"],
+)
 def test_it_survives_encoding(change):
     manifest = decode(motion(change))
     assert decode(encode(manifest)) == manifest
@@ -243,6 +265,23 @@ def test_what_is_no_manifest_is_refused(data, reason):
         (motion(probation={"windows": 5, "constant_windows": 6}), "probation: constant_windows is more than windows"),
         (motion(probation={"min_decisions_per_hour": 3, "max_decisions_per_hour": 2}), "is more than max_decisions"),
         (motion(REGRESSION, probation={"max_decisions_per_hour": 2}), "probation: a regression decides nothing"),
+        # variants
+        (motion(VARIANTS, variants__1__name="coral"), "variants: 'coral' is there twice"),
+        (motion(VARIANTS, variants__0__file="other.tflite"), "variants: coral: other.tflite is not in files"),
+        (motion(VARIANTS, variants__0__file="golden.npz"), "variants: coral: golden.npz is the golden samples"),
+        (motion(VARIANTS, variants__0__file="/usr/lib/model.tflite"), "regex"),
+        (motion(VARIANTS, variants__0__name="cpu"), "variants: cpu: 'cpu' means something else"),
+        (motion(VARIANTS, variants__0__delegate="auto"), "variants: coral: 'auto' means something else"),
+        (motion(VARIANTS, variants__0__delegate="libedgetpu.so"), "regex"),
+        (motion(VARIANTS, variants__0__delegate=None), "missing required field `delegate`"),
+        (motion(VARIANTS, variants__0__library="/tmp/x.so"), "unknown field `library`"),
+        (motion(VARIANTS, variants__0__options={"library_path": "/tmp/x.so"}), "regex"),
+        (motion(VARIANTS, variants__0__options={"device": "usb\0"}), "regex"),
+        (motion(VARIANTS, variants__0__options={"a b": "1"}), "regex"),
+        (motion(VARIANTS, variants=VARIANTS["variants"][:1] * 17), "length <= 16"),
+        (motion(VARIANTS, backend="fake"), "variants: the backend fake has no delegates"),
+        (motion(VARIANTS, limits={"delegated_share": 1.1}), r"\$.limits.delegated_share"),
+        (motion(limits={"delegated_share": 0.5}), "limits.delegated_share: there is no variant"),
         # postprocess
         (motion(postprocess__output=1), "postprocess.output: there is no output 1, only 1"),
         (motion(labels=["rest", "walk"]), "labels: there are 2 for 3 scores"),
@@ -285,7 +324,7 @@ def test_random_bytes_are_refused(data):
         decode(data)
 
 
-@given(part=st.sampled_from(sorted(MOTION)), value=json_values)
+@given(part=st.sampled_from(sorted({*MOTION, *VARIANTS, "limits"})), value=json_values)
 def test_any_part_replaced_by_anything_is_refused_or_decoded(part, value):
     data = json.dumps(MOTION | {part: value}).encode()
     try:
