@@ -348,7 +348,12 @@ class Transfer:
         self._let_go()
 
     def close(self) -> None:
-        """Make durable what was received, for the next who opens it, and unlock it. Raises StoreError."""
+        """Make durable what was received, for the next who opens it, and unlock it. Raises StoreError.
+
+        Where nothing was received, nothing is left.
+        """
+        if not self._received:
+            self.discard()
         if self._lock >= 0:
             self.sync()
         self._let_go()

@@ -148,14 +148,24 @@ def test_a_complete_transfer_is_locked_while_it_is_used(tmp_path: Path) -> None:
         assert transfer.path.exists()
 
 
+def test_of_one_that_never_began_nothing_is_left(tmp_path: Path) -> None:
+    incoming(tmp_path).open(ID, total=1000).close()
+    assert incoming(tmp_path).ids() == ()
+
+
 # Bounds
+
+
+def begin(folder: Path, name: str) -> None:
+    with incoming(folder).open(name) as transfer:
+        transfer.append(b"x")
 
 
 def test_the_oldest_goes_when_there_are_too_many(tmp_path: Path) -> None:
     for age, name in enumerate(["young", "middle", "old"]):
-        incoming(tmp_path).open(name).close()
+        begin(tmp_path, name)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    incoming(tmp_path).open("new").close()
+    begin(tmp_path, "new")
     assert incoming(tmp_path).ids() == ("middle", "young", "new")
 
 
@@ -170,7 +180,7 @@ def test_what_is_open_is_never_thrown_away(tmp_path: Path) -> None:
 
 def test_stale_ones_are_collected(tmp_path: Path) -> None:
     for name, written in (("stale", 1000), ("fresh", 5000), ("open", 1000)):
-        incoming(tmp_path).open(name).close()
+        begin(tmp_path, name)
         os.utime(tmp_path / name, (written, written))
     with incoming(tmp_path).open("open"):
         os.utime(tmp_path / "open", (1000, 1000))
@@ -179,7 +189,7 @@ def test_stale_ones_are_collected(tmp_path: Path) -> None:
 
 
 def test_a_clock_in_1970_collects_nothing(tmp_path: Path) -> None:
-    incoming(tmp_path).open(ID).close()
+    begin(tmp_path, ID)
     assert incoming(tmp_path).collect(now=0.0, max_age=3000) == ()
 
 
@@ -409,7 +419,7 @@ def test_a_head_that_is_not_approved_ends_it_before_the_files_come(tmp_path: Pat
         with pytest.raises(BundleError, match="colours: nobody we trust"):
             send(data, transfer.append, piece=500)
         assert transfer.received == 0
-    assert transfer.path.stat().st_size == 0
+    assert incoming(tmp_path).ids() == ()
 
 
 def test_what_is_no_container_is_not_kept(tmp_path: Path) -> None:
