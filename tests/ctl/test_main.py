@@ -8,8 +8,9 @@ from edged import __version__
 def test_help_shows_every_verb_and_exit_code(edgectl):
     code, output, _ = edgectl("--help")
     assert code == 0
-    for line in ("status        how the daemon is", "infer         run a model once", "5             no daemon"):
-        assert f"  {line}" in output
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    for beginning in ("status how the daemon is", "infer run a model once", "5 no daemon answers"):
+        assert any(line.startswith(beginning) for line in lines)
 
 
 def test_a_verb_has_its_own_help(edgectl):

@@ -1,0 +1,227 @@
+"""Collect what whoever helps you needs to know of this device, in one file, without your secrets.
+
+The file is made here and sent nowhere: look into it before you pass it on (`tar -tf`, `tar -xOf FILE NAME`). Passwords
+and tokens the configuration names, credentials in addresses, private keys, and whatever stands behind a word like
+"password" are replaced by ***. What cannot be had is named in `missing.txt` with the reason, and is no error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from edged.config import Config, ConfigErrors, effective, load
+from edged.core.errors import ControlError, EdgedError
+from edged.credentials import find
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+from edged.ctl.config import toml
+
+MAX_BYTES = 4 << 20
+"""Of each part the end is kept."""
+
+COMMAND_SECONDS = 60.0
+_LEAST_SECRET = 4
+_RUN = ("version", "doctor", "devices")
+_ASKED = ("status", "spool", "jobs", "metrics")
+_COMMANDS = {
+    "journal.txt": ("journalctl", "--no-pager", "--output=short-iso-precise", "--unit=edged", "--lines=20000"),
+    "kernel.txt": ("journalctl", "--no-pager", "--output=short-iso-precise", "--dmesg", "--lines=1000"),
+    "unit.txt": ("systemctl", "--no-pager", "show", "edged"),
+    "package.txt": ("dpkg-query", "--status", "edged"),
+    "disks.txt": ("df", "--output=source,fstype,size,used,avail,iused,iavail,target"),
+    "usb.txt": ("lsusb",),
+}
+_FILES = ("/etc/os-release", "/proc/cmdline", "/proc/cpuinfo", "/proc/meminfo", "/proc/mounts", "/proc/uptime",
+          "/proc/version", "/proc/device-tree/model")  # fmt: skip
+
+
+class Part(NamedTuple):
+    """One file of the archive: its name, and how its text is had."""
+
+    name: str
+    text: Callable[[], str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: edged-support-TIME.tar.gz here; - for stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collect and write it."""
+    now = time.time()
+    name = args.output or time.strftime("edged-support-%Y%m%dT%H%M%SZ.tar.gz", time.gmtime(now))
+    config, parts = _parts(args)
+    archive = pack(parts, Scrubber(secrets(config)), int(now))
+    if name == "-":
+        sys.stdout.buffer.write(archive)
+        return exits.DONE
+    _write(Path(name), archive)
+    if args.json:
+        tables.show_json({"file": name, "bytes": len(archive)})
+    else:
+        tables.show([f"{name}: {tables.size(len(archive))}; look into it before you pass it on: tar -tf {name}"])
+    return exits.DONE
+
+
+def pack(parts: Iterable[Part], scrub: Callable[[str], str], now: int) -> bytes:
+    """A .tar.gz of the parts that can be had, each without secrets, and of a list of those that cannot."""
+    packed = io.BytesIO()
+    missing = []
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for part in parts:
+            try:
+                text = part.text()
+            except (EdgedError, OSError, subprocess.SubprocessError) as error:
+                missing.append(f"{part.name}: {error}")
+            else:
+                _add(archive, part.name, scrub(text[-MAX_BYTES:]), now)
+        _add(archive, "missing.txt", scrub("".join(f"{line}\n" for line in missing)), now)
+    return packed.getvalue()
+
+
+class Scrubber:
+    """Takes secrets out of a text: those that are known, and whatever looks like one."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        longest_first = sorted(known, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def __call__(self, text: str) -> str:
+        """The text without them."""
+        text = self._known.sub("***", text)
+        for pattern, replacement in _SECRETS:
+            text = pattern.sub(replacement, text)
+        return text
+
+
+_SECRETS = (
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), "***"),
+    (re.compile(r"(?<=://)[^/\s@\"']+@"), "***@"),
+    (re.compile(r"(://[^\s\"'<>?]+\?)[^\s\"'<>]+"), r"\1***"),  # links to stores are signed in their query
+    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), r"\1 ***"),
+    (
+        re.compile(
+            r"(?i)((?:password|passwd|passphrase|secret|token|api_?key|psk)[\"']?\s*[=:]\s*)(?:\"[^\"]*\"|[^\s,;}]+)"
+        ),
+        r"\1***",
+    ),
+)
+
+
+def secrets(config: Config | None) -> set[str]:
+    """What the files that the configuration names as secrets hold, as far as we may read them."""
+    if config is None:
+        return set()
+    names = {config.mqtt.password_file, config.updates.fetch.token_file} - {""}
+    found = set()
+    for name in names:
+        try:
+            found |= {line.strip() for line in find(name).read_text().splitlines()}
+        except (OSError, UnicodeDecodeError):
+            continue  # who may not read it cannot give it away
+    return {secret for secret in found if len(secret) >= _LEAST_SECRET}
+
+
+# What there is
+
+
+def _parts(args: argparse.Namespace) -> tuple[Config | None, Iterator[Part]]:
+    """The configuration, if it is sound, and the parts."""
+    files = [Path(file) for file in args.config]
+    try:
+        config, problems = load(files), ""
+    except ConfigErrors as error:
+        config, problems = None, "\n".join(map(str, error.problems))
+    return config, _all_parts(args, config, problems)
+
+
+def _all_parts(args: argparse.Namespace, config: Config | None, problems: str) -> Iterator[Part]:
+    state = Path(args.state_dir)
+    for verb in _RUN:
+        yield Part(f"{verb}.json", partial(_edgectl, args, verb))
+    for verb in _ASKED:
+        yield Part(f"{verb}.json", partial(_answer, args.runtime_dir, verb))
+    if config is None:
+        yield Part("configuration-errors.txt", lambda: problems)
+        for file in args.config:
+            yield Part(f"configuration/{Path(file).name}", partial(_read, Path(file)))
+    else:
+        yield Part("configuration.toml", lambda: "\n".join(toml(effective(config))))
+    for ledger in sorted(state.glob("models/*/state.json")):
+        yield Part(f"models/{ledger.parent.name}.json", partial(_read, ledger))
+    yield Part("state-files.txt", partial(_listing, state))
+    for file in _FILES:
+        yield Part(f"system{file}", partial(_read, Path(file)))
+    for name, command in _COMMANDS.items():
+        yield Part(name, partial(_said, command))
+
+
+def _edgectl(args: argparse.Namespace, verb: str) -> str:
+    """What another verb says; some of them load models, which may take this process with them."""
+    words = [*(word for file in args.config for word in ("--config", file)), "--state-dir", args.state_dir]
+    if args.runtime_dir:
+        words += ["--runtime-dir", args.runtime_dir]
+    return _said((sys.executable, "-m", "edged.ctl", *words, verb, "--json"))
+
+
+def _said(command: tuple[str, ...]) -> str:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=COMMAND_SECONDS,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    return done.stdout.decode(errors="replace")
+
+
+def _read(file: Path) -> str:
+    with file.open("rb") as opened:
+        return opened.read(MAX_BYTES).decode(errors="replace")
+
+
+def _listing(folder: Path) -> str:
+    """Every file below a folder with its size: contents stay where they are."""
+    lines = []
+    for file in sorted(folder.rglob("*")):
+        status = file.lstat()
+        lines.append(f"{status.st_mode:06o} {status.st_size:12} {file.relative_to(folder)}\n")
+    return "".join(lines)
+
+
+def _answer(runtime_dir: str | None, verb: str) -> str:
+    return json.dumps(connect(runtime_dir).call(verb), indent=2, ensure_ascii=False)
+
+
+# The archive
+
+
+def _add(archive: tarfile.TarFile, name: str, text: str, now: int) -> None:
+    data = text.encode()
+    entry = tarfile.TarInfo(f"edged-support/{name}")
+    entry.size, entry.mtime, entry.mode = len(data), now, 0o600
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _write(file: Path, data: bytes) -> None:
+    """For our own eyes; an existing file is not written over."""
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+            opened.write(data)
+    except OSError as error:
+        raise ControlError(f"{file} cannot be written: {error.strerror}", hint="name another with --output") from error
