@@ -25,7 +25,7 @@ from edged.config import Config, ConfigErrors, check_models, find_bundle, load
 from edged.control.clock import kernel_synchronised
 from edged.core.errors import EdgedError
 from edged.core.tables import Problem
-from edged.ctl import exits, tables
+from edged.ctl import exits, hardware, tables
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.offline import load_model
@@ -36,6 +36,7 @@ from edged.outbox.options import MqttOptions
 BROKER_SECONDS = 3.0
 RUNTIME_SECONDS = 60.0
 LEAST_FREE_BYTES = 50_000_000
+HOT_DEGREES = 80
 _DOTS = {"ok": "running", "warn": "degraded", "fail": "failed"}
 
 
@@ -89,6 +90,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         yield check_broker(config.mqtt)
     yield check_folder("state", Path(args.state_dir))
     yield check_clock(kernel_synchronised)
+    yield from check_hardware(Path("/sys"))
     yield check_daemon(args.runtime_dir)
 
 
@@ -227,6 +229,29 @@ def check_clock(synchronised: Callable[[], bool]) -> Check:
         return Check("clock", "ok", "synchronised")
     remedy = "results say so meanwhile; see: timedatectl timesync-status"
     return Check("clock", "warn", "not synchronised", remedy)
+
+
+def check_hardware(sys: Path) -> Iterator[Check]:
+    """What the board says of its supply, its temperature and its storage; nothing where it does not."""
+    slowed = hardware.throttling(sys)
+    if slowed is not None:
+        yield _check_power(slowed)
+    degrees = hardware.temperature(sys)
+    if degrees is not None:
+        hot = degrees >= HOT_DEGREES
+        yield Check("heat", "warn" if hot else "ok", f"{degrees:.0f} °C", "cool it: it slows down soon" if hot else "")
+    for each in hardware.wear(sys):
+        found = f"{each.device}: about {each.tenths * 10} % of its life is used"
+        yield Check("wear", "warn" if each.worn else "ok", found, "replace it before it fails" if each.worn else "")
+
+
+def _check_power(slowed: hardware.Throttling) -> Check:
+    remedy = "use a stronger power supply and a short cable, and cool the board"
+    if slowed.now:
+        return Check("power", "fail", "; ".join(slowed.now), remedy)
+    if slowed.earlier:
+        return Check("power", "warn", f"since it was switched on: {'; '.join(slowed.earlier)}", remedy)
+    return Check("power", "ok", "neither undervoltage nor throttling since it was switched on")
 
 
 def check_daemon(runtime_dir: str | None) -> Check:

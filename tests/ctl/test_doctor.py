@@ -212,3 +212,29 @@ def test_a_failed_check_shows_in_the_exit_code_and_in_json(tmp_path, capsys):
     assert [check["found"] for check in failed] == [
         f'{tmp_path}/edged.toml: log.level: found 3; allowed: "debug" or "error" or "info" or "warning"'
     ]
+
+
+# -- the board ------------------------------------------------------------------------------------------------------
+
+
+def test_a_board_that_says_nothing_of_itself(tmp_path):
+    assert list(doctor.check_hardware(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "verdict", "found"),
+    [
+        ("devices/platform/soc/soc:firmware/get_throttled", "0", "ok", "neither undervoltage nor throttling"),
+        ("devices/platform/soc/soc:firmware/get_throttled", "50000", "warn", "since it was switched on: the supply"),
+        ("devices/platform/soc/soc:firmware/get_throttled", "1", "fail", "the supply voltage is too low"),
+        ("class/thermal/thermal_zone0/temp", "50499", "ok", "50 °C"),
+        ("class/thermal/thermal_zone0/temp", "80100", "warn", "80 °C"),
+        ("block/mmcblk0/device/life_time", "0x02 0x01", "ok", "mmcblk0: about 20 % of its life"),
+        ("block/mmcblk0/device/life_time", "0x0b 0x01", "warn", "mmcblk0: about 110 % of its life"),
+    ],
+)
+def test_what_a_board_says_of_itself(tmp_path, file, text, verdict, found):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(text)
+    (check,) = doctor.check_hardware(tmp_path)
+    assert (check.verdict, check.found[: len(found)], bool(check.remedy)) == (verdict, found, verdict != "ok")
