@@ -1,4 +1,7 @@
-"""TFLite models on the CPU, through LiteRT or, where there is no wheel of it, the last tflite-runtime.
+"""TFLite models, through LiteRT or, where there is no wheel of it, the last tflite-runtime.
+
+`TfliteBackend` runs them on the CPU. `DelegatedTflite` has a vendor's delegate take what it can of the graph; as such
+libraries abort, hang and hold the interpreter lock, it is only ever loaded in a child process.
 
 One interpreter belongs to one thread. Tensor indices are looked up once, and arrays are copied in and out: a live view
 of a tensor makes the next `invoke` fail. The file is read through before a runtime sees it, because tflite-runtime
@@ -7,19 +10,22 @@ dies of a truncated one, and because our words say better than its own what cann
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import replace
 
-from edged.api import Arrays, Backend, BundleError, ModelError, RunnerInfo, TensorSpec
-from edged.core.manifest import MAX_FILE_BYTES
+from edged.api import Arrays, Backend, BundleError, DeviceError, ModelError, RunnerInfo, TensorSpec
+from edged.core.manifest import MAX_FILE_BYTES, Name
 from edged.core.tflite_file import Signature, TfliteFile, inspect
 
 
@@ -41,18 +47,50 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
             ModelError: no runtime is installed, or this one cannot run the model, and why.
         """
         structure = _verify(file)
-        _refuse_foreign_ops(file, structure)
-        chosen = _choose_signature(file, structure, signature)
-        runtime, interpreter_class = _import_runtime(self.runtime)
+        if structure.compiled_for:
+            raise ModelError(
+                f"{file.name} is compiled for {_ACCELERATORS[structure.compiled_for]} and does not run on a CPU",
+                hint="use the model it was compiled from, of which this one may be a variant",
+            )
+        runtime = _import_runtime(self.runtime)
+        info = RunnerInfo(backend="tflite", runtime=runtime.title, threads=self.threads, nodes=structure.nodes)
+        return _load(file, structure, signature, info, lambda: _open_interpreter(runtime, file, self.threads))
 
-        def open_model() -> _Graph | _Subgraph:
-            interpreter = _open_interpreter(interpreter_class, file, self.threads, runtime)
-            if chosen is None:
-                return _Graph(interpreter, interpreter.get_input_details(), interpreter.get_output_details())
-            return _open_signature(interpreter, chosen)
 
-        info = RunnerInfo(backend="tflite", runtime=runtime, threads=self.threads, nodes=structure.nodes)
-        return TfliteRunner(open_model, info, remembers=structure.remembers)
+class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
+    """Runs a .tflite file on an accelerator, and on the CPU what the delegate leaves of it.
+
+    `delegate` is what the accelerator is called here, `library` the path of the shared library with the delegate, and
+    `options` are passed to it. Load it in a child process and nowhere else. `RunnerInfo.delegated` then says how many
+    nodes of the graph the delegate took.
+    """
+
+    delegate: Name
+    library: Annotated[str, Meta(min_length=1, max_length=4096)]
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def load(self, file: Path, *, signature: str | None = None) -> TfliteRunner:
+        """Load a .tflite file, which may be one that was compiled for the accelerator.
+
+        Raises:
+            BundleError: it is no TFLite file, or is damaged.
+            DeviceError: the delegate cannot be loaded, or refuses to work here, and why.
+            ModelError: no runtime is installed, or runtime or delegate cannot run the model, and why.
+        """
+        structure = _verify(file)
+        runtime = _import_runtime(self.runtime)
+        info = RunnerInfo(
+            backend="tflite",
+            runtime=runtime.title,
+            delegate=self.delegate,
+            threads=self.threads,
+            nodes=structure.nodes,
+        )
+        return _load(file, structure, signature, info, lambda: self._open(runtime, file))
+
+    def _open(self, runtime: _Runtime, file: Path) -> _Opened:
+        delegate = load_delegate(runtime.module, self.delegate, self.library, self.options)
+        return _open_interpreter(runtime, file, self.threads, self.delegate, [delegate])
 
 
 class TfliteRunner:
@@ -68,7 +106,7 @@ class TfliteRunner:
         self._model: _Graph | _Subgraph | None = open_model()
         self.inputs = self._model.inputs
         self.outputs = self._model.outputs
-        self.info = info
+        self.info = replace(info, delegated=self._model.delegated)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run once; the outputs are copies."""
@@ -77,7 +115,8 @@ class TfliteRunner:
         try:
             return self._model.run(inputs)
         except (ValueError, RuntimeError, MemoryError) as error:
-            raise ModelError(f"the model failed to run: {_first_line(error)}", hint=_COMPARE) from error
+            hint = _COMPARE if self.info.delegate == "cpu" else _SEE_DEVICES
+            raise ModelError(f"the model failed to run: {_first_line(error)}", hint=hint) from error
 
     def reset(self) -> None:
         """Forget earlier runs. Raises ModelError if the model cannot be loaded again."""
@@ -95,6 +134,23 @@ class TfliteRunner:
 
 
 _COMPARE = "compare the manifest's tensors with the model's: edgectl models"
+_SEE_DEVICES = "the accelerator failed, or is gone: edgectl devices"
+
+
+def _load(
+    file: Path, structure: TfliteFile, signature: str | None, info: RunnerInfo, open_interpreter: Callable[[], _Opened]
+) -> TfliteRunner:
+    _refuse_flex_ops(file, structure)
+    chosen = _choose_signature(file, structure, signature)
+
+    def open_model() -> _Graph | _Subgraph:
+        opened = open_interpreter()
+        if chosen is not None:
+            return _open_signature(opened, chosen)
+        interpreter = opened.interpreter
+        return _Graph(opened, interpreter.get_input_details(), interpreter.get_output_details())
+
+    return TfliteRunner(open_model, info, remembers=structure.remembers)
 
 
 # Two ways to run
@@ -103,8 +159,8 @@ _COMPARE = "compare the manifest's tensors with the model's: edgectl models"
 class _Graph:
     """The first subgraph, by tensor index: the fast way, and the only one for files without signatures."""
 
-    def __init__(self, interpreter: Any, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        self.interpreter = interpreter
+    def __init__(self, opened: _Opened, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        self.interpreter, self.delegated = opened
         self.inputs = tuple(_spec(details) for details in inputs)
         self.outputs = tuple(_spec(details) for details in outputs)
         self._inputs = tuple(int(details["index"]) for details in inputs)
@@ -121,9 +177,9 @@ class _Graph:
 class _Subgraph:
     """Another subgraph, which only a signature runner reaches. It would resize itself to wrong inputs in silence."""
 
-    def __init__(self, interpreter: Any, signature: Signature) -> None:
-        self.interpreter = interpreter
-        self._call = interpreter.get_signature_runner(signature.name)
+    def __init__(self, opened: _Opened, signature: Signature) -> None:
+        self.interpreter, self.delegated = opened
+        self._call = self.interpreter.get_signature_runner(signature.name)
         self._signature = signature
         inputs, outputs = self._call.get_input_details(), self._call.get_output_details()
         self.inputs = tuple(_spec(inputs[name], name) for name in signature.inputs)
@@ -137,14 +193,14 @@ class _Subgraph:
         return [outputs[name] for name in self._signature.outputs]
 
 
-def _open_signature(interpreter: Any, signature: Signature) -> _Graph | _Subgraph:
+def _open_signature(opened: _Opened, signature: Signature) -> _Graph | _Subgraph:
     if signature.subgraph != 0:
-        return _Subgraph(interpreter, signature)
+        return _Subgraph(opened, signature)
     # A signature runner that is kept makes invoke() fail; this one is gone when the details have been read.
-    runner = interpreter.get_signature_runner(signature.name)
+    runner = opened.interpreter.get_signature_runner(signature.name)
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     return _Graph(
-        interpreter,
+        opened,
         [{**inputs[name], "name": name} for name in signature.inputs],
         [{**outputs[name], "name": name} for name in signature.outputs],
     )
@@ -179,13 +235,8 @@ def _verify(file: Path) -> TfliteFile:
         raise BundleError(f"{file.name}: {error.message}", hint=error.hint) from error
 
 
-def _refuse_foreign_ops(file: Path, structure: TfliteFile) -> None:
+def _refuse_flex_ops(file: Path, structure: TfliteFile) -> None:
     for op in structure.custom_ops:
-        if op in _ACCELERATORS:
-            raise ModelError(
-                f"{file.name} is compiled for {_ACCELERATORS[op]} and does not run on a CPU",
-                hint="use the model it was compiled from",
-            )
         if op.startswith("Flex"):
             raise ModelError(
                 f"{file.name} needs the TensorFlow op {op[4:]}, which no TFLite runtime has",
@@ -205,7 +256,7 @@ def _choose_signature(file: Path, structure: TfliteFile, name: str | None) -> Si
     )
 
 
-_ACCELERATORS = {"edgetpu-custom-op": "the Edge TPU", "ethos-u": "an Arm Ethos-U"}
+_ACCELERATORS = {"edgetpu": "the Edge TPU", "ethosu": "an Arm Ethos-U", "neutron": "an NXP Neutron"}
 
 
 # The runtime
@@ -214,14 +265,26 @@ _ACCELERATORS = {"edgetpu-custom-op": "the Edge TPU", "ethos-u": "an Arm Ethos-U
 _PACKAGES = {"ai-edge-litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
 
 
-def _import_runtime(wanted: str) -> tuple[str, Callable[..., Any]]:
-    """The name and version of the runtime, and its Interpreter."""
+class _Runtime(NamedTuple):
+    """Name and version of a runtime, and its module with Interpreter and load_delegate."""
+
+    title: str
+    module: Any
+
+
+class _Opened(NamedTuple):
+    """An interpreter that is ready to run, and how many nodes of the first subgraph the delegate took."""
+
+    interpreter: Any
+    delegated: int
+
+
+def _import_runtime(wanted: str) -> _Runtime:
     failures = []
     for name in _PACKAGES if wanted == "auto" else (wanted,):
         try:
             package = import_module(_PACKAGES[name])
-            interpreter_class = import_module(f"{_PACKAGES[name]}.interpreter").Interpreter
-            return f"{name} {package.__version__}", interpreter_class
+            return _Runtime(f"{name} {package.__version__}", import_module(f"{_PACKAGES[name]}.interpreter"))
         except ImportError as error:
             failures.append(f"{name}: {error}")
     raise ModelError(
@@ -231,38 +294,134 @@ def _import_runtime(wanted: str) -> tuple[str, Callable[..., Any]]:
     )
 
 
-def _open_interpreter(interpreter_class: Callable[..., Any], file: Path, threads: int, runtime: str) -> Any:
+def _open_interpreter(
+    runtime: _Runtime, file: Path, threads: int, delegate: str = "", delegates: list[Any] | None = None
+) -> _Opened:
     try:
-        interpreter = interpreter_class(model_path=str(file), num_threads=threads)
+        interpreter = runtime.module.Interpreter(
+            model_path=str(file), num_threads=threads, experimental_delegates=delegates
+        )
+        # The runtime's own delegate for the CPU takes its nodes as tensors are allocated, and is not to be counted.
+        delegated = _count_delegated(interpreter._get_ops_details()) if delegates else 0
         interpreter.allocate_tensors()
     except MemoryError as error:
         raise ModelError(f"{file.name}: there is not enough memory to load it", hint="free some memory") from error
     except (ValueError, RuntimeError, SystemError) as error:
-        raise _explain(file, runtime, error) from error
-    return interpreter
+        raise (_explain_delegated(file, delegate, error) if delegates else _explain(file, runtime, error)) from error
+    return _Opened(interpreter, delegated)
 
 
-def _explain(file: Path, runtime: str, error: Exception) -> ModelError:
+def _count_delegated(ops: list[dict[str, Any]]) -> int:
+    """How many nodes lie behind those that a delegate put into the graph, which stand beside the ones they replace.
+
+    Each of its own leads from some tensors to others: what computes the latter from the former is what it took.
+    """
+    makers = {int(output): op for op in ops if op["op_name"] != _DELEGATE for output in op["outputs"]}
+    taken: set[int] = set()
+    for op in ops:
+        if op["op_name"] == _DELEGATE:
+            given, todo = set(op["inputs"]), list(op["outputs"])
+            while todo:
+                tensor = int(todo.pop())
+                maker = makers.get(tensor)
+                if tensor not in given and maker is not None and maker["index"] not in taken:
+                    taken.add(maker["index"])
+                    todo.extend(maker["inputs"])
+    return len(taken)
+
+
+_DELEGATE = "DELEGATE"
+
+
+def _explain(file: Path, runtime: _Runtime, error: Exception) -> ModelError:
     if found := _UNKNOWN_CUSTOM_OP.search(str(error)):
         return ModelError(
-            f"{file.name} needs the custom op {found[1]}, which {runtime} does not have",
+            f"{file.name} needs the custom op {found[1]}, which {runtime.title} does not have",
             hint="convert the model without it",
         )
     if found := _UNKNOWN_BUILTIN_OP.search(str(error)):
         return ModelError(
-            f"{file.name} needs the op {found[1]} in version {found[2]}, which {runtime} does not have",
+            f"{file.name} needs the op {found[1]} in version {found[2]}, which {runtime.title} does not have",
             hint="install a newer runtime, or convert the model with an older converter",
         )
     if isinstance(error, SystemError):
-        return ModelError(f"{runtime} does not work here: {_first_line(error)}", hint="pip install 'numpy<2'")
+        return ModelError(f"{runtime.title} does not work here: {_first_line(error)}", hint="pip install 'numpy<2'")
     return ModelError(
-        f"{file.name} does not load in {runtime}: {_first_line(error)}",
+        f"{file.name} does not load in {runtime.title}: {_first_line(error)}",
         hint="fetch or convert the model again, or try another version of the runtime",
     )
 
 
 _UNKNOWN_CUSTOM_OP = re.compile(r"unresolved custom op: (\S+?)\.?(?:\s|$)")
 _UNKNOWN_BUILTIN_OP = re.compile(r"builtin opcode '(\w+)' version '(\d+)'")
+
+
+# The delegate
+
+
+_ENTRY = "tflite_plugin_create_delegate"
+
+
+def load_delegate(module: Any, name: str, library: str, options: Mapping[str, str]) -> Any:
+    """The delegate in a shared library, by a runtime's interpreter module. In a child process, if you want to live on.
+
+    Raises:
+        DeviceError: it cannot be loaded, is no delegate, or refuses to work here, and why.
+    """
+    try:
+        getattr(ctypes.CDLL(library), _ENTRY)  # the runtime would fail alike, but with noise on standard error
+    except OSError as error:
+        raise _explain_library(name, library, str(error)) from error
+    except AttributeError as error:
+        raise DeviceError(
+            f"{name}: {library} is a library, but no TFLite delegate: it has no {_ENTRY}",
+            hint=f"name the right one: [delegates.{name}] library",
+        ) from error
+    try:
+        return module.load_delegate(library, dict(options))
+    except ValueError as error:
+        said = " ".join(str(error).split("\n")[1:]).strip()
+        raise DeviceError(
+            f"{name}: {library} refuses to work" + (f": {said}" if said else ", and does not say why"),
+            hint="the device is gone, somebody else has it, or an option is wrong: edgectl devices",
+            retryable=True,
+        ) from error
+
+
+def _explain_library(name: str, library: str, said: str) -> DeviceError:
+    missing = said.partition(": cannot open shared object file")[0]
+    if missing == library:
+        return DeviceError(
+            f"{name}: there is no {library}", hint=f"install it, or say where it is: [delegates.{name}] library"
+        )
+    if missing != said:
+        return DeviceError(
+            f"{name}: {library} needs {missing}, which is not installed", hint=f"install the package that has {missing}"
+        )
+    if "ELF" in said or "too short" in said:
+        return DeviceError(
+            f"{name}: {library} is damaged, or for another processor: {said.rpartition(': ')[2]}",
+            hint="install the one for this processor",
+        )
+    return DeviceError(
+        f"{name}: {library} does not fit this system: {said.removeprefix(f'{library}: ')}",
+        hint="install the version that is made for this system and this TFLite runtime",
+    )
+
+
+def _explain_delegated(file: Path, delegate: str, error: Exception) -> ModelError:
+    if found := _UNKNOWN_CUSTOM_OP.search(str(error)):
+        return ModelError(
+            f"{delegate} leaves the op {found[1]} of {file.name}, which nothing else can run",
+            hint="was the file compiled for another accelerator, or for a newer library than is installed?",
+        )
+    return ModelError(
+        f"{delegate} fails to take {file.name}: {_first_line(error).removesuffix(_RESTORED)}",
+        hint="compile or convert the model for the version of the delegate that is installed here",
+    )
+
+
+_RESTORED = "Restored original execution plan after delegate application failure."
 
 
 def _first_line(error: Exception) -> str:

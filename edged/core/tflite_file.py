@@ -81,6 +81,11 @@ class TfliteFile:
         """Whether it keeps resource variables from one run to the next."""
         return "VAR_HANDLE" in self.ops
 
+    @property
+    def compiled_for(self) -> str | None:
+        """The kind of delegate that alone can run it, None if it is for any processor."""
+        return next((_COMPILED[op] for op in self.custom_ops if op in _COMPILED), None)
+
 
 def inspect(data: bytes | memoryview) -> TfliteFile:
     """Read and verify a .tflite file.
@@ -407,6 +412,9 @@ float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 compl
 uint16 int4 bfloat16 int2 uint4
 """
 _TYPES = dict(enumerate(_TYPE_NAMES.split()))
+
+_COMPILED = {"edgetpu-custom-op": "edgetpu", "ethos-u": "ethosu", "NeutronGraph": "neutron"}
+"""What compilers for accelerators put in place of the operations they take."""
 
 _AXIS_LABELS = 2
 _CUSTOM = 32
