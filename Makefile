@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 SECONDS ?= 0
 BIN := $(VENV)/bin
+SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test test-others check bench clean
+.PHONY: help demo test soak test-others check bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo [SECONDS=10]  a recorded sensor, a broker, edged and a subscriber, live in this terminal'
 	@echo 'make test               every test, with a real broker'
+	@echo 'make soak               the long forms of what test does in short'
 	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
 	@echo 'make check              types, lint and format'
 	@echo 'make bench              the benchmark table, and build/bench.json'
@@ -20,6 +22,9 @@ demo: $(VENV)/demo.ready
 
 test: $(VENV)/test.ready
 	$(BIN)/pytest
+
+soak: $(VENV)/test.ready
+	EDGED_SOAK=1 $(BIN)/pytest $(SOAKS)
 
 test-others:
 	packaging/test-others

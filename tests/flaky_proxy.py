@@ -47,11 +47,6 @@ class FlakyProxy:
         self._refusing = False
         self._links: set[_Link] = set()
 
-    @property
-    def port(self) -> int:
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
     def blackhole(self, on: bool = True) -> None:
         """Swallow everything from now on, both ways and without a word, or carry it on."""
         self._call(self._flow.clear if on else self._flow.set)
@@ -69,6 +64,18 @@ class FlakyProxy:
     def drop(self) -> None:
         """Reset every connection there is."""
         self._call(self._drop)
+
+    def listen(self, on: bool) -> None:
+        """Have nobody listen at the port, and reset every connection there is; or listen there again."""
+
+        async def switch() -> None:
+            if on:
+                self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            else:
+                self._server.close()
+                self._drop()
+
+        asyncio.run_coroutine_threadsafe(switch(), self._loop).result(10)
 
     def __enter__(self) -> FlakyProxy:
         ready = threading.Event()
@@ -97,6 +104,7 @@ class FlakyProxy:
         self._flow, self._over = asyncio.Event(), asyncio.Event()
         self._flow.set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
         ready.set()
         await self._over.wait()
         self._server.close()

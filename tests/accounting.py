@@ -1,0 +1,125 @@
+"""Accounting for results: a subscriber who writes everything down, and the rules by which the books must balance.
+
+What a board said is known from a file beside it (a jsonl sink); what arrived, from the subscriber. Mosquitto's word is
+not durable: what it has acknowledged and not passed on is gone when it is killed. So that every loss is the board's
+own, the subscriber is always there before the board is let in, at QoS 0 and with no limits in the broker (`UNBOUNDED`):
+then the broker writes a message into the subscriber's socket before it acknowledges it, and what is in a socket
+outlives its writer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Condition, Event
+from typing import Any, NamedTuple
+
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from tests.broker import PATIENCE
+
+UNBOUNDED = ("max_queued_messages 0", "max_inflight_messages 0")
+"""For mosquitto.conf: what comes goes out at once."""
+
+Result = dict[str, Any]
+Line = tuple[str, str]
+"""Of which daemon's life, by its boot id, and of which pipeline."""
+
+
+class Auditor:
+    """Hears the results of all pipelines, on one connection after the other; `heard` is in the order of hearing."""
+
+    def __init__(self, port: int, user: str = "", password: str = "") -> None:
+        self._port = port
+        self._login = (user, password)
+        self._payloads: list[bytes] = []
+        self._arrived = Condition()
+
+    def connect(self) -> None:
+        """Subscribe at a broker that runs; raises if it does not."""
+        granted, self._gone = Event(), Event()
+        gone = self._gone
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
+        if self._login[0]:
+            self._client.username_pw_set(*self._login)
+        self._client.on_connect = lambda client, *_: client.subscribe("+/+/pipelines/+/result", qos=0)
+        self._client.on_subscribe = lambda *_: granted.set()
+        self._client.on_message = lambda _client, _data, message: self._hear(message.payload)
+        self._client.on_disconnect = lambda *_: gone.set()
+        self._client.connect("127.0.0.1", self._port)
+        self._client.loop_start()
+        assert granted.wait(PATIENCE), "the broker did not grant the subscription"
+
+    def hear_out(self) -> None:
+        """Hear the last word of a broker that is no more."""
+        assert self._gone.wait(PATIENCE), "the broker is still there"
+        self._client.loop_stop()
+
+    def disconnect(self) -> None:
+        """Hear no more."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    @property
+    def heard(self) -> list[Result]:
+        return [json.loads(payload) for payload in list(self._payloads)]
+
+    def hears_more(self, patience: float) -> bool:
+        """Whether something arrives from now on."""
+        with self._arrived:
+            before = len(self._payloads)
+            return self._arrived.wait_for(lambda: len(self._payloads) > before, patience)
+
+    def hears_all(self, ids: set[str]) -> bool:
+        """Whether each of these arrives; False when nothing more does."""
+        while missing := ids - {result["id"] for result in self.heard}:
+            if not self.hears_more(PATIENCE):
+                print(f"{len(missing)} never came, such as {min(missing)}")
+                return False
+        return True
+
+    def _hear(self, payload: bytes) -> None:
+        with self._arrived:
+            self._payloads.append(payload)
+            self._arrived.notify_all()
+
+
+class Books(NamedTuple):
+    """By line, the numbers of results: those that arrived, in the order of their first arrival; and how often again."""
+
+    arrived: dict[Line, list[int]]
+    again: int
+
+
+def balance(heard: Iterable[Result]) -> Books:
+    """Enter what was heard. What comes again must be what came before, and say so."""
+    known: dict[str, Result] = {}
+    arrived: dict[Line, list[int]] = defaultdict(list)
+    again = 0
+    for result in heard:
+        bare = {key: value for key, value in result.items() if key != "replayed"}
+        if (before := known.setdefault(result["id"], bare)) is not bare:
+            assert before == bare, "two results have one id"
+            assert result.get("replayed"), f"{result['id']} came again and does not say so"
+            again += 1
+        else:
+            arrived[line_of(result)].append(result["seq"])
+    return Books(dict(arrived), again)
+
+
+def line_of(result: Result) -> Line:
+    return result["boot"], result["pipeline"]
+
+
+def said(file: Path) -> list[Result]:
+    """What a jsonl sink has written; a kill may have torn the last line."""
+    found = []
+    for line in file.read_bytes().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
