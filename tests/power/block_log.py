@@ -1,0 +1,262 @@
+"""Power cuts on a real file system: a block device that keeps a log of what reaches it, and all that a cut may leave.
+
+    ext4 -> loop device -> a file in a FUSE file system of ours -> image, and log
+
+A disk has a cache. What was flushed will be there after a cut; of what was written since then any part may be, in
+whatever order, block by block. `cuts` goes through the log and says what could be found at every place in it.
+
+Needs root, loop devices and FUSE: see `missing`.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import errno
+import os
+import random
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+ROOT = Path(__file__).parents[2]
+BLOCK = 4096
+"""What a disk writes whole or not at all, and the file system's block as well."""
+
+IMAGE_BYTES = 16 << 20
+OPTIONS = "noatime,noauto_da_alloc"
+"""Without the kernel's own guess at what should have been synced."""
+
+_HEAD = struct.Struct("<cQI")
+_KINDS = {b"W": "write", b"F": "flush", b"M": "mark"}
+
+Kind = Literal["write", "flush", "mark"]
+
+
+class Entry(NamedTuple):
+    """What happened: `data` written at an offset, a flush, or a mark with its text."""
+
+    kind: Kind
+    offset: int
+    data: bytes
+
+
+class Cut(NamedTuple):
+    """What may be found: these blocks on top of the image. `marks` are those that had been set by then."""
+
+    marks: tuple[str, ...]
+    blocks: dict[int, bytes]
+
+
+def missing() -> str:
+    """What this machine lacks for all this; nothing if it is empty."""
+    if os.geteuid() != 0:
+        return "this needs root"
+    for device in ("/dev/fuse", "/dev/loop-control"):
+        if not Path(device).exists():
+            return f"there is no {device} here"
+    if ctypes.util.find_library("fuse3") is None and ctypes.util.find_library("fuse") is None:
+        return "libfuse is not installed (the package fuse3 has it)"
+    return ""
+
+
+class LoggedDisk:
+    """A new ext4 on a device that keeps a log; mounted at `mount` while in the `with` block.
+
+    `image` is what was there when `begin` was called, and `log` what came after that.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.mount = folder / "logged"
+        self.image = folder / "image"
+        self.log: list[Entry] = []
+        self._live, self._file, self._fuse = folder / "live", folder / "log", folder / "fuse"
+        self._stack = ExitStack()
+
+    def __enter__(self) -> LoggedDisk:
+        self._live.touch()
+        os.truncate(self._live, IMAGE_BYTES)
+        features = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+        _run("mkfs.ext4", "-q", "-F", "-b", BLOCK, "-J", "size=4", "-E", features, self._live)
+        shutil.copy(self._live, self.image)
+        with self._stack as stack:
+            stack.enter_context(_served(self._fuse, self._live, self._file))
+            stack.enter_context(mounted(self._fuse / "disk", self.mount))
+            self._stack = stack.pop_all()
+        return self
+
+    def begin(self) -> None:
+        """All that is there now has been there for long."""
+        _run("sync", "-f", self.mount)
+        self.mark("begin")
+
+    def mark(self, text: str) -> None:
+        """Write down that something was promised, after all that had reached the disk by then."""
+        (self._fuse / "mark").write_text(text)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        log = list(_entries(self._file.read_bytes()))
+        began = next((at for at, entry in enumerate(log) if entry.data == b"begin"), 0)
+        apply(self.image, dict(_blocks(log[:began])))
+        self.log = log[began + 1 :]
+
+
+def cuts(log: Sequence[Entry], chance: random.Random, subsets: int = 2) -> list[Cut]:
+    """What may be found after cuts at all places of a log, each once.
+
+    Of what was written since the last flush there may be all, nothing, or any part: so many `subsets` are tried.
+    """
+    found: dict[int, Cut] = {}
+    certain: dict[int, bytes] = {}
+    pending: list[tuple[int, bytes]] = []
+    marks: tuple[str, ...] = ()
+    for entry in log:
+        if entry.kind == "mark":
+            marks += (entry.data.decode(),)
+        elif entry.kind == "flush":
+            certain |= dict(pending)
+            pending.clear()
+        else:
+            pending += _blocks([entry])
+        parts = [pending, [], *([each for each in pending if chance.random() < 0.5] for _ in range(subsets))]
+        for part in parts:
+            cut = Cut(marks, {**certain, **dict(part)})
+            found.setdefault(hash((marks, frozenset(cut.blocks.items()))), cut)
+    return list(found.values())
+
+
+def apply(image: Path, blocks: dict[int, bytes]) -> None:
+    """Write blocks to an image."""
+    with image.open("r+b") as file:
+        for offset, data in blocks.items():
+            file.seek(offset)
+            file.write(data)
+
+
+@contextmanager
+def mounted(image: Path, folder: Path, options: str = OPTIONS) -> Iterator[Path]:
+    """The ext4 in an image."""
+    folder.mkdir(exist_ok=True)
+    _run("mount", "-t", "ext4", "-o", f"loop,{options}", image, folder)
+    try:
+        yield folder
+    finally:
+        _run("umount", folder)
+
+
+def check(image: Path) -> None:
+    """Have an ext4 that is not mounted looked through. Raises CalledProcessError where there is anything wrong."""
+    _run("e2fsck", "-fn", image)
+
+
+def _run(*command: object) -> None:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+
+
+def _entries(data: bytes) -> Iterator[Entry]:
+    place = 0
+    while place < len(data):
+        kind, offset, length = _HEAD.unpack_from(data, place)
+        place += _HEAD.size
+        yield Entry(_KINDS[kind], offset, data[place : place + length])
+        place += length
+
+
+def _blocks(log: Sequence[Entry]) -> Iterator[tuple[int, bytes]]:
+    for entry in log:
+        if entry.kind == "write":
+            for start in range(0, len(entry.data), BLOCK):
+                yield entry.offset + start, entry.data[start : start + BLOCK]
+
+
+# The device: a process of its own, as nobody can serve a file system that he is waiting for
+
+
+@contextmanager
+def _served(folder: Path, image: Path, log: Path) -> Iterator[None]:
+    folder.mkdir()
+    server = subprocess.Popen([sys.executable, "-m", "tests.power.block_log", folder, image, log], cwd=ROOT)
+    try:
+        until = time.monotonic() + 20
+        while not (folder / "disk").exists():
+            assert server.poll() is None, "the FUSE file system does not start"
+            assert time.monotonic() < until, "the FUSE file system hangs"
+            time.sleep(0.01)
+        yield
+    finally:
+        with suppress(RuntimeError):  # it has never been there
+            _run("umount", folder)
+        server.wait(20)
+
+
+def main(folder: str, image: str, log: str) -> None:
+    """Serve the files `disk` and `mark` in a folder, until it is unmounted."""
+    from mfusepy import FUSE, FuseOSError, Operations
+
+    class Device(Operations):  # type: ignore[misc]
+        use_ns = True
+
+        def __init__(self) -> None:
+            self.image = os.open(image, os.O_RDWR)
+            self.log = Path(log).open("wb", buffering=0)  # noqa: SIM115
+
+        def note(self, kind: bytes, offset: int = 0, data: bytes = b"") -> None:
+            self.log.write(_HEAD.pack(kind, offset, len(data)) + data)
+
+        def getattr(self, path, fh=None):
+            match path:
+                case "/":
+                    return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
+                case "/disk":
+                    size = os.fstat(self.image).st_size
+                    return {"st_mode": stat.S_IFREG | 0o600, "st_nlink": 1, "st_size": size}
+                case "/mark":
+                    return {"st_mode": stat.S_IFREG | 0o600, "st_nlink": 1, "st_size": 0}
+            raise FuseOSError(errno.ENOENT)
+
+        def readdir(self, path, fh):
+            return [".", "..", "disk", "mark"]
+
+        def open(self, path, flags):
+            return 0
+
+        def truncate(self, path, length, fh=None):
+            return 0
+
+        def read(self, path, size, offset, fh):
+            return os.pread(self.image, size, offset)
+
+        def write(self, path, data, offset, fh):
+            if path == "/mark":
+                self.note(b"M", 0, bytes(data))
+                return len(data)
+            self.note(b"W", offset, bytes(data))
+            return os.pwrite(self.image, data, offset)
+
+        def fsync(self, path, datasync, fh):
+            self.note(b"F")
+            return 0
+
+        def flush(self, path, fh):
+            return 0
+
+        def fallocate(self, path, mode, offset, length, fh):
+            raise FuseOSError(errno.EOPNOTSUPP)
+
+    FUSE(Device(), folder, foreground=True, nothreads=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
