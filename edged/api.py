@@ -149,7 +149,10 @@ class Outbox(Protocol):
     """Where a sink leaves messages for the broker."""
 
     def put(self, message: Message) -> None:
-        """Take a message over. Never blocks and never raises: what cannot be kept is dropped and counted."""
+        """Take a message over. Never raises: what cannot be kept is dropped and counted.
+
+        Returns at once, except for a pipeline of durability "always": then it returns when the message is on disk.
+        """
 
 
 class SinkContext(msgspec.Struct, frozen=True, kw_only=True):

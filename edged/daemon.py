@@ -424,13 +424,14 @@ class Daemon:
         part = parts.pipelines[name]
         entry = part.entry
         info = parts.config.sources[entry.source].options.describe()
+        outbox_first = sorted(entry.sinks, key=parts.sinks.__contains__)  # on disk before anybody else is told
         return Pipeline(
             name,
             manifest.window,
             columns=contract.match(manifest.window, info, entry.source, entry.model),
             patient=info.patient,
             capacity=entry.queue,
-            sinks=[parts.sinks.get(sink) or self._delivery(sink) for sink in entry.sinks],
+            sinks=[parts.sinks.get(sink) or self._delivery(sink) for sink in outbox_first],
             status=part.status,
             clock=time.monotonic,
             next_seq=part.next_seq,

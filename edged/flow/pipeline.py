@@ -27,14 +27,14 @@ class Sender(Protocol):
     """Where a pipeline leaves its predictions."""
 
     def send(self, prediction: Prediction) -> None:
-        """Take one. Never raises, never waits."""
+        """Take one. Never raises, and waits for nothing but the disk, where its pipeline wants that."""
 
 
 class Pipeline:
     """One source's windows through one model to some sinks.
 
     `window` is what it cuts. `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks`
-    may be replaced whole at any time.
+    may be replaced whole at any time. A prediction is the `last` one, and counted, once all sinks have taken it.
     """
 
     def __init__(
@@ -104,9 +104,10 @@ class Pipeline:
             if served is not None:
                 prediction = self._predict(served, window)
                 if prediction is not None:
-                    self.last = prediction
                     for sink in self.sinks:
                         sink.send(prediction)
+                    self.last = prediction
+                    self.predictions += 1
             self.busy_since = None
         self.slot.take()
         self.slot.close()
@@ -146,7 +147,6 @@ class Pipeline:
         tally.add(outcome, inference)
         self.inference.add(inference)
         self.latency.add(latency)
-        self.predictions += 1
         self.status.set("running")
         return Prediction(
             self.name,

@@ -5,6 +5,10 @@ the disk, and never while it holds the lock: a disk that hangs or fails costs du
 turns does what is due: it opens the file, commits what is to be saved and deletes what is settled, all in one
 transaction, reads the next segments before they are needed, and lets go of what does not fit.
 
+Only "always" waits for the disk: `put` returns when its message is committed, together with whatever else was put
+meanwhile, so that a pipeline has told nobody of a result that a power cut could take back. It does not wait for a disk
+that fails, hangs or has no budget left: inferring goes on, the health says so, and each such message is counted `late`.
+
 A message in memory may have a home, the segment on disk that holds it as well; a segment is deleted when all messages
 at home there are settled. Messages beyond what is soon needed are on disk only, and counted as `behind` in their line.
 """
@@ -22,6 +26,7 @@ from typing import NamedTuple
 import msgspec
 
 from edged.core.health import Health, Status
+from edged.core.metrics import Latency
 from edged.core.record import WallClock
 from edged.core.types import Message
 from edged.outbox.options import Policy, SpoolOptions
@@ -52,9 +57,16 @@ SMALL = 2500
 """A segment of fewer bytes is written anew with the next messages of its line: that costs no more pages."""
 
 RETRY_SECONDS = 5.0
-HUNG_SECONDS = 10.0
+
+HUNG_SECONDS = 5.0
+"""A disk that has not answered for so long is waited for no more, by nobody."""
+
+LOOK_SECONDS = 1.0
+"""How often the keeper looks, without being called, for what is due."""
+
 DAY = 86_400.0
 _WEAR_EVERY = 600.0
+_PACE_SECONDS = 30.0
 
 
 class Home(NamedTuple):
@@ -111,6 +123,11 @@ class DiskSpool(MemorySpool):
         self._connect = connect
         self._boot = boot or _kernel_boot()
         self._tick = Condition(self._lock)
+        self._turned = Condition(self._lock)
+        self._awaited: set[int] = set()  # entries that somebody waits for until they are on disk
+        self._late = 0
+        self._commits = Latency()
+        self._pace = _Pace(clock)
         self._thread = Thread(target=self._run, name="spool", daemon=True)
         self._shelf: Shelf | None = None
         self._looked = False
@@ -139,14 +156,16 @@ class DiskSpool(MemorySpool):
     def put(self, message: Message) -> None:
         """See Spool."""
         with self._lock:
-            keeps_old = self._policy(message.origin).drop == "newest"
-            if keeps_old and (self._full or self.depth >= self.options.messages):
+            policy = self._policy(message.origin)
+            if policy.drop == "newest" and (self._full or self.depth >= self.options.messages):
                 count(self._drops, message.origin, "full")
                 return
-        super().put(message)
-        waits = not self._present or self._policy(message.origin).durability == "always"
-        if waits and self._clock() >= self._next_commit:
-            self._call_keeper()
+            self._pace.count(message.origin)
+            super().put(message)
+            if policy.durability == "always":
+                self._await_commit(message)
+            elif not self._present and self._clock() >= self._next_commit:
+                self._call_keeper()
 
     def resume(self) -> None:
         """See Spool."""
@@ -180,6 +199,7 @@ class DiskSpool(MemorySpool):
         with self._lock:
             self._closing = True
             self._tick.notify()
+            self._turned.notify_all()
         if self._thread.ident is not None:
             self._thread.join(seconds)
         with self._lock:
@@ -201,7 +221,10 @@ class DiskSpool(MemorySpool):
                     daily_bytes=self.options.daily_bytes,
                     unsaved=len(unsaved),
                     unsaved_seconds=max((now - message.created for message in unsaved), default=0.0),
-                    loss_seconds=self.options.commit_seconds + self.options.spill_seconds * self._present,
+                    loss_seconds=self._loss_seconds,
+                    loss_messages=self._loss_messages,
+                    late=self._late,
+                    commit=self._commits.percentiles(),
                     set_aside=self._aside,
                 ),
             )
@@ -220,13 +243,62 @@ class DiskSpool(MemorySpool):
     def _hung(self) -> bool:
         return self._clock() - self._busy_since > HUNG_SECONDS
 
+    @property
+    def _memory_only(self) -> bool:
+        """Whether nothing gets to the disk now, so that nobody need wait for it."""
+        return self._failed or self._hung or self._over_budget
+
+    @property
+    def _loss_seconds(self) -> float | None:
+        spills = any(self._policy(origin).durability == "spill" for origin in {*self.policies, *self._lines})
+        if self._memory_only:
+            return None
+        if not spills:
+            return 0.0
+        commit = self._commits.percentiles()["p99"] or 0.0
+        if not self._present:
+            return self.options.commit_seconds + commit
+        return self.options.spill_seconds + max(self.options.commit_seconds, LOOK_SECONDS) + commit
+
+    @property
+    def _loss_messages(self) -> int | None:
+        seconds = self._loss_seconds
+        if seconds is None:
+            return None
+        rates = self._pace.rates()
+        rate = sum(rate for origin, rate in rates.items() if self._policy(origin).durability == "spill")
+        return math.ceil(rate * seconds)
+
+    @property
+    def _overfull(self) -> bool:
+        """What cannot go to the disk must have room in memory, within the same bounds."""
+        return super()._overfull or (self._memory_only and self.depth + len(self._parked) > self.options.messages)
+
+    def _await_commit(self, message: Message) -> None:
+        """Wait until what was just put is on disk, if it is there at all and the disk is of use."""
+        line = self._line(message.origin)
+        entry = (line.fresh or line.tail or (None,))[-1]
+        if entry is None or entry.message is not message:
+            return
+        self._awaited.add(entry.id)
+        self._call_keeper()
+
+        def over() -> bool:
+            idle = self._closing or not self._thread.is_alive()
+            return entry.id not in self._awaited or self._memory_only or idle
+
+        self._turned.wait_for(over, HUNG_SECONDS)
+        if entry.id in self._awaited:
+            self._awaited.discard(entry.id)
+            self._late += 1
+
     def _call_keeper(self) -> None:
         with self._lock:
             self._hungry = True
             self._tick.notify()
 
     def _may_send(self, origin: str, entry: Entry) -> bool:
-        if self._failed or self._hung:
+        if self._memory_only:
             return True
         return self._looked and (entry.id in self._homes or self._policy(origin).durability != "always")
 
@@ -234,6 +306,7 @@ class DiskSpool(MemorySpool):
         super()._forget(entry_id, message)
         if self._settled is not None:
             self._settled.add(entry_id)
+        self._awaited.discard(entry_id)
         home = self._homes.pop(entry_id, None)
         if home is not None:
             self._move_out(home, entry_id)
@@ -273,7 +346,7 @@ class DiskSpool(MemorySpool):
     def _patience(self) -> float:
         """Whatever is put when a commit is due calls; this is for what grows late, and for a commit to come."""
         left = self._next_commit - self._clock()
-        return max(0.02, min(left, 1.0)) if left > 0 else 1.0
+        return max(0.02, min(left, LOOK_SECONDS)) if left > 0 else LOOK_SECONDS
 
     def _turn(self, closing: bool) -> None:
         self._busy_since = self._clock()
@@ -282,11 +355,12 @@ class DiskSpool(MemorySpool):
                 return
             if not self._looked and self.file.exists():
                 self._open()
-            if closing or self._clock() >= self._next_commit:
+            if closing or self._awaited or self._clock() >= self._next_commit:
                 self._commit(closing)
             if self._shelf is not None and not closing:
                 self._fetch(self._shelf)
-                self._shelf.shrink()
+                if not self._over_budget:
+                    self._shelf.shrink()
                 self._file_bytes = self._shelf.used_bytes
             self._looked_now()
             self._recovered()
@@ -298,6 +372,8 @@ class DiskSpool(MemorySpool):
         finally:
             self._busy_since = math.inf
             self._wear.look()
+            with self._lock:
+                self._turned.notify_all()
 
     def _recovered(self) -> None:
         over = self._over_budget
@@ -397,6 +473,8 @@ class DiskSpool(MemorySpool):
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def _commit(self, closing: bool) -> None:
+        if self._over_budget and not closing:
+            return
         self._full = self._shelf is not None and self._shelf.used_bytes > self.options.bytes
         with self._lock:
             if self._full or self._excess > 0:
@@ -411,7 +489,9 @@ class DiskSpool(MemorySpool):
             if self._shelf is None:
                 self._open()
             assert self._shelf is not None
+            begun = self._clock()
             self._write(self._shelf, batches, doomed, closing)
+            self._commits.add(self._clock() - begun)
         except ShelfError:
             with self._lock:  # perhaps it was written all the same
                 self._doomed |= {batch.key for batch in batches if not batch.before}
@@ -452,7 +532,7 @@ class DiskSpool(MemorySpool):
                 continue
             entries = [entry for entry in self._of(origin, line) if entry.id not in self._homes]
             late = any(self._clock() - entry.message.created > self.options.spill_seconds for entry in entries[:1])
-            if durability == "always" or ((spill or late) and (closing or not self._over_budget)):
+            if durability == "always" or spill or late:
                 batches += self._split(origin, entries)
         self._recorded &= self._parked.keys()
         for number, parked in self._parked.items():
@@ -511,6 +591,7 @@ class DiskSpool(MemorySpool):
         """A batch is on disk: its messages are at home there, but for those that were settled meanwhile."""
         messages = [*batch.before, *(entry.message for entry in batch.entries)]
         alive = {entry.id for entry in batch.entries} - (self._settled or set())
+        self._awaited -= alive
         if batch.parked is not None:
             self._recorded.add(batch.parked.number)
         elif written < SMALL and len(messages) < MAX_SEGMENT:
@@ -731,6 +812,29 @@ class _Wear:
         """For the record."""
         self._saved_at = self._clock()
         return Wear(self._boot, self._since, self.written or 0)
+
+
+class _Pace:
+    """How many messages a second are put, by origin, in the last half minute or so."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._counts: dict[str, int] = {}
+        self._before: dict[str, float] = {}
+
+    def count(self, origin: str) -> None:
+        """One was put."""
+        self._counts[origin] = self._counts.get(origin, 0) + 1
+
+    def rates(self) -> dict[str, float]:
+        """By origin: what it is now, or was in the half minute before if that was more."""
+        elapsed = max(1.0, self._clock() - self._since)
+        rates = {origin: number / elapsed for origin, number in self._counts.items()}
+        either = {origin: max(rates.get(origin, 0.0), self._before.get(origin, 0.0)) for origin in rates | self._before}
+        if elapsed > _PACE_SECONDS:
+            self._counts, self._before, self._since = {}, rates, self._clock()
+        return either
 
 
 def _written_by_this_thread() -> int | None:

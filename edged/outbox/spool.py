@@ -59,8 +59,11 @@ class Parked(NamedTuple):
 class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
     """The file behind a spool. `written` is bytes in the last day, None where the kernel does not count them.
 
-    `unsaved` messages would be lost if the power went now, the oldest of them `unsaved_seconds` old;
-    `loss_seconds` is how old they get at most while the disk does its work.
+    `unsaved` messages would be lost if the power went now, the oldest of them `unsaved_seconds` old. `loss_seconds` is
+    how old they get at most, and `loss_messages` how many of them there are then, at the pace of the last minute; None
+    while nothing gets to the disk. Pipelines of durability "memory" are left out of all this. `late` counts messages of
+    "always" that were not on disk when their pipeline went on. `commit` is how long a commit takes, in seconds, as
+    percentiles ("p50", "p90", "p99"; None before the first).
     """
 
     path: str
@@ -69,7 +72,10 @@ class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
     daily_bytes: int
     unsaved: int
     unsaved_seconds: float
-    loss_seconds: float
+    loss_seconds: float | None
+    loss_messages: int | None
+    late: int
+    commit: dict[str, float | None]
     set_aside: tuple[str, ...]
 
 
@@ -104,7 +110,10 @@ class Spool(Protocol):
         """Begin. `ready` is called, on any thread, when there is something to take that was not there before."""
 
     def put(self, message: Message) -> None:
-        """Take a message over. Never blocks for long and never raises; from any thread."""
+        """Take a message over; from any thread. Never raises.
+
+        Waits for nothing but the disk, for a few seconds at most, and only if the message's policy is "always".
+        """
 
     def resume(self) -> None:
         """There is a connection: what waits by now is old, and what is put from now on is new."""

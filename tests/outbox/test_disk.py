@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from edged.core.health import Status
-from edged.outbox.disk import SOON, DiskSpool
+from edged.outbox.disk import HUNG_SECONDS, SOON, DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.spool import Entry
 from tests.broker import PATIENCE
@@ -175,21 +176,70 @@ def test_it_spills_what_waits_too_long_though_there_is_a_connection(make: Make) 
     assert spool.file.exists()
 
 
-def test_always_means_on_disk_before_it_is_taken(make: Make, tmp_path: Path) -> None:
-    gate = Event()
+def test_always_means_on_disk_when_put_returns_whatever_the_interval(make: Make) -> None:
+    spool = make({"a": Policy(durability="always")}, commit_seconds=3600)
+    for seq in range(20):
+        fill(spool, 1, first=seq)
+        assert saved(spool)
 
-    def connect(file: str) -> sqlite3.Connection:
-        assert gate.wait(PATIENCE)
-        return sqlite3.connect(file, isolation_level=None)
+    disk = spool.stats.disk
+    assert disk is not None
+    assert (disk.loss_seconds, disk.loss_messages, disk.late) == (0.0, 0, 0)
+    assert disk.commit["p50"] is not None
 
-    spool = make({"a": Policy(durability="always")}, connect=connect, patient=True)
+
+class Gate:
+    """Opens databases that wait in each commit while it is shut."""
+
+    def __init__(self) -> None:
+        self.reached = Event()
+        self.open = Event()
+
+    def __call__(self, file: str) -> sqlite3.Connection:
+        gate = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+                if sql == "BEGIN IMMEDIATE":
+                    gate.reached.set()
+                    assert gate.open.wait(PATIENCE)
+                return super().execute(sql, *rest)
+
+        return sqlite3.connect(file, isolation_level=None, factory=Connection)
+
+
+def test_until_then_it_is_not_sent_and_put_does_not_return(make: Make) -> None:
+    gate = Gate()
+    spool = make({"a": Policy(durability="always")}, connect=gate)
     spool.resume()
-    fill(spool, 1)
-    assert spool.take(1) == []
-    gate.set()
+    with ThreadPoolExecutor(1) as thread:
+        put = thread.submit(fill, spool, 1)
+        assert gate.reached.wait(PATIENCE)
+        assert spool.take(1) == []
+        assert not put.done()
+        gate.open.set()
+        put.result(PATIENCE)
 
     [entry] = drain(spool, 1)
     assert not entry.replayed
+
+
+def test_a_disk_that_hangs_is_waited_for_once_and_no_more(make: Make) -> None:
+    gate = Gate()
+    shift = [0.0]
+    spool = make({"a": Policy(durability="always")}, connect=gate, clock=lambda: time.monotonic() + shift[0])
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(fill, spool, 1)
+        assert gate.reached.wait(PATIENCE)
+        shift[0] = 2 * HUNG_SECONDS
+        fill(spool, 1, first=1)
+
+        assert numbers(drain(spool, 2)) == [0, 1]
+        assert "does not answer" in spool.health.reason
+        assert spool.stats.disk is not None
+        assert spool.stats.disk.late == 1
+        assert spool.stats.disk.loss_seconds is None
+        gate.open.set()
 
 
 # -- no more than there is room for ----------------------------------------------------------------------------------
@@ -236,15 +286,31 @@ def test_the_file_is_bounded_and_gives_its_space_back(make: Make) -> None:
     until(lambda: spool.stats.disk.file_bytes < 200_000)
 
 
-def test_a_day_has_so_many_bytes_and_what_spills_beyond_them_stays_in_memory(make: Make) -> None:
-    spool = make(daily_bytes=1)
-    fill(spool, 3)
+@pytest.mark.parametrize("durability", ["spill", "always"])
+def test_a_day_has_so_many_bytes_and_what_comes_beyond_them_stays_in_memory(make: Make, durability: str) -> None:
+    spool = make({"a": Policy(durability=durability)}, daily_bytes=1)  # type: ignore[arg-type]
+    fill(spool, 1)
     until(lambda: spool.health.state == "degraded")
+    disk = spool.stats.disk
+    assert disk is not None
     assert "daily_bytes" in spool.health.hint
-    fill(spool, 3, first=3)
+    assert disk.loss_seconds is None
+    fill(spool, 3, first=1)
     spool.resume()
 
-    assert numbers(drain(spool, 6)) == list(range(6))
+    assert numbers(drain(spool, 4)) == list(range(4))
+    assert spool.stats.disk.written == disk.written
+    assert spool.stats.disk.late == (3 if durability == "always" else 0)
+
+
+def test_what_may_not_be_written_any_more_today_keeps_within_the_same_number_of_messages(make: Make) -> None:
+    spool = make(daily_bytes=1, messages=1200)
+    fill(spool, 1000)
+    until(lambda: spool.health.state == "degraded")
+    fill(spool, 1000, first=1000)
+
+    assert spool.depth == 1200
+    assert spool.stats.drops == {"a": {"full": 800}}
 
 
 # -- trouble ---------------------------------------------------------------------------------------------------------
@@ -353,6 +419,8 @@ def test_a_disk_that_fails_costs_durability_and_nothing_else_until_it_works_agai
         spool.put(message(seq, created=now[0]))
     until(lambda: spool.health.state == "degraded")
     assert "disk I/O error: messages are kept in memory only" in spool.health.reason
+    assert spool.stats.disk is not None
+    assert spool.stats.disk.loss_seconds is None
     spool.resume()
     entries = spool.take(3)
     spool.ack([entry.id for entry in entries])

@@ -36,6 +36,14 @@ while True:
         spool.ack([entry.id])
 """
 
+PROMISED = """
+while True:
+    for _ in range(random.randrange(1, 20)):
+        put()
+        print(seq, flush=True)
+    time.sleep(random.random() / 100)
+"""
+
 CHILD = """
 import random, sys, time
 from pathlib import Path
@@ -46,7 +54,7 @@ from edged.outbox.options import Policy, SpoolOptions
 
 status = Status("spool", time.monotonic, lambda name, health: None)
 policies = {{"a": Policy(durability="{durability}")}}
-spool = DiskSpool(Path({folder!r}), SpoolOptions(commit_seconds=0.01), policies, status=status)
+spool = DiskSpool(Path({folder!r}), SpoolOptions(commit_seconds={commit}), policies, status=status)
 spool.start(lambda: None)
 seq = -1
 def put():
@@ -58,9 +66,9 @@ def put():
 """
 
 
-def run_and_kill(folder: Path, durability: str, loop: str, seconds: float) -> list[int]:
+def run_and_kill(folder: Path, durability: str, loop: str, seconds: float, commit: float = 0.01) -> list[int]:
     """What the child has printed until it was killed, so long after its first words."""
-    code = CHILD.format(folder=str(folder), durability=durability, loop=loop)
+    code = CHILD.format(folder=str(folder), durability=durability, loop=loop, commit=commit)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         said = [child.stdout.readline()]
@@ -101,3 +109,12 @@ def test_killed_while_sending_it_has_whatever_was_not_sent_and_comes_before_what
     assert found == list(range(found[0], found[-1] + 1))
     assert found[0] <= len(sent)
     assert found[-1] >= len(sent) - 1
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_killed_at_any_moment_it_has_every_message_of_always_that_was_put(turn: int, tmp_path: Path) -> None:
+    put = run_and_kill(tmp_path, "always", PROMISED, random.random() / 2, commit=3600)
+    found = recovered(tmp_path)
+
+    assert found == list(range(len(found)))
+    assert len(found) > put[-1]
