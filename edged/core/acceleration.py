@@ -1,4 +1,4 @@
-"""Accelerators that fail: when one is brought back, and when it is left alone. This file is all of that policy, and pure.
+"""Accelerators that fail: when one is brought back, and when it is left alone. All of that policy, and pure.
 
     while step := decide(look()):        the thread of an Accelerator does this: backends/accelerated.py
         do(step)
@@ -14,9 +14,9 @@ accelerator does not; so nothing here is urgent, and an accelerator is only used
 - A fault is the device's, whichever model met it, and all its models go back to their twins. There is one exception: a
   model that does not load there, or fails its proof, leaves those alone that serve already.
 - Pauses double from `backoff` to `backoff_max`, less up to half of it by chance.
-- What served for `within` seconds without a fault owes nothing: the next pause is the first one's length again.
+- What served for `within` seconds without a fault owes nothing: the next pause is as short as the first.
 - A device that is not there is not tried: it is looked for each LOOK_EVERY seconds, and tried as soon as it is there.
-- A quarantined device is tried again as soon as it is another than it was when it was quarantined, or an operator says
+- A quarantined device is tried again when it is another than it was as it was quarantined, or when an operator says
   so. Its past is then forgotten. One that has fallen off the bus and comes back by itself looks the same as one that
   was plugged in anew, and is treated so: it may fail `failures` times again.
 """
@@ -27,12 +27,13 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 LOOK_EVERY = 1.0
 """Seconds between two looks for a device that is not there, or quarantined."""
 
 KEPT = 100
-"""How many faults are remembered at most; so many double any pause to its longest."""
+"""How many faults are remembered at most; so many make any pause the longest."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 FaultKind = Literal["device", "run", "wrong", "load"]
@@ -43,7 +44,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     `deadline`: seconds one inference may take, from the beginning of its turn; then its process is killed.
     `load_seconds`: how long a model may take to load and prove itself.
-    `backoff`, `backoff_max`: seconds before a failed accelerator is brought back, doubling from the first to the second.
+    `backoff`, `backoff_max`: seconds before a failed accelerator is brought back, doubling from the one to the other.
     `failures`, `within`: after so many faults in so many seconds it is quarantined, until it is plugged in anew or
     released.
     `check_every`: how often one that serves is held against a golden sample, in seconds; 0 for never.
@@ -63,12 +64,145 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Where a model runs and why; `hint` says what to do about it, `since` is CLOCK_MONOTONIC seconds.
+    """Where the models of a device run and why; `hint` says what to do, `since` is CLOCK_MONOTONIC seconds.
 
-    "cpu" is no fault: it is to run there, or the accelerator is still being loaded.
+    "cpu" is no fault: they are to run there, or the accelerator is still being loaded.
     """
 
     state: Literal["accelerated", "degraded", "quarantined", "cpu"]
     reason: str
     hint: str
     since: float
+
+
+# The record of a device, and how it changes
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What went wrong at `time`.
+
+    By `kind`: the "device", or the process that drives it, failed; it would not "run" an input that the CPU ran; it
+    answered "wrong"; a model did not "load" or failed its proof.
+    """
+
+    time: float
+    kind: FaultKind
+    reason: str
+    hint: str = ""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is remembered of a device; one with no past is `Record()`.
+
+    faults       since it last served for long enough, oldest first, the last KEPT of them
+    due          when it may be tried next
+    settled      since when all its models run on it; None while any does not
+    quarantined  what it was as it was quarantined ("" for not there); None while it is not in quarantine
+    """
+
+    faults: tuple[Fault, ...] = ()
+    due: float = 0.0
+    settled: float | None = None
+    quarantined: str | None = None
+
+
+def failed(rules: Rules, record: Record, fault: Fault, luck: float) -> Record:
+    """After a fault; `luck` from 0 to 1 makes the pause that follows longer, from half of it to all."""
+    forgotten = record.settled is not None and fault.time - record.settled >= rules.within
+    faults = (*(() if forgotten else record.faults), fault)[-KEPT:]
+    return replace(record, faults=faults, due=fault.time + pause(rules, len(faults), luck), settled=None)
+
+
+def settled(record: Record, now: float) -> Record:
+    """After the last of its models has come to run on it; in quarantine that is so once those that failed have left."""
+    if record.quarantined is not None:
+        return Record(settled=now)
+    return replace(record, settled=now)
+
+
+def quarantined(record: Record, identity: str) -> Record:
+    """As it is left alone: it was `identity`."""
+    return replace(record, quarantined=identity)
+
+
+def pause(rules: Rules, faults: int, luck: float) -> float:
+    """Seconds from the last of so many faults until it is tried again."""
+    longest = max(rules.backoff, rules.backoff_max)
+    return min(rules.backoff * 2.0 ** (faults - 1), longest) * (0.5 + 0.5 * luck)
+
+
+# Deciding
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is to be known of a device to decide what to do next.
+
+    waiting   whether any model waits to be loaded
+    serving   whether any model runs on it
+    identity  what is plugged in; "" for nothing
+    """
+
+    record: Record
+    waiting: bool
+    serving: bool
+    identity: str
+    now: float
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Load a model that waits."""
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """All models run on it: count from now on how long it serves."""
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Leave it alone, and remember what it was."""
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Forget its past: it was plugged in anew."""
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Do nothing until then, or until there is news where it is None; `missing` is for a device that is not there."""
+
+    until: float | None
+    missing: bool = False
+
+
+Step = Load | Settle | Quarantine | Release | Wait
+
+
+def decide(rules: Rules, facts: Facts) -> Step:
+    """The next step."""
+    record, now = facts.record, facts.now
+    if not facts.waiting:
+        return Settle() if facts.serving and record.settled is None else Wait(None)
+    if record.quarantined is not None:
+        return Release() if facts.identity not in ("", record.quarantined) else Wait(now + LOOK_EVERY)
+    if _recent(rules, record) >= rules.failures:
+        return Quarantine()
+    if now < record.due:
+        return Wait(record.due)
+    return Load() if facts.identity else Wait(now + LOOK_EVERY, missing=True)
+
+
+def standing(rules: Rules, record: Record, *, missing: bool, now: float) -> Standing:
+    """How the device stands, from now on."""
+    if record.quarantined is not None:
+        why = f"{_recent(rules, record)} faults within {rules.within:g} s, the last: {record.faults[-1].reason}"
+        return Standing("quarantined", why, "plug the device in anew, or release it when the cause is mended", now)
+    if record.settled is not None:
+        return Standing("accelerated", "", "", now)
+    if missing:
+        return Standing("degraded", "the device is not there", "plug it in; `edgectl devices` lists what is", now)
+    if record.faults:
+        return Standing("degraded", record.faults[-1].reason, record.faults[-1].hint, now)
+    return Standing("cpu", "the accelerator is being loaded", "", now)
+
+
+def _recent(rules: Rules, record: Record) -> int:
+    """How many of the faults were within the time that counts, up to the last."""
+    return sum(record.faults[-1].time - fault.time < rules.within for fault in record.faults)
