@@ -350,6 +350,7 @@ def families(parts: Parts) -> list[Family]:
         *(("model", name, part.status.health) for name, part in parts.models.items()),
         *(("sink", name, drain.delivery.status.health) for name, drain in parts.sinks.items()),
         ("mqtt", "mqtt", parts.publisher.status.health),
+        ("spool", "spool", parts.publisher.spool.health),
     ]
 
     def by_pipeline(value: Callable[[Pipeline], float]) -> list[Sample]:
@@ -412,6 +413,12 @@ def families(parts: Parts) -> list[Family]:
                [Sample(spool.oldest or 0.0)]),
         Family("edged_spool_replayed_total", "counter", "Messages sent later than they were made.",
                [Sample(parts.publisher.replayed)]),
+        Family("edged_spool_parked_messages", "gauge", "Refused messages that are kept to be looked at.",
+               [Sample(len(parts.publisher.spool.parked()))]),
+        Family("edged_spool_drain_rate", "gauge", "Messages a second that the broker takes.",
+               [Sample(parts.publisher.rate)]),
+        Family("edged_spool_seconds_to_empty", "gauge", "When nothing will wait, if it goes on like this.",
+               _known_values(parts.publisher.seconds_to_empty)),
         *_disk_families(spool.disk),
     ]  # fmt: skip
 
@@ -419,13 +426,28 @@ def families(parts: Parts) -> list[Family]:
 def _disk_families(disk: DiskStats | None) -> list[Family]:
     if disk is None:
         return []
-    written = [] if disk.written is None else [Sample(disk.written)]
     return [
         Family("edged_spool_file_bytes", "gauge", "Bytes in use of the spool's file.", [Sample(disk.file_bytes)]),
-        Family("edged_spool_day_written_bytes", "gauge", "Bytes written to disk within a day.", written),
+        Family("edged_spool_day_written_bytes", "gauge", "Bytes written to disk within a day.",
+               _known_values(disk.written)),
+        Family("edged_spool_day_limit_bytes", "gauge", "How many may be written within a day, 0 for any number.",
+               [Sample(disk.daily_bytes)]),
         Family("edged_spool_unsaved_messages", "gauge", "Messages a power cut would cost now.", [Sample(disk.unsaved)]),
         Family("edged_spool_unsaved_seconds", "gauge", "Age of the oldest of them.", [Sample(disk.unsaved_seconds)]),
-    ]
+        Family("edged_spool_loss_messages", "gauge", "Messages a power cut may cost at most.",
+               _known_values(disk.loss_messages)),
+        Family("edged_spool_loss_seconds", "gauge", "Age of the oldest of them, at most.",
+               _known_values(disk.loss_seconds)),
+        Family("edged_spool_late_total", "counter", "Messages of \"always\" that went on before they were saved.",
+               [Sample(disk.late)]),
+        Family("edged_spool_commit_seconds", "gauge", "How long the last commits took, by percentile.",
+               [Sample(seconds, {"percentile": share}) for share, seconds in disk.commit.items()
+                if seconds is not None]),
+    ]  # fmt: skip
+
+
+def _known_values(value: float | None) -> list[Sample]:
+    return [] if value is None else [Sample(value)]
 
 
 def resident_bytes() -> int:

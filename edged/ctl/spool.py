@@ -47,7 +47,13 @@ def loss(disk: dict[str, Any] | None) -> str:
     if disk is None:
         return "a power cut costs all that waits"
     now = f"{disk['unsaved']} messages, {disk['unsaved_seconds']:.1f} s old" if disk["unsaved"] else "nothing"
-    return f"a power cut now costs {now}; at most what is {disk['loss_seconds']:g} s old"
+    if disk["loss_seconds"] is None:
+        most = "all that waits, for nothing gets to the disk"
+    elif disk["loss_seconds"]:
+        most = f"{disk['loss_seconds']:.1f} s, about {disk['loss_messages']} messages"
+    else:
+        most = "what nobody was told of yet"
+    return f"a power cut now costs {now}; at most {most}"
 
 
 def _lines(spool: dict[str, Any]) -> Iterator[str]:
@@ -95,5 +101,11 @@ def _disk(disk: dict[str, Any] | None) -> Iterator[str]:
     budget = f" of {tables.size(disk['daily_bytes'])}" if disk["daily_bytes"] else ""
     file = f"{tables.plain(disk['path'])}, {tables.size(disk['file_bytes'])}"
     yield f"    disk     {file}, {written}{budget} written today"
+    commit = disk["commit"]
+    if commit["p50"] is not None:
+        p50, p99 = (tables.milliseconds(commit[share]) for share in ("p50", "p99"))
+        yield f"    commit   takes {p50} ms (p50), {p99} ms (p99)"
+    if disk["late"]:
+        yield f'      {disk["late"]} messages of durability "always" went on before they were on disk'
     for name in disk["set_aside"]:
         yield f"      a damaged file is set aside as {tables.plain(name)}"

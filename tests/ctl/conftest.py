@@ -87,7 +87,7 @@ MODEL = {
     "health": health("running"),
 }
 
-DISK = {"unsaved": 2, "unsaved_seconds": 0.5, "loss_seconds": 6.0}
+DISK = {"unsaved": 2, "unsaved_seconds": 0.5, "loss_seconds": 6.0, "loss_messages": 60}
 
 STATUS = {
     "device": "kitchen",

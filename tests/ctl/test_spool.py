@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 SPOOL = {
     "depth": 1200,
     "in_flight": 20,
@@ -19,7 +21,10 @@ SPOOL = {
         "daily_bytes": 50_000_000,
         "unsaved": 42,
         "unsaved_seconds": 0.42,
-        "loss_seconds": 1.0,
+        "loss_seconds": 1.02,
+        "loss_messages": 103,
+        "late": 2,
+        "commit": {"p50": 0.0031, "p90": 0.008, "p99": 0.0202},
         "set_aside": ["damaged-1.db"],
     },
     "rate": 3200.0,
@@ -41,8 +46,10 @@ def test_it_says_what_waits_and_what_a_power_cut_costs(edgectl, daemon):
         "    memory   133 kB",
         "    drain    3.2e+03 messages/s, empty in 1 min 2 s, 17 replayed",
         "    disk     /var/lib/edged/spool/spool.db, 246 kB, 1.2 MB of 50 MB written today",
+        "    commit   takes 3.10 ms (p50), 20.20 ms (p99)",
+        '      2 messages of durability "always" went on before they were on disk',
         "      a damaged file is set aside as damaged-1.db",
-        "    losses   a power cut now costs 42 messages, 0.4 s old; at most what is 1 s old",
+        "    losses   a power cut now costs 42 messages, 0.4 s old; at most 1.0 s, about 103 messages",
         "    dropped  3",
         "      motion: 3 full",
         "",
@@ -55,6 +62,15 @@ def test_it_says_what_waits_and_what_a_power_cut_costs(edgectl, daemon):
 def test_without_a_disk_it_says_so(edgectl, daemon):
     daemon.answers["spool"] = {**SPOOL, "disk": None}
     assert "a power cut costs all that waits" in edgectl("spool")[1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most"),
+    [(None, "at most all that waits, for nothing gets to the disk"), (0.0, "at most what nobody was told of yet")],
+)
+def test_what_a_power_cut_costs_at_most_is_said_in_words_too(edgectl, daemon, seconds, most):
+    daemon.answers["spool"] = {**SPOOL, "disk": {**SPOOL["disk"], "loss_seconds": seconds}}
+    assert most in edgectl("spool")[1]
 
 
 def test_refused_messages_are_named_by_their_numbers_or_all(edgectl, daemon):
