@@ -22,10 +22,12 @@ from msgspec import Meta
 
 from edged import __version__, plugins
 from edged.api import Backend, SinkConfig, SourceConfig
+from edged.backends.delegates import KNOWN, DelegateOptions, delegates, unknown
 from edged.core import contract
+from edged.core.acceleration import Rules
 from edged.core.description import Description, pipeline_output
 from edged.core.errors import ConfigError, EdgedError
-from edged.core.manifest import Decision, Manifest, Regress, Version, version_key
+from edged.core.manifest import NO_DELEGATES, Decision, Manifest, Regress, Version, version_key
 from edged.core.postprocess import Postprocessor
 from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
 from edged.core.topics import Topics
@@ -37,7 +39,7 @@ from edged.models.store import Store
 from edged.outbox.options import Drop, Durability, MqttOptions, Policy, SpoolOptions
 
 MAX_FILE_BYTES = 1_000_000
-SINGLE_TABLES = ("device", "mqtt", "spool", "control", "metrics", "log", "updates")
+SINGLE_TABLES = ("device", "mqtt", "spool", "control", "metrics", "log", "updates", "accelerators")
 IMPLICIT_SINKS = ("mqtt", "stdout")
 
 DEVICE_NAMES = "letters, digits, - and _, at most 64 of them, the first a letter or digit"
@@ -115,12 +117,17 @@ class ModelKeys(Table, frozen=True, kw_only=True):
     Without `path`, a bundle's folder or a .tflite file, it is the factory model of the table's name. `version` pins
     one; otherwise what is installed serves, or the newest of the factory's. The container at `url`, looked at now and
     then, is installed when it is another than what serves.
+
+    `delegate` "auto" takes a variant of it whose accelerator is there, "cpu" takes none, and a delegate's name only
+    that one's. What runs on an accelerator does so in a child process; with `isolate` a model on the CPU does too.
     """
 
     path: Path | None = None
     version: Version | None = None
     url: Annotated[str, Meta(max_length=MAX_URL)] = ""
     backend: Name = "tflite"
+    delegate: Name = "auto"
+    isolate: bool = False
 
 
 class ModelEntry(ModelKeys, frozen=True, kw_only=True):
@@ -177,6 +184,8 @@ class Config(Table, frozen=True, kw_only=True):
     metrics: MetricsOptions
     log: LogOptions
     updates: UpdateOptions
+    accelerators: Rules
+    delegates: dict[str, DelegateOptions]
     sources: dict[str, SourceEntry]
     models: dict[str, ModelEntry]
     pipelines: dict[str, PipelineEntry]
@@ -213,6 +222,7 @@ def effective(config: Config) -> dict[str, Any]:
     """The whole configuration as the tables somebody could have written, defaults filled in and secrets masked."""
     return {
         **{name: plain(getattr(config, name)) for name in SINGLE_TABLES},
+        "delegates": {name: plain(entry) for name, entry in config.delegates.items()},
         "sources": {
             name: {"kind": entry.kind, **plain(entry.options), "supervision": plain(entry.supervision)}
             for name, entry in config.sources.items()
@@ -299,7 +309,7 @@ def _convert(kind: type, value: Any, file: str) -> Any:
 
 def _build(tables: Tables) -> Config:
     tables.refuse_strangers((), set(Config.__struct_fields__) - {"origins"})
-    names = {section: _names(tables, section) for section in ("sources", "models", "pipelines", "sinks")}
+    names = {section: _names(tables, section) for section in ("delegates", "sources", "models", "pipelines", "sinks")}
     pipelines = {name: _pipeline(tables, name) for name in names["pipelines"]}
     used = [entry for entry in pipelines.values() if entry]
     models = [*names["models"], *(entry.model for entry in used)]
@@ -312,6 +322,8 @@ def _build(tables: Tables) -> Config:
         "metrics": tables.struct(("metrics",), MetricsOptions),
         "log": tables.struct(("log",), LogOptions),
         "updates": tables.struct(("updates",), UpdateOptions),
+        "accelerators": tables.struct(("accelerators",), Rules),
+        "delegates": {name: _delegate(tables, name) for name in names["delegates"]},
         "sources": {name: _source(tables, name) for name in names["sources"]},
         "models": {name: _model(tables, name) for name in dict.fromkeys(models)},
         "pipelines": pipelines,
@@ -337,6 +349,24 @@ def _names(tables: Tables, section: str) -> list[str]:
     return names
 
 
+def _delegate(tables: Tables, name: str) -> DelegateOptions | None:
+    place = ("delegates", name)
+    options = tables.struct(place, DelegateOptions)
+    if options is None:
+        return None
+    if name in NO_DELEGATES:
+        tables.refuse(place, f"the name {shown(name)}", "a name that means nothing else where a delegate is named")
+    elif options.kind is None and name not in KNOWN:
+        tables.refuse((*place, "kind"), "nothing", listed(KNOWN), did_you_mean(name, KNOWN) or "this key is needed")
+    elif options.kind not in (None, name) and name in KNOWN:
+        tables.refuse(
+            (*place, "kind"), shown(options.kind), shown(name), "give a delegate of another kind another name"
+        )
+    elif "external" in (name, options.kind) and options.library is None:
+        tables.refuse((*place, "library"), "nothing", "the path of a library", "this key is needed")
+    return options
+
+
 def _source(tables: Tables, name: str) -> SourceEntry | None:
     place = ("sources", name)
     kind = tables.get((*place, "kind"))
@@ -359,7 +389,10 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
     keys = tables.struct(place, ModelKeys, beside=tables.keys(place))  # the others were the backend's to judge
     if options is None or keys is None:
         return None
-    return ModelEntry(path=keys.path, version=keys.version, url=keys.url, backend=keys.backend, options=options)
+    known = {*NO_DELEGATES, *delegates({}), *tables.keys(("delegates",))}
+    if keys.delegate not in known:
+        tables.refuse((*place, "delegate"), shown(keys.delegate), listed(known), unknown(keys.delegate, known))
+    return ModelEntry(**msgspec.structs.asdict(keys), options=options)
 
 
 def _sink(tables: Tables, name: str) -> SinkEntry | None:
@@ -512,10 +545,14 @@ class Changes(msgspec.Struct, frozen=True):
 def changes(old: Config, new: Config) -> Changes:
     """What a reload has to touch, and nothing more.
 
-    A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks.
+    A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks. A model
+    has changed with a delegate that it may run on.
     """
     sources = _compare(old.sources, new.sources)
-    models = _compare(old.models, new.models)
+    redefined = _compare(old.delegates, new.delegates)
+    touched = {*redefined.added, *redefined.removed, *redefined.changed}
+    moved = {name for name, entry in new.models.items() if touched and entry.delegate in ("auto", *touched)}
+    models = _compare(old.models, new.models, touched=moved)
     sinks = _compare(old.sinks, new.sinks)
     shaken = {
         name

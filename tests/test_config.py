@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from edged.backends.delegates import DelegateOptions
 from edged.backends.fake import FakeBackend
 from edged.backends.tflite import TfliteBackend
 from edged.config import (
@@ -27,6 +28,7 @@ from edged.config import (
     host_name,
     load,
 )
+from edged.core.acceleration import Rules
 from edged.core.errors import ConfigError
 from edged.core.manifest import (
     Channel,
@@ -174,6 +176,29 @@ def test_another_backend_brings_its_own_keys(write: Write) -> None:
     assert config.models["m"].backend == "fake"
 
 
+def test_accelerators(write: Write) -> None:
+    text = (
+        "[models.motion]\ndelegate = 'coral'\nisolate = true\n[accelerators]\ndeadline = 0.5\n"
+        "[delegates.coral]\nkind = 'edgetpu'\ndevice = 'usb:1'\n"
+        "[delegates.teflon]\nlibrary = '/opt/libteflon.so'\n"
+        "[delegates.mine]\nkind = 'external'\nlibrary = 'libmine.so'\noptions = { speed = 'high' }"
+    )
+    config = load(write(text))
+    assert (config.models["motion"].delegate, config.models["motion"].isolate) == ("coral", True)
+    assert config.accelerators == Rules(deadline=0.5)
+    assert config.delegates == {
+        "coral": DelegateOptions(kind="edgetpu", device="usb:1"),
+        "teflon": DelegateOptions(library="/opt/libteflon.so"),
+        "mine": DelegateOptions(kind="external", library="libmine.so", options={"speed": "high"}),
+    }
+    assert effective(config)["delegates"]["coral"] == {"kind": "edgetpu", "device": "usb:1", "options": {}}
+
+
+def test_a_model_runs_wherever_its_delegate_is_unless_told_otherwise(write: Write) -> None:
+    entry = load(write("[models.motion]\ndelegate = 'cpu'\n[models.door]")).models
+    assert (entry["motion"].delegate, entry["door"].delegate, entry["door"].isolate) == ("cpu", "auto", False)
+
+
 def test_a_relative_path_is_taken_from_the_file_it_stands_in(write: Write, tmp_path: Path) -> None:
     main = "[sources.x]\nkind = 'gauge'\nport = 'a'\ncalibration = 'x.csv'"
     config = load(write(main, more="[models.m]\npath = '../m.tflite'"))
@@ -303,6 +328,31 @@ def test_every_error_is_told_at_once(write: Write) -> None:
         ("[models.m]\nversion = 'one'", ("models.m.version", '"one"', "")),
         ("[models.m]\nbackend = 'tfilte'", ("models.m.backend", '"tfilte"', 'did you mean "tflite"?')),
         ("[models.m]\npath = ''", ("models.m.path", '""', "")),
+        ("[models.m]\ndelegate = 'edgtpu'", ("models.m.delegate", '"edgtpu"', 'did you mean "edgetpu"?')),
+        (
+            "[models.m]\ndelegate = 'corel'\n[delegates.coral]\nkind = 'edgetpu'",
+            ("models.m.delegate", '"corel"', 'did you mean "coral"?'),
+        ),
+        (
+            "[models.m]\ndelegate = 'external'",
+            (
+                "models.m.delegate",
+                '"external"',
+                "describe it in a table [delegates.external], with a kind and a library",
+            ),
+        ),
+        ("[delegates.cpu]\nkind = 'edgetpu'", ("delegates.cpu", 'the name "cpu"', "")),
+        ("[delegates.edgtpu]", ("delegates.edgtpu.kind", "nothing", 'did you mean "edgetpu"?')),
+        ("[delegates.mine]", ("delegates.mine.kind", "nothing", "this key is needed")),
+        ("[delegates.mine]\nkind = 'edgetp'", ("delegates.mine.kind", '"edgetp"', 'did you mean "edgetpu"?')),
+        ("[delegates.mine]\nkind = 'external'", ("delegates.mine.library", "nothing", "this key is needed")),
+        (
+            "[delegates.teflon]\nkind = 'edgetpu'",
+            ("delegates.teflon.kind", '"edgetpu"', "give a delegate of another kind another name"),
+        ),
+        ("[delegates.teflon]\nlibrary = 'lib/libteflon.so'", ("delegates.teflon.library", '"lib/libteflon.so"', "")),
+        ('[delegates.teflon]\noptions.a = "\\u0000"', ("delegates.teflon.options.a", '"\\u0000"', "")),
+        ("[accelerators]\ndeadlin = 1.0", ("accelerators.deadlin", "an unknown key", 'did you mean "deadline"?')),
         ("[sinks.x]", ("sinks.x.kind", "nothing", "")),
         ("[pipelines.p]\nmodel = 'm'", ("pipelines.p.source", "nothing", "this key is needed")),
         ("[log]\nlevel = 'inof'", ("log.level", '"inof"', 'did you mean "info"?')),
@@ -487,6 +537,11 @@ def test_nothing_changes_when_only_words_do(after: Callable[[str, str], Changes]
         (
             "threads = 2",
             "threads = 1",
+            Changes(models=Change(changed=("motion",)), pipelines=Change(changed=("activity",))),
+        ),
+        (
+            "[device]",
+            "[delegates.teflon]\nlibrary = '/opt/libteflon.so'\n[device]",
             Changes(models=Change(changed=("motion",)), pipelines=Change(changed=("activity",))),
         ),
         (

@@ -14,7 +14,7 @@ from __future__ import annotations
 import grp
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, cast
@@ -211,6 +211,12 @@ KNOWN: Mapping[Kind, Known] = {
 }
 
 
+Printable = Annotated[str, Meta(pattern=r"^[ -~]{0,1000}\Z", description="printable text of at most 1000 characters")]
+Library = Annotated[
+    str, Meta(pattern=r"^(/[ -~]{1,1000}|[!-.0-~]{1,200})\Z", description="an absolute path, or a name with no slash")
+]
+
+
 class DelegateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[delegates.X]: a delegate that is not known, another one of a known kind, or what differs in a known one.
 
@@ -220,9 +226,9 @@ class DelegateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     kind: Kind | None = None
-    library: Annotated[str, Meta(pattern=r"^(/.{1,4000}|[^/]{1,200})\Z")] | None = None
-    device: Annotated[str, Meta(max_length=200)] = ""
-    options: Annotated[dict[str, str], Meta(max_length=32)] = msgspec.field(default_factory=dict)
+    library: Library | None = None
+    device: Printable = ""
+    options: Annotated[dict[Printable, Printable], Meta(max_length=32)] = msgspec.field(default_factory=dict)
 
 
 class Delegate(msgspec.Struct, frozen=True, kw_only=True):
@@ -382,9 +388,9 @@ def resolve(
     )
 
 
-def unknown(name: str, table: Mapping[str, Delegate]) -> str:
+def unknown(name: str, known: Iterable[str]) -> str:
     """What to say to somebody who names a delegate that there is not."""
-    return did_you_mean(name, table) or f"describe it in a table [delegates.{name}], with a kind and a library"
+    return did_you_mean(name, known) or f"describe it in a table [delegates.{name}], with a kind and a library"
 
 
 def _is_meant(delegate: Delegate, found: str) -> bool:
