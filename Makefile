@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 SECONDS ?= 0
+ARCH ?= $(shell dpkg --print-architecture)
+SUITE ?= bookworm
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
@@ -15,6 +17,8 @@ help:
 	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
 	@echo 'make check              types, lint and format'
 	@echo 'make bench              the benchmark table, and build/bench.json'
+	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
+	@echo 'make wheel              a wheel and an sdist in dist/'
 	@echo 'make clean              remove everything that make made'
 
 demo: $(VENV)/demo.ready
@@ -36,6 +40,13 @@ check: $(VENV)/test.ready
 
 bench: $(VENV)/test.ready
 	$(BIN)/python -m benchmarks.run --json build/bench.json
+
+deb: $(VENV)/package.ready
+	packaging/set-up deb-$(ARCH) $(VENV)
+	$(BIN)/python packaging/deb --arch "$(ARCH)" --suite "$(SUITE)"
+
+wheel: $(VENV)/package.ready
+	$(BIN)/python -m build --outdir dist
 
 $(VENV)/%.ready: pyproject.toml packaging/set-up
 	packaging/set-up $* $(VENV) $(PYTHON)

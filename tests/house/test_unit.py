@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edged.__main__ import EX_CONFIG
+
 UNIT = Path(__file__).parents[2] / "systemd" / "edged.service"
 
 
@@ -39,11 +41,17 @@ def test_a_line_it_did_not_understand_would_show(analyze):
 
 def test_the_sandbox_is_tight(analyze):
     """On systemd's scale, where 100 is a service with no sandbox at all."""
-    assert analyze("security", "--offline=yes", "--threshold=20").returncode == 0
+    assert analyze("security", "--offline=yes", "--threshold=15").returncode == 0
 
 
-def test_what_would_break_inference_or_sensors_is_not_there():
+def test_what_would_break_inference_or_leave_a_board_dead_is_not_there():
     lines = {line.partition("=")[0]: line for line in UNIT.read_text().splitlines() if not line.startswith("#")}
     assert lines["SystemCallErrorNumber"] == "SystemCallErrorNumber=EPERM"
     assert lines["StartLimitIntervalSec"] == "StartLimitIntervalSec=0"
-    assert not lines.keys() & {"ProcSubset", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"}
+    assert not lines.keys() & {"ProcSubset", "ProtectClock", "RestartSteps"}
+
+
+def test_it_gives_up_only_where_the_configuration_is_wrong_and_is_tried_again():
+    assert f"RestartPreventExitStatus={EX_CONFIG}\n" in UNIT.read_text()
+    assert "OnFailure=edged-retry.timer\n" in UNIT.read_text()
+    assert "RemainAfterElapse=no\n" in UNIT.with_name("edged-retry.timer").read_text(), "it would elapse only once"
