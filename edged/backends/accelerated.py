@@ -1,0 +1,391 @@
+"""A model on an accelerator, with a twin of it on the CPU that takes over whenever the accelerator fails.
+
+Read `AcceleratedRunner.run`, the hot path, then `Accelerator.look`. What is done when is decided in
+core/acceleration.py; here it is done.
+
+Whose hands may touch what:
+
+- The twin, and the accelerated runner that serves, belong to the worker that calls `run`. It closes them, too: where it
+  meets a fault, before its next window where another worker met it, or as it is closed itself.
+- The Accelerator's own thread loads and proves, and leaves what it has loaded for the worker to take between two
+  windows, as flow/slot.py does. No worker has touched what came in vain, because a fault came first or the worker was
+  closed, nor what nobody had taken when a fault came: that thread closes those.
+- All else is under the Accelerator's lock, which nobody holds for long: no runner is called under it.
+
+No window is lost: whatever the accelerated runner raises, the twin runs the same inputs at once, and only what the twin
+raises is raised. An input that both refuse with ModelError is the input's own fault, and changes nothing.
+
+A model that remembers starts from rest at each change of what serves, as it does where the stream has a gap: what one
+runner remembers cannot be given to the other. `reset`, which a pipeline calls at a gap, goes to what serves, and the
+other is reset when its time comes, so neither ever remembers anything older. State that travels in tensors, which the
+pipeline feeds back, is in no runner and survives the change.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event, RLock, Thread
+
+import msgspec
+
+from edged.api import Arrays, DeviceError, EdgedError, ModelError, Runner, RunnerInfo
+from edged.core.acceleration import (
+    Facts,
+    Fault,
+    FaultKind,
+    Load,
+    Quarantine,
+    Record,
+    Release,
+    Rules,
+    Settle,
+    Standing,
+    Wait,
+    decide,
+    failed,
+    quarantined,
+    settled,
+    standing,
+)
+
+log = logging.getLogger("edged.backends")
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done so far: windows by where they ran, promotions of a model to the accelerator, faults by kind."""
+
+    accelerated: int
+    on_twin: int
+    promotions: int
+    faults: dict[str, int]
+
+
+@dataclass(eq=False)
+class _Model:
+    """One model of a device, as its worker and the Accelerator share it.
+
+    All under the lock, except that the worker reads `turned` without, and that the counters are the worker's. `up` says
+    whether it runs on the device, or will with the next window; `turned` tells the worker to take `offered` in place of
+    what it has, None for to go back to the twin.
+    """
+
+    load: Callable[[], Runner]
+    up: bool = False
+    turned: bool = False
+    offered: Runner | None = None
+    accelerated: int = 0
+    on_twin: int = 0
+
+
+class Accelerator:
+    """One device as its models see it. `standing` is how it stands now.
+
+    `identity()` says what is plugged in, and something else each time it is plugged in anew; "" for nothing. It never
+    raises, and is asked when something happens, and each second while the device is quarantined or waited for. What
+    cannot be detected has one that never changes. `tell` hears of each change, on the thread that found it and under
+    the lock: it must neither wait nor raise. `clock` is monotonic, and `jitter()` gives numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rules: Rules,
+        *,
+        identity: Callable[[], str],
+        tell: Callable[[Standing], None],
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.rules = rules
+        self.clock = clock
+        self.standing = standing(rules, Record(), missing=False, now=clock())
+        self._identity = identity
+        self._tell = tell
+        self._jitter = jitter
+        self._lock = RLock()
+        self._record = Record()
+        self._models: list[_Model] = []
+        self._untaken: list[Runner] = []
+        self._faults: Counter[str] = Counter()
+        self._promotions = 0
+        self._gone: Counter[str] = Counter()
+        self._news = Event()
+        self._closed = False
+        self._thread = Thread(target=self._keep, name=f"accelerator-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load, and to bring back."""
+        self._thread.start()
+
+    def runner(self, twin: Runner, load: Callable[[], Runner], check: Callable[[Runner], None]) -> AcceleratedRunner:
+        """A runner that takes the twin over, and is on it until the accelerator has loaded the model.
+
+        `load` loads it there, and proves it. `check` holds it against one golden sample, from rest, leaves it at rest,
+        and raises ModelError where its answer is wrong.
+        """
+        model = _Model(load)
+        with self._lock:
+            self._models.append(model)
+        self._news.set()
+        return AcceleratedRunner(self, model, twin, check)
+
+    def release(self) -> None:
+        """Forget all faults, and try again at once: an operator's word."""
+        with self._lock:
+            self._record = Record(settled=self._record.settled)
+            self._stand()
+        self._news.set()
+
+    def counts(self) -> Counts:
+        """What was done so far, by runners that are closed as well."""
+        with self._lock:
+            return Counts(
+                accelerated=self._gone["accelerated"] + sum(model.accelerated for model in self._models),
+                on_twin=self._gone["on_twin"] + sum(model.on_twin for model in self._models),
+                promotions=self._promotions,
+                faults=dict(self._faults),
+            )
+
+    def close(self) -> None:
+        """Load no more, once all its runners are closed. What a load in hand brings is thrown away."""
+        self._closed = True
+        self._news.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread to end; whether it did."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def look(self) -> float | None:
+        """On its own thread, or in place of it: do all that is due. When to look again, None for once there is news."""
+        while True:
+            self._close_untaken()
+            if self._closed:
+                return None
+            identity = self._identity()
+            with self._lock:
+                waiting = [model for model in self._models if not model.up]
+                facts = Facts(
+                    record=self._record,
+                    waiting=bool(waiting),
+                    serving=len(waiting) < len(self._models),
+                    identity=identity,
+                    now=self.clock(),
+                )
+                step = decide(self.rules, facts)
+                match step:
+                    case Settle():
+                        self._record = settled(self._record, facts.now)
+                    case Quarantine():
+                        self._record = quarantined(self._record, identity)
+                    case Release():
+                        self._record = Record()
+                self._stand(missing=isinstance(step, Wait) and step.missing)
+                faults = self._faults.total()
+            if isinstance(step, Wait):
+                return step.until
+            if isinstance(step, Load):
+                self._load(waiting[0], faults)
+
+    def _keep(self) -> None:
+        while not self._closed:
+            self._news.clear()
+            due = self.look()
+            self._news.wait(None if due is None else max(0.0, due - self.clock()))
+        self._close_untaken()
+
+    def _load(self, model: _Model, faults: int) -> None:
+        """Load a model for its worker to take; `faults` is how many there were before."""
+        try:
+            loaded = model.load()
+        except Exception as error:  # whatever a vendor's library does
+            fault = _fault("load", error, self.clock())
+            with self._lock:
+                if self._faults.total() == faults:  # else it is what a worker met meanwhile
+                    self._fail(fault)
+            return
+        with self._lock:
+            if model in self._models and self._faults.total() == faults:
+                model.up, model.offered, model.turned = True, loaded, True
+            else:
+                self._untaken.append(loaded)
+
+    def _close_untaken(self) -> None:
+        with self._lock:
+            untaken, self._untaken = self._untaken, []
+        for runner in untaken:
+            runner.close()
+
+    # On the workers' threads
+
+    def take(self, model: _Model) -> Runner | None:
+        """What serves a model from now on; None for its twin."""
+        with self._lock:
+            taken, model.offered, model.turned = model.offered, None, False
+            self._promotions += taken is not None
+            return taken
+
+    def failed(self, model: _Model, kind: FaultKind, error: Exception) -> None:
+        """A model met a fault; where it was told to turn back since, that is the one it met."""
+        fault = _fault(kind, error, self.clock())
+        with self._lock:
+            if not model.turned:
+                self._fail(fault)
+        self._news.set()
+
+    def leave(self, model: _Model) -> Runner | None:
+        """A model is closed; what it had not taken is its own to close. May be called twice."""
+        with self._lock:
+            if model in self._models:
+                self._models.remove(model)
+                self._gone.update(accelerated=model.accelerated, on_twin=model.on_twin)
+            untaken, model.offered = model.offered, None
+        self._news.set()
+        return untaken
+
+    # Under the lock
+
+    def _fail(self, fault: Fault) -> None:
+        self._faults[fault.kind] += 1
+        self._record = failed(self.rules, self._record, fault, self._jitter())
+        if fault.kind != "load":
+            for model in self._models:
+                if model.offered is not None:
+                    self._untaken.append(model.offered)
+                model.up, model.offered, model.turned = False, None, True
+        self._stand()
+
+    def _stand(self, *, missing: bool = False) -> None:
+        """Say how the device stands, if that has changed."""
+        now = standing(self.rules, self._record, missing=missing, now=self.clock())
+        if (now.state, now.reason) != (self.standing.state, self.standing.reason):
+            self.standing = now
+            self._tell(now)
+
+
+class AcceleratedRunner:
+    """A Runner on an accelerator or, while that is not to be trusted, on its twin. `info` is of the one that serves."""
+
+    def __init__(self, accelerator: Accelerator, model: _Model, twin: Runner, check: Callable[[Runner], None]) -> None:
+        self.inputs = twin.inputs
+        self.outputs = twin.outputs
+        self._accelerator = accelerator
+        self._model = model
+        self._twin = twin
+        self._check = check
+        self._clock = accelerator.clock
+        self._check_every = accelerator.rules.check_every or math.inf
+        self._check_at = math.inf
+        self._accelerated: Runner | None = None
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What the model runs on now."""
+        accelerated = self._accelerated
+        return self._twin.info if accelerated is None else accelerated.info
+
+    @property
+    def standing(self) -> Standing:
+        """How its device stands."""
+        return self._accelerator.standing
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run once, on the accelerator if it serves and can, else on the twin.
+
+        Raises:
+            ModelError: the twin failed on this input.
+        """
+        if self._model.turned:
+            self._take()
+        if self._clock() >= self._check_at and self._accelerated is not None:
+            self._hold_to_sample(self._accelerated)
+        accelerated = self._accelerated
+        if accelerated is None:
+            self._model.on_twin += 1
+            return self._twin.run(inputs)
+        try:
+            outputs = accelerated.run(inputs)
+        except Exception as error:  # whatever a vendor's library does
+            return self._run_again(accelerated, inputs, error)
+        self._model.accelerated += 1
+        return outputs
+
+    def reset(self) -> None:
+        """Have what serves forget."""
+        if self._accelerated is None:
+            self._twin.reset()
+        else:
+            self._reset_accelerated(self._accelerated)
+
+    def close(self) -> None:
+        """Let go of the twin, and of what is on the accelerator."""
+        for runner in (self._accelerator.leave(self._model), self._accelerated, self._twin):
+            if runner is not None:
+                runner.close()
+        self._accelerated = None
+
+    def _take(self) -> None:
+        """Turn to what was offered, where that is another."""
+        before, self._accelerated = self._accelerated, self._accelerator.take(self._model)
+        if before is not None:
+            before.close()
+        if self._accelerated is not None:
+            self._check_at = self._clock() + self._check_every
+            self._reset_accelerated(self._accelerated)
+        elif before is not None:
+            self._check_at = math.inf
+            self._twin.reset()
+
+    def _hold_to_sample(self, accelerated: Runner) -> None:
+        """Between two windows: whether it still answers as it should."""
+        self._check_at = self._clock() + self._check_every
+        try:
+            self._check(accelerated)
+        except Exception as error:  # whatever a vendor's library does
+            self._turn_back(accelerated, "wrong", error)
+            self._twin.reset()
+
+    def _reset_accelerated(self, accelerated: Runner) -> None:
+        try:
+            accelerated.reset()
+        except Exception as error:  # whatever a vendor's library does
+            self._turn_back(accelerated, "run", error)
+            self._twin.reset()
+
+    def _run_again(self, accelerated: Runner, inputs: Arrays, error: Exception) -> Arrays:
+        """Have the twin do what the accelerator failed to do, and only then see to the accelerator."""
+        self._model.on_twin += 1
+        self._twin.reset()
+        at_fault = True
+        try:
+            return self._twin.run(inputs)
+        except ModelError:
+            at_fault = not isinstance(error, ModelError)
+            raise
+        finally:
+            if at_fault:
+                self._turn_back(accelerated, "run", error)
+
+    def _turn_back(self, accelerated: Runner, kind: FaultKind, error: Exception) -> None:
+        """Let go of an accelerator that failed."""
+        self._accelerated = None
+        self._check_at = math.inf
+        self._accelerator.failed(self._model, kind, error)
+        accelerated.close()
+
+
+def _fault(kind: FaultKind, error: Exception, now: float) -> Fault:
+    """What an exception says of the accelerator; `kind` is what was being done."""
+    if isinstance(error, DeviceError):
+        return Fault(now, "device", error.message, error.hint)
+    if isinstance(error, EdgedError):
+        wrongly = "answers wrongly: " if kind == "wrong" else ""
+        return Fault(now, kind, wrongly + error.message, error.hint)
+    log.error("an accelerator's runner raises what none should", exc_info=error)
+    return Fault(now, kind, f"{type(error).__name__}: {error}", "report this with the log's traceback")

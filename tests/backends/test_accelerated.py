@@ -1,0 +1,762 @@
+"""An accelerator that fails to order, and what becomes of every window meanwhile.
+
+Most tests drive `Accelerator.look` by hand on a clock that stands still; those at the end let its thread do it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from edged.api import Arrays, Backend, DeviceError, ModelError, Runner, TensorSpec
+from edged.backends.accelerated import AcceleratedRunner, Accelerator
+from edged.backends.fake import FakeBackend, FakeRunner
+from edged.core.acceleration import LOOK_EVERY, Rules, Standing
+from tests.backends.test_fake import write
+from tests.contracts.backend import BackendContract
+
+X = TensorSpec(name="x", shape=(1, 1), dtype="float32")
+Y = TensorSpec(name="y", shape=(1, 1), dtype="float32")
+RULES = Rules(backoff=1, backoff_max=8, failures=3, within=100, check_every=60)
+
+CRASH = DeviceError("the process aborted: SIGABRT", hint="look at its cable")
+REFUSAL = ModelError("invoke failed")
+WRONG = ModelError("golden sample 0: all zero")
+
+
+class Device:
+    """What is plugged in, and what goes wrong with it: `run_error`, `load_error`, `check_error`, `reset_error`.
+
+    A model on it answers twice its input, as its twin does. Each is set to an exception, and raised until it is None.
+    `told` is what was said of it, `loaded` what it has loaded, and `during_load` is called as it begins to load.
+    """
+
+    def __init__(self) -> None:
+        self.plugged = "usb-1"
+        self.now = 1000.0
+        self.told: list[Standing] = []
+        self.loaded: list[FakeRunner] = []
+        self.run_error: Exception | None = None
+        self.load_error: Exception | None = None
+        self.check_error: Exception | None = None
+        self.reset_error: Exception | None = None
+        self.checks = 0
+        self.asked = 0
+        self.during_load: Callable[[], None] = lambda: None
+
+    def identity(self) -> str:
+        self.asked += 1
+        return self.plugged
+
+    def load(self) -> FakeRunner:
+        self.during_load()
+        if self.load_error is not None:
+            raise self.load_error
+        self.loaded.append(FakeRunner((X,), (Y,), self.double, forget=self.forget))
+        return self.loaded[-1]
+
+    def double(self, inputs: Arrays) -> Arrays:
+        if self.run_error is not None:
+            raise self.run_error
+        return [inputs[0] * 2]
+
+    def forget(self) -> None:
+        if self.reset_error is not None:
+            raise self.reset_error
+
+    def check(self, runner: Runner) -> None:
+        self.checks += 1
+        if self.check_error is not None:
+            raise self.check_error
+
+    def clock(self) -> float:
+        return self.now
+
+    @property
+    def open(self) -> list[FakeRunner]:
+        return [runner for runner in self.loaded if not runner.closed]
+
+    @property
+    def states(self) -> list[tuple[str, str]]:
+        return [(standing.state, standing.reason) for standing in self.told]
+
+
+def accelerator(device: Device, rules: Rules = RULES) -> Accelerator:
+    return Accelerator(
+        "edgetpu usb:0",
+        rules,
+        identity=device.identity,
+        tell=device.told.append,
+        clock=device.clock,
+        jitter=lambda: 1.0,
+    )
+
+
+def twin(function: Callable[[Arrays], Arrays] = lambda inputs: [inputs[0] * 2], **faults: object) -> FakeRunner:
+    return FakeRunner((X,), (Y,), function, **faults)  # type: ignore[arg-type]
+
+
+def answer(runner: AcceleratedRunner, value: float = 3.0) -> float:
+    return float(runner.run([np.full((1, 1), value, np.float32)])[0][0, 0])
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def keeper(device: Device) -> Accelerator:
+    return accelerator(device)
+
+
+@pytest.fixture
+def cpu() -> FakeRunner:
+    return twin()
+
+
+@pytest.fixture
+def runner(device: Device, keeper: Accelerator, cpu: FakeRunner) -> AcceleratedRunner:
+    return keeper.runner(cpu, device.load, device.check)
+
+
+def promote(keeper: Accelerator, *runners: AcceleratedRunner) -> None:
+    """Load, and let each worker take what was loaded."""
+    keeper.look()
+    for runner in runners:
+        answer(runner)
+
+
+# A life with no faults
+
+
+def test_the_twin_serves_until_the_accelerator_is_loaded(device, keeper, cpu, runner):
+    assert (answer(runner), cpu.runs) == (6.0, 1)
+    assert runner.info is cpu.info
+    assert runner.standing == Standing("cpu", "the accelerator is being loaded", "", 1000.0)
+
+
+def test_it_is_promoted_between_two_windows_and_says_so_once(device, keeper, cpu, runner):
+    assert keeper.look() is None
+    assert device.loaded[0].runs == 0
+    assert (answer(runner), answer(runner)) == (6.0, 6.0)
+    assert (cpu.runs, device.loaded[0].runs) == (0, 2)
+    assert runner.info is device.loaded[0].info
+    assert device.states == [("accelerated", "")]
+    assert keeper.counts().promotions == 1
+
+
+def test_it_has_the_tensors_of_its_twin(cpu, runner):
+    assert (runner.inputs, runner.outputs) == (cpu.inputs, cpu.outputs)
+
+
+def test_a_closed_one_closes_twin_and_accelerator_and_is_not_loaded_again(device, keeper, cpu, runner):
+    promote(keeper, runner)
+    runner.close()
+    runner.close()
+    assert (cpu.closed, device.open) == (True, [])
+    assert keeper.look() is None
+    assert len(device.loaded) == 1
+
+
+def test_one_that_is_closed_before_it_was_promoted_closes_what_was_loaded(device, keeper, runner):
+    keeper.look()
+    runner.close()
+    assert device.open == []
+
+
+def test_what_is_loaded_for_one_that_is_closed_meanwhile_is_closed(device, keeper, runner):
+    device.during_load = runner.close
+    assert keeper.look() is None
+    assert (len(device.loaded), device.open) == (1, [])
+
+
+def test_what_is_loaded_while_the_accelerator_is_closed_is_its_runners_to_close(device, keeper, runner):
+    device.during_load = keeper.close
+    assert keeper.look() is None
+    runner.close()
+    assert (len(device.loaded), device.open) == (1, [])
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason", "hint"),
+    [
+        (CRASH, "device", "the process aborted: SIGABRT", "look at its cable"),
+        (REFUSAL, "run", "invoke failed", ""),
+        (KeyError("x"), "run", "KeyError: 'x'", "report this with the log's traceback"),
+    ],
+)
+def test_whatever_it_raises_the_twin_runs_the_same_window_at_once(
+    device, keeper, cpu, runner, error, kind, reason, hint
+):
+    promote(keeper, runner)
+    device.run_error = error
+    assert (answer(runner, 4.0), cpu.runs) == (8.0, 1)
+    assert runner.standing == Standing("degraded", reason, hint, 1000.0)
+    assert device.open == []
+    assert keeper.counts().faults == {kind: 1}
+
+
+def test_it_is_brought_back_after_a_pause(device, keeper, cpu, runner):
+    promote(keeper, runner)
+    device.run_error = CRASH
+    answer(runner)
+    device.run_error = None
+    assert keeper.look() == 1001.0
+    device.now = 1001.0
+    assert keeper.look() is None
+    answer(runner)
+    assert (cpu.runs, device.loaded[1].runs) == (1, 1)
+    assert device.states == [("accelerated", ""), ("degraded", CRASH.message), ("accelerated", "")]
+
+
+def test_an_input_that_both_refuse_is_no_fault_of_the_accelerator(device, keeper, cpu):
+    runner = keeper.runner(twin(fail_on={1}), device.load, device.check)
+    promote(keeper, runner)
+    device.run_error = REFUSAL
+    with pytest.raises(ModelError, match="run 1 failed, as told"):
+        answer(runner)
+    device.run_error = None
+    answer(runner)
+    assert device.loaded[0].runs == 3
+    assert device.states == [("accelerated", "")]
+
+
+def test_a_twin_that_fails_as_well_raises_and_the_accelerator_is_at_fault_all_the_same(device, keeper):
+    runner = keeper.runner(twin(fail_on={1}), device.load, device.check)
+    promote(keeper, runner)
+    device.run_error = CRASH
+    with pytest.raises(ModelError, match="run 1 failed, as told"):
+        answer(runner)
+    assert runner.standing.state == "degraded"
+    assert answer(runner) == 6.0
+
+
+@pytest.mark.parametrize("error", [CRASH, WRONG, KeyError("x")])
+def test_one_that_does_not_load_is_tried_again_with_growing_pauses(device, keeper, runner, error):
+    device.load_error = error
+    assert keeper.look() == 1001.0
+    device.now = 1001.0
+    assert keeper.look() == 1003.0
+    assert answer(runner) == 6.0
+    assert len(device.told) == 1
+    assert sum(keeper.counts().faults.values()) == 2
+
+
+def test_after_enough_faults_it_is_left_alone_until_it_is_plugged_in_anew(device, keeper, runner):
+    device.load_error = CRASH
+    for _ in range(3):
+        device.now = keeper.look() or 0.0
+    assert runner.standing.state == "quarantined"
+    assert runner.standing.reason == "3 faults within 100 s, the last: the process aborted: SIGABRT"
+    device.load_error = None
+    device.now += 3600
+    assert keeper.look() == device.now + LOOK_EVERY
+    device.plugged = ""
+    assert keeper.look() == device.now + LOOK_EVERY
+    device.plugged = "usb-2"
+    assert keeper.look() is None
+    assert [state for state, _ in device.states] == ["degraded", "quarantined", "cpu", "accelerated"]
+
+
+def test_an_operator_releases_it(device, keeper, runner):
+    device.load_error = CRASH
+    for _ in range(3):
+        device.now = keeper.look() or 0.0
+    device.load_error = None
+    keeper.release()
+    assert keeper.look() is None
+    assert runner.standing.state == "accelerated"
+
+
+def test_to_release_one_that_serves_changes_nothing(device, keeper, runner):
+    promote(keeper, runner)
+    keeper.release()
+    keeper.look()
+    assert device.states == [("accelerated", "")]
+    assert len(device.loaded) == 1
+
+
+def test_a_device_that_is_not_there_is_waited_for_and_not_tried(device, keeper, runner):
+    device.plugged = ""
+    assert keeper.look() == device.now + LOOK_EVERY
+    assert device.states == [("degraded", "the device is not there")]
+    assert device.loaded == []
+    device.plugged = "usb-1"
+    assert keeper.look() is None
+    assert runner.standing.state == "accelerated"
+
+
+def test_one_that_is_unplugged_says_so_and_comes_back(device, keeper, runner):
+    promote(keeper, runner)
+    device.run_error, device.plugged = CRASH, ""
+    answer(runner)
+    device.now = keeper.look() or 0.0
+    keeper.look()
+    device.run_error, device.plugged = None, "usb-2"
+    keeper.look()
+    assert device.states[1:] == [
+        ("degraded", CRASH.message),
+        ("degraded", "the device is not there"),
+        ("degraded", CRASH.message),
+        ("accelerated", ""),
+    ]
+
+
+# Held to a golden sample
+
+
+def test_it_is_held_to_a_sample_every_so_often_and_only_between_windows(device, keeper, runner):
+    promote(keeper, runner)
+    device.now = 1059.9
+    answer(runner)
+    assert device.checks == 0
+    device.now = 1060.0
+    answer(runner)
+    answer(runner)
+    assert device.checks == 1
+
+
+def test_it_is_never_checked_where_that_is_not_wanted(device):
+    keeper = accelerator(device, Rules(check_every=0))
+    runner = keeper.runner(twin(), device.load, device.check)
+    promote(keeper, runner)
+    device.now = 1e9
+    answer(runner)
+    assert device.checks == 0
+
+
+def test_the_twin_is_not_checked(device, keeper, runner):
+    promote(keeper, runner)
+    device.run_error = CRASH
+    answer(runner)
+    device.now = 1e9
+    answer(runner)
+    assert device.checks == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (WRONG, "wrong", "answers wrongly: golden sample 0: all zero"),
+        (CRASH, "device", "the process aborted: SIGABRT"),
+        (KeyError("x"), "wrong", "KeyError: 'x'"),
+    ],
+)
+def test_a_wrong_answer_is_a_fault_and_the_window_in_hand_runs_on_the_twin(
+    device, keeper, cpu, runner, error, kind, reason
+):
+    promote(keeper, runner)
+    device.now, device.check_error = 1060.0, error
+    assert (answer(runner), cpu.runs) == (6.0, 1)
+    assert device.states[-1] == ("degraded", reason)
+    assert keeper.counts().faults == {kind: 1}
+    assert device.open == []
+
+
+# Models that remember
+
+
+def remembering() -> tuple[FakeRunner, list[float]]:
+    """One that answers the sum of its inputs since it was reset."""
+    memory: list[float] = []
+
+    def add(inputs: Arrays) -> Arrays:
+        memory.append(float(inputs[0][0, 0]))
+        return [np.full((1, 1), sum(memory), np.float32)]
+
+    return twin(add, forget=memory.clear), memory
+
+
+def test_each_change_begins_from_rest(device, keeper):
+    cpu, _ = remembering()
+    there, _ = remembering()
+    back, _ = remembering()
+    loads = iter([there, back])
+    runner = keeper.runner(cpu, lambda: next(loads), device.check)
+    assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
+    keeper.look()
+    assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
+    device.now, device.check_error = 1060.0, WRONG
+    assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
+    device.now = keeper.look() or 0.0
+    keeper.look()
+    assert answer(runner, 1) == 1
+
+
+def test_a_gap_resets_what_serves(device, keeper, cpu, runner):
+    runner.reset()
+    assert cpu.resets == 1
+    promote(keeper, runner)
+    runner.reset()
+    assert (cpu.resets, device.loaded[0].resets) == (1, 2)
+
+
+@pytest.mark.parametrize("promoted", [False, True], ids=["as it is promoted", "at a gap"])
+def test_one_that_cannot_be_reset_is_at_fault(device, keeper, cpu, runner, promoted):
+    if promoted:
+        promote(keeper, runner)
+        device.reset_error = CRASH
+        runner.reset()
+    else:
+        device.reset_error = CRASH
+        keeper.look()
+    assert (answer(runner), cpu.runs) == (6.0, 1)
+    assert runner.standing.state == "degraded"
+    assert (cpu.resets, device.open) == (1, [])
+
+
+# Several models on one device
+
+
+def test_a_fault_of_one_is_a_fault_of_all_and_counts_once(device, keeper):
+    one, other = (keeper.runner(twin(), device.load, device.check) for _ in range(2))
+    promote(keeper, one, other)
+    device.run_error = CRASH
+    answer(one)
+    answer(other)
+    assert keeper.counts().faults == {"device": 1}
+    assert device.open == []
+    device.run_error, device.now = None, 1001.0
+    promote(keeper, one, other)
+    assert len(device.open) == 2
+    assert [state for state, _ in device.states] == ["accelerated", "degraded", "accelerated"]
+
+
+def test_another_worker_lets_go_of_its_own_before_its_next_window(device, keeper):
+    quiet_cpu = twin()
+    one, quiet = keeper.runner(twin(), device.load, device.check), keeper.runner(quiet_cpu, device.load, device.check)
+    promote(keeper, one, quiet)
+    device.now, device.check_error = 1060.0, WRONG
+    answer(one)
+    [left] = device.open
+    assert left.runs == 1
+    answer(quiet)
+    assert (left.runs, left.closed, quiet_cpu.runs) == (1, True, 1)
+
+
+def test_what_nobody_had_taken_when_a_fault_came_is_closed(device, keeper):
+    one, _quiet = (keeper.runner(twin(), device.load, device.check) for _ in range(2))
+    promote(keeper, one)
+    assert len(device.open) == 2
+    device.run_error = CRASH
+    answer(one)
+    keeper.look()
+    assert device.open == []
+
+
+def test_a_fault_during_a_load_makes_that_load_vain(device, keeper):
+    first = keeper.runner(twin(), device.load, device.check)
+    promote(keeper, first)
+    second_cpu = twin()
+    second = keeper.runner(second_cpu, device.load, device.check)
+
+    def crash() -> None:
+        device.run_error = CRASH
+        answer(first)
+        device.run_error = None
+
+    device.during_load = crash
+    assert keeper.look() == 1001.0
+    answer(second)
+    assert (second_cpu.runs, device.open) == (1, [])
+
+
+def test_a_load_that_fails_with_what_another_met_is_no_second_fault(device, keeper):
+    first = keeper.runner(twin(), device.load, device.check)
+    promote(keeper, first)
+    keeper.runner(twin(), device.load, device.check)
+
+    def crash() -> None:
+        device.run_error = device.load_error = CRASH
+        answer(first)
+
+    device.during_load = crash
+    keeper.look()
+    assert keeper.counts().faults == {"device": 1}
+
+
+def test_a_model_that_does_not_load_leaves_those_alone_that_serve(device, keeper):
+    good = keeper.runner(twin(), device.load, device.check)
+    promote(keeper, good)
+    device.load_error = WRONG
+    bad = keeper.runner(twin(), device.load, device.check)
+    keeper.look()
+    answer(good)
+    assert device.loaded[0].runs == 2
+    assert keeper.standing.state == "degraded"
+    bad.close()
+    keeper.look()
+    assert keeper.standing.state == "accelerated"
+
+
+def test_a_load_that_the_device_fails_takes_all_down(device, keeper):
+    cpu = twin()
+    good = keeper.runner(cpu, device.load, device.check)
+    promote(keeper, good)
+    device.load_error = CRASH
+    keeper.runner(twin(), device.load, device.check)
+    keeper.look()
+    answer(good)
+    assert (cpu.runs, device.open) == (1, [])
+
+
+def test_windows_are_counted_where_they_ran_after_a_close_as_well(device, keeper, runner):
+    answer(runner)
+    promote(keeper, runner)
+    answer(runner)
+    device.run_error = CRASH
+    answer(runner)
+    expected = keeper.counts()
+    assert (expected.accelerated, expected.on_twin) == (2, 2)
+    runner.close()
+    assert keeper.counts() == expected
+
+
+# Its own thread
+
+
+class Plugged(Device):
+    """One on real time, that says when its standing changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes: SimpleQueue[Standing] = SimpleQueue()
+
+    def next(self) -> str:
+        return self.changes.get(timeout=10).state
+
+
+@pytest.fixture
+def plugged() -> Plugged:
+    return Plugged()
+
+
+@pytest.fixture
+def running(plugged: Plugged):
+    made = Accelerator(
+        "edgetpu usb:0",
+        Rules(backoff=0.001, failures=3, within=100, check_every=0),
+        identity=plugged.identity,
+        tell=plugged.changes.put,
+        clock=time.monotonic,
+        jitter=lambda: 0.0,
+    )
+    made.start()
+    yield made
+    made.close()
+    assert made.join(10)
+
+
+def test_its_thread_loads_brings_back_and_leaves_alone(plugged, running):
+    runner = running.runner(twin(), plugged.load, plugged.check)
+    assert plugged.next() == "accelerated"
+    for _ in range(2):
+        plugged.run_error = CRASH
+        answer(runner)
+        plugged.run_error = None
+        assert [plugged.next(), plugged.next()] == ["degraded", "accelerated"]
+    plugged.run_error = CRASH
+    answer(runner)
+    assert [plugged.next(), plugged.next()] == ["degraded", "quarantined"]
+    plugged.run_error = None
+    running.release()
+    assert [plugged.next(), plugged.next()] == ["cpu", "accelerated"]
+    runner.close()
+
+
+def test_its_thread_is_named_and_holds_nobody_up_who_ends(running):
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "accelerator-edgetpu usb:0"]
+    assert thread.daemon
+
+
+def test_one_that_was_never_started_may_be_closed(keeper):
+    keeper.close()
+    assert keeper.join(0)
+
+
+def test_a_load_that_takes_long_holds_no_window_up(plugged, running):
+    loading, go_on = threading.Event(), threading.Event()
+
+    def during_load() -> None:
+        loading.set()
+        assert go_on.wait(10)
+
+    plugged.during_load = during_load
+    cpu = twin()
+    runner = running.runner(cpu, plugged.load, plugged.check)
+    assert loading.wait(10)
+    assert (answer(runner), cpu.runs) == (6.0, 1)
+    assert running.counts().on_twin == 1
+    go_on.set()
+    assert plugged.next() == "accelerated"
+    runner.close()
+
+
+def test_one_that_hangs_holds_up_no_other_model_and_no_question(plugged, running):
+    hangs, killed = threading.Event(), threading.Event()
+
+    def hang(inputs: Arrays) -> Arrays:
+        hangs.set()
+        assert killed.wait(10)
+        raise DeviceError("no answer within 2 s; its process was killed")
+
+    stuck = running.runner(twin(), lambda: twin(hang), plugged.check)
+    other = running.runner(twin(), plugged.load, plugged.check)
+    assert plugged.next() == "accelerated"
+    answers: SimpleQueue[float] = SimpleQueue()
+    worker = threading.Thread(target=lambda: answers.put(answer(stuck)))
+    worker.start()
+    assert hangs.wait(10)
+    assert answer(other) == 6.0
+    assert running.counts().accelerated == 1
+    killed.set()
+    assert answers.get(timeout=10) == 6.0
+    worker.join(10)
+    assert plugged.next() == "degraded"
+    stuck.close()
+    other.close()
+
+
+# Whatever happens
+
+
+class Years(RuleBasedStateMachine):
+    """Two models on a device that fails, is unplugged, plugged in, released and left alone, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = Device()
+        self.keeper = accelerator(self.device)
+        self.cpus: list[FakeRunner] = []
+        self.runners = [self.open_one(), self.open_one()]
+        self.windows = 0
+
+    def open_one(self) -> AcceleratedRunner:
+        self.cpus.append(twin())
+        return self.keeper.runner(self.cpus[-1], self.device.load, self.device.check)
+
+    @rule(which=st.sampled_from([0, 1]), value=st.integers(-9, 9))
+    def window(self, which: int, value: int) -> None:
+        self.windows += 1
+        assert answer(self.runners[which], value) == 2 * value
+
+    @rule(which=st.sampled_from([0, 1]))
+    def gap(self, which: int) -> None:
+        self.runners[which].reset()
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 4.0, 60.0, 1000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.device.now += seconds
+
+    @rule()
+    def look(self) -> None:
+        quarantined = self.keeper.standing.state == "quarantined"
+        loaded = len(self.device.loaded)
+        due = self.keeper.look()
+        assert due is None or due > self.device.now
+        if quarantined and self.keeper.standing.state == "quarantined":
+            assert len(self.device.loaded) == loaded
+
+    @rule(error=st.sampled_from([CRASH, REFUSAL, KeyError("x"), None]))
+    def running_fails(self, error: Exception | None) -> None:
+        self.device.run_error = error
+
+    @rule(error=st.sampled_from([CRASH, WRONG, KeyError("x"), None]))
+    def loading_fails(self, error: Exception | None) -> None:
+        self.device.load_error = error
+
+    @rule(error=st.sampled_from([CRASH, WRONG, None]))
+    def answers_wrongly(self, error: Exception | None) -> None:
+        self.device.check_error = error
+
+    @rule(error=st.sampled_from([CRASH, None]))
+    def resetting_fails(self, error: Exception | None) -> None:
+        self.device.reset_error = error
+
+    @rule(identity=st.sampled_from(["", "usb-1", "usb-2"]))
+    def plug(self, identity: str) -> None:
+        self.device.plugged = identity
+
+    @rule()
+    def release(self) -> None:
+        self.keeper.release()
+
+    @rule(which=st.sampled_from([0, 1]))
+    def swap(self, which: int) -> None:
+        self.runners[which].close()
+        self.runners[which] = self.open_one()
+
+    @invariant()
+    def every_window_is_accounted_for(self) -> None:
+        counts = self.keeper.counts()
+        assert counts.accelerated + counts.on_twin == self.windows
+        assert counts.on_twin == sum(cpu.runs for cpu in self.cpus)
+
+    @invariant()
+    def only_changes_are_told(self) -> None:
+        states = [("cpu", "the accelerator is being loaded"), *self.device.states]
+        assert all(one != next_one for one, next_one in pairwise(states))
+
+    def teardown(self) -> None:
+        device = self.device
+        device.run_error = device.load_error = device.check_error = device.reset_error = None
+        for device.plugged in ("", "usb-3"):
+            device.now += 1000
+            self.keeper.look()
+        before = self.keeper.counts().accelerated
+        for runner in self.runners:
+            answer(runner)
+        assert self.keeper.standing.state == "accelerated"
+        assert self.keeper.counts().accelerated == before + 2
+        assert len(device.open) == 2
+        for runner in self.runners:
+            runner.close()
+        assert device.open == []
+
+
+TestYears = Years.TestCase
+TestYears.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+# As any backend
+
+
+class OnAccelerator(Backend, frozen=True, kw_only=True):
+    """Runs a fake model on an accelerator that never fails."""
+
+    def load(self, file: Path, *, signature: str | None = None) -> AcceleratedRunner:
+        keeper = accelerator(Device())
+        runner = keeper.runner(FakeBackend().load(file), lambda: FakeBackend().load(file), lambda runner: None)
+        keeper.look()
+        return runner
+
+
+class OnTwin(Backend, frozen=True, kw_only=True):
+    """Runs a fake model on the twin, for its accelerator is never loaded."""
+
+    def load(self, file: Path, *, signature: str | None = None) -> AcceleratedRunner:
+        return accelerator(Device()).runner(
+            FakeBackend().load(file), lambda: FakeBackend().load(file), lambda runner: None
+        )
+
+
+class TestContract(BackendContract):
+    @pytest.fixture(params=[OnAccelerator(), OnTwin()], ids=["accelerated", "on its twin"])
+    def backend(self, request):
+        return request.param
+
+    @pytest.fixture
+    def model_file(self, tmp_path):
+        return write(tmp_path, answers=[[[1, 2, 3]], [[4, 5, 6]]])
