@@ -6,22 +6,28 @@ takes the leash upon itself before it imports anything of weight, and then calls
 started for.
 
 What holds it:
-- a session of its own, an environment of a few names, no descriptor but stdin (empty), stdout and stderr (pipes);
-- limits on memory, processor time, the size of files and core dumps; the last in line for the processor, and the first
-  that the kernel kills when memory runs out;
-- it dies with the thread that spawned it, and whatever it started is killed with it: all of its process group, and by
-  a mark in the environment also those that left the group.
+- a session of its own, an environment of a few names, no descriptor but stdin (empty), stdout and stderr (pipes), its
+  lifeline, and those that it is handed;
+- limits on memory, processor time, the size of files and core dumps; its place in line for the processor, and the first
+  place among those that the kernel kills when memory runs out;
+- it dies with the process that spawned it, and with `kill` whatever it started is killed too: all of its process group,
+  and by a mark in the environment also those that left the group.
+
+The lifeline is a pipe that its parent holds the other end of and never writes to. When the parent is gone the kernel
+closes that end, and sends the child the signal it has asked for: SIGKILL, which also ends one that hangs. (The signal
+for a dead parent, PR_SET_PDEATHSIG, comes when the spawning *thread* ends, and threads come and go.)
 """
 
 from __future__ import annotations
 
-import ctypes
+import fcntl
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -29,21 +35,23 @@ from uuid import uuid4
 
 import msgspec
 
-NICENESS = 10
-MAX_FILE_BYTES = 1 << 20
-"""The largest file a child may write."""
-
 _MARK = "EDGED_CHILD"
 _HANDED_DOWN = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
-_PR_SET_PDEATHSIG = 1
 _SWEEPS = 20
 
 
 class Leash(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child may use: bytes of data (private, writable) memory, and seconds of processor time (None: any)."""
+    """What a child may use.
+
+    `memory` is bytes of data (private, writable) memory, `processor` seconds of processor time (None: any), `niceness`
+    how far behind its parent it stands in line for the processor, `file` bytes of the largest file it may write. What
+    it is handed by descriptor is as large as its giver made it.
+    """
 
     memory: int
     processor: int | None = None
+    niceness: int = 10
+    file: int = 1 << 20
 
 
 class Child:
@@ -53,6 +61,7 @@ class Child:
     """
 
     def __init__(self, process: subprocess.Popen[bytes], mark: str) -> None:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         self.pid = process.pid
@@ -65,7 +74,7 @@ class Child:
     def kill(self) -> None:
         """Kill it and all that it started; never waits for them to be gone.
 
-        May be called after it ended and until `close`, for its number is nobody else's before then.
+        May be called after it ended and until `status` or `close`, for its number is nobody else's before then.
         """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -73,34 +82,39 @@ class Child:
             if not sum(_kill(pid, self._mark) for pid in _processes()):
                 return
 
+    def status(self) -> int | None:
+        """Its exit status, negative for the signal that ended it, None if it has not ended."""
+        return self._process.poll()
+
     def close(self) -> int | None:
-        """Let go of it: its exit status, negative for the signal that ended it, None if even a kill did not end it."""
-        status = self._process.poll()
+        """Let go of it, and with its lifeline it is killed: its `status`, None if even a kill did not end it."""
+        status = self.status()
         os.close(self.ended)
-        for pipe in (self._process.stdout, self._process.stderr):
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             pipe.close()
         return status
 
 
-def spawn(module: str, leash: Leash, request: str) -> Child:
+def spawn(module: str, leash: Leash, request: str, descriptors: Sequence[int] = ()) -> Child:
     """Start a fresh interpreter that calls `main(request)` of a module, on a leash.
 
-    Its modules are found where ours are.
+    Its modules are found where ours are, and it is handed the `descriptors`, which have the same numbers there.
 
     Raises:
         OSError: there is no memory or no process to be had.
     """
     mark = uuid4().hex
-    words = [msgspec.json.encode(leash).decode(), str(os.getpid()), module, request]
+    words = [msgspec.json.encode(leash).decode(), module, request]
     process = subprocess.Popen(
         [sys.executable, "-s", "-P", "-B", "-u", "-m", "edged.child", *words],
         cwd="/",
         env=_environment(mark),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        pass_fds=descriptors,
     )
     try:
         return Child(process, mark)
@@ -112,8 +126,9 @@ def spawn(module: str, leash: Leash, request: str) -> Child:
 
 def main() -> None:
     """In the child: take the leash, then do what it was started for."""
-    leash, parent, module, request = sys.argv[1:]
-    _confine(msgspec.json.decode(leash, type=Leash), int(parent))
+    leash, module, request = sys.argv[1:]
+    _hold_on_to_life()
+    _confine(msgspec.json.decode(leash, type=Leash))
     import_module(module).main(request)
 
 
@@ -126,15 +141,25 @@ def _environment(mark: str) -> dict[str, str]:
     }
 
 
-def _confine(leash: Leash, parent: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we could ask to die with it
+def _hold_on_to_life() -> None:
+    """Have the kernel kill us when the other end of stdin is closed, and read from nothing instead."""
+    lifeline = os.dup(0)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # our parent died before we could ask to die with it
         sys.exit(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
+def _confine(leash: Leash) -> None:
     with suppress(OSError):  # a courtesy; a sandbox may forbid it
-        os.nice(NICENESS)
+        os.nice(leash.niceness)
     Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(resource.RLIMIT_DATA, leash.memory)
-    _limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
+    _limit(resource.RLIMIT_FSIZE, leash.file)
     _limit(resource.RLIMIT_CORE, 0)
     if leash.processor is not None:
         _limit(resource.RLIMIT_CPU, leash.processor)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -128,11 +129,20 @@ def test_it_finds_modules_where_we_do_and_knows_nothing_else_of_our_environment(
     }
 
 
-def test_it_has_standard_streams_and_no_other_descriptor():
+def test_it_has_standard_streams_its_lifeline_and_no_other_descriptor():
     with Path("/dev/null").open() as ours:
         os.set_inheritable(ours.fileno(), True)
         said, _ = tell("print(sorted(int(name) for name in os.listdir('/proc/self/fd')), sys.stdin.read())")
-    assert said == b"[0, 1, 2, 3] \n"  # 3 is the listing's own
+    assert said == b"[0, 1, 2, 3, 4] \n"  # 3 is the lifeline, 4 the listing's own
+
+
+def test_it_is_handed_the_descriptors_it_shall_have():
+    theirs, ours = os.pipe()
+    os.write(ours, b"tides")
+    said, _ = output_of(spawn("actor", LEASH, f"print(os.read({theirs}, 100))", [theirs]))
+    os.close(theirs)
+    os.close(ours)
+    assert said == b"b'tides'\n"
 
 
 def test_it_stands_apart():
@@ -143,10 +153,12 @@ def test_it_stands_apart():
 # What it may use
 
 
-def test_it_is_limited():
+@pytest.mark.parametrize(("given", "file"), [({}, 1 << 20), ({"file": 5 << 20}, 5 << 20)])
+def test_it_is_limited(given, file):
     names = ("RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_CPU")
-    said, _ = tell(f"print([resource.getrlimit(getattr(resource, name))[0] for name in {names}])")
-    assert json.loads(said) == [256 << 20, 1 << 20, 0, 30]
+    leash = Leash(memory=256 << 20, processor=30, **given)
+    said, _ = tell(f"print([resource.getrlimit(getattr(resource, name))[0] for name in {names}])", leash)
+    assert json.loads(said) == [256 << 20, file, 0, 30]
 
 
 def test_a_limit_that_is_lower_already_stays():
@@ -156,9 +168,10 @@ def test_a_limit_that_is_lower_already_stays():
     assert int(said) == 256 << 20
 
 
-def test_it_is_the_last_in_line_for_the_processor_and_the_first_to_go_when_memory_runs_out():
-    said, _ = tell("print(os.nice(0), open('/proc/self/oom_score_adj').read())")
-    assert said.split() == [b"%d" % (os.nice(0) + 10), b"1000"]
+@pytest.mark.parametrize(("given", "niceness"), [({}, 10), ({"niceness": 0}, 0), ({"niceness": 3}, 3)])
+def test_it_has_its_place_in_line_for_the_processor_and_is_the_first_to_go_when_memory_runs_out(given, niceness):
+    said, _ = tell("print(os.nice(0), open('/proc/self/oom_score_adj').read())", Leash(memory=256 << 20, **given))
+    assert said.split() == [b"%d" % (os.nice(0) + niceness), b"1000"]
 
 
 def test_memory_beyond_the_leash_is_not_to_be_had():
@@ -205,8 +218,17 @@ def test_a_kill_ends_nobody_else_s_child(fifo):
     other.close()
 
 
-def test_it_dies_with_its_parent(fifo):
-    request = f"held = hold({fifo.path!r}); time.sleep(60)"
+def test_with_its_lifeline_it_is_killed(fifo):
+    child = spawn("actor", LEASH, f"held = hold({fifo.path!r}); time.sleep(60)")
+    assert fifo.read() == b"alive"
+    child.close()
+    assert fifo.read() == b""
+    os.waitpid(child.pid, 0)
+
+
+@pytest.mark.parametrize("deed", ["time.sleep(60)", "while True: pass"])
+def test_it_dies_with_its_parent(fifo, deed):
+    request = f"held = hold({fifo.path!r})\n{deed}"
     script = f"import time; from edged.child import *; spawn('actor', {LEASH!r}, {request!r}); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
@@ -215,9 +237,28 @@ def test_it_dies_with_its_parent(fifo):
     assert fifo.read() == b""
 
 
+def test_it_outlives_the_thread_that_spawned_it(fifo):
+    theirs, ours = os.pipe()
+    children = []
+
+    def start():
+        children.append(spawn("actor", LEASH, f"hold({fifo.path!r}); print(os.read({theirs}, 100))", [theirs]))
+        assert fifo.read() == b"alive"
+
+    thread = Thread(target=start)
+    thread.start()
+    thread.join()
+    os.write(ours, b"tides")
+    os.close(theirs)
+    os.close(ours)
+    assert output_of(children[0]) == (b"b'tides'\n", 0)
+
+
 def test_one_whose_parent_died_before_it_began_does_not_begin():
-    leash, nobody = '{"memory": 268435456}', "1"
-    orphan = [sys.executable, "-m", "edged.child", leash, nobody, "actor", "print('begun')"]
+    orphan = [sys.executable, "-m", "edged.child", '{"memory": 268435456}', "actor", "print('begun')"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run(orphan, env=environment, capture_output=True, check=False)
+    lifeline, its_other_end = os.pipe()
+    os.close(its_other_end)
+    ended = subprocess.run(orphan, env=environment, stdin=lifeline, stdout=subprocess.PIPE, check=False)
+    os.close(lifeline)
     assert (ended.returncode, ended.stdout) == (1, b"")
