@@ -118,7 +118,9 @@ raise SystemExit(1)
 def check_runtime(code: str = _IMPORT_RUNTIME) -> Check:
     """Whether a TFLite runtime can be imported; in a child process, for one built for another processor kills it."""
     try:
-        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=RUNTIME_SECONDS)
+        command = [sys.executable, "-c", code]
+        found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # where ours are, wherever that is
+        child = subprocess.run(command, env=found, capture_output=True, text=True, timeout=RUNTIME_SECONDS)
     except subprocess.TimeoutExpired:
         return Check("runtime", "fail", f"importing it took more than {RUNTIME_SECONDS:.0f} s", "reinstall it")
     if child.returncode < 0:

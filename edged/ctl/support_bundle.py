@@ -185,7 +185,7 @@ def _said(command: tuple[str, ...]) -> str:
         stderr=subprocess.STDOUT,
         timeout=COMMAND_SECONDS,
         check=False,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     return done.stdout.decode(errors="replace")
 
