@@ -11,12 +11,14 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
+
+import msgspec
 
 from edged import __version__
 from edged.api import ControlError, EdgedError, Message, SinkContext
@@ -27,6 +29,7 @@ from edged.config import (
     Config,
     ConfigErrors,
     ModelEntry,
+    UpdateOptions,
     changes,
     check_models,
     describe,
@@ -50,6 +53,7 @@ from edged.flow.delivery import Delivery, Drain
 from edged.flow.pipeline import Pipeline, stuck
 from edged.flow.reader import Reader
 from edged.log import set_up
+from edged.models.bare import Bare
 from edged.models.incoming import Incoming
 from edged.models.selftest import prove
 from edged.models.store import Store
@@ -73,6 +77,9 @@ SAVE_SECONDS = 5.0
 STALE_SECONDS = 7 * 86400.0
 TIDY_SECONDS = 3600.0
 
+_ALL_ANEW = {"device", "mqtt", "spool"}
+"""Tables that are in every topic and under every sink: where they change, everything begins anew."""
+
 STUCK_SECONDS = 10.0
 """A worker that is at one window for longer makes no progress, and the watchdog hears of it."""
 
@@ -91,11 +98,22 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     daemon = Daemon(files, config, store, notifier, state_dir)
     updater = _updater(daemon, config, store)
     incoming = Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8)
-    updates = _updates(daemon, updater, config, incoming)
+    updates = Updates(
+        incoming, updater, door=Door(daemon), clock=daemon.parts.clock, say=daemon.tell, fetch=config.updates.fetch
+    )
     desires = Desires(updates, daemon.board.has)
     daemon.on_wish = desires.hear
     daemon.hold = updater.held
-    urls = {name: entry.url for name, entry in config.models.items() if entry.url}
+
+    def follow_config() -> None:
+        """After a reload: what [updates] says, and where the models may come from."""
+        options = daemon.parts.config.updates
+        updater.abide_by(_trust(options), _keep(options))
+        updates.fetch_options = options.fetch
+        desires.look_at(_urls(daemon.parts.config), options.check_every)
+
+    daemon.on_reload = follow_config
+    desires.look_at(_urls(config), config.updates.check_every)
     server = Server(
         runtime_dir / protocol.SOCKET, Operations(daemon.parts, daemon.reload, updates), group=config.control.group
     )
@@ -113,6 +131,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     try:
         await daemon.start()
         await updater.start()
+        await updates.start()
         notifier.ready()
         log.info("edged %s serves: %s", __version__, summary(daemon.parts))
         async with asyncio.TaskGroup() as tasks:
@@ -121,7 +140,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
                 tasks.create_task(_refresh(daemon, notifier)),
                 tasks.create_task(updater.run()),
                 tasks.create_task(_tidy(incoming, daemon.parts.clock)),
-                tasks.create_task(desires.run(urls, config.updates.check_every)),
+                tasks.create_task(desires.run()),
             ]
             await stop.wait()
             for chore in chores:
@@ -136,40 +155,57 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
 
 
 def _updater(daemon: Daemon, config: Config, store: Store) -> Updater:
-    options = config.updates
     return Updater(
         store,
         daemon.board,
-        trust=_trust(config),
+        trust=_trust(config.updates),
         run=daemon.parts.boot,
         say=daemon.tell,
-        keep=Keep(versions=options.keep, bytes=options.keep_bytes),
+        keep=_keep(config.updates),
     )
 
 
-def _updates(daemon: Daemon, updater: Updater, config: Config, incoming: Incoming) -> Updates:
-    trust = _trust(config)
-
-    def approve(head: Head) -> None:
-        """Before more than the head of a container is taken: nobody fills a disk with what nobody signed."""
-        trust.verify(head.data, head.signatures, time.time())
-
-    def serves(head: Head) -> bool:
-        return daemon.board.serving(head.manifest.name) == head.digest
-
-    return Updates(
-        incoming,
-        updater,
-        approve=approve,
-        serves=serves,
-        clock=daemon.parts.clock,
-        fetch=config.updates.fetch,
-    )
-
-
-def _trust(config: Config) -> Trust:
-    options = config.updates
+def _trust(options: UpdateOptions) -> Trust:
     return Trust(options.allowed_signers, options.revoked, options.threshold, options.require_signature)
+
+
+def _keep(options: UpdateOptions) -> Keep:
+    return Keep(versions=options.keep, bytes=options.keep_bytes)
+
+
+def _urls(config: Config) -> dict[str, str]:
+    return {name: entry.url for name, entry in config.models.items() if entry.url}
+
+
+class Door:
+    """What the configuration as it is now, and what serves now, say to what would come in."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def approve(self, head: Head) -> None:
+        """Before more than the head of a container is taken: nobody fills a disk with what nobody signed."""
+        self._trust.verify(head.data, head.signatures, time.time())
+
+    def admit_bare(self) -> None:
+        """Raises BundleError where only signed versions may come in."""
+        self._trust.admit_bare()
+
+    def serves(self, head: Head) -> bool:
+        """Whether it is the version that answers now."""
+        return self._daemon.board.serving(head.manifest.name) == head.digest
+
+    def serves_file(self, bare: Bare, sha256: str) -> bool:
+        """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
+        part = self._daemon.parts.models.get(bare.model)
+        if part is None or part.bundle is None:
+            return False
+        manifest = part.bundle.manifest
+        return manifest.files[manifest.model].sha256 == sha256 and bare.version in (None, manifest.version)
+
+    @property
+    def _trust(self) -> Trust:
+        return _trust(self._daemon.parts.config.updates)
 
 
 async def _reload_quietly(daemon: Daemon) -> None:
@@ -215,7 +251,8 @@ class Daemon:
         self._page: Web | None = None
         self._announcer: Announcer | None = None
         self.on_wish: Callable[[str, bytes], None] = lambda topic, payload: None
-        self.hold: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # no update meanwhile
+        self.hold: Callable[[Collection[str]], AbstractAsyncContextManager[None]] = lambda models: nullcontext()
+        self.on_reload: Callable[[], None] = lambda: None
         self._unsent: list[Message] = []  # what a spool that was closed could not keep
         self._next_seq: dict[str, int] = {}  # of pipelines that were taken down: results never share an id
         self.parts = Parts(
@@ -263,8 +300,10 @@ class Daemon:
         async with self._reloading:
             self._notifier.reloading()
             try:
-                async with self.hold():
-                    return await self._reload()
+                new = await asyncio.to_thread(_checked, self.parts.files, self._store)
+                touched = changes(self.parts.config, new)
+                async with self.hold(_shaken(self.parts.config, new, touched)):
+                    await self._reload(new, touched)
             except ConfigErrors as error:
                 self.parts.refused = error
                 log.error("the new configuration is refused, the old one serves on: %s", error)
@@ -272,13 +311,20 @@ class Daemon:
             finally:
                 self.refresh()
                 self._notifier.ready()
+            self.on_reload()
+            changed = _named(touched)
+            log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
+            return changed
 
     def tell(self, event: Event) -> None:
         """Log a step of an update, and publish it as the state of its model."""
         log.info("%s: %s", event.model, event.text, extra={"model": event.model, "step": event.id})
         parts = self.parts
         parts.steps[event.model, event.id] += 1
-        step = UpdateStep(model=event.model, id=event.id, text=event.text, time=parts.clock.at(event.time))
+        if not event.model:  # it was no bundle, so nobody knows of what
+            return
+        fields = msgspec.structs.asdict(event) | {"time": parts.clock.at(event.time)}
+        step = UpdateStep(**fields)
         parts.publisher.publish_state(parts.topics.model_update(event.model), encode_step(step))
 
     def progress(self) -> str:
@@ -295,11 +341,9 @@ class Daemon:
         state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)
         parts.publisher.publish_state(parts.topics.state, state)
 
-    async def _reload(self) -> list[str]:
+    async def _reload(self, new: Config, touched: Changes) -> None:
         parts = self.parts
-        new = await asyncio.to_thread(_checked, parts.files, self._store)
-        touched = changes(parts.config, new)
-        if {"device", "mqtt", "spool"} & set(touched.tables):  # in every topic and under every sink: all begins anew
+        if _ALL_ANEW & set(touched.tables):
             end = time.monotonic() + DRAIN_SECONDS
             await self._take_down(_everything(parts.config), end)
             self._forget(_everything(parts.config))
@@ -325,13 +369,10 @@ class Daemon:
                 await self._close_page()
                 await self._open_page()
         set_up(new.log.level)
-        for table in {"control", "updates"} & set(touched.tables):
-            log.warning("what changed in [%s] takes effect when the daemon is started again", table)
+        if "control" in touched.tables:
+            log.warning("what changed in [control] takes effect when the daemon is started again")
         parts.loaded = time.monotonic()
         parts.refused = None
-        changed = _named(touched)
-        log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
-        return changed
 
     async def _bring_up(self, names: Names) -> None:
         """Build what is named from the configuration as it is now. What cannot be built is in a state that says why."""
@@ -532,6 +573,16 @@ def _arriving(touched: Changes) -> Names:
 
 def _changes(touched: Changes) -> tuple[Change, ...]:
     return touched.sources, touched.models, touched.pipelines, touched.sinks
+
+
+def _shaken(old: Config, new: Config, touched: Changes) -> set[str]:
+    """The models whose pipelines a reload touches: no update of those may move meanwhile."""
+    if _ALL_ANEW & set(touched.tables):
+        return {*old.models, *new.models}
+    models, pipelines = touched.models, touched.pipelines
+    leaving = [old.pipelines[name].model for name in (*pipelines.removed, *pipelines.changed)]
+    arriving = [new.pipelines[name].model for name in (*pipelines.added, *pipelines.changed)]
+    return {*leaving, *arriving, *models.added, *models.removed, *models.changed}
 
 
 def _named(touched: Changes) -> list[str]:

@@ -8,6 +8,7 @@ says what it is, and the rest is left where it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -40,8 +41,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class Fetches(Protocol):
     """What is needed of the updates."""
 
-    def fetch(self, url: str, options: Options) -> Job:
-        """Fetch a container and install it. Raises ControlError where too many are under way."""
+    def fetch(self, url: str, options: Options, model: str = "") -> Job:
+        """Fetch a container of a model and install it. Raises ControlError where too many are under way."""
 
 
 class Desires:
@@ -50,6 +51,9 @@ class Desires:
     def __init__(self, fetches: Fetches, has: Callable[[str, Wish], bool]) -> None:
         self._fetches = fetches
         self._has = has
+        self._urls: Mapping[str, str] = {}
+        self._every = 0.0
+        self._changed = asyncio.Event()
 
     def hear(self, topic: str, payload: bytes) -> None:
         """A wish has come over MQTT; an empty one is taken back, and changes nothing."""
@@ -66,19 +70,28 @@ class Desires:
             return
         self._follow(name, wish, "mqtt")
 
-    async def run(self, urls: Mapping[str, str], every: float) -> None:
-        """Look at these URLs, by model, now and every so many seconds, until cancelled."""
-        while urls:
-            for name, url in urls.items():
+    def look_at(self, urls: Mapping[str, str], every: float) -> None:
+        """Look at these URLs, by model, now if they are others than before, and every so many seconds."""
+        if (urls, every) != (self._urls, self._every):
+            self._urls, self._every = urls, every
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Keep looking, until cancelled."""
+        while True:
+            self._changed.clear()
+            for name, url in self._urls.items():
                 self._follow(name, Wish(url=url), "config")
-            await asyncio.sleep(every)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every if self._urls else None):
+                    await self._changed.wait()
 
     def _follow(self, name: str, wish: Wish, who: str) -> None:
         details: dict[str, Any] = {"model": name, "step": "update.desired"}
         if self._has(name, wish):
             return
         try:
-            self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}"))
+            self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}"), name)
         except Exception as error:  # a wish must never be more than a wish
             log.warning("%s cannot be fetched: %s", mask(wish.url), error, extra=details)
         else:

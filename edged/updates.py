@@ -1,7 +1,8 @@
 """The way in for new versions, and what an operator may ask about them: verbs for the socket.
 
 However a container comes, from a file on the board, over SSH or from a URL, it ends in `Incoming` and then with the
-updater, which alone decides whether it may serve. A delta may come in place of any container.
+updater, which alone decides whether it may serve. A delta may come in place of any container, and so may a bare model
+file of which it is said what it is for.
 
 A container is sent in chunks that say where they belong, to a transfer that is called after what is in it. So it does
 not matter who sends a chunk, nor how often: senders of the same container help each other along, and one that has lost
@@ -16,28 +17,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from msgspec import Meta
 
 from edged.api import BundleError, ControlError, EdgedError
+from edged.core import container, delta
 from edged.core.container import Head
 from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name
 from edged.models.answer import MAX_URL, mask
+from edged.models.bare import Bare, BareCheck
 from edged.models.delta import VersionCheck
 from edged.models.fetch import Fetcher, FetchOptions, transfer_id
-from edged.models.incoming import Incoming, Transfer
-from edged.models.updater import Event, Job, Options, Report
+from edged.models.incoming import Check, Incoming, Transfer
+from edged.models.line import AbandonedError
+from edged.models.updater import Event, Job, Options, Outcome, Report
 
 IDLE_SECONDS = 60.0
 """A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""
 
+TELL_SECONDS = 5.0
 MAX_FETCHES = 4
 MAX_CHUNK = 45 << 10
 """Bytes in a chunk: with them a request stays below the protocol's limit."""
@@ -67,11 +74,30 @@ class Updater(Protocol):
     async def forget_rejection(self, name: str, digest: str) -> None:
         """Let a rejected version be tried again. Raises EdgedError."""
 
+    async def knows(self, file: Path) -> bool:
+        """Whether what is in a file that came in is installed, under way or rejected."""
+
     def jobs(self) -> tuple[Job, ...]:
         """Those of this run, the oldest first."""
 
     async def models(self) -> tuple[Report, ...]:
         """How every model stands."""
+
+
+class Door(Protocol):
+    """What decides at the first sight of what comes. On any thread."""
+
+    def approve(self, head: Head) -> None:
+        """Raises BundleError for the head of a container that may not come in."""
+
+    def admit_bare(self) -> None:
+        """Raises BundleError where no bare model file may."""
+
+    def serves(self, head: Head) -> bool:
+        """Whether it is the version that answers now."""
+
+    def serves_file(self, bare: Bare, sha256: str) -> bool:
+        """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
 
 
 class WallClock(Protocol):
@@ -84,9 +110,6 @@ class WallClock(Protocol):
 class Updates:
     """The verbs.
 
-    `approve` raises BundleError for the head of a container that may not come in, and `serves` says whether it is that
-    of the version which answers now; both on any thread.
-
     `calls` are answered once, `streams` until the client leaves, and `changes` are worth a line in the log.
     """
 
@@ -95,19 +118,22 @@ class Updates:
         incoming: Incoming,
         updater: Updater,
         *,
-        approve: Callable[[Head], None],
-        serves: Callable[[Head], bool],
+        door: Door,
         clock: WallClock,
+        say: Callable[[Event], None] = lambda event: None,
         fetch: FetchOptions | None = None,
         idle: float = IDLE_SECONDS,
+        tell_every: float = TELL_SECONDS,
     ) -> None:
+        """`say` hears how far what comes is, every `tell_every` seconds; `idle` is when a sender counts as gone."""
         self._incoming = incoming
         self._updater = updater
-        self._approve = approve
-        self._serves = serves
+        self._door = door
         self._clock = clock
-        self._fetch_options = fetch or FetchOptions()
+        self._say = say
+        self._tell_every = tell_every
         self._idle = idle
+        self.fetch_options = fetch or FetchOptions()
         self._receiving: dict[str, _Receiving] = {}
         self._fetches: dict[str, _Fetch] = {}
         self._numbers = itertools.count(1)
@@ -129,6 +155,18 @@ class Updates:
         }
         self.streams: dict[str, Callable[[dict[str, Any]], AsyncGenerator[Any, None]]] = {"job-watch": self._job_watch}
         self.changes = frozenset({"receive-done", "fetch", "rollback", "confirm", "pin", "clear-rejection"})
+
+    async def start(self) -> None:
+        """Throw away what has done its duty, and go on with the fetches that an earlier run has left."""
+        self._spawn(self._tell_progress())
+        for name in self._incoming.ids():
+            if await self._updater.knows(self._incoming.part(name)):
+                with contextlib.suppress(EdgedError):  # it goes with its age, then
+                    await self._on_thread(lambda name=name: self._incoming.open(name).discard())
+        for order in self._incoming.orders().values():
+            with contextlib.suppress(EdgedError, msgspec.MsgspecError):
+                left = msgspec.json.decode(order, type=_Order)
+                self.fetch(left.url, left.options, left.model)
 
     async def stop(self) -> None:
         """End every transfer. What has come is kept, and can be gone on with; who asks meanwhile is to ask again.
@@ -159,7 +197,9 @@ class Updates:
             return known
         receiving = self._receiving.get(ask.id)
         if receiving is None:
-            receiving = self._receiving[ask.id] = _Receiving(self._on_thread(self._open, ask))
+            coming = _Coming("receiving", ask.bare.model if ask.bare else "")
+            opening = self._on_thread(self._open, ask, coming)
+            receiving = self._receiving[ask.id] = _Receiving(opening, coming, ask.bare)
         try:
             transfer = await asyncio.shield(receiving.opening)
         except EdgedError:
@@ -190,7 +230,7 @@ class Updates:
         if receiving.job is None:
             path = await self._on_thread(receiving.transfer.complete)
         if receiving.job is None:
-            receiving.job = self._updater.install(path, ask.options(ask.origin))
+            receiving.job = self._updater.install(path, ask.options(ask.origin, receiving.bare))
             self._spawn(self._discard_when_released(ask.id, receiving.job))
         return {"job": receiving.job.id}
 
@@ -199,33 +239,34 @@ class Updates:
         receiving = self._receiving.get(ask.id)
         if receiving and receiving.job:
             return {"job": receiving.job.id}
+        if ask.bare:
+            self._door.admit_bare()
+            return {"present": True} if self._door.serves_file(ask.bare, ask.digest) else {}
         for job in self._updater.jobs():
             if job.digest == ask.digest and not job.ended.is_set():
                 return {"job": job.id}
-        bases: set[str] = set()
-        for model in await self._updater.models():
-            ledger = model.ledger
-            if ask.digest in ledger.rejected:
-                rejection = ledger.rejected[ask.digest]
-                raise BundleError(
-                    f"{model.name} {rejection.version} was rejected on this board: {rejection.reason}",
-                    hint=f"have it tried again with `edgectl forget {model.name} {ask.digest[:12]}`",
-                )
-            active = ledger.active or model.serving
+        standing = await self._standing_of_all()
+        standing.refuse_rejected(ask.digest)
+        for model in standing.models:
+            active = model.ledger.active or model.serving
             if ask.digest == active and model.serving in (active, None):
                 return {"present": True}
-            bases |= {*ledger.versions, *model.factory}
-        return {"missing": ask.base} if ask.base and ask.base not in bases else {}
+        return {"missing": ask.base} if ask.base and ask.base not in standing.bases else {}
 
-    def _open(self, ask: _Open) -> Transfer:
+    def _open(self, ask: _Open, coming: _Coming) -> Transfer:
         """On the thread: begin or go on with a transfer, in which a check reads along from the first byte."""
 
-        def approve(head: Head, transfer: str) -> None:
+        def approve(head: Head, transfer: str, _base: str) -> None:
             if transfer != ask.id:
                 raise BundleError("this is not the container that was announced", hint="send it again")
-            self._approve(head)
+            self._door.approve(head)
+            coming.name(head)
 
-        return self._incoming.open(ask.id, total=ask.size, check=partial(VersionCheck, approve))
+        check: Callable[[], Check] = partial(VersionCheck, approve)
+        if ask.bare:
+            check = partial(BareCheck, ask.size, ask.digest)
+        coming.transfer = self._incoming.open(ask.id, total=ask.size, check=check)
+        return coming.transfer
 
     def _get(self, name: str) -> _Receiving:
         receiving = self._receiving.get(name)
@@ -260,69 +301,136 @@ class Updates:
 
     # Fetching
 
-    def fetch(self, url: str, options: Options) -> Job:
+    def fetch(self, url: str, options: Options, model: str = "") -> Job:
         """Fetch a container and install it, all as one job; a fetch of this URL that is under way is that job.
+
+        `model` is what is looked for there, where that is known. A delta (.edgd) that comes to nothing here is followed
+        by the bundle (.edgm) beside it.
 
         Raises:
             ControlError: too many are under way.
         """
         under_way = [fetch for fetch in self._fetches.values() if not fetch.job.ended.is_set()]
         for fetch in under_way:
-            if fetch.url == url:
+            if (fetch.url, fetch.job.options.bare) == (url, options.bare):
                 return fetch.job
         if len(under_way) >= MAX_FETCHES:
             raise ControlError(
                 f"{MAX_FETCHES} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
             )
-        fetch = _Fetch(url, Job(f"fetch-{next(self._numbers)}", options), Fetcher(self._fetch_options))
+        job = Job(f"fetch-{next(self._numbers)}", options, model)
+        fetch = _Fetch(url, job, Fetcher(self.fetch_options), _Coming("fetching", model))
         self._fetches = dict([*self._fetches.items(), (fetch.job.id, fetch)][-_REMEMBERED:])
         self._spawn(self._bring(fetch))
         return fetch.job
 
     async def _fetch(self, args: dict[str, Any]) -> dict[str, Any]:
         ask = _understood(args, _Url)
-        return {"job": self.fetch(ask.url, ask.options(mask(ask.url))).id}
+        if ask.bare:
+            self._door.admit_bare()
+        options = ask.options(mask(ask.url), ask.bare)
+        return {"job": self.fetch(ask.url, options, ask.bare.model if ask.bare else "").id}
 
     async def _bring(self, fetch: _Fetch) -> None:
         """The life of a fetch, from the first byte to the end of the install."""
         job = fetch.job
+        full = _full_beside(fetch.url)
         try:
-            transfer = await asyncio.to_thread(self._fetch_all, fetch)
-            try:
-                installed = fetch.installed = self._updater.install(transfer.path, job.options)
-                installed.events = job.events
-                await installed.released.wait()
-            finally:
-                await asyncio.to_thread(transfer.discard)
-            job.model, job.version, job.digest = installed.model, installed.version, installed.digest
-            await installed.ended.wait()
+            installed = await self._bring_from(fetch, fetch.url)
+            if full and any(event.id == "update.full_needed" for event in job.events):
+                installed = await self._bring_from(fetch, full)
+            assert installed is not None  # only a delta comes to nothing
+            assert installed.state != "running"
             job.end(installed.state, installed.text, installed.hint)
         except _PresentError as error:
             job.end("done", error.message)
         except EdgedError as error:
-            job.end("refused" if isinstance(error, BundleError) else "failed", error.message, error.hint)
+            self._end_fetch(fetch, "refused" if isinstance(error, BundleError) else "failed", error)
         except asyncio.CancelledError:
-            job.end("failed", "the daemon stopped; what has come is kept")
+            job.end("failed", "the daemon stopped; it goes on when it is back")
             raise
 
-    def _fetch_all(self, fetch: _Fetch) -> Transfer:
+    async def _bring_from(self, fetch: _Fetch, url: str) -> Job | None:
+        """Fetch and install what is at a URL; the install, None for a delta that could come to nothing."""
+        job = fetch.job
+        try:
+            transfer = await asyncio.to_thread(self._fetch_all, fetch, url, await self._standing_of_all())
+        except _BaseMissingError as error:
+            if not _full_beside(url):
+                raise
+            self._note(fetch, "update.full_needed", error.message)
+            return None
+        try:
+            installed = self._updater.install(transfer.path, job.options)
+            fetch.installs.append(installed)
+            installed.events = job.events
+            await installed.released.wait()
+        except asyncio.CancelledError:  # it is gone on with, unless it has become a candidate meanwhile
+            await asyncio.to_thread(transfer.close)
+            raise
+        await asyncio.to_thread(transfer.discard)
+        job.model, job.version, job.digest = installed.model, installed.version, installed.digest
+        await installed.ended.wait()
+        return installed
+
+    def _fetch_all(self, fetch: _Fetch, url: str, standing: _Standing) -> Transfer:
         """On a thread of its own: the transfer, complete and open. Raises EdgedError, and what has come is kept."""
 
-        def approve(head: Head, _transfer: str) -> None:
-            if self._serves(head):
-                raise _PresentError(f"{head.manifest.name} {head.manifest.version} is what serves already")
-            self._approve(head)
+        def approve(head: Head, _transfer: str, base: str) -> None:
+            version = f"{head.manifest.name} {head.manifest.version}"
+            fetch.coming.name(head)
+            fetch.job.name(head)
+            if self._door.serves(head):
+                raise _PresentError(f"{version} is what serves already")
+            standing.refuse_rejected(head.digest)
+            self._door.approve(head)
+            if base and base not in standing.bases:
+                raise _BaseMissingError(
+                    f"the full bundle is needed: what the delta for {version} builds on is not here",
+                    hint="fetch the full bundle",
+                )
 
-        transfer = self._incoming.open(transfer_id(fetch.url), check=partial(VersionCheck, approve))
+        options = fetch.job.options
+        check = None if options.bare else partial(VersionCheck, approve)
+        transfer = fetch.coming.transfer = self._incoming.open(transfer_id(url), check=check)
         try:
-            fetch.fetcher.fetch(fetch.url, transfer, progress=fetch.went_on)
+            transfer.order(msgspec.json.encode(_Order(url, options, fetch.coming.model)))
+            fetch.fetcher.fetch(url, transfer, progress=fetch.went_on)
+        except AbandonedError:  # the daemon stops, and goes on with it when it is back
+            transfer.close()
+            raise
         except BundleError:  # it is not worth going on with
             transfer.discard()
             raise
         except BaseException:
-            transfer.close()
+            transfer.give_up()
             raise
         return transfer
+
+    def _end_fetch(self, fetch: _Fetch, state: Literal["refused", "failed"], error: EdgedError) -> None:
+        """It came to nothing before the updater knew of it."""
+        self._note(fetch, f"update.{state}", error.message, state)
+        fetch.job.end(state, error.message, error.hint)
+
+    def _note(self, fetch: _Fetch, kind: str, text: str, outcome: Outcome = "") -> None:
+        """A step of a fetch."""
+        event = fetch.coming.event(kind, text, outcome)
+        fetch.job.events.append(event)
+        self._say(event)
+
+    async def _tell_progress(self) -> None:
+        """Say how far everything is that comes, of which it is known what it is, and that has got further."""
+        told: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(self._tell_every)
+            coming = [
+                *(each.coming for each in self._receiving.values() if each.job is None),
+                *(each.coming for each in self._fetches.values() if not each.job.ended.is_set() and not each.installs),
+            ]
+            news = [each for each in coming if each.model and each.received > told.get(id(each), 0)]
+            told = {id(each): each.received for each in coming}
+            for each in news:
+                self._say(each.event(f"update.{each.phase}", f"{each.received} of {each.total or 'unknown'} bytes"))
 
     # Jobs
 
@@ -366,7 +474,8 @@ class Updates:
     def _all_jobs(self) -> dict[str, Job]:
         """By id. A fetch and the install it ends in are one job."""
         fetches = self._fetches.values()
-        installs = [job for job in self._updater.jobs() if all(job is not fetch.installed for fetch in fetches)]
+        fetched = [job for fetch in fetches for job in fetch.installs]
+        installs = [job for job in self._updater.jobs() if all(job is not each for each in fetched)]
         return {job.id: job for job in [*(fetch.job for fetch in fetches), *installs]}
 
     def _find(self, name: str, digest: str = "") -> Job:
@@ -422,6 +531,9 @@ class Updates:
         await self._updater.forget_rejection(ask.model, ask.digest)
         return await self._standing(ask.model)
 
+    async def _standing_of_all(self) -> _Standing:
+        return _Standing(await self._updater.models())
+
     async def _standing(self, model: str) -> dict[str, Any]:
         """What serves, after what was decided."""
         report = next(report for report in await self._updater.models() if report.name == model)
@@ -452,10 +564,49 @@ class Updates:
 
 
 @dataclass(eq=False)
+class _Coming:
+    """What comes, as far as it is known: the thread that takes it writes, anybody reads."""
+
+    phase: Literal["receiving", "fetching"]
+    model: str
+    version: str = ""
+    digest: str = ""
+    transfer: Transfer | None = None
+
+    @property
+    def received(self) -> int:
+        return self.transfer.received if self.transfer else 0
+
+    @property
+    def total(self) -> int | None:
+        return self.transfer.total if self.transfer else None
+
+    def name(self, head: Head) -> None:
+        """Its head is there."""
+        self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
+
+    def event(self, kind: str, text: str, outcome: Outcome = "") -> Event:
+        return Event(
+            id=kind,
+            model=self.model,
+            text=text,
+            time=time.monotonic(),
+            version=self.version,
+            digest=self.digest,
+            phase="" if outcome else self.phase,
+            outcome=outcome,
+            bytes=self.received,
+            total=self.total,
+        )
+
+
+@dataclass(eq=False)
 class _Receiving:
     """A transfer that is sent to: open, or about to be; `job` once it is complete."""
 
     opening: asyncio.Future[Transfer]
+    coming: _Coming
+    bare: Bare | None = None
     job: Job | None = None
     timer: asyncio.TimerHandle | None = None
 
@@ -470,16 +621,46 @@ class _Receiving:
 
 @dataclass(eq=False)
 class _Fetch:
-    """A fetch, and the install it ends in. `progress` is written by the fetching thread."""
+    """A fetch, and the installs it leads to: of a delta, of the full bundle. Its thread writes `progress`."""
 
     url: str
     job: Job
     fetcher: Fetcher
-    installed: Job | None = None
+    coming: _Coming
+    installs: list[Job] = field(default_factory=list)
     progress: dict[str, Any] | None = None
 
     def went_on(self, received: int, total: int | None, rate: float) -> None:
         self.progress = {"bytes": received, "total": total, "rate": rate}
+
+
+class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left beside a transfer, so that a daemon that is back goes on with it."""
+
+    url: str
+    options: Options
+    model: str
+
+
+class _Standing:
+    """How all models stood a moment ago; `bases` are the versions a delta may build on."""
+
+    def __init__(self, models: tuple[Report, ...]) -> None:
+        self.models = models
+        self.bases = {digest for model in models for digest in (*model.ledger.versions, *model.factory)}
+
+    def refuse_rejected(self, digest: str) -> None:
+        """Raises BundleError if this version was rejected: it is refused unseen."""
+        for model in self.models:
+            if rejection := model.ledger.rejected.get(digest):
+                raise BundleError(
+                    f"{model.name} {rejection.version} was rejected on this board: {rejection.reason}",
+                    hint=f"have it tried again with `edgectl forget {model.name} {digest[:12]}`",
+                )
+
+
+class _BaseMissingError(BundleError):
+    """A delta is of no use here."""
 
 
 class _PresentError(BundleError):
@@ -506,10 +687,13 @@ class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class _Open(_Ask, frozen=True, kw_only=True):
+    """`digest` is that of a version's manifest, or of the file if that is `bare`."""
+
     id: Digest
     size: Annotated[int, Meta(ge=1, le=2 * MAX_BUNDLE_BYTES)]
     digest: Digest
     base: Digest | None = None
+    bare: Bare | None = None
 
 
 class _Chunk(_Ask, frozen=True, kw_only=True):
@@ -522,9 +706,11 @@ class _Install(_Ask, frozen=True, kw_only=True):
     allow_downgrade: bool = False
     confirm_within: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0.0
 
-    def options(self, origin: str) -> Options:
+    def options(self, origin: str, bare: Bare | None) -> Options:
         """For the updater."""
-        return Options(origin=origin, allow_downgrade=self.allow_downgrade, confirm_within=self.confirm_within)
+        return Options(
+            origin=origin, bare=bare, allow_downgrade=self.allow_downgrade, confirm_within=self.confirm_within
+        )
 
 
 class _Done(_Install, frozen=True, kw_only=True):
@@ -534,6 +720,7 @@ class _Done(_Install, frozen=True, kw_only=True):
 
 class _Url(_Install, frozen=True, kw_only=True):
     url: Annotated[str, Meta(max_length=MAX_URL)]
+    bare: Bare | None = None
 
 
 class _JobId(_Ask, frozen=True, kw_only=True):
@@ -559,6 +746,13 @@ class _Pin(_Model, frozen=True, kw_only=True):
 
 class _Rejection(_Model, frozen=True, kw_only=True):
     digest: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+def _full_beside(url: str) -> str | None:
+    """The URL of the full bundle beside a delta: the same with .edgm for .edgd. None where it names no delta."""
+    parts = urlsplit(url)
+    path, suffix = parts.path.removesuffix(delta.SUFFIX), container.SUFFIX
+    return urlunsplit(parts._replace(path=path + suffix)) if path != parts.path else None
 
 
 def _understood(args: dict[str, Any], kind: type[T]) -> T:

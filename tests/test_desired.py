@@ -17,7 +17,7 @@ class Fetches:
         self.asked: list[tuple[str, str]] = []
         self.full = False
 
-    def fetch(self, url: str, options: Options) -> Job:
+    def fetch(self, url: str, options: Options, model: str = "") -> Job:
         if self.full:
             raise ControlError("too many are under way")
         self.asked.append((url, options.origin))

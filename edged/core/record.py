@@ -95,14 +95,28 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
+Phase = Literal["", "receiving", "fetching", "checking", "trial", "probation"]
+
+
 class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a model's update at `time` (Unix seconds). `id` names its kind for ever, `text` says it to a person."""
+    """A step of a model's update at `time` (Unix seconds). `id` names its kind for ever, `text` says it to a person.
+
+    It is about a `version` with this `digest`, "" where it is about none or that is not known yet, which is in this
+    `phase` from then on, "" for none; its last step has an `outcome`: "done", "refused", "failed" or "rolled_back".
+    While it comes, `bytes` of `total` are here, and null otherwise.
+    """
 
     schema: Literal["edged.update/1"] = UPDATE_SCHEMA
     model: str
     id: str
     text: str
     time: float
+    version: str = ""
+    digest: str = ""
+    phase: Phase = ""
+    outcome: Literal["", "done", "refused", "failed", "rolled_back"] = ""
+    bytes: int | None = None
+    total: int | None = None
 
 
 _encode = msgspec.json.Encoder().encode

@@ -142,7 +142,7 @@ def examine(bundle: Path) -> Head:
     """
     if bundle.is_dir():
         open_folder(bundle)
-        return _head_of_folder(bundle)
+        return head_of_folder(bundle)
     try:
         with bundle.open("rb") as container:
             reader = Reader()
@@ -153,6 +153,14 @@ def examine(bundle: Path) -> Head:
         raise StoreError(f"{bundle} cannot be read: {error.strerror}", hint="name an .edgm file or a folder") from error
     except BundleError as error:
         raise BundleError(f"{bundle}: {error.message}", hint=error.hint) from error
+
+
+def head_of_folder(folder: Path) -> Head:
+    """What the container of a folder begins with. Raises BundleError; the files are not looked at."""
+    manifest = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    signed = (folder / SIGNATURES).exists()
+    signatures = _read(folder / SIGNATURES, MAX_SIGNATURES_BYTES) if signed else b""
+    return Head(manifests.decode(manifest), manifest, signatures)
 
 
 def derive(tflite: Path) -> Bundle:
@@ -175,13 +183,6 @@ def derive(tflite: Path) -> Bundle:
 
 
 # Reading a container
-
-
-def _head_of_folder(folder: Path) -> Head:
-    manifest = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
-    signed = (folder / SIGNATURES).exists()
-    signatures = _read(folder / SIGNATURES, MAX_SIGNATURES_BYTES) if signed else b""
-    return Head(manifests.decode(manifest), manifest, signatures)
 
 
 def _pieces(container: IO[bytes], reader: Reader) -> Iterator[Piece]:

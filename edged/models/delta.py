@@ -55,7 +55,12 @@ def expand(delta: IO[bytes], base: Path) -> IO[bytes]:
 
     Reading it raises BundleError and StoreError. It is worth no more than its signatures and digests, like any other.
     """
-    return io.BufferedReader(_Stream(rebuild(delta, _Folder(base))), BLOCK)
+    return as_stream(rebuild(delta, _Folder(base)))
+
+
+def as_stream(pieces: Iterator[bytes]) -> IO[bytes]:
+    """Pieces of bytes as a file that can be read once from its start; reading raises what they do."""
+    return io.BufferedReader(_Stream(pieces), BLOCK)
 
 
 class DeltaCheck:
@@ -89,11 +94,11 @@ class DeltaCheck:
 class VersionCheck:
     """Reads along in whatever brings a version: a container, or a delta; its first bytes tell which.
 
-    `approve` is shown the head of the version's container, and what the transfer of this very file is called. It raises
-    BundleError to end it there.
+    `approve` is shown the head of the version's container, what the transfer of this very file is called, and the
+    version that a delta builds on, "" for a container. It raises BundleError to end it there.
     """
 
-    def __init__(self, approve: Callable[[container.Head, str], None]) -> None:
+    def __init__(self, approve: Callable[[container.Head, str, str], None]) -> None:
         self._approve = approve
         self._check: Check | None = None
         self._held = b""
@@ -125,8 +130,8 @@ class VersionCheck:
 
     def _check_for(self, data: bytes) -> Check:
         if data.startswith(MAGIC):
-            return DeltaCheck(lambda head: self._approve(head.version, head.transfer))
-        return ContainerCheck(lambda head: self._approve(head, head.transfer))
+            return DeltaCheck(lambda head: self._approve(head.version, head.transfer, head.base))
+        return ContainerCheck(lambda head: self._approve(head, head.transfer, ""))
 
 
 def _smallest(old: Path, base: Manifest, new: Path, version: Manifest, name: str) -> tuple[int, int, bytes]:

@@ -281,6 +281,8 @@ class _Fetch:
 
     def _damaged(self, error: BundleError) -> TryAgain:
         """A bad way is tried again, a bad file is not; `received` stands where the damage begins."""
+        if not error.retryable:
+            raise error
         self._damages[self._into.received] += 1
         if self._damages[self._into.received] >= MAX_DAMAGES:
             raise error

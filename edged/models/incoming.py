@@ -2,6 +2,7 @@
 
     <folder>/<id>/part            the bytes so far
     <folder>/<id>/transfer.json   how many of them are certain, how many there will be, and of which edition they are
+    <folder>/<id>/order.json      whatever whoever opened it wants to be reminded of after a restart, while it is open
 
 A transfer has three marks. `received` is where the next byte goes. `offset` is durable: up to there everything has been
 synced and recorded, and after a crash the file is cut back to it, whatever else it holds. `verified` is how far the
@@ -31,12 +32,14 @@ from edged.core.errors import BundleError, ControlError, StoreError
 
 PART: Final = "part"
 RECORD: Final = "transfer.json"
+ORDER: Final = "order.json"
 WINDOW: Final = 256 << 10
 RESERVE: Final = 4 << 20
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _PIECE = 256 << 10
 _MAX_RECORD_BYTES = 4096
+_MAX_ORDER_BYTES = 64 << 10
 
 
 class Check(Protocol):
@@ -159,6 +162,18 @@ class Incoming:
     def ids(self) -> tuple[str, ...]:
         """All transfers there are, the oldest first, open or not."""
         return tuple(folder.name for folder in self._folders())
+
+    def part(self, id: str) -> Path:  # noqa: A002
+        """The file of a transfer, complete or not."""
+        return self._folder / id / PART
+
+    def orders(self) -> dict[str, bytes]:
+        """What transfers that nobody closed were opened for, by id: an earlier run was ended in their midst."""
+        found = {}
+        for folder in self._folders():
+            with suppress(OSError), (folder / ORDER).open("rb") as file:
+                found[folder.name] = file.read(_MAX_ORDER_BYTES)
+        return found
 
     def collect(self, now: float, max_age: float) -> tuple[str, ...]:
         """Throw away what nobody has open and was last written `max_age` seconds before `now`; returns their ids.
@@ -341,6 +356,17 @@ class Transfer:
         self.sync()
         return self.path
 
+    def order(self, data: bytes) -> None:
+        """Have `Incoming.orders` say this after a restart. Raises StoreError."""
+        with self._disk(len(data)):
+            self._replace(ORDER, data)
+
+    def give_up(self) -> None:
+        """Forget the order, keep what was received for whoever comes next, and close. Raises StoreError."""
+        with suppress(OSError):  # it is only gone on with once more
+            (self._folder / ORDER).unlink(missing_ok=True)
+        self.close()
+
     def discard(self) -> None:
         """Throw it away, and close it. Never raises; may be called twice."""
         if self._lock >= 0:
@@ -430,16 +456,19 @@ class Transfer:
             rest = rest[written:]
 
     def _write_record(self, record: _Record) -> None:
-        aside = self._folder / f"{RECORD}.new"
+        self._replace(RECORD, msgspec.json.encode(record))
+        self._record = record
+
+    def _replace(self, name: str, data: bytes) -> None:
+        aside = self._folder / f"{name}.new"
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, msgspec.json.encode(record))
+            os.write(descriptor, data)
             self._rules.sync(descriptor)
         finally:
             os.close(descriptor)
-        aside.rename(self._folder / RECORD)
+        aside.rename(self._folder / name)
         self._rules.sync(self._lock)  # the folder's own descriptor
-        self._record = record
 
     def _let_go(self) -> None:
         for descriptor in (self._part, self._lock):

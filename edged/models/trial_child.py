@@ -132,7 +132,9 @@ def _peak_rss() -> int:
 
 def _explain(error: Exception, failure: Failure) -> Verdict:
     if _out_of_memory(error):
-        return Verdict(failure="memory", reason=f"it ran out of memory: {_words(error)}", hint=MEMORY_HINT)
+        said = error.message if isinstance(error, EdgedError) else str(error)
+        reason = f"it ran out of memory: {said}" if said else "it ran out of memory"
+        return Verdict(failure="memory", reason=reason, hint=MEMORY_HINT)
     if isinstance(error, EdgedError):
         damaged = isinstance(error, BundleError)
         return Verdict(failure="damaged" if damaged else failure, reason=error.message, hint=error.hint)

@@ -66,6 +66,15 @@ class Trust(msgspec.Struct, frozen=True):
             raise self._too_few(len(principals), refusals)
         return tuple(principals)
 
+    def admit_bare(self) -> None:
+        """Raises BundleError where signatures are required, which a bare model file cannot have."""
+        if self.required:
+            raise BundleError(
+                "a bare model file cannot be signed, and only signed versions may come in here",
+                hint="pack it, with the manifest.json of the version before as --manifest: edgectl pack\n"
+                "then sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519",
+            )
+
     def _check_files(self) -> None:
         for path, purpose in ((self.allowed_signers, "allowed signers"), (self.revoked, "revoked keys")):
             if path is not None and not os.access(path, os.R_OK):

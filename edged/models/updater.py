@@ -4,7 +4,7 @@ core/decide.py is how to think about updates; nothing here has an opinion. `Upda
 install, an operator's request and the passing of time all end in, and which is also how a daemon begins. One thing at
 a time is done to a model, under its lock; what blocks is done on another thread.
 
-An install goes: the head of the container, or of the delta that stands for one, is read, its signature verified, and
+An install goes: the head of the container, or of what stands for one, is read, its signature verified, and
 the ledger asked whether this version may come in; it is unpacked and read back; the board says whether it fits; then it
 is put in its place and recorded as the candidate. From there on `decide` has it, in this run of the daemon or the next.
 Until there a power cut leaves nothing but litter, and the sender offers it again.
@@ -13,16 +13,17 @@ Until there a power cut leaves nothing but litter, and the sender offers it agai
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Literal, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import IO, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -36,10 +37,13 @@ from edged.core.errors import BundleError, ControlError, EdgedError, ModelError,
 from edged.core.ledger import Candidate, Installed, Ledger
 from edged.core.manifest import Manifest, Probation
 from edged.core.probation import Observed, Watch
+from edged.core.record import Phase
 from edged.core.verdict import Verdict
-from edged.models.bundle import MANIFEST, Bundle, open_folder, unpack
+from edged.models.bare import Bare, inherit, next_version, stand_for
+from edged.models.bare import read as read_bare
+from edged.models.bundle import MANIFEST, Bundle, head_of_folder, open_folder, unpack
 from edged.models.delta import expand
-from edged.models.disk import Disk, refusal
+from edged.models.disk import ASIDE, Disk, refusal
 from edged.models.store import Shelf, Store, open_version
 from edged.models.trust import Trust
 
@@ -88,25 +92,38 @@ class Board(Protocol):
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What may be asked of an install.
 
-    `origin` says where the container came from. Who asks for `confirm_within` seconds has that long, from when the
-    version serves, to confirm it; else it is reverted.
+    `origin` says where the container came from. It is a bare file where it is said what that is for. Who asks for
+    `confirm_within` seconds has that long, from when the version serves, to confirm it; else it is reverted.
     """
 
     origin: str = ""
+    bare: Bare | None = None
     allow_downgrade: bool = False
     confirm_within: float = 0.0
 
 
+Ending = Literal["done", "refused", "failed", "rolled_back"]
+JobState = Literal["running"] | Ending
+Outcome = Literal[""] | Ending
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that was taken. `id` names its kind for ever; `time` is CLOCK_MONOTONIC seconds."""
+    """A step that was taken. `id` names its kind for ever; `time` is CLOCK_MONOTONIC seconds.
+
+    It is about a `version` with this `digest`, "" where it is about none or that is not known yet, which is in this
+    `phase` from then on; its last step has an `outcome`. While it comes, `bytes` of `total` are here.
+    """
 
     id: str
     model: str
     text: str
     time: float
-
-
-JobState = Literal["running", "done", "refused", "failed", "rolled_back"]
+    version: str = ""
+    digest: str = ""
+    phase: Phase = ""
+    outcome: Outcome = ""
+    bytes: int | None = None
+    total: int | None = None
 
 
 @dataclass(eq=False)
@@ -129,8 +146,14 @@ class Job:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def end(self, state: JobState, text: str, hint: str = "") -> None:
-        """It is over."""
+    def name(self, head: Head) -> None:
+        """Say which version it brings."""
+        self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
+
+    def end(self, state: Ending, text: str, hint: str = "") -> None:
+        """It is over; the first word on that is the last."""
+        if self.ended.is_set():
+            return
         self.state, self.text, self.hint = state, text, hint
         self.released.set()
         self.ended.set()
@@ -210,19 +233,39 @@ class Updater:
             await self._settle(name)
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """Take no step while whoever is inside changes pipelines and what they serve; and then see to all models."""
+    async def held(self, names: Collection[str]) -> AsyncIterator[None]:
+        """Take no step about these models while whoever is inside changes what serves them; and then see to them."""
+        held = [name for name in self._names() if name in names]
         async with AsyncExitStack() as locks:
-            for name in self._names():
+            for name in held:
                 await locks.enter_async_context(self._memory(name).lock)
             yield
-            for name in self._names():
+            for name in held:
                 await self._settle(name)
+
+    def abide_by(self, trust: Trust, keep: Keep) -> None:
+        """From now on, trust these and keep so much."""
+        self._trust, self._keep = trust, keep
+
+    async def knows(self, file: Path) -> bool:
+        """Whether what is in a file that came in is installed, under way or rejected: then it has done its duty."""
+        try:
+            digest = (await _on_thread(_Arrival.read, file)).head.digest
+        except EdgedError:  # not even its head is there, or it is a bare file, and nobody knows of what
+            return False
+        ledgers = [(await self._look(name)).ledger for name in self._store.installed()]
+        return any(
+            digest in ledger.rejected or digest in (ledger.active, ledger.candidate and ledger.candidate.digest)
+            for ledger in ledgers
+        )
 
     # What may be asked of it
 
     def install(self, container: Path, options: Options) -> Job:
-        """Begin to install a version from a container or delta, which must stay until the job has `released` it."""
+        """Begin to install a version from a file, which must stay until the job has `released` it.
+
+        That is a container, a delta that stands for one, or a bare model if the options say so.
+        """
         job = self._new_job(options)
         task = asyncio.get_running_loop().create_task(self._install(job, container))
         self._tasks.add(task)
@@ -282,12 +325,14 @@ class Updater:
 
     async def _install(self, job: Job, container: Path) -> None:
         try:
-            arrival = await _on_thread(_Arrival.read, container)
-            head = arrival.head
-            job.model, job.version, job.digest = head.manifest.name, head.manifest.version, head.digest
+            bare = job.options.bare
+            arrival = None if bare else await _on_thread(_Arrival.read, container)
+            job.model = self._known(bare.model) if bare else ""
+            if arrival:
+                job.name(arrival.head)
             async with self._memory(job.model).lock:
                 try:
-                    await self._bring_in(job, arrival)
+                    await self._bring_in(job, arrival or await self._adopt(job, container))
                 except EdgedError as error:
                     self._fail(job, error)
                 job.released.set()
@@ -339,6 +384,31 @@ class Updater:
         memory.jobs.append(job)
         text = f"version {job.version} is the candidate"
         await self._do(name, Record(offered, "update.offered", text), facts)
+
+    async def _adopt(self, job: Job, file: Path) -> _Arrival:
+        """A bare file, with the contract of the version it would replace; which that is may change but for the lock."""
+        name, bare = job.model, job.options.bare
+        assert bare is not None
+        self._trust.admit_bare()
+        facts = await self._look(name)
+        before = target(facts)
+        if not before:
+            raise BundleError(
+                f"there is no version of {name} whose contract it could inherit",
+                hint="pack it, which says all of it: edgectl pack",
+            )
+        base = await _on_thread(open_version, self._folder(name, facts, before), name)
+        data = await _on_thread(read_bare, file)
+        twin = base.manifest.files[base.manifest.model].sha256 == hashlib.sha256(data).hexdigest()
+        if twin and bare.version in (None, base.manifest.version):
+            head = await _on_thread(head_of_folder, base.folder)
+        else:
+            latest = max(facts.ledger.floor, base.manifest.version, key=manifests.version_key)
+            head = await _on_thread(inherit, data, base.manifest, bare.version or next_version(latest))
+            text = f"version {head.manifest.version} inherits the contract of {base.manifest.version}"
+            self._say(name, "update.inherited", f"{text}, but no golden samples: it can only prove that it runs", job)
+        job.name(head)
+        return _Arrival(file, head, "", bare=True)
 
     async def _renew(self, job: Job, arrival: _Arrival, facts: Facts) -> None:
         """What is active already is done at once; only where it does not serve, it is put back and has another try."""
@@ -396,11 +466,16 @@ class Updater:
                 retryable=True,
             )
         with arrival.file.open("rb") as stream:
-            whole = expand(stream, self._base(head.manifest.name, arrival.base)) if arrival.base else stream
-            unpacked = unpack(whole, shelf.arriving, self._disk)
+            unpacked = unpack(self._whole(arrival, stream), shelf.arriving, self._disk)
         if unpacked.digest != head.digest:
             raise BundleError("the container changed while it was read", hint="send it again", retryable=True)
         return open_folder(shelf.arriving)
+
+    def _whole(self, arrival: _Arrival, stream: IO[bytes]) -> IO[bytes]:
+        """The container that a file is or stands for."""
+        if arrival.bare:
+            return stand_for(arrival.head, stream)
+        return expand(stream, self._base(arrival.head.manifest.name, arrival.base)) if arrival.base else stream
 
     def _base(self, name: str, base: str) -> Path:
         """The folder of the version that a delta is to be added to."""
@@ -437,7 +512,8 @@ class Updater:
                     complaint = str(error)
                     barred |= {type(step)}
                 else:
-                    barred -= {Record} if isinstance(step, Remove) else frozenset()  # there may be room again
+                    if isinstance(step, Remove) and not step.path.endswith(ASIDE):  # there may be room again
+                        barred -= {Record}
             memory.unsettled = facts.ledger.candidate is not None or bool(barred)
             self._end_jobs(name, facts)
         except StoreError as error:  # it could not even be looked at
@@ -563,9 +639,7 @@ class Updater:
 
     async def _change(self, name: str, change: Callable[[Ledger], Ledger], event: str, text: str) -> None:
         """What an operator asks for: change the ledger, and see to what follows. Everything has another chance then."""
-        if name not in self._names():
-            raise ControlError(f"there is no model {name!r}", hint=f"there is {', '.join(self._names()) or 'none'}")
-        memory = self._memory(name)
+        memory = self._memory(self._known(name))
         async with memory.lock:
             facts = await self._look(name)
             await self._do(name, Record(change(facts.ledger), event, text), facts)
@@ -604,10 +678,10 @@ class Updater:
         return job
 
     def _fail(self, job: Job, error: EdgedError) -> None:
-        state: JobState = "failed" if isinstance(error, StoreError) else "refused"
+        state: Ending = "failed" if isinstance(error, StoreError) else "refused"
         memory = self._memory(job.model)
         memory.jobs = [each for each in memory.jobs if each is not job]
-        self._say(job.model, f"update.{state}", str(error), job)
+        self._say(job.model, f"update.{state}", str(error), job, outcome=state)
         job.end(state, error.message, error.hint)
 
     def _end_jobs(self, name: str, facts: Facts) -> None:
@@ -616,17 +690,35 @@ class Updater:
         if memory.ending is None:
             return
         state, text, hint = memory.ending
+        text = f"{name}: {text}; {self._outcome(name, facts)}"
+        if memory.jobs:
+            self._tell(self._event(name, "update.ended", text, memory.jobs[0], state, ""))
         for job in memory.jobs:
-            job.end(state, f"{name}: {text}; {self._outcome(name, facts)}", hint)
+            job.end(state, text, hint)
         memory.jobs.clear()
         memory.ending = None
 
-    def _say(self, name: str, event: str, text: str, job: Job | None = None) -> None:
-        """Tell of a step whoever listens: those who wait for the candidate, or for one job alone."""
-        said = Event(id=event, model=name, text=text, time=self._clock())
-        for each in self._memory(name).jobs if job is None else [job]:
+    def _say(self, name: str, event: str, text: str, job: Job | None = None, outcome: Outcome = "") -> None:
+        """Tell of a step whoever listens: those who wait for the candidate, or for one job that is not yet one."""
+        waiting = self._memory(name).jobs if job is None else [job]
+        checking = job is not None and not outcome
+        said = self._event(name, event, text, next(iter(waiting), None), outcome, "checking" if checking else "")
+        for each in waiting:
             each.events.append(said)
         self._tell(said)
+
+    def _event(self, name: str, event: str, text: str, job: Job | None, outcome: Outcome, phase: Phase) -> Event:
+        ledger = self._memory(name).ledger
+        return Event(
+            id=event,
+            model=name,
+            text=text,
+            time=self._clock(),
+            version=job.version if job else "",
+            digest=job.digest if job else "",
+            phase=ledger.candidate.phase if ledger and ledger.candidate and not outcome and not phase else phase,
+            outcome=outcome,
+        )
 
     def _outcome(self, name: str, facts: Facts) -> str:
         """What serves now, for people."""
@@ -645,6 +737,12 @@ class Updater:
         if digest in facts.present:
             return self._store.shelf(name).version(digest)
         return self._memory(name).factory[digest]
+
+    def _known(self, name: str) -> str:
+        """The name of a model there is. Raises ControlError for any other."""
+        if name not in self._names():
+            raise ControlError(f"there is no model {name!r}", hint=f"there is {', '.join(self._names()) or 'none'}")
+        return name
 
     def _names(self) -> list[str]:
         return sorted({*self._store.names(), *self._store.installed()})
@@ -667,7 +765,7 @@ class _Memory:
     serving_since: float | None = None
     factory: dict[str, Path] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
-    ending: tuple[JobState, str, str] | None = None
+    ending: tuple[Ending, str, str] | None = None
     unsettled: bool = False
     complaint: str = ""
 
@@ -677,7 +775,7 @@ class _Memory:
         if candidate is None or step.ledger.candidate is not None:
             return
         self.trial = "open"
-        state: JobState = "rolled_back"
+        state: Ending = "rolled_back"
         if step.ledger.active == candidate.digest:
             state = "done"
         elif candidate.phase == "trial" or candidate.digest in before.unfit:
@@ -686,11 +784,12 @@ class _Memory:
 
 
 class _Arrival(NamedTuple):
-    """What is to be installed: a container, or a delta to the version `base`; its head is known."""
+    """What is to be installed: a container, a delta to the version `base`, or a `bare` file; its head is known."""
 
     file: Path
     head: Head
     base: str
+    bare: bool = False
 
     @classmethod
     def read(cls, file: Path) -> _Arrival:

@@ -11,9 +11,12 @@ from edged.core.container import read_head
 from edged.core.decide import Keep
 from edged.core.errors import ControlError, ModelError
 from edged.core.ledger import BOOTS
+from edged.models.bare import Bare
+from edged.models.bundle import open_folder
 from edged.models.disk import Disk, Kernel
 from edged.models.trust import Trust
 from edged.models.updater import Options
+from tests.bundles import DATA
 from tests.containers import MODEL, container
 from tests.updating import NAME, Rig, digest_of, manifest, write_container
 
@@ -221,6 +224,93 @@ def test_a_delta_to_what_is_not_there_is_refused(rig):
     assert not rig.shelf.arriving.exists()
 
 
+def bare(rig, model="float.tflite", version=None, name=NAME):
+    """A job that installs a bare file."""
+    return rig.updater.install(DATA / model, Options(bare=Bare(model=name, version=version)))
+
+
+async def bare_ended(rig, *args, **kwargs):
+    return await rig.ended(bare(rig, *args, **kwargs))
+
+
+def test_a_bare_file_inherits_the_contract_of_what_it_replaces(tmp_path):
+    rig = Rig(tmp_path, factory=())
+    play(rig, rig.installed("1.1"))
+
+    async def scenario():
+        await rig.boot()
+        return await bare_ended(rig, version="1.4")
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == ("done", "colours: version 1.4 is confirmed; version 1.4 serves")
+    texts = {event.id: event.text for event in job.events}
+    assert texts["update.inherited"] == (
+        "version 1.4 inherits the contract of 1.1, but no golden samples: it can only prove that it runs"
+    )
+    now, before = (open_folder(rig.shelf.version(digest)).manifest for digest in (rig.ledger.active, digest_of("1.1")))
+    assert (now.window, now.labels, now.postprocess) == (before.window, before.labels, before.postprocess)
+    assert (now.preprocess, now.probation, now.golden) == (before.preprocess, before.probation, None)
+
+
+def test_a_bare_file_is_the_next_version_and_always_the_same(rig):
+    other = rig.folder / "other.tflite"
+    other.write_bytes(MODEL + b"a trailer that makes it another file")
+
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        return [await rig.ended(rig.updater.install(other, Options(bare=Bare(model=NAME)))) for _ in range(2)]
+
+    first, again = asyncio.run(scenario())
+    assert (first.state, first.version) == ("done", "1.2")
+    assert (again.state, again.text) == ("done", "colours 1.2 is active already")
+    assert again.digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"model": "int8.tflite"},
+            "input 0, 'x', is float32 [1, 4] in colours 1.0, and int8 [1, 4], quantised in the file",
+        ),
+        ({"model": "two_by_two.tflite"}, "colours 1.0 has 1 input tensors, and the file 2"),
+        ({"model": "make_models.py"}, "not a .tflite file: it has no TFL3 in its head"),
+        ({"version": "0.9"}, "colours 0.9 is older than 1.0, and versions only go up"),
+        ({"name": "colors"}, "there is no model 'colors'"),
+    ],
+)
+def test_a_bare_file_that_may_not_come_in(rig, options, text):
+    async def scenario():
+        await rig.boot()
+        job = bare(rig, **options)
+        await job.ended.wait()
+        return job
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == ("refused", text)
+    assert rig.board.version == "1.0"
+
+
+def test_a_bare_file_where_signatures_are_required(rig):
+    (rig.folder / "signers").write_text("")
+    rig.settings["trust"] = Trust(rig.folder / "signers")
+
+    async def scenario():
+        await rig.boot()
+        job = bare(rig)
+        await job.ended.wait()
+        return job
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == (
+        "refused",
+        "a bare model file cannot be signed, and only signed versions may come in here",
+    )
+    assert "edgectl pack" in job.hint
+    assert "edgectl sign" in job.hint
+
+
 def test_a_version_that_no_pipeline_uses_is_confirmed_once_it_has_proved_itself(rig):
     async def scenario():
         await rig.boot()
@@ -236,7 +326,7 @@ def test_while_it_is_held_nothing_happens(rig):
     async def scenario():
         await rig.boot()
         await begin(rig, "1.1")
-        async with rig.updater.held():
+        async with rig.updater.held([NAME]):
             rig.board.load(rig.store.find(NAME))
             settling = asyncio.create_task(rig.updater.settle(NAME))
             await asyncio.sleep(0)

@@ -1,0 +1,163 @@
+"""A bare .tflite file as a version: it says how it computes, and inherits what that means from what it replaces.
+
+Its window, channels, preprocessing, labels, postprocessing, needs and limits are those of the version before; its
+tensors must be the same in number, shape and dtype. How they are quantised is the file's own, for that is how numbers
+are stored and not what they mean. Golden samples cannot be inherited, as another model answers otherwise: so a bare
+file proves no more than that it loads and runs, and is only taken where unsigned versions are.
+
+`inherit` makes the head of a container, always the same of the same file, version and contract: what is sent again
+after a cut is known again. `stand_for` makes the rest, so that wherever a container is read a bare file may stand in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from msgspec.structs import replace
+
+from edged.core import container
+from edged.core import manifest as manifests
+from edged.core.container import Head, measure
+from edged.core.errors import BundleError, StoreError
+from edged.core.manifest import MAX_FILE_BYTES, Manifest, Name, Version
+from edged.core.tflite_file import inspect
+from edged.core.types import TensorSpec
+from edged.models.delta import as_stream
+
+SUFFIX = ".tflite"
+_BLOCK = 256 << 10
+_PACK = "pack it, which can say all of it: edgectl pack"
+
+
+class Bare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom a bare file is for, and its version; None is the next after what serves."""
+
+    model: Name
+    version: Version | None = None
+
+
+def transfer_id(bare: Bare, sha256: str) -> str:
+    """What a file with this digest is called on its way: the SHA-256, in hex, of all that is said of it."""
+    return hashlib.sha256(f"bare {bare.model} {bare.version or ''} {sha256}".encode()).hexdigest()
+
+
+def is_bare(data: bytes) -> bool:
+    """Whether what begins with these bytes is a .tflite file."""
+    return data[4:8] == b"TFL3"
+
+
+def next_version(version: str) -> str:
+    """One more in the last place: 1.0.1 after 1.0.0."""
+    front, dot, last = version.rpartition(".")
+    return f"{front}{dot}{int(last) + 1}"
+
+
+def read(tflite: Path) -> bytes:
+    """The file.
+
+    Raises:
+        BundleError: it is not a .tflite file, or too big for one.
+        StoreError: it cannot be read.
+    """
+    try:
+        with tflite.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise StoreError(f"{tflite} cannot be read: {error.strerror}", hint="check the path") from error
+    if not is_bare(data):
+        raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="without --model it is a bundle")
+    if len(data) > MAX_FILE_BYTES:
+        raise BundleError("the .tflite file is too big", hint=f"at most {MAX_FILE_BYTES} bytes are allowed")
+    return data
+
+
+def inherit(data: bytes, base: Manifest, version: str) -> Head:
+    """The head of the container that a bare file's bytes make, with the contract of the version `base`.
+
+    Raises:
+        BundleError: it is damaged, or its tensors are others; the message names the first.
+    """
+    before = f"{base.name} {base.version}"
+    if base.signature is not None:
+        raise BundleError(f"{before} is one signature of a file with several", hint=_PACK)
+    found = inspect(data)
+    tensors = _matched("input", before, tuple(each.tensor for each in base.inputs), found.inputs)
+    manifest = replace(
+        base,
+        version=version,
+        created=0,
+        description=f"A bare file, with the contract of {before}.",
+        files={base.model: measure(data)},
+        inputs=tuple(replace(each, tensor=tensor) for each, tensor in zip(base.inputs, tensors, strict=True)),
+        outputs=_matched("output", before, base.outputs, found.outputs),
+        golden=None,
+        variants=(),
+    )
+    return Head(manifest, manifests.encode(manifest), b"")
+
+
+def stand_for(head: Head, file: IO[bytes]) -> IO[bytes]:
+    """The container that `inherit` made the head of, from the file."""
+    return as_stream(container.write(head.data, head.signatures, _blocks(file)))
+
+
+class BareCheck:
+    """Reads along in a bare file of `total` bytes as it arrives, and holds it against the digest that was announced."""
+
+    def __init__(self, total: int, sha256: str) -> None:
+        self.total = total
+        self.verified = 0
+        self._sha256 = sha256
+        self._head = b""
+        self._whole = hashlib.sha256()
+
+    def feed(self, data: bytes, /) -> None:
+        """Read the next bytes. Raises BundleError if they cannot be right, and then begins anew."""
+        self._head = (self._head + data)[:8]
+        self._whole.update(data)
+        self.verified += len(data)
+        if len(self._head) == 8 and not is_bare(self._head):
+            self._start_over()
+            raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="send the file itself")
+        if self.verified == self.total and self._whole.hexdigest() != self._sha256:
+            self._start_over()
+            raise BundleError("the file was damaged on its way", hint="send it again", retryable=True)
+
+    def _start_over(self) -> None:
+        self.verified = 0
+        self._head = b""
+        self._whole = hashlib.sha256()
+
+
+def _matched(
+    kind: str, before: str, said: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]
+) -> tuple[TensorSpec, ...]:
+    """The tensors of before, stored as they are in the file. Raises BundleError where they are others."""
+    if len(said) != len(found):
+        raise BundleError(f"{before} has {len(said)} {kind} tensors, and the file {len(found)}", hint=_PACK)
+    for index, (one, other) in enumerate(zip(said, found, strict=True)):
+        if _kind(one) != _kind(other):
+            raise BundleError(
+                f"{kind} {index}, {one.name!r}, is {_words(one)} in {before}, and {_words(other)} in the file",
+                hint=_PACK,
+            )
+    return tuple(
+        replace(one, scale=other.scale, zero_point=other.zero_point) for one, other in zip(said, found, strict=True)
+    )
+
+
+def _kind(tensor: TensorSpec) -> tuple[tuple[int, ...], str, bool]:
+    return tensor.shape, tensor.dtype, bool(tensor.scale)
+
+
+def _words(tensor: TensorSpec) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}{', quantised' if tensor.scale else ''}"
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(_BLOCK):
+        yield block
