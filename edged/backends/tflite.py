@@ -88,8 +88,17 @@ class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
         )
         return _load(file, structure, signature, info, lambda: self._open(runtime, file))
 
+    def load_delegate(self) -> Any:
+        """Load the delegate alone, to see whether it can be; the runtime's object.
+
+        Raises:
+            DeviceError: it cannot, and why.
+            ModelError: no runtime is installed.
+        """
+        return _load_delegate(_import_runtime(self.runtime).module, self.delegate, self.library, self.options)
+
     def _open(self, runtime: _Runtime, file: Path) -> _Opened:
-        delegate = load_delegate(runtime.module, self.delegate, self.library, self.options)
+        delegate = _load_delegate(runtime.module, self.delegate, self.library, self.options)
         return _open_interpreter(runtime, file, self.threads, self.delegate, [delegate])
 
 
@@ -362,12 +371,7 @@ _UNKNOWN_BUILTIN_OP = re.compile(r"builtin opcode '(\w+)' version '(\d+)'")
 _ENTRY = "tflite_plugin_create_delegate"
 
 
-def load_delegate(module: Any, name: str, library: str, options: Mapping[str, str]) -> Any:
-    """The delegate in a shared library, by a runtime's interpreter module. In a child process, if you want to live on.
-
-    Raises:
-        DeviceError: it cannot be loaded, is no delegate, or refuses to work here, and why.
-    """
+def _load_delegate(module: Any, name: str, library: str, options: Mapping[str, str]) -> Any:
     try:
         getattr(ctypes.CDLL(library), _ENTRY)  # the runtime would fail alike, but with noise on standard error
     except OSError as error:
