@@ -22,7 +22,8 @@ EX_CONFIG = 78
 
 def main() -> None:
     """Run the daemon, or check that it could."""
-    args = _arguments()
+    args = argument_parser().parse_args()
+    args.config = args.config or [Path(os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
     from edged import daemon, log
     from edged.api import ConfigError, EdgedError
     from edged.models.store import FACTORY, Store
@@ -39,7 +40,8 @@ def main() -> None:
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)
 
 
-def _arguments() -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
+    """What the command line may say."""
     environ = os.environ
     parser = argparse.ArgumentParser(prog="edged", description="Inference daemon: sensors in, predictions out.")
     parser.add_argument("--version", action="version", version=f"edged {__version__}")
@@ -63,9 +65,7 @@ def _arguments() -> argparse.Namespace:
         default=environ.get("EDGED_STATE_DIR", "/var/lib/edged"),
         help="what outlives the daemon (EDGED_STATE_DIR; %(default)s)",
     )
-    args = parser.parse_args()
-    args.config = args.config or [Path(environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
-    return args
+    return parser
 
 
 def _runtime_dir() -> str:

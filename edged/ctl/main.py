@@ -76,21 +76,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line in two steps: the verb, then what its own module understands."""
-    parser = _parser()
+    parser = outer_parser()
     args, rest = parser.parse_known_args(argv)
     if args.verb not in VERBS:
         parser.error(_no_such_verb(args.verb))
-    module = import_module(VERBS[args.verb][0])
-    verb_parser = argparse.ArgumentParser(prog=f"edgectl {args.verb}", description=module.__doc__, parents=[_options()])
-    module.add_arguments(verb_parser)
-    verb_parser.parse_intermixed_args([*rest, *args.rest], args)  # options may stand between the words
+    verb_parser(args.verb).parse_intermixed_args([*rest, *args.rest], args)  # options may stand between the words
     args.host = args.host or []
     args.config = args.config or [os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml")]
-    args.run = module.run
+    args.run = import_module(VERBS[args.verb][0]).run
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """What stands after a verb, and what may stand before it too."""
+    module = import_module(VERBS[verb][0])
+    parser = argparse.ArgumentParser(prog=f"edgectl {verb}", description=module.__doc__, parents=[common_options()])
+    module.add_arguments(parser)
+    return parser
+
+
+def outer_parser() -> argparse.ArgumentParser:
+    """What stands before the verb, the verb, and the rest as it is."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items())
     codes = "\n".join(f"  {code:<{width}}  {meaning}" for code, meaning in exits.MEANINGS.items())
@@ -100,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Ask and steer the inference daemon of this device.",
         epilog=f"verbs (edgectl VERB --help says more):\n{verbs}\n\nexit codes:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[_options()],
+        parents=[common_options()],
     )
     parser.set_defaults(
         config=None,
@@ -116,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _options() -> argparse.ArgumentParser:
+def common_options() -> argparse.ArgumentParser:
     """Options that may stand before the verb or after it."""
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument(
