@@ -80,10 +80,7 @@ class LoggedDisk:
         self._stack = ExitStack()
 
     def __enter__(self) -> LoggedDisk:
-        self._live.touch()
-        os.truncate(self._live, IMAGE_BYTES)
-        features = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-        _run("mkfs.ext4", "-q", "-F", "-b", BLOCK, "-J", "size=4", "-E", features, self._live)
+        ext4(self._live, IMAGE_BYTES, "-b", BLOCK, "-J", "size=4")
         shutil.copy(self._live, self.image)
         with self._stack as stack:
             stack.enter_context(_served(self._fuse, self._live, self._file))
@@ -95,6 +92,15 @@ class LoggedDisk:
         """All that is there now has been there for long."""
         _run("sync", "-f", self.mount)
         self.mark("begin")
+
+    def fail(self, on: bool = True) -> None:
+        """Have the device refuse all writes from now on, as a card at its end does, or take them again."""
+        self.mark("fail" if on else "heal")
+
+    def mount_again(self) -> None:
+        """What a restart of the board does."""
+        _run("umount", self.mount)
+        _mount(self._fuse / "disk", self.mount, OPTIONS)
 
     def mark(self, text: str) -> None:
         """Write down that something was promised, after all that had reached the disk by then."""
@@ -140,15 +146,27 @@ def apply(image: Path, blocks: dict[int, bytes]) -> None:
             file.write(data)
 
 
+def ext4(image: Path, size: int, *options: object) -> Path:
+    """Make an image with a new ext4 of so many bytes in it."""
+    image.touch()
+    os.truncate(image, size)
+    _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", *options, image)
+    return image
+
+
 @contextmanager
 def mounted(image: Path, folder: Path, options: str = OPTIONS) -> Iterator[Path]:
     """The ext4 in an image."""
     folder.mkdir(exist_ok=True)
-    _run("mount", "-t", "ext4", "-o", f"loop,{options}", image, folder)
+    _mount(image, folder, options)
     try:
         yield folder
     finally:
         _run("umount", folder)
+
+
+def _mount(image: Path, folder: Path, options: str) -> None:
+    _run("mount", "-t", "ext4", "-o", f"loop,{options}", image, folder)
 
 
 def check(image: Path) -> None:
@@ -188,17 +206,20 @@ def _blocks(log: Sequence[Entry]) -> Iterator[tuple[int, bytes]]:
 def _served(folder: Path, image: Path, log: Path) -> Iterator[None]:
     folder.mkdir()
     server = subprocess.Popen([sys.executable, "-m", "tests.power.block_log", folder, image, log], cwd=ROOT)
+    until = time.monotonic() + 20
     try:
-        until = time.monotonic() + 20
         while not (folder / "disk").exists():
             assert server.poll() is None, "the FUSE file system does not start"
             assert time.monotonic() < until, "the FUSE file system hangs"
             time.sleep(0.01)
         yield
     finally:
-        with suppress(RuntimeError):  # it has never been there
-            _run("umount", folder)
-        server.wait(20)
+        while server.poll() is None and time.monotonic() < until + 20:
+            with suppress(RuntimeError):  # who lets go of a loop device does so a moment later
+                _run("umount", folder)
+            time.sleep(0.01)
+        server.kill()
+        server.wait()
 
 
 def main(folder: str, image: str, log: str) -> None:
@@ -211,9 +232,14 @@ def main(folder: str, image: str, log: str) -> None:
         def __init__(self) -> None:
             self.image = os.open(image, os.O_RDWR)
             self.log = Path(log).open("wb", buffering=0)  # noqa: SIM115
+            self.failing = False
 
         def note(self, kind: bytes, offset: int = 0, data: bytes = b"") -> None:
             self.log.write(_HEAD.pack(kind, offset, len(data)) + data)
+
+        def refuse_if_failing(self) -> None:
+            if self.failing:
+                raise FuseOSError(errno.EIO)
 
         def getattr(self, path, fh=None):
             match path:
@@ -241,11 +267,14 @@ def main(folder: str, image: str, log: str) -> None:
         def write(self, path, data, offset, fh):
             if path == "/mark":
                 self.note(b"M", 0, bytes(data))
+                self.failing = {b"fail": True, b"heal": False}.get(bytes(data), self.failing)
                 return len(data)
+            self.refuse_if_failing()
             self.note(b"W", offset, bytes(data))
             return os.pwrite(self.image, data, offset)
 
         def fsync(self, path, datasync, fh):
+            self.refuse_if_failing()
             self.note(b"F")
             return 0
 
