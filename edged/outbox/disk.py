@@ -137,6 +137,7 @@ class DiskSpool(MemorySpool):
         self._busy_since = math.inf
         self._next_commit = clock() + self.options.commit_seconds
         self._last_key = 0
+        self._inherited = 0  # the last key that an earlier process has used
         self._homes: dict[int, Home] = {}  # by entry
         self._resident: dict[int, Home] = {}  # by segment
         self._growing: dict[str, Growing] = {}
@@ -176,7 +177,7 @@ class DiskSpool(MemorySpool):
         """See Spool."""
         taken = super().take(count, replays)
         with self._lock:
-            if any(line.behind and len(line.head) < SOON // 2 for line in self._lines.values()):
+            if any(line.behind and line.ahead(self.options) < SOON // 2 for line in self._lines.values()):
                 self._call_keeper()
         return taken
 
@@ -325,7 +326,7 @@ class DiskSpool(MemorySpool):
                 for entry in line.entries():
                     if entry.id not in self._homes:
                         yield entry.id, entry.message
-        for entry_id, message in self._flying.items():
+        for entry_id, (message, _) in self._flying.items():
             if entry_id not in self._homes and self._policy(message.origin).durability != "memory":
                 yield entry_id, message
 
@@ -436,7 +437,7 @@ class DiskSpool(MemorySpool):
             self._ready()
 
     def _adopt(self, found: Found) -> None:
-        self._last_key = max(self._last_key, found.last_key)
+        self._last_key = self._inherited = found.last_key
         for origin, waiting in found.waiting.items():
             self._line(origin).behind = waiting
         for segment in found.parked[-MAX_PARKED:]:
@@ -449,8 +450,9 @@ class DiskSpool(MemorySpool):
     def _move_in(self, segment: Segment) -> list[Entry]:
         """A segment was read: its messages as entries that are at home there."""
         late = self._lateness(segment.stamp)
+        inherited = segment.key <= self._inherited
         entries = [
-            Entry((segment.key << 10 | index) - (1 << 60), _later(message, late))
+            Entry((segment.key << 10 | index) - (1 << 60), _later(message, late), inherited)
             for index, message in enumerate(segment.messages)
         ]
         home = Home(segment.key, {entry.id for entry in entries}, len(entries))
@@ -544,9 +546,9 @@ class DiskSpool(MemorySpool):
         return batches
 
     def _of(self, origin: str, line: Line) -> list[Entry]:
-        """All of a line that is in memory, in flight or not, in order."""
-        flying = [Entry(key, message) for key, message in self._flying.items() if message.origin == origin]
-        return sorted([*flying, *line.entries()], key=lambda entry: entry.id) if flying else list(line.entries())
+        """All of a line that is in memory, in flight or not, in the order in which they were made."""
+        flying = [Entry(key, flight.message) for key, flight in self._flying.items() if flight.message.origin == origin]
+        return sorted([*flying, *line.entries()], key=lambda entry: entry.message.created)
 
     def _split(self, origin: str, entries: list[Entry]) -> list[Batch]:
         batches: list[Batch] = []
@@ -614,8 +616,13 @@ class DiskSpool(MemorySpool):
             self._doomed.add(batch.key)
 
     def _trim(self, line: Line) -> None:
-        """Hold on disk only what will not be sent soon, which is not the oldest."""
+        """Hold on disk only what will not be sent soon."""
         if len(line.head) + len(line.tail) + len(line.fresh) <= SOON:
+            return
+        if self.options.drain == "newest":
+            if len(line.fresh) > SOON:
+                line.grow_old()
+            self._send_behind(line, self._let_go_oldest(line, SOON))
             return
         waiting = {entry.id for queue in (line.tail, line.fresh) for entry in queue}
         keep_until = None if line.behind else SOON - len(line.head)
@@ -629,6 +636,18 @@ class DiskSpool(MemorySpool):
                 del self._resident[home.key]
         if behind:
             self._send_behind(line, behind)
+
+    def _let_go_oldest(self, line: Line, keep: int) -> set[int]:
+        """The entries of whole segments that are older than all else in memory, but for so many old ones."""
+        entries = [*line.head, *line.tail]
+        left: set[int] = set()
+        while len(left) < len(entries) - keep and (home := self._homes.get(entries[len(left)].id)):
+            next_ones = {entry.id for entry in entries[len(left) : len(left) + home.saved]}
+            if next_ones != home.alive or len(entries) - len(left) - home.saved < keep:
+                break
+            left |= home.alive
+            del self._resident[home.key]
+        return left
 
     def _homes_of(self, line: Line) -> Iterator[Home]:
         """The homes of what is in tail and fresh, the oldest first."""
@@ -661,7 +680,7 @@ class DiskSpool(MemorySpool):
         with self._lock:
             lines = [(origin, line) for origin, line in self._lines.items() if line.behind]
         for origin, line in lines:
-            while line.behind and len(line.head) < (SOON if self._present else AT_FIRST):
+            while line.behind and line.ahead(self.options) < (SOON if self._present else AT_FIRST):
                 newest = self.options.drain == "newest"
                 with self._lock:
                     taken = {*self._resident, *self._doomed}
@@ -679,7 +698,10 @@ class DiskSpool(MemorySpool):
                         count(self._drops, origin, "damaged", number)
                         continue
                     entries = self._move_in(segment)
-                    line.head.extend(entries)
+                    if newest:
+                        line.head.extendleft(reversed(entries))
+                    else:
+                        line.head.extend(entries)
                     bytes_ = sum(size(entry.message) for entry in entries)
                     line.bytes += bytes_
                     self._bytes += bytes_
@@ -697,6 +719,9 @@ class DiskSpool(MemorySpool):
     def _let_go(self) -> None:
         """Hold on disk only what is not under way, so that it is found there in its order when something must go."""
         for line in self._lines.values():
+            if self.options.drain == "newest":
+                self._send_behind(line, self._let_go_oldest(line, 0))
+                continue
             waiting = {entry.id for entry in line.entries()}
             homes = {home.key: home for entry in line.entries() if (home := self._homes.get(entry.id))}
             whole = [home for home in homes.values() if len(home.alive) == home.saved and home.alive <= waiting]

@@ -140,7 +140,7 @@ class Session:
 
     def abandon(self, error: LinkError) -> None:
         """The connection is gone: what was under way waits again, unless the broker keeps hanging up on it."""
-        head = min((flight.entry for flight in self._flights.values() if flight.entry), default=0)
+        head = next((flight.entry for flight in self._flights.values() if flight.entry), 0)
         if head and error.dropped:
             self._strike(head, error)
         self._spool.release()

@@ -7,11 +7,14 @@ A message is waiting, in flight, parked, or gone:
               |  +---- release ---+------> park -> parked -> drop -> gone
               +------------------------- retry ------+
 
-A message keeps its id as long as the process runs, and the messages of one origin (a pipeline) are taken in the order
-they were put, also when a lost connection has sent them back; only if the options let new ones overtake are there two
-such orders, one of the new and one of the old. Old is what waited for a connection: it is marked as replayed when it
-is taken. Everything is bounded: what does not fit is dropped by a rule and counted by origin and reason. Many threads
-put; one takes, acknowledges, releases and parks.
+The messages of one origin (a pipeline) are taken in the order they were put, also when a lost connection has sent them
+back; only if the options let new ones overtake are there two such orders, one of the new and one of the old, and the
+latter is turned round if the newest is to be drained first. Old is what was put while there was no connection, or when
+another one was lost. Of the old, a message is `replayed` if it may have been sent before, or has waited for longer than
+REPLAYED_AFTER seconds: what was made while a connection came about is news.
+
+Everything is bounded: what does not fit is dropped by a rule and counted by origin and reason. Many threads put; one
+takes, acknowledges, releases and parks.
 
 `MemorySpool` is the whole of it without a disk; `DiskSpool` in disk.py is a memory spool that also writes things down.
 """
@@ -36,16 +39,25 @@ OVERHEAD = 500
 
 MAX_PARKED = 100
 
+REPLAYED_AFTER = 1.0
+
 Counts = dict[str, dict[str, int]]
 """By origin, then by reason."""
 
 
 class Entry(NamedTuple):
-    """A message in a spool; in one origin, ids go up. `replayed`: it is not sent when it was made, but later."""
+    """A message in a spool. `replayed`: it is not sent when it was made, but later, or perhaps again."""
 
     id: int
     message: Message
     replayed: bool = False
+
+
+class Flight(NamedTuple):
+    """A message in flight, and whether it was new when it was taken."""
+
+    message: Message
+    new: bool
 
 
 class Parked(NamedTuple):
@@ -179,7 +191,7 @@ class MemorySpool:
         self._last_number = 0
         self._present = False
         self._lines: dict[str, Line] = {}
-        self._flying: dict[int, Message] = {}
+        self._flying: dict[int, Flight] = {}  # in the order in which they were taken
         self._parked: dict[int, Parked] = {}
         self._waiting = 0
         self._bytes = 0
@@ -225,10 +237,10 @@ class MemorySpool:
                     break
                 entry = turn.line.take_from(turn.queue, last=turn.last)
                 self._waiting -= 1
-                self._flying[entry.id] = entry.message
-                if not turn.new:
+                self._flying[entry.id] = Flight(entry.message, turn.new)
+                if not turn.new and self._clock() - entry.message.created > REPLAYED_AFTER:
                     entry = entry._replace(replayed=True)
-                    left -= 1
+                left -= entry.replayed
                 taken.append(entry)
         return taken
 
@@ -236,17 +248,17 @@ class MemorySpool:
         """See Spool."""
         with self._lock:
             for entry_id in ids:
-                message = self._flying.pop(entry_id, None)
-                if message is not None:
-                    self._forget(entry_id, message)
+                flight = self._flying.pop(entry_id, None)
+                if flight is not None:
+                    self._forget(entry_id, flight.message)
 
     def release(self) -> None:
         """See Spool."""
         with self._lock:
             self._present = False
-            for entry_id in sorted(self._flying, reverse=True):
-                message = self._flying.pop(entry_id)
-                self._line(message.origin).put_back(Entry(entry_id, message))
+            while self._flying:
+                entry_id, (message, new) = self._flying.popitem()
+                self._line(message.origin).put_back(Entry(entry_id, message, replayed=True), self.options, new=new)
                 self._waiting += 1
             for line in self._lines.values():
                 line.grow_old()
@@ -254,12 +266,12 @@ class MemorySpool:
     def park(self, entry_id: int, reason: str) -> None:
         """See Spool."""
         with self._lock:
-            message = self._flying.pop(entry_id, None)
-            if message is None:
+            flight = self._flying.pop(entry_id, None)
+            if flight is None:
                 return
             self._last_number += 1
-            self._parked[self._last_number] = Parked(self._last_number, Entry(entry_id, message), reason)
-            count(self._parks, message.origin, reason)
+            self._parked[self._last_number] = Parked(self._last_number, Entry(entry_id, flight.message), reason)
+            count(self._parks, flight.message.origin, reason)
             if len(self._parked) > MAX_PARKED:
                 self._forget_parked()
 
@@ -272,9 +284,9 @@ class MemorySpool:
         """See Spool."""
         with self._lock:
             chosen = self._chosen(numbers)
-            for each in sorted(chosen, key=lambda parked: parked.entry.id, reverse=True):
+            for each in reversed(chosen):
                 del self._parked[each.number]
-                self._line(each.entry.message.origin).put_back(each.entry)
+                self._line(each.entry.message.origin).put_back(each.entry, self.options, new=False)
                 self._waiting += 1
         self._ready()
         return len(chosen)
@@ -308,7 +320,7 @@ class MemorySpool:
         with self._lock:
             behind = sum(line.behind for line in self._lines.values())
             fronts = [line.created for line in self._lines.values()]
-            flying = [message.created for message in self._flying.values()]
+            flying = [flight.message.created for flight in self._flying.values()]
             oldest = min((created for created in (*fronts, *flying) if created is not None), default=None)
             return SpoolStats(
                 depth=self._waiting + len(self._flying) + behind,
@@ -411,7 +423,8 @@ class Turn(NamedTuple):
 class Line:
     """What waits of one origin: `head`, then `behind` messages that are on disk only, then `tail`, then `fresh`.
 
-    `fresh` are the new ones, put since there is a connection. `bytes` is what those in memory take.
+    `fresh` are the new ones, put since there is a connection. `bytes` is what those in memory take. Where the newest is
+    drained first, from the end of `tail`, what is on disk only comes before all else: then `behind` stands first.
     """
 
     def __init__(self) -> None:
@@ -436,10 +449,19 @@ class Line:
         (self.fresh if new else self.tail).append(entry)
         self.bytes += size(entry.message)
 
-    def put_back(self, entry: Entry) -> None:
-        """One that was here before any other that still is."""
-        self.head.appendleft(entry)
+    def put_back(self, entry: Entry, options: SpoolOptions, *, new: bool) -> None:
+        """Where it was taken from. Of several, the one that was taken last comes first."""
+        if new and options.overtaking:
+            self.fresh.appendleft(entry)
+        elif options.drain == "newest":
+            self.tail.append(entry)
+        else:
+            self.head.appendleft(entry)
         self.bytes += size(entry.message)
+
+    def ahead(self, options: SpoolOptions) -> int:
+        """How many old ones are in memory that go before those that are on disk only."""
+        return len(self.head) + (len(self.tail) if options.drain == "newest" else 0)
 
     def grow_old(self) -> None:
         """What is new is not any more."""
@@ -450,10 +472,11 @@ class Line:
         """What is to be sent next, if `replays` or new."""
         if options.overtaking and self.fresh:
             return Turn(self, self.fresh[0], self.fresh, False, True)
-        if self.head and replays and not (options.drain == "newest" and self.tail):
+        if options.drain == "newest":
+            queue = self.tail or self.head
+            return Turn(self, queue[-1], queue, True, False) if queue and replays else None
+        if self.head and replays:
             return Turn(self, self.head[0], self.head, False, False)
-        if self.tail and replays and options.drain == "newest":
-            return Turn(self, self.tail[-1], self.tail, True, False)
         if self.head or self.behind:
             return None
         if self.tail:
@@ -461,8 +484,8 @@ class Line:
         return Turn(self, self.fresh[0], self.fresh, False, True) if self.fresh else None
 
     def pop_oldest(self) -> Entry:
-        """The oldest in memory, but first of those that are nowhere else."""
-        return self.take_from(self.tail or self.fresh or self.head)
+        """The oldest in memory."""
+        return self.take_from(self.head or self.tail or self.fresh)
 
     def pop_newest(self) -> Entry:
         """The newest in memory."""

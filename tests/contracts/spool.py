@@ -9,7 +9,7 @@ import pytest
 
 from edged.core.types import Message
 from edged.outbox.options import Policy
-from edged.outbox.spool import Spool
+from edged.outbox.spool import REPLAYED_AFTER, Spool
 
 
 def message(seq: int, origin: str = "a", **fields: Any) -> Message:
@@ -21,12 +21,26 @@ def numbers(entries: list[Any]) -> list[int]:
     return [entry.message.seq for entry in entries]
 
 
+def replayed(entries: list[Any]) -> list[tuple[int, bool]]:
+    return [(entry.message.seq, entry.replayed) for entry in entries]
+
+
 class SpoolContract:
-    """A spool with room for at least 1000 messages of a few bytes."""
+    """A spool with room for at least 1000 messages of a few bytes, whose clock is at `now`."""
+
+    @property
+    def now(self) -> float:
+        """What the spool's clock says."""
+        raise NotImplementedError
 
     @pytest.fixture
     def spool(self) -> Spool:
         """The spool under test, empty."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def newest_first(self) -> Spool:
+        """The same with drain = "newest"."""
         raise NotImplementedError
 
     def test_messages_are_taken_in_the_order_they_were_put(self, spool: Spool) -> None:
@@ -113,15 +127,38 @@ class SpoolContract:
         assert spool.stats.drops == {"a": {"by hand": 2}}
         assert spool.stats.bytes == 0
 
-    def test_what_waited_for_a_connection_is_said_to_be_replayed(self, spool: Spool) -> None:
-        spool.put(message(0))
+    def test_what_waited_for_a_connection_is_said_to_be_replayed_unless_it_is_news(self, spool: Spool) -> None:
+        spool.put(message(0, created=self.now - 2 * REPLAYED_AFTER))
+        spool.put(message(1, created=self.now))
         spool.resume()
-        spool.put(message(1))
+        spool.put(message(2, created=self.now - 2 * REPLAYED_AFTER))
 
-        assert [(entry.message.seq, entry.replayed) for entry in spool.take(2)] == [(0, True), (1, False)]
+        assert replayed(spool.take(3)) == [(0, True), (1, False), (2, False)]
+
+    def test_what_may_have_been_sent_before_is_said_to_be_replayed(self, spool: Spool) -> None:
+        spool.resume()
+        spool.put(message(0, created=self.now))
+        spool.put(message(1, created=self.now))
+        assert replayed(spool.take(1)) == [(0, False)]
         spool.release()
         spool.resume()
-        assert [(entry.message.seq, entry.replayed) for entry in spool.take(2)] == [(0, True), (1, True)]
+
+        assert replayed(spool.take(2)) == [(0, True), (1, False)]
+
+    def test_the_newest_can_go_first_message_by_message_and_new_ones_before_them_in_their_order(
+        self, newest_first: Spool
+    ) -> None:
+        for seq in range(6):
+            newest_first.put(message(seq))
+        newest_first.resume()
+        assert numbers(newest_first.take(2)) == [5, 4]
+        newest_first.put(message(6))
+        newest_first.put(message(7))
+        assert numbers(newest_first.take(3)) == [6, 7, 3]
+        newest_first.release()
+        newest_first.put(message(8))
+
+        assert numbers(newest_first.take(9)) == [8, 7, 6, 5, 4, 3, 2, 1, 0]
 
     def test_the_higher_priority_goes_first_and_each_origin_keeps_its_order(self, spool: Spool) -> None:
         spool.policies = {"alarm": Policy(priority=1)}

@@ -87,7 +87,7 @@ def test_states_are_known_before_online_and_results_come_after(broker: Broker) -
     assert [(each.topic, each.payload) for each in seen] == [
         (TOPICS.state, b'{"state":"running"}'),
         (TOPICS.availability, b"online"),
-        (RESULT, b'{"seq": 2,"replayed":true}'),
+        (RESULT, b'{"seq": 2}'),
     ]
 
 

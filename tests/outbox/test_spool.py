@@ -24,6 +24,12 @@ class TestMemorySpool(SpoolContract):
     def spool(self) -> MemorySpool:
         return make()
 
+    @pytest.fixture
+    def newest_first(self) -> MemorySpool:
+        return make(drain="newest")
+
+    now = 0.0
+
 
 def test_when_it_is_full_the_oldest_goes_and_is_counted() -> None:
     spool = make(messages=3)
