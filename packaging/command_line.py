@@ -1,0 +1,77 @@
+"""What the commands understand, as argparse and the table of verbs know it: for the manual and for completion."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Option(NamedTuple):
+    """One option, or one word that stands for itself; `value` is "" where an option takes none."""
+
+    names: tuple[str, ...]
+    value: str
+    choices: tuple[str, ...]
+    help: str
+
+
+class Command(NamedTuple):
+    """A command or a verb: how it is used, in one line; what it is for, in one and in many; what it understands."""
+
+    usage: str
+    summary: str
+    prose: str
+    words: tuple[Option, ...]
+    options: tuple[Option, ...]
+
+
+class CommandLine(NamedTuple):
+    """All there is to say about `edged` and `edgectl`. `common` are options that stand before a verb or after it."""
+
+    edged: Command
+    common: tuple[Option, ...]
+    verbs: Mapping[str, Command]
+    exits: Mapping[int, str]
+
+
+def read() -> CommandLine:
+    """Ask the checkout, as a service would on a board: nothing of whoever asks is in the defaults."""
+    for name in ("XDG_RUNTIME_DIR", *(name for name in os.environ if name.startswith(("EDGED_", "EDGECTL_")))):
+        os.environ.pop(name, None)
+    sys.path.insert(0, str(ROOT))
+    from edged.__main__ import argument_parser
+    from edged.ctl import exits
+    from edged.ctl.main import VERBS, common_options, verb_parser
+
+    common = _command(common_options(), "").options
+    verbs = {verb: _command(verb_parser(verb), summary, leave_out=common) for verb, (_, summary) in VERBS.items()}
+    return CommandLine(_command(argument_parser(), "inference daemon"), common, verbs, exits.MEANINGS)
+
+
+def _command(parser: argparse.ArgumentParser, summary: str, leave_out: tuple[Option, ...] = ()) -> Command:
+    found = [_option(parser, action) for action in parser._actions if action.help != argparse.SUPPRESS]
+    words = tuple(option for option in found if not option.names)
+    options = tuple(option for option in found if option.names and option not in leave_out and "-h" not in option.names)
+    usage = " ".join([*(_shown(option) for option in options), *(word.value for word in words)])
+    return Command(usage, summary, parser.description or "", words, options)
+
+
+def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> Option:
+    choices = tuple(map(str, action.choices or ()))
+    value = ""
+    if action.nargs != 0:
+        value = "{" + ",".join(choices) + "}" if choices else str(action.metavar or action.dest.upper())
+    if not action.option_strings:
+        value = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} ..."}.get(str(action.nargs), value)
+    text = (action.help or "") % {**vars(action), "prog": parser.prog}
+    return Option(tuple(action.option_strings), value, choices, text)
+
+
+def _shown(option: Option) -> str:
+    return f"[{' '.join([option.names[-1], option.value]).strip()}]"

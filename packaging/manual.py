@@ -1,0 +1,65 @@
+"""The manual pages: hand-written ones in packaging/man, filled in with what the command line says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from command_line import Command, CommandLine, Option
+
+_MAN = Path(__file__).parent / "man"
+
+
+def pages(line: CommandLine, version: str, date: str) -> dict[str, str]:
+    """The pages by file name, such as "edgectl.1", in roff (see man(7)). `date` is what stands at the foot."""
+    filled = {
+        "version": version,
+        "date": date,
+        "daemon_options": _lines(_definitions(line.edged.options)),
+        "common_options": _lines(_definitions(line.common)),
+        "verbs": _lines(part for verb, command in line.verbs.items() for part in _verb(verb, command)),
+        "exits": _lines(part for code, meaning in line.exits.items() for part in (".TP", f".B {code}", _text(meaning))),
+    }
+    found = {}
+    for template in sorted(_MAN.iterdir()):
+        text = template.read_text()
+        for name, value in filled.items():
+            text = text.replace(f"@{name}@", value)
+        found[template.name] = text
+    return found
+
+
+def _verb(verb: str, command: Command) -> Iterator[str]:
+    yield f'.SS "{_text(f"edgectl {verb} {command.usage}".strip())}"'
+    yield from _prose(command.prose)
+    yield from _definitions([*command.words, *command.options])
+
+
+def _prose(text: str) -> Iterator[str]:
+    """Paragraphs of a docstring; what is indented stays as it is."""
+    for paragraph in text.strip("\n").split("\n\n"):
+        lines = paragraph.rstrip().splitlines()
+        yield ".PP"
+        if all(each.startswith("    ") for each in lines):
+            yield from (".RS 4", ".nf", *(_text(each[4:]) for each in lines), ".fi", ".RE")
+        else:
+            yield from map(_text, lines)
+
+
+def _definitions(options: Sequence[Option]) -> Iterator[str]:
+    for option in options:
+        names = ", ".join(f"\\fB{_text(name)}\\fR" for name in option.names)
+        value = f"\\fI{_text(option.value)}\\fR" if option.value else ""
+        yield ".TP"
+        yield " ".join(filter(None, [names, value]))
+        yield _text(option.help or "one of these")
+
+
+def _text(text: str) -> str:
+    r"""Words as they are: roff has its own ideas about \, -, and a dot or ' that begins a line."""
+    safe = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
+    return f"\\&{safe}" if safe.startswith((".", "'")) else safe
+
+
+def _lines(parts: Iterator[str]) -> str:
+    return "\n".join(parts)
