@@ -1,0 +1,115 @@
+"""Show the accelerators that edged knows how to use, which of them this board has, and what the others lack.
+
+It needs no daemon and opens nothing: what is there is read from the file system. With --probe each that is ready is
+loaded too, in a child process, which tells whether its library fits this TFLite runtime; nobody else may have the
+device then, so the daemon must not run. It exits with 1 if one that was loaded does not work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, resolve, survey
+from edged.core.acceleration import Rules
+from edged.core.errors import ControlError, EdgedError
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+
+_COLUMNS = ("DELEGATE", "STATE", "DEVICES", "WHAT IT IS", "LIBRARY")
+_DOTS = {"ready": "running", "works": "running", "no device": "stopped", "fails": "failed"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whether to load them."""
+    parser.add_argument("--probe", action="store_true", help="load each that is ready, in a child process")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print them."""
+    configured, rules = _configured([Path(file) for file in args.config])
+    if args.probe and daemon_runs(args.runtime_dir):
+        raise ControlError("the daemon runs, and may have the devices", hint="stop it first: sudo systemctl stop edged")
+    rows = rows_of(map(survey, delegates(configured).values()), rules if args.probe else None)
+    if args.json:
+        tables.show_json(rows)
+    else:
+        tables.show(lines(rows, configured))
+    return exits.BAD if any(row["state"] == "fails" for row in rows) else exits.DONE
+
+
+def daemon_runs(runtime_dir: str | None) -> bool:
+    """Whether a daemon answers."""
+    try:
+        connect(runtime_dir).call("status")
+    except EdgedError:
+        return False
+    return True
+
+
+def _configured(files: list[Path]) -> tuple[Mapping[str, DelegateOptions], Rules]:
+    """What the configuration says of delegates, where there is one."""
+    if not files[0].exists():
+        return {}, Rules()
+    from edged.config import load  # which imports much
+
+    config = load(files)
+    return config.delegates, config.accelerators
+
+
+def rows_of(surveys: Iterable[Survey], rules: Rules | None = None) -> list[dict[str, Any]]:
+    """What there is to say of each; with `rules` those that are ready are loaded, and work or fail."""
+    return [_row(each, rules) for each in surveys]
+
+
+def _row(found: Survey, rules: Rules | None) -> dict[str, Any]:
+    delegate, state, problem, hint = found.delegate, str(found.state), found.problem, found.hint
+    if state == "ready" and rules is not None:
+        state, problem, hint = _probe(delegate, rules)
+    return {
+        "name": delegate.name,
+        "kind": delegate.kind,
+        "title": delegate.known.title,
+        "state": state,
+        "library": found.library,
+        "devices": [
+            {name: getattr(device, name) for name in ("id", "node", "state", "problem", "hint")}
+            for device in found.devices
+        ],
+        "problem": problem,
+        "hint": hint,
+    }
+
+
+def _probe(delegate: Delegate, rules: Rules) -> tuple[str, str, str]:
+    from edged.backends.probe import probe
+
+    try:
+        probe(resolve(delegate), rules)
+    except EdgedError as error:
+        return "fails", error.message, error.hint
+    return "works", "", ""
+
+
+def lines(rows: list[dict[str, Any]], configured: Iterable[str]) -> Iterator[str]:
+    """The table, and below what is not ready why; of what is neither there nor configured nothing is lacking."""
+    cells = [
+        (
+            row["name"],
+            row["state"],
+            ", ".join(device["id"] for device in row["devices"]) or "-",
+            row["title"],
+            row["library"] or "-",
+        )
+        for row in rows
+    ]
+    body = tables.table(_COLUMNS, cells)
+    yield f"  {next(body)}"
+    for row, line in zip(rows, body, strict=True):
+        yield f"{tables.dot(_DOTS.get(row['state'], 'degraded'))} {line}"
+        if row["problem"] and (row["devices"] or row["name"] in configured):
+            yield f"      {tables.plain(row['problem'])}"
+            for advice in row["hint"].splitlines():
+                yield f"      -> {tables.plain(advice)}"

@@ -1,0 +1,92 @@
+"""`edgectl devices`: what there is on a board, and what is said of the rest."""
+
+import json
+
+import pytest
+
+from edged.backends.delegates import DelegateOptions, delegates, survey
+from edged.ctl import devices, exits
+from edged.ctl.main import main
+from tests.boards import FakeBoard
+
+
+@pytest.fixture
+def board(tmp_path):
+    return FakeBoard(tmp_path / "board")
+
+
+def rows(board, configured=()):
+    table = delegates(dict(configured))
+    return devices.rows_of(survey(delegate, board.root, board.may_open) for delegate in table.values())
+
+
+def test_a_board_with_some_accelerators(board):
+    board.library("usr/lib/libedgetpu.so.1")
+    board.usb("1-1", "1a6e:089a", 3)
+    board.node("apex_0")
+    board.locked.add(board.node("galcore"))
+    board.library("usr/lib/libvx_delegate.so")
+    configured = {"mine": DelegateOptions(kind="external", library="/opt/mine.so")}
+    shown = [line.replace(str(board.root), "") for line in devices.lines(rows(board, configured), configured)]
+    assert shown == [
+        "  DELEGATE  STATE          DEVICES       WHAT IT IS                            LIBRARY",
+        "● edgetpu   ready          usb:0, pci:0  Coral Edge TPU                        /usr/lib/libedgetpu.so.1",
+        "○ teflon    no device      -             NPU by Mesa Teflon (Vivante, RK3588)  -",
+        "● armnn     no library     -             Arm CPU and Mali GPU by Arm NN        -",
+        "● vx        no permission  galcore       NXP i.MX 8M Plus NPU                  /usr/lib/libvx_delegate.so",
+        "      /dev/galcore is not for us to open",
+        "      -> put into /etc/udev/rules.d/99-edged.rules:",
+        '      -> KERNEL=="galcore", GROUP="render", MODE="0660"',
+        "      -> then: sudo udevadm control --reload && sudo udevadm trigger && sudo usermod -aG render edged, and "
+        "restart it",
+        "○ ethosu    no device      -             Arm Ethos-U (NXP i.MX 93)             -",
+        "○ neutron   no device      -             NXP eIQ Neutron (i.MX 95)             -",
+        "○ qnn       no device      -             Qualcomm Hexagon by QNN               -",
+        "○ gpu       no device      -             GPU by the TFLite GPU delegate        -",
+        "● mine      no library     -             external delegate                     -",
+        "      /opt/mine.so is not installed",
+        "      -> install it, or correct `library`",
+    ]
+
+
+def test_in_json(board):
+    board.library("usr/lib/libedgetpu.so.1")
+    node = board.usb("1-1", "1a6e:089a", 3)
+    assert rows(board)[0] == {
+        "name": "edgetpu",
+        "kind": "edgetpu",
+        "title": "Coral Edge TPU",
+        "state": "ready",
+        "library": str(board.root / "usr/lib/libedgetpu.so.1"),
+        "devices": [{"id": "usb:0", "node": str(node), "state": "ready", "problem": "", "hint": ""}],
+        "problem": "",
+        "hint": "",
+    }
+
+
+def here(tmp_path, *words):
+    return main(["--config", str(tmp_path / "edged.toml"), "--runtime-dir", str(tmp_path), *words])
+
+
+def test_on_this_machine_with_no_daemon_and_no_configuration(tmp_path, capsys):
+    assert here(tmp_path, "devices", "--json") == exits.DONE
+    found = {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    assert [*found] == ["edgetpu", "teflon", "armnn", "vx", "ethosu", "neutron", "qnn", "gpu"]
+
+
+def test_a_library_that_does_not_work_is_told_by_loading_it(tmp_path, capsys):
+    (tmp_path / "mine.so").write_text("#!/bin/sh\n" * 10)
+    table = f'[delegates.mine]\nkind = "external"\nlibrary = "{tmp_path}/mine.so"\n'
+    (tmp_path / "edged.toml").write_text(table)
+    assert here(tmp_path, "devices", "--json") == exits.DONE
+    assert json.loads(capsys.readouterr().out)[-1]["state"] == "ready"
+    assert here(tmp_path, "devices", "--probe", "--json") == exits.BAD
+    mine = json.loads(capsys.readouterr().out)[-1]
+    assert (mine["state"], mine["hint"]) == ("fails", "install the one for this processor")
+    assert "is damaged, or for another processor" in mine["problem"]
+
+
+def test_nothing_is_loaded_while_the_daemon_may_have_it(daemon, edgectl):
+    code, output, complaints = edgectl("devices", "--probe")
+    assert (code, output) == (exits.FAILED, "")
+    assert "the daemon runs, and may have the devices" in complaints
