@@ -339,7 +339,6 @@ class AcceleratedRunner:
             self._check_at = self._clock() + self._check_every
             self._reset_accelerated(self._accelerated)
         elif before is not None:
-            self._check_at = math.inf
             self._twin.reset()
 
     def _hold_to_sample(self, accelerated: Runner) -> None:
@@ -375,7 +374,6 @@ class AcceleratedRunner:
     def _turn_back(self, accelerated: Runner, kind: FaultKind, error: Exception) -> None:
         """Let go of an accelerator that failed."""
         self._accelerated = None
-        self._check_at = math.inf
         self._accelerator.failed(self._model, kind, error)
         accelerated.close()
 

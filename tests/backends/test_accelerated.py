@@ -186,6 +186,14 @@ def test_what_is_loaded_while_the_accelerator_is_closed_is_its_runners_to_close(
     assert (len(device.loaded), device.open) == (1, [])
 
 
+def test_once_it_is_closed_nothing_more_is_loaded_or_said(device, keeper):
+    for _ in range(2):
+        keeper.runner(twin(), device.load, device.check)
+    device.during_load = keeper.close
+    assert keeper.look() is None
+    assert (len(device.loaded), device.told) == (1, [])
+
+
 # Faults
 
 
@@ -368,7 +376,7 @@ def test_a_wrong_answer_is_a_fault_and_the_window_in_hand_runs_on_the_twin(
 # Models that remember
 
 
-def remembering() -> tuple[FakeRunner, list[float]]:
+def remembering() -> FakeRunner:
     """One that answers the sum of its inputs since it was reset."""
     memory: list[float] = []
 
@@ -376,14 +384,16 @@ def remembering() -> tuple[FakeRunner, list[float]]:
         memory.append(float(inputs[0][0, 0]))
         return [np.full((1, 1), sum(memory), np.float32)]
 
-    return twin(add, forget=memory.clear), memory
+    return twin(add, forget=memory.clear)
+
+
+def crash(inputs: Arrays) -> Arrays:
+    raise CRASH
 
 
 def test_each_change_begins_from_rest(device, keeper):
-    cpu, _ = remembering()
-    there, _ = remembering()
-    back, _ = remembering()
-    loads = iter([there, back])
+    cpu = remembering()
+    loads = iter([remembering(), remembering()])
     runner = keeper.runner(cpu, lambda: next(loads), device.check)
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
     keeper.look()
@@ -393,6 +403,23 @@ def test_each_change_begins_from_rest(device, keeper):
     device.now = keeper.look() or 0.0
     keeper.look()
     assert answer(runner, 1) == 1
+
+
+def test_a_window_that_is_run_again_begins_from_rest(keeper, device):
+    runner = keeper.runner(remembering(), lambda: twin(crash), device.check)
+    assert answer(runner, 1) == 1
+    keeper.look()
+    assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
+
+
+def test_one_that_another_takes_down_begins_from_rest(keeper, device):
+    remembers = keeper.runner(remembering(), device.load, device.check)
+    crashes = keeper.runner(twin(), device.load, device.check)
+    assert answer(remembers, 1) == 1
+    promote(keeper, remembers, crashes)
+    device.run_error = CRASH
+    answer(crashes)
+    assert (answer(remembers, 1), answer(remembers, 1)) == (1, 2)
 
 
 def test_a_gap_resets_what_serves(device, keeper, cpu, runner):
@@ -434,6 +461,20 @@ def test_a_fault_of_one_is_a_fault_of_all_and_counts_once(device, keeper):
     assert [state for state, _ in device.states] == ["accelerated", "degraded", "accelerated"]
 
 
+def test_two_that_meet_the_same_crash_at_once_count_it_once(device, keeper):
+    one = keeper.runner(twin(), lambda: twin(crash), device.check)
+
+    def crash_after_one(inputs: Arrays) -> Arrays:
+        answer(one)
+        raise CRASH
+
+    other = keeper.runner(twin(), lambda: twin(crash_after_one), device.check)
+    keeper.look()
+    assert answer(other) == 6.0
+    assert keeper.counts().faults == {"device": 1}
+    assert keeper.counts().on_twin == 2
+
+
 def test_another_worker_lets_go_of_its_own_before_its_next_window(device, keeper):
     quiet_cpu = twin()
     one, quiet = keeper.runner(twin(), device.load, device.check), keeper.runner(quiet_cpu, device.load, device.check)
@@ -462,12 +503,12 @@ def test_a_fault_during_a_load_makes_that_load_vain(device, keeper):
     second_cpu = twin()
     second = keeper.runner(second_cpu, device.load, device.check)
 
-    def crash() -> None:
+    def fail_meanwhile() -> None:
         device.run_error = CRASH
         answer(first)
         device.run_error = None
 
-    device.during_load = crash
+    device.during_load = fail_meanwhile
     assert keeper.look() == 1001.0
     answer(second)
     assert (second_cpu.runs, device.open) == (1, [])
@@ -478,11 +519,11 @@ def test_a_load_that_fails_with_what_another_met_is_no_second_fault(device, keep
     promote(keeper, first)
     keeper.runner(twin(), device.load, device.check)
 
-    def crash() -> None:
+    def fail_meanwhile() -> None:
         device.run_error = device.load_error = CRASH
         answer(first)
 
-    device.during_load = crash
+    device.during_load = fail_meanwhile
     keeper.look()
     assert keeper.counts().faults == {"device": 1}
 
@@ -579,6 +620,14 @@ def test_its_thread_loads_brings_back_and_leaves_alone(plugged, running):
 def test_its_thread_is_named_and_holds_nobody_up_who_ends(running):
     [thread] = [thread for thread in threading.enumerate() if thread.name == "accelerator-edgetpu usb:0"]
     assert thread.daemon
+
+
+def test_its_thread_sleeps_while_there_is_nothing_to_do(plugged, running):
+    runner = running.runner(twin(), plugged.load, plugged.check)
+    assert plugged.next() == "accelerated"
+    assert not running.join(0.05)
+    assert plugged.asked < 10
+    runner.close()
 
 
 def test_one_that_was_never_started_may_be_closed(keeper):

@@ -143,6 +143,12 @@ def test_pauses_are_no_serving():
     assert faulty(1, 200, 400, 600).due == 608
 
 
+def test_only_so_many_faults_are_remembered():
+    record = faulty(*range(KEPT + 50))
+    assert record.faults == tuple(fault(time) for time in range(50, KEPT + 50))
+    assert record.due == KEPT + 49 + 8
+
+
 def test_to_be_settled_ends_a_quarantine_and_its_past():
     assert settled(QUARANTINED, 5.0) == Record(settled=5.0)
 
