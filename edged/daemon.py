@@ -505,7 +505,8 @@ class Daemon:
         disk = Status("disk", time.monotonic, partial(self._changed, "spool"))
         spool = DiskSpool(folder, config.spool, _policies(config), status=disk, wall=clock)
         topics = Topics(config.mqtt.prefix, config.device.name)
-        return Publisher(config.mqtt, topics, spool, Status("broker", time.monotonic, partial(self._changed, "mqtt")))
+        broker = Status("broker", time.monotonic, partial(self._changed, "mqtt"))
+        return Publisher(config.mqtt, topics, spool, broker, wall=clock)
 
     def _status(self, kind: str, name: str) -> Status:
         """A status whose every change is logged and, where it has a topic, published."""

@@ -35,7 +35,8 @@ class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
 
     `id` is "<boot>:<pipeline>:<seq>" and the same each time a message is sent again, so that a subscriber can drop
     duplicates; a jump in `seq` is a window that was dropped. `start` and `time` are when the window's first and last
-    samples arrived, in Unix seconds, to be believed as far as the clock is `synchronised`.
+    samples arrived, in Unix seconds, to be believed as far as the clock is `synchronised`; a result that waits until it
+    is leaves with the right times.
     `replayed` is there, and true, when the result waited for a connection to the broker: it is not news.
     `latency` is the seconds from `time` until the prediction was made, `inference` those of them the model took.
     """
@@ -120,6 +121,8 @@ class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_UNSYNCHRONISED = b'"synchronised":false'
 
 
 class Recorder:
@@ -165,6 +168,24 @@ class Recorder:
         """The record of a prediction as plain values, for whoever writes JSON by other means."""
         plain: dict[str, Any] = msgspec.to_builtins(self.record(prediction))
         return plain
+
+
+def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
+    """A result's record as JSON with the right times, if it was made before `clock` was synchronised, which it is now.
+
+    `created` is when, in CLOCK_MONOTONIC seconds. What is no such record, or was right, stays as it is.
+    """
+    if _UNSYNCHRONISED not in payload:
+        return payload
+    try:
+        record = _decode(payload)
+    except msgspec.DecodeError:
+        return payload
+    match record:
+        case {"synchronised": False, "time": float(time), "start": float(start), "latency": float(latency)}:
+            right = clock.at(created - latency)
+            return _encode({**record, "time": right, "start": right - (time - start), "synchronised": True})
+    return payload
 
 
 def encode_state(name: str, health: Health, clock: WallClock, details: dict[str, Any] | None = None) -> bytes:

@@ -144,7 +144,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """What a sink sends: a payload for one topic, waiting in the spool until the broker has it.
 
     `origin` is the pipeline it belongs to and `seq` its number there; with the boot id they identify it for ever.
-    `created` is CLOCK_MONOTONIC seconds; `expiry` is how many seconds later it is worthless (0: never).
+    `created` is when what it tells was made, in CLOCK_MONOTONIC seconds; it is only `estimated` of a message of an
+    earlier boot that did not know the time. `expiry` is how many seconds later it is worthless (0: never).
     """
 
     topic: str
@@ -155,6 +156,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     qos: int = 1
     expiry: int = 0
     properties: tuple[tuple[str, str], ...] = ()
+    estimated: bool = False
 
 
 Arrays = Sequence[NDArray[Any]]

@@ -449,10 +449,10 @@ class DiskSpool(MemorySpool):
 
     def _move_in(self, segment: Segment) -> list[Entry]:
         """A segment was read: its messages as entries that are at home there."""
-        late = self._lateness(segment.stamp)
+        late, estimated = self._lateness(segment.stamp)
         inherited = segment.key <= self._inherited
         entries = [
-            Entry((segment.key << 10 | index) - (1 << 60), _later(message, late), inherited)
+            Entry((segment.key << 10 | index) - (1 << 60), _later(message, late, estimated), inherited)
             for index, message in enumerate(segment.messages)
         ]
         home = Home(segment.key, {entry.id for entry in entries}, len(entries))
@@ -460,17 +460,17 @@ class DiskSpool(MemorySpool):
         self._homes |= dict.fromkeys(home.alive, home)
         return entries
 
-    def _lateness(self, stamp: Stamp) -> float:
-        """What to add to a time of a segment to make it one of this boot.
+    def _lateness(self, stamp: Stamp) -> tuple[float, bool]:
+        """What to add to a time of a segment to make it one of this boot, and whether that is but an estimate.
 
         Without a clock that both boots trust, the time between them is unknown and taken for nothing.
         """
         if stamp.boot == self._boot:
-            return 0.0
+            return 0.0, False
         now = self._clock()
         if stamp.wall is not None and self._wall is not None and self._wall.synchronised:
-            return now - max(0.0, self._wall.at(now) - stamp.wall) - stamp.monotonic
-        return self._started - stamp.monotonic
+            return now - max(0.0, self._wall.at(now) - stamp.wall) - stamp.monotonic, False
+        return self._started - stamp.monotonic, True
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
@@ -877,5 +877,7 @@ def _kernel_boot() -> str:
         return "unknown"
 
 
-def _later(message: Message, seconds: float) -> Message:
-    return message if not seconds else msgspec.structs.replace(message, created=message.created + seconds)
+def _later(message: Message, seconds: float, estimated: bool) -> Message:
+    if not seconds:
+        return message
+    return msgspec.structs.replace(message, created=message.created + seconds, estimated=estimated)

@@ -18,6 +18,7 @@ from typing import Any
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from edged.core.health import Status
+from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.core.types import Message
 from edged.outbox.faults import LinkError, VersionError
@@ -54,7 +55,8 @@ class Publisher:
     Any thread may call `put`, the states' methods and `subscribe` at any time; only `put` may wait, for the disk, where
     a pipeline wants that. `broker` is where
     the broker is, `connected` whether it has accepted us, `protocol` with which version of MQTT it last did.
-    `reconnects` counts the connections after the first.
+    `reconnects` counts the connections after the first. With a `wall` clock, results that waited for it to be
+    synchronised leave with the right times.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Publisher:
         spool: Spool,
         status: Status,
         clock: Callable[[], float] = time.monotonic,
+        wall: WallClock | None = None,
     ) -> None:
         self.broker = options.broker
         self.spool = spool
@@ -74,6 +77,7 @@ class Publisher:
         self._options = options
         self._topics = topics
         self._clock = clock
+        self._wall = wall
         self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
         self._states = States()
         self._handlers: dict[str, Handler] = {}
@@ -220,6 +224,7 @@ class Publisher:
             status=self.status,
             wake=self._wake,
             clock=self._clock,
+            wall=self._wall,
         )
         try:
             while not (self._stopping and session.finished) and (left := self._stop_at - self._clock()) > 0:

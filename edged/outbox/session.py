@@ -2,7 +2,8 @@
 
 At most a window of messages awaits its acknowledgement, so that little has to be sent again when the connection dies.
 A message leaves the spool when the broker has acknowledged it with success, is parked when the broker refuses it,
-and in every other case is sent again on the next connection: a subscriber may see it twice, with the same id.
+and in every other case is sent again on the next connection: a subscriber may see it twice, with the same id. What it
+says of time is what is known when it is sent: whether it is replayed, and when it was made by a clock that is right.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from paho.mqtt.client import topic_matches_sub
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.health import Status
+from edged.core.record import WallClock, corrected
 from edged.core.topics import ONLINE, STOPPED, Topics
 from edged.outbox import faults
 from edged.outbox.faults import LinkError
@@ -81,6 +83,7 @@ class Session:
         status: Status,
         wake: Wake,
         clock: Callable[[], float],
+        wall: WallClock | None = None,
     ) -> None:
         self._link = link
         self._options = options
@@ -92,6 +95,7 @@ class Session:
         self._status = status
         self._wake = wake
         self._clock = clock
+        self._wall = wall
         self._flights: dict[int, Flight] = {}
         self._asked: dict[int, str] = {}
         self._subscribed: set[str] = set()
@@ -204,7 +208,11 @@ class Session:
         message = entry.message
         now = self._clock()
         left = max(1, math.ceil(message.created + message.expiry - now)) if message.expiry else 0
-        payload = _replayed(message.payload) if entry.replayed else message.payload
+        payload = message.payload
+        if self._wall is not None and self._wall.synchronised and not message.estimated:
+            payload = corrected(payload, message.created, self._wall)
+        if entry.replayed:
+            payload = _replayed(payload)
         properties = pack(left, (*message.properties, REPLAYED) if entry.replayed else message.properties)
         if self._link.too_large(message.topic, payload, properties):
             reason = f"its {len(payload)} bytes are more than the broker takes"

@@ -322,6 +322,7 @@ class _Saved(msgspec.Struct, array_like=True, gc=False):
     qos: int
     expiry: int
     properties: tuple[tuple[str, str], ...]
+    estimated: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -332,7 +333,16 @@ _MAX_BODY = 64 << 20
 
 def _pack(segment: Segment) -> bytes:
     saved = [
-        _Saved(each.topic, each.payload, each.seq, each.created, each.qos, each.expiry, each.properties)
+        _Saved(
+            each.topic,
+            each.payload,
+            each.seq,
+            each.created,
+            each.qos,
+            each.expiry,
+            each.properties,
+            each.estimated,
+        )
         for each in segment.messages
     ]
     return zlib.compress(_encode(_Body(*segment.stamp, saved)), 1)
@@ -353,6 +363,7 @@ def _unpack(key: int, origin: str, level: int, reason: str | None, data: bytes) 
             qos=each.qos,
             expiry=each.expiry,
             properties=each.properties,
+            estimated=each.estimated,
         )
         for each in body.messages
     ]

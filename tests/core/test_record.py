@@ -7,7 +7,15 @@ import msgspec
 import pytest
 
 from edged.core.health import Health
-from edged.core.record import AnomalyResult, ClassificationResult, Recorder, RegressionResult, State, encode_state
+from edged.core.record import (
+    AnomalyResult,
+    ClassificationResult,
+    Recorder,
+    RegressionResult,
+    State,
+    corrected,
+    encode_state,
+)
 from edged.core.types import Anomaly, Classification, Outcome, Prediction, Regression, Score
 
 
@@ -35,6 +43,14 @@ COMMON = {
     "latency": 0.5,
     "inference": 0.25,
 }
+
+
+class SynchronisedClock:
+    synchronised = True
+
+    def at(self, monotonic: float) -> float:
+        return monotonic + 1_700_000_000.0
+
 
 CASES: list[tuple[Outcome, type[Any], dict[str, Any]]] = [
     (
@@ -95,3 +111,33 @@ def test_a_state_as_json() -> None:
         "details": {"samples": 3},
     }
     assert msgspec.json.decode(encoded, type=State).name == "imu"
+
+
+def test_what_was_recorded_before_the_clock_was_right_can_be_corrected() -> None:
+    payload = RECORDER.encode(Prediction("motion", "gait", "1.2", 7, 10.0, 12.0, 0.5, 0.25, Regression({"level": 1.5})))
+    record = json.loads(corrected(payload, 12.5, SynchronisedClock()))
+
+    assert (record["start"], record["time"], record["synchronised"]) == (1_700_000_010.0, 1_700_000_012.0, True)
+    assert {**record, "start": 1010.0, "time": 1012.0, "synchronised": False} == json.loads(payload)
+    assert list(record) == list(json.loads(payload))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff",
+        b"{}",
+        b'["synchronised":false',
+        b'["\\"synchronised\\":false"]',
+        b'{"synchronised":false,"time":"noon"}',
+    ],
+)
+def test_what_is_no_such_record_stays_as_it_is(payload: bytes) -> None:
+    assert corrected(payload, 12.5, SynchronisedClock()) == payload
+
+
+def test_what_was_right_stays_as_it_is() -> None:
+    recorder = Recorder("board", "b00t", SynchronisedClock())
+    payload = recorder.encode(Prediction("motion", "gait", "1.2", 7, 10.0, 12.0, 0.5, 0.25, Regression({"level": 1.5})))
+    assert corrected(payload, 99.0, SynchronisedClock()) == payload

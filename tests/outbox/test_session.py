@@ -9,6 +9,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.health import Status
+from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.outbox.faults import LinkError
 from edged.outbox.link import Acknowledgement, Link, Received, Wake
@@ -75,7 +76,7 @@ class Rig:
         self.tally = Tally()
         self.status = Status("mqtt", lambda: self.now, lambda name, health: None)
 
-    def session(self, link: FakeLink) -> Session:
+    def session(self, link: FakeLink, wall: WallClock | None = None) -> Session:
         return Session(
             cast(Link, link),
             MqttOptions(host="broker", keepalive=30),
@@ -87,7 +88,17 @@ class Rig:
             status=self.status,
             wake=Wake(),
             clock=lambda: self.now,
+            wall=wall,
         )
+
+
+class Wall:
+    """A wall clock that turns right."""
+
+    synchronised = False
+
+    def at(self, monotonic: float) -> float:
+        return monotonic + 1000.0 * self.synchronised
 
 
 @pytest.fixture
@@ -253,3 +264,18 @@ def test_a_replayed_message_says_so_in_its_payload_if_that_is_an_object(rig: Rig
     session.turn(0)
 
     assert link.payloads[1:] == [b'{"seq":1,"replayed":true}', b"[1]", b'{"seq":3}']
+
+
+def test_what_was_made_before_the_clock_was_right_leaves_with_the_right_time_unless_that_is_a_guess(rig: Rig) -> None:
+    payload = b'{"time":41.0,"start":40.0,"synchronised":false,"latency":1.0}'
+    link = FakeLink()
+    wall = Wall()
+    session = rig.session(link, wall)
+    rig.spool.put(message(1, payload=payload, created=42.0))
+    session.turn(0)
+    wall.synchronised = True
+    rig.spool.put(message(2, payload=payload, created=42.0))
+    rig.spool.put(message(3, payload=payload, created=42.0, estimated=True))
+    session.turn(0)
+
+    assert link.payloads[1:] == [payload, b'{"time":1041.0,"start":1040.0,"synchronised":true,"latency":1.0}', payload]
