@@ -32,7 +32,7 @@ from msgspec import Meta
 from edged.api import BundleError, ControlError, EdgedError
 from edged.core import container, delta
 from edged.core.container import Head
-from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name
+from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name, Version
 from edged.models.answer import MAX_URL, mask
 from edged.models.bare import Bare, BareCheck
 from edged.models.delta import VersionCheck
@@ -686,6 +686,11 @@ class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Arguments of a verb."""
 
 
+def _bare(model: str | None, version: str | None) -> Bare | None:
+    """It is a bare file where it is said which model it is for."""
+    return None if model is None else Bare(model=model, version=version)
+
+
 class _Open(_Ask, frozen=True, kw_only=True):
     """`digest` is that of a version's manifest, or of the file if that is `bare`."""
 
@@ -693,7 +698,12 @@ class _Open(_Ask, frozen=True, kw_only=True):
     size: Annotated[int, Meta(ge=1, le=2 * MAX_BUNDLE_BYTES)]
     digest: Digest
     base: Digest | None = None
-    bare: Bare | None = None
+    model: Name | None = None
+    version: Version | None = None
+
+    @property
+    def bare(self) -> Bare | None:
+        return _bare(self.model, self.version)
 
 
 class _Chunk(_Ask, frozen=True, kw_only=True):
@@ -720,7 +730,12 @@ class _Done(_Install, frozen=True, kw_only=True):
 
 class _Url(_Install, frozen=True, kw_only=True):
     url: Annotated[str, Meta(max_length=MAX_URL)]
-    bare: Bare | None = None
+    model: Name | None = None
+    version: Version | None = None
+
+    @property
+    def bare(self) -> Bare | None:
+        return _bare(self.model, self.version)
 
 
 class _JobId(_Ask, frozen=True, kw_only=True):

@@ -52,7 +52,10 @@ def names(data: bytes) -> dict[str, Any]:
 
 
 class ScriptedUpdater:
-    """Takes everything, and ends each job as `end` says, once `go` is set; what it was asked is in `asked`."""
+    """Takes everything but deltas, of which it can rebuild none.
+
+    It ends each job as `end` says, once `go` is set; what it was asked is in `asked`.
+    """
 
     def __init__(self) -> None:
         self.end = ("done", "colours: version 2.0 is confirmed; version 2.0 serves", "")
@@ -72,6 +75,11 @@ class ScriptedUpdater:
 
     async def _install(self, job: Job, container: Path) -> None:
         bare = job.options.bare
+        if container.read_bytes().startswith(b"edgd"):
+            self._say(job, "update.full_needed", "the full bundle is needed: it cannot be rebuilt")
+            job.released.set()
+            job.end("refused", "the full bundle is needed: it cannot be rebuilt")
+            return
         if bare:
             job.model, job.version = bare.model, bare.version or "next"
         else:

@@ -1,16 +1,22 @@
-"""What is sent: a container, verified before a byte of it leaves, and read from any place; or a delta in its stead."""
+"""What is sent, verified before a byte of it leaves, and read from any place: a container, or what stands for one."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from edged.api import BundleError, EdgedError, StoreError
+import msgspec
+
+from edged.api import BundleError, ControlError, EdgedError, StoreError
 from edged.core import delta as deltas
 from edged.core.container import Head, Reader
+from edged.core.tflite_file import inspect
+from edged.models.bare import Bare, transfer_id
+from edged.models.bare import read as read_bare
 from edged.models.bundle import examine
 
 STDIN = "-"
@@ -38,6 +44,47 @@ class Parcel:
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at its end. From any thread."""
         return os.pread(self._file.fileno(), count, offset)
+
+
+class BareParcel(Parcel):
+    """A bare model file and what it is for. The device makes a version of it, whose digest nobody knows before."""
+
+    def __init__(self, bare: Bare, data: bytes) -> None:
+        self.version = f"{bare.model} {bare.version}" if bare.version else f"this {bare.model}"
+        self.title = f"a bare model for {bare.model}"
+        self.digest = self.base = ""
+        self.size = len(data)
+        self._sha256 = hashlib.sha256(data).hexdigest()
+        self.id = transfer_id(bare, self._sha256)
+        self._bare = bare
+        self._data = data
+
+    @property
+    def announcement(self) -> dict[str, Any]:
+        """What `receive-open` is told of it."""
+        named = {"id": self.id, "size": self.size, "digest": self._sha256}
+        return {**named, "model": self._bare.model, "version": self._bare.version}
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, fewer at its end. From any thread."""
+        return self._data[offset : offset + count]
+
+
+def open_bare(name: str, model: str, version: str | None) -> BareParcel:
+    """The .tflite file of that name, or from standard input for "-", for a model.
+
+    Raises:
+        ControlError: the model or the version is none.
+        BundleError: the file is not sound.
+        StoreError: it cannot be read.
+    """
+    try:
+        bare = msgspec.convert({"model": model, "version": version}, Bare)
+    except msgspec.ValidationError as error:
+        raise ControlError(f"--model {model} --version {version}: {error}", hint="as in `edgectl models`") from error
+    data = read_bare(Path("/dev/stdin" if name == STDIN else name))
+    inspect(data)
+    return BareParcel(bare, data)
 
 
 def open_parcels(bundle: str, delta: str = "") -> list[Parcel]:

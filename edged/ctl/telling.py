@@ -138,7 +138,8 @@ def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
             case "job.alive":
                 pass
             case "job.ended":
-                return Outcome("full_needed" if full_needed else item["state"], item["text"], item["hint"])
+                in_vain = full_needed and item["state"] == "refused"
+                return Outcome("full_needed" if in_vain else item["state"], item["text"], item["hint"])
             case what:
                 full_needed |= what == "update.full_needed"
                 teller.event(item)

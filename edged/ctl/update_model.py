@@ -5,7 +5,12 @@ where it was: run it again. The device checks who signed the bundle, has it prov
 at each step the version that serves now goes on serving until the new one has answered, and comes back if that fails.
 
 A delta (`edgectl pack --delta-from`) that lies beside the bundle, or is named with --delta, is sent instead where the
-device has what it builds on; where that comes to nothing, the bundle is.
+device has what it builds on; where that comes to nothing, the bundle is. Of a URL that ends in .edgd the device knows
+that the bundle is beside it, with .edgm.
+
+With --model, BUNDLE is a bare .tflite file. It takes over window, preprocessing, labels and postprocessing from the
+version it replaces, and has to have the same tensors; golden samples it has none, so it proves little. Boards that ask
+for signatures do not take it: pack and sign it.
 
 The update belongs to the device: Ctrl-C only stops watching. With --confirm-within it is taken back unless somebody
 says `edgectl confirm MODEL` in that time.
@@ -35,6 +40,8 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to bring, and on what terms."""
     parser.add_argument("bundle", metavar="BUNDLE", help='an .edgm file, "-" for standard input, or a URL')
+    parser.add_argument("--model", metavar="NAME", help="BUNDLE is a bare .tflite file, for this model")
+    parser.add_argument("--version", metavar="N.N", help="of a bare file: its version (default: the next)")
     parser.add_argument("--delta", default="", metavar="NAME.edgd", help="try this first, which makes the same version")
     parser.add_argument(
         "--confirm-within",
@@ -57,11 +64,18 @@ def run(args: argparse.Namespace) -> int:
     """Bring it and follow it; the exit code tells how it ended."""
     wishes = {"allow_downgrade": args.allow_downgrade, "confirm_within": args.confirm_within}
     console = Console(as_json=args.json)
+    _refuse_contradictions(args)
+    try:
+        parcels = [] if _is_url(args.bundle) else _open(args)
+    except BundleError as error:
+        outcome = Outcome("refused", error.message, error.hint)
+        Teller(console).end(outcome)
+        return outcome.code
     if args.host:
-        return _push(args, wishes, console)
+        return _push(args, parcels, wishes, console)
     teller = Teller(console)
     _remind(teller, args.confirm_within)
-    outcome = _here(args, wishes, teller)
+    outcome = _here(args, parcels, wishes, teller)
     teller.end(outcome)
     return outcome.code
 
@@ -74,6 +88,21 @@ def seconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    """Raises ControlError for options that do not go together."""
+    if args.host and _is_url(args.bundle):
+        raise ControlError("over SSH it is a file that is brought", hint="ssh HOST edgectl update-model URL")
+    if args.delta and _is_url(args.bundle):
+        raise ControlError(
+            "--delta names a file, and a URL is fetched by the device",
+            hint="give the delta's own URL, which ends in .edgd, with the bundle beside it",
+        )
+    if args.delta and args.model:
+        raise ControlError("there are no deltas of bare files", hint="pack it: edgectl pack --delta-from OLD.edgm")
+    if args.model is None and (args.version or args.bundle.endswith(".tflite")):
+        raise ControlError("a bare .tflite file does not say what it is for", hint="say so with --model NAME")
+
+
 def _remind(teller: Teller, confirm_within: float, where: str = "") -> None:
     if confirm_within:
         time = tables.duration(confirm_within)
@@ -83,8 +112,9 @@ def _remind(teller: Teller, confirm_within: float, where: str = "") -> None:
 # On this device
 
 
-def _here(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> Outcome:
-    *deltas, last = [None] if _is_url(args.bundle) else _open(args)
+def _here(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: dict[str, Any], teller: Teller) -> Outcome:
+    ways: Sequence[Parcel | None] = parcels or [None]
+    *deltas, last = ways
     for delta in deltas:
         outcome = _bring(args, delta, wishes, teller)
         if outcome.state != "full_needed":
@@ -113,7 +143,8 @@ def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: dict[str, An
 
 
 def _fetch(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> dict[str, Any]:
-    answer: dict[str, Any] = connect(args.runtime_dir).call("fetch", url=args.bundle, **wishes)
+    bare = {"model": args.model, "version": args.version}
+    answer: dict[str, Any] = connect(args.runtime_dir).call("fetch", url=args.bundle, **bare, **wishes)
     teller.step("update.fetching", "the device fetches it")
     return answer
 
@@ -133,10 +164,12 @@ def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], tell
     return answer
 
 
-def _open(args: argparse.Namespace) -> list[Parcel]:
+def _open(args: argparse.Namespace) -> Sequence[Parcel]:
     """Imported for a bundle only: a URL needs nothing of what bundles need."""
-    from edged.ctl.parcel import open_parcels
+    from edged.ctl.parcel import open_bare, open_parcels
 
+    if args.model:
+        return [open_bare(args.bundle, args.model, args.version)]
     return open_parcels(args.bundle, args.delta)
 
 
@@ -147,12 +180,9 @@ def _is_url(bundle: str) -> bool:
 # On others, over SSH
 
 
-def _push(args: argparse.Namespace, wishes: dict[str, Any], console: Console) -> int:
+def _push(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: dict[str, Any], console: Console) -> int:
     from edged.ctl.push import Push
 
-    if _is_url(args.bundle):
-        raise ControlError("over SSH it is a file that is brought", hint="ssh HOST edgectl update-model URL")
-    parcels = _open(args)
     alone = len(args.host) == 1
     pushes = []
     for host in dict.fromkeys(args.host):
