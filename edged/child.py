@@ -38,6 +38,7 @@ import msgspec
 _MARK = "EDGED_CHILD"
 _HANDED_DOWN = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
 _SWEEPS = 20
+_OUT_OF_MEMORY = (b"bad_alloc", b"MemoryError", b"Cannot allocate memory", b"out of memory")
 
 
 class Leash(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +123,17 @@ def spawn(module: str, leash: Leash, request: str, descriptors: Sequence[int] = 
         process.kill()
         process.communicate()
         raise
+
+
+def out_of_memory(stderr: bytes) -> bool:
+    """Whether what a child said on standard error is what one says who runs out of memory."""
+    return any(words in stderr for words in _OUT_OF_MEMORY)
+
+
+def printable(stderr: bytes) -> str:
+    """What a child said, in whole lines, with nothing in them that could steer a terminal."""
+    text = stderr.decode(errors="replace")
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text).strip()
 
 
 def main() -> None:

@@ -221,9 +221,11 @@ def test_a_kill_ends_nobody_else_s_child(fifo):
 def test_with_its_lifeline_it_is_killed(fifo):
     child = spawn("actor", LEASH, f"held = hold({fifo.path!r}); time.sleep(60)")
     assert fifo.read() == b"alive"
+    ended = os.dup(child.ended)
     child.close()
-    assert fifo.read() == b""
-    os.waitpid(child.pid, 0)
+    assert select.select([ended], [], [], 30)[0]
+    os.close(ended)
+    assert child.status() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("deed", ["time.sleep(60)", "while True: pass"])

@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edged.api import Backend, ModelError
-from edged.child import Child, Leash, spawn
+from edged.child import Child, Leash, out_of_memory, printable, spawn
 from edged.core.manifest import Manifest
 from edged.core.verdict import Verdict
 from edged.models.trial_child import MEMORY_HINT, STAGES, Request
@@ -77,7 +77,7 @@ def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
         )
     elif verdict.ok:
         verdict = _hold(verdict, manifest, allowance)
-    return replace(verdict, seconds=ending.seconds, stderr=_printable(ending.stderr))
+    return replace(verdict, seconds=ending.seconds, stderr=printable(ending.stderr))
 
 
 # Starting and following the child
@@ -173,7 +173,7 @@ def _understand(stdout: bytes) -> tuple[str, Verdict | None]:
 
 def _died(status: int, stage: str, stderr: bytes) -> Verdict:
     """What it means that the child ended otherwise than it should."""
-    if any(words in stderr for words in _OUT_OF_MEMORY):
+    if out_of_memory(stderr):
         return Verdict(failure="memory", reason=f"it ran out of memory while {stage}", hint=MEMORY_HINT)
     if status > 0:
         return Verdict(failure="crashed", reason=f"its self-test exited with {status} while {stage}", hint=_CRASHED)
@@ -203,14 +203,7 @@ def _hold(measured: Verdict, manifest: Manifest, allowance: Allowance) -> Verdic
 
 _CRASHED = "the model or its backend ends the process that runs it; see what it said on standard error"
 _HUNG = "it hangs, or needs more time than limits.seconds in its manifest and this board allow"
-_OUT_OF_MEMORY = (b"bad_alloc", b"MemoryError", b"Cannot allocate memory", b"out of memory")
 
 
 def _mebibytes(count: int) -> str:
     return f"{count / (1 << 20):.1f} MiB"
-
-
-def _printable(stderr: bytes) -> str:
-    """Whole lines, with nothing in them that could steer a terminal."""
-    text = stderr.decode(errors="replace")
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text).strip()
