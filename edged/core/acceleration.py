@@ -37,6 +37,9 @@ KEPT = 100
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 FaultKind = Literal["device", "run", "wrong", "load"]
+StandingState = Literal["accelerated", "degraded", "quarantined", "cpu"]
+
+MISSING = "the device is not there"
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +72,7 @@ class Standing(msgspec.Struct, frozen=True):
     "cpu" is no fault: they are to run there, or the accelerator is still being loaded.
     """
 
-    state: Literal["accelerated", "degraded", "quarantined", "cpu"]
+    state: StandingState
     reason: str
     hint: str
     since: float
@@ -197,7 +200,7 @@ def standing(rules: Rules, record: Record, *, missing: bool, now: float) -> Stan
     if record.settled is not None:
         return Standing("accelerated", "", "", now)
     if missing:
-        return Standing("degraded", "the device is not there", "plug it in; `edgectl devices` lists what is", now)
+        return Standing("degraded", MISSING, "plug it in; `edgectl devices` lists what is", now)
     if record.faults:
         return Standing("degraded", record.faults[-1].reason, record.faults[-1].hint, now)
     return Standing("cpu", "the accelerator is being loaded", "", now)

@@ -7,9 +7,13 @@ from typing import Literal
 
 import msgspec
 
+from edged.core.acceleration import MISSING, Standing
 from edged.core.manifest import Probation
 
 HOUR = 3600.0
+
+RECOVERY = 60.0
+"""Seconds an accelerator may be brought back for before its trouble counts against the version."""
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +47,18 @@ def judge(limits: Probation, seen: Observed) -> Watch:
         return Watch("failed", reason)
     over = seen.seconds >= limits.seconds and seen.windows >= limits.windows
     return Watch("good" if over else "watching")
+
+
+def delegate_fault(standing: Standing, began: float, now: float) -> str:
+    """What is wrong with the accelerator of a version, as far as that may be the version's doing; "" for nothing.
+
+    It is not where there was trouble before the version `began` to serve, or where nothing is plugged in; and what is
+    brought back soon is no trouble. Times are of one monotonic clock, in seconds.
+    """
+    if standing.reason == MISSING or standing.since < began:
+        return ""
+    lasting = standing.state == "degraded" and now - standing.since >= RECOVERY
+    return standing.reason if lasting or standing.state == "quarantined" else ""
 
 
 def _failure(limits: Probation, seen: Observed) -> str:

@@ -5,6 +5,7 @@
     <prefix>/<device>/sources/<name>/state      a state record                                      retained
     <prefix>/<device>/models/<name>/state       a state record                                      retained
     <prefix>/<device>/models/<name>/update      the last step of its last update                    retained
+    <prefix>/<device>/models/<name>/accelerator how its accelerator stands                          retained
     <prefix>/<device>/models/<name>/desired     heard: where to look for another version            retained by others
     <prefix>/<device>/pipelines/<name>/state    a state record                                      retained
     <prefix>/<device>/pipelines/<name>/result   a result record, one per prediction             never retained
@@ -48,6 +49,10 @@ class Topics(msgspec.Struct, frozen=True):
     def model_update(self, name: str) -> str:
         """How the update of a model is going, or went."""
         return f"{self.prefix}/{self.device}/models/{name}/update"
+
+    def model_accelerator(self, name: str) -> str:
+        """How the accelerator of a model stands."""
+        return f"{self.prefix}/{self.device}/models/{name}/accelerator"
 
     def model_desired(self, name: str) -> str:
         """Where others say what should serve; "+" is all models."""

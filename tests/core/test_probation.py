@@ -1,7 +1,8 @@
 import pytest
 
+from edged.core.acceleration import MISSING, Standing
 from edged.core.manifest import Probation
-from edged.core.probation import Observed, Watch, judge
+from edged.core.probation import Observed, Watch, delegate_fault, judge
 
 LIMITS = Probation(seconds=60, windows=20, max_error_share=0.1)
 FINE = Observed(seconds=60, windows=100)
@@ -47,3 +48,20 @@ def test_within_its_limits(limits, seen, state):
 )  # fmt: skip
 def test_beyond_a_limit(limits, seen, reason):
     assert judge(limits, seen) == Watch("failed", reason)
+
+
+@pytest.mark.parametrize(
+    ("standing", "heard"),
+    [
+        (Standing("accelerated", "", "", 500.0), ""),
+        (Standing("cpu", "the accelerator is being loaded", "", 500.0), ""),
+        (Standing("quarantined", "5 faults within 600 s", "", 559.0), "5 faults within 600 s"),
+        (Standing("quarantined", "5 faults within 600 s", "", 99.0), ""),
+        (Standing("degraded", "it hung", "", 500.0), "it hung"),
+        (Standing("degraded", "it hung", "", 501.0), ""),
+        (Standing("degraded", "it hung", "", 99.0), ""),
+        (Standing("degraded", MISSING, "", 500.0), ""),
+    ],
+)
+def test_an_accelerator_accuses_a_version_of_lasting_trouble_that_began_with_it(standing, heard):
+    assert delegate_fault(standing, began=100.0, now=560.0) == heard
