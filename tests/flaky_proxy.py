@@ -69,9 +69,9 @@ class FlakyProxy:
         """Have nobody listen at the port, and reset every connection there is; or listen there again."""
 
         async def switch() -> None:
-            if on:
+            if on and not self._server.is_serving():
                 self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-            else:
+            if not on:
                 self._server.close()
                 self._drop()
 
