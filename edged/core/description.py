@@ -30,7 +30,10 @@ class PipelineOutput(msgspec.Struct, frozen=True):
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """A device and its parts. `version` is the daemon's; `broker` is host:port, empty if there is none."""
+    """A device and its parts. `version` is the daemon's; `broker` is host:port, empty if there is none.
+
+    `accelerated` are those of the models that have an accelerator to run on.
+    """
 
     topics: Topics
     version: str
@@ -39,6 +42,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     pipelines: tuple[PipelineOutput, ...] = ()
     sources: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    accelerated: tuple[str, ...] = ()
 
 
 def pipeline_output(name: str, manifest: Manifest | None) -> PipelineOutput:

@@ -18,7 +18,7 @@ MAX_OPTIONS = 100
 
 Component = dict[str, Any]
 
-_PROBLEM = "{{ 'ON' if value_json.state in ('degraded', 'failed') else 'OFF' }}"
+_PROBLEM = "{{ 'ON' if value_json.state in ('degraded', 'quarantined', 'failed') else 'OFF' }}"
 _STATES = ["starting", "running", "degraded", "failed", "stopped"]
 
 
@@ -78,6 +78,9 @@ def components(description: Description) -> dict[str, Component]:
         found[f"source_{source}_problem"] = _problem(f"Source {source} problem", topics.source_state(source))
     for model in description.models:
         found[f"model_{model}_problem"] = _problem(f"Model {model} problem", topics.model_state(model))
+    for model in description.accelerated:
+        problem = _problem(f"Model {model} accelerator problem", topics.model_accelerator(model))
+        found[f"accelerator_{model}_problem"] = problem
     for name, component in found.items():
         component["unique_id"] = f"edged_{topics.device}_{name}"
     return found

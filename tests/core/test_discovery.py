@@ -79,6 +79,17 @@ def test_an_anomaly_has_a_problem_and_a_score() -> None:
     assert components["pipeline_pump_score"]["p"] == "sensor"
 
 
+def test_a_model_with_an_accelerator_has_a_problem_sensor_for_it() -> None:
+    gait = Description(topics=Topics("edged", "board"), version="1.0", models=("gait", "tank"), accelerated=("gait",))
+    components = discovery.components(gait)
+
+    assert [name for name in components if "accelerator" in name] == ["accelerator_gait_problem"]
+    problem = components["accelerator_gait_problem"]
+    assert (problem["p"], problem["device_class"]) == ("binary_sensor", "problem")
+    assert problem["state_topic"] == problem["json_attributes_topic"] == "edged/board/models/gait/accelerator"
+    assert "('degraded', 'quarantined', 'failed')" in problem["value_template"]
+
+
 def test_unique_ids_are_unique_among_devices() -> None:
     components = discovery.components(describe(MOTION, TANK, PUMP))
 
