@@ -50,7 +50,7 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
         if structure.compiled_for:
             raise ModelError(
                 f"{file.name} is compiled for {_ACCELERATORS[structure.compiled_for]} and does not run on a CPU",
-                hint="use the model it was compiled from, of which this one may be a variant",
+                hint="use the model it was compiled from; this one can be a variant of that: edgectl pack --variant",
             )
         runtime = _import_runtime(self.runtime)
         info = RunnerInfo(backend="tflite", runtime=runtime.title, threads=self.threads, nodes=structure.nodes)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edged.core.container import Head
-from edged.core.manifest import Classify, Detect, Limits, Manifest, Needs, Probation, Regress, Step, WindowSpec
+from edged.core.manifest import Classify, Detect, Limits, Manifest, Needs, Probation, Regress, Step, Variant, WindowSpec
 from edged.core.signatures import parse
 from edged.core.types import TensorSpec
 from edged.ctl import exits, tables
@@ -75,6 +75,8 @@ def _facts(head: Head) -> Iterator[tuple[str, str]]:
         yield title, _tensor(output)
     yield "says", _says(manifest)
     yield "golden", f"samples in {manifest.golden.file}" if manifest.golden else "no samples"
+    for title, variant in _titled("variants", manifest.variants):
+        yield title, _variant(variant)
     for title, part in (("needs", manifest.needs), ("limits", manifest.limits), ("probation", manifest.probation)):
         if stated := _stated(part):
             yield title, stated
@@ -101,6 +103,11 @@ def _step(step: Step) -> str:
 def _tensor(tensor: TensorSpec) -> str:
     quantised = f", scale {tensor.scale:g}, zero point {tensor.zero_point}" if tensor.scale else ""
     return f"{tensor.name}: {tensor.dtype} {list(tensor.shape)}{quantised}"
+
+
+def _variant(variant: Variant) -> str:
+    told = _listed(msgspec.to_builtins(variant.options))
+    return f"{variant.name}: {variant.file} on {variant.delegate}" + (f", with {told}" if told else "")
 
 
 def _says(manifest: Manifest) -> str:

@@ -8,7 +8,12 @@ Golden samples are what a board proves the model with: windows, and what the mod
 recording that windows are cut from (.csv, .npy, .npz), or an array of windows (n, length, ...). Without it random
 tensors are used, which prove less: they look like nothing the model was made for.
 
-Whatever is packed has been opened, loaded and proven first, as a board would.
+--variant adds the same model for an accelerator, as often as it is said: `--variant edgetpu=model_edgetpu.tflite` is a
+file that was compiled for it, `--variant teflon` is the model's own file, which that delegate takes as it is. A variant
+is called as its delegate unless it is given a name of its own, `--variant small:edgetpu=small_edgetpu.tflite`.
+
+Whatever is packed has been opened, loaded and proven first, as a board would; of variants, whose accelerators are on
+boards, only that their tensors are the model's.
 
 With --delta-from a delta is written beside the bundle, where it is below half of it: what turns the version of another
 bundle or folder into this one. It carries the signatures, so sign first: MODEL may be a bundle (.edgm), and then the
@@ -25,28 +30,30 @@ import time
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from edged import plugins
 from edged.api import Backend, BundleError, ControlError, Runner
+from edged.backends.delegates import KNOWN
 from edged.core import container
 from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
-from edged.core.manifest import Golden, Manifest
+from edged.core.manifest import Golden, Manifest, Variant
+from edged.core.tflite_file import inspect
 from edged.ctl import exits, tables
 from edged.ctl.bundles import save, version_line
 from edged.ctl.golden import random_samples, samples_of
 from edged.ctl.offline import default_backend, load_model
-from edged.models.bundle import MANIFEST, derive, examine, open_folder, unpack
+from edged.models.bundle import MANIFEST, Bundle, derive, examine, open_folder, unpack
 from edged.models.delta import make_delta
 from edged.models.disk import Disk
-from edged.models.selftest import Proof, prove
+from edged.models.selftest import Proof, check_tensors, prove
 
-Part = TypeVar("Part", Manifest, Golden)
+Part = TypeVar("Part", Manifest, Golden, Variant)
 
 _KINDS: dict[str, Any] = {
     "backend": str,
@@ -55,9 +62,30 @@ _KINDS: dict[str, Any] = {
     "window": dict[str, Any],
     "postprocess": dict[str, Any],
     "golden": dict[str, Any] | None,
+    "variants": list[Variant],
 }
-_DESCRIBING = ("name", "version", "labels", "golden", "channels", "rate", "window", "hop", "manifest", "card")
+_DESCRIBING = (
+    "name",
+    "version",
+    "labels",
+    "golden",
+    "channels",
+    "rate",
+    "window",
+    "hop",
+    "manifest",
+    "card",
+    "variant",
+)
 _CARD = "CARD.md"
+
+
+class VariantOption(NamedTuple):
+    """What one --variant says; no file means the model's own."""
+
+    name: str
+    delegate: str
+    file: Path | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +103,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of_a_file.add_argument("--window", type=int, metavar="LENGTH", help="samples in a window")
     of_a_file.add_argument("--hop", type=int, metavar="N", help="a new window every N samples")
     of_a_file.add_argument("--manifest", type=Path, metavar="PART.json", help="whatever else is to be in the manifest")
+    of_a_file.add_argument(
+        "--variant",
+        type=_variant_option,
+        action="append",
+        metavar="[NAME:]DELEGATE[=FILE]",
+        help="the same model for an accelerator; several may be given",
+    )
     of_a_file.add_argument("--card", type=Path, metavar="CARD.md", help="what people should know of the model")
 
 
@@ -148,6 +183,14 @@ def _tell(delta: dict[str, Any]) -> None:
         tables.show([f"{delta['delta']}: {tables.size(delta['delta_bytes'])}, {delta['share']:.0%} of the bundle"])
 
 
+def _variant_option(text: str) -> VariantOption:
+    said, has_file, file = text.partition("=")
+    name, _, delegate = said.rpartition(":")
+    if not delegate or (has_file and not file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not [NAME:]DELEGATE[=FILE]")
+    return VariantOption(name or delegate, delegate, Path(file) if file else None)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -166,9 +209,33 @@ def _prove(folder: Path) -> Proof:
     bundle = open_folder(folder)
     runner = load_model(bundle, default_backend(bundle))
     try:
-        return prove(bundle, runner)
+        proof = prove(bundle, runner)
     finally:
         runner.close()
+    for variant in bundle.manifest.variants:
+        _check_variant(bundle, variant)
+    return proof
+
+
+def _check_variant(bundle: Bundle, variant: Variant) -> None:
+    """What can be seen of a variant without its accelerator: whose file it is, and that its tensors are the model's."""
+    here = f"the variant {variant.name} ({variant.file})"
+    structure = inspect(bundle.file(variant.file).read_bytes())
+    compiled = structure.compiled_for
+    if compiled not in (None, variant.delegate) and variant.delegate in KNOWN:
+        raise BundleError(
+            f"{here} is compiled for {compiled}, not for {variant.delegate}", hint="name the right delegate"
+        )
+    if compiled is None and variant.delegate == "edgetpu":
+        _note(f"{here} is not compiled for the Edge TPU, which will take nothing of it: see edgetpu_compiler")
+    if variant.signature is not None:
+        if variant.signature not in [signature.name for signature in structure.signatures]:
+            raise BundleError(f"{here} has no signature {variant.signature!r}", hint="leave it out, or correct it")
+        return
+    try:
+        check_tensors(bundle.manifest, structure)
+    except BundleError as error:
+        raise BundleError(f"{here} is of another model: {error.message}", hint="compile it from this model") from error
 
 
 def _sealed(folder: Path) -> Head:
@@ -193,10 +260,11 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     _copy(args.model, folder / name)
     if args.card:
         _copy(args.card, folder / _CARD)
+    variants = _variants(args.variant or [], said, name, folder)
     backend = _backend(said)
     runner = backend.load(folder / name, signature=said.get("signature"))
     try:
-        manifest = _describe(args, said, name, runner)
+        manifest = _describe(args, said, name, variants, runner)
         golden = _golden(args.golden, manifest, runner)
     finally:
         runner.close()
@@ -205,6 +273,27 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     files = {path.name: measure(path.read_bytes()) for path in sorted(folder.iterdir())}
     manifest = replace(manifest, files=files, golden=_convert(tolerances, Golden, "golden"))
     (folder / MANIFEST).write_bytes(manifests.encode(manifest))
+
+
+def _variants(options: list[VariantOption], said: dict[str, Any], model: str, folder: Path) -> list[Variant]:
+    """Those that the manifest says, changed and joined by those of the options, whose files are brought along."""
+    own = said.get("model", model)
+    variants = {each.name: each for each in msgspec.convert(said.get("variants", []), list[Variant])}
+    lost = {name: each for name, each in variants.items() if each.file != own}
+    variants = {name: replace(each, file=model) for name, each in variants.items()}
+    for name, delegate, source in options:
+        lost.pop(name, None)
+        file = model
+        if source is not None:
+            file = f"model_{name}.tflite"
+            _copy(source, folder / file)
+        fields = msgspec.to_builtins(variants[name]) if name in variants else {}
+        variants[name] = _convert({**fields, "name": name, "delegate": delegate, "file": file}, Variant, "--variant")
+    for name, each in lost.items():
+        raise ControlError(
+            f"where is {each.file}, the file of the variant {name}?", hint=f"--variant {name}:{each.delegate}=FILE"
+        )
+    return list(variants.values())
 
 
 def _read_part(path: Path | None) -> dict[str, Any]:
@@ -236,12 +325,16 @@ def _backend(said: dict[str, Any]) -> Backend:
     return backend
 
 
-def _describe(args: argparse.Namespace, said: dict[str, Any], name: str, runner: Runner) -> Manifest:
-    """The manifest, with no file in it yet but the model."""
+def _describe(
+    args: argparse.Namespace, said: dict[str, Any], name: str, variants: list[Variant], runner: Runner
+) -> Manifest:
+    """The manifest, with no files in it yet but the models, and of those only the names."""
     fields = _derived(args.model, explained=bool(said)) | said
     fields |= {"schema": manifests.SCHEMA, "model": name, "created": _now(), "golden": None}
     fields |= {key: getattr(args, key) for key in ("name", "version") if getattr(args, key)}
-    fields["files"] = {name: {"bytes": 1, "sha256": "0" * 64}}  # stands in until all of them are there
+    needed = {name, *(variant.file for variant in variants)}
+    fields["files"] = {file: {"bytes": 1, "sha256": "0" * 64} for file in needed}  # until all of them are there
+    fields["variants"] = msgspec.to_builtins(variants)
     fields["inputs"] = _inputs(said.get("inputs"), runner)
     fields["outputs"] = msgspec.to_builtins(runner.outputs)
     fields["window"] = _window(args, fields.get("window", {}), said.get("window", {}), runner)

@@ -11,7 +11,7 @@ import tokenize
 import zipfile
 import zlib
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -24,6 +24,18 @@ from edged.models.bundle import Bundle
 
 MAX_SAMPLES = 1000
 MAX_GOLDEN_BYTES = 64 << 20
+
+
+class Tensors(Protocol):
+    """What has the inputs and outputs of a model: one that is loaded, or a file that was looked into."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Its inputs, in order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Its outputs, in order."""
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -57,14 +69,14 @@ def prove(bundle: Bundle, runner: Runner) -> Proof:
     return Proof(len(inputs[0]), worst)
 
 
-def check_tensors(manifest: Manifest, runner: Runner) -> None:
-    """Hold shape, dtype and quantisation of a loaded model's tensors against the manifest's; names may differ.
+def check_tensors(manifest: Manifest, model: Tensors) -> None:
+    """Hold shape, dtype and quantisation of a model's tensors against the manifest's; names may differ.
 
     Raises:
         BundleError: they differ; the message says both.
     """
     inputs = tuple(each.tensor for each in manifest.inputs)
-    for kind, said, found in (("input", inputs, runner.inputs), ("output", manifest.outputs, runner.outputs)):
+    for kind, said, found in (("input", inputs, model.inputs), ("output", manifest.outputs, model.outputs)):
         if len(said) != len(found):
             raise _differs(manifest, f"{len(said)} {kind}s", f"{len(found)}")
         for index, (one, other) in enumerate(zip(said, found, strict=True)):

@@ -63,6 +63,7 @@ def test_signatures_of_several_subgraphs():
 def test_custom_ops_are_told_apart():
     model = read("edgetpu.tflite")
     assert (model.ops, model.custom_ops) == (("edgetpu-custom-op",), ("edgetpu-custom-op",))
+    assert (model.compiled_for, read("custom_op.tflite").compiled_for) == ("edgetpu", None)
 
 
 @pytest.mark.parametrize(("name", "remembers"), [("stateful.tflite", True), ("float.tflite", False)])

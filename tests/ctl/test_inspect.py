@@ -59,6 +59,17 @@ def test_what_a_machine_sees(bundle, capsys):
     assert shown["manifest"]["files"]["notes.bin"]["bytes"] == len(NOTES)
 
 
+def test_variants(tmp_path, capsys):
+    variants = [
+        {"name": "coral", "delegate": "edgetpu", "file": "model.tflite"},
+        {"name": "soc", "delegate": "vx", "file": "model.tflite", "options": {"device_id": "0"}},
+    ]
+    assert main(["inspect", str(write_bundle(tmp_path / "colours", variants=variants))]) == 0
+    assert (
+        'variants      coral: model.tflite on edgetpu\n              soc: model.tflite on vx, with device_id "0"\n'
+    ) in capsys.readouterr().out
+
+
 def test_a_folder(tmp_path, capsys):
     assert main(["inspect", str(write_bundle(tmp_path / "colours"))]) == 0
     assert "signed by     nobody" in capsys.readouterr().out

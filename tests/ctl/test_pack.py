@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edged.core.manifest import Classify, Normalise
+from edged.core.manifest import Classify, Normalise, Variant
 from edged.ctl.main import main
 from edged.models.bundle import examine, open_folder, unpack
 from edged.models.store import FACTORY
 from tests.bundles import DATA, write_bundle
 from tests.containers import PlainDisk
+from tests.real_models import real_model
 
 RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
 MOTION = FACTORY / "motion" / "1.0.0"
@@ -202,6 +203,82 @@ def test_options_win_over_the_manifest_and_that_over_the_file(pack, tmp_path):
     assert len(packed.preprocess) == 1
 
 
+# Variants
+
+
+CORAL = "mobilenet_v1_0.25_128_quant.tflite", "mobilenet_v1_0.25_128_quant_edgetpu.tflite"
+
+
+def test_a_variant_that_was_compiled_for_an_edge_tpu(pack):
+    model, compiled = map(real_model, CORAL)
+    bundle = pack(model, "--version", "1", "--variant", f"edgetpu={compiled}", "--variant", "soc:teflon")
+    assert bundle.manifest.variants == (
+        Variant(name="edgetpu", delegate="edgetpu", file="model_edgetpu.tflite"),
+        Variant(name="soc", delegate="teflon", file="model.tflite"),
+    )
+    assert bundle.file("model_edgetpu.tflite").read_bytes() == compiled.read_bytes()
+    assert bundle.file("model.tflite").read_bytes() == model.read_bytes()
+
+
+def test_a_compiled_file_is_no_model_but_a_variant_of_one(pack):
+    complaint = pack(real_model(CORAL[1]), "--version", "1", code=4)
+    assert "is compiled for the Edge TPU and does not run on a CPU" in complaint
+    assert "edgectl pack --variant" in complaint
+
+
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [
+        ("edgetpu={edgetpu}", "is of another model: float 1: the manifest says input 0 is float32 [1, 4], the model"),
+        ("teflon={edgetpu}", "the variant teflon (model_teflon.tflite) is compiled for edgetpu, not for teflon"),
+        ("edgetpu={ethosu}", "the variant edgetpu (model_edgetpu.tflite) is compiled for ethosu, not for edgetpu"),
+    ],
+)
+def test_a_compiled_file_of_something_else(pack, variant, complaint):
+    files = {"edgetpu": real_model(CORAL[1]), "ethosu": real_model("tflm_person_detect_vela.tflite")}
+    assert complaint in pack(DATA / "float.tflite", "--version", "1", "--variant", variant.format(**files), code=4)
+
+
+def test_a_file_that_no_edge_tpu_will_take_anything_of(tmp_path, capsys):
+    out = str(tmp_path / "out.edgm")
+    assert main(["pack", str(DATA / "int8.tflite"), "--version", "1", "--variant", "edgetpu", "-o", out]) == 0
+    assert "the variant edgetpu (model.tflite) is not compiled for the Edge TPU" in capsys.readouterr().err
+
+
+def test_variants_of_the_manifest_of_the_version_before(pack, tmp_path):
+    before = part(
+        tmp_path,
+        model="old.tflite",
+        variants=[
+            {"name": "soc", "delegate": "vx", "file": "old.tflite", "options": {"device_id": "0"}},
+            {"name": "usb", "delegate": "mine", "file": "usb.tflite", "options": {"speed": "high"}},
+        ],
+        limits={"delegated_share": 0.5},
+    )
+    line = (DATA / "float.tflite", "--version", "2", "--manifest", before)
+    complaint = pack(*line, code=4)
+    assert "where is usb.tflite, the file of the variant usb?" in complaint
+    assert "--variant usb:mine=FILE" in complaint
+    bundle = pack(*line, "--variant", f"usb:mine={DATA / 'float.tflite'}")
+    assert bundle.manifest.variants == (
+        Variant(name="soc", delegate="vx", file="model.tflite", options={"device_id": "0"}),
+        Variant(name="usb", delegate="mine", file="model_usb.tflite", options={"speed": "high"}),
+    )
+    assert bundle.manifest.limits.delegated_share == 0.5
+
+
+def test_variants_in_a_folder_are_looked_at_too(pack, tmp_path):
+    variants = [{"name": "usb", "delegate": "mine", "file": "usb.tflite"}]
+    folder = write_bundle(tmp_path / "b", files={"usb.tflite": (DATA / "int8.tflite").read_bytes()}, variants=variants)
+    assert "the variant usb (usb.tflite) is of another model: colours 1.0: the manifest says" in pack(folder, code=4)
+
+
+def test_a_variant_with_a_signature_of_its_own(pack, tmp_path):
+    variants = [{"name": "usb", "delegate": "mine", "file": "model.tflite", "signature": "serve"}]
+    folder = write_bundle(tmp_path / "b", variants=variants)
+    assert "the variant usb (model.tflite) has no signature 'serve'" in pack(folder, code=4)
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -219,6 +296,16 @@ def test_options_win_over_the_manifest_and_that_over_the_file(pack, tmp_path):
         ([DATA / "custom_op.tflite", "--version", "1"], "needs the custom op my-op"),
         (["absent.tflite", "--version", "1"], "absent.tflite cannot be read: No such file"),
         ([DATA], "manifest.json cannot be read"),
+        (
+            [DATA / "float.tflite", "--version", "1", "--variant", "cpu"],
+            "'cpu' means something else wherever a delegate",
+        ),
+        ([DATA / "float.tflite", "--version", "1", "--variant", "Coral"], "--variant: Expected `str` matching regex"),
+        (
+            [DATA / "float.tflite", "--version", "1", "--variant", "edgetpu=absent"],
+            "absent cannot be read: No such file",
+        ),
+        ([FACTORY / "motion" / "1.0.0", "--variant", "edgetpu"], "--variant cannot be given"),
     ],
 )
 def test_what_cannot_be_packed_is_told_with_the_remedy(pack, options, complaint):
@@ -234,10 +321,18 @@ def test_what_cannot_be_packed_is_told_with_the_remedy(pack, options, complaint)
         ({"golden": {"steps": -1}}, "golden: Expected `float` >= 0"),
         ({"labels": ["one"]}, "there are 1 for 3 scores"),
         ({"backend": "tpu"}, "there is no kind 'tpu'"),
+        ({"variants": [{"name": "usb", "file": "x"}]}, "variants: Object missing required field `delegate`"),
     ],
 )
 def test_a_manifest_that_is_wrong(pack, tmp_path, fields, complaint):
     assert complaint in pack(DATA / "float.tflite", "--version", "1", "--manifest", part(tmp_path, **fields), code=4)
+
+
+@pytest.mark.parametrize("words", ["", "coral:", "edgetpu=", "=x.tflite"])
+def test_a_variant_that_is_not_understood(words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["pack", str(DATA / "float.tflite"), "--variant", words])
+    assert "is not [NAME:]DELEGATE[=FILE]" in capsys.readouterr().err
 
 
 def test_where_it_goes_by_itself(tmp_path, monkeypatch, capsys):
