@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from edged.core.description import Description, PipelineOutput
-from edged.core.record import AnomalyResult, ClassificationResult, RegressionResult, State, UpdateStep
+from edged.core.record import AcceleratorState, AnomalyResult, ClassificationResult, RegressionResult, State, UpdateStep
 from edged.core.topics import OFFLINE, ONLINE, STOPPED
 
 _RECORDS = {"classification": ClassificationResult, "regression": RegressionResult, "anomaly": AnomalyResult}
@@ -19,10 +19,12 @@ Json = dict[str, Any]
 def document(description: Description) -> Json:
     """The document: a channel for each topic, an operation for each since the device only sends, and the schemas."""
     topics = description.topics
-    _, schemas = msgspec.json.schema_components([State, UpdateStep, *_RECORDS.values()], ref_template=_SCHEMA_REF)
+    records = [State, UpdateStep, AcceleratorState, *_RECORDS.values()]
+    _, schemas = msgspec.json.schema_components(records, ref_template=_SCHEMA_REF)
     availability = {"type": "string", "enum": [word.decode() for word in (ONLINE, OFFLINE, STOPPED)]}
     state = {"$ref": _SCHEMA_REF.format(name="State")}
     step = {"$ref": _SCHEMA_REF.format(name="UpdateStep")}
+    accelerator = {"$ref": _SCHEMA_REF.format(name="AcceleratorState")}
     channels: dict[str, Json] = {}
     operations: dict[str, Json] = {}
 
@@ -47,6 +49,9 @@ def document(description: Description) -> Json:
     for name in description.models:
         add(f"model_{name}", topics.model_state(name), f"How the model {name} is.", state, retained=True)
         add(f"update_{name}", topics.model_update(name), f"How the last update of {name} went.", step, retained=True)
+    for name in description.accelerated:
+        what = f"How the accelerator of the model {name} stands."
+        add(f"accelerator_{name}", topics.model_accelerator(name), what, accelerator, retained=True)
     for pipeline in description.pipelines:
         name = pipeline.name
         add(f"pipeline_{name}", topics.pipeline_state(name), f"How the pipeline {name} is.", state, retained=True)

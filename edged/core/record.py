@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from edged.core.acceleration import Standing, StandingState
 from edged.core.health import Health
 from edged.core.health import State as HealthState
 from edged.core.types import Anomaly, Classification, Prediction
@@ -17,6 +18,7 @@ from edged.core.types import Anomaly, Classification, Prediction
 RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"
 STATE_SCHEMA: Literal["edged.state/1"] = "edged.state/1"
 UPDATE_SCHEMA: Literal["edged.update/1"] = "edged.update/1"
+ACCELERATOR_SCHEMA: Literal["edged.accelerator/1"] = "edged.accelerator/1"
 
 
 class WallClock(Protocol):
@@ -97,6 +99,23 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Phase = Literal["", "receiving", "fetching", "checking", "trial", "probation"]
+
+
+class AcceleratorState(msgspec.Struct, frozen=True, kw_only=True):
+    """How the `accelerator` that a model is to run on stands, and since when (Unix seconds); `hint` says what to do.
+
+    Whenever it is not "accelerated" the model runs on the CPU. "degraded": the accelerator failed or is not there, and
+    is brought back by itself; "quarantined": it failed too often, and is left alone until it is plugged in anew or
+    released; "cpu": no fault, it is still being loaded or the model is to run on the CPU.
+    """
+
+    schema: Literal["edged.accelerator/1"] = ACCELERATOR_SCHEMA
+    model: str
+    accelerator: str
+    state: StandingState
+    reason: str
+    hint: str
+    since: float
 
 
 class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,6 +217,20 @@ def encode_state(name: str, health: Health, clock: WallClock, details: dict[str,
             hint=health.hint,
             since=clock.at(health.since),
             details=details or {},
+        )
+    )
+
+
+def encode_acceleration(model: str, accelerator: str, standing: Standing, clock: WallClock) -> bytes:
+    """The record of a model's accelerator as JSON."""
+    return _encode(
+        AcceleratorState(
+            model=model,
+            accelerator=accelerator,
+            state=standing.state,
+            reason=standing.reason,
+            hint=standing.hint,
+            since=clock.at(standing.since),
         )
     )
 

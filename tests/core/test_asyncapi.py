@@ -20,7 +20,8 @@ DESCRIPTION = Description(
         PipelineOutput("broken", "unknown"),
     ),
     sources=("imu",),
-    models=("gait",),
+    models=("gait", "tank"),
+    accelerated=("gait",),
 )
 
 
@@ -51,6 +52,9 @@ def test_every_topic_is_a_channel() -> None:
         "edged/board/sources/imu/state",
         "edged/board/models/gait/state",
         "edged/board/models/gait/update",
+        "edged/board/models/gait/accelerator",
+        "edged/board/models/tank/state",
+        "edged/board/models/tank/update",
         *(f"edged/board/pipelines/{name}/{leaf}" for name in ("motion", "tank", "pump", "broken")
           for leaf in ("state", "result")),
     }  # fmt: skip
@@ -88,6 +92,8 @@ def test_the_schemas_are_those_of_the_records() -> None:
 
     assert schemas["ClassificationResult"]["properties"]["schema"] == {"enum": ["edged.result/1"]}
     assert "synchronised" in schemas["AnomalyResult"]["required"]
+    states = ["accelerated", "cpu", "degraded", "quarantined"]
+    assert schemas["AcceleratorState"]["properties"]["state"]["enum"] == states
     assert schemas["State"]["properties"]["state"]["enum"] == ["degraded", "failed", "running", "starting", "stopped"]
 
 

@@ -6,14 +6,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from edged.core.acceleration import Standing
 from edged.core.health import Health
 from edged.core.record import (
+    AcceleratorState,
     AnomalyResult,
     ClassificationResult,
     Recorder,
     RegressionResult,
     State,
     corrected,
+    encode_acceleration,
     encode_state,
 )
 from edged.core.types import Anomaly, Classification, Outcome, Prediction, Regression, Score
@@ -141,3 +144,19 @@ def test_what_was_right_stays_as_it_is() -> None:
     recorder = Recorder("board", "b00t", SynchronisedClock())
     payload = recorder.encode(Prediction("motion", "gait", "1.2", 7, 10.0, 12.0, 0.5, 0.25, Regression({"level": 1.5})))
     assert corrected(payload, 99.0, SynchronisedClock()) == payload
+
+
+def test_how_an_accelerator_stands() -> None:
+    standing = Standing("quarantined", "5 faults within 600 s", "plug it in anew", 12.0)
+    encoded = encode_acceleration("gait", "edgetpu usb:0", standing, Clock())
+
+    assert json.loads(encoded) == {
+        "schema": "edged.accelerator/1",
+        "model": "gait",
+        "accelerator": "edgetpu usb:0",
+        "state": "quarantined",
+        "reason": "5 faults within 600 s",
+        "hint": "plug it in anew",
+        "since": 1012.0,
+    }
+    assert msgspec.json.decode(encoded, type=AcceleratorState).model == "gait"
