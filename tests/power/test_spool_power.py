@@ -1,0 +1,117 @@
+"""The power goes while a spool writes to a real ext4, and whatever that may leave on the disk is tried.
+
+A device under the file system keeps a log of all writes and flushes (see block_log.py). From it comes what a cut could
+leave at any moment. In each case the journal is replayed, and the spool that is opened there must have everything that
+was older than the commit interval, in its order, and take more.
+
+A few moments are tried, with `EDGED_SOAK=1` fifty of each work; `EDGED_SEED` repeats a run.
+"""
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from edged.core.health import Status
+from edged.outbox.disk import DiskSpool
+from edged.outbox.options import Durability, Policy, SpoolOptions
+from tests.broker import PATIENCE
+from tests.outbox.test_disk import drain, fill
+from tests.power.block_log import Cut, LoggedDisk, apply, check, cuts, missing, mounted
+
+pytest.importorskip("mfusepy")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+MOMENTS = 50 if os.environ.get("EDGED_SOAK") else 12
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    seed = int(os.environ.get("EDGED_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"EDGED_SEED={seed}")
+    return random.Random(seed)
+
+
+@contextmanager
+def opened(folder: Path, durability: Durability) -> Iterator[DiskSpool]:
+    """A spool that knows what was left behind; it loses nothing when it is closed."""
+    status = Status("spool", time.monotonic, lambda name, health: None)
+    spool = DiskSpool(
+        folder / "spool", SpoolOptions(commit_seconds=0.02), {"a": Policy(durability=durability)}, status=status
+    )
+    looked = Event()
+    spool.start(looked.set)
+    assert looked.wait(PATIENCE)
+    try:
+        yield spool
+    finally:
+        left = spool.close(PATIENCE)
+    assert left == []
+
+
+def saved_until(spool: DiskSpool, put: int) -> int:
+    """Of so many messages that were put, how many are on disk by what the spool says."""
+    assert spool.stats.disk is not None
+    return put - spool.stats.disk.unsaved
+
+
+def spill(disk: LoggedDisk, chance: random.Random) -> None:
+    """Put messages while there is no broker; what is said to be saved is marked as promised."""
+    put = 0
+    with opened(disk.mount, "spill") as spool:
+        disk.begin()
+        for _ in range(40):
+            burst = chance.randrange(1, 60)
+            fill(spool, burst, first=put)
+            put += burst
+            time.sleep(chance.choice((0.0, 0.005, 0.03)))
+            disk.mark(f"{saved_until(spool, put)} 0")
+    disk.mark(f"{put} 0")
+
+
+def send(disk: LoggedDisk, chance: random.Random) -> None:
+    """Put messages that are on disk before anybody hears of them, and take some: what was sent may be missing."""
+    sent = 0
+    with opened(disk.mount, "always") as spool:
+        disk.begin()
+        spool.resume()
+        for put in range(1, 61):
+            fill(spool, 1, first=put - 1)
+            disk.mark(f"{put} {sent}")
+            entries = spool.take(chance.randrange(3))
+            sent += len(entries)
+            disk.mark(f"{put} {sent}")
+            spool.ack([entry.id for entry in entries])
+
+
+def promised(cut: Cut) -> tuple[int, int]:
+    """How many messages had to be on disk by then, and how many at the beginning might be gone."""
+    *_, last = ("0 0", *(mark for mark in cut.marks if mark[0].isdigit()))
+    return int(last.split()[0]), int(last.split()[1])
+
+
+@pytest.mark.parametrize(("work", "durability"), [(spill, "spill"), (send, "always")])
+def test_after_a_cut_it_opens_and_has_what_was_promised(tmp_path: Path, chance: random.Random, work, durability):
+    with LoggedDisk(tmp_path) as disk:
+        work(disk, chance)
+    found = cuts(disk.log, chance)
+    assert len(found) > MOMENTS
+    for cut in chance.sample(found, MOMENTS):
+        kept, sent = promised(cut)
+        image = shutil.copy(disk.image, tmp_path / "cut")
+        apply(image, cut.blocks)
+        with mounted(image, tmp_path / "after") as folder, opened(folder, durability) as spool:
+            fill(spool, 1, first=10_000)
+            *numbers, _ = [entry.message.seq for entry in drain(spool, spool.depth)]
+            first = numbers[0] if numbers else sent
+            assert numbers == list(range(first, first + len(numbers)))
+            assert first <= sent
+            assert kept <= first + len(numbers)
+            assert (spool.health.state, spool.stats.dropped, spool.stats.disk.set_aside) == ("running", 0, ())
+        check(image)
