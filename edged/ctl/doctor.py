@@ -17,18 +17,24 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from edged.backends.delegates import Delegate, delegates, resolve, survey
+from edged.backends.probe import probe
 from edged.config import Config, ConfigErrors, check_models, find_bundle, load
 from edged.control.clock import kernel_synchronised
+from edged.core.acceleration import Rules
 from edged.core.errors import EdgedError
+from edged.core.manifest import NO_DELEGATES, Variant
 from edged.core.tables import Problem
 from edged.ctl import exits, hardware, tables
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.config import summary
+from edged.ctl.devices import daemon_runs
 from edged.ctl.offline import load_model
+from edged.models.bundle import Bundle
 from edged.models.selftest import prove
 from edged.models.store import FACTORY, Store
 from edged.outbox.options import MqttOptions
@@ -37,6 +43,7 @@ BROKER_SECONDS = 3.0
 RUNTIME_SECONDS = 60.0
 LEAST_FREE_BYTES = 50_000_000
 HOT_DEGREES = 80
+_BRING = "bring a version that has one: edgectl pack --variant"
 _DOTS = {"ok": "running", "warn": "degraded", "fail": "failed"}
 
 
@@ -68,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(check: Check) -> Iterator[str]:
     yield f"{tables.dot(_DOTS[check.verdict])} {check.verdict:4}  {check.name:8}  {tables.plain(check.found)}"
-    if check.remedy:
-        yield f"      -> {tables.plain(check.remedy)}"
+    for line in check.remedy.splitlines():
+        yield f"      -> {tables.plain(line)}"
 
 
 def _checks(args: argparse.Namespace) -> Iterator[Check]:
@@ -86,6 +93,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         yield from check_config(config, store)
         if runtime.verdict == "ok":  # else it could take this process with it
             yield from check_models_work(config, store)
+            yield from check_delegates(config, store, running=daemon_runs(args.runtime_dir))
         yield from check_ports(config)
         yield check_broker(config.mqtt)
     yield check_folder("state", Path(args.state_dir))
@@ -168,6 +176,73 @@ def check_models_work(config: Config, store: Store) -> Iterator[Check]:
                 yield Check("model", "ok", f"{title}: {proof.samples} golden samples, off by {proof.worst:.3g} at most")
             else:
                 yield Check("model", "warn", f"{title}: loads, but has no golden samples", "make a bundle with some")
+
+
+def check_delegates(config: Config, store: Store, *, running: bool, root: Path = Path("/")) -> Iterator[Check]:
+    """Whether the delegates that are configured can be used, and those that are here and a model has a variant for.
+
+    While no daemon has their devices they are loaded, in a child process each, with the variants that would run there.
+    """
+    table = delegates(config.delegates)
+    pinned = {entry.delegate for entry in config.models.values()} - {*NO_DELEGATES}
+    uses = list(_uses(config, store, table.values()))
+    yield from _pinned_in_vain(config, uses)
+    for name, delegate in table.items():
+        found, asked_for = survey(delegate, root), name in pinned or name in config.delegates
+        files = [use for use in uses if use.delegate == delegate]
+        if found.state != "ready":
+            if asked_for or (files and found.devices):
+                yield Check("delegate", "fail" if asked_for else "warn", f"{name}: {found.problem}", found.hint)
+        elif files and running:
+            yield Check("delegate", "ok", f"{name}: {found.library} is there, and so is what it needs")
+        elif files:
+            yield from (_try_out(use, config.accelerators, root) for use in files)
+        elif name in config.delegates:
+            yield Check("delegate", "warn", f"{name} is ready, and no model has a variant for it", _BRING)
+
+
+class _Use(NamedTuple):
+    """A variant of a configured model that a delegate would run."""
+
+    model: str
+    bundle: Bundle
+    variant: Variant
+    delegate: Delegate
+
+
+def _uses(config: Config, store: Store, known: Collection[Delegate]) -> Iterator[_Use]:
+    for model, entry in config.models.items():
+        try:
+            bundle = find_bundle(model, entry, store)
+        except EdgedError:
+            continue  # told by check_config
+        for variant in bundle.manifest.variants:
+            for delegate in known:
+                if delegate.runs(variant.delegate) and entry.delegate in ("auto", delegate.name):
+                    yield _Use(model, bundle, variant, delegate)
+
+
+def _pinned_in_vain(config: Config, uses: list[_Use]) -> Iterator[Check]:
+    for model, entry in config.models.items():
+        if entry.delegate not in NO_DELEGATES and model not in [use.model for use in uses]:
+            found = f"{model} is to run on {entry.delegate}, and has no variant for it"
+            yield Check("delegate", "fail", found, _BRING)
+
+
+def _try_out(use: _Use, rules: Rules, root: Path) -> Check:
+    """Whether a variant loads on its delegate, and how much the delegate takes of it."""
+    bundle, variant, name = use.bundle, use.variant, use.delegate.name
+    try:
+        delegation = resolve(use.delegate, variant.options, root=root)
+        answer = probe(delegation, rules, bundle.file(variant.file), variant.signature)
+    except EdgedError as error:
+        return Check("delegate", "fail", error.message, error.hint)
+    found = f"{name} takes {answer.delegated} of {answer.nodes} nodes of {use.model} {bundle.manifest.version}"
+    if answer.delegated < (bundle.manifest.limits.delegated_share or 0) * answer.nodes:
+        return Check("delegate", "fail", found, "its manifest asks for more: limits.delegated_share")
+    if answer.delegated == 0:
+        return Check("delegate", "warn", found, "compile or quantise the model for this accelerator")
+    return Check("delegate", "ok", found)
 
 
 def check_ports(config: Config) -> Iterator[Check]:

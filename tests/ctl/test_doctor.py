@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from edged.backends.delegates import KNOWN
 from edged.config import load
 from edged.ctl import doctor
 from edged.ctl.doctor import Check
 from edged.ctl.main import main
 from edged.models.store import Store
 from edged.outbox.options import MqttOptions
+from tests.boards import FakeBoard
 from tests.bundles import COLOURS, write_bundle
 
 CONFIG = """
@@ -63,6 +65,79 @@ def test_a_runtime_that_kills_its_process():
 def test_no_runtime_at_all():
     check = doctor.check_runtime("print('ai_edge_litert: no such module'); raise SystemExit(1)")
     assert check == Check("runtime", "fail", "ai_edge_litert: no such module", "pip install ai-edge-litert")
+
+
+# -- accelerators ---------------------------------------------------------------------------------------------------
+
+MINE = '[delegates.mine]\nkind = "external"\nlibrary = "/opt/mine.so"\ndevice = "/dev/npu0"\n'
+VARIANT = {"name": "npu", "delegate": "mine", "file": "model.tflite"}
+
+
+@pytest.fixture
+def board(tmp_path):
+    return FakeBoard(tmp_path / "board")
+
+
+@pytest.fixture
+def accelerators(tmp_path, board):
+    """What the doctor says of accelerators on a board with a model that has such a variant."""
+
+    def accelerators(text, variants=(VARIANT,), running=False, **parts):
+        write_bundle(tmp_path / "factory" / "colours" / "1.0", variants=list(variants), **parts)
+        config = configured(tmp_path, CONFIG + text)
+        return [*doctor.check_delegates(config, Store(tmp_path / "factory"), running=running, root=board.root)]
+
+    return accelerators
+
+
+def test_no_accelerator_and_none_asked_for(accelerators):
+    assert accelerators("") == []
+    assert accelerators("", variants=[{**VARIANT, "delegate": "edgetpu"}]) == []
+
+
+@pytest.mark.parametrize("text", [MINE, MINE + '[models.colours]\ndelegate = "mine"'], ids=["configured", "pinned"])
+def test_an_accelerator_that_was_asked_for_and_is_not_there(accelerators, text):
+    (check,) = accelerators(text)
+    assert (check.verdict, check.found) == ("fail", "mine: there is no external delegate /dev/npu0")
+
+
+def test_an_accelerator_that_is_there_and_lacks_its_library(accelerators, board):
+    board.node("galcore")
+    (check,) = accelerators("", variants=[{**VARIANT, "delegate": "vx"}])
+    assert check == Check("delegate", "warn", "vx: libvx_delegate.so is not installed", KNOWN["vx"].get)
+    assert accelerators('[models.colours]\ndelegate = "cpu"', variants=[{**VARIANT, "delegate": "vx"}]) == []
+
+
+def test_a_model_that_is_pinned_to_what_it_has_no_variant_for(accelerators, board):
+    board.node("npu0")
+    board.library("opt/mine.so")
+    checks = accelerators(MINE + '[models.colours]\ndelegate = "edgetpu"')
+    assert [check.found for check in checks] == [
+        "colours is to run on edgetpu, and has no variant for it",
+        "edgetpu: there is no Coral Edge TPU",
+        "mine is ready, and no model has a variant for it",
+    ]
+
+
+def test_the_daemon_is_not_robbed_of_its_accelerator(accelerators, board):
+    board.node("npu0")
+    library = board.library("opt/mine.so")
+    assert accelerators(MINE, running=True) == [
+        Check("delegate", "ok", f"mine: {library} is there, and so is what it needs")
+    ]
+
+
+def test_an_accelerator_is_loaded_with_the_variant(accelerators, board):
+    board.node("npu0")
+    library = board.library("opt/mine.so")
+    assert accelerators(MINE) == [
+        Check(
+            "delegate",
+            "fail",
+            f"mine: {library} is damaged, or for another processor: file too short",
+            "install the one for this processor",
+        )
+    ]
 
 
 # -- the configuration and its models -------------------------------------------------------------------------------
