@@ -89,13 +89,26 @@ def _folders(runtime_dir: str | None) -> list[str]:
 
 def _unreachable(failures: dict[str, OSError]) -> UnreachableError:
     reasons = "; ".join(f"{path}: {error.strerror or error}" for path, error in failures.items())
-    if any(isinstance(error, PermissionError) for error in failures.values()):
-        hint = "use sudo, or join the group that owns the socket"
-        return UnreachableError(f"the daemon's socket is not yours to open: {reasons}", hint=hint)
+    for path, error in failures.items():
+        if isinstance(error, PermissionError):
+            return UnreachableError(f"the daemon's socket is not yours to open: {reasons}", hint=_way_in(path))
     return UnreachableError(
         f"no daemon answers: {reasons}",
         hint="start it: sudo systemctl start edged\nor say where it runs: edgectl --runtime-dir DIR",
     )
+
+
+def _way_in(path: str) -> str:
+    """What to do about a socket that belongs to others."""
+    import pwd  # neither is needed where all is well
+    from pathlib import Path
+
+    try:
+        group = Path(path).group()
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except (OSError, KeyError):
+        return "use sudo"
+    return f"use sudo, or join the group {group} and log in again: sudo usermod -aG {group} {user}"
 
 
 def _silent(error: OSError) -> UnreachableError:
