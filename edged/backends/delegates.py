@@ -47,7 +47,10 @@ class Found(NamedTuple):
 
 
 class Usb(NamedTuple):
-    """Devices on USB, by vendor and product, as usb:0, usb:1 in the order of bus and number."""
+    """Devices on USB, by vendor and product, as usb:0, usb:1 in the order of bus and number.
+
+    The library counts them by itself. That it comes to the same order has not been seen with real ones.
+    """
 
     ids: tuple[tuple[str, str], ...]
     group: str = "plugdev"

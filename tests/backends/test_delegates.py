@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edged.api import DeviceError
 from edged.backends.delegates import KNOWN, Delegate, DelegateOptions, delegates, identity, resolve, survey, unknown
@@ -98,6 +100,17 @@ def test_edge_tpus_before_and_after_their_firmware(board):
         ("usb:2", "2-1/5"),
     ]
     assert [each.node.rpartition("/dev/")[2] for each in found.devices[2:]] == ["bus/usb/002/005", "apex_0", "apex_1"]
+
+
+@given(
+    st.lists(st.binary(max_size=300) | st.sampled_from([b"1a6e", b"089a", b"1", b"-1", b"999"]), min_size=4, max_size=4)
+)
+def test_whatever_sysfs_says_is_borne(tmp_path_factory, contents):
+    board = FakeBoard(tmp_path_factory.mktemp("board"))
+    board.usb("1-1", "1a6e:089a", 3)
+    for name, content in zip(("idVendor", "idProduct", "busnum", "devnum"), contents, strict=True):
+        (board.root / "sys/bus/usb/devices/1-1" / name).write_bytes(content)
+    assert surveyed(board, EDGETPU).state in ("no device", "no library")
 
 
 @pytest.mark.parametrize(
