@@ -3,6 +3,9 @@
 A version serves only after it has proved itself on the very runner that will serve, in this process, and until then
 the old one does. All pipelines that use a model switch together: every one has its runner before any is offered it.
 Where a version wants other windows than the one before, its pipelines are built anew around it and go on counting.
+
+Where two versions do not fit beside each other the old one is let go of first, and windows wait in the mailboxes
+meanwhile; if the new one does not answer, the old one is loaded again.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from pathlib import Path
 
 from edged import plugins
 from edged.api import Backend, BundleError, EdgedError, ModelError
-from edged.config import decision_for
+from edged.config import Swap, decision_for
 from edged.core import contract
 from edged.core.manifest import Manifest
 from edged.core.needs import require
@@ -32,6 +35,9 @@ from edged.operations import ModelPart, Parts, PipelinePart
 
 log = logging.getLogger("edged.daemon")
 
+LET_GO_SECONDS = 30.0
+"""How long a worker may take for the window in hand before it lets go of what serves."""
+
 Build = Callable[[str, Manifest], Pipeline]
 """Makes the flow of a pipeline, by name, around a manifest. Raises ConfigError if source and model do not fit."""
 
@@ -44,6 +50,7 @@ class ModelBoard:
         self._build = build
         self._feed = feed
         self._clock = clock
+        self._measured: dict[str, tuple[Path, int]] = {}  # the memory that the version in a folder took on trial
 
     # What the daemon asks
 
@@ -99,7 +106,9 @@ class ModelBoard:
 
     async def try_out(self, model: str, bundle: Bundle) -> Verdict:
         """Have a version prove itself in a child process. Raises ModelError if none could be started."""
-        return await try_out(bundle.folder, bundle.manifest, self._backend(model, bundle.manifest), Allowance())
+        verdict = await try_out(bundle.folder, bundle.manifest, self._backend(model, bundle.manifest), Allowance())
+        self._measured[model] = (bundle.folder, verdict.rss_bytes)
+        return verdict
 
     async def swap(self, model: str, bundle: Bundle | None) -> None:
         """Have all pipelines of a model switch to this version, or let go of what they have where it is None.
@@ -112,6 +121,8 @@ class ModelBoard:
             return
         if bundle is None:
             self._let_go(model, part)
+        elif part.bundle is not None and self._hands_over(model, part, bundle):
+            await self._hand_over(model, part.bundle, bundle)
         else:
             await self._serve(model, bundle, self._users(model))
 
@@ -154,6 +165,55 @@ class ModelBoard:
         for served in ready.values():
             part.proof, part.runner = proof, served.runner.info
         part.status.set("running", f"version {bundle.manifest.version}")
+
+    def _hands_over(self, model: str, part: ModelPart, bundle: Bundle) -> bool:
+        """Whether what serves has to go before this version is loaded."""
+        folder, measured = self._measured.get(model, (None, 0))
+        needed = measured if folder == bundle.folder else bundle.manifest.needs.memory_bytes or 0
+        return hands_over(
+            self._parts.config.models[model].swap,
+            exclusive=_is_exclusive(part),
+            needed=needed * len(self._users(model)),
+            available=_available_bytes(),
+        )
+
+    async def _hand_over(self, model: str, before: Bundle, bundle: Bundle) -> None:
+        """Let go of what serves, and then load a version; where that does not answer, load again what served."""
+        users = self._users(model)
+        for each in users.values():
+            self._match(model, bundle.manifest, each)  # before anything is given away
+        log.info("%s: version %s makes room before the next is loaded", model, before.manifest.version)
+        try:
+            await self._make_room(users, bundle.manifest)
+            await self._serve(model, bundle, users)
+        except BaseException:
+            try:
+                await self._serve(model, before, users)
+            except EdgedError as error:
+                log.error("%s: version %s does not load any more: %s", model, before.manifest.version, error)
+                self._let_go(model, self._parts.models[model])
+            raise
+
+    async def _make_room(self, users: dict[str, PipelinePart], manifest: Manifest) -> None:
+        """Have the pipelines close what serves, and keep windows for this version; returns once all is closed.
+
+        Raises:
+            ModelError: one did not come round to it.
+        """
+        closing: list[Callable[[float], bool]] = []
+        for name, each in users.items():
+            if each.flow is None:
+                continue
+            if each.flow.window == manifest.window:
+                closing.append(each.flow.let_go().wait)
+            else:  # what waits are windows of the old version: it finishes them, while those of the new one gather
+                each.flow.stop()
+                closing.append(each.flow.join)
+                each.flow = self._build(name, manifest)
+        self._feed()
+        for closed in closing:
+            if not await asyncio.to_thread(closed, LET_GO_SECONDS):
+                raise ModelError("what serves cannot be let go of: it is at a window", hint="see edgectl pipelines")
 
     def _offer(self, name: str, each: PipelinePart, served: Served) -> None:
         manifest = served.manifest
@@ -216,6 +276,16 @@ def _prepare(bundle: Bundle, backend: Backend, each: PipelinePart) -> tuple[Serv
         log.exception("loading %s met a bug", manifest.name, extra={"model": manifest.name})
         raise ModelError(f"{type(error).__name__}: {error}", hint="see the log's traceback") from error
     return served, proof
+
+
+def hands_over(swap: Swap, *, exclusive: bool, needed: int, available: int) -> bool:
+    """Whether this is a handover: the device holds one model only, or the `needed` bytes are not `available`."""
+    return swap == "handover" or (swap == "auto" and (exclusive or needed > available))
+
+
+def _is_exclusive(part: ModelPart) -> bool:
+    """Whether what a model serves from takes one runner at a time only, as accelerators may; a processor does not."""
+    return part.runner is not None and part.runner.delegate != "cpu"
 
 
 def _available_bytes() -> int:

@@ -50,6 +50,9 @@ DeviceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", d
 Name = Annotated[str, Meta(pattern=NAME, description=NAMES)]
 
 
+Swap = Literal["auto", "overlap", "handover"]
+
+
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every table of our own derives from."""
 
@@ -120,11 +123,15 @@ class ModelKeys(Table, frozen=True, kw_only=True):
 
     `delegate` "auto" takes a variant of it whose accelerator is there, "cpu" takes none, and a delegate's name only
     that one's. What runs on an accelerator does so in a child process; with `isolate` a model on the CPU does too.
+
+    `swap` is how one version follows another: they "overlap" while the new one is loaded, or the old one is let go of
+    first, while windows wait ("handover"); "auto" hands over where memory would not carry both, or the device only one.
     """
 
     path: Path | None = None
     version: Version | None = None
     url: Annotated[str, Meta(max_length=MAX_URL)] = ""
+    swap: Swap = "auto"
     backend: Name = "tflite"
     delegate: Name = "auto"
     isolate: bool = False

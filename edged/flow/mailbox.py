@@ -2,12 +2,12 @@
 
 A window's samples live in the reader's ring and are overwritten by its next push, so `put` copies them into one of
 `capacity + 1` buffers that circulate: free -> waiting -> in the worker's hands -> free. No buffer free means that the
-mailbox is full, and that is the only bound there is.
+mailbox is full, and that is the only bound there is. `nudge` has an idle worker come round with no window at all.
 """
 
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,7 +22,7 @@ class Mailbox:
         """`shape` and `dtype` are a window's. `patient`: `put` waits for room instead of dropping the oldest."""
         self.dropped = 0
         self._patient = patient
-        self._waiting: SimpleQueue[Window | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Window | Literal["nudge"] | None] = SimpleQueue()
         self._free: SimpleQueue[NDArray[Any] | None] = SimpleQueue()
         for _ in range(capacity + 1):
             self._free.put(np.empty(shape, dtype))
@@ -41,11 +41,18 @@ class Mailbox:
         np.copyto(buffer, window.samples)
         self._waiting.put(window._replace(samples=buffer))
 
-    def __iter__(self) -> Iterator[Window]:
+    def nudge(self) -> None:
+        """Have the worker come round once, if only with None instead of a window."""
+        self._waiting.put("nudge")
+
+    def __iter__(self) -> Iterator[Window | None]:
         """Windows as they come, until the mailbox is closed and empty. Each is valid until the next is asked for."""
         while (window := self._waiting.get()) is not None:
-            yield window
-            self._free.put(window.samples)
+            if window == "nudge":
+                yield None
+            else:
+                yield window
+                self._free.put(window.samples)
 
     def close(self) -> None:
         """Let the worker finish what waits and then end; a reader that waits for room stops waiting."""
@@ -61,6 +68,9 @@ class Mailbox:
             try:
                 oldest = self._waiting.get_nowait()
             except Empty:  # the worker took it in between, and gave another back
+                continue
+            if oldest == "nudge":
+                self._waiting.put(oldest)
                 continue
             if oldest is None:
                 self._waiting.put(None)

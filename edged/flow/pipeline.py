@@ -6,7 +6,7 @@ Read `_work` first: it is the hot path, and all of it. A window that fails costs
 
 import logging
 from collections.abc import Callable, Sequence
-from threading import Thread
+from threading import Event, Thread
 from typing import Protocol
 
 import numpy as np
@@ -87,8 +87,17 @@ class Pipeline:
         if self._thread.ident is None:
             self._thread.start()
 
+    def let_go(self) -> Event:
+        """Close what serves, and keep what comes until `serve` says what does instead; set once it is closed."""
+        gone = self.slot.let_go()
+        if self._thread.ident is None:
+            gone.set()
+        self.mailbox.nudge()
+        return gone
+
     def stop(self) -> None:
         """Take no more windows; the worker ends once it has done those that wait."""
+        self.slot.end()
         self.mailbox.close()
 
     def join(self, timeout: float) -> bool:
@@ -99,9 +108,9 @@ class Pipeline:
 
     def _work(self) -> None:
         for window in self.mailbox:
-            self.busy_since = self._clock()
             served = self.slot.take()
-            if served is not None:
+            self.busy_since = self._clock()
+            if served is not None and window is not None:
                 prediction = self._predict(served, window)
                 if prediction is not None:
                     for sink in self.sinks:

@@ -1,12 +1,14 @@
 """The slot a model serves from, and how one version takes over from another without a window lost.
 
 Anybody may `offer` a loaded model; the worker takes it between two windows, and closes the one before, so a runner is
-only ever touched by the thread that runs it. Offering None is the "handover" policy's first half: let go of what
-serves before the next is loaded, where two do not fit.
+only ever touched by the thread that runs it. That is how two versions overlap. `let_go` is the first half of the
+handover, where two do not fit: the worker closes what it has and waits, with the window in its hands and others in the
+mailbox behind it, for the offer that is the second half.
 """
 
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from threading import Event
 from typing import NamedTuple
 
 from edged.api import Anomaly, Classification, Outcome, Regression, Runner
@@ -62,17 +64,35 @@ class Slot:
 
     def __init__(self) -> None:
         self.current: Served | None = None
-        self._offers: SimpleQueue[Served | None] = SimpleQueue()
+        self._offers: SimpleQueue[Served | Event | None] = SimpleQueue()
+        self._over = False
 
-    def offer(self, served: Served | None) -> None:
+    def offer(self, served: Served) -> None:
         """Have the worker take this over before its next window."""
         self._offers.put(served)
 
+    def let_go(self) -> Event:
+        """Have the worker close what serves before its next window, and wait for an offer; set once it is closed."""
+        gone = Event()
+        self._offers.put(gone)
+        return gone
+
+    def end(self) -> None:
+        """No offer will come any more: the worker need not wait for one."""
+        self._offers.put(None)
+
     def take(self) -> Served | None:
-        """On the worker's thread: what serves from now on."""
-        while not self._offers.empty():
-            self.close()
-            self.current = self._offers.get()
+        """On the worker's thread: what serves from now on; None if nothing does, and nothing will."""
+        while not self._offers.empty() or (self.current is None and not self._over):
+            match self._offers.get():
+                case None:
+                    self._over = True
+                case Event() as gone:
+                    self.close()
+                    gone.set()
+                case Served() as served:
+                    self.close()
+                    self.current = served
         return self.current
 
     def close(self) -> None:

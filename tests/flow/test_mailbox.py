@@ -71,6 +71,16 @@ def test_a_patient_reader_waits_and_loses_nothing():
     assert mailbox.dropped == 0
 
 
+def test_a_nudge_has_the_worker_come_round_and_costs_no_window():
+    mailbox = Mailbox(2, (2, 1), "float32")
+    mailbox.nudge()
+    for seq in range(4):
+        mailbox.put(window(seq))
+    mailbox.close()
+    assert [taken and taken.seq for taken in mailbox] == [1, 2, None, 3]
+    assert mailbox.dropped == 1
+
+
 def test_closing_frees_a_reader_that_waits_for_room():
     mailbox = Mailbox(1, (2, 1), "float32", patient=True)
     reader = Thread(target=lambda: [mailbox.put(window(seq)) for seq in range(5)])

@@ -144,6 +144,33 @@ def test_a_swap_happens_between_two_windows_and_closes_the_old_model(pipeline: P
     assert not new.closed
 
 
+def test_in_a_handover_the_old_model_is_closed_first_and_windows_wait_for_the_new_one(pipeline: Pipeline, probe: Probe):
+    old, new = runner(), runner()
+    pipeline.serve(serving(old, "1.0"))
+    pipeline.push(chunk(1.0))
+    assert probe.next().version == "1.0"
+    assert pipeline.let_go().wait(5)  # though no window comes
+    assert (old.closed, new.runs) == (True, 0)
+    pipeline.push(chunk(1.0))
+    pipeline.push(chunk(1.0))
+    pipeline.serve(serving(new, "2.0"))
+    assert [(said.seq, said.version) for said in (probe.next(), probe.next())] == [(1, "2.0"), (2, "2.0")]
+    assert pipeline.mailbox.dropped == 0
+
+
+def test_a_pipeline_can_be_stopped_in_the_midst_of_a_handover(pipeline: Pipeline, probe: Probe):
+    pipeline.serve(serving(runner()))
+    assert pipeline.let_go().wait(5)
+    pipeline.push(chunk(1.0))
+    pipeline.stop()
+    assert pipeline.join(5)
+    assert pipeline.predictions == 0
+
+
+def test_what_never_served_is_let_go_of_at_once(pipeline: Pipeline, probe: Probe):
+    assert pipeline.let_go().is_set()
+
+
 def test_what_a_version_does_is_told_apart_from_what_the_one_before_did(pipeline: Pipeline, probe: Probe):
     old, new = serving(runner(fail_on={2})), serving(runner())
     pipeline.serve(old)

@@ -1,0 +1,187 @@
+"""More ways for new models into the real daemon, and more ways from one version to the next."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from tests.broker import Broker, Subscriber
+from tests.edged_process import Edged
+from tests.motion import (
+    FACTORY,
+    Call,
+    bundle,
+    config,
+    edgectl,
+    incoming,
+    litter,
+    long_recording,
+    serving,
+)
+from tests.web_server import WebServer
+
+DONE, REFUSED, UNFIT = 0, 6, 7
+
+NARROW = """
+import os
+from edged.api import ModelError
+from edged.backends.tflite import TfliteBackend
+
+loaded = set()
+
+class Narrow:
+    def __init__(self, runner):
+        self._runner = runner
+        loaded.add(self)
+    def close(self):
+        loaded.discard(self)
+        self._runner.close()
+    def __getattr__(self, name):
+        return getattr(self._runner, name)
+
+class NarrowBackend(TfliteBackend, frozen=True, kw_only=True):
+    "A device that holds one model at a time."
+    def load(self, file, *, signature=None):
+        if loaded:
+            raise ModelError("the device is taken")
+        if (file.parent / "refuse").exists() and "EDGED_CHILD" not in os.environ:
+            raise ModelError("not on this board")
+        return Narrow(TfliteBackend.load(self, file, signature=signature))
+"""
+
+
+@pytest.fixture
+def edged(tmp_path: Path) -> Iterator[Callable[..., Edged]]:
+    started: list[Edged] = []
+
+    def start(text: str = "", **environ: str) -> Edged:
+        started.append(Edged(tmp_path, text or config(), **environ))
+        started[-1].start()
+        started[-1].wait_for_log(" serves: ")
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        daemon.__exit__()
+
+
+@pytest.fixture
+def narrow(install_plugin, edged, tmp_path) -> Callable[..., Edged]:
+    """A daemon whose device holds one model, and that one serves; with such a `swap`."""
+    install_plugin("narrow", NARROW, family="backends", narrow="narrow:NarrowBackend")
+    site = sys.path[0]  # where the fixture has put it
+
+    def start(swap: str, more: str = "") -> Edged:
+        table = f'[models.motion]\nbackend = "narrow"\nswap = "{swap}"\n'
+        return edged(config(pace=1000, recording=long_recording(tmp_path)) + table + more, PYTHONPATH=site)
+
+    return start
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with Broker(tmp_path) as running:
+        yield running
+
+
+def with_mqtt(broker: Broker) -> str:
+    return f'[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n'
+
+
+def another_model(folder: Path) -> Path:
+    """A motion model with other bytes, that computes the same."""
+    path = folder / "retrained.tflite"
+    path.write_bytes((FACTORY / "model.tflite").read_bytes() + bytes(64))
+    return path
+
+
+# Bare files
+
+
+def test_a_bare_file_serves_with_the_contract_of_what_it_replaces(tmp_path: Path, edged):
+    daemon = edged()
+    assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE  # its probation is short
+    model = another_model(tmp_path)
+    code, output = edgectl(daemon, "update-model", model, "--model", "motion")
+    assert code == DONE, output
+    assert "version 1.1.1 inherits the contract of 1.1.0, but no golden samples" in output
+    assert serving(daemon) == "1.1.1"
+    code, output = edgectl(daemon, "update-model", model, "--model", "motion")
+    assert (code, "this motion is what serves already" in output) == (DONE, True)
+    with WebServer(model.read_bytes() + bytes(64)) as server:
+        code, output = edgectl(daemon, "update-model", server.url("/motion.tflite"), "--model", "motion")
+    assert code == DONE, output
+    assert serving(daemon) == "1.1.2"
+    assert litter(daemon) == incoming(daemon) == set()
+
+
+def test_a_bare_file_that_is_another_model_is_refused(tmp_path: Path, edged):
+    daemon = edged()
+    anomaly = FACTORY.parents[1] / "anomaly" / "1.0.0" / "model.tflite"
+    code, output = edgectl(daemon, "update-model", anomaly, "--model", "motion")
+    assert code == REFUSED
+    assert "input 0, " in output
+    assert serving(daemon) == "1.0.0"
+    assert litter(daemon) == set()
+
+
+def test_a_bare_file_is_refused_where_signatures_are_asked_for_even_since_a_reload(tmp_path: Path, edged):
+    daemon = edged()
+    (tmp_path / "signers").write_text("")
+    daemon.configure(config() + f'[updates]\nrequire_signature = true\nallowed_signers = "{tmp_path}/signers"\n')
+    assert edgectl(daemon, "reload").code == DONE
+    code, output = edgectl(daemon, "update-model", another_model(tmp_path), "--model", "motion")
+    assert code == REFUSED
+    assert "a bare model file cannot be signed, and only signed versions may come in here" in output
+    assert "edgectl sign" in output
+    assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == REFUSED
+
+
+# Handover
+
+
+def test_where_two_do_not_fit_an_overlap_fails_and_a_handover_does_not(tmp_path: Path, narrow):
+    daemon = narrow("overlap")
+    code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="narrow"))
+    assert (code, "the device is taken" in output) == (UNFIT, True), output
+    assert serving(daemon) == "1.0.0"
+
+
+def test_a_handover_loses_no_window(tmp_path: Path, broker: Broker, narrow):
+    with Subscriber(broker.port, "edged/board/pipelines/motion/result") as subscriber:
+        daemon = narrow("handover", with_mqtt(broker))
+        update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="narrow"))
+        heard = []
+        while [each["version"] for each in heard].count("1.1.0") < 100:
+            heard.append(json.loads(subscriber.next().payload))
+        code, output = update.end()
+    assert code == DONE, output
+    assert [version for version, _ in groupby(each["version"] for each in heard)] == ["1.0.0", "1.1.0"]
+    assert [each["seq"] for each in heard] == list(range(len(heard)))
+    assert daemon.call("pipelines")[0]["dropped"] == 0
+
+
+def test_what_was_let_go_of_is_loaded_again_where_the_next_does_not_load(tmp_path: Path, narrow):
+    daemon = narrow("handover")
+    bad = bundle(tmp_path, "1.1.0", files={"refuse": b"!"}, backend="narrow")
+    code, output = edgectl(daemon, "update-model", bad)
+    assert (code, "not on this board" in output) == (UNFIT, True), output
+    assert "not on this board; version 1.0.0 serves" in output
+    assert serving(daemon) == "1.0.0"
+    assert daemon.call("pipelines")[0]["dropped"] == 0
+    assert litter(daemon) == set()
+
+
+def test_a_handover_to_other_windows_goes_on_counting(tmp_path: Path, broker: Broker, narrow):
+    window = {**json.loads((FACTORY / "manifest.json").read_bytes())["window"], "hop": 5}
+    with Subscriber(broker.port, "edged/board/pipelines/motion/result") as subscriber:
+        daemon = narrow("handover", with_mqtt(broker))
+        update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="narrow", window=window))
+        heard = []
+        while [each["version"] for each in heard].count("1.1.0") < 100:
+            heard.append(json.loads(subscriber.next().payload))
+        assert update.end().code == DONE
+    assert [each["seq"] for each in heard] == sorted({each["seq"] for each in heard})
