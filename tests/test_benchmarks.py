@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import added_cpu, latency, start, throughput, updates
+from benchmarks import added_cpu, isolation, latency, start, throughput, updates
 from benchmarks.inline import recorded, served
 from benchmarks.processes import Sensor
 from benchmarks.report import Figure, Skipped, Target, plain, table
@@ -108,3 +108,13 @@ def test_an_update_is_taken_by_a_daemon_that_infers():
     figures = {figure.name: figure for figure in updates.measure(rounds=1, sizes={"small": 1000})}
     assert figures["windows lost in an update"].variants == {"small": [0]}
     assert figures["from the call to serving"].variants["small"][0] > 0
+
+
+def test_what_a_process_adds_is_measured_on_both_sides():
+    tiny, large = isolation.measure(rounds=2, turns=1)
+    assert {name: len(values) for name, values in tiny.variants.items()} == {"thread": 2, "process": 2}
+    assert min(tiny.differences("process", "thread")) > 0
+    if isinstance(large, Skipped):
+        assert "EDGED_TEST_MODELS" in large.reason
+    else:
+        assert [target.limit for target in large.targets] == [1.04]

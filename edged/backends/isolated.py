@@ -132,6 +132,12 @@ class Host:
                 life.release(call)
 
     @property
+    def pid(self) -> int | None:
+        """The process's number, while it has models; it may have died."""
+        life = self._life
+        return life.child.pid if life is not None and not life.is_over else None
+
+    @property
     def stderr(self) -> str:
         """The last of what the process, or the one before it, said on standard error."""
         return self._life.said() if self._life is not None else ""
@@ -332,7 +338,7 @@ class _Life:
         self._users: set[_User] = set()
         self._failure: tuple[str, str] | None = None
         self._said = b""
-        self._is_over = False
+        self.is_over = False
         try:
             with ExitStack() as undo:
                 self.wake = os.eventfd(0)
@@ -354,7 +360,7 @@ class _Life:
     def hold(self, user: _User) -> bool:
         """Count somebody among its users; not when it has died."""
         with self._lock:
-            if self._is_over:
+            if self.is_over:
                 return False
             if self._failure is None and _is_ready(self.child.ended, 0):
                 self.fail()
@@ -366,10 +372,10 @@ class _Life:
         """Somebody uses it no more; without users it ends, and all its descriptors are closed."""
         with self._lock:
             self._users.discard(user)
-            if self._users or self._is_over:
+            if self._users or self.is_over:
                 return
             self.fail("was ended", _CLOSED)
-            self._is_over = True
+            self.is_over = True
             self.child.close()
             self._control.close()
             os.close(self.wake)
@@ -407,12 +413,19 @@ class _Life:
                     raise self.fail()
                 if descriptor != control:
                     self.hear(events)
-                elif data := self._control.recv(MAX_MESSAGE_BYTES):
+                elif data := self._receive():
                     return data
                 else:  # it is about to end
                     events.unregister(control)
             if not call.milliseconds_left():
                 raise self.fail(f"hung: {call.deed} took longer than {call.seconds:g} s", _HUNG)
+
+    def _receive(self) -> bytes:
+        """A message, or nothing where the other end is closed."""
+        try:
+            return self._control.recv(MAX_MESSAGE_BYTES)
+        except ConnectionResetError:  # it died with a message of ours unread
+            return b""
 
     def understand(self, data: bytes, kind: Any) -> Any:
         """What it says, in its own words' type. Raises DeviceError if that is nonsense, and kills it."""
@@ -437,7 +450,7 @@ class _Life:
     def said(self) -> str:
         """The last of what it has said on standard error."""
         with self._lock:
-            if not self._is_over:
+            if not self.is_over:
                 self._hear()
             return printable(self._said)
 

@@ -1,0 +1,74 @@
+"""CPU that a process of its own adds to an inference, both processes counted, against the same runner on this thread.
+
+The tiny model is the factory's, the other takes a picture of 150 kB. The runners take turns every few dozen
+milliseconds, so that a disturbance lasts longer than a turn of either.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.processes import cpu_seconds
+from benchmarks.report import Figure, Skipped, Target
+from benchmarks.throughput import MODELS
+from edged.api import Runner
+from edged.backends.isolated import Host
+from edged.backends.tflite import TfliteBackend
+from edged.child import Leash
+from edged.models.store import FACTORY, Store
+
+TURNS = 10
+TURN_SECONDS = 0.05
+LEASH = Leash(memory=1 << 30, niceness=0)
+
+
+def measure(rounds: int, turns: int = TURNS) -> list[Figure | Skipped]:
+    picture = MODELS / "mobilenet_v2_1.0_224_quant.tflite"
+    tiny = _measure(
+        "CPU of an inference on a tiny model, isolated or not", Store(FACTORY).find("motion").model, rounds, turns
+    )
+    tiny.targets.append(Target("a process adds at most 40 us", tiny.differences("process", "thread"), 40))
+    name = "CPU of an inference on a picture of 150 kB, isolated or not"
+    if not picture.exists():
+        reason = f"{picture.name} is not there: set EDGED_TEST_MODELS to a folder of real models"
+        return [tiny, Skipped(name, reason)]
+    large = _measure(name, picture, rounds, turns)
+    large.targets.append(Target("a process takes at most 1.04x", large.ratios("process", "thread"), 1.04))
+    return [tiny, large]
+
+
+def _measure(name: str, model: Path, rounds: int, turns: int) -> Figure:
+    host = Host("bench", LEASH)
+    runners: dict[str, Runner] = {
+        "thread": TfliteBackend().load(model),
+        "process": host.load(TfliteBackend(), model, deadline=60, load_seconds=60),
+    }
+    assert host.pid is not None
+    begun = time.perf_counter()
+    for runner in runners.values():
+        _cpu(runner, 20, host.pid)
+    inferences = max(1, round(TURN_SECONDS / (time.perf_counter() - begun) * 40))
+    figure = Figure(name, "us", {variant: [] for variant in runners})
+    for _ in range(rounds):
+        seconds = dict.fromkeys(runners, 0.0)
+        for _ in range(turns):
+            for variant, runner in runners.items():
+                seconds[variant] += _cpu(runner, inferences, host.pid)
+        for variant, spent in seconds.items():
+            figure.variants[variant].append(spent / turns / inferences * 1e6)
+    for runner in runners.values():
+        runner.close()
+    return figure
+
+
+def _cpu(runner: Runner, inferences: int, child: int) -> float:
+    """Seconds of CPU that both processes take."""
+    (spec,) = runner.inputs
+    inputs = [np.random.default_rng(0).integers(0, 100, spec.shape).astype(spec.dtype)]
+    begun = time.process_time() + cpu_seconds(child)
+    for _ in range(inferences):
+        runner.run(inputs)
+    return time.process_time() + cpu_seconds(child) - begun

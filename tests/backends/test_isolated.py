@@ -1,0 +1,499 @@
+"""Models in a process of their own: that they run as they do here, and that nothing of what they do there harms us."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from edged.api import Backend, BundleError, DeviceError, ModelError, Runner
+from edged.backends.fake import FakeBackend
+from edged.backends.isolated import MAX_STDERR_BYTES, Host, IsolatedRunner
+from edged.backends.isolated_child import TURN
+from edged.backends.tflite import TfliteBackend
+from edged.child import Leash
+from tests.contracts.backend import BackendContract, ones
+from tests.delegates import faulty
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+INT8 = DATA / "int8.tflite"
+LEASH = Leash(memory=512 << 20, niceness=0)
+RESPAWNS = 100 if os.environ.get("EDGED_SOAK") else 5
+
+ACTOR = '''
+import os
+from edged.api import Backend, ModelError
+from edged.backends.fake import FakeBackend, FakeRunner
+
+class Actor(FakeBackend, frozen=True, kw_only=True):
+    """Does as it is told in Python, as it loads and as it runs."""
+    on_load: str = ""
+    on_run: str = ""
+
+    def load(self, file, *, signature=None):
+        exec(self.on_load)
+        real = super().load(file, signature=signature)
+        def act(inputs):
+            exec(self.on_run)
+            return real.run(inputs)
+        return FakeRunner(real.inputs, real.outputs, act)
+'''
+
+
+@pytest.fixture
+def actor(install_plugin: Callable[..., None]) -> Callable[..., Backend]:
+    """`actor(on_load="...", on_run="...")` is a backend that does this in its process."""
+    install_plugin("actor", ACTOR)
+    from actor import Actor  # type: ignore[import-not-found]
+
+    return Actor
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    """The file of a fake model that says the mean of its input."""
+    return write_fake(tmp_path, [1, 2], "float32")
+
+
+def write_fake(folder: Path, shape: list[int], dtype: str) -> Path:
+    file = folder / "mean.json"
+    tensors = {"inputs": [{"name": "x", "shape": shape, "dtype": dtype}]}
+    file.write_text(json.dumps({**tensors, "outputs": [{"name": "y", "shape": [1], "dtype": "float32"}]}))
+    return file
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def children() -> list[int]:
+    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+def shared_memory() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:edged")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = descriptors(), children(), shared_memory()
+    yield
+    assert (descriptors(), children(), shared_memory()) == before
+
+
+@pytest.fixture
+def host(nothing_is_left: None) -> Iterator[Host]:
+    host = Host("faulty 0", LEASH)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def load(host: Host) -> Iterator[Callable[..., IsolatedRunner]]:
+    """Loads into the host; what it has loaded is closed in the end."""
+    runners = []
+
+    def load(backend: Backend, file: Path = INT8, **given: float) -> IsolatedRunner:
+        runners.append(host.load(backend, file, **{"deadline": 60, "load_seconds": 60, **given}))  # type: ignore[arg-type]
+        return runners[-1]
+
+    yield load
+    for runner in runners:
+        runner.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+def asked(runner: IsolatedRunner) -> None:
+    """Until it has asked for its turn, which nobody can be told."""
+    while not runner._shared.words[TURN]:
+        time.sleep(0.001)
+
+
+# It is a backend like any other
+
+
+class Isolated(Backend, frozen=True, kw_only=True):
+    """Loads into one host with the backend that the class under test wraps."""
+
+    def load(self, file: Path, *, signature: str | None = None) -> Runner:
+        return self.host.load(self.wrapped, file, signature=signature, deadline=60, load_seconds=60)
+
+
+class TestTfliteContract(BackendContract):
+    wrapped: Backend = TfliteBackend()
+
+    @pytest.fixture
+    def backend(self, host):
+        return type("Isolated", (Isolated,), {"wrapped": self.wrapped, "host": host})()
+
+    @pytest.fixture
+    def model_file(self, tmp_path):
+        return DATA / "two_by_two.tflite"
+
+
+class TestFakeContract(TestTfliteContract):
+    wrapped = FakeBackend()
+
+    @pytest.fixture
+    def model_file(self, tmp_path):
+        return write_fake(tmp_path, [1, 2], "int8")
+
+
+def test_it_answers_as_the_same_model_does_here(load):
+    here, there = TfliteBackend().load(INT8), load(TfliteBackend())
+    assert (there.inputs, there.outputs, there.info) == (here.inputs, here.outputs, here.info)
+    for _ in range(3):
+        given = [np.random.default_rng(1).integers(-128, 128, (1, 4), np.int8)]
+        assert there.run(given)[0].tolist() == here.run(given)[0].tolist()
+
+
+def test_tensors_may_be_larger_than_any_file_that_it_may_write(load, tmp_path):
+    runner = load(FakeBackend(), write_fake(tmp_path, [3, 1000, 1000], "uint8"))
+    assert runner.run([np.full((3, 1000, 1000), 7, np.uint8)])[0].tolist() == [7]
+
+
+def test_outputs_stay_as_they_were(load, fake):
+    runner = load(FakeBackend(), fake)
+    (first,) = runner.run([np.full((1, 2), 1, np.float32)])
+    runner.run([np.full((1, 2), 2, np.float32)])
+    assert first.tolist() == [1]
+
+
+def test_it_counts_the_time_of_its_turns(load, fake):
+    runner = load(FakeBackend(delay=0.05), fake)
+    for _ in range(3):
+        runner.run(ones(runner))
+    assert runner.spent.turns == 3
+    assert runner.spent.wall > 0.15
+    assert 0.5 < runner.spent.off_processor <= 1
+
+
+def test_it_forgets_when_told_to(load):
+    runner = load(TfliteBackend(), DATA / "stateful.tflite")
+    totals = [runner.run(ones(runner))[0].tolist() for _ in range(2)]
+    runner.reset()
+    assert [*totals, runner.run(ones(runner))[0].tolist()] == [[[1]], [[2]], [[1]]]
+
+
+def test_a_delegate_computes_there(load):
+    runner = load(faulty())
+    assert (runner.info.delegate, runner.info.delegated, runner.info.nodes) == ("faulty", 1, 1)
+    assert runner.run(ones(runner))[0].tolist() == TfliteBackend().load(INT8).run(ones(runner))[0].tolist()
+
+
+# What it is given, and what is left
+
+
+def test_it_has_no_descriptor_but_those_it_needs(load, actor, fake):
+    look = """
+links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+raise ModelError(str(sorted(os.readlink(link).split(":")[0] for link in links if os.path.lexists(link))))
+"""
+    with pytest.raises(ModelError) as said:
+        load(actor(on_load=look), fake)
+    names = ["/dev/null", "anon_inode", "pipe", "pipe", "pipe", "socket"]
+    assert said.value.message == str(names)
+
+
+def test_its_process_ends_with_its_last_model(host, load):
+    one, other = load(TfliteBackend()), load(TfliteBackend())
+    assert children() == [host.pid]
+    one.close()
+    assert children() == [host.pid]
+    other.run(ones(other))
+    other.close()
+    assert (children(), host.pid) == ([], None)
+    with pytest.raises(ModelError, match="closed"):
+        other.run(ones(other))
+
+
+def test_a_host_that_is_closed_takes_its_models_along(host, load):
+    runner = load(TfliteBackend())
+    host.close()
+    with pytest.raises(DeviceError, match="the process of faulty 0 was ended"):
+        runner.run(ones(runner))
+    with pytest.raises(DeviceError, match="was ended"):
+        load(TfliteBackend())
+
+
+def test_it_outlives_the_thread_that_started_it(load):
+    runners = []
+    thread = Thread(target=lambda: runners.append(load(TfliteBackend())))
+    thread.start()
+    thread.join()
+    runners[0].run(ones(runners[0]))
+
+
+@pytest.mark.parametrize("fail", ["", "hang"])
+def test_it_dies_with_its_parent_even_when_it_hangs(fail):
+    backend = faulty(fail=fail)
+    script = f"""
+from pathlib import Path
+from edged.backends.isolated import *
+from edged.backends.tflite import DelegatedTflite
+from edged.child import Leash
+import numpy as np
+host = Host("x", {LEASH!r})
+runner = host.load({backend!r}, Path({str(INT8)!r}), deadline=60, load_seconds=60)
+print(host.pid, flush=True)
+while True:
+    runner.run([np.ones((1, 4), np.int8)])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        process = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    assert select.select([process], [], [], 30)[0]
+    os.close(process)
+
+
+def test_nothing_is_left_of_many_that_died(host):
+    def live_and_die() -> None:
+        runner = host.load(faulty(fail="abort", after="1"), INT8, deadline=60, load_seconds=60)
+        runner.run(ones(runner))
+        with pytest.raises(DeviceError, match="SIGABRT"):
+            runner.run(ones(runner))
+        runner.close()
+
+    live_and_die()
+    before, resident = descriptors(), resident_bytes()
+    for _ in range(RESPAWNS):
+        live_and_die()
+    assert (descriptors(), children(), shared_memory()) == (before, [], 0)
+    assert resident_bytes() - resident < 2 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# How it fails
+
+
+def test_a_file_that_is_damaged_is_told_as_it_is_told_here(load, tmp_path):
+    (tmp_path / "bad.tflite").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match=r"bad\.tflite"):
+        load(TfliteBackend(), tmp_path / "bad.tflite")
+    assert children() == []
+
+
+def test_an_input_that_is_refused_harms_nobody(load):
+    runner = load(faulty(fail="invoke", after="1", recover="1"))
+    first = runner.run(ones(runner))[0].tolist()
+    with pytest.raises(ModelError, match="invoke failed, as told") as refusal:
+        runner.run(ones(runner))
+    assert refusal.value.hint
+    assert runner.run(ones(runner))[0].tolist() == first
+
+
+def test_an_exception_of_any_kind_harms_nobody(load, actor, fake):
+    runner = load(actor(on_run="1 / 0"), fake)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="ZeroDivisionError: division by zero"):
+            runner.run(ones(runner))
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        ("abort", 'faulty 0 aborted: SIGABRT; it said last "faulty delegate: transfer on endpoint 1 failed"'),
+        ("segfault", "faulty 0 crashed: SIGSEGV"),
+        ("hang", r"faulty 0 hung: one inference took longer than 0\.2 s"),
+    ],
+)
+def test_whatever_ends_the_process_is_told_to_all_its_runners(load, fail, words):
+    healthy, ill = load(TfliteBackend()), load(faulty(fail=fail, after="2"), deadline=0.2)
+    for runner in (healthy, ill, ill):
+        runner.run(ones(runner))
+    for runner in (ill, ill, healthy):
+        with pytest.raises(DeviceError, match=words) as error:
+            runner.run(ones(runner))
+        assert error.value.hint
+        assert error.value.retryable
+
+
+def test_after_its_death_the_next_load_starts_it_again(host, load):
+    runner = load(faulty(fail="abort"))
+    with pytest.raises(DeviceError):
+        runner.run(ones(runner))
+    again = load(faulty())
+    again.run(ones(again))
+    assert "endpoint" not in host.stderr
+
+
+def test_one_that_dies_while_nobody_looks_is_started_again(load):
+    idle = load(TfliteBackend())
+    process = os.pidfd_open(children()[0])
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    assert select.select([process], [], [], 30)[0]
+    os.close(process)
+    runner = load(TfliteBackend())
+    runner.run(ones(runner))
+    with pytest.raises(DeviceError, match="killed by the system, most likely for want of memory: SIGKILL"):
+        idle.run(ones(idle))
+
+
+def test_memory_beyond_its_leash_is_not_to_be_had(load, actor, fake):
+    runner = load(actor(on_run="bytearray(1 << 40)"), fake)
+    with pytest.raises(DeviceError, match="faulty 0 ran out of memory"):
+        runner.run(ones(runner))
+
+
+def test_a_leak_ends_where_its_leash_does(load):
+    runner = load(faulty(fail="leak"))
+
+    def leak() -> None:
+        for _ in range(600):
+            runner.run(ones(runner))
+
+    with pytest.raises(DeviceError, match="faulty 0 ran out of memory"):
+        leak()
+
+
+def test_a_load_that_hangs_is_ended(load, actor, fake):
+    with pytest.raises(DeviceError, match=r"faulty 0 hung: loading mean\.json took longer than 1 s"):
+        load(actor(on_load="import time; time.sleep(60)"), fake, load_seconds=1)
+
+
+def test_a_process_that_is_stopped_is_hung(load):
+    runner = load(TfliteBackend(), deadline=0.2)
+    os.kill(children()[0], signal.SIGSTOP)
+    with pytest.raises(DeviceError, match=r"faulty 0 hung: it did nothing for 0\.2 s"):
+        runner.run(ones(runner))
+
+
+@pytest.mark.parametrize("unplugged", ["", "abort"])
+def test_a_device_comes_and_goes(load, tmp_path, unplugged):
+    device = tmp_path / "usb0"
+    backend = faulty(device=str(device), unplugged=unplugged)
+    with pytest.raises(DeviceError, match="refuses to work"):
+        load(backend)
+    device.touch()
+    runner = load(backend)
+    runner.run(ones(runner))
+    device.unlink()
+    with pytest.raises(DeviceError if unplugged else ModelError, match="SIGABRT" if unplugged else "device is gone"):
+        runner.run(ones(runner))
+
+
+def test_one_that_says_more_than_anybody_reads_does_not_wait(host, load):
+    runner = load(faulty(chatter="300000"))
+    for _ in range(3):
+        runner.run(ones(runner))
+    assert len(host.stderr) <= MAX_STDERR_BYTES
+    assert "nothing to worry about" in host.stderr
+
+
+# Several at once
+
+
+class Gate:
+    """A turn that waits in it, and only there, until it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "gate"
+        os.mkfifo(self._path)
+        self.wait = f"open({str(self._path)!r}).read()"
+
+    def reached(self) -> None:
+        """Until a turn is in it."""
+        self._end = self._path.open("w")
+
+    def open(self) -> None:
+        self._end.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path)
+
+
+def run(pool: ThreadPoolExecutor, runner: Runner) -> Future[object]:
+    return pool.submit(runner.run, ones(runner))
+
+
+def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fake, gate, pool, tmp_path):
+    diary = tmp_path / "diary"
+
+    def writes(name: str) -> Backend:
+        return actor(on_run=f"open({str(diary)!r}, 'a').write({name!r})")
+
+    first = load(actor(on_run=gate.wait), fake)
+    others = [
+        load(writes("late "), fake, deadline=60),
+        load(writes("soon "), fake, deadline=30),
+        load(writes("urgent "), fake, deadline=60, priority=1),
+    ]
+    turns = [run(pool, first)]
+    gate.reached()
+    for runner in others:
+        turns.append(run(pool, runner))
+        asked(runner)
+    gate.open()
+    for turn in turns:
+        turn.result(30)
+    assert diary.read_text().split() == ["urgent", "soon", "late"]
+
+
+def test_to_wait_for_the_turn_of_another_is_no_hang(load, actor, fake, gate, pool):
+    slow, hasty = load(actor(on_run=gate.wait), fake), load(FakeBackend(), fake, deadline=0.05)
+    first = run(pool, slow)
+    gate.reached()
+    second = run(pool, hasty)
+    asked(hasty)
+    time.sleep(0.2)  # until long past its deadline
+    gate.open()
+    assert [output.tolist() for turn in (first, second) for output in turn.result(30)] == [[1], [1]]
+
+
+def test_one_that_is_stuck_holds_the_others_no_longer_than_its_own_deadline(load, pool):
+    stuck, patient = load(faulty(fail="hang"), deadline=0.5), load(TfliteBackend(), deadline=3600)
+    turns = [run(pool, stuck)]
+    asked(stuck)
+    turns.append(run(pool, patient))
+    errors = [str(turn.exception(30)) for turn in turns]
+    assert "one inference took longer than 0.5 s" in errors[0]
+    assert errors[0] == errors[1]
+
+
+def test_threads_get_their_own_answers(load, fake, pool):
+    def repeat(number: int, runner: Runner) -> bool:
+        given = [np.full((1, 2), number, np.float32)]
+        return all(runner.run(given)[0].tolist() == [number] for _ in range(200))
+
+    runners = [load(FakeBackend(), fake) for _ in range(4)]
+    assert list(pool.map(repeat, range(4), runners)) == [True] * 4
+    assert [runner.spent.turns for runner in runners] == [200] * 4
+
+
+def test_a_message_gets_through_while_turns_never_end(load, fake, pool):
+    stop: list[bool] = []
+
+    def go_on(runner: Runner) -> None:
+        while not stop:
+            runner.run(ones(runner))
+
+    busy = [pool.submit(go_on, load(FakeBackend(), fake)) for _ in range(2)]
+    another = load(FakeBackend(), fake)
+    another.reset()
+    another.run(ones(another))
+    stop.append(True)
+    for turn in busy:
+        turn.result(30)
