@@ -88,15 +88,15 @@ def test_arm_nn_needs_no_device(board):
 def test_edge_tpus_before_and_after_their_firmware(board):
     board.library("usr/lib/libedgetpu.so.1")
     board.usb("2-1", "18d1:9302", 5, bus=2)
-    board.usb("1-1.4", "1a6e:089a", 12)
-    board.usb("1-1.3", "1a6e:089a", 9)
+    board.usb("1-1.4", "1a6e:089a", 9)
+    board.usb("1-1.3", "1a6e:089a", 12)
     board.usb("1-1", "0424:2514", 2)  # the hub
     board.node("apex_1")
     board.node("apex_0")
     found = surveyed(board, EDGETPU)
     assert [(each.id, each.identity) for each in found.devices[:3]] == [
-        ("usb:0", "1-1.3/9"),
-        ("usb:1", "1-1.4/12"),
+        ("usb:0", "1-1.4/9"),
+        ("usb:1", "1-1.3/12"),
         ("usb:2", "2-1/5"),
     ]
     assert [each.node.rpartition("/dev/")[2] for each in found.devices[2:]] == ["bus/usb/002/005", "apex_0", "apex_1"]
@@ -126,7 +126,7 @@ def test_one_edge_tpu_of_several(board, wanted, there, taken):
     board.usb("1-1", "1a6e:089a", 3)
     board.usb("1-2", "1a6e:089a", 4)
     board.node("apex_0")
-    delegate = Delegate(name="coral", kind="edgetpu", device=wanted)
+    delegate = Delegate(name="coral", kind="edgetpu", device=wanted, options={"device": "usb:7"})
     assert ids(board, delegate) == there
     delegation = resolved(board, delegate)
     assert (delegation.name, delegation.device, delegation.options) == ("coral", taken, {"device": taken})
