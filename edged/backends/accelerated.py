@@ -17,8 +17,8 @@ raises is raised. An input that both refuse with ModelError is the input's own f
 
 A model that remembers starts from rest at each change of what serves, as it does where the stream has a gap: what one
 runner remembers cannot be given to the other. `reset`, which a pipeline calls at a gap, goes to what serves, and the
-other is reset when its time comes, so neither ever remembers anything older. State that travels in tensors, which the
-pipeline feeds back, is in no runner and survives the change.
+other is reset when its time comes, so neither ever remembers anything older. To be held to a golden sample costs it
+its memory, too. State that travels in tensors, which the pipeline feeds back, is in no runner and survives all this.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Accelerator:
         self._untaken: list[Runner] = []
         self._faults: Counter[str] = Counter()
         self._promotions = 0
-        self._gone: Counter[str] = Counter()
+        self._windows_of_closed: Counter[str] = Counter()
         self._news = Event()
         self._closed = False
         self._thread = Thread(target=self._keep, name=f"accelerator-{name}", daemon=True)
@@ -145,8 +145,8 @@ class Accelerator:
         """What was done so far, by runners that are closed as well."""
         with self._lock:
             return Counts(
-                accelerated=self._gone["accelerated"] + sum(model.accelerated for model in self._models),
-                on_twin=self._gone["on_twin"] + sum(model.on_twin for model in self._models),
+                accelerated=self._windows_of_closed["accelerated"] + sum(model.accelerated for model in self._models),
+                on_twin=self._windows_of_closed["on_twin"] + sum(model.on_twin for model in self._models),
                 promotions=self._promotions,
                 faults=dict(self._faults),
             )
@@ -244,7 +244,7 @@ class Accelerator:
         with self._lock:
             if model in self._models:
                 self._models.remove(model)
-                self._gone.update(accelerated=model.accelerated, on_twin=model.on_twin)
+                self._windows_of_closed.update(accelerated=model.accelerated, on_twin=model.on_twin)
             untaken, model.offered = model.offered, None
         self._news.set()
         return untaken

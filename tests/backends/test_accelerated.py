@@ -3,6 +3,7 @@
 Most tests drive `Accelerator.look` by hand on a clock that stands still; those at the end let its thread do it.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,9 @@ from tests.contracts.backend import BackendContract
 X = TensorSpec(name="x", shape=(1, 1), dtype="float32")
 Y = TensorSpec(name="y", shape=(1, 1), dtype="float32")
 RULES = Rules(backoff=1, backoff_max=8, failures=3, within=100, check_every=60)
+
+SOAK = bool(os.environ.get("EDGED_SOAK"))
+WINDOWS = 1_000_000 if SOAK else 20_000
 
 CRASH = DeviceError("the process aborted: SIGABRT", hint="look at its cable")
 REFUSAL = ModelError("invoke failed")
@@ -678,6 +682,45 @@ def test_one_that_hangs_holds_up_no_other_model_and_no_question(plugged, running
     other.close()
 
 
+def test_two_workers_lose_no_window_whatever_happens_meanwhile(plugged, running):
+    """Faults, replugs, releases and swaps between windows on two threads, and loads on a third."""
+    cpus: list[FakeRunner] = []
+    broken: list[int] = []
+
+    def open_one() -> AcceleratedRunner:
+        cpus.append(twin())
+        return running.runner(cpus[-1], plugged.load, plugged.check)
+
+    def work() -> None:
+        runner = open_one()
+        for window in range(WINDOWS):
+            if window % 20 == 0:
+                plugged.run_error = (None, None, CRASH, REFUSAL)[window // 20 % 4]
+                plugged.load_error = (None, None, WRONG, None, CRASH)[window // 20 % 5]
+            if window % 100 == 0:
+                plugged.plugged = f"usb-{window}"
+                running.release()
+            if window % 500 == 499:
+                runner.close()
+                runner = open_one()
+            if answer(runner, window) != 2 * window:
+                broken.append(window)
+        runner.close()
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    counts = running.counts()
+    assert broken == []
+    assert counts.accelerated + counts.on_twin == 2 * WINDOWS
+    assert counts.on_twin == sum(cpu.runs for cpu in cpus)
+    running.close()
+    assert running.join(10)
+    assert plugged.open == []
+
+
 # Whatever happens
 
 
@@ -776,7 +819,7 @@ class Years(RuleBasedStateMachine):
 
 
 TestYears = Years.TestCase
-TestYears.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestYears.settings = settings(max_examples=2000 if SOAK else 40, stateful_step_count=40, deadline=None)
 
 
 # As any backend
