@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from edged.api import DeviceError
+from edged.api import DeviceError, ModelError
 from edged.backends.delegates import Delegation
 from edged.backends.probe import Answer, probe
 from edged.core.acceleration import Rules
+from tests.bundles import DATA
+from tests.delegates import faulty_library
 
 CREATE = "void *tflite_plugin_create_delegate(char **keys, char **values, unsigned long count, void (*report)(char *))"
 DESTROY = "void tflite_plugin_destroy_delegate(void *delegate) {}"
@@ -124,3 +126,24 @@ def test_no_descriptor_is_left(library):
     before = [*Path("/proc/self/fd").iterdir()]
     probe(loaded, Rules())
     assert [*Path("/proc/self/fd").iterdir()] == before
+
+
+def orders(**options: str) -> Delegation:
+    return Delegation(name="faulty", kind="external", device="", library=faulty_library(), options=options)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "answer"),
+    [
+        ("float.tflite", {}, Answer(nodes=1, delegated=1)),
+        ("uint8.tflite", {}, Answer(nodes=3, delegated=1)),
+        ("float.tflite", {"take": "none"}, Answer(nodes=1, delegated=0)),
+    ],
+)
+def test_how_much_it_takes_of_a_model(model, options, answer):
+    assert probe(orders(**options), Rules(), DATA / model) == answer
+
+
+def test_a_model_that_it_fails_to_take():
+    with pytest.raises(ModelError, match=r"faulty fails to take float\.tflite: .*prepare failed, as told"):
+        probe(orders(fail="prepare"), Rules(), DATA / "float.tflite")

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import socket
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edged.models.store import Store
 from edged.outbox.options import MqttOptions
 from tests.boards import FakeBoard
 from tests.bundles import COLOURS, write_bundle
+from tests.delegates import faulty_library
 
 CONFIG = """
 [sources.wrist]
@@ -138,6 +140,31 @@ def test_an_accelerator_is_loaded_with_the_variant(accelerators, board):
             "install the one for this processor",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "share", "expected"),
+    [
+        ("", 1.0, ("ok", "mine takes 1 of 1 nodes of colours 1.0", "")),
+        ('options.take = "none"', None, ("warn", "mine takes 0 of 1 nodes of colours 1.0", "compile or quantise")),
+        (
+            'options.take = "none"',
+            0.5,
+            ("fail", "mine takes 0 of 1 nodes of colours 1.0", "its manifest asks for more"),
+        ),
+        (
+            'options.fail = "prepare"',
+            None,
+            ("fail", "mine fails to take model.tflite: faulty delegate: prep", "compile"),
+        ),
+    ],
+)
+def test_how_much_an_accelerator_takes_of_a_model(accelerators, board, options, share, expected):
+    board.node("npu0")
+    shutil.copyfile(faulty_library(), board.library("opt/mine.so"))
+    limits = {"limits": {"delegated_share": share}} if share else {}
+    (check,) = accelerators(MINE + options, **limits)
+    assert (check.verdict, check.found[: len(expected[1])], check.remedy[: len(expected[2])]) == expected
 
 
 # -- the configuration and its models -------------------------------------------------------------------------------
