@@ -99,7 +99,12 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     updater = _updater(daemon, config, store)
     incoming = Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8)
     updates = Updates(
-        incoming, updater, door=Door(daemon), clock=daemon.parts.clock, say=daemon.tell, fetch=config.updates.fetch
+        incoming,
+        updater,
+        door=Door(daemon, updater.now),
+        clock=daemon.parts.clock,
+        say=daemon.tell,
+        fetch=config.updates.fetch,
     )
     desires = Desires(updates, daemon.board.has)
     daemon.on_wish = desires.hear
@@ -180,12 +185,13 @@ def _urls(config: Config) -> dict[str, str]:
 class Door:
     """What the configuration as it is now, and what serves now, say to what would come in."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, now: Callable[[], float]) -> None:
         self._daemon = daemon
+        self._now = now
 
     def approve(self, head: Head) -> None:
         """Before more than the head of a container is taken: nobody fills a disk with what nobody signed."""
-        self._trust.verify(head.data, head.signatures, time.time())
+        self._trust.verify(head.data, head.signatures, self._now())
 
     def admit_bare(self) -> None:
         """Raises BundleError where only signed versions may come in."""

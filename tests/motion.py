@@ -17,6 +17,7 @@ import numpy as np
 from edged.core.ledger import Ledger
 from edged.ctl.client import connect
 from edged.models.store import Shelf
+from tests import signing
 from tests.containers import container, entry
 from tests.edged_process import Edged
 
@@ -78,6 +79,14 @@ def bundle(folder: Path, version: str, *, files: dict[str, bytes] | None = None,
     body = b"".join(every[name] for name in sorted(every))
     path.write_bytes(container(manifest(version, every, **parts), body=body))
     return path
+
+
+def seal(container: Path, key: Path, namespace: str = "edged-bundle") -> None:
+    """Sign a container, for what such signatures are for or for something else."""
+    data = container.read_bytes()
+    end = 16 + int.from_bytes(data[8:12], "little")
+    signature = signing.sign(data[16:end], key, namespace)
+    container.write_bytes(data[:12] + len(signature).to_bytes(4, "little") + data[16:end] + signature + data[end:])
 
 
 def wrong_golden() -> dict[str, bytes]:

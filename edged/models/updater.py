@@ -313,6 +313,12 @@ class Updater:
         """The latest jobs of this run of the daemon, the oldest first."""
         return tuple(self._jobs)
 
+    def now(self) -> float:
+        """Unix seconds: what the clock says or, as a board may have none, the newest signed time seen. On any thread."""
+        ledgers = [memory.ledger for memory in list(self._memories.values()) if memory.ledger]
+        seen = [each.created for ledger in ledgers for each in ledger.versions.values() if each.signers]
+        return max([self._wall(), *seen])
+
     async def models(self) -> tuple[Report, ...]:
         """How every model stands."""
         looks = [(name, await self._look(name)) for name in self._names()]
@@ -354,7 +360,8 @@ class Updater:
         name = job.model
         facts = await self._look(name)
         ledger, memory = facts.ledger, self._memory(name)
-        signers = await self._verify(arrival.head, ledger)
+        head = arrival.head
+        signers = await _on_thread(self._trust.verify, head.data, head.signatures, self.now())
         self._say(name, "update.verified", f"version {job.version} is signed by {', '.join(signers) or 'nobody'}", job)
         if ledger.candidate is not None and ledger.candidate.digest == job.digest:
             memory.jobs.append(job)
@@ -420,12 +427,6 @@ class Updater:
         if job.digest in memory.unfit:
             raise ModelError(f"{name} {job.version} is active, but does not serve: {memory.unfit[job.digest].reason}")
         job.end("done", f"{name} {job.version} is active already")
-
-    async def _verify(self, head: Head, ledger: Ledger) -> tuple[str, ...]:
-        """Who signed it. A board without a clock knows at least that it is no earlier than what it has trusted."""
-        trusted = [each.created for each in ledger.versions.values() if each.signers]
-        now = max([self._wall(), *trusted])
-        return await _on_thread(self._trust.verify, head.data, head.signatures, now)
 
     async def _unpack(self, job: Job, arrival: _Arrival) -> None:
         """Have it as a folder in its place, read back and found to fit; what is there already need not be written."""

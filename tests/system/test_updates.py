@@ -29,6 +29,7 @@ from tests.motion import (
     litter,
     long_recording,
     manifest,
+    seal,
     serving,
     shelf,
     wrong_golden,
@@ -221,7 +222,7 @@ def test_only_what_the_right_people_signed_comes_in(tmp_path: Path, edged):
     assert edgectl(daemon, "sign", new, "--key", stranger).code == DONE
     assert edgectl(daemon, "update-model", new).code == REFUSED
     other_use = bundle(tmp_path, "1.2.0", files={"note": b"!"})
-    sealed(other_use, key, namespace="git")
+    seal(other_use, key, namespace="git")
     assert edgectl(daemon, "update-model", other_use).code == REFUSED
     new = bundle(tmp_path, "1.1.0")
     assert edgectl(daemon, "sign", new, "--key", key).code == DONE
@@ -229,14 +230,6 @@ def test_only_what_the_right_people_signed_comes_in(tmp_path: Path, edged):
     assert code == DONE, output
     assert "version 1.1.0 is signed by maker@example.org" in output
     assert litter(daemon) == set()
-
-
-def sealed(container: Path, key: Path, namespace: str) -> None:
-    """Sign it for some other purpose."""
-    data = container.read_bytes()
-    end = 16 + int.from_bytes(data[8:12], "little")
-    signature = signing.sign(data[16:end], key, namespace)
-    container.write_bytes(data[:12] + len(signature).to_bytes(4, "little") + data[16:end] + signature + data[end:])
 
 
 def test_what_nobody_confirms_goes_and_what_somebody_confirms_stays(tmp_path: Path, edged):

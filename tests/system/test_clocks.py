@@ -1,0 +1,107 @@
+"""The real daemon on boards whose clock is wrong: in 1970, as without a battery, and in 2100.
+
+Of validity dates of keys counts the clock, or the newest signed time that the board has seen where that is later.
+"""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests import signing
+from tests.edged_process import Edged
+from tests.motion import ROOT, bundle, config, edgectl, incoming, ledger, litter, seal, serving
+
+DONE, REFUSED = 0, 6
+SPRING, SUMMER = (int(datetime(2026, month, 15, tzinfo=UTC).timestamp()) for month in (3, 6))
+SIGNERS = """
+always@example.org namespaces="edged-bundle" {always}
+young@example.org namespaces="edged-bundle",valid-after="20260101" {young}
+spring@example.org namespaces="edged-bundle",valid-after="20260101",valid-before="20260401" {spring}
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    made = tmp_path_factory.mktemp("clock") / "clock.so"
+    source = ROOT / "tests" / "data" / "clock.c"
+    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", made, source], check=True)
+    return made
+
+
+@pytest.fixture
+def board_in(tmp_path: Path, library: Path) -> Iterator[Callable[[int], Edged]]:
+    """A board that trusts three keys, in some year."""
+    boards: list[Edged] = []
+    keys = {name: signing.make_key(tmp_path, name) for name in ("always", "young", "spring")}
+    (tmp_path / "signers").write_text(SIGNERS.format(**{name: signing.public(key) for name, key in keys.items()}))
+    policy = f'[updates]\nrequire_signature = true\nallowed_signers = "{tmp_path}/signers"\n'
+
+    def start(year: int) -> Edged:
+        shift = round(datetime(year, 1, 2, tzinfo=UTC).timestamp() - time.time())
+        daemon = Edged(tmp_path, config() + policy, LD_PRELOAD=str(library), CLOCK_SHIFT=str(shift))
+        boards.append(daemon)
+        daemon.start()
+        assert f"{year}-01-0" in daemon.wait_for_log(" serves: ")
+        return daemon
+
+    yield start
+    for daemon in boards:
+        daemon.__exit__()
+
+
+def signed(folder: Path, version: str, who: str, created: int = 0) -> Path:
+    """A version, made at some time and signed by one of the keys."""
+    made = bundle(folder, version, created=created)
+    seal(made, folder / who)
+    return made
+
+
+@pytest.mark.parametrize("year", [1970, 2100])
+def test_versions_come_and_go_in_any_year(year: int, tmp_path: Path, board_in: Callable[[int], Edged]):
+    daemon = board_in(year)
+    for version in ("1.1.0", "1.2.0"):
+        said = edgectl(daemon, "update-model", signed(tmp_path, version, "always"))
+        assert said.code == DONE, said.output
+        assert serving(daemon) == version
+    assert edgectl(daemon, "rollback", "motion").output == "motion is rolled back; 1.1.0 serves\n"
+    assert daemon.stop() == 0
+    daemon.log.clear()
+    daemon.start()
+    daemon.wait_for_log(" serves: ")
+    assert serving(daemon) == "1.1.0"
+    assert ledger(daemon).floor == "1.2.0"
+    assert litter(daemon) == incoming(daemon) == set()
+
+
+def test_a_board_in_1970_goes_by_what_it_has_seen(tmp_path: Path, board_in: Callable[[int], Edged]):
+    daemon = board_in(1970)
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.1.0", "young"))
+    assert (said.code, "is not yet valid on 1970-01-02" in said.output) == (REFUSED, True), said.output
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.2.0", "spring", SPRING))
+    assert said.code == DONE, said.output
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.3.0", "young"))
+    assert said.code == DONE, said.output  # it is spring at least
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.4.0", "young", SUMMER))
+    assert said.code == DONE, said.output
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.5.0", "spring", SPRING))
+    assert (said.code, "is no longer valid on 2026-06-15" in said.output) == (REFUSED, True), said.output
+    assert serving(daemon) == "1.4.0"
+    assert daemon.stop() == 0
+    assert litter(daemon) == incoming(daemon) == set()
+
+
+def test_a_board_in_2100_says_that_a_key_is_over(tmp_path: Path, board_in: Callable[[int], Edged]):
+    daemon = board_in(2100)
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.1.0", "spring", SPRING))
+    assert (said.code, "is no longer valid on 2100-01-02" in said.output) == (REFUSED, True), said.output
+    assert "correct the clock" in said.output
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.2.0", "young", SPRING))
+    assert said.code == DONE, said.output
+    assert litter(daemon) == incoming(daemon) == set()
