@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +138,7 @@ class ModelBoard:
             latency_p99=max((tally.latency.percentiles()["p99"] or 0.0 for tally in tallies), default=0.0),
             constant=max((tally.constant for tally in tallies), default=0),
             decisions=sum(tally.decisions for tally in tallies),
+            labels=dict(sum((tally.labels.copy() for tally in tallies), Counter())),
         )
 
     # How it is done

@@ -235,12 +235,31 @@ class Limits(Strict, frozen=True, kw_only=True):
     delegated_share: Share | None = None
 
 
+class Reference(Strict, frozen=True, kw_only=True):
+    """What a model was fed and what it said over so many `windows` of a recording of what it is made for.
+
+    `mean`, `std`, `min` and `max` are of each channel (last axis) of the samples, before preprocessing. `shares` says
+    how often each label was the best, those left out that never were; `scores` are the least anomaly score, its
+    quartiles, and the greatest.
+    """
+
+    windows: Count
+    mean: Annotated[tuple[Real, ...], Meta(max_length=4096)]
+    std: Annotated[tuple[NotNegative, ...], Meta(max_length=4096)]
+    min: Annotated[tuple[Real, ...], Meta(max_length=4096)]
+    max: Annotated[tuple[Real, ...], Meta(max_length=4096)]
+    shares: Annotated[dict[Label, Share], Meta(max_length=100_000)] = {}
+    scores: Annotated[tuple[Real, ...], Meta(max_length=5)] = ()
+
+
 class Probation(Strict, frozen=True, kw_only=True):
     """How long a new version is watched as it serves, and what sends it back to where it came from.
 
     It lasts `seconds` and `windows`, whichever ends later. It is failed by more than `max_error_share` of the windows
     ending in an error or in NaN, by a latency above `max_latency_p99` seconds, by `constant_windows` outputs in a row
-    that are the same to the last bit, and by more or fewer decisions an hour than stated.
+    that are the same to the last bit, and by more or fewer decisions an hour than stated. In the end it is failed too
+    where more than the share `max_label_shift` of the windows had to have another label to be shared out among the
+    labels as in the reference.
     """
 
     seconds: Annotated[float, Meta(ge=0, le=1e7)] = 300.0
@@ -250,6 +269,7 @@ class Probation(Strict, frozen=True, kw_only=True):
     constant_windows: Annotated[int, Meta(ge=2, le=1_000_000)] | None = None
     min_decisions_per_hour: NotNegative | None = None
     max_decisions_per_hour: NotNegative | None = None
+    max_label_shift: Share | None = None
 
 
 class Manifest(Strict, frozen=True, kw_only=True):
@@ -272,6 +292,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     labels: Annotated[tuple[Label, ...], Meta(max_length=100_000)] = ()
     postprocess: Postprocess
     golden: Golden | None = None
+    reference: Reference | None = None
     variants: Annotated[tuple[Variant, ...], Meta(max_length=16)] = ()
     needs: Needs = Needs()
     limits: Limits = Limits()
@@ -330,6 +351,7 @@ def check(manifest: Manifest) -> None:
     _check_needs(manifest.needs)
     _check_variants(manifest)
     _check_limits(manifest.limits)
+    _check_reference(manifest, manifest.reference)
     _check_probation(manifest)
     match manifest.postprocess:
         case Classify() as classify:
@@ -497,6 +519,26 @@ def _check_limits(limits: Limits) -> None:
         _refuse("limits", "latency_p99 is more than seconds, in which all inferences of the self-test must fit")
 
 
+def _check_reference(manifest: Manifest, reference: Reference | None) -> None:
+    if reference is None:
+        return
+    columns = manifest.window.shape[-1]
+    for name in ("mean", "std", "min", "max"):
+        if len(getattr(reference, name)) != columns:
+            _refuse(f"reference.{name}", f"has {len(getattr(reference, name))} values, where {columns} are needed")
+    if reference.shares and not isinstance(manifest.postprocess, Classify):
+        _refuse("reference.shares", "only a classification has labels to share out")
+    unknown = reference.shares.keys() - set(manifest.labels)
+    if manifest.labels and unknown:
+        _refuse("reference.shares", f"there is no label {min(unknown)!r}")
+    if reference.shares and abs(sum(reference.shares.values()) - 1) > 0.01:
+        _refuse("reference.shares", f"are {sum(reference.shares.values()):g} together, and not 1")
+    if reference.scores and not isinstance(manifest.postprocess, Detect):
+        _refuse("reference.scores", "only an anomaly has a score")
+    if len(reference.scores) not in (0, 5) or sorted(reference.scores) != list(reference.scores):
+        _refuse("reference.scores", "must be five, in ascending order")
+
+
 def _check_probation(manifest: Manifest) -> None:
     probation = manifest.probation
     low, high = probation.min_decisions_per_hour, probation.max_decisions_per_hour
@@ -504,6 +546,8 @@ def _check_probation(manifest: Manifest) -> None:
         _refuse("probation", "a regression decides nothing that could be counted by the hour")
     if low is not None and high is not None and low > high:
         _refuse("probation", f"min_decisions_per_hour ({low:g}) is more than max_decisions_per_hour ({high:g})")
+    if probation.max_label_shift is not None and not (manifest.reference and manifest.reference.shares):
+        _refuse("probation.max_label_shift", "needs reference.shares to be held against")
     if probation.constant_windows and probation.constant_windows > probation.windows:
         _refuse("probation", "constant_windows is more than windows, so it might never be reached")
 

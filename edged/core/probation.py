@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -20,8 +21,9 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """What a version did since it began to serve in this run of the daemon.
 
     `errors` counts those of the `windows` that ended in an error or in NaN, `constant` how many outputs in a row were
-    the same up to now, `decisions` those that were let through. `latency_p99` is in seconds, 0 while it is not known.
-    `delegate_fault` says what is wrong with the accelerator it should run on, "" for nothing.
+    the same up to now, `decisions` those that were let through, and `labels` how often each label was the best.
+    `latency_p99` is in seconds, 0 while it is not known. `delegate_fault` says what is wrong with the accelerator it
+    should run on, "" for nothing.
     """
 
     seconds: float = 0.0
@@ -30,6 +32,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     latency_p99: float = 0.0
     constant: int = 0
     decisions: int = 0
+    labels: dict[str, int] = {}
     delegate_fault: str = ""
 
 
@@ -40,9 +43,12 @@ class Watch(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-def judge(limits: Probation, seen: Observed) -> Watch:
-    """Hold what was seen against the limits. What can no longer be kept has failed; the end need not be waited for."""
-    reason = _failure(limits, seen)
+def judge(limits: Probation, seen: Observed, usual: Mapping[str, float] | None = None) -> Watch:
+    """Hold what was seen against the limits, and labels against their `usual` shares.
+
+    What can no longer be kept has failed; the end need not be waited for.
+    """
+    reason = _failure(limits, seen, usual or {})
     if reason:
         return Watch("failed", reason)
     over = seen.seconds >= limits.seconds and seen.windows >= limits.windows
@@ -61,7 +67,15 @@ def delegate_fault(standing: Standing, began: float, now: float) -> str:
     return standing.reason if lasting or standing.state == "quarantined" else ""
 
 
-def _failure(limits: Probation, seen: Observed) -> str:
+def label_shift(usual: Mapping[str, float], labels: Mapping[str, int]) -> float:
+    """The share of windows that had to have another label for the labels to have their usual shares: 0 to 1."""
+    total = sum(labels.values())
+    if not total:
+        return 0.0
+    return sum(abs(usual.get(each, 0.0) - labels.get(each, 0) / total) for each in {*usual, *labels}) / 2
+
+
+def _failure(limits: Probation, seen: Observed, usual: Mapping[str, float]) -> str:
     enough = seen.windows >= limits.windows
     over = enough and seen.seconds >= limits.seconds
     hours = max(seen.seconds, limits.seconds) / HOUR
@@ -76,6 +90,9 @@ def _failure(limits: Probation, seen: Observed) -> str:
         return f"its latency is {seen.latency_p99:.4g} s (p99), and {limits.max_latency_p99:g} s are allowed"
     if most is not None and seen.decisions > math.ceil(most * hours):
         return f"it decided {seen.decisions} times in {seen.seconds:.0f} s, and {most:g} an hour are allowed"
+    shift = label_shift(usual, seen.labels)
+    if over and limits.max_label_shift is not None and shift > limits.max_label_shift:
+        return f"its labels are {shift:.0%} off their usual shares, and {limits.max_label_shift:.0%} are allowed"
     if over and least is not None and seen.decisions < math.floor(least * hours):
         return f"it decided {seen.decisions} times in {seen.seconds:.0f} s, and {least:g} an hour are expected"
     return ""

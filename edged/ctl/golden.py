@@ -29,7 +29,7 @@ def samples_of(file: Path, manifest: Manifest, runner: Runner) -> bytes:
     Raises:
         EdgedError: the file cannot be read, does not fit the model, or has no window in it.
     """
-    count = sum(1 for _ in _windows(file, manifest))
+    count = sum(1 for _ in windows_of(file, manifest))
     if count == 0:
         raise ControlError(
             f"there is no whole window in {file}: that takes {manifest.window.length} samples in a row",
@@ -39,7 +39,7 @@ def samples_of(file: Path, manifest: Manifest, runner: Runner) -> bytes:
     preprocess = Preprocessor(manifest)
     runner.reset()
     taken: list[tuple[Arrays, Arrays]] = []
-    for index, window in enumerate(_windows(file, manifest)):
+    for index, window in enumerate(windows_of(file, manifest)):
         if index in chosen:
             inputs = _copies(preprocess(window))
             outputs = _copies(runner.run(inputs))
@@ -59,8 +59,8 @@ def random_samples(runner: Runner) -> bytes:
     return _npz(taken)
 
 
-def _windows(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
-    """Every window in a file, valid until the next is asked for."""
+def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
+    """Every window in a file of samples or of windows, valid until the next is asked for. Raises EdgedError."""
     window = manifest.window
     stacked = file.suffix != ".csv" and _shape(file) == (window.length, *window.shape)
     source = ReplaySource(path=file, pace="fast", chunk=1) if stacked else _recording(file, manifest)

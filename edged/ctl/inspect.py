@@ -75,6 +75,8 @@ def _facts(head: Head) -> Iterator[tuple[str, str]]:
         yield title, _tensor(output)
     yield "says", _says(manifest)
     yield "golden", f"samples in {manifest.golden.file}" if manifest.golden else "no samples"
+    for title, text in _titled("reference", [] if manifest.reference is None else _reference(manifest)):
+        yield title, text
     for title, variant in _titled("variants", manifest.variants):
         yield title, _variant(variant)
     for title, part in (("needs", manifest.needs), ("limits", manifest.limits), ("probation", manifest.probation)):
@@ -120,6 +122,20 @@ def _says(manifest: Manifest) -> str:
             return f"values of {', '.join(names)}"
         case Detect(decision=decision):
             return f"an anomaly at {decision.threshold:g} or more"
+
+
+def _reference(manifest: Manifest) -> list[str]:
+    """What the model met and said on its reference recording, a line for each channel, label, and score."""
+    reference = manifest.reference
+    assert reference is not None
+    names = [channel.name for channel in manifest.window.channels] or [str(each) for each in range(len(reference.mean))]
+    rows = zip(names, reference.mean, reference.std, reference.min, reference.max, strict=True)
+    return [
+        f"{reference.windows} windows",
+        *(f"{name}: {mean:g} ± {std:g}, {low:g} to {high:g}" for name, mean, std, low, high in rows),
+        *(f"{label}: {share:.1%}" for label, share in reference.shares.items()),
+        *([f"scores: {', '.join(f'{score:g}' for score in reference.scores)}"] if reference.scores else []),
+    ]
 
 
 def _stated(part: Needs | Limits | Probation) -> str:

@@ -12,6 +12,9 @@ tensors are used, which prove less: they look like nothing the model was made fo
 file that was compiled for it, `--variant teflon` is the model's own file, which that delegate takes as it is. A variant
 is called as its delegate unless it is given a name of its own, `--variant small:edgetpu=small_edgetpu.tflite`.
 
+--reference is a recording of everyday life: the statistics of what is fed to the model, and the share of each label in
+what it says, go into the manifest. Its probation.max_label_shift says how far a board may be from those shares.
+
 Whatever is packed has been opened, loaded and proven first, as a board would; of variants, whose accelerators are on
 boards, only that their tensors are the model's.
 
@@ -48,6 +51,7 @@ from edged.ctl import exits, tables
 from edged.ctl.bundles import save, version_line
 from edged.ctl.golden import random_samples, samples_of
 from edged.ctl.offline import default_backend, load_model
+from edged.ctl.reference import reference_of
 from edged.models.bundle import MANIFEST, Bundle, derive, examine, open_folder, unpack
 from edged.models.delta import make_delta
 from edged.models.disk import Disk
@@ -61,6 +65,7 @@ _KINDS: dict[str, Any] = {
     "inputs": list[dict[str, Any]],
     "window": dict[str, Any],
     "postprocess": dict[str, Any],
+    "probation": dict[str, Any],
     "golden": dict[str, Any] | None,
     "variants": list[Variant],
 }
@@ -69,6 +74,7 @@ _DESCRIBING = (
     "version",
     "labels",
     "golden",
+    "reference",
     "channels",
     "rate",
     "window",
@@ -98,6 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of_a_file.add_argument("--version", metavar="N.N", help="dotted numbers, which only ever go up")
     of_a_file.add_argument("--labels", type=Path, metavar="FILE", help="a label on each line")
     of_a_file.add_argument("--golden", type=Path, metavar="SAMPLES", help="a recording, or windows")
+    of_a_file.add_argument(
+        "--reference", type=Path, metavar="RECORDING", help="of which statistics go into the manifest, as for --golden"
+    )
     of_a_file.add_argument("--channels", type=_names, metavar="A,B,...", help="what a sample is a row of")
     of_a_file.add_argument("--rate", type=float, metavar="HZ", help="samples a second")
     of_a_file.add_argument("--window", type=int, metavar="LENGTH", help="samples in a window")
@@ -256,6 +265,7 @@ def _sealed(folder: Path) -> Head:
 def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     """Put the model and all that belongs to it into an empty folder."""
     said = _read_part(args.manifest)
+    shift = said.get("probation", {}).pop("max_label_shift", None) if args.reference else None  # until there are shares
     name = f"model{args.model.suffix}"
     _copy(args.model, folder / name)
     if args.card:
@@ -266,6 +276,10 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     try:
         manifest = _describe(args, said, name, variants, runner)
         golden = _golden(args.golden, manifest, runner)
+        if args.reference:
+            reference = reference_of(args.reference, manifest, runner)
+            watch = replace(manifest.probation, max_label_shift=shift)
+            manifest = replace(manifest, reference=reference, probation=watch)
     finally:
         runner.close()
     tolerances = {**(said.get("golden") or {}), "file": Golden().file}

@@ -6,6 +6,7 @@ handover, where two do not fit: the worker closes what it has and waits, with th
 mailbox behind it, for the offer that is the second half.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event
@@ -23,13 +24,14 @@ class Tally:
     """What one version did since it began to serve in one pipeline. The worker writes, anybody reads.
 
     `constant` is how many times in a row it has said the very same by now; `decisions` counts those that were let
-    through anew.
+    through anew, and `labels` how often each label was the best.
     """
 
     windows: int = 0
     errors: int = 0
     decisions: int = 0
     constant: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
     latency: Latency = field(default_factory=Latency)
     _last: object = None
 
@@ -38,6 +40,7 @@ class Tally:
         match outcome:
             case Classification(label=label, score=score):
                 said: object = (label, score)
+                self.labels[label] += 1
             case Anomaly(score=score):
                 said = score
             case Regression(values=values):

@@ -1,9 +1,9 @@
 """A bare .tflite file as a version: it says how it computes, and inherits what that means from what it replaces.
 
-Its window, channels, preprocessing, labels, postprocessing, needs and limits are those of the version before; its
-tensors must be the same in number, shape and dtype. How they are quantised is the file's own, for that is how numbers
-are stored and not what they mean. Golden samples cannot be inherited, as another model answers otherwise: so a bare
-file proves no more than that it loads and runs, and is only taken where unsigned versions are.
+Its window, channels, preprocessing, labels, postprocessing, needs, limits and reference statistics are those of the
+version before; its tensors must be the same in number, shape and dtype. How they are quantised is the file's own, for
+that is how numbers are stored and not what they mean. Golden samples cannot be inherited, as another model answers
+otherwise: so a bare file proves no more than that it loads and runs, and is only taken where unsigned versions are.
 
 `inherit` makes the head of a container, always the same of the same file, version and contract: what is sent again
 after a cut is known again. `stand_for` makes the rest, so that wherever a container is read a bare file may stand in.

@@ -38,6 +38,7 @@ MOTION: dict[str, Any] = {
     "golden": {},
 }
 
+REFERENCE = {"windows": 9, **{name: [1.0] * 2 for name in ("mean", "std", "min", "max")}}
 REGRESSION = {"labels": [], "postprocess": {"kind": "regression", "names": ["x", "y", "z"], "units": ["m", "m", "m"]}}
 DETECTION = {
     "labels": [],
@@ -208,6 +209,12 @@ def test_what_is_no_manifest_is_refused(data, reason):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
+        # reference
+        (motion(reference={**REFERENCE, "std": [1.0]}), "reference.std: has 1 values, where 2 are needed"),
+        (motion(reference={**REFERENCE, "shares": {"flying": 1.0}}), "reference.shares: there is no label 'flying'"),
+        (motion(reference={**REFERENCE, "shares": {"walk": 0.5}}), "reference.shares: are 0.5 together, and not 1"),
+        (motion(reference={**REFERENCE, "scores": [0, 1, 2, 3, 4]}), "reference.scores: only an anomaly has a score"),
+        (motion(probation={"max_label_shift": 0.2}), "probation.max_label_shift: needs reference.shares"),
         # files
         (motion(model="other.tflite"), "model: other.tflite is not in files"),
         (motion(golden__file="other.npz"), "golden.file: other.npz is not in files"),

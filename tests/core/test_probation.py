@@ -2,8 +2,9 @@ import pytest
 
 from edged.core.acceleration import MISSING, Standing
 from edged.core.manifest import Probation
-from edged.core.probation import Observed, Watch, delegate_fault, judge
+from edged.core.probation import Observed, Watch, delegate_fault, judge, label_shift
 
+USUAL = {"walking": 1.0}
 LIMITS = Probation(seconds=60, windows=20, max_error_share=0.1)
 FINE = Observed(seconds=60, windows=100)
 
@@ -43,11 +44,33 @@ def test_within_its_limits(limits, seen, state):
          "it decided 2 times in 5 s, and 60 an hour are allowed"),
         (Probation(seconds=60, windows=20, min_decisions_per_hour=60), FINE,
          "it decided 0 times in 60 s, and 60 an hour are expected"),
+        (Probation(seconds=60, windows=20, max_label_shift=0.2),
+         Observed(seconds=60, windows=100, labels={"walking": 30, "falling": 70}),
+         "its labels are 70% off their usual shares, and 20% are allowed"),
         (LIMITS, Observed(delegate_fault="the accelerator is gone"), "the accelerator is gone"),
     ],
 )  # fmt: skip
 def test_beyond_a_limit(limits, seen, reason):
-    assert judge(limits, seen) == Watch("failed", reason)
+    assert judge(limits, seen, USUAL) == Watch("failed", reason)
+
+
+@pytest.mark.parametrize(
+    ("usual", "labels", "shift"),
+    [
+        ({"a": 0.5, "b": 0.5}, {"a": 5, "b": 5}, 0.0),
+        ({"a": 0.5, "b": 0.5}, {"a": 10}, 0.5),
+        ({"a": 1.0}, {"b": 3}, 1.0),
+        ({"a": 1.0}, {}, 0.0),
+    ],
+)
+def test_how_far_labels_are_off(usual, labels, shift):
+    assert label_shift(usual, labels) == pytest.approx(shift)
+
+
+def test_labels_are_judged_in_the_end_only():
+    limits = Probation(seconds=60, windows=20, max_label_shift=0.2)
+    assert judge(limits, Observed(seconds=59, windows=100, labels={"falling": 100}), USUAL) == Watch("watching")
+    assert judge(limits, Observed(seconds=60, windows=100, labels={"walking": 100}), USUAL) == Watch("good")
 
 
 @pytest.mark.parametrize(

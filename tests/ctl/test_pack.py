@@ -50,6 +50,25 @@ def golden(bundle):
         return dict(arrays)
 
 
+# Reference statistics
+
+
+def test_reference_statistics_are_those_of_the_recording(pack, tmp_path, capsys):
+    said = {**json.loads((MOTION / "manifest.json").read_bytes()), "probation": {"max_label_shift": 0.2}}
+    manifest = part(tmp_path, **{key: said[key] for key in said if key not in ("files", "golden", "schema")})
+    options = ("--manifest", manifest, "--version", "1.1", "--golden", RECORDING, "--reference", RECORDING)
+    found = pack(MOTION / "model.tflite", *options).manifest
+    samples = np.loadtxt(RECORDING, delimiter=",", skiprows=1, usecols=range(1, 7))
+    assert found.reference.min == pytest.approx(samples.min(axis=0), rel=0.5)
+    assert found.reference.windows > 10
+    assert sum(found.reference.shares.values()) == pytest.approx(1.0, abs=1e-4)
+    assert found.probation.max_label_shift == 0.2
+    assert main(["inspect", str(tmp_path / "out.edgm")]) == 0
+    output = capsys.readouterr().out
+    assert f"reference     {found.reference.windows} windows\n              ax: " in output
+    assert "walking: " in output
+
+
 # A folder
 
 
