@@ -371,6 +371,8 @@ def _delegate(tables: Tables, name: str) -> DelegateOptions | None:
         )
     elif "external" in (name, options.kind) and options.library is None:
         tables.refuse((*place, "library"), "nothing", "the path of a library", "this key is needed")
+    elif "external" in (name, options.kind) and options.device[:1] not in ("", "/"):
+        tables.refuse((*place, "device"), shown(options.device), "the absolute path of a file that must be there")
     return options
 
 

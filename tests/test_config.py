@@ -347,6 +347,10 @@ def test_every_error_is_told_at_once(write: Write) -> None:
         ("[delegates.mine]\nkind = 'edgetp'", ("delegates.mine.kind", '"edgetp"', 'did you mean "edgetpu"?')),
         ("[delegates.mine]\nkind = 'external'", ("delegates.mine.library", "nothing", "this key is needed")),
         (
+            "[delegates.mine]\nkind = 'external'\nlibrary = 'libmine.so'\ndevice = 'npu0'",
+            ("delegates.mine.device", '"npu0"', ""),
+        ),
+        (
             "[delegates.teflon]\nkind = 'edgetpu'",
             ("delegates.teflon.kind", '"edgetpu"', "give a delegate of another kind another name"),
         ),
