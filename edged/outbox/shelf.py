@@ -11,6 +11,7 @@ page again. One thread uses a shelf. Whatever goes wrong is raised as a ShelfErr
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import zlib
@@ -282,6 +283,15 @@ _HINTS = {
     sqlite3.SQLITE_BUSY: "another program has it open: let it go",
 }
 
+_CODES = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EDQUOT: sqlite3.SQLITE_FULL,
+    errno.EROFS: sqlite3.SQLITE_READONLY,
+    errno.EACCES: sqlite3.SQLITE_CANTOPEN,
+    errno.EIO: sqlite3.SQLITE_IOERR,
+}
+"""What SQLite would have called it."""
+
 
 @contextmanager
 def _border(file: Path) -> Iterator[None]:
@@ -294,7 +304,8 @@ def _border(file: Path) -> Iterator[None]:
         hint = _ASIDE if damaged else _HINTS.get(code, "look at dmesg")
         raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged) from error
     except OSError as error:
-        raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint="look at dmesg") from error
+        hint = _HINTS.get(_CODES.get(error.errno or 0, 0), "look at dmesg")
+        raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint=hint) from error
 
 
 def _make_folder(folder: Path) -> None:
