@@ -5,11 +5,11 @@ core/acceleration.py; here it is done.
 
 Whose hands may touch what:
 
-- The twin, and the accelerated runner that serves, belong to the worker that calls `run`. It closes them, too: where it
-  meets a fault, before its next window where another worker met it, or as it is closed itself.
-- The Accelerator's own thread loads and proves, and leaves what it has loaded for the worker to take between two
-  windows, as flow/slot.py does. No worker has touched what came in vain, because a fault came first or the worker was
-  closed, nor what nobody had taken when a fault came: that thread closes those.
+- The twin belongs to the worker that calls `run`.
+- What runs on the accelerator is loaded, proved and in the end closed by the Accelerator's own thread, for that may
+  take long, and no window shall wait for it. In between it belongs to the worker: which takes it between two windows,
+  as flow/slot.py does, and hands it back where it meets a fault, before its next window where another worker met one,
+  or as it is closed itself. Whatever nobody has taken when a fault comes was never in a worker's hands.
 - All else is under the Accelerator's lock, which nobody holds for long: no runner is called under it.
 
 No window is lost: whatever the accelerated runner raises, the twin runs the same inputs at once, and only what the twin
@@ -110,7 +110,7 @@ class Accelerator:
         self._lock = RLock()
         self._record = Record()
         self._models: list[_Model] = []
-        self._untaken: list[Runner] = []
+        self._done_with: list[Runner] = []
         self._faults: Counter[str] = Counter()
         self._promotions = 0
         self._windows_of_closed: Counter[str] = Counter()
@@ -125,8 +125,8 @@ class Accelerator:
     def runner(self, twin: Runner, load: Callable[[], Runner], check: Callable[[Runner], None]) -> AcceleratedRunner:
         """A runner that takes the twin over, and is on it until the accelerator has loaded the model.
 
-        `load` loads it there, and proves it. `check` holds it against one golden sample, from rest, leaves it at rest,
-        and raises ModelError where its answer is wrong.
+        `load` loads it there, proves it, and gives it at rest. `check` holds it against one golden sample, from rest,
+        leaves it at rest, and raises ModelError where its answer is wrong.
         """
         model = _Model(load)
         with self._lock:
@@ -152,8 +152,9 @@ class Accelerator:
             )
 
     def close(self) -> None:
-        """Load no more, once all its runners are closed. What a load in hand brings is thrown away."""
-        self._closed = True
+        """Load no more. What a load in hand brings is thrown away, and so is what is handed back from now on."""
+        with self._lock:
+            self._closed = True
         self._news.set()
 
     def join(self, timeout: float) -> bool:
@@ -165,7 +166,7 @@ class Accelerator:
     def look(self) -> float | None:
         """On its own thread, or in place of it: do all that is due. When to look again, None for once there is news."""
         while True:
-            self._close_untaken()
+            self._close_done_with()
             if self._closed:
                 return None
             identity = self._identity()
@@ -198,7 +199,7 @@ class Accelerator:
             self._news.clear()
             due = self.look()
             self._news.wait(None if due is None else max(0.0, due - self.clock()))
-        self._close_untaken()
+        self._close_done_with()
 
     def _load(self, model: _Model, faults: int) -> None:
         """Load a model for its worker to take; `faults` is how many there were before."""
@@ -214,12 +215,12 @@ class Accelerator:
             if model in self._models and self._faults.total() == faults:
                 model.up, model.offered, model.turned = True, loaded, True
             else:
-                self._untaken.append(loaded)
+                self._done_with.append(loaded)
 
-    def _close_untaken(self) -> None:
+    def _close_done_with(self) -> None:
         with self._lock:
-            untaken, self._untaken = self._untaken, []
-        for runner in untaken:
+            done_with, self._done_with = self._done_with, []
+        for runner in done_with:
             runner.close()
 
     # On the workers' threads
@@ -239,15 +240,26 @@ class Accelerator:
                 self._fail(fault)
         self._news.set()
 
-    def leave(self, model: _Model) -> Runner | None:
-        """A model is closed; what it had not taken is its own to close. May be called twice."""
+    def hand_back(self, runner: Runner) -> None:
+        """Have a runner closed that no worker touches any more."""
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._done_with.append(runner)
+        self._news.set()
+        if closed:
+            runner.close()
+
+    def leave(self, model: _Model) -> None:
+        """A model is closed. May be called twice."""
         with self._lock:
             if model in self._models:
                 self._models.remove(model)
                 self._windows_of_closed.update(accelerated=model.accelerated, on_twin=model.on_twin)
             untaken, model.offered = model.offered, None
         self._news.set()
-        return untaken
+        if untaken is not None:
+            self.hand_back(untaken)
 
     # Under the lock
 
@@ -257,7 +269,7 @@ class Accelerator:
         if fault.kind != "load":
             for model in self._models:
                 if model.offered is not None:
-                    self._untaken.append(model.offered)
+                    self._done_with.append(model.offered)
                 model.up, model.offered, model.turned = False, None, True
         self._stand()
 
@@ -318,26 +330,31 @@ class AcceleratedRunner:
 
     def reset(self) -> None:
         """Have what serves forget."""
-        if self._accelerated is None:
+        accelerated = self._accelerated
+        if accelerated is None:
             self._twin.reset()
-        else:
-            self._reset_accelerated(self._accelerated)
+            return
+        try:
+            accelerated.reset()
+        except Exception as error:  # whatever a vendor's library does
+            self._turn_back(accelerated, "run", error)
+            self._twin.reset()
 
     def close(self) -> None:
-        """Let go of the twin, and of what is on the accelerator."""
-        for runner in (self._accelerator.leave(self._model), self._accelerated, self._twin):
-            if runner is not None:
-                runner.close()
-        self._accelerated = None
+        """Close the twin, and hand back what is on the accelerator."""
+        self._accelerator.leave(self._model)
+        if self._accelerated is not None:
+            self._accelerator.hand_back(self._accelerated)
+            self._accelerated = None
+        self._twin.close()
 
     def _take(self) -> None:
         """Turn to what was offered, where that is another."""
         before, self._accelerated = self._accelerated, self._accelerator.take(self._model)
         if before is not None:
-            before.close()
+            self._accelerator.hand_back(before)
         if self._accelerated is not None:
             self._check_at = self._clock() + self._check_every
-            self._reset_accelerated(self._accelerated)
         elif before is not None:
             self._twin.reset()
 
@@ -348,13 +365,6 @@ class AcceleratedRunner:
             self._check(accelerated)
         except Exception as error:  # whatever a vendor's library does
             self._turn_back(accelerated, "wrong", error)
-            self._twin.reset()
-
-    def _reset_accelerated(self, accelerated: Runner) -> None:
-        try:
-            accelerated.reset()
-        except Exception as error:  # whatever a vendor's library does
-            self._turn_back(accelerated, "run", error)
             self._twin.reset()
 
     def _run_again(self, accelerated: Runner, inputs: Arrays, error: Exception) -> Arrays:
@@ -375,7 +385,7 @@ class AcceleratedRunner:
         """Let go of an accelerator that failed."""
         self._accelerated = None
         self._accelerator.failed(self._model, kind, error)
-        accelerated.close()
+        self._accelerator.hand_back(accelerated)
 
 
 def _fault(kind: FaultKind, error: Exception, now: float) -> Fault:
