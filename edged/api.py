@@ -116,7 +116,10 @@ class Runner(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    info: RunnerInfo
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What it runs on, now."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run once. `inputs` match the input specs in order, shape and dtype; outputs are valid until the next run.

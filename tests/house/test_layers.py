@@ -32,11 +32,12 @@ MAY_IMPORT = {
     "config": SERVICE,
     "updates": SERVICE | {"config"},
     "desired": SERVICE,
+    "accelerators": SERVICE,
     "operations": SERVICE | {"config", "updates"},
-    "board": SERVICE | {"config", "desired", "operations"},
-    "daemon": SERVICE | {"board", "config", "desired", "operations", "updates"},
-    "__main__": SERVICE | {"board", "config", "desired", "operations", "updates", "daemon"},
-    "ctl": SERVICE | {"config", "operations"},
+    "board": SERVICE | {"accelerators", "config", "desired", "operations"},
+    "daemon": SERVICE | {"accelerators", "board", "config", "desired", "operations", "updates"},
+    "__main__": SERVICE | {"accelerators", "board", "config", "desired", "operations", "updates", "daemon"},
+    "ctl": SERVICE | {"accelerators", "config", "operations"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""
 

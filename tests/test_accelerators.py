@@ -1,0 +1,205 @@
+"""Models on accelerators: which way is taken, and what comes of it, with a delegate that fails to order."""
+
+import queue
+
+import numpy as np
+import pytest
+
+from edged.accelerators import Accelerators, candidates
+from edged.api import ControlError, ModelError
+from edged.backends.delegates import DelegateOptions, delegates
+from edged.backends.tflite import TfliteBackend
+from edged.core.acceleration import Rules
+from edged.models.bundle import open_folder
+from tests.bundles import write_bundle
+from tests.delegates import faulty_library
+
+WAIT = 20.0
+RULES = Rules(backoff=0.05, backoff_max=0.1, deadline=5.0, failures=3)
+MINE = {"name": "fast", "delegate": "mine", "file": "model.tflite"}
+TPU = {"name": "tpu", "delegate": "edgetpu", "file": "edgetpu.tflite"}
+INPUT = [np.array([[2, 4, 6, 8]], np.float32)]
+OUTPUT = [2.0, 3.0, 4.0]
+
+
+def bundle(folder, *variants, **parts):
+    files = {"edgetpu.tflite": b"compiled"} if TPU in variants else {}
+    return open_folder(write_bundle(folder, files=files, variants=list(variants), **parts))
+
+
+def external(**options):
+    device = options.pop("device_file", "")
+    return {"mine": DelegateOptions(kind="external", library=faulty_library(), device=device, options=options)}
+
+
+@pytest.fixture
+def told():
+    return queue.Queue()
+
+
+@pytest.fixture
+def place(told, tmp_path):
+    """Puts a model on the accelerators that are configured, and gives the runner that is to serve."""
+    opened = []
+
+    def put(tables, folder=None, wanted="auto", rules=RULES):
+        accelerators = Accelerators(
+            lambda model, name, standing: told.put((model, name, standing.state, standing.reason))
+        )
+        accelerators.configure(tables, rules)
+        folder = folder or bundle(tmp_path / "bundle", MINE)
+        twin = TfliteBackend().load(folder.model)
+        runner = accelerators.put("colours", folder, wanted, TfliteBackend(), twin, 0)
+        opened.append((accelerators, runner))
+        return accelerators, runner
+
+    yield put
+    for accelerators, runner in opened:
+        runner.close()
+        accelerators.close()
+
+
+def until(told, state):
+    """What was told until an accelerator stood so, the last first."""
+    heard = []
+    while not heard or heard[0][2] != state:
+        heard.insert(0, told.get(timeout=WAIT))
+    return heard
+
+
+# -- the ways there are -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("auto", [("edgetpu", "tpu", "edgetpu.tflite"), ("mine", "fast", "model.tflite")]),
+        ("cpu", []),
+        ("mine", [("mine", "fast", "model.tflite")]),
+        ("edgetpu", [("edgetpu", "tpu", "edgetpu.tflite")]),
+        ("teflon", [("teflon", "", "model.tflite")]),
+    ],
+)
+def test_the_ways_to_accelerate_a_model(tmp_path, wanted, expected):
+    manifest = bundle(tmp_path, TPU, MINE).manifest
+    table = delegates({"mine": DelegateOptions(kind="external", library="/opt/lib.so")})
+    found = candidates(manifest, wanted, table)
+    assert [(each.delegate.name, each.variant, each.file) for each in found] == expected
+
+
+def test_a_variant_runs_on_every_delegate_of_its_kind(tmp_path):
+    table = delegates({"left": DelegateOptions(kind="edgetpu", device="usb:1")})
+    found = candidates(bundle(tmp_path, TPU).manifest, "auto", table)
+    assert [each.delegate.name for each in found] == ["edgetpu", "left"]
+
+
+def test_what_was_not_compiled_for_an_edge_tpu_does_not_run_there(tmp_path):
+    with pytest.raises(ModelError, match="has no variant that was compiled for edgetpu"):
+        candidates(bundle(tmp_path, MINE).manifest, "edgetpu", delegates({}))
+
+
+# -- serving ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_moves_to_its_accelerator(place, told):
+    accelerators, runner = place(external())
+    until(told, "accelerated")
+    assert runner.run(INPUT)[0].tolist() == [OUTPUT]
+    assert (runner.info.delegate, runner.info.delegated) == ("mine", runner.info.nodes)
+    assert accelerators.standings()["colours"][0] == "mine"
+    assert accelerators.counts()["mine"].promotions == 1
+
+
+def test_without_a_variant_the_twin_itself_serves(place, tmp_path, told):
+    accelerators, runner = place(external(), bundle(tmp_path / "plain"))
+    assert runner.info.delegate == "cpu"
+    assert accelerators.standings() == {}
+    assert told.empty()
+
+
+@pytest.mark.parametrize(
+    ("orders", "named"),
+    [
+        ({"wrong": "zeros"}, "zero"),
+        ({"wrong": "step"}, "output"),
+        ({"wrong": "nan"}, "NaN"),
+        ({"wrong": "constant"}, "same"),
+    ],
+)
+def test_what_computes_wrongly_never_serves(place, told, orders, named):
+    _, runner = place(external(**orders))
+    assert named in until(told, "quarantined")[0][3]
+    assert runner.run(INPUT)[0].tolist() == [OUTPUT]
+    assert runner.info.delegate == "cpu"
+
+
+def test_a_device_that_nobody_asked_for_by_name_is_no_fault_where_it_is_missing(place, told, tmp_path):
+    device = tmp_path / "device"
+    _, runner = place(external(device=str(device), device_file=str(device)))
+    assert until(told, "cpu")[0][1] == "mine"
+    device.touch()
+    until(told, "accelerated")
+    assert runner.run(INPUT)[0].tolist() == [OUTPUT]
+
+
+def test_one_that_is_asked_for_by_name_is(place, told, tmp_path):
+    place(external(device_file=str(tmp_path / "device")), wanted="mine")
+    assert until(told, "degraded")[0][:3] == ("colours", "mine", "degraded")
+
+
+def test_a_real_edge_tpu_variant_stays_on_the_cpu_where_there_is_no_edge_tpu(place, tmp_path, told):
+    _, runner = place({}, bundle(tmp_path / "tpu", TPU))
+    assert until(told, "cpu")[0][:3] == ("colours", "edgetpu", "cpu")
+    assert runner.run(INPUT)[0].tolist() == [OUTPUT]
+
+
+def test_released_it_is_tried_again(place, told, tmp_path):
+    accelerators, _ = place(external(fail="create"))
+    until(told, "quarantined")
+    accelerators.release("mine")
+    until(told, "quarantined")
+    with pytest.raises(ControlError, match="no model runs on 'other'"):
+        accelerators.release("other")
+
+
+def test_another_configuration_begins_anew(place, told, tmp_path):
+    accelerators, runner = place(external(fail="create"))
+    until(told, "quarantined")
+    runner.close()
+    accelerators.configure(external(), RULES)
+    folder = bundle(tmp_path / "again", MINE)
+    runner = accelerators.put("colours", folder, "auto", TfliteBackend(), TfliteBackend().load(folder.model), 0)
+    until(told, "accelerated")
+    runner.close()
+
+
+# -- trials -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("orders", "limits", "failure", "named"),
+    [
+        ({}, {}, "", ""),
+        ({}, {"delegated_share": 1.0}, "", ""),
+        ({"take": "none"}, {"delegated_share": 0.5}, "unfit", "takes 0 of its"),
+        ({"delay_us": "3000"}, {"latency_p99": 0.001}, "slow", "on mine"),
+        ({"wrong": "zeros"}, {}, "wrong", "zero"),
+        ({"fail": "abort"}, {}, "crashed", "SIGABRT"),
+        ({"fail": "prepare"}, {}, "wrong", ""),
+    ],
+)
+def test_what_a_version_does_on_its_accelerator(tmp_path, orders, limits, failure, named):
+    accelerators = Accelerators(lambda *_: None)
+    accelerators.configure(external(**orders), RULES)
+    try:
+        verdict = accelerators.try_out(bundle(tmp_path, MINE, limits=limits), "auto", TfliteBackend())
+    finally:
+        accelerators.close()
+    assert verdict is not None
+    assert verdict.failure == failure
+    assert named in verdict.reason
+
+
+def test_where_no_device_is_ready_there_is_nothing_to_try(tmp_path):
+    accelerators = Accelerators(lambda *_: None)
+    assert accelerators.try_out(bundle(tmp_path, TPU), "auto", TfliteBackend()) is None
