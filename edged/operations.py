@@ -37,6 +37,9 @@ from edged.updates import Updates
 
 WATCH_QUEUE = 256
 
+RELOAD_SECONDS = 5.0
+"""Whoever asks for a reload waits for it so long."""
+
 
 @dataclass
 class ModelPart:
@@ -115,6 +118,7 @@ class Operations:
             "spool-drop": self._spool_drop,
         }
         self._do_reload = reload
+        self._reloads: set[asyncio.Future[list[str]]] = set()
 
         self._streams = {**updates.streams, "watch": self._watch}
         self.calls = frozenset(self._calls)
@@ -255,7 +259,12 @@ class Operations:
         return {"text": render(families(self._parts))}
 
     async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"changed": await self._do_reload()}
+        """What changed; or, as long as it is not `done`, that it goes on by itself: an update may be in its way."""
+        reloading = asyncio.ensure_future(self._do_reload())
+        self._reloads.add(reloading)
+        reloading.add_done_callback(self._reloads.discard)
+        done, _ = await asyncio.wait([reloading], timeout=RELOAD_SECONDS)
+        return {"changed": reloading.result() if done else [], "done": bool(done)}
 
     async def _spool(self, args: dict[str, Any]) -> dict[str, Any]:
         publisher = self._parts.publisher

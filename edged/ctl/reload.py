@@ -14,9 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask for it, and print what changed."""
-    answer = connect(args.runtime_dir).call("reload", timeout=120.0)
+    answer = connect(args.runtime_dir).call("reload", timeout=30.0)
     if args.json:
         tables.show_json(answer)
     else:
-        tables.show(map(tables.plain, answer["changed"] or ["nothing has changed"]))
+        late = "it waits for an update that is under way, and takes effect after that; see `edgectl status`"
+        changed = answer["changed"] or ["nothing has changed"]
+        tables.show(map(tables.plain, changed if answer["done"] else [late]))
     return exits.DONE

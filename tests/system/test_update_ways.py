@@ -2,12 +2,15 @@
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 
+from edged.models.incoming import Incoming
 from tests.broker import Broker, Subscriber
 from tests.edged_process import Edged
 from tests.motion import (
@@ -17,11 +20,12 @@ from tests.motion import (
     config,
     edgectl,
     incoming,
+    ledger,
     litter,
     long_recording,
     serving,
 )
-from tests.web_server import WebServer
+from tests.web_server import WebServer, cut_after, silence
 
 DONE, REFUSED, UNFIT = 0, 6, 7
 
@@ -185,3 +189,83 @@ def test_a_handover_to_other_windows_goes_on_counting(tmp_path: Path, broker: Br
             heard.append(json.loads(subscriber.next().payload))
         assert update.end().code == DONE
     assert [each["seq"] for each in heard] == sorted({each["seq"] for each in heard})
+
+
+# The configuration, meanwhile
+
+HANGING = """
+import os, time
+from edged.backends.tflite import TfliteBackend
+
+class HangingBackend(TfliteBackend, frozen=True, kw_only=True):
+    "Takes its time on trial."
+    def load(self, file, *, signature=None):
+        time.sleep(15 if "EDGED_CHILD" in os.environ else 0)
+        return TfliteBackend.load(self, file, signature=signature)
+"""
+
+
+def test_a_reload_waits_for_an_update_only_where_that_is_in_its_way(tmp_path: Path, install_plugin, edged):
+    install_plugin("hanging", HANGING, family="backends", hanging="hanging:HangingBackend")
+    table = '[models.motion]\nbackend = "hanging"\n'
+    daemon = edged(config() + table, PYTHONPATH=sys.path[0])
+    update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="hanging", limits={"seconds": 8.0}))
+    daemon.wait_for_log("version 1.1.0 is on trial")
+    daemon.configure(config() + table + '[log]\nlevel = "debug"\n')
+    assert daemon.call("reload") == {"changed": ["log"], "done": True}
+    daemon.configure(config().replace("queue = 1000", "queue = 500") + table)
+    assert "it waits for an update that is under way" in edgectl(daemon, "reload").output
+    assert update.end().code == UNFIT
+    daemon.wait_for_log("reloaded: log, pipelines.motion")
+    assert serving(daemon) == "1.0.0"
+
+
+def test_a_url_is_looked_at_as_soon_as_it_is_configured(tmp_path: Path, broker: Broker, edged):
+    new = bundle(tmp_path, "1.1.0", files={"notes.bin": bytes(range(256)) * 1000})
+    with (
+        WebServer(new.read_bytes()) as server,
+        Subscriber(broker.port, "edged/board/models/motion/update") as subscriber,
+    ):
+        daemon = edged(config() + with_mqtt(broker))
+        daemon.configure(config() + with_mqtt(broker) + f'[models.motion]\nurl = "{server.url()}"\n')
+        assert edgectl(daemon, "reload").code == DONE
+        ended = json.loads(subscriber.next(lambda message: b"update.ended" in message.payload).payload)
+    assert (ended["version"], ended["outcome"], ended["phase"]) == ("1.1.0", "done", "")
+    assert ended["digest"] == ledger(daemon).active
+    assert ended["text"] == "motion: version 1.1.0 is confirmed; version 1.1.0 serves"
+
+
+# Restarts
+
+
+def test_a_fetch_goes_on_by_itself_after_a_restart(tmp_path: Path, edged):
+    daemon = edged()
+    new = bundle(tmp_path, "1.1.0", files={"notes.bin": bytes(range(256)) * 4000})
+    with WebServer(new.read_bytes()) as server:
+        stop, asked_again = threading.Event(), threading.Event()
+        server.orders += [cut_after(500_000), silence(stop, asked_again)]
+        daemon.call("fetch", url=server.url("/motion.edgm?token=secret"), allow_downgrade=True)
+        assert asked_again.wait(20)
+        assert daemon.stop(SIGKILL) < 0
+        stop.set()
+        daemon.start()
+        daemon.wait_for_log("version 1.1.0 is confirmed")
+        assert server.requests[-1].start > 0
+    assert incoming(daemon) == set()
+    assert serving(daemon) == "1.1.0"
+
+
+def test_what_a_kill_left_of_a_transfer_that_is_installed_is_thrown_away_at_start(tmp_path: Path, edged):
+    daemon = edged()
+    new = bundle(tmp_path, "1.1.0")
+    assert edgectl(daemon, "update-model", new).code == DONE
+    assert daemon.stop() == 0
+    with Incoming(daemon.state_dir / "incoming", 64 << 20, 4).open("f" * 64) as transfer:
+        transfer.append(new.read_bytes())
+    half = bundle(tmp_path, "1.2.0").read_bytes()
+    with Incoming(daemon.state_dir / "incoming", 64 << 20, 4).open("e" * 64) as transfer:
+        transfer.append(half[: len(half) // 2])
+    daemon.log.clear()
+    daemon.start()
+    daemon.wait_for_log(" serves: ")
+    assert incoming(daemon) == {"e" * 64}
