@@ -22,7 +22,7 @@ from edged.core.health import Status
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import Durability, Policy, SpoolOptions
 from tests.broker import PATIENCE
-from tests.outbox.test_disk import drain, fill
+from tests.outbox.test_disk import drain, fill, until
 from tests.power.block_log import Cut, LoggedDisk, apply, check, cuts, missing, mounted
 
 pytest.importorskip("mfusepy")
@@ -113,5 +113,6 @@ def test_after_a_cut_it_opens_and_has_what_was_promised(tmp_path: Path, chance: 
             assert numbers == list(range(first, first + len(numbers)))
             assert first <= sent
             assert kept <= first + len(numbers)
-            assert (spool.health.state, spool.stats.dropped, spool.stats.disk.set_aside) == ("running", 0, ())
+            until(lambda spool=spool: spool.health.state == "running")
+            assert (spool.stats.dropped, spool.stats.disk.set_aside) == (0, ())
         check(image)

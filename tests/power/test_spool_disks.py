@@ -1,0 +1,170 @@
+"""A spool on a disk that fills up, fails, turns read-only or hangs, and a broker that goes away in the midst of it.
+
+The publisher goes on from memory and loses nothing, the spool says what is wrong and what to do about it, and once the
+disk is well it writes again. The errors come from a FUSE file system of ours (faulty_folder.py), and from real ext4s.
+The spool's clock runs ten times as fast as others, so that it tries again after half a second.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from edged.core.health import Status
+from edged.core.topics import Topics
+from edged.core.types import Message
+from edged.outbox.disk import DiskSpool
+from edged.outbox.options import MqttOptions, Policy, SpoolOptions
+from edged.outbox.publisher import Publisher
+from tests.accounting import UNBOUNDED, Auditor
+from tests.broker import PATIENCE, Broker
+from tests.flaky_proxy import FlakyProxy
+from tests.outbox.test_disk import until
+from tests.power.block_log import LoggedDisk, ext4, missing, mounted
+from tests.power.faulty_folder import FaultyFolder
+
+pytest.importorskip("mfusepy")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+TOPICS = Topics("edged", "board")
+TOPIC = TOPICS.result("motion")
+
+
+class Bad(NamedTuple):
+    """A disk that can be struck and healed, and what is to be said of it then."""
+
+    folder: Path
+    strike: Callable[[], object]
+    heal: Callable[[], object]
+    hint: str
+
+
+def clock() -> float:
+    return time.monotonic() * 10
+
+
+@contextmanager
+def fuse(folder: Path, fault: str, hint: str) -> Iterator[Bad]:
+    with FaultyFolder(folder) as disk:
+
+        def become(fault: str) -> None:
+            disk.fault = fault
+
+        yield Bad(disk.mount, lambda: become(fault), lambda: become(""), hint)
+
+
+@contextmanager
+def full_ext4(folder: Path, _fault: str, hint: str) -> Iterator[Bad]:
+    with mounted(ext4(folder / "image", 8 << 20), folder / "small") as disk:
+        filler = disk / "filler"
+
+        def fill() -> None:
+            with filler.open("ab", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+
+        yield Bad(disk, fill, filler.unlink, hint)
+
+
+@contextmanager
+def dead_ext4(folder: Path, _fault: str, hint: str) -> Iterator[Bad]:
+    """The device takes no writes any more; when it does again, only a new mount makes ext4 believe it."""
+    with LoggedDisk(folder) as disk:
+
+        def mounted_again() -> bool:
+            try:
+                disk.mount_again()
+            except RuntimeError:  # the spool has a file open there, and lets go of it a moment later
+                return False
+            return True
+
+        def heal() -> None:
+            disk.fail(False)
+            until(mounted_again)
+
+        yield Bad(disk.mount, disk.fail, heal, hint)
+
+
+ROOM, DYING, SILENT = "make room", "the disk fails", "replace the card"
+WRITABLE = "writ"
+"""To make it writable, or to look who may write there: which of the two depends on what SQLite meets first."""
+
+DISKS = [
+    (fuse, "ENOSPC", ROOM),
+    (fuse, "EROFS", WRITABLE),
+    (fuse, "EIO on write", DYING),
+    (fuse, "EIO on fsync", DYING),
+    (fuse, "hangs", SILENT),
+    (full_ext4, "", ROOM),
+    (dead_ext4, "", DYING),
+]
+
+
+class Board:
+    """A publisher and its spool, the broker they talk to, and who listens there."""
+
+    def __init__(self, folder: Path, durability: str, port: int) -> None:
+        status = Status("spool", time.monotonic, lambda name, health: None)
+        policies = {"motion": Policy(durability=durability)}  # type: ignore[arg-type]
+        self.spool = DiskSpool(folder, SpoolOptions(commit_seconds=0.5), policies, status=status, clock=clock)
+        options = MqttOptions(host="127.0.0.1", port=port)
+        self.publisher = Publisher(options, TOPICS, self.spool, Status("mqtt", time.monotonic, lambda *_: None))
+        self.publisher.start()
+
+    def say(self, numbers: range) -> set[str]:
+        """What a pipeline does, however the disk is."""
+        for seq in numbers:
+            payload = json.dumps({"id": f"b:motion:{seq}", "boot": "b", "pipeline": "motion", "seq": seq}).encode()
+            self.publisher.put(Message(topic=TOPIC, payload=payload, origin="motion", seq=seq, created=clock()))
+        return {f"b:motion:{seq}" for seq in numbers}
+
+    @property
+    def saved(self) -> bool:
+        assert self.spool.stats.disk is not None
+        return self.spool.health.state == "running" and not self.spool.stats.disk.unsaved
+
+    def stop(self, seconds: float) -> None:
+        self.publisher.stop(seconds)
+        assert self.publisher.join(PATIENCE)
+        assert self.spool.close(PATIENCE) == []
+
+
+@pytest.mark.parametrize("durability", ["spill", "always"])
+@pytest.mark.parametrize(("make", "fault", "hint"), DISKS, ids=lambda each: getattr(each, "__name__", each))
+def test_a_bad_disk_costs_no_result(tmp_path: Path, durability: str, make, fault: str, hint: str):
+    with ExitStack() as stack:
+        disk: Bad = stack.enter_context(make(tmp_path, fault, hint))
+        broker = stack.enter_context(Broker(tmp_path, lines=UNBOUNDED))
+        link = stack.enter_context(FlakyProxy(broker.port))
+        auditor = Auditor(broker.port)
+        auditor.connect()
+        stack.callback(auditor.disconnect)
+        board = Board(disk.folder / "spool", durability, link.port)
+        owed = board.say(range(20))
+        assert auditor.hears_all(owed)
+
+        disk.strike()
+        link.listen(False)
+        owed |= board.say(range(20, 300))
+        until(lambda: board.spool.health.state == "degraded" and disk.hint in board.spool.health.hint)
+        link.listen(True)
+        assert auditor.hears_all(owed), "it does not publish from memory"
+
+        link.listen(False)
+        owed |= board.say(range(300, 320))
+        disk.heal()
+        until(lambda: board.saved)
+        board.stop(0)
+        link.listen(True)
+        again = Board(disk.folder / "spool", durability, link.port)
+        assert auditor.hears_all(owed), "what was saved after the fault is not there"
+        again.stop(PATIENCE)
+    numbers = [result["seq"] for result in auditor.heard]
+    assert list(dict.fromkeys(numbers)) == list(range(320))
+    assert board.spool.stats.dropped == 0
