@@ -40,7 +40,8 @@ class Device:
     """What is plugged in, and what goes wrong with it: `run_error`, `load_error`, `check_error`, `reset_error`.
 
     A model on it answers twice its input, as its twin does. Each is set to an exception, and raised until it is None.
-    `told` is what was said of it, `loaded` what it has loaded, and `during_load` is called as it begins to load.
+    `told` is what was said of it, `loaded` what it has loaded; `during_load` is called as it begins to load, and
+    `during_look` as it is looked for.
     """
 
     def __init__(self) -> None:
@@ -55,9 +56,11 @@ class Device:
         self.checks = 0
         self.asked = 0
         self.during_load: Callable[[], None] = lambda: None
+        self.during_look: Callable[[], None] = lambda: None
 
     def identity(self) -> str:
         self.asked += 1
+        self.during_look()
         return self.plugged
 
     def load(self) -> FakeRunner:
@@ -469,6 +472,7 @@ def test_a_fault_of_one_is_a_fault_of_all_and_counts_once(device, keeper):
     device.run_error, device.now = None, 1001.0
     promote(keeper, one, other)
     assert len(device.open) == 2
+    assert keeper.counts().promotions == 4
     assert [state for state, _ in device.states] == ["accelerated", "degraded", "accelerated"]
 
 
@@ -646,6 +650,19 @@ def test_its_thread_sleeps_while_there_is_nothing_to_do(plugged, running):
 def test_one_that_was_never_started_may_be_closed(keeper):
     keeper.close()
     assert keeper.join(0)
+
+
+def test_what_is_handed_back_as_its_thread_ends_is_closed(device, keeper, runner):
+    promote(keeper, runner)
+
+    def end() -> None:
+        runner.close()
+        keeper.close()
+
+    device.during_look = end
+    keeper.start()
+    assert keeper.join(10)
+    assert device.open == []
 
 
 def test_a_load_that_takes_long_holds_no_window_up(plugged, running):
