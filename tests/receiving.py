@@ -165,6 +165,7 @@ class Board:
         self.runtime_dir = folder / "run"
         self.incoming = folder / "incoming"
         self.said: list[Event] = []
+        self._heard = threading.Condition()
         self._idle = idle
 
     def __enter__(self) -> Board:
@@ -186,6 +187,21 @@ class Board:
         """Run it there, and wait for what it gives."""
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
 
+    def wait_for(self, kind: str) -> Event:
+        """The first step of this kind that was told of, once there is one."""
+
+        def found() -> list[Event]:
+            return [event for event in self.said if event.id == kind]
+
+        with self._heard:
+            assert self._heard.wait_for(found, 20), self.said
+        return found()[0]
+
+    def _hear(self, event: Event) -> None:
+        with self._heard:
+            self.said.append(event)
+            self._heard.notify_all()
+
     def parts(self) -> list[str]:
         """The transfers that are kept."""
         return [folder.name for folder in self.incoming.iterdir()] if self.incoming.exists() else []
@@ -203,7 +219,13 @@ class Board:
         incoming = Incoming(self.incoming, max_bytes=64 << 20, max_transfers=4)
         self.door = Door()
         self.updates = Updates(
-            incoming, self.updater, door=self.door, clock=Clock(), say=self.said.append, idle=self._idle
+            incoming,
+            self.updater,
+            door=self.door,
+            clock=Clock(),
+            say=self._hear,
+            idle=self._idle,
+            tell_every=0.02,
         )
         await self.updates.start()
         server = Server(self.runtime_dir / "edged.sock", _Verbs(self.updates))

@@ -1,14 +1,16 @@
 import base64
 import fcntl
 import os
+import threading
 
 import pytest
 
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
+from edged.models.updater import Options
 from edged.updates import MAX_CHUNK
 from tests.receiving import Board, bundle, names
-from tests.web_server import WebServer, status
+from tests.web_server import WebServer, cut_after, silence, status
 
 BUNDLE = bundle()
 NAMES = names(BUNDLE)
@@ -277,3 +279,59 @@ def test_a_url_that_brings_what_nobody_trusts(board, ask, watch):
         end = watch(ask("fetch", url=server.url())["job"])[-1]
     assert (end["state"], end["text"]) == ("refused", "mallory is not an allowed signer")
     assert board.updater.installed == []
+
+
+def test_how_far_it_is_is_told_while_it_comes(board, ask, send):
+    ask("receive-open", **NAMES)
+    send(end=90_000)
+    said = board.wait_for("update.receiving")
+    assert (said.model, said.version, said.digest, said.phase) == ("colours", "2.0", NAMES["digest"], "receiving")
+    assert (said.bytes, said.total) == (90_000, len(BUNDLE))
+
+
+def test_how_a_fetch_ended_that_brought_nothing_is_told(board, ask):
+    with WebServer(BUNDLE) as server:
+        server.orders.append(status(404))
+        board.run(fetch(board, server.url()))
+        said = board.wait_for("update.failed")
+    assert (said.model, said.outcome, said.phase) == ("colours", "failed", "")
+    assert "404" in said.text
+
+
+async def fetch(board, url):
+    board.updates.fetch(url, Options(), "colours")
+
+
+def test_what_was_rejected_is_not_fetched_once_that_is_seen(board, ask, watch):
+    board.updater.reject(NAMES["digest"], "it is 12 times too slow")
+    with WebServer(BUNDLE) as server:
+        server.orders.append(cut_after(50_000))
+        end = watch(ask("fetch", url=server.url())["job"])[-1]
+        assert len(server.requests) == 1
+    assert (end["state"], end["text"]) == (
+        "refused",
+        "colours 2.0 was rejected on this board: it is 12 times too slow",
+    )
+    assert board.gone()
+
+
+def test_a_fetch_that_a_daemon_left_is_gone_on_with_and_one_that_failed_is_not(tmp_path):
+    with WebServer(BUNDLE) as server:
+        stop, asked_again = threading.Event(), threading.Event()
+        server.orders += [cut_after(100_000), silence(stop, asked_again)]
+        with Board(tmp_path) as board:
+            connect(str(board.runtime_dir)).call("fetch", url=server.url(), allow_downgrade=True)
+            assert asked_again.wait(20)
+        stop.set()
+        with Board(tmp_path) as board:
+            [job] = connect(str(board.runtime_dir)).call("jobs")
+            *_, end = connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])
+            assert (end["state"], board.updater.installed[0][1].allow_downgrade) == ("done", True)
+            assert server.requests[-1].start > 0
+            server.orders += [cut_after(100_000), status(404)]
+            *_, end = connect(str(board.runtime_dir)).stream(
+                "job-watch", id=connect(str(board.runtime_dir)).call("fetch", url=server.url())["job"]
+            )
+            assert (end["state"], len(board.parts())) == ("failed", 1)
+        with Board(tmp_path) as board:
+            assert connect(str(board.runtime_dir)).call("jobs") == []

@@ -314,7 +314,7 @@ class Updater:
         return tuple(self._jobs)
 
     def now(self) -> float:
-        """Unix seconds: what the clock says or, as a board may have none, the newest signed time seen. On any thread."""
+        """Unix seconds: what the clock says or, as a board may have none, the newest signed time seen. Any thread."""
         ledgers = [memory.ledger for memory in list(self._memories.values()) if memory.ledger]
         seen = [each.created for ledger in ledgers for each in ledger.versions.values() if each.signers]
         return max([self._wall(), *seen])
@@ -536,7 +536,7 @@ class Updater:
         elif memory.serving_since is None:
             memory.serving_since = self._clock()
         if memory.serving_since is not None and serving is not None:
-            watched = _answer(probation.judge(disk.limits, self._board.observed(name)))
+            watched = _answer(probation.judge(disk.limits, self._board.observed(name), disk.usual))
         memory.factory = disk.factory
         return Facts(
             ledger=disk.ledger,
@@ -558,13 +558,15 @@ class Updater:
         """On another thread: the disk's part of the facts."""
         shelf, memory = self._store.shelf(name), self._memory(name)
         ledger = memory.ledger = memory.ledger or shelf.read()
+        limits, usual = _limits(shelf, ledger.candidate)
         return _Seen(
             ledger=ledger,
             factory=self._store.factory(name),
             present=shelf.present(),
             current=shelf.current(),
             litter=shelf.litter(),
-            limits=_limits(shelf, ledger.candidate),
+            limits=limits,
+            usual=usual,
             free=_free(shelf.folder),
         )
 
@@ -815,6 +817,7 @@ class _Seen(msgspec.Struct, frozen=True):
     current: str | None
     litter: tuple[str, ...]
     limits: Probation
+    usual: dict[str, float]
     free: int
 
 
@@ -832,14 +835,15 @@ def _bug(error: Exception) -> StoreError:
     return StoreError(f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback")
 
 
-def _limits(shelf: Shelf, candidate: Candidate | None) -> Probation:
-    """What the candidate's manifest asks of its probation."""
+def _limits(shelf: Shelf, candidate: Candidate | None) -> tuple[Probation, dict[str, float]]:
+    """What the candidate's manifest asks of its probation, and the usual shares of its labels."""
     if candidate is None:
-        return Probation()
+        return Probation(), {}
     try:
-        return manifests.decode((shelf.version(candidate.digest) / MANIFEST).read_bytes()).probation
+        manifest = manifests.decode((shelf.version(candidate.digest) / MANIFEST).read_bytes())
     except (OSError, BundleError):  # it is damaged, which is found out when it is loaded
-        return Probation()
+        return Probation(), {}
+    return manifest.probation, manifest.reference.shares if manifest.reference else {}
 
 
 def _answer(watch: Watch) -> Answer:

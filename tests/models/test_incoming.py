@@ -11,7 +11,7 @@ import pytest
 
 from edged.core.container import Head
 from edged.core.errors import BundleError, ControlError, StoreError
-from edged.models.incoming import ContainerCheck, Incoming
+from edged.models.incoming import ContainerCheck, Incoming, Transfer
 from tests.containers import CHUNK, colours, container, entry
 
 ID = "5e" * 32
@@ -232,6 +232,16 @@ def test_room_is_made_by_throwing_away_the_oldest_and_then_refused(tmp_path: Pat
 
 
 # Disks that fail
+
+
+def test_an_order_is_remembered_until_it_is_given_up_or_the_transfer_thrown_away(tmp_path: Path) -> None:
+    for id_, end in (("a", Transfer.close), ("b", Transfer.give_up), ("c", Transfer.discard)):
+        transfer = incoming(tmp_path).open(id_)
+        transfer.order(b"bring it")
+        assert incoming(tmp_path).orders() == {"a": b"bring it", id_: b"bring it"}
+        end(transfer)
+    assert incoming(tmp_path).orders() == {"a": b"bring it"}
+    assert sorted(incoming(tmp_path).ids()) == ["a", "b"]
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.motion import (
 )
 from tests.web_server import WebServer, cut_after, silence
 
-DONE, REFUSED, UNFIT = 0, 6, 7
+DONE, REFUSED, UNFIT, ROLLED_BACK = 0, 6, 7, 8
 
 NARROW = """
 import os
@@ -189,6 +189,19 @@ def test_a_handover_to_other_windows_goes_on_counting(tmp_path: Path, broker: Br
             heard.append(json.loads(subscriber.next().payload))
         assert update.end().code == DONE
     assert [each["seq"] for each in heard] == sorted({each["seq"] for each in heard})
+
+
+# Reference statistics
+
+
+def test_a_version_whose_labels_are_far_off_their_usual_shares_is_taken_back(tmp_path: Path, edged):
+    daemon = edged(config(pace=1000))
+    channels = {name: [1.0] * 6 for name in ("mean", "std", "min", "max")}
+    usual = {"windows": 100, **channels, "shares": {"standing": 1.0}}
+    probation = {"seconds": 1.0, "windows": 20, "max_label_shift": 0.1}
+    code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0", reference=usual, probation=probation))
+    assert (code, "off their usual shares, and 10% are allowed" in output) == (ROLLED_BACK, True), output
+    assert serving(daemon) == "1.0.0"
 
 
 # The configuration, meanwhile
