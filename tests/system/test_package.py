@@ -173,7 +173,7 @@ def test_everybody_else_is_told_which_group(board):
 
 def test_killed_it_is_back(board):
     (before,) = results(board, 1)
-    board.run("systemctl", "kill", "--signal=KILL", "edged")
+    board.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "edged")
     wait_for(board, "systemctl show edged --property=NRestarts | grep -qx NRestarts=1")
     wait_for(board, "systemctl is-active --quiet edged")
     (after,) = [result for result in results(board, 3) if result["boot"] != before["boot"]][:1]
