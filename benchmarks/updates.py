@@ -6,15 +6,18 @@ Lateness is from a window's last sample to its result; around the swap it is the
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,23 @@ from msgspec.structs import replace
 from benchmarks.inline import CHANNELS, recorded
 from benchmarks.processes import PATIENCE, ROOT, edged_command, program
 from benchmarks.report import Figure, Skipped, Target
-from edged.core import container
+from edged.core import container, delta
 from edged.core import manifest as manifests
 from edged.core.manifest import Probation
 from edged.ctl.client import UnreachableError, connect
 from edged.models.store import FACTORY, Store
+from tests.flaky_proxy import FlakyProxy
+from tests.real_models import FOLDER
+from tests.sshd import SSHD, Sshd
+from tests.web_server import WebServer
 
 SIZES = {"0.5 MB": 500_000, "4 MB": 4_000_000, "16 MB": 16_000_000}
 RATE = 1000
 PERIOD = 10 / RATE
+CUTS = 50
+CUT_BYTES = 70_000
+"""What a connection carries before it is cut."""
+
 AROUND = round(0.5 / PERIOD)
 """Windows before the swap, and after it, that count as being around it."""
 
@@ -46,6 +57,8 @@ channels = {channels}
 rate = 10
 pace = {rate}
 chunk = 10
+[updates.fetch]
+pause = 0.05
 [pipelines.motion]
 source = "wrist"
 model = "motion"
@@ -53,7 +66,11 @@ queue = 100
 """
 
 
-def measure(rounds: int, sizes: Mapping[str, int] = SIZES) -> list[Figure | Skipped]:
+def measure(rounds: int, sizes: Mapping[str, int] = SIZES, cuts: int = CUTS) -> list[Figure | Skipped]:
+    return [*_updates(rounds, sizes), *_over_links(cuts), _fine_tuned()]
+
+
+def _updates(rounds: int, sizes: Mapping[str, int]) -> list[Figure]:
     staged = Figure("from the call to serving", "ms", {})
     before = Figure("p99 of lateness before an update", "ms", {})
     during = Figure("p99 of lateness while it is received and tested", "ms", {})
@@ -73,7 +90,86 @@ def measure(rounds: int, sizes: Mapping[str, int] = SIZES) -> list[Figure | Skip
     return list(figures)
 
 
-def _update(folder: Path, size: int) -> tuple[float, ...]:
+def _over_links(cuts: int) -> Iterator[Figure | Skipped]:
+    """One update over HTTP and one over SSH, each cut so many times; bytes hardly vary from round to round."""
+    wire = Figure(f"bytes on the wire for one of the bundle, with {cuts} cuts", "", {})
+    before = Figure("p99 of lateness before an update over such a link", "ms", {})
+    during = Figure("p99 of lateness until it is received, tested and swapped", "ms", {})
+    limits = {"HTTP": 1.02, "SSH": 1.5}
+    for name, link in {"HTTP": _http, "SSH": _ssh}.items():
+        if name == "SSH" and (SSHD is None or shutil.which("ssh") is None):
+            yield Skipped("an update over SSH", "OpenSSH is not installed")
+            continue
+        with tempfile.TemporaryDirectory(prefix="edged-bench-") as folder:
+            carried: list[float] = []
+            values = _update(Path(folder), cuts * CUT_BYTES, lambda at, bundle: link(at, bundle, cuts, carried))  # noqa: B023
+        wire.variants[name] = carried
+        wire.targets.append(Target(f"over {name} at most", carried, limits[name]))
+        before.variants[name], during.variants[name] = [values[1]], [values[2]]
+    yield from (wire, before, during)
+
+
+def _http(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> float:
+    with WebServer(bundle.read_bytes()) as server, FlakyProxy(server.port, cut_after=repeat(CUT_BYTES, cuts)) as link:
+        took = _install(folder / "run", f"http://127.0.0.1:{link.port}/motion-2.edgm")
+        carried.append((link.up + link.down) / bundle.stat().st_size)
+    _require(link, cuts)
+    return took
+
+
+def _ssh(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> float:
+    with (
+        redirect_stdout(io.StringIO()),  # on which it tells its log
+        Sshd(folder / "sshd", folder / "run") as sshd,
+        FlakyProxy(sshd.port, cut_up_after=repeat(CUT_BYTES, cuts)) as link,
+    ):
+        took = _install(folder / "run", str(bundle), "--host", sshd.host, "--ssh", sshd.ssh(link.port))
+        carried.append((link.up + link.down) / bundle.stat().st_size)
+    _require(link, cuts)
+    return took
+
+
+def _require(link: FlakyProxy, cuts: int) -> None:
+    if link.cuts != cuts:
+        raise RuntimeError(f"the link was cut {link.cuts} times, not {cuts}")
+
+
+def _fine_tuned() -> Figure | Skipped:
+    """A delta to MobileNet v2 with every weight of its last layer moved, mostly by a step or two."""
+    name = "delta to MobileNet v2 with a last layer fine-tuned"
+    model = FOLDER / "mobilenet_v2_1.0_224_quant.tflite"
+    if not model.exists():
+        return Skipped(name, "set EDGED_TEST_MODELS to a folder of real models")
+    old = model.read_bytes()
+    weights = _last_weights(model)
+    at = old.index(weights.tobytes())
+    moved = weights + np.random.default_rng(1).normal(0.0, 1.0, weights.shape).round()
+    tuned = moved.clip(0, 255).astype(np.uint8).tobytes()
+    new = old[:at] + tuned + old[at + len(tuned) :]
+    share = len(delta.pack([delta.subtract(new, old)])) / len(new)
+    return Figure(name, "of the full size", {"share": [share]}, [Target("at most", [share], 0.12)])
+
+
+def _last_weights(model: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Of the classifier: 1001 classes from 1280 features."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(model))
+    interpreter.allocate_tensors()
+    [index] = [each["index"] for each in interpreter.get_tensor_details() if tuple(each["shape"]) == (1001, 1, 1, 1280)]
+    weights: np.ndarray[Any, np.dtype[np.uint8]] = interpreter.get_tensor(index)
+    return weights
+
+
+Bring = Callable[[Path, Path], float]
+"""Has the daemon in a folder take a bundle; seconds until it serves."""
+
+
+def _here(folder: Path, bundle: Path) -> float:
+    return _install(folder / "run", str(bundle))
+
+
+def _update(folder: Path, size: int, bring: Bring = _here) -> tuple[float, ...]:
     """One update on a fresh daemon: a value for each figure."""
     np.save(folder / "recording.npy", np.tile(recorded(), (60 * RATE // len(recorded()), 1)))
     text = CONFIG.format(recording=folder / "recording.npy", channels=json.dumps(CHANNELS), rate=RATE)
@@ -83,7 +179,7 @@ def _update(folder: Path, size: int) -> tuple[float, ...]:
         watcher.wait_for(100)
         held = _most_held(daemon.pid)
         calm = len(watcher.heard)
-        took = _install(folder / "run", bundle)
+        took = bring(folder, bundle)
         watcher.wait_for(len(watcher.heard) + AROUND)
         most = _most_held(daemon.pid) - held
     heard = list(watcher.heard)
@@ -115,10 +211,10 @@ def _bundle(folder: Path, size: int) -> Path:
     return path
 
 
-def _install(runtime_dir: Path, bundle: Path) -> float:
+def _install(runtime_dir: Path, bundle: str, *words: str) -> float:
     """Seconds until the new version serves, as whoever calls edgectl sees them."""
     code = "import sys; from edged.ctl.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "--runtime-dir", str(runtime_dir), "--json", "update-model", str(bundle)]
+    command = [sys.executable, "-c", code, "--runtime-dir", str(runtime_dir), "--json", *words, "update-model", bundle]
     began = time.monotonic()
     took = 0.0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

@@ -105,7 +105,7 @@ def test_the_command_prints_the_table_and_writes_the_figures(tmp_path: Path):
 
 
 def test_an_update_is_taken_by_a_daemon_that_infers():
-    figures = {figure.name: figure for figure in updates.measure(rounds=1, sizes={"small": 1000})}
+    figures = {figure.name: figure for figure in updates.measure(rounds=1, sizes={"small": 1000}, cuts=1)}
     assert figures["windows lost in an update"].variants == {"small": [0]}
     assert figures["from the call to serving"].variants["small"][0] > 0
 
