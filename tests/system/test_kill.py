@@ -14,7 +14,7 @@ from edged.core.manifest import version_key
 from edged.ctl.exits import DONE, UNREACHABLE
 from edged.models.bundle import examine
 from tests.edged_process import Edged
-from tests.motion import Call, bundle, config, edgectl, ledger, litter, serving
+from tests.motion import Call, bundle, config, edgectl, incoming, ledger, litter, serving
 
 KILLS = 300 if os.environ.get("EDGED_SOAK") else 6
 LONGEST = 1.5
@@ -45,7 +45,7 @@ def test_killed_at_random_moments(tmp_path: Path):
         said = edgectl(daemon, "update-model", bundle(tmp_path, "2.0"))
         assert said.code == DONE, said.output
         assert serving(daemon) == "2.0"
-        assert litter(daemon) == set()
+        assert litter(daemon) == incoming(daemon) == set()
 
 
 def offers(folder: Path) -> Iterator[Path]:
