@@ -92,8 +92,8 @@ def dead_ext4(folder: Path, _fault: str, hint: str) -> Iterator[Bad]:
 
 
 ROOM, DYING, SILENT = "make room", "the disk fails", "replace the card"
-WRITABLE = "writ"
-"""To make it writable, or to look who may write there: which of the two depends on what SQLite meets first."""
+WRITABLE = "replace"
+"""SQLite calls it read-only or an I/O error, as it happens; a card that has gone read-only is to be replaced."""
 
 DISKS = [
     (fuse, "ENOSPC", ROOM),
