@@ -376,9 +376,9 @@ class Transfer:
     def close(self) -> None:
         """Make durable what was received, for the next who opens it, and unlock it. Raises StoreError.
 
-        Where nothing was received, nothing is left.
+        Where nothing was received, and nothing is ordered, nothing is left.
         """
-        if not self._received:
+        if not self._received and not (self._folder / ORDER).exists():
             self.discard()
         if self._lock >= 0:
             self.sync()
