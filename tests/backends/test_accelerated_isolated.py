@@ -1,0 +1,159 @@
+"""A delegate that aborts, hangs, refuses, is unplugged and computes wrongly in a real process, and its twin in this one.
+
+As many times as it fails, no window is lost, and it comes back each time. `EDGED_SOAK=1` has it fail 100 times in each
+way.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+
+from edged.api import Backend, ModelError, Runner
+from edged.backends.accelerated import AcceleratedRunner, Accelerator
+from edged.backends.isolated import Host
+from edged.backends.tflite import TfliteBackend
+from edged.child import Leash
+from edged.core.acceleration import Rules, Standing
+from tests.delegates import faulty
+
+INT8 = Path(__file__).resolve().parents[1] / "data" / "int8.tflite"
+TIMES = 100 if os.environ.get("EDGED_SOAK") else 3
+DEADLINE = 0.3
+RULES = Rules(deadline=DEADLINE, backoff=0.01, backoff_max=0.02, failures=100, within=0.01, check_every=0.01)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    on_cpu()  # which stays, and keeps a descriptor
+    before = descriptors()
+    host = Host("faulty 0", Leash(memory=512 << 20, niceness=0))
+    yield host
+    host.close()
+    assert descriptors() == before
+
+
+@pytest.fixture
+def told() -> SimpleQueue[Standing]:
+    return SimpleQueue()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    """The file of a device that is plugged in."""
+    file = tmp_path / "device"
+    file.touch()
+    return file
+
+
+@pytest.fixture
+def keeper(host: Host, told: SimpleQueue[Standing], device: Path) -> Iterator[Accelerator]:
+    def identity() -> str:
+        return str(device) if device.exists() else ""
+
+    keeper = Accelerator(
+        "faulty 0", RULES, identity=identity, tell=told.put, clock=time.monotonic, jitter=random.random
+    )
+    keeper.start()
+    yield keeper
+    keeper.close()
+    assert keeper.join(30)
+
+
+def window(number: int) -> list[np.ndarray]:
+    return [np.full(spec.shape, number % 100, spec.numpy_dtype) for spec in on_cpu().inputs]
+
+
+@cache
+def on_cpu() -> Runner:
+    return TfliteBackend().load(INT8)
+
+
+@cache
+def expected(number: int) -> bytes:
+    return on_cpu().run(window(number))[0].tobytes()
+
+
+def check(runner: Runner) -> None:
+    """As a golden sample would."""
+    if runner.run(window(7))[0].tobytes() != expected(7):
+        raise ModelError("golden sample 0: it is another")
+
+
+def loader(host: Host, backends: Callable[[], Backend]) -> Callable[[], Runner]:
+    def load() -> Runner:
+        return host.load(backends(), INT8, deadline=DEADLINE, load_seconds=30.0)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "said"),
+    [
+        ({"fail": "abort", "after": "5"}, "device", "SIGABRT"),
+        ({"fail": "segfault", "after": "5"}, "device", "SIGSEGV"),
+        ({"fail": "hang", "after": "5"}, "device", "hung"),
+        ({"fail": "invoke", "after": "5"}, "run", ""),
+        ({"wrong": "step"}, "wrong", "answers wrongly"),
+    ],
+    ids=["aborts", "segfaults", "hangs", "refuses", "is wrong"],
+)
+def test_it_comes_back_each_time_and_no_window_is_lost(host, keeper, told, order, kind, said):
+    runner: AcceleratedRunner = keeper.runner(TfliteBackend().load(INT8), loader(host, lambda: faulty(**order)), check)
+    states = []
+    number = 0
+    while keeper.counts().faults.get(kind, 0) < TIMES:
+        number += 1
+        [got] = runner.run(window(number))
+        if kind != "wrong":
+            assert got.tobytes() == expected(number % 100)
+    while not told.empty():
+        states.append(told.get())
+    runner.close()
+    counts = keeper.counts()
+    assert counts.accelerated + counts.on_twin == number
+    assert counts.faults == {kind: TIMES}
+    assert counts.promotions == TIMES
+    assert [standing.state for standing in states[: 2 * TIMES]] == ["accelerated", "degraded"] * TIMES
+    assert all(said in standing.reason for standing in states if standing.state == "degraded")
+
+
+@pytest.mark.parametrize("unplugged", ["refuse", "abort", "hang"])
+def test_it_comes_back_each_time_it_is_plugged_in(host, keeper, told, device, unplugged):
+    orders = {"device": str(device), "unplugged": unplugged}
+    runner = keeper.runner(TfliteBackend().load(INT8), loader(host, lambda: faulty(**orders)), check)
+    number = 0
+
+    def run_until(state: str) -> int:
+        """How many windows it took until it was so."""
+        first = number
+        while told.empty() or told.get().state != state:
+            step()
+        return number - first
+
+    def step() -> None:
+        nonlocal number
+        number += 1
+        assert runner.run(window(number))[0].tobytes() == expected(number % 100)
+
+    for _ in range(TIMES):
+        run_until("accelerated")
+        step()
+        device.unlink()
+        run_until("degraded")
+        device.touch()
+    run_until("accelerated")
+    runner.close()
+    counts = keeper.counts()
+    assert counts.accelerated + counts.on_twin == number
+    assert counts.promotions >= TIMES
