@@ -144,7 +144,7 @@ class Host:
 
     def close(self) -> None:
         """End the process at once; its runners raise DeviceError from now on, and nothing can be loaded any more."""
-        self._closed = True  # before we look, for a load that has not seen it has not started its process yet
+        self._closed = True  # and then look; `_living` starts a process and then looks at this
         if self._life is not None:
             self._life.fail("was ended", _CLOSED)
 
@@ -284,10 +284,13 @@ class IsolatedRunner:
 
     def _time_left(self) -> int:
         """For how many milliseconds there is still reason to wait."""
-        words = self._shared.words
-        has_begun = words[BEGUN] >= words[ASKED]
-        end = self._deadline + (words[BEGUN] if has_begun else max(words[ASKED], self._life.busy_until(self)))
-        left = end - time.monotonic_ns()
+        asked, begun = self._shared.words[ASKED], self._shared.words[BEGUN]
+        has_begun = begun >= asked
+        end = self._deadline + (begun if has_begun else max(asked, self._life.busy_until(self)))
+        now = time.monotonic_ns()
+        left = end - now
+        if begun > now:  # somebody has written where nobody should
+            self._lose(self._life.fail(_BABBLE, _BROKEN))
         if left <= 0:
             what = "one inference took longer than" if has_begun else "it did nothing for"
             self._lose(self._life.fail(f"hung: {what} {self._deadline / 1e9:g} s", _HUNG))

@@ -29,21 +29,24 @@ from tests.delegates import faulty
 DATA = Path(__file__).resolve().parents[1] / "data"
 INT8 = DATA / "int8.tflite"
 LEASH = Leash(memory=512 << 20, niceness=0)
-RESPAWNS = 100 if os.environ.get("EDGED_SOAK") else 5
+RESPAWNS = 100 if os.environ.get("EDGED_SOAK") else 3
 
 ACTOR = '''
 import os
-from edged.api import Backend, ModelError
+from edged.api import Backend, ModelError, TensorSpec
 from edged.backends.fake import FakeBackend, FakeRunner
 
 class Actor(FakeBackend, frozen=True, kw_only=True):
-    """Does as it is told in Python, as it loads and as it runs."""
+    """Does as it is told in Python, as it loads and as it runs; takes a tensor of `dtype` if there is one."""
     on_load: str = ""
     on_run: str = ""
+    dtype: str = ""
 
     def load(self, file, *, signature=None):
         exec(self.on_load)
         real = super().load(file, signature=signature)
+        if self.dtype:
+            return FakeRunner((TensorSpec(name="x", shape=(1,), dtype=self.dtype),), real.outputs, real.run)
         def act(inputs):
             exec(self.on_run)
             return real.run(inputs)
@@ -264,11 +267,12 @@ while True:
     os.close(process)
 
 
-def test_nothing_is_left_of_many_that_died(host):
+@pytest.mark.parametrize(("fail", "words"), [("abort", "SIGABRT"), ("hang", "hung")])
+def test_nothing_is_left_of_many_that_died(host, fail, words):
     def live_and_die() -> None:
-        runner = host.load(faulty(fail="abort", after="1"), INT8, deadline=60, load_seconds=60)
+        runner = host.load(faulty(fail=fail, after="1"), INT8, deadline=0.2, load_seconds=60)
         runner.run(ones(runner))
-        with pytest.raises(DeviceError, match="SIGABRT"):
+        with pytest.raises(DeviceError, match=words):
             runner.run(ones(runner))
         runner.close()
 
@@ -308,6 +312,46 @@ def test_an_exception_of_any_kind_harms_nobody(load, actor, fake):
     for _ in range(2):
         with pytest.raises(ModelError, match="ZeroDivisionError: division by zero"):
             runner.run(ones(runner))
+
+
+def test_outputs_of_another_size_than_it_said_are_refused(load):
+    runner = load(TfliteBackend(), DATA / "dynamic.tflite")
+    with pytest.raises(ModelError, match=r"it said float32 of shape \(4,\), and was to say float32 of shape \(1,\)"):
+        runner.run(ones(runner))
+
+
+@pytest.mark.parametrize("dtype", ["object", "S5", "no such type"])
+def test_tensors_that_are_no_numbers_are_refused(load, actor, fake, dtype):
+    healthy = load(FakeBackend(), fake)
+    with pytest.raises(ModelError, match=f"the tensor 'x', {dtype} of shape .* cannot be shared"):
+        load(actor(dtype=dtype), fake)
+    healthy.run(ones(healthy))
+
+
+BABBLE = """
+for name in os.listdir("/proc/self/fd"):
+    if os.path.lexists(f"/proc/self/fd/{name}") and os.readlink(f"/proc/self/fd/{name}").startswith("socket"):
+        os.write(int(name), b"?")
+"""
+
+
+def test_one_that_babbles_is_ended(load, actor, fake):
+    with pytest.raises(DeviceError, match="faulty 0 answered what nobody understands"):
+        load(actor(on_load=BABBLE), fake)
+
+
+def test_one_that_writes_where_it_should_not_is_ended(load, actor, fake):
+    scribble = """
+import gc, time
+from edged.backends.isolated_child import BEGUN, Shared
+for each in gc.get_objects():
+    if isinstance(each, Shared):
+        each.words[BEGUN] = 1 << 62
+time.sleep(60)
+"""
+    runner = load(actor(on_run=scribble), fake, deadline=0.2)
+    with pytest.raises(DeviceError, match="faulty 0 answered what nobody understands"):
+        runner.run(ones(runner))
 
 
 @pytest.mark.parametrize(
@@ -393,12 +437,32 @@ def test_a_device_comes_and_goes(load, tmp_path, unplugged):
         runner.run(ones(runner))
 
 
-def test_one_that_says_more_than_anybody_reads_does_not_wait(host, load):
-    runner = load(faulty(chatter="300000"))
-    for _ in range(3):
+def test_of_one_that_talks_and_talks_the_last_words_are_heard(host, load):
+    runner = load(faulty(chatter="20000", fail="abort", after="10"))
+    for _ in range(10):
+        runner.run(ones(runner))
+    with pytest.raises(DeviceError, match='it said last "faulty delegate: transfer on endpoint 1 failed"'):
         runner.run(ones(runner))
     assert len(host.stderr) <= MAX_STDERR_BYTES
     assert "nothing to worry about" in host.stderr
+
+
+def test_one_that_talks_while_nobody_listens_does_not_wait(load, actor, fake, tmp_path):
+    done = tmp_path / "done"
+    os.mkfifo(done)
+    heard = os.open(done, os.O_RDONLY | os.O_NONBLOCK)
+    talk = f"""
+import sys, threading
+def talk(sys=sys):
+    for _ in range(1000):
+        print("x" * 1000, file=sys.stderr)
+    open({str(done)!r}, "w").write("done")
+threading.Thread(target=talk).start()
+"""
+    runner = load(actor(on_run=talk), fake)
+    runner.run(ones(runner))
+    assert select.select([heard], [], [], 30)[0]
+    os.close(heard)
 
 
 # Several at once
