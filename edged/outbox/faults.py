@@ -17,13 +17,17 @@ from edged.outbox.options import MqttOptions
 class LinkError(EdgedError):
     """There is no connection.
 
-    `dropped` means that the broker ended it, perhaps for something that we sent; `unreachable` that there was nobody.
+    `dropped` means that the broker ended it, perhaps for something that we sent; `unreachable` that there was nobody;
+    `over` that what was in the way is gone, and the next connection will be better.
     """
 
-    def __init__(self, message: str, *, hint: str = "", dropped: bool = False, unreachable: bool = False) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", dropped: bool = False, unreachable: bool = False, over: bool = False
+    ) -> None:
         super().__init__(message, hint=hint, retryable=True)
         self.dropped = dropped
         self.unreachable = unreachable
+        self.over = over
 
 
 class VersionError(LinkError):
@@ -147,6 +151,12 @@ def lost(error: OSError | None, options: MqttOptions) -> LinkError:
 def silent(options: MqttOptions) -> LinkError:
     """The connection died without a word."""
     return LinkError(f"{options.broker} no longer answers", hint="check the network on the way to it")
+
+
+def interrupted(options: MqttOptions) -> LinkError:
+    """Nothing went through for a while, and the connection has not noticed that it could again."""
+    where = options.broker
+    return LinkError(f"{where} could not be reached for a while", hint="check the network on the way to it", over=True)
 
 
 def moved(options: MqttOptions) -> LinkError:

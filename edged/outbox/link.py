@@ -23,10 +23,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.topics import OFFLINE
-from edged.outbox import faults
+from edged.outbox import faults, network
 from edged.outbox.credentials import read_secret, tls_context
 from edged.outbox.faults import LinkError, VersionError
-from edged.outbox.network import is_ours
 from edged.outbox.options import MqttOptions
 
 V5 = MQTTProtocolVersion.MQTTv5
@@ -205,7 +204,7 @@ class Link:
     def check_address(self) -> None:
         """Raises LinkError if this machine no longer has the address that the connection is from."""
         sock = cast(socket.socket | None, self._client.socket())
-        if sock is not None and not is_ours(sock.getsockname(), sock.family):
+        if sock is not None and not network.is_ours(sock.getsockname(), sock.family):
             raise faults.moved(self._options)
 
     def disconnect(self, timeout: float) -> None:
@@ -345,6 +344,9 @@ class _Client(mqtt.Client):
     """paho's client, which bounds neither what a broker may make it read nor says why a connection was lost."""
 
     fault: OSError | None = None
+
+    def _create_socket_connection(self) -> socket.socket:
+        return network.connect(self.host, self.port, self.connect_timeout)
 
     def _sock_recv(self, bufsize: int) -> bytes:
         try:

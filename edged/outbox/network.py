@@ -7,8 +7,15 @@ board has lost is dead, though no packet will ever say so.
 from __future__ import annotations
 
 import errno
+import os
+import select
 import socket
+import time
+from collections import deque
 from typing import Any
+
+KNOCK_SECONDS = 0.6
+"""How often a peer that does not answer is knocked at."""
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6
 
@@ -43,10 +50,66 @@ class Network:
         return changed
 
 
+def connect(host: str, port: int, seconds: float) -> socket.socket:
+    """A connection, as by socket.create_connection, to a peer that may come to be within these seconds.
+
+    The kernel repeats a lost packet after one second, then two, then four. Here somebody knocks all the time, so that a
+    peer is not left waiting that can be reached again; the first knock that is answered is the connection.
+
+    Raises:
+        OSError: no address answers.
+    """
+    addresses = deque(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    deadline = time.monotonic() + seconds
+    waiting: dict[int, tuple[socket.socket, Any]] = {}
+    poll = select.poll()
+    error: OSError = TimeoutError(errno.ETIMEDOUT, "timed out")
+    next_knock = 0.0
+    try:
+        while addresses and (now := time.monotonic()) < deadline:
+            if now >= next_knock:
+                next_knock = now + KNOCK_SECONDS
+                try:
+                    sock = _knock(addresses[0])
+                except OSError as refusal:
+                    error, next_knock = refusal, 0.0
+                    addresses.popleft()
+                    continue
+                waiting[sock.fileno()] = sock, addresses[0]
+                poll.register(sock, select.POLLOUT)
+                addresses.rotate()
+            for descriptor, _ in poll.poll((min(next_knock, deadline) - now) * 1000):
+                poll.unregister(descriptor)
+                sock, address = waiting.pop(descriptor)
+                if not (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                    sock.settimeout(seconds)
+                    return sock
+                sock.close()
+                error, next_knock = OSError(code, os.strerror(code)), 0.0
+                if address in addresses:
+                    addresses.remove(address)
+        raise error
+    finally:
+        for sock, _ in waiting.values():
+            sock.close()
+
+
+def _knock(address: Any) -> socket.socket:
+    """A socket that is being connected. Raises OSError if that cannot be tried."""
+    family, kind, protocol, _, where = address
+    sock = socket.socket(family, kind, protocol)
+    sock.setblocking(False)
+    code = sock.connect_ex(where)
+    if code not in (0, errno.EINPROGRESS):
+        sock.close()
+        raise OSError(code, os.strerror(code))
+    return sock
+
+
 def reachable(address: Any, seconds: float) -> bool:
     """Whether somebody listens there, who answers within so many seconds."""
     try:
-        socket.create_connection(address[:2], timeout=seconds).close()
+        connect(address[0], address[1], seconds).close()
     except OSError:
         return False
     return True

@@ -21,6 +21,7 @@ from edged.core.health import Status
 from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.core.types import Message
+from edged.outbox import faults
 from edged.outbox.faults import LinkError, VersionError
 from edged.outbox.link import V5, V311, Link, Wake
 from edged.outbox.network import Network, reachable
@@ -37,8 +38,11 @@ LONGEST_RETRY = 30.0
 STEADY_SECONDS = 10.0
 """A connection that lived so long was a good one: the next retry comes quickly again."""
 
-PROBE_SECONDS = 0.7
+PROBE_SECONDS = 0.5
 """How often it is tried, while messages wait and nobody listens, whether somebody does by now."""
+
+DOUBT_SECONDS = 1.5
+"""After so long without an acknowledgement it is tried likewise whether the broker can be reached at all."""
 
 LAST_WORD_SECONDS = 1.0
 """How long a clean stop waits for the broker to take "stopped", and then for the connection to close."""
@@ -85,6 +89,8 @@ class Publisher:
         self._wake = Wake()
         self._network = Network()
         self._address: Any = (options.host, options.real_port)
+        self._next_look = 0.0
+        self._out_of_reach = False
         self._stop_at = math.inf
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -177,6 +183,8 @@ class Publisher:
                 self.status.set("failed", error.message, error.hint)
                 failures = 1 if self._clock() - since > STEADY_SECONDS else failures + 1
                 unreachable = error.unreachable
+                if error.over and not last:
+                    continue
             if last:
                 break
             self._pause(backoff(failures, random.random()), probing=unreachable)
@@ -212,7 +220,6 @@ class Publisher:
         self.protocol = "5" if link.version == V5 else "3.1.1"
         self.connected = True
         self._address = link.peer
-        looked = self._clock()
         session = Session(
             link,
             self._options,
@@ -228,17 +235,33 @@ class Publisher:
         )
         try:
             while not (self._stopping and session.finished) and (left := self._stop_at - self._clock()) > 0:
-                session.turn(min(left, 1.0))
-                if self._clock() - looked > 1.0:
-                    looked = self._clock()
-                    if self._network.changed():
-                        link.check_address()
+                session.turn(min(left, PROBE_SECONDS if session.unanswered else 1.0))
+                self._look(link, session)
             session.end(LAST_WORD_SECONDS)
         except LinkError as error:
             session.abandon(error)
             raise
         finally:
             self.connected = False
+
+    def _look(self, link: Link, session: Session) -> None:
+        """Every so often: raises LinkError where a connection is of no use, though it has not noticed.
+
+        One over which nothing went for a while may live on, but goes on late: the kernel's pauses grow and grow.
+        """
+        now = self._clock()
+        if now < self._next_look:
+            return
+        self._next_look = now + PROBE_SECONDS
+        if self._network.changed():
+            link.check_address()
+        if session.unanswered < DOUBT_SECONDS:
+            self._out_of_reach = False
+        elif not reachable(link.peer, PROBE_SECONDS):
+            self._out_of_reach = True
+        elif self._out_of_reach:
+            self._out_of_reach = False
+            raise faults.interrupted(self._options)
 
     def _pause(self, seconds: float, *, probing: bool) -> None:
         """Wait before the next attempt: less if the network changes, or if a broker that was not there is."""
@@ -251,5 +274,5 @@ class Publisher:
                 left = FIRST_RETRY / 2 - (self._clock() - until + seconds)
                 self._wake.wait(max(0.0, left))
                 return
-            if probe and self._clock() - began >= PROBE_SECONDS / 2 and reachable(self._address, PROBE_SECONDS):
+            if probe and self._clock() - began >= PROBE_SECONDS / 2 and reachable(self._address, min(left, 2.0)):
                 return

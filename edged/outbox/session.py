@@ -130,6 +130,12 @@ class Session:
         """Whether all there was to say is said and acknowledged."""
         return self._online and not self._flights and not self._states.changed and not self._spool.depth
 
+    @property
+    def unanswered(self) -> float:
+        """For how many seconds the broker has owed us an acknowledgement."""
+        oldest = next(iter(self._flights.values()), None)
+        return 0.0 if oldest is None else self._clock() - oldest.since
+
     def end(self, seconds: float) -> None:
         """Say "stopped", wait so long at most for the broker to take it, and disconnect."""
         deadline = self._clock() + seconds
@@ -308,9 +314,8 @@ class Session:
             self._sampled = (now, self._tally.sent, self._spool.depth)
             self._tally.rate = (self._tally.sent - sent) / (now - then)
             self._tally.shrinking = (depth - self._spool.depth) / (now - then)
-        oldest = next(iter(self._flights.values()), None)
         patience = 2 * self._options.keepalive
-        if oldest is not None and now - oldest.since > patience:
+        if self.unanswered > patience:
             raise faults.stalled(patience, self._options)
 
 
