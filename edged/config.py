@@ -150,9 +150,10 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
     may wait for the model before the oldest is dropped.
 
     What it says to the broker waits in `durability` "memory" only, which a restart costs; in memory, to be saved on
-    disk whenever the broker is away ("spill"); or "always" on disk before it is sent. When there is no room, `drop`
-    says what goes: the "oldest" message, the "newest", or, to "thin" them out, all but every `keep_every`th. Messages
-    of a higher `priority` are sent first and dropped last.
+    disk whenever the broker is away ("spill"); or "always" on disk before anybody hears of it, for which the pipeline
+    waits: some milliseconds with each window, on a slow card tens of them (see `edgectl spool`). When there is no room,
+    `drop` says what goes: the "oldest" message, the "newest", or, to "thin" them out, all but every `keep_every`th.
+    Messages of a higher `priority` are sent first and dropped last.
     """
 
     source: Name

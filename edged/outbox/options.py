@@ -76,8 +76,9 @@ class SpoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `seconds`. What does not fit is taken from the pipeline of the lowest priority that holds most.
 
     What goes to disk is committed every `commit_seconds`, which is what a power cut costs at most. A pipeline that
-    spills does so while the broker is away, and when its messages have waited for `spill_seconds` all the same. Unless
-    0, at most `daily_bytes` are written in 24 hours: beyond that, what would spill stays in memory.
+    spills does so while the broker is away, and when its messages have waited for `spill_seconds` all the same. What is
+    "always" kept is committed at once. Unless 0, about `daily_bytes` are written in 24 hours: beyond them everything
+    stays in memory, and only a stop still saves what waits.
 
     With a `replay_rate` of 0 a backlog is sent first, as fast as the broker takes it and `drain` "oldest" first, and
     new results wait for their turn. Otherwise new results go at once, and beside them so many old ones a second;
