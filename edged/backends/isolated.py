@@ -4,7 +4,7 @@ A `Host` is that process, for all models of one device: `isolated_child` on the 
 that is loaded starts it, and the last one that is closed ends it. When it dies, every runner in it raises DeviceError
 at once; whoever has such a runner closes it and loads again, which starts a new process.
 
-A turn costs three system calls here and two there: inputs are copied into shared memory, an eventfd wakes the child,
+A turn costs one wake-up each way and no message: inputs are copied into shared memory, an eventfd wakes the child,
 and a poll waits for its answer, its end, its chatter or the deadline. The child runs one model at a time, by priority,
 then by the earliest deadline, and a runner's deadline counts from when the child began its turn. Whoever waits looks
 after its own turn alone: the thread whose turn hangs kills the child, and that wakes all the others.

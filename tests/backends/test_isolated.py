@@ -270,7 +270,7 @@ while True:
 @pytest.mark.parametrize(("fail", "words"), [("abort", "SIGABRT"), ("hang", "hung")])
 def test_nothing_is_left_of_many_that_died(host, fail, words):
     def live_and_die() -> None:
-        runner = host.load(faulty(fail=fail, after="1"), INT8, deadline=0.2, load_seconds=60)
+        runner = host.load(faulty(fail=fail, after="1"), INT8, deadline=1, load_seconds=60)
         runner.run(ones(runner))
         with pytest.raises(DeviceError, match=words):
             runner.run(ones(runner))
@@ -359,11 +359,11 @@ time.sleep(60)
     [
         ("abort", 'faulty 0 aborted: SIGABRT; it said last "faulty delegate: transfer on endpoint 1 failed"'),
         ("segfault", "faulty 0 crashed: SIGSEGV"),
-        ("hang", r"faulty 0 hung: one inference took longer than 0\.2 s"),
+        ("hang", r"faulty 0 hung: one inference took longer than 1 s"),
     ],
 )
 def test_whatever_ends_the_process_is_told_to_all_its_runners(load, fail, words):
-    healthy, ill = load(TfliteBackend()), load(faulty(fail=fail, after="2"), deadline=0.2)
+    healthy, ill = load(TfliteBackend()), load(faulty(fail=fail, after="2"), deadline=1)
     for runner in (healthy, ill, ill):
         runner.run(ones(runner))
     for runner in (ill, ill, healthy):
@@ -517,12 +517,12 @@ def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fak
 
 
 def test_to_wait_for_the_turn_of_another_is_no_hang(load, actor, fake, gate, pool):
-    slow, hasty = load(actor(on_run=gate.wait), fake), load(FakeBackend(), fake, deadline=0.05)
+    slow, hasty = load(actor(on_run=gate.wait), fake), load(FakeBackend(), fake, deadline=0.5)
     first = run(pool, slow)
     gate.reached()
     second = run(pool, hasty)
     asked(hasty)
-    time.sleep(0.2)  # until long past its deadline
+    time.sleep(1)  # until long past its deadline
     gate.open()
     assert [output.tolist() for turn in (first, second) for output in turn.result(30)] == [[1], [1]]
 
