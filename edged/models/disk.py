@@ -69,11 +69,11 @@ class Kernel:
 
     def sync_file(self, path: Path) -> None:
         """Have the content of a file survive a power cut."""
-        _sync(path, os.O_RDONLY)
+        _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
 
     def sync_folder(self, path: Path) -> None:
         """Have the names in a folder survive a power cut."""
-        _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+        _sync(path, os.O_RDONLY | os.O_DIRECTORY)  # the state folder itself may be a link
 
     def rename(self, path: Path, to: Path) -> None:
         """Put one thing in the place of another."""
@@ -162,7 +162,7 @@ class Disk:
 
 
 def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

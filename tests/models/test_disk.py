@@ -60,6 +60,15 @@ def test_folders_are_made_and_moved_and_removed(tmp_path):
     assert names(tmp_path) == ["one"]
 
 
+def test_the_folder_it_is_all_in_may_be_a_link(tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "state").symlink_to("private")
+    Disk().make_folder(tmp_path / "state" / "models" / "motion")
+    Disk().replace(tmp_path / "state" / "file", b"new")
+    assert (tmp_path / "private" / "file").read_bytes() == b"new"
+    assert (tmp_path / "private" / "models" / "motion").is_dir()
+
+
 def test_what_is_removed_is_the_link_and_not_what_it_leads_to(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "folder").mkdir()
