@@ -89,6 +89,7 @@ class Publisher:
         self._wake = Wake()
         self._network = Network()
         self._address: Any = (options.host, options.real_port)
+        self._opened = False
         self._next_look = 0.0
         self._out_of_reach = False
         self._stop_at = math.inf
@@ -120,10 +121,16 @@ class Publisher:
         shrinking = self._tally.shrinking
         return self.spool.depth / shrinking if self.connected and shrinking > 0 else None
 
-    def start(self) -> None:
-        """Start the spool, and connecting."""
-        if self._options.host:
+    def open(self) -> None:
+        """Start the spool, so that what is put is kept as its pipeline wants; `start` does it if nobody has before."""
+        if self._options.host and not self._opened:
+            self._opened = True
             self.spool.start(self._wake.nudge)
+
+    def start(self) -> None:
+        """Start connecting."""
+        if self._options.host:
+            self.open()
             self._thread.start()
         else:
             self.status.set("stopped", "no broker is configured", "set host in [mqtt]")

@@ -64,3 +64,17 @@ def test_what_a_clean_stop_could_not_send_is_sent_after_the_next_start(tmp_path:
         daemon.configure(f'[device]\nname = "board"\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n')
         with daemon:
             assert [each["seq"] for each in results(subscriber, 77)] == list(range(77))
+
+
+def test_of_always_nothing_that_anybody_was_told_of_is_lost_by_a_kill(tmp_path: Path):
+    broker = Broker(tmp_path)
+    told = tmp_path / "told.jsonl"
+    always = CONFIG.replace('model = "motion"', 'model = "motion"\ndurability = "always"\nsinks = ["file", "mqtt"]')
+    with Edged(tmp_path, f'[sinks.file]\nkind = "jsonl"\npath = "{told}"\n{always}{broker.port}') as daemon:
+        while not told.exists() or len(told.read_text().splitlines()) < 20:
+            pass
+        daemon.stop(signal.SIGKILL)
+    daemon.configure(f'[device]\nname = "board"\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n')
+    ids = [json.loads(line)["id"] for line in told.read_text().splitlines()]
+    with broker, Subscriber(broker.port, "edged/#") as subscriber, daemon:
+        assert [each["id"] for each in results(subscriber, len(ids))] == ids
