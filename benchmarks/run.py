@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.report import Figure, Skipped, plain, table
 
-MEASURES = ("added_cpu", "throughput", "latency", "start", "updates", "isolation")
+MEASURES = ("added_cpu", "throughput", "latency", "start", "updates", "isolation", "spool")
 PACKAGES = ("ai-edge-litert", "numpy", "msgspec", "paho-mqtt", "pyserial")
 
 

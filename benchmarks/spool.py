@@ -1,0 +1,198 @@
+"""What waiting costs: the card, the memory and the time, for a spool with messages of 133 bytes.
+
+Bytes are counted by the kernel on a loop device with a fresh ext4 while messages are put at 100 a second, as a pipeline
+would, and committed every second. Backlogs are put at once, closed, opened again and sent through a publisher to a real
+mosquitto; beside it paho sends as many from its own memory. A large backlog has 100,000 messages, and 1,000,000 with
+EDGED_SOAK=1; a small one 10,000.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from benchmarks.processes import BROKER, broker, resident_bytes
+from benchmarks.report import Figure, Skipped, Target
+from edged.core.health import Status
+from edged.core.topics import Topics
+from edged.core.types import Message
+from edged.outbox.disk import DiskSpool
+from edged.outbox.options import MqttOptions, Policy, SpoolOptions
+from edged.outbox.publisher import Publisher
+
+SMALL, LARGE = 10_000, 1_000_000 if os.environ.get("EDGED_SOAK") else 100_000
+RATE = 100
+BYTES = 133
+
+TOPICS = Topics("edged", "bench")
+TOPIC = TOPICS.result("motion")
+
+
+def measure(rounds: int, seconds: float = 20.0, small: int = SMALL, large: int = LARGE) -> list[Figure | Skipped]:
+    wear: Figure | Skipped
+    if os.geteuid() or not Path("/dev/loop-control").exists():
+        wear = Skipped("bytes on the block device", "this needs root and loop devices")
+    else:
+        wear = _wear(rounds, seconds)
+    if BROKER is None:
+        return [wear, Skipped("sending a backlog", "mosquitto is not installed")]
+    return [wear, *_backlogs(rounds, small, large)]
+
+
+def _wear(rounds: int, seconds: float) -> Figure:
+    figure = Figure("bytes on the block device for a message of 133 bytes", "", {"offline": [], "online": []})
+    for _ in range(rounds):
+        for variant, found in figure.variants.items():
+            with tempfile.TemporaryDirectory(prefix="edged-bench-") as name, _loop(Path(name)) as (folder, written):
+                found.append(_written(folder, written, seconds, online=variant == "online"))
+    offline, online = figure.variants["offline"], figure.variants["online"]
+    figure.targets.append(Target("offline at most 600", offline, 600))
+    figure.targets.append(Target("online none", online, 0))
+    return figure
+
+
+def _written(folder: Path, written: Callable[[], int], seconds: float, *, online: bool) -> float:
+    """Bytes a message, once the file is there and in use."""
+    spool = _spool(folder)
+    if online:
+        spool.resume()
+    settled, count = 2 * RATE, round(RATE * (seconds + 2))
+    began = time.monotonic()
+    for seq in range(count):
+        time.sleep(max(0.0, began + seq / RATE - time.monotonic()))
+        if seq == settled:
+            before = written()
+        spool.put(_message(seq))
+        if online:
+            spool.ack([entry.id for entry in spool.take(1)])
+    found = (written() - before) / (count - settled)
+    spool.close(60)
+    return found
+
+
+@contextmanager
+def _loop(folder: Path) -> Iterator[tuple[Path, Callable[[], int]]]:
+    """A fresh ext4, and how many bytes were written to its device."""
+    image, mount = folder / "image", folder / "mount"
+    image.touch()
+    os.truncate(image, 128 << 20)
+    mount.mkdir()
+    lazy = "lazy_itable_init=0,lazy_journal_init=0"
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", lazy, image], check=True)
+    subprocess.run(["mount", "-o", "loop,noatime", image, mount], check=True)
+    major, minor = os.major(mount.stat().st_dev), os.minor(mount.stat().st_dev)
+    statistics = Path(f"/sys/dev/block/{major}:{minor}/stat")
+    try:
+        subprocess.run(["sync", "-f", mount], check=True)
+        yield mount, lambda: int(statistics.read_text().split()[6]) * 512
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def _backlogs(rounds: int, small: int, large: int) -> list[Figure | Skipped]:
+    names = {"small": small, "large": large}
+    rate = Figure(f"sending a backlog of {small} or {large} messages", "messages/s", {"paho": [], **_empty(names)})
+    opened = Figure("opening it", "ms", _empty(names))
+    memory = Figure("memory that it takes", "MB", _empty(names))
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="edged-bench-") as name, broker(Path(name)) as port:
+            rate.variants["paho"].append(_paho(port, small))
+            for variant, count in names.items():
+                folder = Path(name) / variant
+                before = resident_bytes(os.getpid())
+                _fill(folder, count)
+                took, sent = _send(folder, port, count)
+                memory.variants[variant].append((resident_bytes(os.getpid()) - before) / 1e6)
+                opened.variants[variant].append(took * 1e3)
+                rate.variants[variant].append(sent)
+    rate.targets.append(Target("large at least 0.9x small", rate.ratios("large", "small"), 0.9, at_least=True))
+    rate.targets.append(Target("large at least 0.9x paho", rate.ratios("large", "paho"), 0.9, at_least=True))
+    return [rate, opened, memory]
+
+
+def _empty(names: dict[str, int]) -> dict[str, list[float]]:
+    return {name: [] for name in names}
+
+
+def _fill(folder: Path, count: int) -> None:
+    spool = _spool(folder, SpoolOptions(commit_seconds=0.05, messages=2 * count))
+    for seq in range(count):
+        spool.put(_message(seq))
+        while seq % 1000 == 999 and spool.stats.disk and spool.stats.disk.unsaved > 5000:
+            time.sleep(0.01)
+    if left := spool.close(60):
+        raise RuntimeError(f"{len(left)} messages were not saved")
+
+
+def _send(folder: Path, port: int, count: int) -> tuple[float, float]:
+    """Seconds until what was left behind is known, and messages a second until the broker has it all."""
+    began = time.monotonic()
+    spool = _spool(folder, SpoolOptions(messages=2 * count))
+    took = time.monotonic() - began
+    if spool.depth != count:
+        raise RuntimeError(f"{spool.depth} of {count} messages are there")
+    spool.close(60)
+    spool = DiskSpool(folder / "spool", spool.options, spool.policies, status=_quiet("spool"))
+    publisher = Publisher(MqttOptions(host="127.0.0.1", port=port), TOPICS, spool, _quiet("mqtt"))
+    began = time.monotonic()
+    publisher.start()
+    while publisher.sent < count:
+        time.sleep(0.01)
+    rate = count / (time.monotonic() - began)
+    publisher.stop(5)
+    publisher.join(5)
+    spool.close(60)
+    return took, rate
+
+
+def _paho(port: int, count: int) -> float:
+    """Messages a second that paho alone sends from its memory."""
+    acknowledged, done = 0, Event()
+
+    def on_publish(*_: object) -> None:
+        nonlocal acknowledged
+        acknowledged += 1
+        if acknowledged == count:
+            done.set()
+
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.on_publish = on_publish
+    client.connect_async("127.0.0.1", port)
+    for seq in range(count):
+        client.publish(TOPIC, _message(seq).payload, qos=1)
+    began = time.monotonic()
+    client.loop_start()
+    done.wait()
+    rate = count / (time.monotonic() - began)
+    client.disconnect()
+    client.loop_stop()
+    return rate
+
+
+def _spool(folder: Path, options: SpoolOptions | None = None) -> DiskSpool:
+    """A spool that knows what was left behind."""
+    spool = DiskSpool(folder / "spool", options, {"motion": Policy()}, status=_quiet("spool"))
+    looked = Event()
+    spool.start(looked.set)
+    looked.wait()
+    return spool
+
+
+def _quiet(name: str) -> Status:
+    return Status(name, time.monotonic, lambda name, health: None)
+
+
+def _message(seq: int) -> Message:
+    result = {"pipeline": "motion", "seq": seq, "id": f"18e48143c3ce:motion:{seq}", "time": time.time(), "score": 0.98}
+    payload = json.dumps(result).encode().ljust(BYTES)[:BYTES]
+    return Message(topic=TOPIC, payload=payload, origin="motion", seq=seq, created=time.monotonic())
