@@ -29,6 +29,7 @@ test: $(VENV)/test.ready
 
 soak: $(VENV)/test.ready
 	EDGED_SOAK=1 $(BIN)/pytest $(SOAKS)
+	EDGED_SOAK=1 $(BIN)/python -m benchmarks.run --rounds 1 --only spool --json build/soak.json
 
 test-others:
 	packaging/test-others

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import added_cpu, isolation, latency, start, throughput, updates
+from benchmarks import added_cpu, isolation, latency, spool, start, throughput, updates
 from benchmarks.inline import recorded, served
 from benchmarks.processes import Sensor
 from benchmarks.report import Figure, Skipped, Target, plain, table
@@ -118,3 +118,10 @@ def test_what_a_process_adds_is_measured_on_both_sides():
         assert "EDGED_TEST_MODELS" in large.reason
     else:
         assert [target.limit for target in large.targets] == [1.04]
+
+
+def test_a_backlog_is_sent_and_the_card_is_spared():
+    wear, rate, *_ = spool.measure(rounds=1, seconds=0.1, small=200, large=2000)
+    assert isinstance(wear, Skipped) or wear.variants["online"] == [0]
+    assert list(rate.variants) == ["paho", "small", "large"]
+    assert all(value > 0 for (value,) in rate.variants.values())
