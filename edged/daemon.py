@@ -21,7 +21,6 @@ from uuid import uuid4
 import msgspec
 
 from edged import __version__
-from edged.accelerators import Accelerators
 from edged.api import ControlError, EdgedError, Message, SinkContext
 from edged.board import ModelBoard
 from edged.config import (
@@ -273,9 +272,7 @@ class Daemon:
             started=now,
             loaded=now,
         )
-        self.accelerators = Accelerators(self._accelerator_changed)
-        self.accelerators.configure(config.delegates, config.accelerators)
-        self.board = ModelBoard(self.parts, self.accelerators, self._build, self._feed, time.monotonic)
+        self.board = ModelBoard(self.parts, self._build, self._feed, time.monotonic)
 
     async def start(self) -> None:
         """Bring everything up: the spool, models and pipelines, what feeds them, then the link to the broker."""
@@ -299,7 +296,6 @@ class Daemon:
         """Let everything go within `deadline` seconds, in the reverse order, so that what was begun is finished."""
         end = time.monotonic() + deadline
         await self._take_down(_everything(self.parts.config), end)
-        await asyncio.to_thread(self.accelerators.close)
         await self._hang_up(end)
         await self._close_page()
 
