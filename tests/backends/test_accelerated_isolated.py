@@ -1,4 +1,4 @@
-"""A delegate that aborts, hangs, refuses, is unplugged and computes wrongly in a real process, and its twin in this one.
+"""A delegate that aborts, hangs, refuses, vanishes and computes wrongly in a real process, and its twin in this one.
 
 As many times as it fails, no window is lost, and it comes back each time. `EDGED_SOAK=1` has it fail 100 times in each
 way.
@@ -27,6 +27,10 @@ INT8 = Path(__file__).resolve().parents[1] / "data" / "int8.tflite"
 TIMES = 100 if os.environ.get("EDGED_SOAK") else 3
 DEADLINE = 0.3
 RULES = Rules(deadline=DEADLINE, backoff=0.01, backoff_max=0.02, failures=100, within=0.01, check_every=0.01)
+
+
+def never(runner: Runner) -> None:
+    """No sample to be held against, where the failure shall be met by a window."""
 
 
 def descriptors() -> int:
@@ -109,10 +113,13 @@ def loader(host: Host, backends: Callable[[], Backend]) -> Callable[[], Runner]:
     ids=["aborts", "segfaults", "hangs", "refuses", "is wrong"],
 )
 def test_it_comes_back_each_time_and_no_window_is_lost(host, keeper, told, order, kind, said):
-    runner: AcceleratedRunner = keeper.runner(TfliteBackend().load(INT8), loader(host, lambda: faulty(**order)), check)
-    states = []
+    held_to = check if kind == "wrong" else never
+    runner: AcceleratedRunner = keeper.runner(
+        TfliteBackend().load(INT8), loader(host, lambda: faulty(**order)), held_to
+    )
+    states: list[Standing] = []
     number = 0
-    while keeper.counts().faults.get(kind, 0) < TIMES:
+    while sum(keeper.counts().faults.values()) < TIMES:
         number += 1
         [got] = runner.run(window(number))
         if kind != "wrong":
@@ -124,7 +131,7 @@ def test_it_comes_back_each_time_and_no_window_is_lost(host, keeper, told, order
     assert counts.accelerated + counts.on_twin == number
     assert counts.faults == {kind: TIMES}
     assert counts.promotions == TIMES
-    assert [standing.state for standing in states[: 2 * TIMES]] == ["accelerated", "degraded"] * TIMES
+    assert {standing.state for standing in states} - {"accelerated"} == {"degraded"}
     assert all(said in standing.reason for standing in states if standing.state == "degraded")
 
 
