@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from edged import hardware
 from edged.backends.delegates import Delegate, delegates, resolve, survey
 from edged.backends.probe import probe
 from edged.config import Config, ConfigErrors, check_models, find_bundle, load
@@ -29,7 +30,7 @@ from edged.core.acceleration import Rules
 from edged.core.errors import EdgedError
 from edged.core.manifest import NO_DELEGATES, Variant
 from edged.core.tables import Problem
-from edged.ctl import exits, hardware, tables
+from edged.ctl import exits, tables
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.devices import daemon_runs

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "credentials": set(),
     "log": set(),
     "child": set(),
+    "hardware": set(),
     "api": LOW,
     "outbox": LOW,
     "control": LOW,
@@ -33,11 +34,12 @@ MAY_IMPORT = {
     "updates": SERVICE | {"config"},
     "desired": SERVICE,
     "accelerators": SERVICE,
-    "operations": SERVICE | {"config", "updates"},
+    "proving": SERVICE | {"accelerators", "hardware"},
+    "operations": SERVICE | {"accelerators", "config", "proving", "updates"},
     "board": SERVICE | {"accelerators", "config", "desired", "operations"},
-    "daemon": SERVICE | {"accelerators", "board", "config", "desired", "operations", "updates"},
+    "daemon": SERVICE | {"accelerators", "board", "config", "desired", "operations", "proving", "updates"},
     "__main__": SERVICE | {"accelerators", "board", "config", "desired", "operations", "updates", "daemon"},
-    "ctl": SERVICE | {"accelerators", "config", "operations"},
+    "ctl": SERVICE | {"accelerators", "config", "hardware", "operations", "proving"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""
 

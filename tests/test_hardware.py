@@ -2,7 +2,7 @@
 
 import pytest
 
-from edged.ctl.hardware import Throttling, Wear, temperature, throttling, wear
+from edged.hardware import Throttling, Wear, temperature, throttling, wear
 
 
 def write(root, name, text):
