@@ -155,7 +155,7 @@ def _kind(tensor: TensorSpec) -> tuple[tuple[int, ...], str, bool]:
 
 
 def _words(tensor: TensorSpec) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}{', quantised' if tensor.scale else ''}"
+    return f"{'quantised ' if tensor.scale else ''}{tensor.dtype} {list(tensor.shape)}"
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:

@@ -253,10 +253,10 @@ class Updater:
             digest = (await _on_thread(_Arrival.read, file)).head.digest
         except EdgedError:  # not even its head is there, or it is a bare file, and nobody knows of what
             return False
-        ledgers = [(await self._look(name)).ledger for name in self._store.installed()]
+        known = [(await self._look(name)).ledger for name in self._store.installed()]
         return any(
             digest in ledger.rejected or digest in (ledger.active, ledger.candidate and ledger.candidate.digest)
-            for ledger in ledgers
+            for ledger in known
         )
 
     # What may be asked of it

@@ -272,7 +272,7 @@ def test_a_bare_file_is_the_next_version_and_always_the_same(rig):
     [
         (
             {"model": "int8.tflite"},
-            "input 0, 'x', is float32 [1, 4] in colours 1.0, and int8 [1, 4], quantised in the file",
+            "input 0, 'x', is float32 [1, 4] in colours 1.0, and quantised int8 [1, 4] in the file",
         ),
         ({"model": "two_by_two.tflite"}, "colours 1.0 has 1 input tensors, and the file 2"),
         ({"model": "make_models.py"}, "not a .tflite file: it has no TFL3 in its head"),

@@ -94,7 +94,7 @@ def assert_reported(subscriber: Subscriber, broker: Broker) -> None:
     with Subscriber(broker.port, UPDATES) as latecomer:
         message = latecomer.next()
     assert message.retain
-    assert json.loads(message.payload)["text"] == "version 1.1.0 is confirmed"
+    assert json.loads(message.payload)["text"] == "motion: version 1.1.0 is confirmed; version 1.1.0 serves"
 
 
 # Three ways to say what to fetch, over links that break
