@@ -437,7 +437,8 @@ class DiskSpool(MemorySpool):
             self._ready()
 
     def _adopt(self, found: Found) -> None:
-        self._last_key = self._inherited = found.last_key
+        self._last_key = max(self._last_key, found.last_key)  # what is being saved has its key already
+        self._inherited = found.last_key
         for origin, waiting in found.waiting.items():
             self._line(origin).behind = waiting
         for segment in found.parked[-MAX_PARKED:]:
