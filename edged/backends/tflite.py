@@ -33,10 +33,11 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
     """Runs a .tflite file on the CPU, with XNNPACK where the runtime has it.
 
     `threads` is the number of threads of one interpreter: more than 1 helps large models, and makes quantised ones far
-    slower under tflite-runtime. `runtime` is "auto" for ai-edge-litert if installed, else tflite-runtime.
+    slower under tflite-runtime; 0 for as many as `edgectl tune` found best, or 1. `runtime` is "auto" for
+    ai-edge-litert if installed, else tflite-runtime.
     """
 
-    threads: Annotated[int, Meta(ge=1, le=16)] = 1
+    threads: Annotated[int, Meta(ge=0, le=16)] = 0
     runtime: Literal["auto", "ai-edge-litert", "tflite-runtime"] = "auto"
 
     def load(self, file: Path, *, signature: str | None = None) -> TfliteRunner:
@@ -53,8 +54,13 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
                 hint="use the model it was compiled from; this one can be a variant of that: edgectl pack --variant",
             )
         runtime = _import_runtime(self.runtime)
-        info = RunnerInfo(backend="tflite", runtime=runtime.title, threads=self.threads, nodes=structure.nodes)
-        return _load(file, structure, signature, info, lambda: _open_interpreter(runtime, file, self.threads))
+        threads = self.threads or 1
+        info = RunnerInfo(backend="tflite", runtime=runtime.title, threads=threads, nodes=structure.nodes)
+        return _load(file, structure, signature, info, lambda: _open_interpreter(runtime, file, threads))
+
+    def title(self) -> str:
+        """Name and version of the runtime, as in RunnerInfo. Raises ModelError if none is installed."""
+        return _import_runtime(self.runtime).title
 
 
 class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
@@ -83,7 +89,7 @@ class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
             backend="tflite",
             runtime=runtime.title,
             delegate=self.delegate,
-            threads=self.threads,
+            threads=self.threads or 1,
             nodes=structure.nodes,
         )
         return _load(file, structure, signature, info, lambda: self._open(runtime, file))
@@ -99,7 +105,7 @@ class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
 
     def _open(self, runtime: _Runtime, file: Path) -> _Opened:
         delegate = _load_delegate(runtime.module, self.delegate, self.library, self.options)
-        return _open_interpreter(runtime, file, self.threads, self.delegate, [delegate])
+        return _open_interpreter(runtime, file, self.threads or 1, self.delegate, [delegate])
 
 
 class TfliteRunner:

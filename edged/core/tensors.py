@@ -72,6 +72,11 @@ def difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.max(np.abs(got.astype(np.float64) - expected.astype(np.float64))))
 
 
+def decides_otherwise(got: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Whether the greatest element is another; of equals in the golden output any will do."""
+    return bool(expected.item(got.argmax()) != expected.max())
+
+
 def disagreement(
     spec: TensorSpec, got: NDArray[Any], expected: NDArray[Any], golden: Golden, *, decides: bool = False
 ) -> str:
@@ -83,7 +88,7 @@ def disagreement(
         return f"the output {spec.name!r} has the shape {list(got.shape)}, not {list(expected.shape)}"
     off = difference(got, expected)
     tolerance, unit = (golden.steps, "steps") if spec.scale else (golden.absolute, "absolute")
-    if off <= tolerance and not (decides and _decides_otherwise(got, expected)):
+    if off <= tolerance and not (decides and decides_otherwise(got, expected)):
         return ""
     return f"the output {spec.name!r} {_symptom(got) or _distance(off, tolerance, unit, got, expected)}"
 
@@ -158,11 +163,6 @@ def _sign_flipper(spec: TensorSpec) -> Encode:
         return stored
 
     return flip
-
-
-def _decides_otherwise(got: NDArray[Any], expected: NDArray[Any]) -> bool:
-    """Whether the greatest element is another; of equals in the golden output any will do."""
-    return bool(expected.item(got.argmax()) != expected.max())
 
 
 def _symptom(got: NDArray[Any]) -> str:

@@ -7,6 +7,7 @@ nothing, and shows an accelerator that computes something else all the same.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from edged.api import Arrays, ModelError, Runner, TensorSpec
 from edged.core.manifest import Classify, Golden, Manifest
-from edged.core.tensors import difference, disagreement
+from edged.core.tensors import decides_otherwise, difference, disagreement
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof, check_tensors, golden_samples
 
@@ -28,9 +29,13 @@ KEPT_BYTES = 1 << 20
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """How one sample came out: the worst difference in any element, in steps (or absolute), and what is wrong."""
+    """How one sample came out: the worst difference in any element, in steps (or absolute), and what is wrong.
+
+    `worst` is NaN where any element is; `same` is whether the same label is decided for, None where none is.
+    """
 
     worst: float
+    same: bool | None = None
     problem: str = ""
 
 
@@ -71,14 +76,20 @@ class Agreement:
         self._hold(runner, 0, self._compare(sample, runner.run(sample.inputs)))
         runner.reset()
 
-    def times(self, runner: Runner, runs: int) -> list[float]:
-        """Seconds of so many single runs, after one that is not timed; from rest, and left at rest."""
+    def times(self, runner: Runner, runs: int, within: float = math.inf) -> list[float]:
+        """Seconds of so many single runs, or of those begun `within` so many seconds, after one that is not timed.
+
+        From rest, and left at rest.
+        """
         runner.reset()
         feeds = cycle(sample.inputs for sample in self._samples)
         runner.run(next(feeds))
         seconds = []
+        end = time.perf_counter() + within
         for inputs in islice(feeds, runs):
             begun = time.perf_counter()
+            if begun > end:
+                break
             runner.run(inputs)
             seconds.append(time.perf_counter() - begun)
         runner.reset()
@@ -96,12 +107,14 @@ class Agreement:
     def _compare(self, sample: _Sample, outputs: Arrays) -> Comparison:
         manifest = self._manifest
         deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
-        worst, problem = 0.0, ""
+        worst, same, problem = 0.0, None, ""
         for number, (spec, got, expected) in enumerate(zip(manifest.outputs, outputs, sample.outputs, strict=True)):
             golden = manifest.golden or Golden()
             problem = problem or disagreement(spec, got, expected, golden, decides=number == deciding)
-            worst = max(worst, difference(got, expected))
-        return Comparison(worst=worst, problem=problem)
+            worst = float(np.maximum(worst, difference(got, expected)))
+            if number == deciding:
+                same = not decides_otherwise(got, expected)
+        return Comparison(worst=worst, same=same, problem=problem)
 
 
 def agreement(bundle: Bundle, twin: Runner) -> Agreement:

@@ -71,6 +71,33 @@ def test_a_comparison_goes_on_where_a_proof_ends(tmp_path):
     assert found[1].worst == 0.0
 
 
+@pytest.mark.parametrize(
+    ("output", "same"),
+    [([2, 1.5, 1], True), ([1, 1.5, 2], False), ([np.nan, 1.5, 2], True)],
+)
+def test_a_comparison_says_whether_the_same_is_decided(tmp_path, output, same):
+    first = next(iter(agreement(bundle(tmp_path), answers([2, 1.5, 1])).compare(answers(output))))
+    assert first.same is same
+
+
+def test_what_decides_nothing_decides_neither_the_same_nor_otherwise(tmp_path):
+    regression = {"kind": "regression", "names": ["a", "b", "c"]}
+    folder = open_folder(write_bundle(tmp_path, labels=None, postprocess=regression))
+    first = next(iter(agreement(folder, answers([1, 2, 3])).compare(answers([3, 2, 1]))))
+    assert (first.same, first.worst) == (None, 2.0)
+
+
+def test_where_there_is_nan_the_worst_is_nan_whatever_the_rest_is(tmp_path):
+    first = next(iter(agreement(bundle(tmp_path), answers([1, 2, 3])).compare(answers([np.nan, 2, 9]))))
+    assert np.isnan(first.worst)
+
+
+def test_times_are_of_so_many_runs_or_of_those_there_is_time_for(tmp_path):
+    agreed, runner = agreement(bundle(tmp_path), computes()), computes()
+    assert len(agreed.times(runner, 5)) == 5
+    assert agreed.times(runner, 5, within=-1.0) == []
+
+
 def test_large_samples_are_fewer_but_one_is_kept(tmp_path):
     channels = [{"name": f"c{index}"} for index in range(4)]
     big = {"name": "x", "shape": [1, 500_000, 4], "dtype": "float32"}
