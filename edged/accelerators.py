@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from edged.api import ControlError, DeviceError, EdgedError, ModelError, Runner
+from edged.api import Backend, ControlError, DeviceError, EdgedError, ModelError, Runner
 from edged.backends.delegates import Delegate, DelegateOptions, delegates, devices, resolve, survey
 from edged.backends.tflite import DelegatedTflite, TfliteBackend
 from edged.child import Leash
@@ -28,6 +28,7 @@ from edged.core.manifest import Manifest
 from edged.core.verdict import Verdict
 from edged.models.agreement import Agreement, agreement
 from edged.models.bundle import Bundle
+from edged.models.selftest import prove
 
 if TYPE_CHECKING:  # imported when there is something to accelerate, which on most boards there is not
     from edged.backends.accelerated import AcceleratedRunner, Counts
@@ -38,8 +39,8 @@ COMPILED = ("edgetpu", "ethosu")
 
 TRIAL_RUNS = 50
 
-Tell = Callable[[str, str, Standing], None]
-"""Hears of each change: a model, the name of its accelerator, and how that stands."""
+Tell = Callable[[str, str, Standing | None], None]
+"""Hears of each change: a model, the name of its accelerator, and how that stands, or "" and None if it has none."""
 
 
 class Candidate(NamedTuple):
@@ -90,6 +91,8 @@ class Accelerators:
         self._rules = Rules()
         self._table: dict[str, Delegate] = delegates({})
         self._units: dict[str, _Unit] = {}
+        self._standings: dict[str, tuple[str, Standing]] = {}
+        self._shares: dict[str, float] = {}
 
     def configure(self, tables: Mapping[str, DelegateOptions], rules: Rules) -> None:
         """Go by another configuration; no model that it concerns is served meanwhile."""
@@ -105,13 +108,21 @@ class Accelerators:
     ) -> Runner:
         """What is to serve: the twin, or where there is an accelerator for the model a runner that takes over the twin.
 
-        `priority` is the model's where several wait for one device.
+        `priority` is the model's where several wait for one device. Where a delegate is wanted by name, and there is no
+        variant for it, the twin serves, and that is told as a fault.
 
         Raises:
-            EdgedError: there is no variant for the delegate that is wanted by name, or the twin fails.
+            EdgedError: the twin fails.
         """
-        chosen = self._choose(bundle.manifest, wanted)
+        self._withdraw(model)
+        try:
+            chosen = self._choose(bundle.manifest, wanted)
+        except ModelError as error:
+            self._stands(model, wanted, Standing("degraded", error.message, error.hint, self._clock()))
+            return twin
         if chosen is None:
+            self._standings.pop(model, None)
+            self._tell(model, "", None)
             return twin
         agreed = agreement(bundle, twin)
         unit = self._unit(chosen.delegate)
@@ -119,13 +130,46 @@ class Accelerators:
         def load() -> Runner:
             runner = self._load(unit, chosen, bundle, backend, priority)
             try:
-                agreed.prove(runner)
+                check(runner, agreed.prove)
             except BaseException:
                 runner.close()
                 raise
             return runner
 
-        return unit.put(model, twin, load, agreed, pinned=wanted != "auto")
+        def check(runner: Runner, hold: Callable[[Runner], object] = agreed.check) -> None:
+            hold(runner)
+            self._shares[model] = runner.spent.off_processor  # type: ignore[attr-defined]  # it is what `load` gave
+
+        return unit.put(model, twin, load, check, pinned=wanted != "auto")
+
+    def isolate(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
+        """A model on the CPU in a process of its own, which is started again whenever it dies.
+
+        Raises:
+            EdgedError: it does not load, or does not compute what it should.
+        """
+        from edged.backends.isolated import Host
+        from edged.backends.respawned import RespawnedRunner
+
+        rules = self._rules
+        host = Host(f"the model {model}", Leash(memory=rules.memory, niceness=rules.niceness))
+
+        def load() -> Runner:
+            runner = host.load(
+                backend,
+                bundle.model,
+                signature=bundle.manifest.signature,
+                deadline=rules.deadline,
+                load_seconds=rules.load_seconds,
+            )
+            try:
+                prove(bundle, runner)
+            except BaseException:
+                runner.close()
+                raise
+            return runner
+
+        return RespawnedRunner(load, rules, self._clock)
 
     def try_out(self, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Verdict | None:
         """What a version that works on the CPU does on its accelerator; None where it has none that is ready.
@@ -150,15 +194,34 @@ class Accelerators:
         except EdgedError as error:
             return Verdict(failure="wrong", reason=error.message, hint=error.hint)
 
+    def fit(self, manifest: Manifest, wanted: str) -> set[str]:
+        """Names of what a version could run on here, "cpu" among them.
+
+        Raises:
+            ModelError: a delegate is wanted by name, and the version has nothing that it could run.
+        """
+        found = candidates(manifest, wanted, self._table)
+        ready = [each.delegate for each in found if survey(each.delegate, self._root).state == "ready"]
+        return {"cpu"} | {name for each in ready for name in (each.name, each.kind)}
+
     def standings(self) -> dict[str, tuple[str, Standing]]:
-        """The models that have an accelerator: its name, and how it stands."""
-        return {
-            model: (unit.delegate.name, unit.stands(model)) for unit in self._units.values() for model in unit.models
-        }
+        """The models that have an accelerator, or should: its name, and how it stands."""
+        return dict(self._standings)
+
+    def shares(self) -> dict[str, float]:
+        """Of each model that was accelerated, the share of the time that its process was off the processor, 0 to 1."""
+        return dict(self._shares)
 
     def counts(self) -> dict[str, Counts]:
         """What was done so far, by accelerator."""
         return {name: unit.accelerator.counts() for name, unit in self._units.items()}
+
+    def forget(self, model: str) -> None:
+        """Tell of a model no more: it has gone."""
+        self._withdraw(model)
+        self._shares.pop(model, None)
+        if self._standings.pop(model, None) is not None:
+            self._tell(model, "", None)
 
     def release(self, name: str) -> None:
         """Try again what is quarantined. Raises ControlError for what no model uses."""
@@ -180,8 +243,17 @@ class Accelerators:
 
     def _unit(self, delegate: Delegate) -> _Unit:
         if delegate.name not in self._units:
-            self._units[delegate.name] = _Unit(delegate, self._rules, self._tell, self._clock, self._root)
+            self._units[delegate.name] = _Unit(delegate, self._rules, self._stands, self._clock, self._root)
         return self._units[delegate.name]
+
+    def _withdraw(self, model: str) -> None:
+        """Have no unit tell of a model any more."""
+        for unit in self._units.values():
+            unit.models.pop(model, None)
+
+    def _stands(self, model: str, name: str, standing: Standing) -> None:
+        self._standings[model] = (name, standing)
+        self._tell(model, name, standing)
 
     def _load(
         self, unit: _Unit, chosen: Candidate, bundle: Bundle, backend: TfliteBackend, priority: int
@@ -206,7 +278,14 @@ class Accelerators:
 class _Unit:
     """A delegate in use: its process, its record of faults, and the models that it serves or is to serve."""
 
-    def __init__(self, delegate: Delegate, rules: Rules, tell: Tell, clock: Callable[[], float], root: Path) -> None:
+    def __init__(
+        self,
+        delegate: Delegate,
+        rules: Rules,
+        tell: Callable[[str, str, Standing], None],
+        clock: Callable[[], float],
+        root: Path,
+    ) -> None:
         from edged.backends.accelerated import Accelerator
         from edged.backends.isolated import Host
 
@@ -221,18 +300,18 @@ class _Unit:
         self.accelerator.start()
 
     def put(
-        self, model: str, twin: Runner, load: Callable[[], Runner], agreed: Agreement, *, pinned: bool
+        self, model: str, twin: Runner, load: Callable[[], Runner], check: Callable[[Runner], None], *, pinned: bool
     ) -> AcceleratedRunner:
         """A runner for a model, which is `pinned` where it is told to run here and nowhere else."""
         self.models[model] = pinned
-        runner = self.accelerator.runner(twin, load, agreed.check)
+        runner = self.accelerator.runner(twin, load, check)
         self._tell(model, self.delegate.name, self.stands(model))
         return runner
 
     def stands(self, model: str) -> Standing:
         """How the device stands for a model: that it was never there is a fault only where it is asked for by name."""
         now = self.accelerator.standing
-        hoped_for = not self.models[model] and not self.accelerator.counts().promotions
+        hoped_for = not self.models.get(model, True) and not self.accelerator.counts().promotions
         if now.reason == MISSING and hoped_for:
             return Standing("cpu", now.reason, now.hint, now.since)
         return now

@@ -16,15 +16,18 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from edged import plugins
-from edged.api import Backend, BundleError, EdgedError, ModelError
+from edged.api import Backend, BundleError, EdgedError, ModelError, Runner
+from edged.backends.tflite import TfliteBackend
 from edged.config import Swap, decision_for
 from edged.core import contract
 from edged.core.manifest import Manifest
 from edged.core.needs import require
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
-from edged.core.probation import Observed
+from edged.core.probation import Observed, delegate_fault
 from edged.core.verdict import Verdict
 from edged.desired import Wish
 from edged.flow.pipeline import Pipeline
@@ -99,16 +102,30 @@ class ModelBoard:
                 hint="change `backend` there, or install a version for it",
             )
         part = self._parts.models.get(model)
+        delegates = self._parts.accelerators.fit(manifest, self._wanted(model))
         if part is not None and part.runner is not None:  # else nobody knows what it would run on: the trial will show
-            require(manifest, part.runner.runtime, part.runner.delegate, _available_bytes())
+            require(manifest, part.runner.runtime, delegates, _available_bytes())
         for each in self._users(model).values():
             self._match(model, manifest, each)
             decision_for(each.entry, manifest)
 
     async def try_out(self, model: str, bundle: Bundle) -> Verdict:
-        """Have a version prove itself in a child process. Raises ModelError if none could be started."""
-        verdict = await try_out(bundle.folder, bundle.manifest, self._backend(model, bundle.manifest), Allowance())
+        """Have a version prove itself in a child process, and on its accelerator, if that is there, in that one's.
+
+        Raises:
+            EdgedError: no child could be started.
+        """
+        backend = self._backend(model, bundle.manifest)
+        verdict = await try_out(bundle.folder, bundle.manifest, backend, Allowance())
         self._measured[model] = (bundle.folder, verdict.rss_bytes)
+        if not verdict.ok or not isinstance(backend, TfliteBackend):
+            return verdict
+        accelerated = await asyncio.to_thread(self._parts.accelerators.try_out, bundle, self._wanted(model), backend)
+        if accelerated is None or accelerated.ok:
+            return verdict if accelerated is None else _together(verdict, accelerated)
+        if self._is_needed(model, bundle.manifest):
+            return accelerated
+        log.warning("%s %s will serve on the CPU: %s", model, bundle.manifest.version, accelerated.reason)
         return verdict
 
     async def swap(self, model: str, bundle: Bundle | None) -> None:
@@ -138,6 +155,7 @@ class ModelBoard:
             latency_p99=max((tally.latency.percentiles()["p99"] or 0.0 for tally in tallies), default=0.0),
             constant=max((tally.constant for tally in tallies), default=0),
             decisions=sum(tally.decisions for tally in tallies),
+            delegate_fault=self._delegate_fault(model, part.since),
             labels=dict(sum((tally.labels.copy() for tally in tallies), Counter())),
         )
 
@@ -151,7 +169,7 @@ class ModelBoard:
         try:
             for name, each in users.items():
                 self._match(model, bundle.manifest, each)
-                ready[name], proof = await asyncio.to_thread(_prepare, bundle, backend, each)
+                ready[name], proof = await asyncio.to_thread(self._prepare, model, bundle, backend, each)
             digest_ = await asyncio.to_thread(digest, bundle.folder) if self._is_updated(model) else ""
         except BaseException:
             for served in ready.values():
@@ -163,10 +181,55 @@ class ModelBoard:
         part.bundle, part.digest, part.since = bundle, digest_, self._clock()
         if digest_:
             part.origin = "installed" if bundle.folder.name == digest_ else "factory"
-        part.tallies = [served.tally for served in ready.values()]
-        for served in ready.values():
-            part.proof, part.runner = proof, served.runner.info
+        part.served = tuple(each.served for each in self._users(model).values() if each.served is not None)
+        part.proof = proof
         part.status.set("running", f"version {bundle.manifest.version}")
+
+    def _prepare(self, model: str, bundle: Bundle, backend: Backend, each: PipelinePart) -> tuple[Served, Proof]:
+        """Load a version for one pipeline and have it prove itself. Raises EdgedError, whatever a backend raises."""
+        manifest = bundle.manifest
+        decision = decision_for(each.entry, manifest)
+        try:
+            runner = self._load(model, bundle, backend)
+            try:
+                proof = prove(bundle, runner)
+                if isinstance(backend, TfliteBackend):
+                    wanted, priority = self._wanted(model), each.entry.priority
+                    runner = self._parts.accelerators.put(model, bundle, wanted, backend, runner, priority)
+                served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), Tally())
+            except BaseException:
+                runner.close()
+                raise
+        except EdgedError:
+            raise
+        except Exception as error:
+            log.exception("loading %s met a bug", manifest.name, extra={"model": manifest.name})
+            raise ModelError(f"{type(error).__name__}: {error}", hint="see the log's traceback") from error
+        return served, proof
+
+    def _load(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
+        if self._parts.config.models[model].isolate:
+            return self._parts.accelerators.isolate(model, bundle, backend)
+        return backend.load(bundle.model, signature=bundle.manifest.signature)
+
+    def _wanted(self, model: str) -> str:
+        """The delegate that the configuration has for a model."""
+        entry = self._parts.config.models.get(model)
+        return "auto" if entry is None else entry.delegate
+
+    def _is_needed(self, model: str, manifest: Manifest) -> bool:
+        """Whether a version must not serve here without its accelerator."""
+        named = manifest.needs.delegates
+        return (
+            self._wanted(model) != "auto"
+            or bool(named and "cpu" not in named)
+            or manifest.limits.delegated_share is not None
+        )
+
+    def _delegate_fault(self, model: str, since: float) -> str:
+        name, standing = self._parts.accelerators.standings().get(model, ("", None))
+        fault = "" if standing is None else delegate_fault(standing, since, self._clock())
+        return f"{name}: {fault}" if fault else ""
 
     def _hands_over(self, model: str, part: ModelPart, bundle: Bundle) -> bool:
         """Whether what serves has to go before this version is loaded."""
@@ -174,7 +237,6 @@ class ModelBoard:
         needed = measured if folder == bundle.folder else bundle.manifest.needs.memory_bytes or 0
         return hands_over(
             self._parts.config.models[model].swap,
-            exclusive=_is_exclusive(part),
             needed=needed * len(self._users(model)),
             available=_available_bytes(),
         )
@@ -223,7 +285,7 @@ class ModelBoard:
             if each.flow is not None:
                 each.flow.stop()  # before the next one asks where it has come to: two windows never share a number
             each.flow = self._build(name, manifest)
-        each.runner = served.runner.info
+        each.served = served
         each.flow.serve(served)
 
     def _match(self, model: str, manifest: Manifest, each: PipelinePart) -> None:
@@ -238,10 +300,10 @@ class ModelBoard:
             if each.flow is not None:
                 each.flow.stop()
                 each.begins_at = each.next_seq
-                each.flow = None
+                each.flow = each.served = None
             each.status.set("failed", f"its model {model!r}: {reason}", hint)
         self._feed()
-        part.bundle, part.digest, part.runner, part.proof = None, "", None, None
+        part.bundle, part.digest, part.served, part.proof = None, "", (), None
         part.status.set("failed", reason, hint)
 
     def _users(self, model: str) -> dict[str, PipelinePart]:
@@ -260,34 +322,17 @@ class ModelBoard:
         return entry.path is None and entry.version is None
 
 
-def _prepare(bundle: Bundle, backend: Backend, each: PipelinePart) -> tuple[Served, Proof]:
-    """Load a version for one pipeline and have it prove itself. Raises EdgedError, whatever a backend raises."""
-    manifest = bundle.manifest
-    decision = decision_for(each.entry, manifest)
-    try:
-        runner = backend.load(bundle.model, signature=manifest.signature)
-        try:
-            proof = prove(bundle, runner)
-            served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), Tally())
-        except BaseException:
-            runner.close()
-            raise
-    except EdgedError:
-        raise
-    except Exception as error:
-        log.exception("loading %s met a bug", manifest.name, extra={"model": manifest.name})
-        raise ModelError(f"{type(error).__name__}: {error}", hint="see the log's traceback") from error
-    return served, proof
+def hands_over(swap: Swap, *, needed: int, available: int) -> bool:
+    """Whether this is a handover: it is told to be one, or the `needed` bytes are not `available`.
+
+    An accelerator is no reason for one: the two versions share its process, and each has a twin on the CPU meanwhile.
+    """
+    return swap == "handover" or (swap == "auto" and needed > available)
 
 
-def hands_over(swap: Swap, *, exclusive: bool, needed: int, available: int) -> bool:
-    """Whether this is a handover: the device holds one model only, or the `needed` bytes are not `available`."""
-    return swap == "handover" or (swap == "auto" and (exclusive or needed > available))
-
-
-def _is_exclusive(part: ModelPart) -> bool:
-    """Whether what a model serves from takes one runner at a time only, as accelerators may; a processor does not."""
-    return part.runner is not None and part.runner.delegate != "cpu"
+def _together(on_cpu: Verdict, accelerated: Verdict) -> Verdict:
+    """The verdict of a version that works in both places: as it is where it will serve."""
+    return replace(accelerated, rss_bytes=on_cpu.rss_bytes, seconds=on_cpu.seconds + accelerated.seconds)
 
 
 def _available_bytes() -> int:

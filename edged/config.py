@@ -525,7 +525,16 @@ def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Descri
         pipelines=tuple(pipeline_output(name, manifests[entry.model]) for name, entry in config.pipelines.items()),
         sources=tuple(config.sources),
         models=tuple(config.models),
+        accelerated=tuple(
+            name for name, entry in config.models.items() if _may_be_accelerated(entry.delegate, manifests[name])
+        ),
     )
+
+
+def _may_be_accelerated(wanted: str, manifest: Manifest | None) -> bool:
+    if wanted in NO_DELEGATES:
+        return wanted == "auto" and manifest is not None and bool(manifest.variants)
+    return True
 
 
 # -- what a reload touches ------------------------------------------------------------------------------------------
@@ -556,12 +565,17 @@ def changes(old: Config, new: Config) -> Changes:
     """What a reload has to touch, and nothing more.
 
     A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks. A model
-    has changed with a delegate that it may run on.
+    has changed with a delegate that it may run on, and with the rules for all of them.
     """
     sources = _compare(old.sources, new.sources)
     redefined = _compare(old.delegates, new.delegates)
     touched = {*redefined.added, *redefined.removed, *redefined.changed}
-    moved = {name for name, entry in new.models.items() if touched and entry.delegate in ("auto", *touched)}
+    ruled = old.accelerators != new.accelerators
+    moved = {
+        name
+        for name, entry in new.models.items()
+        if (touched and entry.delegate in ("auto", *touched)) or (ruled and (entry.delegate != "cpu" or entry.isolate))
+    }
     models = _compare(old.models, new.models, touched=moved)
     sinks = _compare(old.sinks, new.sinks)
     shaken = {

@@ -21,6 +21,7 @@ from uuid import uuid4
 import msgspec
 
 from edged import __version__
+from edged.accelerators import Accelerators
 from edged.api import ControlError, EdgedError, Message, SinkContext
 from edged.board import ModelBoard
 from edged.config import (
@@ -41,12 +42,13 @@ from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
 from edged.core import contract, protocol
+from edged.core.acceleration import Standing
 from edged.core.container import Head
 from edged.core.decide import Keep
 from edged.core.health import Health, Status
 from edged.core.manifest import MAX_BUNDLE_BYTES, Manifest
 from edged.core.metrics import render
-from edged.core.record import Recorder, UpdateStep, encode_state, encode_step
+from edged.core.record import Recorder, UpdateStep, encode_acceleration, encode_state, encode_step
 from edged.core.topics import Topics
 from edged.desired import Desires
 from edged.flow.delivery import Delivery, Drain
@@ -269,6 +271,7 @@ class Daemon:
             recorder=Recorder(config.device.name, boot, clock),
             topics=Topics(config.mqtt.prefix, config.device.name),
             publisher=self._publisher(config, clock),
+            accelerators=Accelerators(self._accelerator_changed),
             started=now,
             loaded=now,
         )
@@ -296,6 +299,7 @@ class Daemon:
         """Let everything go within `deadline` seconds, in the reverse order, so that what was begun is finished."""
         end = time.monotonic() + deadline
         await self._take_down(_everything(self.parts.config), end)
+        await asyncio.to_thread(self.parts.accelerators.close)
         await self._hang_up(end)
         await self._close_page()
 
@@ -385,6 +389,7 @@ class Daemon:
         """Build what is named from the configuration as it is now. What cannot be built is in a state that says why."""
         parts = self.parts
         config = parts.config
+        await asyncio.to_thread(parts.accelerators.configure, config.delegates, config.accelerators)
         for name in names.models:
             parts.models[name] = self._model(name, config.models[name])
         for name in names.sinks:
@@ -424,6 +429,7 @@ class Daemon:
                 await asyncio.to_thread(parts.sinks.pop(name).close)
         for name in names.models:
             parts.models.pop(name)
+            parts.accelerators.forget(name)
 
     async def _open_page(self) -> None:
         """Serve metrics, if a port is configured; a port that is taken is no reason not to infer."""
@@ -528,6 +534,18 @@ class Daemon:
         remedy = f" ({health.hint})" if health.hint else ""
         log.log(level, "%s %s is %s%s%s", kind, name, health.state, why, remedy, extra={kind: name})
         self._publish(kind, name, health)
+
+    def _accelerator_changed(self, model: str, name: str, standing: Standing | None) -> None:
+        """On whichever thread it happens."""
+        parts = self.parts
+        topic = parts.topics.model_accelerator(model)
+        if standing is None:
+            parts.publisher.forget_state(topic)
+            return
+        level = logging.WARNING if standing.is_fault else logging.INFO
+        why = f": {standing.reason}" if standing.reason else ""
+        log.log(level, "model %s on %s is %s%s", model, name, standing.state, why, extra={"model": model})
+        parts.publisher.publish_state(topic, encode_acceleration(model, name, standing, parts.clock))
 
     def _publish(self, kind: str, name: str, health: Health) -> None:
         topic = _STATE_TOPICS.get(kind)

@@ -13,14 +13,16 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from edged import __version__
+from edged.accelerators import Accelerators
 from edged.api import ControlError, Prediction, RunnerInfo
 from edged.config import Config, ConfigErrors, PipelineEntry
 from edged.control.clock import KernelClock
+from edged.core.acceleration import StandingState
 from edged.core.health import Health, Status
 from edged.core.metrics import Family, Sample, render
 from edged.core.record import Recorder
@@ -28,7 +30,7 @@ from edged.core.topics import Topics
 from edged.flow.delivery import Drain
 from edged.flow.pipeline import Pipeline
 from edged.flow.reader import Reader
-from edged.flow.slot import Tally
+from edged.flow.slot import Served, Tally
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof
 from edged.outbox.publisher import Publisher
@@ -45,18 +47,27 @@ RELOAD_SECONDS = 5.0
 class ModelPart:
     """A model that pipelines use: the bundle it comes from, or why there is none, and how it did in its self-test.
 
-    `digest` names the version in the store, "" for one that is not of the store; it has been serving `since`, and what
-    it has done so far is in the `tallies`, one for each pipeline.
+    `digest` names the version in the store, "" for one that is not of the store; it has been serving `since`, and is
+    `served` once in each pipeline.
     """
 
     status: Status
     bundle: Bundle | None = None
     digest: str = ""
     since: float = 0.0
-    tallies: list[Tally] = field(default_factory=list)
+    served: tuple[Served, ...] = ()
     origin: str = ""
     proof: Proof | None = None
-    runner: RunnerInfo | None = None
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """What the version has done so far, in each pipeline."""
+        return [served.tally for served in self.served]
+
+    @property
+    def runner(self) -> RunnerInfo | None:
+        """What it runs on now, in the first of them."""
+        return self.served[0].runner.info if self.served else None
 
 
 @dataclass
@@ -70,8 +81,13 @@ class PipelinePart:
     entry: PipelineEntry
     status: Status
     flow: Pipeline | None = None
-    runner: RunnerInfo | None = None
+    served: Served | None = None
     begins_at: int = 0
+
+    @property
+    def runner(self) -> RunnerInfo | None:
+        """What its model runs on now."""
+        return None if self.served is None else self.served.runner.info
 
     @property
     def next_seq(self) -> int:
@@ -88,6 +104,7 @@ class Parts:
     config: Config
     clock: KernelClock
     publisher: Publisher
+    accelerators: Accelerators
     topics: Topics
     recorder: Recorder
     started: float
@@ -116,6 +133,7 @@ class Operations:
             "spool": self._spool,
             "spool-retry": self._spool_retry,
             "spool-drop": self._spool_drop,
+            "release": self._release,
         }
         self._do_reload = reload
         self._reloads: set[asyncio.Future[list[str]]] = set()
@@ -123,7 +141,7 @@ class Operations:
         self._streams = {**updates.streams, "watch": self._watch}
         self.calls = frozenset(self._calls)
         self.streams = frozenset(self._streams)
-        self.changes = frozenset({"reload", "spool-retry", "spool-drop"}) | updates.changes
+        self.changes = frozenset({"reload", "release", "spool-retry", "spool-drop"}) | updates.changes
 
     async def call(self, verb: str, args: dict[str, Any]) -> Any:
         """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
@@ -250,10 +268,33 @@ class Operations:
                 "bytes": part.bundle.file(part.bundle.manifest.model).stat().st_size if part.bundle else 0,
                 "runner": part.runner and msgspec.to_builtins(part.runner),
                 "proof": part.proof and msgspec.to_builtins(part.proof),
+                "accelerator": self._accelerator(name),
                 "health": self._health(part.status.health),
             }
             for name, part in self._parts.models.items()
         ]
+
+    def _accelerator(self, model: str) -> dict[str, Any] | None:
+        """How the accelerator of a model stands, None where it has none."""
+        name, standing = self._parts.accelerators.standings().get(model, ("", None))
+        if standing is None:
+            return None
+        return {
+            "name": name,
+            "state": standing.state,
+            "reason": standing.reason,
+            "hint": standing.hint,
+            "since": self._parts.clock.at(standing.since),
+            "for": time.monotonic() - standing.since,
+            "off_processor": self._parts.accelerators.shares().get(model),
+        }
+
+    async def _release(self, args: dict[str, Any]) -> dict[str, Any]:
+        name = args.get("accelerator")
+        if not isinstance(name, str):
+            raise ControlError("it is not said which accelerator", hint="name one: edgectl release NAME")
+        self._parts.accelerators.release(name)
+        return {"released": name}
 
     async def _metrics(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"text": render(families(self._parts))}
@@ -329,6 +370,11 @@ def overall(parts: Parts) -> Health:
         *((f"source {name}", reader.status.health) for name, reader in parts.sources.items()),
         ("mqtt", parts.publisher.status.health),
         ("spool", parts.publisher.spool.health),
+        *(
+            (f"model {model} on {name}", Health("degraded", standing.reason, standing.hint, standing.since))
+            for model, (name, standing) in parts.accelerators.standings().items()
+            if standing.is_fault
+        ),
     ]
     bad = [(name, health) for name, health in healths if health.state in ("failed", "degraded")]
     if bad:
@@ -401,6 +447,7 @@ def families(parts: Parts) -> list[Family]:
                [Sample(1, {"model": name, "version": part.bundle.manifest.version, "runtime": part.runner.runtime,
                            "delegate": part.runner.delegate})
                 for name, part in parts.models.items() if part.bundle is not None and part.runner is not None]),
+        *_accelerator_families(parts),
         Family("edged_update_steps_total", "counter", "Steps of model updates, by kind.",
                [Sample(count, {"model": model, "step": step}) for (model, step), count in parts.steps.items()]),
         Family("edged_sink_sent_total", "counter", "Predictions a sink took.",
@@ -429,6 +476,33 @@ def families(parts: Parts) -> list[Family]:
         Family("edged_spool_seconds_to_empty", "gauge", "When nothing will wait, if it goes on like this.",
                _known_values(parts.publisher.seconds_to_empty)),
         *_disk_families(spool.disk),
+    ]  # fmt: skip
+
+
+def _accelerator_families(parts: Parts) -> list[Family]:
+    standings, counts = parts.accelerators.standings(), parts.accelerators.counts()
+    if not standings:
+        return []
+    runners = {name: part.runner for name, part in parts.models.items() if name in standings and part.runner}
+    return [
+        Family("edged_accelerator_state", "gauge", "1 for the state that the accelerator of a model is in.",
+               [Sample(state == standing.state, {"model": model, "accelerator": name, "state": state})
+                for model, (name, standing) in standings.items() for state in get_args(StandingState)]),
+        Family("edged_accelerator_windows_total", "counter", "Windows that ran on the accelerator, or in its place.",
+               [Sample(count, {"accelerator": name, "on": where})
+                for name, each in counts.items()
+                for where, count in (("accelerator", each.accelerated), ("cpu", each.on_twin))]),
+        Family("edged_accelerator_faults_total", "counter", "Faults of an accelerator, by kind.",
+               [Sample(count, {"accelerator": name, "kind": kind})
+                for name, each in counts.items() for kind, count in each.faults.items()]),
+        Family("edged_accelerator_promotions_total", "counter", "How often a model was moved to its accelerator.",
+               [Sample(each.promotions, {"accelerator": name}) for name, each in counts.items()]),
+        Family("edged_model_nodes", "gauge", "Nodes of the model's graph.",
+               [Sample(runner.nodes, {"model": model}) for model, runner in runners.items()]),
+        Family("edged_model_delegated_nodes", "gauge", "Those of them that a delegate runs.",
+               [Sample(runner.delegated, {"model": model}) for model, runner in runners.items()]),
+        Family("edged_model_off_processor_ratio", "gauge", "Share of an accelerated inference off the processor.",
+               [Sample(share, {"model": model}) for model, share in parts.accelerators.shares().items()]),
     ]  # fmt: skip
 
 

@@ -43,9 +43,10 @@ def place(told, tmp_path):
     opened = []
 
     def put(tables, folder=None, wanted="auto", rules=RULES):
-        accelerators = Accelerators(
-            lambda model, name, standing: told.put((model, name, standing.state, standing.reason))
-        )
+        def tell(model, name, standing):
+            told.put((model, name, standing and standing.state, standing and standing.reason))
+
+        accelerators = Accelerators(tell)
         accelerators.configure(tables, rules)
         folder = folder or bundle(tmp_path / "bundle", MINE)
         twin = TfliteBackend().load(folder.model)
@@ -114,7 +115,7 @@ def test_without_a_variant_the_twin_itself_serves(place, tmp_path, told):
     accelerators, runner = place(external(), bundle(tmp_path / "plain"))
     assert runner.info.delegate == "cpu"
     assert accelerators.standings() == {}
-    assert told.empty()
+    assert told.get(timeout=WAIT) == ("colours", "", None, None)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,16 @@ def test_another_configuration_begins_anew(place, told, tmp_path):
     runner = accelerators.put("colours", folder, "auto", TfliteBackend(), TfliteBackend().load(folder.model), 0)
     until(told, "accelerated")
     runner.close()
+
+
+def test_one_that_is_asked_for_and_has_nothing_to_run_is_a_fault_and_no_reason_not_to_serve(place, told, tmp_path):
+    accelerators, runner = place({}, bundle(tmp_path / "plain"), wanted="edgetpu")
+    model, name, state, reason = told.get(timeout=WAIT)
+    assert (model, name, state) == ("colours", "edgetpu", "degraded")
+    assert "no variant" in reason
+    assert runner.run(INPUT)[0].tolist() == [OUTPUT]
+    accelerators.forget("colours")
+    assert told.get(timeout=WAIT) == ("colours", "", None, None)
 
 
 # -- trials -----------------------------------------------------------------------------------------------------------

@@ -77,6 +77,11 @@ class Standing(msgspec.Struct, frozen=True):
     hint: str
     since: float
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether the models run on the CPU though they should not."""
+        return self.state in ("degraded", "quarantined")
+
 
 # The record of a device, and how it changes
 

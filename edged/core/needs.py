@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from edged.core.errors import ModelError
 from edged.core.manifest import Manifest, Versions, version_key
 
 
-def require(manifest: Manifest, runtime: str, delegate: str, free_bytes: int) -> None:
+def require(manifest: Manifest, runtime: str, delegates: Collection[str], free_bytes: int) -> None:
     """Hold what a model needs against what is there, before anything of it is loaded.
 
-    `runtime` is as RunnerInfo has it ("ai-edge-litert 2.3.0"), `delegate` likewise ("cpu"); `free_bytes` is the memory
-    that can be had.
+    `runtime` is as RunnerInfo has it ("ai-edge-litert 2.3.0"); `delegates` are those it could run on, of which "cpu" is
+    one; `free_bytes` is the memory that can be had.
 
     Raises:
         ModelError: it lacks something; `retryable` if that is memory.
@@ -22,9 +23,9 @@ def require(manifest: Manifest, runtime: str, delegate: str, free_bytes: int) ->
     if needs.runtimes and not (package in needs.runtimes and _within(needs.runtimes[package], version)):
         wanted = " or ".join(_words(name, versions) for name, versions in needs.runtimes.items())
         raise ModelError(f"{model} needs {wanted}, and this is {runtime}", hint=f"install {wanted}")
-    if needs.delegates and delegate not in needs.delegates:
-        wanted = " or ".join(needs.delegates)
-        raise ModelError(f"{model} runs on {wanted}, and here it would run on {delegate}", hint=f"give it {wanted}")
+    if needs.delegates and not {*needs.delegates} & {*delegates}:
+        wanted, there = " or ".join(needs.delegates), " or ".join(sorted(delegates))
+        raise ModelError(f"{model} runs on {wanted}, and here it could run on {there}", hint="edgectl devices")
     if needs.memory_bytes is not None and free_bytes < needs.memory_bytes:
         raise ModelError(
             f"{model} needs {needs.memory_bytes} bytes of memory, and {free_bytes} are free",

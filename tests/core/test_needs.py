@@ -29,7 +29,7 @@ def needing(**needs) -> Manifest:
     ],
 )
 def test_what_is_needed_is_there(needs, runtime):
-    require(needing(**needs), runtime, "cpu", 1000)
+    require(needing(**needs), runtime, {"cpu"}, 1000)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_what_is_needed_is_there(needs, runtime):
         ({"runtimes": LITERT}, "tflite-runtime 2.14.0", "and this is tflite-runtime 2.14.0"),
         ({"runtimes": EITHER}, "fake", "below 3 or tflite-runtime, and this is fake"),
         ({"runtimes": {"fake": {"below": "2"}}}, "fake", "needs fake below 2"),
-        ({"delegates": ["edgetpu"]}, "fake", "runs on edgetpu, and here it would run on cpu"),
+        ({"delegates": ["edgetpu"]}, "fake", "runs on edgetpu, and here it could run on cpu"),
         ({"memory_bytes": 1001}, "fake", "needs 1001 bytes of memory, and 1000 are free"),
     ],
 )
 def test_what_is_needed_is_not_there(needs, runtime, reason):
     with pytest.raises(ModelError, match=reason) as refused:
-        require(needing(**needs), runtime, "cpu", 1000)
+        require(needing(**needs), runtime, {"cpu"}, 1000)
     assert refused.value.hint
     assert refused.value.retryable == ("memory_bytes" in needs)
