@@ -269,6 +269,7 @@ class Operations:
                 "runner": part.runner and msgspec.to_builtins(part.runner),
                 "proof": part.proof and msgspec.to_builtins(part.proof),
                 "accelerator": self._accelerator(name),
+                "isolated": self._parts.config.models[name].isolate,
                 "health": self._health(part.status.health),
             }
             for name, part in self._parts.models.items()

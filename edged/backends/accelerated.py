@@ -103,7 +103,7 @@ class Accelerator:
         self.name = name
         self.rules = rules
         self.clock = clock
-        self.standing = standing(rules, Record(), missing=False, now=clock())
+        self.standing = standing(rules, Record(), name=name, missing=False, now=clock())
         self._identity = identity
         self._tell = tell
         self._jitter = jitter
@@ -275,7 +275,7 @@ class Accelerator:
 
     def _stand(self, *, missing: bool = False) -> None:
         """Say how the device stands, if that has changed."""
-        now = standing(self.rules, self._record, missing=missing, now=self.clock())
+        now = standing(self.rules, self._record, name=self.name, missing=missing, now=self.clock())
         if (now.state, now.reason) != (self.standing.state, self.standing.reason):
             self.standing = now
             self._tell(now)

@@ -197,11 +197,12 @@ def decide(rules: Rules, facts: Facts) -> Step:
     return Load() if facts.identity else Wait(now + LOOK_EVERY, missing=True)
 
 
-def standing(rules: Rules, record: Record, *, missing: bool, now: float) -> Standing:
-    """How the device stands, from now on."""
+def standing(rules: Rules, record: Record, *, name: str, missing: bool, now: float) -> Standing:
+    """How the device `name` stands, from now on."""
     if record.quarantined is not None:
         why = f"{_recent(rules, record)} faults within {rules.within:g} s, the last: {record.faults[-1].reason}"
-        return Standing("quarantined", why, "plug the device in anew, or release it when the cause is mended", now)
+        hint = f"plug the device in anew; or, when the cause is mended: edgectl release {name}"
+        return Standing("quarantined", why, hint, now)
     if record.settled is not None:
         return Standing("accelerated", "", "", now)
     if missing:

@@ -1,6 +1,7 @@
 """Show the accelerators that edged knows how to use, which of them this board has, and what the others lack.
 
-It needs no daemon and opens nothing: what is there is read from the file system. With --probe each that is ready is
+It needs no daemon and opens nothing: what is there is read from the file system. A daemon that runs tells which models
+use what, and how that stands. With --probe each that is ready is
 loaded too, in a child process, which tells whether its library fits this TFLite runtime; nobody else may have the
 device then, so the daemon must not run. It exits with 1 if one that was loaded does not work.
 """
@@ -17,6 +18,7 @@ from edged.core.acceleration import Rules
 from edged.core.errors import ControlError, EdgedError
 from edged.ctl import exits, tables
 from edged.ctl.client import connect
+from edged.ctl.models import standing
 
 _COLUMNS = ("DELEGATE", "STATE", "DEVICES", "WHAT IT IS", "LIBRARY")
 _DOTS = {"ready": "running", "works": "running", "no device": "stopped", "fails": "failed"}
@@ -33,11 +35,23 @@ def run(args: argparse.Namespace) -> int:
     if args.probe and daemon_runs(args.runtime_dir):
         raise ControlError("the daemon runs, and may have the devices", hint="stop it first: sudo systemctl stop edged")
     rows = rows_of(map(survey, delegates(configured).values()), rules if args.probe else None)
+    used = _used(args.runtime_dir)
+    for row in rows:
+        row["models"] = [model for model in used if model["accelerator"]["name"] == row["name"]]
     if args.json:
         tables.show_json(rows)
     else:
         tables.show(lines(rows, configured))
     return exits.BAD if any(row["state"] == "fails" for row in rows) else exits.DONE
+
+
+def _used(runtime_dir: str | None) -> list[dict[str, Any]]:
+    """The models that have an accelerator, as far as a daemon runs that tells, and how it stands for them."""
+    try:
+        models = connect(runtime_dir).call("models")
+    except EdgedError:
+        return []
+    return [{name: model[name] for name in ("name", "accelerator")} for model in models if model["accelerator"]]
 
 
 def daemon_runs(runtime_dir: str | None) -> bool:
@@ -113,3 +127,5 @@ def lines(rows: list[dict[str, Any]], configured: Iterable[str]) -> Iterator[str
             yield f"      {tables.plain(row['problem'])}"
             for advice in row["hint"].splitlines():
                 yield f"      -> {tables.plain(advice)}"
+        for model in row.get("models", ()):
+            yield f"      {tables.plain(model['name'])}: {standing(model['accelerator'])}"

@@ -40,6 +40,7 @@ VERBS = {
     "forget": ("edged.ctl.forget", "let a version that was rejected be tried again"),
     "receive": ("edged.ctl.receive", "the far end of update-model over SSH"),
     "config": ("edged.ctl.config", "check the configuration, or show what is in effect"),
+    "release": ("edged.ctl.release", "try an accelerator again that was quarantined"),
     "reload": ("edged.ctl.reload", "read the configuration again, changing only what changed"),
     "doctor": ("edged.ctl.doctor", "look for what is wrong with this device"),
     "support-bundle": ("edged.ctl.support_bundle", "collect what a helper needs to know, without your secrets"),

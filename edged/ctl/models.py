@@ -1,4 +1,7 @@
-"""What serves: each model with its version and origin, what it runs on, and how it did in its self-test."""
+"""What serves: each model with its version and origin, what it runs on, and how it did in its self-test.
+
+Below a model that has an accelerator stands how that is, since when and why, and what to do about it.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +40,36 @@ def _row(model: dict[str, Any]) -> tables.Row:
         model["origin"] or "-",
         ",".join(model["pipelines"]) or "-",
         tables.size(model["bytes"]),
-        _runner(model["runner"]),
+        _runner(model["runner"], isolated=model["isolated"]),
         _proof(model["proof"]),
     ]
-    return tables.Row(model["name"], model["health"], cells)
+    return tables.Row(model["name"], model["health"], cells, tuple(_accelerator(model["accelerator"])))
 
 
-def _runner(runner: dict[str, Any] | None) -> str:
+def _accelerator(found: dict[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    yield f"      {tables.plain(found['name'])}: {standing(found)}"
+    if found["hint"]:
+        yield f"      -> {tables.plain(found['hint'])}"
+
+
+def standing(found: dict[str, Any]) -> str:
+    """How the accelerator of a model stands, in a line."""
+    details = [found["state"], f"for {tables.duration(found['for'])}"]
+    if found["state"] == "accelerated" and found["off_processor"] is not None:
+        details.append(f"{found['off_processor']:.0%} of the time off the processor")
+    why = f": {tables.plain(found['reason'])}" if found["reason"] else ""
+    return ", ".join(details) + why
+
+
+def _runner(runner: dict[str, Any] | None, *, isolated: bool) -> str:
     if runner is None:
         return "-"
     share = f", {runner['delegated']} of {runner['nodes']} nodes" if runner["delegate"] != "cpu" else ""
     threads = f", {runner['threads']} threads" if runner["threads"] > 1 else ""
-    return f"{runner['delegate']}{share} ({runner['runtime']}{threads})"
+    alone = ", isolated" if isolated else ""
+    return f"{runner['delegate']}{share} ({runner['runtime']}{threads}{alone})"
 
 
 def _proof(proof: dict[str, Any] | None) -> str:

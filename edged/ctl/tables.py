@@ -16,11 +16,12 @@ _COLOURS = {"running": "32", "starting": "33", "degraded": "33", "failed": "31",
 
 
 class Row(NamedTuple):
-    """A part's line: `health` as the daemon tells it, and the cells after its name."""
+    """A part's line: `health` as the daemon tells it, the cells after its name, and lines to stand below."""
 
     name: str
     health: dict[str, Any]
     cells: Sequence[str]
+    below: Sequence[str] = ()
 
 
 def show(lines: Iterable[str]) -> None:
@@ -43,6 +44,7 @@ def parts(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Iterator[s
     for row, line in zip(rows, lines, strict=True):
         yield f"{dot(row.health['state'])} {line}"
         yield from remedy(row.health)
+        yield from row.below
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -103,14 +103,14 @@ def test_what_is_done_next(what: str, found: Facts, step: Step):
             Standing(
                 "quarantined",
                 "3 faults within 100 s, the last: it hung",
-                "plug the device in anew, or release it when the cause is mended",
+                "plug the device in anew; or, when the cause is mended: edgectl release mine",
                 7.0,
             ),
         ),
     ],
 )
 def test_how_it_stands(what: str, record: Record, missing: bool, expected: Standing):
-    assert standing(RULES, record, missing=missing, now=7.0) == expected
+    assert standing(RULES, record, name="mine", missing=missing, now=7.0) == expected
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_there_is_always_an_answer_and_a_pause_has_bounds(rules, happenings, wai
         step = decide(rules, found)
         assert isinstance(step, Load | Settle | Quarantine | Release | Wait)
         assert not isinstance(step, Wait) or step.until is None or step.until > time
-        assert standing(rules, record, missing=identity == "", now=time).since == time
+        assert standing(rules, record, name="mine", missing=identity == "", now=time).since == time
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.integers(1, 6))

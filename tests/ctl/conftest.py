@@ -84,6 +84,16 @@ MODEL = {
     "bytes": 52_345,
     "runner": RUNNER,
     "proof": {"samples": 8, "worst": 1.0},
+    "accelerator": {
+        "name": "edgetpu",
+        "state": "accelerated",
+        "reason": "",
+        "hint": "",
+        "since": 1_700_000_000.0,
+        "for": 3723.0,
+        "off_processor": 0.9321,
+    },
+    "isolated": False,
     "health": health("running"),
 }
 
@@ -117,9 +127,12 @@ STATUS = {
 class FakeOperations:
     """A daemon whose answers a test may change, that remembers what it was asked."""
 
-    calls = ("status", "pipelines", "sources", "models", "metrics", "reload", "spool", "spool-retry", "spool-drop")
+    calls = (
+        *("status", "pipelines", "sources", "models", "metrics"),
+        *("reload", "release", "spool", "spool-retry", "spool-drop"),
+    )
     streams = ("watch",)
-    changes = ("reload",)
+    changes = ("reload", "release")
 
     def __init__(self):
         self.status = STATUS

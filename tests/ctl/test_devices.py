@@ -86,6 +86,15 @@ def test_a_library_that_does_not_work_is_told_by_loading_it(tmp_path, capsys):
     assert "is damaged, or for another processor" in mine["problem"]
 
 
+def test_what_uses_them_is_told_by_the_daemon(daemon, edgectl):
+    used = json.loads(edgectl("devices", "--json")[1])
+    assert [(row["name"], [model["name"] for model in row["models"]]) for row in used if row["models"]] == [
+        ("edgetpu", ["motion"])
+    ]
+    _, output, _ = edgectl("devices")
+    assert "      motion: accelerated, for 1 h 2 min, 93% of the time off the processor\n" in output
+
+
 def test_nothing_is_loaded_while_the_daemon_may_have_it(daemon, edgectl):
     code, output, complaints = edgectl("devices", "--probe")
     assert (code, output) == (exits.FAILED, "")

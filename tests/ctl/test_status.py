@@ -14,7 +14,9 @@ def broken(status):
     status["sources"][0] |= {"health": bad, "rate": None, "measured_rate": None, "faults": {}}
     status["mqtt"] |= {"connected": False, "health": {**bad, "reason": "refused", "hint": "is the broker up?"}}
     status["pipelines"][0] |= {"latency": None, "inference": None, "last": None}
+    failing = {"state": "degraded", "reason": "it aborted", "hint": "look at its cable", "for": 3.0}
     status["models"][0] |= {"runner": None, "proof": None, "version": "", "bytes": 0}
+    status["models"][0]["accelerator"] |= failing
     status["config"]["error"] = {"message": "2 problems", "problems": ["edged.toml: [sources.imu] kin: unknown key"]}
     status["clock"]["synchronised"] = False
     return status
@@ -40,6 +42,7 @@ def test_all_is_well(edgectl, daemon):
 
   MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                                SELF-TEST
 ● motion  running  1.2      factory  motion     52.3 kB  edgetpu, 9 of 12 nodes (litert 2.3.0)  8 samples, ±1
+      edgetpu: accelerated, for 1 h 2 min, 93% of the time off the processor
 
   SINK  STATE    SENT  FAILED  DROPPED
 ● log   running    41       0        0
@@ -61,6 +64,7 @@ def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
         "      the last one that was good is in effect: 2 problems\n"
         "      -> edged.toml: [sources.imu] kin: unknown key\n",
         "      no such file: /dev/ttyUSB0, for 1 min 15 s\n      -> plug it in\n",
+        "      edgetpu: degraded, for 3 s: it aborted\n      -> look at its cable\n",
     ):
         assert text in output
 

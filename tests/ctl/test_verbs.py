@@ -23,6 +23,25 @@ def test_one_table(edgectl, daemon, verb, line):
     assert json.loads(edgectl(verb, "--json")[1]) == daemon.status[verb]
 
 
+def test_a_model_on_the_cpu_in_a_process_of_its_own(edgectl, daemon):
+    runner = {**daemon.status["models"][0]["runner"], "delegate": "cpu"}
+    daemon.answers["models"] = [daemon.status["models"][0] | {"accelerator": None, "isolated": True, "runner": runner}]
+    _, output, _ = edgectl("models")
+    assert output.splitlines()[1].split()[8:] == ["cpu", "(litert", "2.3.0,", "isolated)", "8", "samples,", "±1"]
+    assert len(output.splitlines()) == 2
+
+
+def test_an_accelerator_is_released(edgectl, daemon):
+    daemon.answers["release"] = {"released": "edgetpu"}
+    assert edgectl("release", "edgetpu") == (
+        0,
+        "edgetpu is tried again; edgectl models shows what comes of it\n",
+        "",
+    )
+    assert daemon.asked == [("release", {"accelerator": "edgetpu"})]
+    assert json.loads(edgectl("release", "edgetpu", "--json")[1]) == {"released": "edgetpu"}
+
+
 def test_metrics_are_passed_through(edgectl, daemon):
     assert edgectl("metrics") == (0, "edged_info 1\n", "")
 

@@ -1,0 +1,23 @@
+"""Try an accelerator again that was quarantined because it failed too often. `edgectl models` names it, and why."""
+
+from __future__ import annotations
+
+import argparse
+
+from edged.ctl import exits, tables
+from edged.ctl.client import connect
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which one."""
+    parser.add_argument("accelerator", metavar="ACCELERATOR")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it."""
+    answer = connect(args.runtime_dir).call("release", accelerator=args.accelerator)
+    if args.json:
+        tables.show_json(answer)
+    else:
+        tables.show([tables.plain(f"{args.accelerator} is tried again; edgectl models shows what comes of it")])
+    return exits.DONE
