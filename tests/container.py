@@ -31,15 +31,19 @@ def why_not():
     return f"{' and '.join(missing)} not installed" if missing else ""
 
 
-def root_of(suite):
-    """The root file system of a Debian suite, built unless it is there already; a change of PACKAGES builds another."""
-    mark = hashlib.sha256(" ".join((suite, *PACKAGES)).encode()).hexdigest()[:12]
+def root_of(suite, packages=PACKAGES, *options):
+    """A root file system of a Debian suite, built unless it is there already; other packages or options are another.
+
+    The options are mmdebstrap's. Nothing may be written to it: lay something above it.
+    """
+    mark = hashlib.sha256(" ".join((suite, *packages, *options)).encode()).hexdigest()[:12]
     root = ROOTS / f"{suite}-{mark}"
     if root.is_dir():
         return root
     building = root.with_suffix(f".{os.getpid()}")
     ROOTS.mkdir(parents=True, exist_ok=True)
-    command = ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}", suite, str(building)]
+    include = f"--include={','.join(packages)}"
+    command = ["mmdebstrap", "--quiet", "--variant=apt", include, *options, suite, str(building)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
         shutil.rmtree(building, ignore_errors=True)
@@ -48,21 +52,35 @@ def root_of(suite):
     return root
 
 
-class Container:
-    """A container on a copy-on-write layer in `folder`, above others, the topmost first.
-
-    `boot` it, `run` things in it, `power_off` or `cut_power`; what it wrote is then its `layer`.
-    """
+class Layer:
+    """A copy-on-write `layer` in `folder`, above others, the topmost first: all of them together are its `root`."""
 
     def __init__(self, folder, *below):
-        self.name = folder.name
         self.root = folder / "root"
         self.layer = folder / "layer"
-        self._log = folder / "console.log"
         for each in (self.root, self.layer, folder / "work"):
             each.mkdir(parents=True)
         options = f"lowerdir={':'.join(map(str, below))},upperdir={self.layer},workdir={folder / 'work'}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, self.root], check=True)
+
+    def write(self, path, text):
+        """A file in it, of an absolute path."""
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def close(self):
+        """Take it from where all of them are together; the layer stays."""
+        subprocess.run(["umount", self.root], check=True)
+
+
+class Container(Layer):
+    """A container on a layer of its own: `boot` it, `run` things in it, `power_off` or `cut_power`."""
+
+    def __init__(self, folder, *below):
+        super().__init__(folder, *below)
+        self.name = folder.name
+        self._log = folder / "console.log"
         self._process = None
         self._leader = None
 
@@ -129,4 +147,4 @@ class Container:
         """End it and take its layer away."""
         if self._process is not None and self._process.poll() is None:
             self.cut_power()
-        subprocess.run(["umount", self.root], check=True)
+        super().close()
