@@ -5,29 +5,33 @@ and the CPU takes it back whenever that fails: see backends/accelerated.py. All 
 and its record of faults, which is a `_Unit` here; it is made when the first model needs it.
 
 `candidates` says in which ways a model could be accelerated, before anybody looks whether the device is there. Of those
-the first is taken whose device is ready, in the order of the manifest, or of what `edgectl tune` has measured.
+the first is taken whose device is ready, in the order of the manifest, or of what `edgectl tune` has measured; where
+that says that the CPU is the fastest, none is.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
 
-from edged.api import Backend, ControlError, DeviceError, EdgedError, ModelError, Runner
-from edged.backends.delegates import Delegate, DelegateOptions, delegates, devices, resolve, survey
+from edged.api import Backend, BundleError, ControlError, DeviceError, EdgedError, ModelError, Runner
+from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, devices, resolve, survey
 from edged.backends.tflite import DelegatedTflite, TfliteBackend
 from edged.child import Leash
 from edged.core.acceleration import MISSING, Rules, Standing
 from edged.core.manifest import Manifest
+from edged.core.tuning import Choice, Environment, Library, Record, Surroundings, Way, choose, stale
 from edged.core.verdict import Verdict
 from edged.models.agreement import Agreement, agreement
-from edged.models.bundle import Bundle
+from edged.models.bundle import Bundle, digest
 from edged.models.selftest import prove
 
 if TYPE_CHECKING:  # imported when there is something to accelerate, which on most boards there is not
@@ -51,6 +55,11 @@ class Candidate(NamedTuple):
     file: str
     signature: str | None
     options: Mapping[str, str]
+
+    @property
+    def way(self) -> Way:
+        """What it is called in records."""
+        return Way(self.delegate.name, self.variant)
 
 
 def candidates(manifest: Manifest, wanted: str, table: Mapping[str, Delegate]) -> tuple[Candidate, ...]:
@@ -78,35 +87,59 @@ def candidates(manifest: Manifest, wanted: str, table: Mapping[str, Delegate]) -
     return (Candidate(delegate, "", manifest.model, manifest.signature, {}),)
 
 
+def version_digest(bundle: Bundle) -> str:
+    """The digest of a version, or of a bare file where it is one."""
+    try:
+        return digest(bundle.folder)
+    except BundleError:
+        return bundle.manifest.files[bundle.manifest.model].sha256
+
+
+def _nothing_measured(_model: str) -> Record | None:
+    return None
+
+
 class Accelerators:
     """All of them. Any thread may ask; `put` and `configure` belong to one at a time.
 
-    `tell` must neither wait nor raise. Devices are looked for below `root`.
+    `tell` must neither wait nor raise. `records` gives what was measured of a model, by name. Devices are looked for
+    below `root`.
     """
 
-    def __init__(self, tell: Tell, clock: Callable[[], float] = time.monotonic, *, root: Path = Path("/")) -> None:
+    def __init__(
+        self,
+        tell: Tell,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        records: Callable[[str], Record | None] = _nothing_measured,
+        root: Path = Path("/"),
+    ) -> None:
         self._tell = tell
         self._clock = clock
+        self._records = records
         self._root = root
+        self._lock = threading.Lock()
         self._rules = Rules()
         self._table: dict[str, Delegate] = delegates({})
         self._units: dict[str, _Unit] = {}
         self._standings: dict[str, tuple[str, Standing]] = {}
         self._shares: dict[str, float] = {}
+        self._choices: dict[str, str] = {}
 
     def configure(self, tables: Mapping[str, DelegateOptions], rules: Rules) -> None:
         """Go by another configuration; no model that it concerns is served meanwhile."""
         table = delegates(tables)
-        for name, unit in list(self._units.items()):
-            if rules != self._rules or table.get(name) != unit.delegate:
-                del self._units[name]
-                unit.close()
-        self._table, self._rules = table, rules
+        with self._lock:
+            for name, unit in list(self._units.items()):
+                if rules != self._rules or table.get(name) != unit.delegate:
+                    del self._units[name]
+                    unit.close()
+            self._table, self._rules = table, rules
 
     def put(
         self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend, twin: Runner, priority: int
     ) -> Runner:
-        """What is to serve: the twin, or where there is an accelerator for the model a runner that takes over the twin.
+        """What is to serve: the twin, or where an accelerator is to be had, and worth it, one that takes over the twin.
 
         `priority` is the model's where several wait for one device. Where a delegate is wanted by name, and there is no
         variant for it, the twin serves, and that is told as a fault.
@@ -116,10 +149,12 @@ class Accelerators:
         """
         self._withdraw(model)
         try:
-            chosen = self._choose(bundle.manifest, wanted)
+            order = self.choice(model, bundle, wanted, backend).order
         except ModelError as error:
             self._stands(model, wanted, Standing("degraded", error.message, error.hint, self._clock()))
             return twin
+        found = {each.way: each for each in candidates(bundle.manifest, wanted, self._table)}
+        chosen = self._first([found[way] for way in order])
         if chosen is None:
             self._standings.pop(model, None)
             self._tell(model, "", None)
@@ -148,20 +183,10 @@ class Accelerators:
         Raises:
             EdgedError: it does not load, or does not compute what it should.
         """
-        from edged.backends.isolated import Host
         from edged.backends.respawned import RespawnedRunner
 
-        rules = self._rules
-        host = Host(f"the model {model}", Leash(memory=rules.memory, niceness=rules.niceness))
-
         def load() -> Runner:
-            runner = host.load(
-                backend,
-                bundle.model,
-                signature=bundle.manifest.signature,
-                deadline=rules.deadline,
-                load_seconds=rules.load_seconds,
-            )
+            runner = self.load_on_cpu(f"the model {model}", bundle, backend)
             try:
                 prove(bundle, runner)
             except BaseException:
@@ -169,7 +194,7 @@ class Accelerators:
                 raise
             return runner
 
-        return RespawnedRunner(load, rules, self._clock)
+        return RespawnedRunner(load, self._rules, self._clock)
 
     def try_out(self, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Verdict | None:
         """What a version that works on the CPU does on its accelerator; None where it has none that is ready.
@@ -179,7 +204,7 @@ class Accelerators:
         Raises:
             EdgedError: it does not load on the CPU, in this process.
         """
-        chosen = self._choose(bundle.manifest, wanted)
+        chosen = self._first(candidates(bundle.manifest, wanted, self._table))
         if chosen is None or survey(chosen.delegate, self._root).state != "ready":
             return None
         agreed = _agreement_of(bundle, backend)
@@ -203,6 +228,82 @@ class Accelerators:
         found = candidates(manifest, wanted, self._table)
         ready = [each.delegate for each in found if survey(each.delegate, self._root).state == "ready"]
         return {"cpu"} | {name for each in ready for name in (each.name, each.kind)}
+
+    # What was measured, and what can be
+
+    def ways(self, manifest: Manifest, wanted: str) -> tuple[tuple[Candidate, Survey], ...]:
+        """The ways to accelerate a model, and how the delegate of each stands. Raises ModelError as `candidates`."""
+        found = candidates(manifest, wanted, self._table)
+        return tuple((each, survey(each.delegate, self._root)) for each in found)
+
+    def load(self, way: Candidate, bundle: Bundle, backend: TfliteBackend) -> IsolatedRunner:
+        """A model on its accelerator, as it would serve there, but not proven.
+
+        Raises:
+            EdgedError: it does not load, or the device is not ready.
+        """
+        return self._load(self._unit(way.delegate), way, bundle, backend, priority=0)
+
+    def load_on_cpu(self, name: str, bundle: Bundle, backend: Backend) -> IsolatedRunner:
+        """A model on the CPU, in a process of its own that is called `name` and ends with it.
+
+        Raises:
+            EdgedError: it does not load.
+        """
+        from edged.backends.isolated import Host
+
+        rules = self._rules
+        return Host(name, Leash(memory=rules.memory, niceness=rules.niceness)).load(
+            backend,
+            bundle.model,
+            signature=bundle.manifest.signature,
+            deadline=rules.deadline,
+            load_seconds=rules.load_seconds,
+        )
+
+    def environment(self, manifest: Manifest, wanted: str, backend: TfliteBackend) -> Environment:
+        """All that a measurement of a model depends on, as it is now.
+
+        Raises:
+            ModelError: as `candidates`, or there is no runtime.
+        """
+        return Environment(
+            runtime=backend.title(),
+            kernel=os.uname().release,
+            processors=len(os.sched_getaffinity(0)),
+            delegates={way.delegate.name: _surroundings(found) for way, found in self.ways(manifest, wanted)},
+        )
+
+    def choice(self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Choice:
+        """In which order to try the ways there are, with how many threads to run on the CPU, and why.
+
+        Raises:
+            ModelError: as `environment`.
+        """
+        manifest = bundle.manifest
+        ways = [each.way for each in candidates(manifest, wanted, self._table)]
+        record, why_not = self._records(model), ""
+        if record is not None:
+            why_not = stale(record, version_digest(bundle), self.environment(manifest, wanted, backend))
+        found = choose(record, ways, pinned=wanted != "auto", stale=why_not)
+        if ways or record is not None:
+            self._choices[model] = found.why
+        return found
+
+    def threads(self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend) -> int:
+        """How many threads a model is to have on the CPU: as its backend says, or where it does not as was measured."""
+        if backend.threads:
+            return backend.threads
+        try:
+            return self.choice(model, bundle, wanted, backend).threads
+        except EdgedError:  # whatever it is, it is said where the model is loaded
+            return 1
+
+    def choices(self) -> dict[str, str]:
+        """Of each model that has several ways to run, why it runs as it does."""
+        return dict(self._choices)
+
+    # How they stand
 
     def standings(self) -> dict[str, tuple[str, Standing]]:
         """The models that have an accelerator, or should: its name, and how it stands."""
@@ -236,15 +337,16 @@ class Accelerators:
             unit.close()
         self._units.clear()
 
-    def _choose(self, manifest: Manifest, wanted: str) -> Candidate | None:
-        found = candidates(manifest, wanted, self._table)
+    def _first(self, found: Sequence[Candidate]) -> Candidate | None:
+        """The first whose device is ready; where none is, the one to wait for."""
         ready = (each for each in found if survey(each.delegate, self._root).state == "ready")
         return next(ready, found[0] if found else None)
 
     def _unit(self, delegate: Delegate) -> _Unit:
-        if delegate.name not in self._units:
-            self._units[delegate.name] = _Unit(delegate, self._rules, self._stands, self._clock, self._root)
-        return self._units[delegate.name]
+        with self._lock:
+            if delegate.name not in self._units:
+                self._units[delegate.name] = _Unit(delegate, self._rules, self._stands, self._clock, self._root)
+            return self._units[delegate.name]
 
     def _withdraw(self, model: str) -> None:
         """Have no unit tell of a model any more."""
@@ -273,6 +375,24 @@ class Accelerators:
             load_seconds=self._rules.load_seconds,
             priority=priority,
         )
+
+
+def _surroundings(found: Survey) -> Surroundings:
+    return Surroundings(
+        library=_library(found.library),
+        devices=tuple(each.id for each in found.devices if each.state == "ready"),
+        options=found.delegate.options,
+    )
+
+
+def _library(path: str | None) -> Library | None:
+    if path is None:
+        return None
+    try:
+        status = Path(path).stat()
+    except OSError:  # it went a moment ago
+        return None
+    return Library(path=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 class _Unit:

@@ -248,6 +248,11 @@ class IsolatedRunner:
         words = self._shared.words
         return Spent(words[ANSWERED], words[WALL] / 1e9, words[PROCESSOR] / 1e9)
 
+    @property
+    def pid(self) -> int:
+        """The number of its process, which may have died."""
+        return self._life.child.pid
+
     def busy_until(self) -> int:
         """When at the latest its last turn ends, in nanoseconds of CLOCK_MONOTONIC. Only for others in its process."""
         return self._shared.words[BEGUN] + self._deadline

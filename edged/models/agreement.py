@@ -31,7 +31,8 @@ KEPT_BYTES = 1 << 20
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """How one sample came out: the worst difference in any element, in steps (or absolute), and what is wrong.
 
-    `worst` is NaN where any element is; `same` is whether the same label is decided for, None where none is.
+    `worst` is NaN where any element is, and decides nothing; `same` is whether the same label is decided for, None
+    where the model has none to decide for.
     """
 
     worst: float
@@ -113,7 +114,7 @@ class Agreement:
             problem = problem or disagreement(spec, got, expected, golden, decides=number == deciding)
             worst = float(np.maximum(worst, difference(got, expected)))
             if number == deciding:
-                same = not decides_otherwise(got, expected)
+                same = not (math.isnan(worst) or decides_otherwise(got, expected))
         return Comparison(worst=worst, same=same, problem=problem)
 
 

@@ -73,7 +73,7 @@ def test_a_comparison_goes_on_where_a_proof_ends(tmp_path):
 
 @pytest.mark.parametrize(
     ("output", "same"),
-    [([2, 1.5, 1], True), ([1, 1.5, 2], False), ([np.nan, 1.5, 2], True)],
+    [([2, 1.5, 1], True), ([1, 1.5, 2], False), ([np.nan, 1.5, 1], False)],
 )
 def test_a_comparison_says_whether_the_same_is_decided(tmp_path, output, same):
     first = next(iter(agreement(bundle(tmp_path), answers([2, 1.5, 1])).compare(answers(output))))
