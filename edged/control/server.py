@@ -27,6 +27,8 @@ from edged.core.protocol import Request
 
 MAX_CONNECTIONS = 16
 
+_OVERFLOW_USER = 65534
+
 log = logging.getLogger("edged.control")
 
 
@@ -206,7 +208,8 @@ class _Connection:
         """Who is at the other end, as the kernel says."""
         credentials = self._writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("iII", credentials)
-        return f"user {uid}, process {pid}"
+        # A sandbox with users of its own (PrivateUsers=) has one number for all it does not know.
+        return f"{'somebody' if uid == _OVERFLOW_USER else f'user {uid}'}, process {pid}"
 
     def close(self) -> None:
         """Let go at once: everything the client is owed has been handed to the kernel, or is given up."""
