@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # imported when there is something to accelerate, which on mo
 COMPILED = ("edgetpu", "ethosu")
 """Kinds that run no model but those that were compiled for them."""
 
+CACHE_BYTES = 256 << 20
+"""The largest file that a vendor's library may write: some keep compiled models."""
+
 TRIAL_RUNS = 50
 
 Tell = Callable[[str, str, Standing | None], None]
@@ -175,7 +178,8 @@ class Accelerators:
             hold(runner)
             self._shares[model] = runner.spent.off_processor  # type: ignore[attr-defined]  # it is what `load` gave
 
-        return unit.put(model, twin, load, check, pinned=wanted != "auto")
+        file = bundle.manifest.files[chosen.file].sha256
+        return unit.put(model, file, twin, load, check, pinned=wanted != "auto")
 
     def isolate(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
         """A model on the CPU in a process of its own, which is started again whenever it dies.
@@ -410,19 +414,34 @@ class _Unit:
         from edged.backends.isolated import Host
 
         self.delegate = delegate
-        self.host = Host(delegate.name, Leash(memory=rules.memory, niceness=rules.niceness))
+        leash = Leash(memory=rules.memory, niceness=rules.niceness, file=CACHE_BYTES)
+        self.host = Host(delegate.name, leash)
         self.accelerator = Accelerator(
             delegate.name, rules, identity=self._identity, tell=self._changed, clock=clock, jitter=random.random
         )
         self.models: dict[str, bool] = {}
+        self._files: dict[str, str] = {}
         self._tell = tell
         self._root = root
         self.accelerator.start()
 
     def put(
-        self, model: str, twin: Runner, load: Callable[[], Runner], check: Callable[[Runner], None], *, pinned: bool
+        self,
+        model: str,
+        file: str,
+        twin: Runner,
+        load: Callable[[], Runner],
+        check: Callable[[Runner], None],
+        *,
+        pinned: bool,
     ) -> AcceleratedRunner:
-        """A runner for a model, which is `pinned` where it is told to run here and nowhere else."""
+        """A runner for a model, which is `pinned` where it is told to run here and nowhere else.
+
+        `file` is the digest of what runs. Another than before may be what cures the device: its past is forgotten.
+        """
+        if self._files.setdefault(model, file) != file:
+            self._files[model] = file
+            self.accelerator.release()
         self.models[model] = pinned
         runner = self.accelerator.runner(twin, load, check)
         self._tell(model, self.delegate.name, self.stands(model))

@@ -11,7 +11,7 @@ from edged.backends.delegates import DelegateOptions, delegates
 from edged.backends.tflite import TfliteBackend
 from edged.core.acceleration import Rules
 from edged.models.bundle import open_folder
-from tests.bundles import write_bundle
+from tests.bundles import DATA, write_bundle
 from tests.delegates import faulty_library
 
 WAIT = 20.0
@@ -161,6 +161,18 @@ def test_released_it_is_tried_again(place, told, tmp_path):
     until(told, "quarantined")
     with pytest.raises(ControlError, match="no model runs on 'other'"):
         accelerators.release("other")
+
+
+def test_another_file_may_be_what_cures_it(place, told, tmp_path):
+    accelerators, runner = place(external(fail="create"))
+    until(told, "quarantined")
+    other = {"fast.tflite": (DATA / "float.tflite").read_bytes() + bytes(16)}
+    cure = open_folder(write_bundle(tmp_path / "cure", files=other, variants=[{**MINE, "file": "fast.tflite"}]))
+    for folder, state in ((bundle(tmp_path / "same", MINE), "quarantined"), (cure, "cpu")):
+        runner.close()
+        runner = accelerators.put("colours", folder, "auto", TfliteBackend(), TfliteBackend().load(folder.model), 0)
+        assert told.get(timeout=WAIT)[2] == state
+    runner.close()
 
 
 def test_another_configuration_begins_anew(place, told, tmp_path):
