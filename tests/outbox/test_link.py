@@ -160,6 +160,29 @@ def test_a_connection_that_died_without_a_word_is_noticed() -> None:
     assert not error.dropped
 
 
+@pytest.mark.parametrize("reason", [[], [0], [0x10], [0x87], [0x87, 0]], ids=str)
+def test_acknowledgements_that_arrive_together_are_all_read(reason: list[int]) -> None:
+    def script(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CONNACK_V5)
+        received = b""
+        while received.count(b"payload") < 3:
+            received += connection.recv(4096)
+        connection.sendall(b"".join(bytes([0x40, 2 + len(reason), 0, mid, *reason]) for mid in (99, 1, 2, 3)))
+        while connection.recv(4096):
+            pass
+
+    with server(script) as port:
+        link = connect(port)
+        mids = [link.publish("t", b"payload", qos=1, retain=False) for _ in range(3)]
+        acknowledged = []
+        while len(acknowledged) < 3:
+            link.wait(60)
+            acknowledged += link.take_acknowledged()
+        link.close()
+    assert [(each.mid, each.reason.value) for each in acknowledged] == [(mid, (reason or [0])[0]) for mid in mids]
+
+
 def test_what_the_broker_allows_is_kept() -> None:
     receive_maximum_10_and_maximum_packet_size_1000 = bytes([0x21, 0, 10, 0x27, 0, 0, 0x03, 0xE8])
     with server(says(bytes([0x20, 11, 0, 0, 8]) + receive_maximum_10_and_maximum_packet_size_1000)) as port:
