@@ -105,6 +105,23 @@ def decode(data: bytes) -> Ledger:
 _DAMAGED = "the disk may be failing; install the model again"
 
 
+def recovered(found: dict[Digest, Installed], active: Digest | None) -> Ledger:
+    """What the versions that are on disk tell, where the ledger is lost; `active` is the one that `current` names.
+
+    That one was confirmed, of the others nobody knows, and they only wait to be sent again. The floor is at the newest,
+    for one that is too high asks an operator, and one that is too low asks nobody. Rejections and pins are forgotten.
+    """
+    by_age = dict(sorted(found.items(), key=lambda each: version_key(each[1].version)))
+    if active in by_age:
+        by_age[active] = replace(by_age[active], confirmed=True)
+    return replace(
+        EMPTY,
+        active=active if active in by_age else None,
+        floor=max((each.version for each in by_age.values()), key=version_key, default=EMPTY.floor),
+        versions=by_age,
+    )
+
+
 def standing(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
     """The versions to serve, best first, the candidate aside; `factory` are the factory's digests, newest first.
 

@@ -3,9 +3,10 @@
     <factory>/<name>/<version>/             bundles, never written to, always there to return to
 
     <state>/<name>/state.json               the ledger: the only truth about what is installed (edged/core/ledger.py)
-                   state.copy.json          the same, for the day the card has lost the first
+                   state.copy.json          the same, for the day the card has lost the first; both are replaced at
+                                            a start where they are not the same
                    versions/<digest>/       bundles, immutable
-                   current                  a link to the active one, for people; derived
+                   current                  a link to the active one; derived, and for the day both ledgers are lost
                    arriving/                a bundle on its way into versions/
 
 `Store` finds bundles and only reads. Who changes what is installed is models/updater.py.
@@ -20,10 +21,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edged.core import ledger as ledgers
+from edged.core import manifest as manifests
 from edged.core.errors import BundleError, ConfigError, StoreError
-from edged.core.ledger import EMPTY, Ledger, standing
+from edged.core.ledger import EMPTY, Installed, Ledger, standing
 from edged.core.manifest import version_key
-from edged.models.bundle import Bundle, digest, open_folder
+from edged.models.bundle import MANIFEST, Bundle, digest, open_folder
 from edged.models.disk import ASIDE, Disk, refusal
 
 log = logging.getLogger("edged.models")
@@ -54,7 +56,11 @@ class Shelf:
         return self.versions / digest
 
     def read(self) -> Ledger:
-        """The ledger, or where it is damaged its copy; empty where there is neither."""
+        """The ledger, or where it is damaged its copy; where both are lost, what else is here tells.
+
+        Empty where there never was one: neither of them is there, nor the link that follows the first confirmation.
+        """
+        lost = self.link.is_symlink()
         for file in self._ledgers():
             try:
                 with file.open("rb") as opened:
@@ -65,7 +71,16 @@ class Shelf:
                 log.error("%s cannot be read: %s", file, error.strerror)
             except StoreError as error:
                 log.error("%s: %s", file, error)
-        return EMPTY
+            lost = True
+        if not lost:
+            return EMPTY
+        log.error("%s: the ledger is lost; rejections and pins are forgotten", self.folder)
+        return ledgers.recovered(dict(self._found()), self.current() if self.link.is_symlink() else None)
+
+    def holds(self, ledger: Ledger) -> bool:
+        """Whether this is in the file and in its copy; of a model that nothing was ever installed of there is none."""
+        there = {_content(file) for file in self._ledgers()}
+        return there == {ledgers.encode(ledger)} or (ledger == EMPTY and there == {None})
 
     def write(self, ledger: Ledger, disk: Disk) -> None:
         """Replace the ledger, and then its copy."""
@@ -102,6 +117,17 @@ class Shelf:
             )
         except OSError as error:
             raise refusal(self.folder, error) from error
+
+    def _found(self) -> Iterator[tuple[str, Installed]]:
+        """The versions whose manifest is what their folder is called after."""
+        for each in self.present():
+            folder = self.version(each)
+            try:
+                if digest(folder) == each:
+                    manifest = manifests.decode((folder / MANIFEST).read_bytes())
+                    yield each, Installed(version=manifest.version, created=manifest.created)
+            except (OSError, BundleError) as error:
+                log.error("%s: %s", folder, error)
 
     def _ledgers(self) -> tuple[Path, Path]:
         return self.folder / "state.json", self.folder / "state.copy.json"
@@ -220,6 +246,16 @@ def _digests(folders: Iterable[Path]) -> Iterator[tuple[str, Path]]:
             yield digest(folder), folder
         except BundleError as error:
             log.error("%s: %s", folder, error)
+
+
+def _content(file: Path) -> bytes | None:
+    """What is in a file; None where it is not there, nothing where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return b""
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -650,7 +650,10 @@ class Updater:
             await self._settle(name)
 
     async def _resume(self, name: str) -> None:
-        """Begin where an earlier run ended, which may have been killed before what it renamed was durable."""
+        """Begin where an earlier run ended, which may have been killed before what it renamed was durable.
+
+        What the card has lost of the ledger since is written again, as long as there is something to copy it from.
+        """
         shelf, memory = self._store.shelf(name), self._memory(name)
         async with memory.lock:
             ledger = memory.ledger = await _on_thread(shelf.read)
@@ -662,6 +665,8 @@ class Updater:
                 memory.jobs.append(job)
             try:
                 await _on_thread(self._disk.sync_folder, shelf.folder)
+                if not await _on_thread(shelf.holds, ledger):
+                    await _on_thread(self._write, name, ledger)
             except StoreError as error:
                 self._say(name, "update.hindered", str(error))
             await self._settle(name)

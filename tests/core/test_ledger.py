@@ -14,6 +14,7 @@ from edged.core.ledger import (
     forgiven,
     given_back,
     offered,
+    recovered,
     rejected,
     rolled_back,
     standing,
@@ -31,6 +32,23 @@ LEDGER = replace(EMPTY, active=ACTIVE, previous=OLD, floor="1.1", versions=VERSI
 def under_way(phase="probation", **others):
     candidate = Candidate(digest=NEW, phase=phase, run="this", boots_left=1, **others)
     return replace(LEDGER, candidate=candidate, versions={**VERSIONS, NEW: Installed(version="1.2")})
+
+
+def test_of_a_lost_ledger_the_versions_tell_what_was_active_and_the_highest_floor():
+    found = {NEW: Installed(version="1.10"), ACTIVE: Installed(version="1.9")}
+    assert recovered(found, ACTIVE) == replace(
+        EMPTY,
+        active=ACTIVE,
+        floor="1.10",
+        versions={ACTIVE: Installed(version="1.9", confirmed=True), NEW: Installed(version="1.10")},
+    )
+
+
+def test_of_a_lost_ledger_without_its_active_version_nothing_is_active():
+    assert recovered({NEW: Installed(version="1.2")}, ACTIVE) == replace(
+        EMPTY, floor="1.2", versions={NEW: Installed(version="1.2")}
+    )
+    assert recovered({}, None) == EMPTY
 
 
 def test_it_is_written_as_it_is_read():

@@ -613,6 +613,38 @@ def test_a_ledger_that_is_lost_is_read_from_its_copy(rig, content):
     assert (rig.ledger.active, rig.ledger.previous) == (digest_of("1.2"), digest_of("1.1"))
 
 
+def test_a_copy_that_is_lost_is_there_again_after_a_start(rig):
+    play(rig, rig.installed("1.1"))
+    files = [rig.state / NAME / name for name in ("state.json", "state.copy.json")]
+    whole = files[0].read_bytes()
+    for lost in files:
+        lost.write_bytes(b"\0" * 4096)
+        play(rig, rig.pass_probation())
+        assert [file.read_bytes() for file in files] == [whole, whole]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, None])
+def test_without_any_ledger_the_active_version_serves_on_and_the_floor_stays(rig, content):
+    play(rig, rig.installed("1.1"), rig.installed("1.3"), ask(rig, "rollback", NAME))
+    assert (rig.ledger.active, rig.ledger.floor) == (digest_of("1.1"), "1.3")
+    for name in ("state.json", "state.copy.json"):
+        file = rig.state / NAME / name
+        file.unlink() if content is None else file.write_bytes(content)
+    job = play(rig, rig.installed("1.2"))
+    assert rig.board.answers[0] == rig.board.version == "1.1"
+    assert (job.state, job.text) == ("refused", "colours 1.2 is older than 1.3, and versions only go up")
+    assert rig.tree() == rig.tidy_tree()
+
+
+def test_without_any_ledger_a_damaged_active_version_is_stood_in_for(rig):
+    play(rig, rig.installed("1.1"))
+    (rig.shelf.version(digest_of("1.1")) / "manifest.json").write_bytes(b"{}")
+    for name in ("state.json", "state.copy.json"):
+        (rig.state / NAME / name).unlink()
+    play(rig, rig.installed("1.2"))
+    assert rig.board.answers == ["1.0", "1.2"]
+
+
 # A disk that refuses
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from edged.core import ledger as ledgers
 from edged.core.decide import Keep
 from edged.core.manifest import version_key
 from edged.models.disk import Disk
@@ -110,6 +111,9 @@ WAYS = [
 ]  # fmt: skip
 
 
+LEDGERLESS = {"replace the one before", "a failed probation", "rollback", "old versions have to go"}
+"""Where cuts are tried that take the ledger with them."""
+
 OFTEN = WAYS if "EDGED_ALL_CUTS" in os.environ else [way for way in WAYS if way.name == "a failed probation"]
 """Where cuts after cuts after cuts are tried; on all ways that takes a minute."""
 
@@ -188,3 +192,16 @@ def test_however_often_the_power_goes_a_good_model_serves(tmp_path, way):
     for found in cuts:  # which grows: what goes on after a cut may be cut as well
         disk = go_on(rig, way, found)
         cuts += [each for each in disk.cuts if each not in cuts]
+
+
+LEDGERS = (f"{NAME}/state.json", f"{NAME}/state.copy.json")
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.name in LEDGERLESS], ids=lambda way: way.name)
+def test_a_cut_that_costs_the_ledger_and_its_copy_costs_neither_a_good_model_nor_the_floor(tmp_path, way):
+    rig, disk = begin(tmp_path, way)
+    for found in disk.cuts:
+        known = [ledgers.decode(found[name]) for name in LEDGERS if found.get(name)]
+        if known:
+            rig.floor = max(version_key(ledger.floor) for ledger in known)
+            go_on(rig, way, {**found, **{name: bytes(500) for name in LEDGERS if name in found}})

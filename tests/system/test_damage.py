@@ -65,7 +65,7 @@ def test_what_was_lost_is_stood_in_for_until_it_is_sent_again(spoil: Callable[[P
     assert litter(daemon) == incoming(daemon) == set()
 
 
-def test_the_ledger_has_a_copy_and_without_both_there_is_the_factory(tmp_path: Path, daemon: Edged):
+def test_the_ledger_has_a_copy_and_without_both_there_is_what_the_folder_tells(tmp_path: Path, daemon: Edged):
     assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE
     daemon.stop()
     (shelf(daemon) / "state.json").write_bytes(b"\0" * 500)
@@ -75,7 +75,9 @@ def test_the_ledger_has_a_copy_and_without_both_there_is_the_factory(tmp_path: P
     for name in ("state.json", "state.copy.json"):
         (shelf(daemon) / name).write_bytes(b"\0" * 500)
     restart(daemon)
-    assert serving(daemon) == "1.0.0"
+    assert serving(daemon) == "1.1.0"
+    said = edgectl(daemon, "update-model", bundle(tmp_path, "1.0.9"))
+    assert "1.0.9 is older than 1.1.0" in said.output
     assert edgectl(daemon, "update-model", bundle(tmp_path, "1.2.0")).code == DONE
     assert serving(daemon) == "1.2.0"
     assert litter(daemon) == incoming(daemon) == set()
