@@ -1,16 +1,22 @@
 """Models on accelerators: which way is taken, and what comes of it, with a delegate that fails to order."""
 
+import hashlib
+import os
 import queue
+import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from edged.accelerators import Accelerators, candidates
+from edged.accelerators import Accelerators, candidates, version_digest
 from edged.api import ControlError, ModelError
 from edged.backends.delegates import DelegateOptions, delegates
 from edged.backends.tflite import TfliteBackend
 from edged.core.acceleration import Rules
-from edged.models.bundle import open_folder
+from edged.core.tuning import Measurement, Record
+from edged.models.bundle import derive, digest, open_folder
 from tests.bundles import DATA, write_bundle
 from tests.delegates import faulty_library
 
@@ -226,3 +232,99 @@ def test_what_a_version_does_on_its_accelerator(tmp_path, orders, limits, failur
 def test_where_no_device_is_ready_there_is_nothing_to_try(tmp_path):
     accelerators = Accelerators(lambda *_: None)
     assert accelerators.try_out(bundle(tmp_path, TPU), "auto", TfliteBackend()) is None
+
+
+# -- what was measured ------------------------------------------------------------------------------------------------
+
+
+LEFT = {"name": "left", "delegate": "left", "file": "model.tflite"}
+RIGHT = {"name": "right", "delegate": "right", "file": "model.tflite"}
+SIDES = ("left", "right")
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A board of two accelerators on which the model took so many milliseconds in each way, in another environment."""
+    records = {}
+    board = Accelerators(lambda *_: None, records=records.get)
+    board.configure(dict.fromkeys(SIDES, external()["mine"]), RULES)
+    folder = bundle(tmp_path / "bundle", LEFT, RIGHT)
+
+    def record(*milliseconds, **other):
+        ways = [Measurement(), Measurement(threads=2), *(Measurement(delegate=each, variant=each) for each in SIDES)]
+        environment = board.environment(folder.manifest, "auto", TfliteBackend())
+        records["colours"] = Record(
+            model="colours",
+            version="1.0",
+            digest=digest(folder.folder),
+            environment=replace(environment, **other),
+            measured=0.0,
+            measurements=tuple(replace(way, p50=each / 1e3) for way, each in zip(ways, milliseconds, strict=True)),
+        )
+        return board, folder
+
+    yield record
+    board.close()
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "wanted", "serves"),
+    [
+        ((9, 9, 2, 1), "auto", "right"),
+        ((9, 9, 1, 2), "auto", "left"),
+        ((1, 1, 8, 9), "auto", "cpu"),
+        ((1, 1, 8, 9), "right", "right"),
+    ],
+)
+def test_the_fastest_serves(measured, milliseconds, wanted, serves):
+    board, folder = measured(*milliseconds)
+    runner = board.put("colours", folder, wanted, TfliteBackend(), TfliteBackend().load(folder.model), 0)
+    assert board.standings().get("colours", ("cpu", None))[0] == serves
+    runner.close()
+
+
+def test_why_is_kept(measured):
+    board, folder = measured(8, 4, 1, 2)
+    assert board.choices() == {}
+    assert board.threads("colours", folder, "auto", TfliteBackend()) == 2
+    assert board.choices() == {
+        "colours": "measured here: left (left) took 1 ms, right (right) 2 ms, the CPU with 2 threads 4 ms"
+    }
+
+
+def test_what_was_measured_with_another_runtime_is_not_gone_by(measured):
+    board, folder = measured(8, 4, 9, 9, runtime="litert 0.1")
+    assert board.threads("colours", folder, "auto", TfliteBackend()) == 1
+    assert board.choices()["colours"].startswith("as the manifest says: it was measured with litert 0.1, and this is ")
+
+
+def test_threads_that_are_configured_are_not_measured(measured):
+    board, folder = measured(8, 4, 9, 9)
+    assert board.threads("colours", folder, "auto", TfliteBackend(threads=3)) == 3
+
+
+def test_a_library_that_was_replaced_makes_the_record_worthless(tmp_path):
+    library = tmp_path / "mine.so"
+    shutil.copy(faulty_library(), library)
+    board = Accelerators(lambda *_: None)
+    board.configure({"mine": DelegateOptions(kind="external", library=str(library))}, RULES)
+    manifest = bundle(tmp_path / "bundle", MINE).manifest
+    before = board.environment(manifest, "auto", TfliteBackend())
+    assert board.environment(manifest, "auto", TfliteBackend()) == before
+    os.utime(library, ns=(0, 0))
+    assert board.environment(manifest, "auto", TfliteBackend()) != before
+
+
+def test_without_a_runtime_there_is_one_thread_and_loading_says_why(measured):
+    absent = next(
+        (each for each in ("tflite-runtime", "ai-edge-litert") if not find_spec(each.replace("-", "_"))), None
+    )
+    if absent is None:
+        pytest.skip("both runtimes are installed")
+    board, folder = measured(8, 4, 9, 9)
+    assert board.threads("colours", folder, "auto", TfliteBackend(runtime=absent)) == 1
+
+
+def test_a_bare_file_goes_by_its_own_digest():
+    bare = derive(DATA / "float.tflite")
+    assert version_digest(bare) == hashlib.sha256((DATA / "float.tflite").read_bytes()).hexdigest()

@@ -45,6 +45,8 @@ VERBS = {
     "doctor": ("edged.ctl.doctor", "look for what is wrong with this device"),
     "support-bundle": ("edged.ctl.support_bundle", "collect what a helper needs to know, without your secrets"),
     "devices": ("edged.ctl.devices", "accelerators: which are here, and what the others lack"),
+    "prove": ("edged.ctl.prove", "hold models on accelerators against the CPU, sample by sample"),
+    "tune": ("edged.ctl.tune", "measure every way to run a model here, and go by it"),
     "infer": ("edged.ctl.infer", "run a model once on a file, without the daemon"),
     "bench": ("edged.ctl.bench", "how fast models run here"),
     "pack": ("edged.ctl.pack", "make a bundle of a model, ready to be sent to boards"),

@@ -131,7 +131,7 @@ class FakeOperations:
         *("status", "pipelines", "sources", "models", "metrics"),
         *("reload", "release", "spool", "spool-retry", "spool-drop"),
     )
-    streams = ("watch",)
+    streams = ("watch", "prove", "tune")
     changes = ("reload", "release")
 
     def __init__(self):
@@ -154,11 +154,12 @@ class FakeOperations:
 
     async def stream(self, verb, args):
         self.asked.append((verb, args))
-        if args["pipeline"] not in (None, "motion"):
+        if args.get("pipeline") not in (None, "motion"):
             raise ControlError("there is no pipeline 'door'", hint="there are: motion")
         for record in self.records:
             yield record
-        await asyncio.Event().wait()
+        if verb == "watch":
+            await asyncio.Event().wait()
 
 
 @pytest.fixture

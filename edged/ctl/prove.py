@@ -1,0 +1,85 @@
+"""Hold each accelerated way to run a model against the CPU, on this board: what it computes, takes, and how fast it is.
+
+Each variant whose delegate is ready is loaded in a process of its device, runs the golden samples, and is compared with
+the CPU sample by sample. While the daemon runs it is the daemon that does it, as it has the devices; else edgectl does.
+Without a MODEL all are looked at. It exits with 1 if one computes something else, or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from edged.ctl import exits, tables
+from edged.ctl.proving import steps, subjects
+from edged.proving import prove
+
+_BAD = ("disagrees", "fails")
+_DOTS = {"agrees": "running", "disagrees": "failed", "fails": "failed", "not ready": "degraded", "cpu": "stopped"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prove and print, each way as it is done."""
+    found = []
+    for each in steps(
+        args,
+        "prove",
+        {"model": args.model},
+        lambda accelerators, config: prove(accelerators, subjects(args, config, args.model)),
+    ):
+        found.append(each)
+        if not args.json:
+            tables.show(lines(each))
+    if args.json:
+        tables.show_json(found)
+    return exits.BAD if any(each["state"] in _BAD for each in found) else exits.DONE
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """A finding: in one line how it is, and below why, what it takes, and each sample."""
+    where = f" on {_title(found)}" if found["delegate"] else ""
+    state = "runs on the CPU" if found["state"] == "cpu" else found["state"]
+    if found["state"] in ("agrees", "disagrees"):
+        state += " with the CPU"
+    head = f"{found['model']} {found['version']}{where} {'is ' if found['state'] == 'not ready' else ''}{state}"
+    yield f"{tables.dot(_DOTS[found['state']])} {tables.plain(head)}"
+    if found["reason"]:
+        yield f"      {tables.plain(found['reason'])}"
+    for advice in found["hint"].splitlines():
+        yield f"      -> {tables.plain(advice)}"
+    if found["samples"]:
+        yield from (f"      {line}" for line in _figures(found))
+
+
+def _figures(found: dict[str, Any]) -> Iterator[str]:
+    took = f"{found['delegated']} of {found['nodes']} nodes"
+    yield f"{took}, {found['off_processor']:.0%} of the time off the processor"
+    yield from tables.table(
+        ("", ">P50 ms", ">P99 ms"),
+        [
+            [_title(found), *_milliseconds(found["latency"])],
+            ["the CPU", *_milliseconds(found["cpu_latency"])],
+        ],
+    )
+    samples = enumerate(found["samples"])
+    yield from tables.table(("SAMPLE", ">OFF BY", "DECISION", ""), [_sample(number, each) for number, each in samples])
+
+
+def _title(found: dict[str, Any]) -> str:
+    return f"{found['delegate']} ({found['variant']})" if found["variant"] else str(found["delegate"])
+
+
+def _milliseconds(latency: dict[str, float]) -> list[str]:
+    return [f"{latency[share] * 1e3:.3f}" for share in ("p50", "p99")]
+
+
+def _sample(number: int, sample: dict[str, Any]) -> list[str]:
+    off = "not a number" if sample["worst"] is None else f"{sample['worst']:.4g}"
+    decision = {None: "-", True: "the same", False: "another"}[sample["same"]]
+    return [str(number), off, decision, sample["problem"]]

@@ -1,0 +1,77 @@
+"""What `prove` and `tune` share: whom they ask, a daemon or this process, and about which models."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edged.accelerators import Accelerators
+from edged.config import Config, find_bundle, load
+from edged.core.errors import ConfigError
+from edged.ctl.client import connect
+from edged.ctl.devices import daemon_runs
+from edged.ctl.offline import default_backend
+from edged.models.store import FACTORY, Store
+from edged.proving import Subject, told
+
+Work = Callable[[Accelerators, Config | None], Iterator[msgspec.Struct]]
+
+
+def steps(args: argparse.Namespace, verb: str, asked: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
+    """What a verb yields: from the daemon that runs, as it has the devices, or else from doing the work here."""
+    if daemon_runs(args.runtime_dir):
+        yield from connect(args.runtime_dir).stream(verb, **asked)
+        return
+    config = _config(args)
+    accelerators = Accelerators(lambda model, name, standing: None)
+    try:
+        if config is not None:
+            accelerators.configure(config.delegates, config.accelerators)
+        yield from map(told, work(accelerators, config))
+    finally:
+        accelerators.close()
+
+
+def names(args: argparse.Namespace) -> list[str]:
+    """The models there are: those of the daemon that runs, or else as `subjects` finds them."""
+    if daemon_runs(args.runtime_dir):
+        return [model["name"] for model in connect(args.runtime_dir).call("models")]
+    return _names(_config(args), _store(args))
+
+
+def subjects(args: argparse.Namespace, config: Config | None, named: str | None) -> list[Subject]:
+    """The model of a name, or all: those of the configuration, and where there is none the factory's.
+
+    Raises:
+        EdgedError: there is none, or one is not sound.
+    """
+    store = _store(args)
+    return [_subject(name, config, store) for name in ([named] if named else _names(config, store))]
+
+
+def _config(args: argparse.Namespace) -> Config | None:
+    files = [Path(file) for file in args.config]
+    return load(files) if files[0].exists() else None
+
+
+def _store(args: argparse.Namespace) -> Store:
+    return Store(FACTORY, Path(args.state_dir) / "models")
+
+
+def _names(config: Config | None, store: Store) -> list[str]:
+    found = [*(store.names() if config is None else config.models)]
+    if not found:
+        raise ConfigError("there are no models", hint="name one in the configuration, or install one")
+    return found
+
+
+def _subject(name: str, config: Config | None, store: Store) -> Subject:
+    entry = config.models.get(name) if config is not None else None
+    if entry is not None:
+        return Subject(name, find_bundle(name, entry, store), entry.delegate, entry.options)
+    bundle = store.find(name)
+    return Subject(name, bundle, "auto", default_backend(bundle))

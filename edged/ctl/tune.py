@@ -1,0 +1,90 @@
+"""Measure every way to run a model on this board, and have it run in the fastest: threads of the CPU, accelerators.
+
+Each way must first compute what the CPU does; then it is timed for some seconds, in a process of its own. What was
+measured is recorded for this board, and `delegate = "auto"` and `threads = 0` go by it, until the model, the runtime,
+the kernel, a delegate's library or the devices are others. While the daemon runs it is the daemon that does it, as it
+has the devices, and what it serves meanwhile is felt; else edgectl does, and the daemon goes by it as it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edged.accelerators import Accelerators
+from edged.config import Config
+from edged.core.errors import ControlError
+from edged.ctl import exits, tables
+from edged.ctl.proving import names, steps, subjects
+from edged.models.tunings import Tunings
+from edged.proving import MAX_SECONDS, TUNE_SECONDS, Step, tune
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and for how long."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name")
+    parser.add_argument("--all", action="store_true", help="all models")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=TUNE_SECONDS,
+        metavar="S",
+        help=f"how long to time each way (default: {TUNE_SECONDS:g})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print each way as it is done."""
+    if bool(args.model) == args.all:
+        raise ControlError("it is not said which model to tune", hint="edgectl tune MODEL, or edgectl tune --all")
+    for name in names(args) if args.all else [args.model]:
+        for step in _tuned(name, args):
+            if args.json:
+                print(json.dumps(step, ensure_ascii=False), flush=True)
+            else:
+                tables.show(lines(step))
+    return exits.DONE
+
+
+def _tuned(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    def work(accelerators: Accelerators, config: Config | None) -> Iterator[Step]:
+        (subject,) = subjects(args, config, name)
+        return tune(accelerators, subject, Tunings(Path(args.state_dir) / "tuning"), time.time(), args.seconds)
+
+    return steps(args, "tune", {"model": name, "seconds": args.seconds}, work)
+
+
+def lines(step: dict[str, Any]) -> Iterator[str]:
+    """A step: what is going to be measured, how one way did, or what follows."""
+    match step["id"]:
+        case "tune.begun":
+            yield f"{step['model']} {step['version']}: {step['ways']} ways to run it"
+        case "tune.measured":
+            yield from _measured(step["title"], step["measurement"])
+        case "tune.recorded":
+            yield f"  {tables.plain(step['why'])}"
+
+
+def _measured(title: str, measured: dict[str, Any]) -> Iterator[str]:
+    if measured["failure"]:
+        yield f"  {title:28} {tables.plain(measured['failure'])}"
+        yield from (f"      -> {tables.plain(line)}" for line in measured["hint"].splitlines())
+        return
+    times = f"p50 {measured['p50'] * 1e3:.3f} ms, p99 {measured['p99'] * 1e3:.3f} ms in {measured['runs']} runs"
+    yield f"  {title:28} {times}, {tables.size(measured['rss_bytes'])}{_warmth(measured)}"
+
+
+def _warmth(measured: dict[str, Any]) -> str:
+    before, after = measured["celsius_before"], measured["celsius_after"]
+    return "" if before is None or after is None else f", {before:.0f} to {after:.0f} °C"
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"more than 0, and {MAX_SECONDS:g} at most")
+    return seconds
