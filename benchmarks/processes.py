@@ -34,17 +34,23 @@ BROKER = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin
 
 
 @contextlib.contextmanager
-def broker(folder: Path) -> Iterator[int]:
-    """mosquitto on a free port of the loopback interface."""
+def broker(folder: Path, port: int = 0) -> Iterator[int]:
+    """mosquitto on this port, or else a free one, of the loopback interface."""
     assert BROKER, "the caller has looked"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = port or free_port()
     config = folder / "mosquitto.conf"
     lines = [f"listener {port} 127.0.0.1", "allow_anonymous true", "persistence false", "set_tcp_nodelay true"]
     config.write_text("\n".join(lines) + "\n")
     with program([BROKER, "-c", str(config)], folder / "broker.log"):
         _await_broker(port)
         yield port
+
+
+def free_port() -> int:
+    """One where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
 
 
 @contextlib.contextmanager
@@ -167,12 +173,17 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)
 
 
-def resident_bytes(pid: int) -> int:
-    """What a process holds in memory."""
+def resident_bytes(pid: int, *, peak: bool = False) -> int:
+    """What a process holds in memory, or the most that it has held since the start or `forget_peak`."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith("VmHWM:" if peak else "VmRSS:"):
             return int(line.split()[1]) * 1024
     raise ProcessLookupError(f"process {pid} is gone")
+
+
+def forget_peak(pid: int) -> None:
+    """Begin to look anew for the most that a process holds."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def _await_broker(port: int) -> None:
