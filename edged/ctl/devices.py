@@ -1,9 +1,13 @@
 """Show the accelerators that edged knows how to use, which of them this board has, and what the others lack.
 
 It needs no daemon and opens nothing: what is there is read from the file system. A daemon that runs tells which models
-use what, and how that stands. With --probe each that is ready is
-loaded too, in a child process, which tells whether its library fits this TFLite runtime; nobody else may have the
-device then, so the daemon must not run. It exits with 1 if one that was loaded does not work.
+use what, and how that stands. With --probe each that is ready is loaded too, in a child process, which tells whether
+its library fits this TFLite runtime; nobody else may have the device then, so the daemon must not run. It exits with 1
+if one that was loaded does not work.
+
+`allow` lets the service at the devices that the configuration names, and at no others: serial ports, and accelerators
+that models may use. The service sees none by itself. It writes a drop-in for systemd, which takes root; run it again
+when the configuration has changed. --dry-run shows what it would write.
 """
 
 from __future__ import annotations
@@ -25,12 +29,27 @@ _DOTS = {"ready": "running", "works": "running", "no device": "stopped", "fails"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Whether to load them."""
+    """What to do, and how far to go."""
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "allow"), default="list", help="list unless told to allow"
+    )
     parser.add_argument("--probe", action="store_true", help="load each that is ready, in a child process")
+    parser.add_argument("--dry-run", action="store_true", help="with allow: change nothing, and show the drop-in")
+    parser.add_argument(
+        "--restart", action="store_true", help="with allow: restart the service, so that it takes effect"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them."""
+    """Do it."""
+    if args.action == "allow":
+        from edged.ctl import allow  # which imports much
+
+        return allow.run(args)
+    return _list(args)
+
+
+def _list(args: argparse.Namespace) -> int:
     configured, rules = _configured([Path(file) for file in args.config])
     if args.probe and daemon_runs(args.runtime_dir):
         raise ControlError("the daemon runs, and may have the devices", hint="stop it first: sudo systemctl stop edged")
