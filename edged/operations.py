@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,6 +39,9 @@ from edged.outbox.spool import DiskStats
 from edged.updates import Updates
 
 WATCH_QUEUE = 256
+
+_AT_A_GLANCE = 4
+"""So many pipelines are in the status line; the others are counted."""
 
 RELOAD_SECONDS = 5.0
 """Whoever asks for a reload waits for it so long."""
@@ -209,6 +213,8 @@ class Operations:
             "broker": publisher.broker,
             "connected": publisher.connected,
             "sent": publisher.sent,
+            "last_sent": None if publisher.last_sent is None else self._parts.clock.at(publisher.last_sent),
+            "last_sent_ago": None if publisher.last_sent is None else time.monotonic() - publisher.last_sent,
             "reconnects": publisher.reconnects,
             "spool": msgspec.to_builtins(spool),
             "health": self._health(publisher.status.health),
@@ -387,12 +393,24 @@ def overall(parts: Parts) -> Health:
 
 
 def summary(parts: Parts) -> str:
-    """One line for `systemctl status`."""
-    flows = [part.flow for part in parts.pipelines.values() if part.flow is not None]
-    total = sum(flow.predictions for flow in flows)
+    """One line for `systemctl status`: what is served, and how fast."""
     serving = sum(part.status.health.state == "running" for part in parts.pipelines.values())
+    shown = [_served(name, part, parts.models) for name, part in islice(parts.pipelines.items(), _AT_A_GLANCE)]
+    more = len(parts.pipelines) - len(shown)
+    listed = ", ".join([*shown, *([f"{more} more"] if more else [])])
     link = "connected" if parts.publisher.connected else "not connected"
-    return f"{serving} of {len(parts.pipelines)} pipelines running, {total} predictions, MQTT {link}"
+    return f"{serving} of {len(parts.pipelines)} pipelines running{listed and ': '}{listed}; MQTT {link}"
+
+
+def _served(name: str, part: PipelinePart, models: dict[str, ModelPart]) -> str:
+    """A pipeline, the version that serves in it, and how long a result takes; or how it is instead."""
+    model = models.get(part.entry.model)
+    title = f"{part.entry.model} {model.bundle.manifest.version}" if model and model.bundle else part.entry.model
+    if part.flow is None or part.status.health.state != "running":
+        return f"{name} ({title}, {part.status.health.state})"
+    p50, _, p99 = part.flow.latency.percentiles().values()
+    speed = f", p50 {p50 * 1000:.2g} ms, p99 {p99 * 1000:.2g} ms" if p50 and p99 else ""
+    return f"{name} ({title}, {part.flow.predictions} results{speed})"
 
 
 def families(parts: Parts) -> list[Family]:

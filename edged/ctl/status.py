@@ -61,7 +61,9 @@ def _mqtt(mqtt: dict[str, Any]) -> Iterator[str]:
     spool = mqtt["spool"]
     link = "connected to" if mqtt["connected"] else "not connected to"
     broker = f"{link} {tables.plain(mqtt['broker'])}" if mqtt["broker"] else "no broker"
-    yield f"    mqtt    {broker}, {mqtt['sent']} sent, {mqtt['reconnects']} reconnects"
+    ago = mqtt["last_sent_ago"]
+    last = "" if ago is None else f" (the last {tables.duration(ago)} ago)"
+    yield f"    mqtt    {broker}, {mqtt['sent']} sent{last}, {mqtt['reconnects']} reconnects"
     yield from tables.remedy(mqtt["health"])
     waiting = f"{spool['depth']} messages wait ({tables.size(spool['bytes'])})"
     yield f"    spool   {waiting}, {spool['dropped']} dropped, {spool['parked']} refused by the broker"

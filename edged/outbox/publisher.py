@@ -101,6 +101,11 @@ class Publisher:
         return self._tally.sent
 
     @property
+    def last_sent(self) -> float | None:
+        """When it last acknowledged one, by our clock; None before the first."""
+        return self._tally.last_sent
+
+    @property
     def refused(self) -> int:
         """Messages and states that the broker would not have."""
         return self._tally.refused

@@ -46,10 +46,12 @@ Handler = Callable[[str, bytes, bool], None]
 class Tally:
     """What outlives a connection: counts, and the message during which the broker hung up, so many times in a row.
 
-    `rate` is how many messages a second the broker takes, and `shrinking` by how many a second fewer wait.
+    `last_sent` is when a message was acknowledged last, None before the first. `rate` is how many messages a second the
+    broker takes, and `shrinking` by how many a second fewer wait.
     """
 
     sent: int = 0
+    last_sent: float | None = None
     replayed: int = 0
     refused: int = 0
     rate: float = 0.0
@@ -253,6 +255,7 @@ class Session:
         if taken:
             self._spool.ack(taken)
             self._tally.sent += len(taken)
+            self._tally.last_sent = self._clock()
             self._tally.strikes = 0
         if quota is not None:
             raise quota

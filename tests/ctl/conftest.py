@@ -84,6 +84,7 @@ MODEL = {
     "bytes": 52_345,
     "runner": RUNNER,
     "proof": {"samples": 8, "worst": 1.0},
+    "choice": "",
     "accelerator": {
         "name": "edgetpu",
         "state": "accelerated",
@@ -111,6 +112,8 @@ STATUS = {
         "broker": "mqtt://broker:1883",
         "connected": True,
         "sent": 41,
+        "last_sent": 1_700_000_000.25,
+        "last_sent_ago": 4.0,
         "reconnects": 0,
         "spool": {"depth": 2, "bytes": 266, "dropped": 0, "in_flight": 1, "parked": 0, "disk": DISK},
         "health": health("running"),

@@ -29,7 +29,7 @@ def test_all_is_well(edgectl, daemon):
 ● edged 0.1.0 on kitchen: running, up 1 d 2 h
     memory  54.3 MB
     clock   synchronised
-    mqtt    connected to mqtt://broker:1883, 41 sent, 0 reconnects
+    mqtt    connected to mqtt://broker:1883, 41 sent (the last 4 s ago), 0 reconnects
     spool   2 messages wait (266 B), 0 dropped, 0 refused by the broker
             a power cut now costs 2 messages, 0.5 s old; at most 6.0 s, about 60 messages
     config  /etc/edged/edged.toml
@@ -59,7 +59,8 @@ def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
         "● edged 0.1.0 on kitchen: degraded, up 1 d 2 h\n"
         "      source imu: no such file: /dev/ttyUSB0, for 1 min 15 s\n",
         "    clock   not synchronised",
-        "    mqtt    not connected to mqtt://broker:1883, 41 sent, 0 reconnects\n      refused, for 1 min 15 s\n"
+        "    mqtt    not connected to mqtt://broker:1883, 41 sent (the last 4 s ago), 0 reconnects\n"
+        "      refused, for 1 min 15 s\n"
         "      -> is the broker up?\n",
         "      the last one that was good is in effect: 2 problems\n"
         "      -> edged.toml: [sources.imu] kin: unknown key\n",
@@ -81,7 +82,8 @@ def test_colour_is_for_terminals_and_for_those_who_like_it(command, daemon, envi
 
 def test_nothing_configured(edgectl, daemon):
     daemon.status = {**daemon.status, "pipelines": [], "sources": [], "models": [], "sinks": []}
-    daemon.status["mqtt"] = {**daemon.status["mqtt"], "broker": "", "connected": False, "sent": 0}
+    unsaid = {"broker": "", "connected": False, "sent": 0, "last_sent_ago": None}
+    daemon.status["mqtt"] = {**daemon.status["mqtt"], **unsaid}
     code, output, _ = edgectl("status")
     assert code == 0
     assert "    mqtt    no broker, 0 sent, 0 reconnects\n" in output

@@ -42,6 +42,7 @@ def runtime_dir(tmp_path):
     health = {"state": "running", "reason": "", "hint": "", "since": 0, "for": 0}
     spool = {"depth": 0, "bytes": 0, "dropped": 0, "in_flight": 0, "parked": 0}
     mqtt = {"broker": "b", "connected": True, "sent": 0, "reconnects": 0, "spool": spool, "health": health}
+    mqtt |= {"last_sent_ago": None}
     status = {"device": "d", "version": "1", "boot": "b", "uptime": 1, "state": "running", "health": health}
     status |= {"clock": {"synchronised": True}, "mqtt": mqtt, "memory": {"rss_bytes": 1}}
     status |= {"config": {"files": [], "error": None}, "pipelines": [], "sources": [], "models": [], "sinks": []}

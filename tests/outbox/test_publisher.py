@@ -146,6 +146,8 @@ def test_the_last_will_says_offline_and_a_clean_stop_says_stopped(broker: Broker
 
 def test_a_clean_stop_sends_what_waits_first(broker: Broker) -> None:
     with Subscriber(broker.port, "edged/#") as subscriber, Rig(broker.port) as rig:
+        began = time.monotonic()
+        assert rig.publisher.last_sent is None
         for seq in range(200):
             rig.publisher.put(message(seq))
         rig.publisher.stop(PATIENCE)
@@ -155,6 +157,7 @@ def test_a_clean_stop_sends_what_waits_first(broker: Broker) -> None:
         assert subscriber.next().payload == b"stopped"
         assert rig.spool.stats.depth == 0
         assert rig.publisher.sent == 200
+        assert began <= (rig.publisher.last_sent or 0.0) <= time.monotonic()
 
 
 def test_a_result_carries_content_type_expiry_and_properties(broker: Broker) -> None:
