@@ -36,6 +36,7 @@ from edged.models.bundle import Bundle, digest
 from edged.models.selftest import Proof, prove
 from edged.models.trial import Allowance, try_out
 from edged.operations import ModelPart, Parts, PipelinePart
+from edged.proving import Subject
 
 log = logging.getLogger("edged.daemon")
 
@@ -159,6 +160,22 @@ class ModelBoard:
             labels=dict(sum((tally.labels.copy() for tally in tallies), Counter())),
         )
 
+    # What whoever proves and tunes asks: see proving.py
+
+    def subjects(self) -> dict[str, Subject]:
+        """The models that are loaded, as they are configured."""
+        return {
+            name: Subject(name, part.bundle, self._wanted(name), self._backend(name, part.bundle.manifest))
+            for name, part in self._parts.models.items()
+            if part.bundle is not None
+        }
+
+    async def serve_anew(self, model: str) -> None:
+        """Have the version that serves do so as was measured since. Raises EdgedError as `swap`."""
+        part = self._parts.models.get(model)
+        if part is not None and part.bundle is not None:
+            await self.swap(model, part.bundle)
+
     # How it is done
 
     async def _serve(self, model: str, bundle: Bundle, users: dict[str, PipelinePart]) -> None:
@@ -190,7 +207,7 @@ class ModelBoard:
         manifest = bundle.manifest
         decision = decision_for(each.entry, manifest)
         try:
-            runner = self._load(model, bundle, backend)
+            runner = self._load(model, bundle, self._threaded(model, bundle, backend))
             try:
                 proof = prove(bundle, runner)
                 if isinstance(backend, TfliteBackend):
@@ -211,6 +228,12 @@ class ModelBoard:
         if self._parts.config.models[model].isolate:
             return self._parts.accelerators.isolate(model, bundle, backend)
         return backend.load(bundle.model, signature=bundle.manifest.signature)
+
+    def _threaded(self, model: str, bundle: Bundle, backend: Backend) -> Backend:
+        """The backend with as many threads as were measured as the best, where it is not told how many."""
+        if not isinstance(backend, TfliteBackend):
+            return backend
+        return replace(backend, threads=self._parts.accelerators.threads(model, bundle, self._wanted(model), backend))
 
     def _wanted(self, model: str) -> str:
         """The delegate that the configuration has for a model."""

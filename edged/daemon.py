@@ -60,12 +60,14 @@ from edged.models.incoming import Incoming
 from edged.models.selftest import prove
 from edged.models.store import Store
 from edged.models.trust import Trust
+from edged.models.tunings import Tunings
 from edged.models.updater import Event, Updater
 from edged.operations import ModelPart, Operations, Parts, PipelinePart, families, overall, summary
 from edged.outbox.announcer import Announcer
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import Policy
 from edged.outbox.publisher import Publisher
+from edged.proving import Proving
 from edged.updates import Updates
 
 log = logging.getLogger("edged.daemon")
@@ -121,9 +123,9 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
 
     daemon.on_reload = follow_config
     desires.look_at(_urls(config), config.updates.check_every)
-    server = Server(
-        runtime_dir / protocol.SOCKET, Operations(daemon.parts, daemon.reload, updates), group=config.control.group
-    )
+    proving = Proving(daemon.parts.accelerators, daemon.board.subjects, daemon.tunings, daemon.serve_anew)
+    operations = Operations(daemon.parts, daemon.reload, updates, proving)
+    server = Server(runtime_dir / protocol.SOCKET, operations, group=config.control.group)
     await server.start()  # first of all, for its lock is what keeps a second daemon out
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -155,6 +157,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     finally:
         notifier.stopping()
         log.info("stopping")
+        proving.stop()
         await updates.stop()
         await updater.stop()
         await daemon.stop(DRAIN_SECONDS)
@@ -254,6 +257,7 @@ class Daemon:
         now = time.monotonic()
         self._store = store
         self._state_dir = state_dir
+        self.tunings = Tunings(state_dir / "tuning")
         self._notifier = notifier
         self._reloading = asyncio.Lock()
         self._page: Web | None = None
@@ -271,7 +275,7 @@ class Daemon:
             recorder=Recorder(config.device.name, boot, clock),
             topics=Topics(config.mqtt.prefix, config.device.name),
             publisher=self._publisher(config, clock),
-            accelerators=Accelerators(self._accelerator_changed),
+            accelerators=Accelerators(self._accelerator_changed, records=self.tunings.read),
             started=now,
             loaded=now,
         )
@@ -326,6 +330,11 @@ class Daemon:
             changed = _named(touched)
             log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
             return changed
+
+    async def serve_anew(self, model: str) -> None:
+        """Have a model serve as was measured since. Raises EdgedError where it does not; then it serves as before."""
+        async with self._reloading, self.hold({model}):
+            await self.board.serve_anew(model)
 
     def tell(self, event: Event) -> None:
         """Log a step of an update, and publish it as the state of its model."""

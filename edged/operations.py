@@ -36,6 +36,7 @@ from edged.models.bundle import Bundle
 from edged.models.selftest import Proof
 from edged.outbox.publisher import Publisher
 from edged.outbox.spool import DiskStats
+from edged.proving import Proving
 from edged.updates import Updates
 
 WATCH_QUEUE = 256
@@ -124,7 +125,9 @@ class Parts:
 class Operations:
     """The verbs. `call` answers at once; `stream` goes on until its caller stops asking."""
 
-    def __init__(self, parts: Parts, reload: Callable[[], Awaitable[list[str]]], updates: Updates) -> None:
+    def __init__(
+        self, parts: Parts, reload: Callable[[], Awaitable[list[str]]], updates: Updates, proving: Proving
+    ) -> None:
         self._parts = parts
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             **updates.calls,
@@ -142,10 +145,11 @@ class Operations:
         self._do_reload = reload
         self._reloads: set[asyncio.Future[list[str]]] = set()
 
-        self._streams = {**updates.streams, "watch": self._watch}
+        self._streams = {**updates.streams, **proving.streams, "watch": self._watch}
         self.calls = frozenset(self._calls)
         self.streams = frozenset(self._streams)
-        self.changes = frozenset({"reload", "release", "spool-retry", "spool-drop"}) | updates.changes
+        changes = frozenset({"reload", "release", "spool-retry", "spool-drop"})
+        self.changes = changes | updates.changes | proving.changes
 
     async def call(self, verb: str, args: dict[str, Any]) -> Any:
         """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
@@ -275,6 +279,7 @@ class Operations:
                 "runner": part.runner and msgspec.to_builtins(part.runner),
                 "proof": part.proof and msgspec.to_builtins(part.proof),
                 "accelerator": self._accelerator(name),
+                "choice": self._parts.accelerators.choices().get(name, ""),
                 "isolated": self._parts.config.models[name].isolate,
                 "health": self._health(part.status.health),
             }

@@ -43,7 +43,8 @@ def _row(model: dict[str, Any]) -> tables.Row:
         _runner(model["runner"], isolated=model["isolated"]),
         _proof(model["proof"]),
     ]
-    return tables.Row(model["name"], model["health"], cells, tuple(_accelerator(model["accelerator"])))
+    notes = (*_accelerator(model["accelerator"]), *_choice(model["choice"]))
+    return tables.Row(model["name"], model["health"], cells, notes)
 
 
 def _accelerator(found: dict[str, Any] | None) -> Iterator[str]:
@@ -52,6 +53,11 @@ def _accelerator(found: dict[str, Any] | None) -> Iterator[str]:
     yield f"      {tables.plain(found['name'])}: {standing(found)}"
     if found["hint"]:
         yield f"      -> {tables.plain(found['hint'])}"
+
+
+def _choice(why: str) -> Iterator[str]:
+    if why:
+        yield f"      {tables.plain(why)}"
 
 
 def standing(found: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "accelerators": SERVICE,
     "proving": SERVICE | {"accelerators", "hardware"},
     "operations": SERVICE | {"accelerators", "config", "proving", "updates"},
-    "board": SERVICE | {"accelerators", "config", "desired", "operations"},
+    "board": SERVICE | {"accelerators", "config", "desired", "operations", "proving"},
     "daemon": SERVICE | {"accelerators", "board", "config", "desired", "operations", "proving", "updates"},
     "__main__": SERVICE | {"accelerators", "board", "config", "desired", "operations", "updates", "daemon"},
     "ctl": SERVICE | {"accelerators", "config", "hardware", "operations", "proving"},
