@@ -127,6 +127,7 @@ class Accelerators:
         self._units: dict[str, _Unit] = {}
         self._standings: dict[str, tuple[str, Standing]] = {}
         self._shares: dict[str, float] = {}
+        self._proven: set[str] = set()
         self._choices: dict[str, str] = {}
 
     def configure(self, tables: Mapping[str, DelegateOptions], rules: Rules) -> None:
@@ -151,6 +152,7 @@ class Accelerators:
             EdgedError: the twin fails.
         """
         self._withdraw(model)
+        self._proven.discard(model)
         try:
             order = self.choice(model, bundle, wanted, backend).order
         except ModelError as error:
@@ -172,6 +174,7 @@ class Accelerators:
             except BaseException:
                 runner.close()
                 raise
+            self._proven.add(model)
             return runner
 
         def check(runner: Runner, hold: Callable[[Runner], object] = agreed.check) -> None:
@@ -292,6 +295,8 @@ class Accelerators:
         found = choose(record, ways, pinned=wanted != "auto", stale=why_not)
         if ways or record is not None:
             self._choices[model] = found.why
+        else:
+            self._choices.pop(model, None)
         return found
 
     def threads(self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend) -> int:
@@ -316,6 +321,10 @@ class Accelerators:
     def shares(self) -> dict[str, float]:
         """Of each model that was accelerated, the share of the time that its process was off the processor, 0 to 1."""
         return dict(self._shares)
+
+    def has_proven(self, model: str) -> bool:
+        """Whether the version that was `put` last for a model has ever computed what it should on its accelerator."""
+        return model in self._proven
 
     def counts(self) -> dict[str, Counts]:
         """What was done so far, by accelerator."""

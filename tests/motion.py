@@ -52,10 +52,10 @@ def config(*, pace: int = 200, recording: Path = RECORDING) -> str:
     return CONFIG.format(recording=recording, pace=pace)
 
 
-def long_recording(folder: Path) -> Path:
-    """The recording again and again, for a minute at 1000 samples a second; a source's own loop would have seams."""
+def long_recording(folder: Path, times: int = 75) -> Path:
+    """The recording so many times, 75 for a minute at 1000 samples a second; a source's own loop would have seams."""
     columns = np.loadtxt(RECORDING, delimiter=",", skiprows=1, usecols=range(1, 7), dtype=np.float32)
-    np.save(folder / "long.npy", np.tile(columns, (75, 1)))
+    np.save(folder / "long.npy", np.tile(columns, (times, 1)))
     return folder / "long.npy"
 
 
