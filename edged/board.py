@@ -105,7 +105,7 @@ class ModelBoard:
         part = self._parts.models.get(model)
         delegates = self._parts.accelerators.fit(manifest, self._wanted(model))
         if part is not None and part.runner is not None:  # else nobody knows what it would run on: the trial will show
-            require(manifest, part.runner.runtime, delegates, _available_bytes())
+            require(manifest, part.runner.runtime, delegates, _available_bytes() + self._given_up(model, part))
         for each in self._users(model).values():
             self._match(model, manifest, each)
             decision_for(each.entry, manifest)
@@ -261,13 +261,19 @@ class ModelBoard:
 
     def _hands_over(self, model: str, part: ModelPart, bundle: Bundle) -> bool:
         """Whether what serves has to go before this version is loaded."""
+        needed = self._takes(model, bundle) * len(self._users(model))
+        return hands_over(self._parts.config.models[model].swap, needed=needed, available=_available_bytes())
+
+    def _given_up(self, model: str, part: ModelPart) -> int:
+        """Bytes of memory that what serves makes free for the next version, where it can go before that is loaded."""
+        if part.bundle is None or self._parts.config.models[model].swap == "overlap":
+            return 0
+        return self._takes(model, part.bundle)
+
+    def _takes(self, model: str, bundle: Bundle) -> int:
+        """Bytes of memory that a version takes: what it says, or more where it took that on trial."""
         folder, measured = self._measured.get(model, (None, 0))
-        needed = measured if folder == bundle.folder else bundle.manifest.needs.memory_bytes or 0
-        return hands_over(
-            self._parts.config.models[model].swap,
-            needed=needed * len(self._users(model)),
-            available=_available_bytes(),
-        )
+        return max(bundle.manifest.needs.memory_bytes or 0, measured if folder == bundle.folder else 0)
 
     async def _hand_over(self, model: str, before: Bundle, bundle: Bundle) -> None:
         """Let go of what serves, and then load a version; where that does not answer, load again what served."""
@@ -276,18 +282,20 @@ class ModelBoard:
             self._match(model, bundle.manifest, each)  # before anything is given away
         log.info("%s: version %s makes room before the next is loaded", model, before.manifest.version)
         try:
-            await self._make_room(users, bundle.manifest)
+            await self._make_room(users, before.manifest, bundle.manifest)
             await self._serve(model, bundle, users)
         except BaseException:
+            self._end_gathering(users, back=True)
             try:
                 await self._serve(model, before, users)
             except EdgedError as error:
                 log.error("%s: version %s does not load any more: %s", model, before.manifest.version, error)
                 self._let_go(model, self._parts.models[model])
             raise
+        self._end_gathering(users, back=False)
 
-    async def _make_room(self, users: dict[str, PipelinePart], manifest: Manifest) -> None:
-        """Have the pipelines close what serves, and keep windows for this version; returns once all is closed.
+    async def _make_room(self, users: dict[str, PipelinePart], before: Manifest, manifest: Manifest) -> None:
+        """Have the pipelines close what serves, and keep windows for either version; returns once all is closed.
 
         Raises:
             ModelError: one did not come round to it.
@@ -298,14 +306,23 @@ class ModelBoard:
                 continue
             if each.flow.window == manifest.window:
                 closing.append(each.flow.let_go().wait)
-            else:  # what waits are windows of the old version: it finishes them, while those of the new one gather
+            else:  # what waits are windows of the old version: it finishes them, while those of both gather anew
                 each.flow.stop()
                 closing.append(each.flow.join)
-                each.flow = self._build(name, manifest)
+                each.flow, each.spare = self._build(name, manifest), self._build(name, before)
         self._feed()
         for closed in closing:
             if not await asyncio.to_thread(closed, LET_GO_SECONDS):
                 raise ModelError("what serves cannot be let go of: it is at a window", hint="see edgectl pipelines")
+
+    def _end_gathering(self, users: dict[str, PipelinePart], *, back: bool) -> None:
+        """Of the windows that gathered for either version, keep the new one's, or those of the one that is back."""
+        for each in users.values():
+            if each.flow is not None and each.spare is not None:
+                kept, other = (each.spare, each.flow) if back else (each.flow, each.spare)
+                each.flow, each.spare = kept, None
+                other.stop()
+        self._feed()
 
     def _offer(self, name: str, each: PipelinePart, served: Served) -> None:
         manifest = served.manifest

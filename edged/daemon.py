@@ -469,8 +469,8 @@ class Daemon:
     def _feed(self) -> None:
         """Give every reader the pipelines that want its chunks."""
         for name, reader in self.parts.sources.items():
-            pipelines = self.parts.pipelines.values()
-            reader.feeds = tuple(part.flow for part in pipelines if part.flow and part.entry.source == name)
+            parts = [part for part in self.parts.pipelines.values() if part.entry.source == name]
+            reader.feeds = tuple(flow for part in parts for flow in (part.flow, part.spare) if flow)
 
     def _model(self, name: str, entry: ModelEntry) -> ModelPart:
         part = ModelPart(self._status("model", name))

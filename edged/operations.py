@@ -79,6 +79,9 @@ class ModelPart:
 class PipelinePart:
     """A pipeline as configured, and as it runs, if it does: `flow` is None while its model or source is refused.
 
+    While a model is handed over to a version with other windows, `spare` gathers those of the one before, which may
+    have to come back.
+
     Its windows are numbered from `begins_at`, and go on where an earlier flow of the same name left off: no two results
     of a boot ever share an id.
     """
@@ -86,6 +89,7 @@ class PipelinePart:
     entry: PipelineEntry
     status: Status
     flow: Pipeline | None = None
+    spare: Pipeline | None = None
     served: Served | None = None
     begins_at: int = 0
 

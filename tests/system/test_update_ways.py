@@ -1,6 +1,8 @@
 """More ways for new models into the real daemon, and more ways from one version to the next."""
 
 import json
+import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,14 +17,17 @@ from tests.broker import Broker, Subscriber
 from tests.edged_process import Edged
 from tests.motion import (
     FACTORY,
+    ROOT,
     Call,
     bundle,
     config,
+    contents,
     edgectl,
     incoming,
     ledger,
     litter,
     long_recording,
+    manifest,
     serving,
 )
 from tests.web_server import WebServer, cut_after, silence
@@ -31,6 +36,7 @@ DONE, REFUSED, UNFIT, ROLLED_BACK = 0, 6, 7, 8
 
 NARROW = """
 import os
+import time
 from edged.api import ModelError
 from edged.backends.tflite import TfliteBackend
 
@@ -52,6 +58,7 @@ class NarrowBackend(TfliteBackend, frozen=True, kw_only=True):
         if loaded:
             raise ModelError("the device is taken")
         if (file.parent / "refuse").exists() and "EDGED_CHILD" not in os.environ:
+            time.sleep(0.5)  # in which windows gather
             raise ModelError("not on this board")
         return Narrow(TfliteBackend.load(self, file, signature=signature))
 """
@@ -78,9 +85,11 @@ def narrow(install_plugin, edged, tmp_path) -> Callable[..., Edged]:
     install_plugin("narrow", NARROW, family="backends", narrow="narrow:NarrowBackend")
     site = sys.path[0]  # where the fixture has put it
 
-    def start(swap: str, more: str = "") -> Edged:
+    def start(swap: str, more: str = "", instead: str = "") -> Edged:
         table = f'[models.motion]\nbackend = "narrow"\nswap = "{swap}"\n'
-        return edged(config(pace=1000, recording=long_recording(tmp_path)) + table + more, PYTHONPATH=site)
+        python_path = os.pathsep.join(filter(None, [instead, site]))
+        text = config(pace=1000, recording=long_recording(tmp_path)) + table + more
+        return edged(text, PYTHONPATH=python_path, PYTHONSAFEPATH="1" if instead else "")
 
     return start
 
@@ -189,6 +198,38 @@ def test_a_handover_to_other_windows_goes_on_counting(tmp_path: Path, broker: Br
             heard.append(json.loads(subscriber.next().payload))
         assert update.end().code == DONE
     assert [each["seq"] for each in heard] == sorted({each["seq"] for each in heard})
+
+
+def test_other_windows_that_gathered_for_a_version_that_does_not_load_are_those_of_the_one_before(
+    tmp_path: Path, broker: Broker, narrow
+):
+    window = {**json.loads((FACTORY / "manifest.json").read_bytes())["window"], "hop": 5}
+    bad = bundle(tmp_path, "1.1.0", files={"refuse": b"!"}, backend="narrow", window=window)
+    with Subscriber(broker.port, "edged/board/pipelines/motion/result") as subscriber:
+        daemon = narrow("handover", with_mqtt(broker))
+        assert edgectl(daemon, "update-model", bad).code == UNFIT
+        last = daemon.call("pipelines")[0]["predictions"] + 100
+        heard = [json.loads(subscriber.next().payload)["seq"] for _ in range(last)]
+    assert heard == list(range(last))
+    assert daemon.call("pipelines")[0]["dropped"] == 0
+
+
+def test_what_needs_the_memory_of_the_one_before_is_handed_over_to(tmp_path: Path, narrow):
+    needs = {"memory_bytes": 1 << 39}
+    site = tmp_path / "site"
+    factory = site / "firmware_models" / "motion" / "1.0.0"
+    shutil.copytree(FACTORY, factory)
+    (factory / "manifest.json").write_text(json.dumps(manifest("1.0.0", contents(), needs=needs)))
+    (site / "edged").symlink_to(ROOT / "edged")
+    daemon = narrow("auto", instead=str(site))
+    code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="narrow", needs=needs))
+    assert code == DONE, output
+    daemon.wait_for_log("version 1.0.0 makes room before the next is loaded")
+    assert serving(daemon) == "1.1.0"
+    needs = {"memory_bytes": 1 << 40}
+    code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.2.0", backend="narrow", needs=needs))
+    assert (code, "bytes of memory, and" in output) == (REFUSED, True), output
+    assert serving(daemon) == "1.1.0"
 
 
 # Reference statistics
