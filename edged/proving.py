@@ -317,7 +317,8 @@ def _resident_bytes(pid: int) -> int:
 class Proving:
     """`prove` and `tune`, for the operator's socket: one of them at a time, on a thread of its own.
 
-    `subjects` gives the models there are, by name. When one has been tuned, `adopt` has it serve as was found best.
+    `subjects` gives the models there are, by name. When one has been tuned, `adopt` has it serve as was found best;
+    where whoever asked leaves before that, nothing is recorded.
     """
 
     def __init__(
@@ -333,6 +334,7 @@ class Proving:
         self._adopt = adopt
         self._thread = ThreadPoolExecutor(1, "proving")
         self._busy = ""
+        self._stopping = False
         self.streams: dict[str, Callable[[dict[str, Any]], AsyncGenerator[Any, None]]] = {
             "prove": self._prove,
             "tune": self._tune,
@@ -341,7 +343,8 @@ class Proving:
 
     def stop(self) -> None:
         """Begin nothing more; the step in hand ends by itself."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._stopping = True
+        self._thread.shutdown(wait=False)
 
     async def _prove(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """Findings of the `model` that is named, or of all."""
@@ -373,11 +376,15 @@ class Proving:
             raise ControlError(f"{self._busy} is under way", hint="try again when it is done", retryable=True)
         self._busy = what
         try:
-            loop = asyncio.get_running_loop()
-            while (step := await loop.run_in_executor(self._thread, next, steps, None)) is not None:
+            while (step := await self._take(steps)) is not None:
                 yield told(step)
         finally:
             self._busy = ""
+
+    async def _take(self, steps: Iterator[msgspec.Struct]) -> msgspec.Struct | None:
+        if self._stopping:
+            raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, next, steps, None)
 
 
 def told(step: msgspec.Struct) -> dict[str, Any]:

@@ -298,6 +298,14 @@ def test_what_was_measured_with_another_runtime_is_not_gone_by(measured):
     assert board.choices()["colours"].startswith("as the manifest says: it was measured with litert 0.1, and this is ")
 
 
+def test_where_there_is_no_choice_none_is_told_of(tmp_path):
+    board = Accelerators(lambda *_: None)
+    board.choice("colours", bundle(tmp_path / "before", TPU), "auto", TfliteBackend())
+    assert board.choices() == {"colours": "as the manifest says: edgectl tune has not measured it here"}
+    board.choice("colours", bundle(tmp_path / "after"), "auto", TfliteBackend())
+    assert board.choices() == {}
+
+
 def test_threads_that_are_configured_are_not_measured(measured):
     board, folder = measured(8, 4, 9, 9)
     assert board.threads("colours", folder, "auto", TfliteBackend(threads=3)) == 3

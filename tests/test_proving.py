@@ -224,3 +224,18 @@ def test_one_at_a_time_and_the_next_once_the_client_has_left(proving):
 
     assert [each["state"] for each in asyncio.run(ask_twice())] == ["agrees"]
     assert adopted == []
+
+
+def test_a_daemon_that_stops_takes_no_more_steps(proving, tmp_path):
+    verbs, adopted = proving
+
+    async def stop_midway():
+        steps = verbs.streams["tune"]({"model": "colours", "seconds": SECONDS})
+        await anext(steps)
+        verbs.stop()
+        await answers(steps)
+
+    with pytest.raises(ControlError, match="the daemon is stopping"):
+        asyncio.run(stop_midway())
+    assert adopted == []
+    assert Tunings(tmp_path / "tuning").read("colours") is None
