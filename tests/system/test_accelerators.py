@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.accounting import Auditor, balance
@@ -118,8 +119,8 @@ class Board:
         self.daemon.start()
         return self.daemon
 
-    def reload(self, *tables: str) -> None:
-        self.configure(*tables)
+    def reload(self, *tables: str, models: tuple[str, ...] = ("motion",)) -> None:
+        self.configure(*tables, models=models)
         assert self.daemon.call("reload")["done"]
 
     def hears(self, state: str, *models: str, because: str = "") -> dict[str, Any]:
@@ -401,4 +402,49 @@ def test_a_version_whose_accelerator_is_quarantined_on_probation_goes(board: Boa
     code, output = update.end()
     assert (code, "1 faults within 600 s" in output) == (ROLLED_BACK, True), output
     assert serving(daemon) == "1.0.0"
+    board.end()
+
+
+# -- no device --------------------------------------------------------------------------------------------------------
+
+CORAL = "mobilenet_v1_0.25_128_quant.tflite", "mobilenet_v1_0.25_128_quant_edgetpu.tflite"
+
+PICTURES = """
+[sources.camera]
+kind = "replay"
+path = "{folder}/pixels.npy"
+channels = ["red", "green", "blue"]
+rate = 16384
+pace = 65536
+loop = true
+[pipelines.pictures]
+source = "camera"
+model = "pictures"
+[models.pictures]
+delegate = "{delegate}"
+"""
+"""Four pictures a second of 128 x 128, pixel by pixel."""
+
+
+def test_what_was_compiled_for_an_edge_tpu_has_its_twin_serve_where_there_is_none(board: Board, tmp_path: Path):
+    model, compiled = map(real_model, CORAL)
+    pixels = np.random.default_rng(0).integers(0, 256, (8 * 128 * 128, 3)).astype(np.float32)
+    np.save(tmp_path / "pixels.npy", pixels)
+    (tmp_path / "part.json").write_text(json.dumps({"probation": {"seconds": 0.5, "windows": 2}}))
+    daemon = board.start(PICTURES.format(folder=tmp_path, delegate="auto"), models=())
+    daemon.wait_for_log(" serves: ")
+    shape = ("--channels", "red,green,blue", "--rate", 16384, "--window", 128 * 128, "--hop", 128 * 128)
+    name = ("--name", "pictures", "--version", "1.0", "--manifest", tmp_path / "part.json", "-o", tmp_path / "new.edgm")
+    packed = edgectl(daemon, "pack", model, "--variant", f"edgetpu={compiled}", *name, *shape)
+    assert packed.code == DONE, packed.output
+    brought = edgectl(daemon, "update-model", tmp_path / "new.edgm")
+    assert brought.code == DONE, brought.output
+    board.hears("cpu", "pictures", because="the device is not there")
+    board.reload(PICTURES.format(folder=tmp_path, delegate="edgetpu"), models=())
+    said = board.hears("degraded", "pictures", because="the device is not there")
+    assert said["hint"] == "plug it in; `edgectl devices` lists what is"
+    code, output = edgectl(daemon, "status")
+    assert (code, "edgetpu: degraded, for " in output) == (BAD_STATE, True), output
+    assert board.auditor.hears_more(PATIENCE)
+    assert board.model("pictures")["runner"]["delegate"] == "cpu"
     board.end()
