@@ -33,6 +33,7 @@ from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, l
 from edged.core.topics import Topics
 from edged.core.vitals import Supervision
 from edged.models.answer import MAX_URL
+from edged.models.bare import names_bare
 from edged.models.bundle import Bundle, derive, open_folder
 from edged.models.fetch import FetchOptions
 from edged.models.store import Store
@@ -118,8 +119,8 @@ class ModelKeys(Table, frozen=True, kw_only=True):
     """The keys of [models.X] that are not its backend's.
 
     Without `path`, a bundle's folder or a .tflite file, it is the factory model of the table's name. `version` pins
-    one; otherwise what is installed serves, or the newest of the factory's. The container at `url`, looked at now and
-    then, is installed when it is another than what serves.
+    one; otherwise what is installed serves, or the newest of the factory's. The bundle at `url`, or the delta with the
+    bundle beside it, is looked at now and then, and installed when it is another than what serves.
 
     `delegate` "auto" takes a variant of it whose accelerator is there, "cpu" takes none, and a delegate's name only
     that one's. What runs on an accelerator does so in a child process; with `isolate` a model on the CPU does too.
@@ -402,6 +403,9 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
     known = {*NO_DELEGATES, *delegates({}), *tables.keys(("delegates",))}
     if keys.delegate not in known:
         tables.refuse((*place, "delegate"), shown(keys.delegate), listed(known), unknown(keys.delegate, known))
+    if names_bare(keys.url):  # at every look all of it would have to be fetched, for it does not say what it is
+        hint = "pack it, with the manifest of the version before: edgectl pack"
+        tables.refuse((*place, "url"), "a bare .tflite file", "a bundle (.edgm) or a delta (.edgd)", hint)
     return ModelEntry(**msgspec.structs.asdict(keys), options=options)
 
 

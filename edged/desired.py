@@ -1,8 +1,9 @@
 """What others wish would serve: a retained MQTT message, or a URL in the configuration that is looked at now and then.
 
 A wish is a hint and trusted for nothing but where to look. Whatever is found there goes the way of every container,
-and is refused, tried and watched like any other. What serves already is not fetched again: the head of a container
-says what it is, and the rest is left where it is.
+and is refused, tried and watched like any other. What serves already is not fetched again: the head of a container, or
+of a delta, says what it is, and the rest is left where it is. A bare .tflite file (the URL's path says so) has no such
+head: a message must say its version, and the configuration, which is looked at again and again, may not name one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from msgspec import Meta
 
 from edged.core.manifest import Digest, Version
 from edged.models.answer import MAX_URL, mask
+from edged.models.bare import Bare, names_bare
 from edged.models.updater import Job, Options
 
 MAX_WISH_BYTES = 8192
@@ -29,20 +31,24 @@ log = logging.getLogger("edged.models")
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """The payload of .../models/<name>/desired. Fields that are not known here are left alone.
 
-    With `digest`, the SHA-256 of the manifest, nothing is fetched where that version serves or was rejected; with
-    `version`, where that number serves.
+    With `digest`, the SHA-256 of the manifest, nothing is fetched where that version serves; with `version`, where that
+    number serves. A bare file becomes that `version`.
     """
 
     url: Annotated[str, Meta(min_length=1, max_length=MAX_URL)]
     digest: Digest | None = None
     version: Version | None = None
 
+    def __post_init__(self) -> None:
+        if names_bare(self.url) and self.version is None:
+            raise ValueError("a bare .tflite file does not say its version: add one")
+
 
 class Fetches(Protocol):
     """What is needed of the updates."""
 
     def fetch(self, url: str, options: Options, model: str = "") -> Job:
-        """Fetch a container of a model and install it. Raises ControlError where too many are under way."""
+        """Fetch and install a version of a model. Raises EdgedError where that may not be now."""
 
 
 class Desires:
@@ -91,7 +97,8 @@ class Desires:
         if self._has(name, wish):
             return
         try:
-            self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}"), name)
+            bare = Bare(model=name, version=wish.version) if names_bare(wish.url) else None
+            self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}", bare=bare), name)
         except Exception as error:  # a wish must never be more than a wish
             log.warning("%s cannot be fetched: %s", mask(wish.url), error, extra=details)
         else:

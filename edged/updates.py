@@ -308,8 +308,11 @@ class Updates:
         by the bundle (.edgm) beside it.
 
         Raises:
+            BundleError: it is a bare file, and only signed versions may come in.
             ControlError: too many are under way.
         """
+        if options.bare:
+            self._door.admit_bare()
         under_way = [fetch for fetch in self._fetches.values() if not fetch.job.ended.is_set()]
         for fetch in under_way:
             if (fetch.url, fetch.job.options.bare) == (url, options.bare):
@@ -326,8 +329,6 @@ class Updates:
 
     async def _fetch(self, args: dict[str, Any]) -> dict[str, Any]:
         ask = _understood(args, _Url)
-        if ask.bare:
-            self._door.admit_bare()
         options = ask.options(mask(ask.url), ask.bare)
         return {"job": self.fetch(ask.url, options, ask.bare.model if ask.bare else "").id}
 

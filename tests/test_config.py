@@ -325,6 +325,10 @@ def test_every_error_is_told_at_once(write: Write) -> None:
             "[sources.x]\nkind = 'gauge'\nport = 'a'\nsupervision.stall = 1",
             ("sources.x.supervision.stall", "an unknown key", 'did you mean "stall_after"?'),
         ),
+        (
+            "[models.m]\nurl = 'https://models.example/m.tflite?edition=7'",
+            ("models.m.url", "a bare .tflite file", "pack it, with the manifest of the version before: edgectl pack"),
+        ),
         ("[models.m]\nversion = 'one'", ("models.m.version", '"one"', "")),
         ("[models.m]\nbackend = 'tfilte'", ("models.m.backend", '"tfilte"', 'did you mean "tflite"?')),
         ("[models.m]\npath = ''", ("models.m.path", '""', "")),

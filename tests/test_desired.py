@@ -4,6 +4,7 @@ import pytest
 
 from edged.api import ControlError
 from edged.desired import Desires, Wish
+from edged.models.bare import Bare
 from edged.models.updater import Job, Options
 
 TOPIC = "edged/board/models/motion/desired"
@@ -15,12 +16,14 @@ class Fetches:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.bare: list[Bare | None] = []
         self.full = False
 
     def fetch(self, url: str, options: Options, model: str = "") -> Job:
         if self.full:
             raise ControlError("too many are under way")
         self.asked.append((url, options.origin))
+        self.bare.append(options.bare)
         return Job("fetch-1", options)
 
 
@@ -43,6 +46,12 @@ def test_a_wish_says_where_to_look(desires: Desires, fetches: Fetches):
     assert fetches.asked == [("https://models.example/motion-1.1.edgm", "mqtt: https://models.example/motion-1.1.edgm")]
 
 
+def test_a_bare_file_is_wished_for_by_its_version(desires: Desires, fetches: Fetches):
+    desires.hear(TOPIC, b'{"url": "https://models.example/m.tflite?edition=7", "version": "1.1"}')
+    desires.hear(TOPIC, b'{"url": "https://models.example/m.edgd", "version": "1.1"}')
+    assert fetches.bare == [Bare(model="motion", version="1.1"), None]
+
+
 def test_what_serves_already_is_not_fetched(desires: Desires, fetches: Fetches):
     desires.hear(TOPIC, json.dumps({"url": "https://models.example/m.edgm", "digest": DIGEST}).encode())
     assert fetches.asked == []
@@ -62,6 +71,7 @@ def test_a_password_in_a_url_goes_no_further(desires: Desires, fetches: Fetches)
         (TOPIC, b"\xff\xfe"),
         (TOPIC, b'{"version": "1.1"}'),
         (TOPIC, b'{"url": ""}'),
+        (TOPIC, b'{"url": "https://models.example/m.tflite"}'),
         (TOPIC, b'{"url": "https://a", "digest": "../../etc"}'),
         (TOPIC, b'{"url": "https://a", "x": "' + b"y" * 10_000 + b'"}'),
         ("edged/board/models/../desired", b'{"url": "https://a"}'),

@@ -7,8 +7,10 @@ import pytest
 
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
+from edged.models.bare import Bare
 from edged.models.updater import Options
 from edged.updates import MAX_CHUNK
+from tests.containers import MODEL
 from tests.receiving import Board, bundle, names
 from tests.web_server import WebServer, cut_after, silence, status
 
@@ -281,6 +283,16 @@ def test_a_url_that_brings_what_nobody_trusts(board, ask, watch):
     assert board.updater.installed == []
 
 
+def test_a_bare_file_is_not_fetched_where_only_signed_versions_may_come_in(board, ask):
+    board.door.open = False
+    with WebServer(MODEL) as server:
+        with pytest.raises(BundleError, match="only signed versions may come in here"):
+            ask("fetch", url=server.url("/colours.tflite"), model="colours")
+        with pytest.raises(BundleError, match="only signed versions may come in here"):
+            board.run(fetch(board, server.url("/colours.tflite"), bare=Bare(model="colours", version="2.0")))
+        assert server.requests == []
+
+
 def test_how_far_it_is_is_told_while_it_comes(board, ask, send):
     ask("receive-open", **NAMES)
     send(end=90_000)
@@ -298,8 +310,8 @@ def test_how_a_fetch_ended_that_brought_nothing_is_told(board, ask):
     assert "404" in said.text
 
 
-async def fetch(board, url):
-    board.updates.fetch(url, Options(), "colours")
+async def fetch(board, url, **options):
+    board.updates.fetch(url, Options(**options), "colours")
 
 
 def test_what_was_rejected_is_not_fetched_once_that_is_seen(board, ask, watch):

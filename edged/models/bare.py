@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -48,6 +49,11 @@ def transfer_id(bare: Bare, sha256: str) -> str:
 def is_bare(data: bytes) -> bool:
     """Whether what begins with these bytes is a .tflite file."""
     return data[4:8] == b"TFL3"
+
+
+def names_bare(url: str) -> bool:
+    """Whether it is a bare file that is at a URL, as far as its path tells."""
+    return urlsplit(url).path.endswith(SUFFIX)
 
 
 def next_version(version: str) -> str:

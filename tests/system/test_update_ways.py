@@ -131,6 +131,20 @@ def test_a_bare_file_serves_with_the_contract_of_what_it_replaces(tmp_path: Path
     assert litter(daemon) == incoming(daemon) == set()
 
 
+def test_a_bare_file_that_a_message_wishes_for_serves_as_the_version_it_says(tmp_path: Path, broker: Broker, edged):
+    with (
+        WebServer(another_model(tmp_path).read_bytes()) as server,
+        Subscriber(broker.port, "edged/board/models/motion/update") as subscriber,
+    ):
+        daemon = edged(config() + with_mqtt(broker))
+        assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE  # its probation is short
+        wish = json.dumps({"url": server.url("/retrained.tflite"), "version": "1.4.0"})
+        subscriber.client.publish("edged/board/models/motion/desired", wish, qos=1)
+        ended = subscriber.next(lambda message: b"1.4.0 is confirmed" in message.payload)
+    assert json.loads(ended.payload)["version"] == "1.4.0"
+    assert serving(daemon) == "1.4.0"
+
+
 def test_a_bare_file_that_is_another_model_is_refused(tmp_path: Path, edged):
     daemon = edged()
     anomaly = FACTORY.parents[1] / "anomaly" / "1.0.0" / "model.tflite"
