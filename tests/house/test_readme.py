@@ -47,6 +47,7 @@ def test_its_table_of_topics_is_that_of_the_code():
         topics.state,
         topics.source_state("<name>"),
         topics.model_state("<name>"),
+        topics.model_accelerator("<name>"),
         topics.model_update("<name>"),
         topics.model_desired("<name>"),
         topics.pipeline_state("<name>"),
