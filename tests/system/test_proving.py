@@ -35,7 +35,7 @@ path = "{folder}/bundle"
 [delegates.slow]
 kind = "external"
 library = "{library}"
-options = {{ delay_us = "3000" }}
+options = {{ delay_us = "10000" }}
 
 [delegates.wrong]
 kind = "external"
@@ -78,7 +78,7 @@ def test_it_proves_and_tunes_what_it_serves(edged, edgectl):
     assert code == exits.DONE
     steps = [json.loads(line) for line in output.splitlines()]
     assert "is the same everywhere" in steps[-2]["measurement"]["failure"]
-    assert steps[-1]["why"].startswith("measured here: the CPU with 1 thread took ")
+    assert steps[-1]["why"].startswith("measured here: the CPU with ")
     assert Tunings(edged.state_dir / "tuning").read("colours").model == "colours"
 
     (model,) = edged.call("models")
