@@ -7,13 +7,14 @@ SUITE ?= bookworm
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test soak test-others check bench clean
+.PHONY: help demo test soak vm-test test-others check bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo [SECONDS=10]  a recorded sensor, a broker, edged and a subscriber, live in this terminal'
 	@echo 'make test               every test, with a real broker'
 	@echo 'make soak               the long forms of what test does in short'
+	@echo 'make vm-test            the package in a virtual machine whose power is cut; minutes, and as root'
 	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
 	@echo 'make check              types, lint and format'
 	@echo 'make bench              the benchmark table, and build/bench.json'
@@ -30,6 +31,10 @@ test: $(VENV)/test.ready
 soak: $(VENV)/test.ready
 	EDGED_SOAK=1 $(BIN)/pytest $(SOAKS)
 	EDGED_SOAK=1 $(BIN)/python -m benchmarks.run --rounds 1 --only spool --json build/soak.json
+
+vm-test: $(VENV)/test.ready
+	packaging/set-up vm $(VENV)
+	EDGED_VM=1 $(BIN)/pytest -s tests/system/test_vm.py
 
 test-others:
 	packaging/test-others

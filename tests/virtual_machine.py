@@ -1,0 +1,157 @@
+"""A whole virtual machine: its own kernel, page cache and disk, so that its power can really be cut.
+
+It is emulated, by default to the last instruction, as that works everywhere; EDGED_VM_ACCEL=kvm is faster where it can
+be had. Its disk is a file. The host caches nothing of that, so that a cut loses what the guest had not yet written out
+(the page cache, the journal's open transaction), and nothing that its disk had taken: it is a disk without a volatile
+cache of its own.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from threading import Condition, Thread
+
+from tests.container import Layer, root_of
+
+PACKAGES = (
+    *("systemd", "systemd-sysv", "udev", "dbus", "e2fsprogs", "initramfs-tools", "linux-image-cloud-amd64"),
+    *("python3", "python3-numpy", "python3-serial", "python3-systemd", "openssh-client"),
+)
+ACCEL = os.environ.get("EDGED_VM_ACCEL", "tcg")
+IMAGE_BYTES = 1 << 30
+HOST = "10.0.2.2"
+"""Where the guest finds what listens on the host's loopback."""
+
+NETWORK = "[Match]\nType=ether\n[Network]\nAddress=10.0.2.15/24\n"
+# What is typed at one end of a virtual serial port comes out at the other.
+SHELL = """
+[Service]
+Type=exec
+ExecStart=/bin/sh -c 'exec <>/dev/virtio-ports/shell >&0 2>&1; echo here; exec /bin/sh'
+[Unit]
+BindsTo=dev-virtio\\x2dports-shell.device
+After=dev-virtio\\x2dports-shell.device
+[Install]
+WantedBy=multi-user.target
+"""
+WATCH = """
+[Service]
+ExecStart=/bin/sh -c 'exec edgectl --json watch >/dev/virtio-ports/watch'
+Restart=always
+[Unit]
+After=edged.service
+StartLimitIntervalSec=0
+[Install]
+WantedBy=multi-user.target
+"""
+UNITS = {"test-shell.service": SHELL, "test-watch.service": WATCH}
+
+
+def why_not():
+    """Why no machine can be made here, "" if one can."""
+    if os.geteuid() != 0:
+        return "only root may make the file system of a machine"
+    missing = [tool for tool in ("qemu-system-x86_64", "mmdebstrap", "mkfs.ext4") if shutil.which(tool) is None]
+    return f"{' and '.join(missing)} not installed" if missing else ""
+
+
+class Machine:
+    """A machine that a package is installed on, with files of its own, by path.
+
+    `boot` it, `run` things in it, `cut_power`. `watched` is what the daemon says, as `edgectl watch` in it hears it.
+    """
+
+    def __init__(self, folder, package, suite, files):
+        self.image = folder / "disk.img"
+        self.watched = []
+        self._folder = folder
+        self._more = Condition()
+        self._root = root_of(suite, PACKAGES)
+        layer = Layer(folder / "files", self._root)
+        try:
+            _install(layer, package, files)
+            with self.image.open("wb") as file:
+                file.truncate(IMAGE_BYTES)
+            subprocess.run(["mkfs.ext4", "-q", "-d", layer.root, self.image], check=True)
+        finally:
+            layer.close()
+
+    def boot(self):
+        """Switch it on, and wait until there is a shell."""
+        (kernel,), (initrd,) = self._root.glob("boot/vmlinuz-*"), self._root.glob("boot/initrd.img-*")
+        command = [
+            *("qemu-system-x86_64", "-M", "q35", "-accel", ACCEL, "-cpu", "max", "-smp", "2", "-m", "768"),
+            *("-display", "none", "-no-reboot", "-serial", f"file:{self._folder / 'console.log'}"),
+            *("-kernel", kernel, "-initrd", initrd, "-append", "root=/dev/vda rw console=ttyS0 panic=-1"),
+            *("-drive", f"file={self.image},format=raw,if=virtio,cache=none"),
+            *("-nic", "user,model=virtio-net-pci", "-device", "virtio-serial"),
+        ]
+        ends = {name: self._folder / name for name in ("shell", "watch")}
+        with _port(ends["shell"]) as shell, _port(ends["watch"]) as watch:
+            for name, path in ends.items():
+                command += ["-chardev", f"socket,id={name},path={path}"]
+                command += ["-device", f"virtserialport,chardev={name},name={name}"]
+            self._process = subprocess.Popen(command)
+            self._shell = shell.accept()[0].makefile("rw")
+            self._listener = Thread(target=self._listen, args=[watch.accept()[0].makefile()])
+        self._listener.start()
+        assert self._shell.readline() == "here\n", (self._folder / "console.log").read_text(errors="replace")
+
+    def run(self, command):
+        """Run something in it; what it said."""
+        self._shell.write(f"{{ {command}; }} 2>&1 </dev/null; echo; echo done $?\n")
+        self._shell.flush()
+        said = []
+        while not (line := self._shell.readline()).startswith("done "):
+            assert line, "the machine is no more"
+            said.append(line)
+        text = "".join(said)[:-1]
+        assert line == "done 0\n", f"{command}: {line}{text}"
+        return text
+
+    def await_watched(self, enough, patience=120):
+        """Wait until what was watched is enough."""
+        with self._more:
+            assert self._more.wait_for(lambda: enough(self.watched), patience), f"{len(self.watched)} results"
+
+    def cut_power(self):
+        """Cut the power of machine and disk."""
+        self._process.kill()
+        self._process.wait()
+        self._listener.join()
+
+    def close(self):
+        """Cut its power if it has any."""
+        if self._process.poll() is None:
+            self.cut_power()
+
+    def _listen(self, port):
+        for line in port:
+            if line.endswith("}\n"):  # a cut tears the last one
+                with self._more:
+                    self.watched.append(json.loads(line))
+                    self._more.notify_all()
+
+
+def _install(layer, package, files):
+    shutil.copy(package, layer.root / "root" / package.name)
+    install = ["chroot", layer.root, "dpkg", "--install", f"/root/{package.name}"]
+    subprocess.run(install, check=True, capture_output=True)
+    (layer.root / "root" / package.name).unlink()
+    units = {f"/etc/systemd/system/{name}": text for name, text in UNITS.items()}
+    for path, text in {"/etc/systemd/network/80-ether.network": NETWORK, **units, **files}.items():
+        layer.write(path, text)
+    enable = ["systemctl", f"--root={layer.root}", "enable", "systemd-networkd", *UNITS]
+    subprocess.run(enable, check=True, capture_output=True)
+
+
+def _port(path):
+    """Where the machine will connect a serial port of it to."""
+    path.unlink(missing_ok=True)
+    port = socket.socket(socket.AF_UNIX)
+    port.bind(str(path))
+    port.listen()
+    port.settimeout(60)
+    return port
