@@ -107,5 +107,5 @@ def _disk(disk: dict[str, Any] | None) -> Iterator[str]:
         yield f"    commit   takes {p50} ms (p50), {p99} ms (p99)"
     if disk["late"]:
         yield f'      {disk["late"]} messages of durability "always" went on before they were on disk'
-    for name in disk["set_aside"]:
-        yield f"      a damaged file is set aside as {tables.plain(name)}"
+    for aside in disk["set_aside"]:
+        yield f"      a file of no use is now {tables.plain(aside['path'])}; {aside['saved']} messages of it were saved"

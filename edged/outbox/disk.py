@@ -29,6 +29,7 @@ from edged.core.health import Health, Status
 from edged.core.metrics import Latency
 from edged.core.record import WallClock
 from edged.core.types import Message
+from edged.outbox import salvage
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.shelf import (
     MAX_SEGMENT,
@@ -41,9 +42,8 @@ from edged.outbox.shelf import (
     Stamp,
     Wear,
     open_database,
-    set_aside,
 )
-from edged.outbox.spool import MAX_PARKED, DiskStats, Entry, Line, MemorySpool, Parked, SpoolStats, count, size
+from edged.outbox.spool import MAX_PARKED, Aside, DiskStats, Entry, Line, MemorySpool, Parked, SpoolStats, count, size
 
 log = logging.getLogger("edged.outbox")
 
@@ -146,7 +146,7 @@ class DiskSpool(MemorySpool):
         self._recorded: set[int] = set()  # numbers of parked messages of which the disk knows that they are
         self._full = False
         self._file_bytes = 0
-        self._aside: tuple[str, ...] = ()
+        self._aside: tuple[Aside, ...] = ()
         self._wear = _Wear(self._boot, clock)
 
     def start(self, ready: Callable[[], None]) -> None:
@@ -354,7 +354,7 @@ class DiskSpool(MemorySpool):
         try:
             if self._failed and not closing and self._busy_since < self._next_commit:
                 return
-            if not self._looked and self.file.exists():
+            if self._shelf is None and self._something_is_there():
                 self._open()
             if closing or self._awaited or self._clock() >= self._next_commit:
                 self._commit(closing)
@@ -376,6 +376,12 @@ class DiskSpool(MemorySpool):
             with self._lock:
                 self._turned.notify_all()
 
+    def _something_is_there(self) -> bool:
+        """Whether the file has, or may have, what is to be sent."""
+        if not self._looked:
+            return salvage.is_there(self.file)
+        return any(line.behind for line in self._lines.values())
+
     def _recovered(self) -> None:
         over = self._over_budget
         with self._lock:
@@ -390,35 +396,51 @@ class DiskSpool(MemorySpool):
         """The file is of no use now. What is in memory is to be saved again; what was on disk only may come back."""
         if self._shelf is not None:
             self._shelf.close()
-        damaged = error.damaged
-        if damaged:
-            try:
-                aside = set_aside(self.file)
-                self._aside = (*self._aside, aside.name)
-                log.error("%s; it is now %s", error.message, aside)
-            except ShelfError as worse:
-                error, damaged = worse, False
-        with self._lock:
             self._shelf = None
+        anew = error.damaged or error.other
+        if anew:
+            try:
+                self._begin_anew(error)
+            except ShelfError as worse:
+                error, anew = worse, False
+        with self._lock:
             self._failed = True
-            self._next_commit = self._clock() + (0 if damaged else RETRY_SECONDS)
-            if damaged:
-                self._hungry = True
-                self._start_anew()
+            self._next_commit = self._clock() + (0 if anew else RETRY_SECONDS)
+            self._hungry = self._hungry or anew
         self._ready()  # those who had to be on disk first need not be any more
         self.status.set("degraded", f"{error.message}: messages are kept in memory only", error.hint)
 
-    def _start_anew(self) -> None:
-        """The file is lost. What is in memory as well is to be saved again, and the rest is dropped."""
-        self._homes.clear()
-        self._resident.clear()
+    def _begin_anew(self, error: ShelfError) -> None:
+        """Move the file out of the way, and go on with what can be read of it. Raises ShelfError."""
+        with self._lock:
+            doomed = set(self._doomed)
+        if error.other:
+            aside, saved = salvage.set_aside(self.file, "other"), salvage.Saved({}, set())
+        else:
+            aside, saved = salvage.replace(self.file, self._connect, doomed)
+        log.error("%s; it is now %s, and %d messages of it were saved", error.message, aside, saved.messages)
+        with self._lock:
+            self._aside = (*self._aside, Aside(str(aside), saved.messages))[-salvage.KEEP_ASIDE :]
+            if self._looked:
+                self._go_on_with(saved)
+
+    def _go_on_with(self, saved: salvage.Saved) -> None:
+        """Only these are on disk. What is in memory as well is to be saved again, and what is neither is dropped."""
+        keys = saved.waiting.keys() | saved.parked
+        self._homes = {entry_id: home for entry_id, home in self._homes.items() if home.key in keys}
+        self._resident = {key: home for key, home in self._resident.items() if key in keys}
+        self._recorded = {number for number, each in self._parked.items() if each.entry.id in self._homes}
+        self._doomed &= keys
         self._growing.clear()
-        self._recorded.clear()
-        self._doomed.clear()
-        for origin, line in self._lines.items():
-            if line.behind:
-                count(self._drops, origin, "damaged", line.behind)
-            line.behind = 0
+        behind: dict[str, int] = {}
+        for key in saved.waiting.keys() - self._resident.keys() - self._doomed:
+            origin, number = saved.waiting[key]
+            behind[origin] = behind.get(origin, 0) + number
+        for origin in {*self._lines, *behind}:
+            line = self._line(origin)
+            if (lost := line.behind - behind.get(origin, 0)) > 0:
+                count(self._drops, origin, "damaged", lost)
+            line.behind = behind.get(origin, 0)
 
     def _open(self) -> None:
         """A file that was there before is opened again with all that was known of it."""

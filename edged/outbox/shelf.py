@@ -32,8 +32,6 @@ MAX_SEGMENT = 512
 """No more messages are put into one segment, and no more bytes of payload than:"""
 MAX_SEGMENT_BYTES = 256 << 10
 
-KEEP_ASIDE = 3
-
 Connect = Callable[[str], sqlite3.Connection]
 """Opens a database file. For tests, who need disks that fail."""
 
@@ -44,13 +42,18 @@ CREATE TABLE body (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE wear (boot TEXT NOT NULL, since REAL NOT NULL, bytes INTEGER NOT NULL);
 """
 
+_SENSE = f"""key > 0 AND count BETWEEN 1 AND {MAX_SEGMENT} AND typeof(count) = 'integer' AND typeof(origin) = 'text'
+    AND typeof(level) = 'integer' AND typeof(created) = 'real' AND typeof(reason) IN ('null', 'text')"""
+"""What is so of every row unless it is damaged: one wrong count could drive out all the others."""
+
 
 class ShelfError(StoreError):
-    """The file cannot be used. `damaged`: nor ever, for what is in it is no spool, or a broken one."""
+    """The file cannot be used. `damaged`: nor ever, for it is broken. `other`: nor ever, for it is none of ours."""
 
-    def __init__(self, message: str, *, hint: str, damaged: bool = False) -> None:
+    def __init__(self, message: str, *, hint: str, damaged: bool = False, other: bool = False) -> None:
         super().__init__(message, hint=hint, retryable=True)
         self.damaged = damaged
+        self.other = other
 
 
 class Stamp(NamedTuple):
@@ -94,11 +97,12 @@ class Shelf:
     def __init__(self, file: Path, connect: Connect) -> None:
         """Open or create it. Raises ShelfError."""
         self.file = file
-        with _border(file):
+        with border(file):
             _make_folder(file.parent)
             self._db = connect(str(file))
+            self._db.text_factory = lambda text: text.decode(errors="replace")
         try:
-            with _border(file):
+            with border(file):
                 self._prepare()
         except ShelfError:
             self.close()
@@ -106,9 +110,12 @@ class Shelf:
 
     def look(self) -> Found:
         """What is there."""
-        with _border(self.file):
+        with border(self.file):
             run = self._db.execute
             waiting = dict(run("SELECT origin, sum(count) FROM segment WHERE reason IS NULL GROUP BY origin"))
+            [(senseless,)] = run(f"SELECT count(*) FROM segment WHERE NOT ({_SENSE})")
+            if senseless:
+                raise ShelfError(f"{self.file} is damaged", hint=_ASIDE, damaged=True)
             parked = [key for (key,) in run("SELECT key FROM segment WHERE reason IS NOT NULL ORDER BY key")]
             [(last,)] = run("SELECT coalesce(max(key), 0) FROM segment")
         return Found(waiting, [segment for key in parked if (segment := self.read(key))], last)
@@ -116,7 +123,7 @@ class Shelf:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; on the disk when it is over."""
-        with _border(self.file):
+        with border(self.file):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -142,15 +149,15 @@ class Shelf:
 
     def read(self, key: int) -> Segment | None:
         """A segment, None if what is there cannot be understood."""
-        with _border(self.file):
+        with border(self.file):
             [row] = self._db.execute(
                 "SELECT origin, level, reason, data FROM segment JOIN body USING (key) WHERE key = ?", (key,)
             ).fetchall() or [None]
-        return row and _unpack(key, *row)
+        return row and unpack(key, *row)
 
     def next(self, origin: str, taken: Collection[int], *, newest: bool) -> tuple[int, int] | None:
         """The key and count of an origin's first segment, or its last, that is not `taken`."""
-        with _border(self.file):
+        with border(self.file):
             order = "DESC" if newest else "ASC"
             rows = self._db.execute(
                 f"SELECT key, count FROM segment WHERE origin = ? AND reason IS NULL ORDER BY key {order}", (origin,)
@@ -159,7 +166,7 @@ class Shelf:
 
     def least_thinned(self, origin: str, taken: Collection[int], number: int) -> list[tuple[int, int]]:
         """The keys and counts of the first so many neighbours that were thinned least."""
-        with _border(self.file):
+        with border(self.file):
             rows = self._db.execute(
                 "SELECT key, count, level, boot FROM segment WHERE origin = ? AND reason IS NULL ORDER BY level, key",
                 (origin,),
@@ -177,7 +184,7 @@ class Shelf:
 
     def outdated(self, boot: str, before: float, taken: Collection[int]) -> list[tuple[int, str, int]]:
         """Keys, origins and counts of a boot's segments of which nothing was made after `before`."""
-        with _border(self.file):
+        with border(self.file):
             rows = self._db.execute(
                 "SELECT key, origin, count FROM segment WHERE reason IS NULL AND boot = ? AND created < ?",
                 (boot, before),
@@ -193,15 +200,23 @@ class Shelf:
         """Give free space back to the file system when there is much of it."""
         free, all_pages = self._pragma("freelist_count"), self._pragma("page_count")
         if free > 256 and free > all_pages // 2:
-            with _border(self.file):
+            with border(self.file):
                 self._db.execute(f"PRAGMA incremental_vacuum({free // 2})").fetchall()
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def settle(self) -> None:
+        """Have all of it in the one file, which may be moved then."""
+        with border(self.file):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def read_wear(self) -> Wear | None:
         """What was written by whoever had this file before."""
-        with _border(self.file):
+        with border(self.file):
             row = self._db.execute("SELECT boot, since, bytes FROM wear").fetchone()
-        return row and Wear(*row)
+        try:
+            return row and Wear(*msgspec.convert(row, tuple[str, float, int]))
+        except msgspec.ValidationError:
+            return None
 
     def write_wear(self, wear: Wear) -> None:
         """Leave that to whoever has it next."""
@@ -238,15 +253,15 @@ class Shelf:
 
     def _check(self) -> None:
         if self._pragma("application_id") != APPLICATION:
-            raise ShelfError(f"{self.file} is a database of something else", hint=_ASIDE, damaged=True)
+            raise ShelfError(f"{self.file} is a database of something else", hint=_ASIDE, other=True)
         version = self._pragma("user_version")
         if version != SCHEMA:
             which = "an older" if version < SCHEMA else "a newer"
-            raise ShelfError(f"{self.file} was written by {which} edged", hint=_ASIDE, damaged=True)
+            raise ShelfError(f"{self.file} was written by {which} edged", hint=_ASIDE, other=True)
         self._db.execute("SELECT key, reason, created, data FROM segment JOIN body USING (key) LIMIT 1").fetchone()
 
     def _pragma(self, name: str) -> int:
-        with _border(self.file):
+        with border(self.file):
             [(value,)] = self._db.execute(f"PRAGMA {name}")
         return int(value)
 
@@ -254,23 +269,6 @@ class Shelf:
 def open_database(file: str) -> sqlite3.Connection:
     """How a shelf is opened outside tests."""
     return sqlite3.connect(file, timeout=1.0, isolation_level=None)
-
-
-def set_aside(file: Path) -> Path:
-    """Move a damaged file out of the way, and let go of the oldest one that was. Raises ShelfError."""
-    with _border(file):
-        others = sorted(file.parent.glob("damaged-*.db"), key=lambda path: path.stat().st_mtime)
-        for old in others[: max(0, len(others) - KEEP_ASIDE + 1)]:
-            old.unlink()
-            old.with_name(old.name + "-wal").unlink(missing_ok=True)
-        number = next(n for n in range(1, KEEP_ASIDE + 2) if not (file.parent / f"damaged-{n}.db").exists())
-        aside = file.parent / f"damaged-{number}.db"
-        file.rename(aside)
-        wal = file.with_name(file.name + "-wal")
-        if wal.exists():
-            wal.rename(aside.with_name(aside.name + "-wal"))
-        os.utime(aside)
-    return aside
 
 
 _ASIDE = "it is set aside, and a new one begun; look at it with: sqlite3"
@@ -294,18 +292,27 @@ _CODES = {
 
 
 @contextmanager
-def _border(file: Path) -> Iterator[None]:
+def border(file: Path) -> Iterator[None]:
     """What SQLite and the system raise becomes a ShelfError."""
     try:
         yield
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _read_only(file.parent):
+            code = sqlite3.SQLITE_READONLY  # of which SQLite sees no more than that its log cannot be written
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
         hint = _ASIDE if damaged else _HINTS.get(code, "look at dmesg")
         raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged) from error
     except OSError as error:
         hint = _HINTS.get(_CODES.get(error.errno or 0, 0), "look at dmesg")
         raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint=hint) from error
+
+
+def _read_only(folder: Path) -> bool:
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _make_folder(folder: Path) -> None:
@@ -359,7 +366,8 @@ def _pack(segment: Segment) -> bytes:
     return zlib.compress(_encode(_Body(*segment.stamp, saved)), 1)
 
 
-def _unpack(key: int, origin: str, level: int, reason: str | None, data: bytes) -> Segment | None:
+def unpack(key: int, origin: str, level: int, reason: str | None, data: bytes) -> Segment | None:
+    """The segment of a row, None if what is there cannot be understood."""
     try:
         body = _decode(zlib.decompressobj().decompress(data, _MAX_BODY))
     except (zlib.error, msgspec.DecodeError):

@@ -68,6 +68,13 @@ class Parked(NamedTuple):
     reason: str
 
 
+class Aside(msgspec.Struct, frozen=True):
+    """A file that could not be used any more, where it is now, and how many of its messages were saved."""
+
+    path: str
+    saved: int
+
+
 class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
     """The file behind a spool. `written` is bytes in the last day, None where the kernel does not count them.
 
@@ -88,7 +95,7 @@ class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
     loss_messages: int | None
     late: int
     commit: dict[str, float | None]
-    set_aside: tuple[str, ...]
+    set_aside: tuple[Aside, ...]
 
 
 class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ import pytest
 from edged.core.health import Status
 from edged.outbox.disk import HUNG_SECONDS, SOON, DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
-from edged.outbox.spool import Entry
+from edged.outbox.spool import Aside, Entry
 from tests.broker import PATIENCE
 from tests.contracts.spool import SpoolContract, message, numbers
 
@@ -355,7 +355,7 @@ def test_what_may_not_be_written_any_more_today_keeps_within_the_same_number_of_
 
 
 def ruin(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
 
 
@@ -365,25 +365,36 @@ def foreign() -> bytes:
         return database.serialize()
 
 
-def older() -> bytes:
+def marked(schema: int) -> bytes:
+    """A spool of another edged."""
     with sqlite3.connect(":memory:") as database:
         database.execute("CREATE TABLE message (id INTEGER)")
         database.execute("PRAGMA application_id = 0x65646764")
+        database.execute(f"PRAGMA user_version = {schema}")
         return database.serialize()
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a database at all" * 1000, foreign(), older()], ids=["garbage", "foreign", "older"]
+    ("content", "name"),
+    [
+        (b"not a database at all" * 1000, "damaged-1.db"),
+        (foreign(), "other-1.db"),
+        (marked(0), "other-1.db"),
+        (marked(2), "other-1.db"),
+    ],
+    ids=["garbage", "foreign", "older", "newer"],
 )
-def test_a_file_that_is_of_no_use_is_set_aside_and_a_new_one_begun(make: Make, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_of_no_use_is_set_aside_and_a_new_one_begun(
+    make: Make, tmp_path: Path, content: bytes, name: str
+) -> None:
     ruin(tmp_path / "spool" / "spool.db", content)
     spool = make()
     fill(spool, 3)
     until(lambda: saved(spool) and spool.health.state == "running")
 
-    assert (tmp_path / "spool" / "damaged-1.db").read_bytes() == content
+    assert (tmp_path / "spool" / name).read_bytes() == content
     assert spool.stats.disk is not None
-    assert spool.stats.disk.set_aside == ("damaged-1.db",)
+    assert spool.stats.disk.set_aside == (Aside(str(tmp_path / "spool" / name), saved=0),)
     spool.close(PATIENCE)
     assert numbers(drain(make(), 3)) == [0, 1, 2]
 
@@ -405,29 +416,19 @@ def test_not_many_damaged_files_are_kept(make: Make, tmp_path: Path) -> None:
     ]
 
 
-def test_a_page_that_is_damaged_costs_what_was_on_it_and_not_the_spool(make: Make, tmp_path: Path) -> None:
-    spool = make()
-    fill(spool, 2 * SOON)
-    until(lambda: saved(spool))
-    spool.close(PATIENCE)
-    file = tmp_path / "spool" / "spool.db"
-    data = bytearray(file.read_bytes())
-    for start in range(4096, len(data), 4096):
-        data[start + 100 : start + 200] = bytes(100)
-    file.write_bytes(data)
-    again = make()
-    fill(again, 3, first=2 * SOON)
-    entries: list[Entry] = []
+def test_files_of_others_are_never_deleted(make: Make, tmp_path: Path) -> None:
+    for turn in range(4):
+        ruin(tmp_path / "spool" / "spool.db", marked(2 + turn))
+        spool = make()
+        expected = "running" if turn < 3 else "degraded"
+        until(lambda spool=spool, expected=expected: spool.health.state == expected)
+        spool.close(PATIENCE)
 
-    def all_are_there() -> bool:
-        entries.extend(drain(again, 1))
-        return entries[-1].message.seq == 2 * SOON + 2
-
-    until(all_are_there)
-    lost = again.stats.dropped
-    assert lost > 0
-    assert numbers(entries) == sorted(set(numbers(entries)))
-    assert len(entries) + lost == 2 * SOON + 3
+    assert "3 such files are set aside already" in spool.health.reason
+    assert "move other-*.db out of the folder" in spool.health.hint
+    folder = tmp_path / "spool"
+    assert [(folder / f"other-{n}.db").read_bytes() for n in (1, 2, 3)] == [marked(2), marked(3), marked(4)]
+    assert (folder / "spool.db").read_bytes() == marked(5)
 
 
 class BrokenDisk:
