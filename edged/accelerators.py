@@ -426,7 +426,13 @@ class _Unit:
         leash = Leash(memory=rules.memory, niceness=rules.niceness, file=CACHE_BYTES)
         self.host = Host(delegate.name, leash)
         self.accelerator = Accelerator(
-            delegate.name, rules, identity=self._identity, tell=self._changed, clock=clock, jitter=random.random
+            delegate.name,
+            rules,
+            identity=self._identity,
+            renew=self.host.renew,
+            tell=self._changed,
+            clock=clock,
+            jitter=random.random,
         )
         self.models: dict[str, bool] = {}
         self._files: dict[str, str] = {}

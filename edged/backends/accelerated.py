@@ -86,8 +86,10 @@ class Accelerator:
 
     `identity()` says what is plugged in, and something else each time it is plugged in anew; "" for nothing. It never
     raises, and is asked when something happens, and each second while the device is quarantined or waited for. What
-    cannot be detected has one that never changes. `tell` hears of each change, on the thread that found it and under
-    the lock: it must neither wait nor raise. `clock` is monotonic, and `jitter()` gives numbers from 0 to 1.
+    cannot be detected has one that never changes. `renew()` has the next load begin in a fresh process: it is asked for
+    after a fault that the process outlived, for nobody knows what state its library is in. `tell` hears of each change,
+    on the thread that found it and under the lock: it must neither wait nor raise. `clock` is monotonic, and `jitter()`
+    gives numbers from 0 to 1.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Accelerator:
         rules: Rules,
         *,
         identity: Callable[[], str],
+        renew: Callable[[], None],
         tell: Callable[[Standing], None],
         clock: Callable[[], float],
         jitter: Callable[[], float],
@@ -105,12 +108,14 @@ class Accelerator:
         self.clock = clock
         self.standing = standing(rules, Record(), name=name, missing=False, now=clock())
         self._identity = identity
+        self._renew = renew
         self._tell = tell
         self._jitter = jitter
         self._lock = RLock()
         self._record = Record()
         self._models: list[_Model] = []
         self._done_with: list[Runner] = []
+        self._outlived = False
         self._faults: Counter[str] = Counter()
         self._promotions = 0
         self._windows_of_closed: Counter[str] = Counter()
@@ -203,6 +208,10 @@ class Accelerator:
 
     def _load(self, model: _Model, faults: int) -> None:
         """Load a model for its worker to take; `faults` is how many there were before."""
+        with self._lock:
+            outlived, self._outlived = self._outlived, False
+        if outlived:
+            self._renew()
         try:
             loaded = model.load()
         except Exception as error:  # whatever a vendor's library does
@@ -265,6 +274,7 @@ class Accelerator:
 
     def _fail(self, fault: Fault) -> None:
         self._faults[fault.kind] += 1
+        self._outlived = self._outlived or fault.kind in ("run", "wrong")
         self._record = failed(self.rules, self._record, fault, self._jitter())
         if fault.kind != "load":
             for model in self._models:

@@ -145,6 +145,10 @@ class Host:
     def close(self) -> None:
         """End the process at once; its runners raise DeviceError from now on, and nothing can be loaded any more."""
         self._closed = True  # and then look; `_living` starts a process and then looks at this
+        self.renew()
+
+    def renew(self) -> None:
+        """End the process, if there is one, and have the next load start another; its runners raise DeviceError."""
         if self._life is not None:
             self._life.fail("was ended", _CLOSED)
 

@@ -40,8 +40,8 @@ class Device:
     """What is plugged in, and what goes wrong with it: `run_error`, `load_error`, `check_error`, `reset_error`.
 
     A model on it answers twice its input, as its twin does. Each is set to an exception, and raised until it is None.
-    `told` is what was said of it, `loaded` what it has loaded; `during_load` is called as it begins to load, and
-    `during_look` as it is looked for.
+    `told` is what was said of it, `loaded` what it has loaded, `renewals` how often its process was begun anew;
+    `during_load` is called as it begins to load, and `during_look` as it is looked for.
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,7 @@ class Device:
         self.check_error: Exception | None = None
         self.reset_error: Exception | None = None
         self.checks = 0
+        self.renewals = 0
         self.asked = 0
         self.during_load: Callable[[], None] = lambda: None
         self.during_look: Callable[[], None] = lambda: None
@@ -79,6 +80,9 @@ class Device:
         if self.reset_error is not None:
             raise self.reset_error
 
+    def renew(self) -> None:
+        self.renewals += 1
+
     def check(self, runner: Runner) -> None:
         self.checks += 1
         if self.check_error is not None:
@@ -101,6 +105,7 @@ def accelerator(device: Device, rules: Rules = RULES) -> Accelerator:
         "edgetpu usb:0",
         rules,
         identity=device.identity,
+        renew=device.renew,
         tell=device.told.append,
         clock=device.clock,
         jitter=lambda: 1.0,
@@ -412,6 +417,25 @@ def crash(inputs: Arrays) -> Arrays:
     raise CRASH
 
 
+@pytest.mark.parametrize(
+    ("met", "renewals"),
+    [({"run_error": CRASH}, 0), ({"run_error": REFUSAL}, 1), ({"check_error": WRONG}, 1), ({"load_error": REFUSAL}, 0)],
+)
+def test_what_outlived_its_fault_is_begun_anew(met: dict[str, Exception], renewals: int, device, keeper, runner):
+    if "load_error" not in met:
+        promote(keeper, runner)
+    device.now += 60.0
+    for name, error in met.items():
+        setattr(device, name, error)
+    answer(runner)
+    keeper.look()
+    device.run_error = device.check_error = device.load_error = None
+    device.now += 60.0
+    for _ in range(2):  # and once only
+        promote(keeper, runner)
+    assert device.renewals == renewals
+
+
 def test_each_change_begins_from_rest(device, keeper):
     cpu = remembering()
     loads = iter([remembering(), remembering()])
@@ -607,6 +631,7 @@ def running(plugged: Plugged):
         "edgetpu usb:0",
         Rules(backoff=0.001, failures=3, within=100, check_every=0),
         identity=plugged.identity,
+        renew=plugged.renew,
         tell=plugged.changes.put,
         clock=time.monotonic,
         jitter=lambda: 0.0,

@@ -66,7 +66,13 @@ def keeper(host: Host, told: SimpleQueue[Standing], device: Path) -> Iterator[Ac
         return str(device) if device.exists() else ""
 
     keeper = Accelerator(
-        "faulty 0", RULES, identity=identity, tell=told.put, clock=time.monotonic, jitter=random.random
+        "faulty 0",
+        RULES,
+        identity=identity,
+        renew=host.renew,
+        tell=told.put,
+        clock=time.monotonic,
+        jitter=random.random,
     )
     keeper.start()
     yield keeper

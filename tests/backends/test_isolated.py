@@ -382,6 +382,18 @@ def test_after_its_death_the_next_load_starts_it_again(host, load):
     assert "endpoint" not in host.stderr
 
 
+def test_one_that_is_renewed_ends_and_the_next_load_starts_another(host, load):
+    host.renew()
+    runner = load(TfliteBackend())
+    first = host.pid
+    host.renew()
+    with pytest.raises(DeviceError, match="the process of faulty 0 was ended"):
+        runner.run(ones(runner))
+    again = load(TfliteBackend())
+    assert host.pid not in (None, first)
+    again.run(ones(again))
+
+
 def test_one_that_dies_while_nobody_looks_is_started_again(load):
     idle = load(TfliteBackend())
     process = os.pidfd_open(children()[0])
