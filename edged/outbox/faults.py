@@ -18,16 +18,25 @@ class LinkError(EdgedError):
     """There is no connection.
 
     `dropped` means that the broker ended it, perhaps for something that we sent; `unreachable` that there was nobody;
-    `over` that what was in the way is gone, and the next connection will be better.
+    `over` that what was in the way is gone, and the next connection will be better; `unwelcome` that coming back at
+    once would make things worse.
     """
 
     def __init__(
-        self, message: str, *, hint: str = "", dropped: bool = False, unreachable: bool = False, over: bool = False
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        dropped: bool = False,
+        unreachable: bool = False,
+        over: bool = False,
+        unwelcome: bool = False,
     ) -> None:
         super().__init__(message, hint=hint, retryable=True)
         self.dropped = dropped
         self.unreachable = unreachable
         self.over = over
+        self.unwelcome = unwelcome
 
 
 class VersionError(LinkError):
@@ -46,6 +55,9 @@ QUOTA_EXCEEDED = 0x97
 
 # Reason codes of a DISCONNECT that no message of ours can have brought about.
 _BLAMELESS = {0x00, 0x88, 0x89, 0x8B, 0x8D, 0x8E, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
+
+# Those after which it is for us to stay away for a while: taken over by a namesake, too much, too often.
+_UNWELCOME = {0x89, 0x8E, 0x96, 0x97, 0x9F}
 
 _REMEDIES = {
     0x84: 'set protocol = "3.1.1"',
@@ -90,12 +102,14 @@ def refused(reason: ReasonCode, options: MqttOptions) -> LinkError:
 def dismissed(reason: ReasonCode, options: MqttOptions) -> LinkError:
     """The broker said good-bye."""
     message = f"the broker at {options.broker} disconnected us: {reason}"
-    return LinkError(message, hint=remedy(reason), dropped=reason.value not in _BLAMELESS)
+    dropped, unwelcome = reason.value not in _BLAMELESS, reason.value in _UNWELCOME
+    return LinkError(message, hint=remedy(reason), dropped=dropped, unwelcome=unwelcome)
 
 
 def over_quota(reason: ReasonCode, options: MqttOptions) -> LinkError:
     """The broker does not take any more for now."""
-    return LinkError(f"the broker at {options.broker} takes no messages: {reason}", hint=remedy(reason))
+    message = f"the broker at {options.broker} takes no messages: {reason}"
+    return LinkError(message, hint=remedy(reason), unwelcome=True)
 
 
 def remedy(reason: ReasonCode) -> str:

@@ -36,7 +36,10 @@ FIRST_RETRY = 0.6
 LONGEST_RETRY = 30.0
 
 STEADY_SECONDS = 10.0
-"""A connection that lived so long was a good one: the next retry comes quickly again."""
+"""A connection that lived so long was a good one: the next retry comes quickly again.
+
+So was a shorter one over which messages went, unless the broker has asked for peace.
+"""
 
 PROBE_SECONDS = 0.5
 """How often it is tried, while messages wait and nobody listens, whether somebody does by now."""
@@ -185,7 +188,7 @@ class Publisher:
         unreachable = False
         while True:
             last = self._stopping  # a stop leaves one more attempt, for what waits and for the last word
-            since = math.inf
+            since, sent = math.inf, self._tally.sent
             try:
                 link = self._connect()
                 since = self._clock()
@@ -193,7 +196,8 @@ class Publisher:
                 break
             except LinkError as error:
                 self.status.set("failed", error.message, error.hint)
-                failures = 1 if self._clock() - since > STEADY_SECONDS else failures + 1
+                delivered = self._tally.sent > sent and not error.unwelcome
+                failures = 1 if delivered or self._clock() - since > STEADY_SECONDS else failures + 1
                 unreachable = error.unreachable
                 if error.over and not last:
                     continue

@@ -21,6 +21,7 @@ from tests.broker import Script, free_port, server
 
 CONNACK_V5 = bytes([0x20, 3, 0, 0, 0])
 CONNACK_V311 = bytes([0x20, 2, 0, 0])
+SHUTTING_DOWN = bytes([0xE0, 2, 0x8B, 0])
 SESSION_TAKEN_OVER = bytes([0xE0, 2, 0x8E, 0])
 
 
@@ -150,7 +151,13 @@ def test_a_good_bye_with_a_reason() -> None:
         error = lose(connect(port))
     assert "disconnected us: Session taken over" in error.message
     assert "give each device a name of its own" in error.hint
-    assert not error.dropped
+    assert (error.dropped, error.unwelcome) == (False, True)
+
+
+def test_a_good_bye_of_a_broker_that_will_be_back() -> None:
+    with server(says(CONNACK_V5, SHUTTING_DOWN)) as port:
+        error = lose(connect(port))
+    assert (error.dropped, error.unwelcome) == (False, False)
 
 
 def test_a_connection_that_died_without_a_word_is_noticed() -> None:

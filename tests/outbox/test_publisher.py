@@ -15,9 +15,10 @@ from edged.core.health import Health, Status
 from edged.core.topics import Topics
 from edged.core.types import Message
 from edged.outbox.options import MqttOptions
-from edged.outbox.publisher import Publisher, backoff
+from edged.outbox.publisher import LONGEST_RETRY, Publisher, backoff
 from edged.outbox.spool import MemorySpool
 from tests.broker import PATIENCE, Broker, Script, Subscriber, free_port, make_certificates, old_broker, server
+from tests.flaky_proxy import FlakyProxy
 
 TOPICS = Topics("edged", "board")
 RESULT = TOPICS.result("motion")
@@ -400,6 +401,21 @@ def test_without_a_host_messages_are_dropped_and_the_status_says_so() -> None:
 
         assert rig.wait_for("stopped").hint == "set host in [mqtt]"
         assert rig.spool.stats.depth == 0
+
+
+def test_after_many_short_connections_that_were_good_the_next_one_comes_as_soon(broker: Broker) -> None:
+    with FlakyProxy(broker.port) as link, Subscriber(broker.port, RESULT) as subscriber, Rig(link.port) as rig:
+        for seq in range(8):
+            began = time.monotonic()
+            rig.publisher.put(message(seq))
+            while json.loads(subscriber.wait_for(RESULT).payload)["seq"] != seq:
+                pass
+            rig.wait_for("running")
+            while rig.publisher.sent <= seq:
+                time.sleep(0.001)
+            link.drop()
+
+    assert time.monotonic() - began < LONGEST_RETRY / 3  # else it would be half of that at least
 
 
 def test_the_first_retry_comes_within_a_second_and_none_later_than_half_a_minute() -> None:
