@@ -98,9 +98,14 @@ class LoggedDisk:
         self.mark("fail" if on else "heal")
 
     def mount_again(self) -> None:
-        """What a restart of the board does."""
+        """What a restart of the board does.
+
+        It takes another loop device, for a container that came up meanwhile may hold on to what was mounted from this.
+        """
         _run("umount", self.mount)
-        _mount(self._fuse / "disk", self.mount, OPTIONS)
+        device = _run("losetup", "--find", "--show", self._fuse / "disk").strip()
+        _run("mount", "-t", "ext4", "-o", OPTIONS, device, self.mount)
+        _run("losetup", "--detach", device)  # once it is not mounted any more
 
     def mark(self, text: str) -> None:
         """Write down that something was promised, after all that had reached the disk by then."""
@@ -174,13 +179,15 @@ def check(image: Path) -> None:
     _run("e2fsck", "-fn", image)
 
 
-def _run(*command: object) -> None:
+def _run(*command: object) -> str:
+    """What it says. Raises RuntimeError."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, env={**os.environ, "PATH": path}
     )
     if done.returncode:
         raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
