@@ -23,8 +23,10 @@ from edged.sources.columns import Channel, Channels, Rate, Units, row
 if TYPE_CHECKING:
     import serial
 
-BY_ID = Path("/dev/serial/by-id")
 MAX_BLOCK = 65_536
+
+_LET_IN = "sudo edgectl devices allow --restart"
+_IN_EVERY_SANDBOX = {"console", "ptmx", "tty"}
 
 _OPTIONS_OF = {
     "csv": ("separator", "columns"),
@@ -177,16 +179,21 @@ def open_port(path: str, baud: int) -> "serial.Serial":
         raise refusal(path, error) from error
 
 
-def refusal(path: str, error: Exception, folder: Path = BY_ID) -> DeviceError:
-    """What the failure to open a port means; `folder` lists those there are."""
+def refusal(path: str, error: Exception, root: Path = Path("/")) -> DeviceError:
+    """What the failure to open a port means; what there is instead is looked for below `root`."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return DeviceError(f"{path} is not there", hint=_ports(folder), retryable=True)
-    if number in (errno.EACCES, errno.EPERM):
+        hint = _ports(root / "dev/serial/by-id")
+        if _sandboxed(root):
+            hint = f"the service sees no device yet: {_LET_IN}; if that is done, plug it in"
+        return DeviceError(f"{path} is not there", hint=hint, retryable=True)
+    if number == errno.EPERM:  # its permissions would let us, so that it is the service's sandbox that does not
+        return DeviceError(f"the service is not let at {path}", hint=f"let it: {_LET_IN}", retryable=True)
+    if number == errno.EACCES:
         return DeviceError(
             f"not allowed to open {path}",
             hint="add the user edged runs as to the group dialout (sudo usermod -aG dialout USER) and restart, "
-            "or give it the device with a udev rule",
+            f"or give it the device with a udev rule; then: {_LET_IN}",
             retryable=True,
         )
     if number in (errno.EBUSY, errno.EAGAIN):
@@ -196,6 +203,15 @@ def refusal(path: str, error: Exception, folder: Path = BY_ID) -> DeviceError:
             retryable=True,
         )
     return DeviceError(f"{path} cannot be opened as a serial port: {error}", hint="check port and baud", retryable=True)
+
+
+def _sandboxed(root: Path) -> bool:
+    """Whether none of the terminals that the kernel has is in /dev: a unit with PrivateDevices= finds it so."""
+    try:
+        kernels = {entry.name for entry in (root / "sys/class/tty").iterdir()} - _IN_EVERY_SANDBOX
+    except OSError:
+        return False
+    return bool(kernels) and not any((root / "dev" / name).exists() for name in kernels)
 
 
 def _ports(folder: Path) -> str:

@@ -173,11 +173,34 @@ def test_a_file_is_no_port(tmp_path: Path) -> None:
         SerialSource(port=str(file), channels=("x",)).open()
 
 
-def test_the_hint_names_the_ports_that_are_there(tmp_path: Path) -> None:
-    (tmp_path / "usb-Arduino_85430-if00").touch()
-    missing = refusal("/dev/ttyACM0", OSError(errno.ENOENT, "No such file"), tmp_path)
-    assert missing.hint == f"plug it in, or set port to one that is there: {tmp_path}/usb-Arduino_85430-if00"
-    assert "no USB serial port" in refusal("/dev/ttyACM0", OSError(errno.ENOENT, ""), tmp_path / "none").hint
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where the kernel has two terminals, and /dev none of them yet."""
+    for name in ("sys/class/tty/tty", "sys/class/tty/ttyS0", "sys/class/tty/ttyACM0", "dev/tty"):
+        (tmp_path / name).mkdir(parents=True)
+    return tmp_path
+
+
+def test_the_hint_names_the_ports_that_are_there(root: Path) -> None:
+    (root / "dev/ttyS0").touch()
+    assert "no USB serial port" in refusal("/dev/ttyACM0", OSError(errno.ENOENT, ""), root).hint
+    by_id = root / "dev/serial/by-id"
+    by_id.mkdir(parents=True)
+    (by_id / "usb-Arduino_85430-if00").touch()
+    missing = refusal("/dev/ttyACM0", OSError(errno.ENOENT, "No such file"), root)
+    assert missing.hint == f"plug it in, or set port to one that is there: {by_id}/usb-Arduino_85430-if00"
+
+
+def test_in_a_sandbox_that_hides_all_devices_the_hint_says_how_to_let_them_in(root: Path) -> None:
+    hidden = refusal("/dev/ttyACM0", OSError(errno.ENOENT, "No such file"), root)
+    assert hidden.hint == (
+        "the service sees no device yet: sudo edgectl devices allow --restart; if that is done, plug it in"
+    )
+    forbidden = refusal("/dev/ttyACM0", OSError(errno.EPERM, "Operation not permitted"), root)
+    assert (forbidden.message, forbidden.hint) == (
+        "the service is not let at /dev/ttyACM0",
+        "let it: sudo edgectl devices allow --restart",
+    )
 
 
 def test_the_hint_for_a_port_that_is_not_ours_to_open() -> None:
