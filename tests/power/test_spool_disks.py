@@ -8,6 +8,8 @@ The spool's clock runs ten times as fast as others, so that it tries again after
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,7 +25,7 @@ from edged.outbox.disk import DiskSpool
 from edged.outbox.options import MqttOptions, Policy, SpoolOptions
 from edged.outbox.publisher import Publisher
 from tests.accounting import UNBOUNDED, Auditor
-from tests.broker import PATIENCE, Broker
+from tests.broker import PATIENCE, Broker, free_port
 from tests.flaky_proxy import FlakyProxy
 from tests.outbox.test_disk import until
 from tests.power.block_log import LoggedDisk, ext4, missing, mounted
@@ -168,3 +170,28 @@ def test_a_bad_disk_costs_no_result(tmp_path: Path, durability: str, make, fault
     numbers = [result["seq"] for result in auditor.heard]
     assert list(dict.fromkeys(numbers)) == list(range(320))
     assert board.spool.stats.dropped == 0
+
+
+def test_a_file_system_that_is_merely_read_only_is_not_said_to_die(tmp_path: Path):
+    with mounted(ext4(tmp_path / "image", 16 << 20), tmp_path / "disk") as disk:
+
+        def remount(how: str) -> None:
+            subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+
+        (disk / "spool").mkdir()
+        before = Board(tmp_path / "sound", "always", free_port())
+        before.say(range(20))
+        for file in (tmp_path / "sound").iterdir():  # as a power cut would leave it, with a log
+            shutil.copy(file, disk / "spool")
+        assert (disk / "spool" / "spool.db-wal").stat().st_size > 0
+        before.stop(0)
+
+        remount("ro")
+        board = Board(disk / "spool", "spill", free_port())
+        until(lambda: board.spool.health.state == "degraded")
+        assert "make it writable" in board.spool.health.hint
+        board.say(range(20, 30))
+        remount("rw")
+        until(lambda: board.saved)
+        assert board.spool.depth == 30
+        board.stop(0)
