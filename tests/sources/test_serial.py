@@ -132,7 +132,7 @@ def test_an_unplugged_sensor_is_an_error_with_a_remedy(wire: Wire) -> None:
 
 def test_ten_megabytes_without_a_newline(wire: Wire) -> None:
     source = opened(wire)
-    sender = Thread(target=lambda: wire.send(b"7" * 10_000_000 + b"\n1,2\n"))
+    sender = Thread(target=lambda: wire.send(b"7" * 10_000_000 + b"\n1,2\n"), daemon=True)
     sender.start()
     chunk = take(source)
     sender.join()
