@@ -224,7 +224,7 @@ class Operations:
             "last_sent": None if publisher.last_sent is None else self._parts.clock.at(publisher.last_sent),
             "last_sent_ago": None if publisher.last_sent is None else time.monotonic() - publisher.last_sent,
             "reconnects": publisher.reconnects,
-            "spool": msgspec.to_builtins(spool),
+            "spool": {**msgspec.to_builtins(spool), "health": self._health(publisher.spool.health)},
             "health": self._health(publisher.status.health),
         }
 

@@ -67,6 +67,8 @@ def _mqtt(mqtt: dict[str, Any]) -> Iterator[str]:
     yield from tables.remedy(mqtt["health"])
     waiting = f"{spool['depth']} messages wait ({tables.size(spool['bytes'])})"
     yield f"    spool   {waiting}, {spool['dropped']} dropped, {spool['parked']} refused by the broker"
+    if "health" in spool:
+        yield from tables.remedy(spool["health"])
     if mqtt["broker"] and "disk" in spool:
         yield f"            {spool_verb.loss(spool['disk'])}"
 

@@ -51,6 +51,22 @@ def test_all_is_well(edgectl, daemon):
     )
 
 
+def test_what_ails_the_spool_is_said_below_it(edgectl, daemon):
+    bad = {
+        "state": "degraded",
+        "reason": "no room: memory only",
+        "hint": "make room on it (df)",
+        "since": 1.0,
+        "for": 75.0,
+    }
+    daemon.status = copy.deepcopy(daemon.status)
+    daemon.status["mqtt"]["spool"]["health"] = bad
+    assert (
+        "refused by the broker\n      no room: memory only, for 1 min 15 s\n      -> make room on it (df)\n"
+        in edgectl("status")[1]
+    )
+
+
 def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
     daemon.status = broken(daemon.status)
     code, output, _ = edgectl("status")
