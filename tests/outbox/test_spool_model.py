@@ -1,10 +1,12 @@
 """Both spools against one simple model: whatever is done to them, each origin keeps its order and nothing is lost.
 
-The disk spool is also closed and opened again, which the model takes for a lost connection.
+The disk spool is also closed and opened again, which the model takes for a lost connection. Where there is not room for
+everything, what is lost is counted to the last message, and is what the policies say.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -100,9 +102,160 @@ class DiskMachine(MemoryMachine):
         self.folder.cleanup()
 
 
+BOUNDED = {
+    "first": Policy(priority=1),
+    "oldest": Policy(durability="always"),
+    "newest": Policy(drop="newest"),
+    "thin": Policy(drop="thin", keep_every=3),
+}
+REASONS = {
+    "first": {"full", "expired"},
+    "oldest": {"full", "expired"},
+    "newest": {"full", "expired"},
+    "thin": {"thinned", "full", "expired"},
+}
+MESSAGES, MEMORY, SECONDS = 60, 40_000, 100
+
+
+class BoundedMachine(RuleBasedStateMachine):
+    """Little room, by count, bytes and age. `waiting` is what was put and not taken; some of that may be gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.put_so_far = 0
+        self.waiting: dict[str, list[int]] = {origin: [] for origin in BOUNDED}
+        self.missing = dict.fromkeys(BOUNDED, 0)
+        self.flying: list[tuple[str, int, int]] = []
+        self.spool = self.open()
+
+    def options(self) -> SpoolOptions:
+        return SpoolOptions(messages=MESSAGES, memory_bytes=MEMORY, seconds=SECONDS, commit_seconds=0)
+
+    def open(self) -> Spool:
+        return MemorySpool(self.options(), BOUNDED, clock=lambda: self.now)
+
+    @rule(origin=st.sampled_from(sorted(BOUNDED)), count=st.integers(1, 40), bytes_=st.sampled_from([1, 100, 3000]))
+    def put(self, origin: str, count: int, bytes_: int) -> None:
+        for _ in range(count):
+            self.spool.put(message(self.put_so_far, origin, created=self.now, payload=bytes(bytes_)))
+            self.waiting[origin].append(self.put_so_far)
+            self.put_so_far += 1
+
+    @rule(count=st.integers(1, 40))
+    def take(self, count: int) -> None:
+        for entry in self.spool.take(count):
+            origin, seq = entry.message.origin, entry.message.seq
+            gone = self.waiting[origin].index(seq)  # else it has come before one that is older
+            self.missing[origin] += gone
+            del self.waiting[origin][: gone + 1]
+            self.flying.append((origin, seq, entry.id))
+            assert entry.message.created >= self.now - SECONDS
+
+    @rule(count=st.integers(1, 40))
+    def acknowledge(self, count: int) -> None:
+        self.spool.ack([entry for _, _, entry in self.flying[:count]])
+        del self.flying[:count]
+
+    @rule()
+    def connect(self) -> None:
+        self.spool.resume()
+
+    @rule()
+    def lose_the_connection(self) -> None:
+        self.spool.release()
+        for origin, seq, _ in reversed(self.flying):
+            self.waiting[origin].insert(0, seq)
+        self.flying.clear()
+
+    @rule(seconds=st.sampled_from([1.0, 50.0]))
+    def grow_older(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def it_is_bounded(self) -> None:
+        stats = self.spool.stats
+        assert stats.in_flight == len(self.flying)
+        assert stats.bytes <= MEMORY or stats.depth == stats.in_flight + stats.on_disk
+
+    def teardown(self) -> None:
+        """Whatever is left comes, and what does not come was counted."""
+        self.lose_the_connection()
+        self.connect()
+        deadline = time.monotonic() + PATIENCE
+        while self.spool.depth:
+            assert time.monotonic() < deadline, "what waits does not come"
+            self.take(20)
+            self.acknowledge(40)
+        drops = self.spool.stats.drops
+        for origin, left in self.waiting.items():
+            assert sum(drops.get(origin, {}).values()) == self.missing[origin] + len(left)
+            assert drops.get(origin, {}).keys() <= REASONS[origin]
+
+
+class BoundedMemoryMachine(BoundedMachine):
+    @invariant()
+    def no_more_wait_than_there_is_room_for(self) -> None:
+        assert self.spool.depth <= max(MESSAGES, len(self.flying))
+
+    @rule()
+    def take_by_priority(self) -> None:
+        taken = len(self.flying)
+        self.take(MESSAGES)
+        origins = [origin for origin, _, _ in self.flying[taken:]]
+        assert origins == sorted(origins, key=lambda origin: origin != "first")
+
+    @precondition(lambda self: not self.flying)
+    @rule(origin=st.sampled_from(["oldest", "newest", "thin"]))
+    def overflow(self, origin: str) -> None:
+        """Of one that has all the room, what is kept is the newest, the oldest, or something of all times."""
+        self.lose_the_connection()
+        while self.spool.depth:
+            self.take(MESSAGES)
+            self.acknowledge(MESSAGES)
+        first = self.put_so_far
+        self.put(origin, MESSAGES + 20, 1)
+        self.take(MESSAGES)
+        kept = [seq - first for _, seq, _ in self.flying]
+        self.acknowledge(MESSAGES)
+        if origin == "oldest":
+            assert kept == list(range(20, MESSAGES + 20))
+        elif origin == "newest":
+            assert kept[: MESSAGES - 1] == list(range(MESSAGES - 1))
+        else:
+            assert kept[0] == 0
+            assert kept[-1] == MESSAGES + 19
+            assert max(after - before for before, after in itertools.pairwise(kept)) <= 9
+
+
+class BoundedDiskMachine(BoundedMachine):
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        super().__init__()
+
+    def open(self) -> Spool:
+        status = Status("spool", time.monotonic, lambda name, health: None)
+        spool = DiskSpool(Path(self.folder.name), self.options(), BOUNDED, status=status, clock=lambda: self.now)
+        spool.start(lambda: None)
+        return spool
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.spool.close(PATIENCE)
+        self.folder.cleanup()
+
+
 class TestMemorySpool(MemoryMachine.TestCase):
     settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
 class TestDiskSpool(DiskMachine.TestCase):
     settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+
+
+class TestBoundedMemorySpool(BoundedMemoryMachine.TestCase):
+    settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+class TestBoundedDiskSpool(BoundedDiskMachine.TestCase):
+    settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
