@@ -57,11 +57,12 @@ from edged.flow.reader import Reader
 from edged.log import set_up
 from edged.models.bare import Bare
 from edged.models.incoming import Incoming
+from edged.models.job import Event
 from edged.models.selftest import prove
 from edged.models.store import Store
 from edged.models.trust import Trust
 from edged.models.tunings import Tunings
-from edged.models.updater import Event, Updater
+from edged.models.updater import Updater
 from edged.operations import ModelPart, Operations, Parts, PipelinePart, families, overall, summary
 from edged.outbox.announcer import Announcer
 from edged.outbox.disk import DiskSpool

@@ -21,7 +21,7 @@ from msgspec import Meta
 from edged.core.manifest import Digest, Version
 from edged.models.answer import MAX_URL, mask
 from edged.models.bare import Bare, names_bare
-from edged.models.updater import Job, Options
+from edged.models.job import Job, Options
 
 MAX_WISH_BYTES = 8192
 

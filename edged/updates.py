@@ -38,8 +38,8 @@ from edged.models.bare import Bare, BareCheck
 from edged.models.delta import VersionCheck
 from edged.models.fetch import Fetcher, FetchOptions, transfer_id
 from edged.models.incoming import Check, Incoming, Transfer
+from edged.models.job import Event, Job, Options, Outcome, Report
 from edged.models.line import AbandonedError
-from edged.models.updater import Event, Job, Options, Outcome, Report
 
 IDLE_SECONDS = 60.0
 """A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""

@@ -20,7 +20,7 @@ from edged.core.ledger import Installed, Ledger, Rejection
 from edged.models.bare import Bare
 from edged.models.bundle import examine
 from edged.models.incoming import Incoming
-from edged.models.updater import Event, Job, Options, Report
+from edged.models.job import Event, Job, Options, Report
 from edged.updates import Updates
 from tests.containers import MODEL, colours, container, entry
 
@@ -187,11 +187,11 @@ class Board:
         """Run it there, and wait for what it gives."""
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
 
-    def wait_for(self, kind: str) -> Event:
-        """The first step of this kind that was told of, once there is one."""
+    def wait_for(self, kind: str, received: int = 0) -> Event:
+        """The first step of this kind, and with so many bytes received, that was told of, once there is one."""
 
         def found() -> list[Event]:
-            return [event for event in self.said if event.id == kind]
+            return [event for event in self.said if event.id == kind and (event.bytes or 0) >= received]
 
         with self._heard:
             assert self._heard.wait_for(found, 20), self.said

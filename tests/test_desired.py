@@ -5,7 +5,7 @@ import pytest
 from edged.api import ControlError
 from edged.desired import Desires, Wish
 from edged.models.bare import Bare
-from edged.models.updater import Job, Options
+from edged.models.job import Job, Options
 
 TOPIC = "edged/board/models/motion/desired"
 DIGEST = "ab" * 32

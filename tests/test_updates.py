@@ -8,7 +8,7 @@ import pytest
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
 from edged.models.bare import Bare
-from edged.models.updater import Options
+from edged.models.job import Options
 from edged.updates import MAX_CHUNK
 from tests.containers import MODEL
 from tests.receiving import Board, bundle, names
@@ -296,7 +296,7 @@ def test_a_bare_file_is_not_fetched_where_only_signed_versions_may_come_in(board
 def test_how_far_it_is_is_told_while_it_comes(board, ask, send):
     ask("receive-open", **NAMES)
     send(end=90_000)
-    said = board.wait_for("update.receiving")
+    said = board.wait_for("update.receiving", received=90_000)
     assert (said.model, said.version, said.digest, said.phase) == ("colours", "2.0", NAMES["digest"], "receiving")
     assert (said.bytes, said.total) == (90_000, len(BUNDLE))
 

@@ -11,9 +11,10 @@ from edged.core.manifest import Manifest
 from edged.core.probation import Observed
 from edged.core.verdict import Verdict
 from edged.models.bundle import Bundle, digest
+from edged.models.job import Event, Job, Options
 from edged.models.store import Store
 from edged.models.trust import Trust
-from edged.models.updater import Event, Job, Options, Updater
+from edged.models.updater import Updater
 from tests.containers import MODEL, colours, container, entry
 
 NAME = "colours"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -104,6 +105,11 @@ class Shelf:
             return None
         except OSError as error:
             raise refusal(self.link, error) from error
+
+    def free(self) -> int:
+        """Free bytes on the disk that this is on, or will be."""
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        return shutil.disk_usage(there).free
 
     def litter(self) -> tuple[str, ...]:
         """What an interrupted step has left behind, relative to the folder."""

@@ -13,9 +13,7 @@ Until there a power cut leaves nothing but litter, and the sender offers it agai
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import shutil
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
@@ -23,15 +21,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from edged.core import delta, probation
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
-from edged.core.container import Head, read_head
+from edged.core import probation
 from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, target
 from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError
 from edged.core.ledger import Candidate, Installed, Ledger
@@ -39,11 +36,11 @@ from edged.core.manifest import Manifest, Probation
 from edged.core.probation import Observed, Watch
 from edged.core.record import Phase
 from edged.core.verdict import Verdict
-from edged.models.bare import Bare, inherit, next_version, stand_for
-from edged.models.bare import read as read_bare
-from edged.models.bundle import MANIFEST, Bundle, head_of_folder, open_folder, unpack
-from edged.models.delta import expand
-from edged.models.disk import ASIDE, Disk, refusal
+from edged.models import arrival as arrivals
+from edged.models.arrival import Arrival
+from edged.models.bundle import MANIFEST, Bundle
+from edged.models.disk import ASIDE, Disk
+from edged.models.job import Ending, Event, Job, Options, Outcome, Report
 from edged.models.store import Shelf, Store, open_version
 from edged.models.trust import Trust
 
@@ -58,12 +55,6 @@ INTERVAL = 1.0
 MAX_JOBS = 50
 MAX_STEPS = 100
 """So many at a time are far more than any update takes."""
-
-MAX_HEAD_BYTES = 2 << 20
-"""More than the head of a container or of a delta can have."""
-
-RESERVE = 1 << 20
-"""Bytes that unpacking leaves free, for ledgers and whatever else the board has to write."""
 
 
 class Board(Protocol):
@@ -87,86 +78,6 @@ class Board(Protocol):
 
     def observed(self, model: str) -> Observed:
         """What the version that serves did since the swap."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be asked of an install.
-
-    `origin` says where the container came from. It is a bare file where it is said what that is for. Who asks for
-    `confirm_within` seconds has that long, from when the version serves, to confirm it; else it is reverted.
-    """
-
-    origin: str = ""
-    bare: Bare | None = None
-    allow_downgrade: bool = False
-    confirm_within: float = 0.0
-
-
-Ending = Literal["done", "refused", "failed", "rolled_back"]
-JobState = Literal["running"] | Ending
-Outcome = Literal[""] | Ending
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that was taken. `id` names its kind for ever; `time` is CLOCK_MONOTONIC seconds.
-
-    It is about a `version` with this `digest`, "" where it is about none or that is not known yet, which is in this
-    `phase` from then on; its last step has an `outcome`. While it comes, `bytes` of `total` are here.
-    """
-
-    id: str
-    model: str
-    text: str
-    time: float
-    version: str = ""
-    digest: str = ""
-    phase: Phase = ""
-    outcome: Outcome = ""
-    bytes: int | None = None
-    total: int | None = None
-
-
-@dataclass(eq=False)
-class Job:
-    """An update as it goes. `state` and `text`, one sentence for a person, are final once it is `ended`.
-
-    refused: it may not come in. failed: it may, and does not work here. rolled_back: it served, and had to go.
-    `released` is set as soon as the container is not needed any more.
-    """
-
-    id: str
-    options: Options
-    model: str = ""
-    version: str = ""
-    digest: str = ""
-    state: JobState = "running"
-    text: str = ""
-    hint: str = ""
-    events: deque[Event] = field(default_factory=lambda: deque(maxlen=100))
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def name(self, head: Head) -> None:
-        """Say which version it brings."""
-        self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
-
-    def end(self, state: Ending, text: str, hint: str = "") -> None:
-        """It is over; the first word on that is the last."""
-        if self.ended.is_set():
-            return
-        self.state, self.text, self.hint = state, text, hint
-        self.released.set()
-        self.ended.set()
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model stands: what serves, what the ledger says, and which versions are out of order in this run."""
-
-    name: str
-    serving: str | None
-    ledger: Ledger
-    factory: tuple[str, ...]
-    unfit: dict[str, Fault]
 
 
 class Updater:
@@ -250,7 +161,7 @@ class Updater:
     async def knows(self, file: Path) -> bool:
         """Whether what is in a file that came in is installed, under way or rejected: then it has done its duty."""
         try:
-            digest = (await _on_thread(_Arrival.read, file)).head.digest
+            digest = (await _on_thread(arrivals.read, file)).head.digest
         except EdgedError:  # not even its head is there, or it is a bare file, and nobody knows of what
             return False
         known = [(await self._look(name)).ledger for name in self._store.installed()]
@@ -332,7 +243,7 @@ class Updater:
     async def _install(self, job: Job, container: Path) -> None:
         try:
             bare = job.options.bare
-            arrival = None if bare else await _on_thread(_Arrival.read, container)
+            arrival = None if bare else await _on_thread(arrivals.read, container)
             job.model = self._known(bare.model) if bare else ""
             if arrival:
                 job.name(arrival.head)
@@ -352,7 +263,7 @@ class Updater:
             log.exception("the update of %s met a bug", job.model)
             self._fail(job, _bug(error))
 
-    async def _bring_in(self, job: Job, arrival: _Arrival) -> None:
+    async def _bring_in(self, job: Job, arrival: Arrival) -> None:
         """Make it the candidate, unless it is that already, or more. Raises EdgedError where it may not be.
 
         First who vouches for it, then what is known of it, then what is in it, and last whether it fits.
@@ -392,7 +303,7 @@ class Updater:
         text = f"version {job.version} is the candidate"
         await self._do(name, Record(offered, "update.offered", text), facts)
 
-    async def _adopt(self, job: Job, file: Path) -> _Arrival:
+    async def _adopt(self, job: Job, file: Path) -> Arrival:
         """A bare file, with the contract of the version it would replace; which that is may change but for the lock."""
         name, bare = job.model, job.options.bare
         assert bare is not None
@@ -404,20 +315,15 @@ class Updater:
                 f"there is no version of {name} whose contract it could inherit",
                 hint="pack it, which says all of it: edgectl pack",
             )
-        base = await _on_thread(open_version, self._folder(name, facts, before), name)
-        data = await _on_thread(read_bare, file)
-        twin = base.manifest.files[base.manifest.model].sha256 == hashlib.sha256(data).hexdigest()
-        if twin and bare.version in (None, base.manifest.version):
-            head = await _on_thread(head_of_folder, base.folder)
-        else:
-            latest = max(facts.ledger.floor, base.manifest.version, key=manifests.version_key)
-            head = await _on_thread(inherit, data, base.manifest, bare.version or next_version(latest))
-            text = f"version {head.manifest.version} inherits the contract of {base.manifest.version}"
+        bundle = await _on_thread(open_version, self._folder(name, facts, before), name)
+        arrival = await _on_thread(arrivals.adopt, file, bare, bundle, facts.ledger.floor)
+        job.name(arrival.head)
+        if job.digest != before:
+            text = f"version {job.version} inherits the contract of {bundle.manifest.version}"
             self._say(name, "update.inherited", f"{text}, but no golden samples: it can only prove that it runs", job)
-        job.name(head)
-        return _Arrival(file, head, "", bare=True)
+        return arrival
 
-    async def _renew(self, job: Job, arrival: _Arrival, facts: Facts) -> None:
+    async def _renew(self, job: Job, arrival: Arrival, facts: Facts) -> None:
         """What is active already is done at once; only where it does not serve, it is put back and has another try."""
         name, memory = job.model, self._memory(job.model)
         if facts.ledger.active is not None:
@@ -428,71 +334,31 @@ class Updater:
             raise ModelError(f"{name} {job.version} is active, but does not serve: {memory.unfit[job.digest].reason}")
         job.end("done", f"{name} {job.version} is active already")
 
-    async def _unpack(self, job: Job, arrival: _Arrival) -> None:
+    async def _unpack(self, job: Job, arrival: Arrival) -> None:
         """Have it as a folder in its place, read back and found to fit; what is there already need not be written."""
         name = job.model
         shelf = self._store.shelf(name)
         try:
             bundle = await _on_thread(open_version, shelf.version(job.digest), name)
         except BundleError:
-            await self._settle(name, room=arrival.head.size + RESERVE)
-            bundle = await self._filled(job, shelf, arrival)
+            await self._settle(name, room=arrival.head.size + arrivals.RESERVE)
+            bundle = await self._unpacked(job, arrival)
             self._board.fit(name, bundle.manifest)
-            await _on_thread(self._place, shelf, job.digest)
+            await _on_thread(arrivals.place, arrival, self._store, self._disk)
         else:
             self._board.fit(name, bundle.manifest)
         self._say(name, "update.unpacked", f"version {job.version} is unpacked and sound", job)
 
-    async def _filled(self, job: Job, shelf: Shelf, arrival: _Arrival) -> Bundle:
-        """It, unpacked into `arriving`. Whoever sent a delta in vain is told, by an event, to send all of it."""
+    async def _unpacked(self, job: Job, arrival: Arrival) -> Bundle:
+        """It, not in its place yet. Whoever sent a delta in vain is told, by an event, to send all of it."""
         try:
-            return await _on_thread(self._fill, shelf, arrival)
+            return await _on_thread(arrivals.unpack_beside, arrival, self._store, self._disk)
         except BundleError as error:
             if not arrival.base:
                 raise
             text = f"the full bundle is needed: {error.message}"
             self._say(job.model, "update.full_needed", text, job)
             raise BundleError(text, hint="send the full bundle") from error
-
-    def _fill(self, shelf: Shelf, arrival: _Arrival) -> Bundle:
-        """On another thread: unpack into `arriving`, and read back."""
-        head = arrival.head
-        self._disk.make_folder(shelf.versions)
-        missing = head.size + RESERVE - _free(shelf.folder)
-        if missing > 0:
-            raise StoreError(
-                f"{shelf.folder}: there is no room for {head.manifest.name} {head.manifest.version}: "
-                f"{missing} more bytes are needed",
-                hint="free some space on this disk",
-                retryable=True,
-            )
-        with arrival.file.open("rb") as stream:
-            unpacked = unpack(self._whole(arrival, stream), shelf.arriving, self._disk)
-        if unpacked.digest != head.digest:
-            raise BundleError("the container changed while it was read", hint="send it again", retryable=True)
-        return open_folder(shelf.arriving)
-
-    def _whole(self, arrival: _Arrival, stream: IO[bytes]) -> IO[bytes]:
-        """The container that a file is or stands for."""
-        if arrival.bare:
-            return stand_for(arrival.head, stream)
-        return expand(stream, self._base(arrival.head.manifest.name, arrival.base)) if arrival.base else stream
-
-    def _base(self, name: str, base: str) -> Path:
-        """The folder of the version that a delta is to be added to."""
-        shelf = self._store.shelf(name)
-        folder = shelf.version(base) if base in shelf.present() else self._store.factory(name).get(base)
-        if folder is None:
-            raise BundleError(
-                f"it is a delta to a version of {name} that is not on this board: {base[:12]}",
-                hint="send the full bundle",
-            )
-        return folder
-
-    def _place(self, shelf: Shelf, digest: str) -> None:
-        """On another thread: from `arriving` to its place, which only something damaged can have."""
-        self._disk.remove(shelf.version(digest))
-        self._disk.place(shelf.arriving, shelf.version(digest))
 
     # Look, decide, do
 
@@ -567,7 +433,7 @@ class Updater:
             litter=shelf.litter(),
             limits=limits,
             usual=usual,
-            free=_free(shelf.folder),
+            free=shelf.free(),
         )
 
     def _write(self, name: str, ledger: Ledger) -> None:
@@ -791,28 +657,6 @@ class _Memory:
         self.ending = (state, step.text, step.hint)
 
 
-class _Arrival(NamedTuple):
-    """What is to be installed: a container, a delta to the version `base`, or a `bare` file; its head is known."""
-
-    file: Path
-    head: Head
-    base: str
-    bare: bool = False
-
-    @classmethod
-    def read(cls, file: Path) -> _Arrival:
-        """Raises BundleError where it is neither, StoreError where it cannot be read."""
-        try:
-            with file.open("rb") as opened:
-                data = opened.read(MAX_HEAD_BYTES)
-        except OSError as error:
-            raise refusal(file, error) from error
-        if data.startswith(delta.MAGIC):
-            head = delta.read_head(data)
-            return cls(file, head.version, head.base)
-        return cls(file, read_head(data), "")
-
-
 class _Seen(msgspec.Struct, frozen=True):
     """What the disk shows of a model."""
 
@@ -872,9 +716,3 @@ def _with_room(keep: Keep, seen: _Seen, room: int) -> Keep:
     """Keep less, where that is what it takes to have `room` bytes."""
     held = sum(size for digest, size in seen.present.items() if digest in seen.ledger.versions)
     return replace(keep, bytes=min(keep.bytes, held + seen.free - room)) if room else keep
-
-
-def _free(folder: Path) -> int:
-    """Free bytes on the disk that a folder is on, or will be."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free

@@ -14,8 +14,8 @@ from edged.core.ledger import BOOTS
 from edged.models.bare import Bare
 from edged.models.bundle import open_folder
 from edged.models.disk import Disk, Kernel
+from edged.models.job import Options
 from edged.models.trust import Trust
-from edged.models.updater import Options
 from tests.bundles import DATA
 from tests.containers import MODEL, container
 from tests.updating import NAME, Rig, digest_of, manifest, write_container

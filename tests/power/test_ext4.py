@@ -20,8 +20,8 @@ import pytest
 from edged.core.manifest import version_key
 from edged.models.disk import Disk, Kernel
 from edged.models.incoming import ContainerCheck, Incoming
+from edged.models.job import Options
 from edged.models.store import open_version
-from edged.models.updater import Options
 from tests.containers import MODEL, container, entry
 from tests.power.block_log import Cut, LoggedDisk, apply, check, cuts, missing, mounted
 from tests.power.test_cuts import AtOnce

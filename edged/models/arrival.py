@@ -1,0 +1,126 @@
+"""What has come to be installed, and how it becomes a folder: a container, a delta that stands for one, or a bare file.
+
+All of this reads and writes disks, and belongs on another thread than the event loop's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from edged.core import delta
+from edged.core import manifest as manifests
+from edged.core.container import Head, read_head
+from edged.core.errors import BundleError, StoreError
+from edged.core.manifest import Version
+from edged.models.bare import Bare, inherit, next_version, stand_for
+from edged.models.bare import read as read_bare
+from edged.models.bundle import Bundle, head_of_folder, open_folder, unpack
+from edged.models.delta import expand
+from edged.models.disk import Disk, refusal
+from edged.models.store import Store
+
+MAX_HEAD_BYTES = 2 << 20
+"""More than the head of a container or of a delta can have."""
+
+RESERVE = 1 << 20
+"""Bytes that unpacking leaves free, for ledgers and whatever else the board has to write."""
+
+
+class Arrival(NamedTuple):
+    """A file to be installed: a container, a delta to the version `base`, or `bare`; its head is known."""
+
+    file: Path
+    head: Head
+    base: str = ""
+    bare: bool = False
+
+
+def read(file: Path) -> Arrival:
+    """A container or a delta.
+
+    Raises:
+        BundleError: it is neither.
+        StoreError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_HEAD_BYTES)
+    except OSError as error:
+        raise refusal(file, error) from error
+    if data.startswith(delta.MAGIC):
+        head = delta.read_head(data)
+        return Arrival(file, head.version, head.base)
+    return Arrival(file, read_head(data))
+
+
+def adopt(file: Path, bare: Bare, before: Bundle, floor: Version) -> Arrival:
+    """A bare file with the contract of the version it would replace, as the one after that and after the floor.
+
+    If that version is made of this very file, it is that version.
+
+    Raises:
+        BundleError: it is not a sound .tflite file, or its tensors are others.
+        StoreError: it cannot be read.
+    """
+    data = read_bare(file)
+    manifest = before.manifest
+    twin = manifest.files[manifest.model].sha256 == hashlib.sha256(data).hexdigest()
+    if twin and bare.version in (None, manifest.version):
+        return Arrival(file, head_of_folder(before.folder), bare=True)
+    latest = max(floor, manifest.version, key=manifests.version_key)
+    return Arrival(file, inherit(data, manifest, bare.version or next_version(latest)), bare=True)
+
+
+def unpack_beside(arrival: Arrival, store: Store, disk: Disk) -> Bundle:
+    """Unpack it into the folder `arriving` of its model, and read it back.
+
+    Raises:
+        BundleError: it is damaged, or a delta to what is not here.
+        StoreError: there is no room for it, or the disk refuses.
+    """
+    head = arrival.head
+    shelf = store.shelf(head.manifest.name)
+    disk.make_folder(shelf.versions)
+    missing = head.size + RESERVE - shelf.free()
+    if missing > 0:
+        raise StoreError(
+            f"{shelf.folder}: there is no room for {head.manifest.name} {head.manifest.version}: "
+            f"{missing} more bytes are needed",
+            hint="free some space on this disk",
+            retryable=True,
+        )
+    with arrival.file.open("rb") as stream:
+        unpacked = unpack(_whole(arrival, stream, store), shelf.arriving, disk)
+    if unpacked.digest != head.digest:
+        raise BundleError("the container changed while it was read", hint="send it again", retryable=True)
+    return open_folder(shelf.arriving)
+
+
+def place(arrival: Arrival, store: Store, disk: Disk) -> None:
+    """Put it from `arriving` into its place, which only something damaged can have. Raises StoreError."""
+    shelf = store.shelf(arrival.head.manifest.name)
+    disk.remove(shelf.version(arrival.head.digest))
+    disk.place(shelf.arriving, shelf.version(arrival.head.digest))
+
+
+def _whole(arrival: Arrival, stream: IO[bytes], store: Store) -> IO[bytes]:
+    """The container that a file is or stands for."""
+    if arrival.bare:
+        return stand_for(arrival.head, stream)
+    if arrival.base:
+        return expand(stream, _base(arrival.head.manifest.name, arrival.base, store))
+    return stream
+
+
+def _base(name: str, base: str, store: Store) -> Path:
+    """The folder of the version that a delta is to be added to."""
+    shelf = store.shelf(name)
+    folder = shelf.version(base) if base in shelf.present() else store.factory(name).get(base)
+    if folder is None:
+        raise BundleError(
+            f"it is a delta to a version of {name} that is not on this board: {base[:12]}",
+            hint="send the full bundle",
+        )
+    return folder
