@@ -1,7 +1,7 @@
 """Look for what is wrong with this device, and say what to do about it.
 
-Nothing is changed and nothing the daemon uses is opened, so it can be asked at any time, best as the user the daemon
-runs as. It exits with 1 if anything failed; a warning is what may be meant so.
+Nothing is changed and nothing the daemon uses is opened, so it can be asked at any time, by root or by a member of the
+daemon's group. It exits with 1 if anything failed; a warning is what may be meant so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import getpass
 import grp
 import os
 import platform
+import pwd
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from edged import hardware
 from edged.backends.delegates import Delegate, delegates, resolve, survey
@@ -31,6 +32,7 @@ from edged.core.errors import EdgedError
 from edged.core.manifest import NO_DELEGATES, Variant
 from edged.core.tables import Problem
 from edged.ctl import exits, tables
+from edged.ctl.allow import COMMAND, USER, Access, wanted
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.devices import daemon_runs
@@ -43,7 +45,13 @@ from edged.outbox.options import MqttOptions
 BROKER_SECONDS = 3.0
 RUNTIME_SECONDS = 60.0
 LEAST_FREE_BYTES = 50_000_000
+SYSTEMD_SECONDS = 10.0
+STUCK_SECONDS = 60.0
 HOT_DEGREES = 80
+_PROPERTIES = (
+    *("LoadState", "ActiveState", "UnitFileState", "Result", "NRestarts"),
+    *("PrivateDevices", "DevicePolicy", "DeviceAllow"),
+)
 _BRING = "bring a version that has one: edgectl pack --variant"
 _DOTS = {"ok": "running", "warn": "degraded", "fail": "failed"}
 
@@ -97,10 +105,15 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
             yield from check_delegates(config, store, running=daemon_runs(args.runtime_dir))
         yield from check_ports(config)
         yield check_broker(config.mqtt)
-    yield check_folder("state", Path(args.state_dir))
+    unit = unit_properties()
+    yield from check_unit(unit)
+    if config is not None:
+        yield from check_access(unit, wanted(config, Store(FACTORY, Path(args.state_dir) / "models")))
+    yield from check_root(Path("/"), Path("/etc/fstab"))
+    yield check_state(Path(args.state_dir), Path("/etc/fstab"))
     yield check_clock(kernel_synchronised)
     yield from check_hardware(Path("/sys"))
-    yield check_daemon(args.runtime_dir)
+    yield from check_daemon(args.runtime_dir)
 
 
 def check_python(version: tuple[int, int]) -> Check:
@@ -262,11 +275,19 @@ def check_port(source: str, port: Path) -> Check:
         return Check("port", "fail", f"{source}: {port}: {error.strerror}", remedy)
     if not stat.S_ISCHR(status.st_mode):
         return Check("port", "fail", f"{source}: {port} is not a device", "name the port of the sensor")
-    if not os.access(port, os.R_OK | os.W_OK):
+    if not _may_open(port, status):
         group = _group_name(status.st_gid)
-        remedy = f"let the daemon's user in: sudo usermod -aG {group} edged (you are {getpass.getuser()})"
+        remedy = f"let the daemon's user in: sudo usermod -aG {group} {_daemon_user()}\nthen: {COMMAND}"
         return Check("port", "fail", f"{source}: {port} belongs to the group {group}", remedy)
     return Check("port", "ok", f"{source}: {port}")
+
+
+def _may_open(port: Path, status: os.stat_result) -> bool:
+    """Whether the daemon's user may; whoever asks may be somebody else."""
+    try:
+        return _permits(status, pwd.getpwnam(USER), 0o6)
+    except KeyError:
+        return os.access(port, os.R_OK | os.W_OK)
 
 
 def _group_name(number: int) -> str:
@@ -288,17 +309,141 @@ def check_broker(mqtt: MqttOptions, timeout: float = BROKER_SECONDS) -> Check:
     return Check("broker", "ok", f"{mqtt.broker} accepts connections")
 
 
-def check_folder(name: str, folder: Path, least: int = LEAST_FREE_BYTES) -> Check:
-    """Whether a folder is there, ours to write, and on a disk with room."""
-    if not folder.is_dir():
-        return Check(name, "warn", f"{folder} is not there", "systemd makes it as it starts edged")
-    if not os.access(folder, os.W_OK):
-        remedy = "run this as the daemon's user to be sure: sudo -u edged edgectl doctor"
-        return Check(name, "warn", f"{folder} is not for {getpass.getuser()} to write", remedy)
+def unit_properties(ask: Callable[[], str] | None = None) -> dict[str, str]:
+    """What systemd says of the service; empty where there is no such service, or no systemd."""
+    lines = (ask or _systemctl_show)().splitlines()
+    unit: dict[str, str] = {}
+    for name, _, value in (line.partition("=") for line in lines):
+        unit[name] = f"{unit[name]} {value}" if name in unit else value
+    return unit if unit.get("LoadState") not in (None, "not-found") else {}
+
+
+def _systemctl_show() -> str:
+    try:
+        command = ["systemctl", "show", "edged", f"--property={','.join(_PROPERTIES)}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SYSTEMD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def check_unit(unit: dict[str, str]) -> Iterator[Check]:
+    """Whether systemd runs the service, and will after the next boot."""
+    if not unit:
+        return
+    active, enabled = unit["ActiveState"], unit["UnitFileState"]
+    if enabled == "masked":
+        yield Check("unit", "fail", "the service is masked", "sudo systemctl unmask edged")
+    elif enabled == "disabled":
+        yield Check("unit", "warn", "the service is not started at boot", "sudo systemctl enable --now edged")
+    if active == "failed":
+        yield Check("unit", "fail", f"the service failed: {unit['Result']}", "see why: sudo journalctl -u edged -n 50")
+    elif active == "inactive":
+        yield Check("unit", "fail", "the service does not run", "sudo systemctl start edged; systemctl status edged")
+    elif unit["NRestarts"] not in ("", "0"):
+        found = f"the service is {active}; it had to be restarted {unit['NRestarts']} times"
+        yield Check("unit", "warn", found, "see why: sudo journalctl -u edged")
+    elif enabled not in ("masked", "disabled"):
+        yield Check("unit", "ok", f"the service is {active}, and started at boot")
+
+
+def check_access(unit: dict[str, str], needs: Collection[Access]) -> Iterator[Check]:
+    """Whether the service's sandbox lets it at the devices that the configuration names."""
+    if not unit or not needs:
+        return
+    hidden = unit["PrivateDevices"] == "yes"
+    closed = unit["DevicePolicy"] != "auto" or unit["DeviceAllow"]
+    allowed = {word.replace("%%", "%") for word in unit["DeviceAllow"].split()}
+    lacking = [need for need in needs if hidden or (closed and need.allow.replace("%%", "%") not in allowed)]
+    for need in lacking:
+        found = f"the service is not let at {need.allow}, which {need.wanted_by} is to use"
+        yield Check("access", "fail", found, COMMAND)
+    if not lacking:
+        yield Check("access", "ok", "the service is let at the devices that the configuration names")
+
+
+def check_root(root: Path, fstab: Path) -> Iterator[Check]:
+    """Whether the root file system became read-only by itself, as it does on a card that fails."""
+    if _read_only(root):
+        meant = any("ro" in options for point, options in _mounts(fstab) if point == root)
+        if meant:
+            yield Check("root", "ok", "read-only, as /etc/fstab has it")
+        else:
+            remedy = "see why: sudo dmesg | grep -i error; a failing card turns so by itself: replace it"
+            yield Check("root", "warn", "the root file system is read-only, and /etc/fstab does not say so", remedy)
+
+
+def check_state(folder: Path, fstab: Path, least: int = LEAST_FREE_BYTES) -> Check:
+    """Whether the state folder is there, on the disk that it should be on, which can be written and has room."""
+    for point, _ in _mounts(fstab):
+        if point != Path("/") and folder.is_relative_to(point) and not os.path.ismount(point):
+            remedy = f"see why: systemctl status {_mount_unit(point)}\nthen: sudo mount {point}"
+            return Check("state", "fail", f"{point} is not mounted, which /etc/fstab has there", remedy)
+    try:
+        there = folder.is_dir()
+    except PermissionError:
+        there = True
+    if not there:
+        return Check("state", "warn", f"{folder} is not there", "systemd makes it as it starts edged")
+    if _read_only(folder):
+        remedy = "see why: sudo dmesg | grep -i error\nthen: sudo mount -o remount,rw, or replace a card that fails"
+        return Check("state", "fail", f"{folder}: its file system is read-only", remedy)
     free = shutil.disk_usage(folder).free
     if free < least:
-        return Check(name, "fail", f"{folder}: {tables.size(free)} free", "free some space")
-    return Check(name, "ok", f"{folder}: writable, {tables.size(free)} free")
+        return Check("state", "fail", f"{folder}: {tables.size(free)} free", "free some space")
+    if not _may_write(folder):
+        remedy = f"give it to the daemon's user: sudo chown -R {USER}: {folder}"
+        return Check("state", "fail", f"{folder} is not for {_daemon_user()} to write", remedy)
+    return Check("state", "ok", f"{folder}: writable, {tables.size(free)} free")
+
+
+def _mounts(fstab: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Where file systems are to be mounted, and with which options."""
+    try:
+        lines = fstab.read_text().splitlines()
+    except OSError:
+        return
+    for words in map(str.split, lines):
+        if len(words) >= 4 and not words[0].startswith("#"):
+            yield Path(words[1]), words[3].split(",")
+
+
+def _mount_unit(point: Path) -> str:
+    return str(point).strip("/").replace("-", "\\x2d").replace("/", "-") + ".mount"
+
+
+def _read_only(folder: Path) -> bool:
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _daemon_user() -> str:
+    """Who the daemon runs as: its user, where the package has made one; else whoever asks."""
+    try:
+        return pwd.getpwnam(USER).pw_name
+    except KeyError:
+        return getpass.getuser()
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether the daemon's user may, by the permissions of the folder itself."""
+    try:
+        user = pwd.getpwnam(USER)
+    except KeyError:
+        return os.access(folder, os.W_OK)
+    return _permits(folder.stat(), user, 0o3)
+
+
+def _permits(status: os.stat_result, user: pwd.struct_passwd, wanted: int) -> bool:
+    if status.st_uid == user.pw_uid:
+        granted = status.st_mode >> 6
+    elif status.st_gid in os.getgrouplist(user.pw_name, user.pw_gid):
+        granted = status.st_mode >> 3
+    else:
+        granted = status.st_mode
+    return granted & wanted == wanted
 
 
 def check_clock(synchronised: Callable[[], bool]) -> Check:
@@ -332,15 +477,55 @@ def _check_power(slowed: hardware.Throttling) -> Check:
     return Check("power", "ok", "neither undervoltage nor throttling since it was switched on")
 
 
-def check_daemon(runtime_dir: str | None) -> Check:
-    """Whether the daemon answers, and how it is."""
+def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
+    """Whether the daemon answers, how it is, and whether what it finds gets out."""
     try:
         status = connect(runtime_dir).call("status")
+        spool = connect(runtime_dir).call("spool")
     except UnreachableError as error:
-        return Check("daemon", "warn", error.message, error.hint.replace("\n", "; "))
+        yield Check("daemon", "warn", error.message, error.hint)
+        return
     except EdgedError as error:
-        return Check("daemon", "fail", error.message, error.hint)
+        yield Check("daemon", "fail", error.message, error.hint)
+        return
+    yield _check_state_of(status)
+    if status["config"]["error"]:
+        found = f"the last one was refused, one before is in effect: {status['config']['error']['message']}"
+        yield Check(
+            "config", "fail", found, "see what is wrong: edgectl config check\nthen: sudo systemctl reload edged"
+        )
+    if status["mqtt"]["broker"]:
+        yield check_publishing(status["mqtt"], spool["depth"])
+    yield from check_spool(spool)
+
+
+def _check_state_of(status: dict[str, Any]) -> Check:
     state = status["state"]
     if state == "running":
         return Check("daemon", "ok", f"edged {status['version']} runs, up {tables.duration(status['uptime'])}")
-    return Check("daemon", "warn" if state == "starting" else "fail", f"it is {state}", "see why: edgectl status")
+    reason = status["health"]["reason"]
+    found = f"it is {state}{reason and ': '}{reason}"
+    return Check("daemon", "warn" if state == "starting" else "fail", found, "see why: edgectl status")
+
+
+def check_publishing(mqtt: dict[str, Any], waiting: int) -> Check:
+    """When the broker took a message last; that it was long ago is bad only where some wait."""
+    ago = mqtt["last_sent_ago"]
+    last = "no message has got through yet" if ago is None else f"a message got through {tables.duration(ago)} ago"
+    if not mqtt["connected"]:
+        return Check("publish", "fail", f"{last}; not connected: {mqtt['health']['reason']}", mqtt["health"]["hint"])
+    if waiting and (ago is None or ago > STUCK_SECONDS):
+        return Check("publish", "warn", f"{last}, and {waiting} wait", "see why: edgectl spool")
+    return Check("publish", "ok", last)
+
+
+def check_spool(spool: dict[str, Any]) -> Iterator[Check]:
+    """Whether what waits for the broker is kept, and whether any of it was lost or refused."""
+    if spool["health"]["state"] in ("degraded", "failed"):
+        yield Check("spool", "fail", spool["health"]["reason"], spool["health"]["hint"])
+    if spool["parked"]:
+        found = f"the broker refused {spool['parked']} messages"
+        yield Check("spool", "warn", found, "see why: edgectl spool\nthen: edgectl spool retry, or drop")
+    if spool["dropped"]:
+        found = f"{spool['dropped']} messages were dropped for want of room"
+        yield Check("spool", "warn", found, "give it more room: [spool], or bring the broker back sooner")

@@ -12,6 +12,7 @@ import pytest
 from edged.backends.delegates import KNOWN
 from edged.config import load
 from edged.ctl import doctor
+from edged.ctl.allow import Access
 from edged.ctl.doctor import Check
 from edged.ctl.main import main
 from edged.models.store import Store
@@ -250,20 +251,118 @@ def test_no_broker_is_a_warning():
     assert doctor.check_broker(MqttOptions()).verdict == "warn"
 
 
-def test_a_folder_with_and_without_room(tmp_path):
-    assert doctor.check_folder("state", tmp_path, least=1).verdict == "ok"
-    check = doctor.check_folder("state", tmp_path, least=1 << 60)
+@pytest.fixture
+def fstab(tmp_path):
+    (tmp_path / "fstab").write_text(
+        "# what is mounted where\nproc /proc proc defaults 0 0\n/dev/mmcblk0p2 / ext4 ro 0 1\n"
+    )
+    return tmp_path / "fstab"
+
+
+def test_a_state_folder_with_and_without_room(tmp_path, fstab):
+    assert doctor.check_state(tmp_path, fstab, least=1).verdict == "ok"
+    check = doctor.check_state(tmp_path, fstab, least=1 << 60)
     assert (check.verdict, check.remedy) == ("fail", "free some space")
 
 
-def test_a_folder_that_is_not_there_yet(tmp_path):
-    assert doctor.check_folder("state", tmp_path / "none").verdict == "warn"
+def test_a_state_folder_that_is_not_there_yet(tmp_path, fstab):
+    assert doctor.check_state(tmp_path / "none", fstab).verdict == "warn"
+
+
+def test_a_state_partition_that_is_not_mounted(tmp_path, fstab):
+    with fstab.open("a") as file:
+        file.write(f"/dev/mmcblk0p3 {tmp_path} ext4 defaults,nofail 0 2\n")
+    check = doctor.check_state(tmp_path / "edged", fstab)
+    assert (check.verdict, check.found) == ("fail", f"{tmp_path} is not mounted, which /etc/fstab has there")
+    assert check.remedy.endswith(f"sudo mount {tmp_path}")
+
+
+def test_a_state_folder_on_a_file_system_that_is_read_only(fstab):
+    check = doctor.check_state(Path("/sys"), fstab)
+    assert (check.verdict, check.found) in [
+        ("fail", "/sys: its file system is read-only"),  # as in a container
+        ("fail", "/sys: 0 B free"),
+    ]
+
+
+def test_a_root_that_can_be_written_is_nothing_to_speak_of(tmp_path, fstab):
+    assert list(doctor.check_root(tmp_path, fstab)) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_not_ours(tmp_path):
+def test_a_folder_that_is_not_ours(tmp_path, fstab):
     tmp_path.chmod(0o500)
-    assert doctor.check_folder("state", tmp_path).verdict == "warn"
+    assert doctor.check_state(tmp_path, fstab, least=1).verdict == "fail"
+
+
+# -- the service ----------------------------------------------------------------------------------------------------
+
+UNIT = {
+    "LoadState": "loaded",
+    "ActiveState": "active",
+    "UnitFileState": "enabled",
+    "Result": "success",
+    "NRestarts": "0",
+    "PrivateDevices": "yes",
+    "DevicePolicy": "closed",
+    "DeviceAllow": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({}, ("ok", "the service is active, and started at boot", "")),
+        (
+            {"UnitFileState": "disabled"},
+            ("warn", "the service is not started at boot", "sudo systemctl enable --now edged"),
+        ),
+        ({"UnitFileState": "masked"}, ("fail", "the service is masked", "sudo systemctl unmask edged")),
+        (
+            {"ActiveState": "failed", "Result": "exit-code"},
+            ("fail", "the service failed: exit-code", "see why: sudo journalctl -u edged -n 50"),
+        ),
+        (
+            {"ActiveState": "inactive"},
+            ("fail", "the service does not run", "sudo systemctl start edged; systemctl status edged"),
+        ),
+        (
+            {"NRestarts": "3"},
+            ("warn", "the service is active; it had to be restarted 3 times", "see why: sudo journalctl -u edged"),
+        ),
+    ],
+)
+def test_what_systemd_says_of_the_service(properties, expected):
+    assert [check[1:] for check in doctor.check_unit(UNIT | properties)] == [expected]
+
+
+def test_no_systemd_or_no_such_service():
+    assert doctor.unit_properties(lambda: "") == doctor.unit_properties(lambda: "LoadState=not-found\n") == {}
+    assert list(doctor.check_unit({})) == list(doctor.check_access({}, [NEED])) == []
+
+
+def test_devices_are_listed_line_by_line():
+    said = "LoadState=loaded\nDeviceAllow=char-ttyUSB rw\nDeviceAllow=char-ttyACM rw\n"
+    assert doctor.unit_properties(lambda: said)["DeviceAllow"] == "char-ttyUSB rw char-ttyACM rw"
+
+
+NEED = Access("char-ttyUSB", "source wrist")
+
+
+@pytest.mark.parametrize(
+    ("properties", "verdict"),
+    [
+        ({}, "fail"),
+        ({"PrivateDevices": "no"}, "fail"),
+        ({"PrivateDevices": "no", "DeviceAllow": "char-ttyACM rw"}, "fail"),
+        ({"PrivateDevices": "no", "DeviceAllow": "char-ttyUSB rw char-ttyACM rw"}, "ok"),
+        ({"PrivateDevices": "no", "DevicePolicy": "auto"}, "ok"),
+    ],
+)
+def test_whether_the_sandbox_lets_the_service_at_what_it_needs(properties, verdict):
+    (check,) = doctor.check_access(UNIT | properties, [NEED])
+    assert (check.verdict, check.remedy) == (verdict, doctor.COMMAND if verdict == "fail" else "")
+    assert list(doctor.check_access(UNIT | properties, [])) == []
 
 
 def test_a_clock_nobody_vouches_for_is_a_warning():
@@ -271,23 +370,67 @@ def test_a_clock_nobody_vouches_for_is_a_warning():
     assert doctor.check_clock(lambda: False).verdict == "warn"
 
 
+SPOOL = {"depth": 0, "parked": 0, "dropped": 0, "health": {"state": "running", "reason": "", "hint": ""}}
+
+
+@pytest.fixture
+def daemon(daemon):
+    daemon.answers["spool"] = SPOOL
+    return daemon
+
+
 def test_a_daemon_that_runs(daemon, runtime_dir):
-    check = doctor.check_daemon(str(runtime_dir))
-    assert (check.verdict, check.found) == ("ok", "edged 0.1.0 runs, up 1 d 2 h")
+    assert list(doctor.check_daemon(str(runtime_dir))) == [
+        Check("daemon", "ok", "edged 0.1.0 runs, up 1 d 2 h"),
+        Check("publish", "ok", "a message got through 4 s ago"),
+    ]
 
 
 @pytest.mark.parametrize(("state", "verdict"), [("starting", "warn"), ("degraded", "fail"), ("failed", "fail")])
 def test_a_daemon_that_is_not_well(daemon, runtime_dir, state, verdict):
-    daemon.status = daemon.status | {"state": state}
-    assert doctor.check_daemon(str(runtime_dir)) == Check(
-        "daemon", verdict, f"it is {state}", "see why: edgectl status"
-    )
+    daemon.status = daemon.status | {"state": state, "health": {"reason": "it has its reasons"}}
+    check = next(doctor.check_daemon(str(runtime_dir)))
+    assert check == Check("daemon", verdict, f"it is {state}: it has its reasons", "see why: edgectl status")
+
+
+def test_a_daemon_that_refused_its_configuration(daemon, runtime_dir):
+    refused = {**daemon.status["config"], "error": {"message": "2 problems", "problems": []}}
+    daemon.status = daemon.status | {"config": refused}
+    (check,) = [check for check in doctor.check_daemon(str(runtime_dir)) if check.name == "config"]
+    assert (check.verdict, "2 problems" in check.found, "edgectl config check" in check.remedy) == ("fail", True, True)
 
 
 def test_no_daemon_is_a_warning(tmp_path):
-    check = doctor.check_daemon(str(tmp_path))
+    (check,) = doctor.check_daemon(str(tmp_path))
     assert check.verdict == "warn"
     assert "systemctl start edged" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("connected", "ago", "waiting", "expected"),
+    [
+        (True, 4.0, 0, ("ok", "a message got through 4 s ago", "")),
+        (True, None, 0, ("ok", "no message has got through yet", "")),
+        (True, 3700.0, 0, ("ok", "a message got through 1 h 1 min ago", "")),
+        (True, 3700.0, 7, ("warn", "a message got through 1 h 1 min ago, and 7 wait", "see why: edgectl spool")),
+        (False, None, 7, ("fail", "no message has got through yet; not connected: refused", "is it up?")),
+    ],
+)
+def test_when_a_message_got_through_last(connected, ago, waiting, expected):
+    mqtt = {"connected": connected, "last_sent_ago": ago, "health": {"reason": "refused", "hint": "is it up?"}}
+    assert doctor.check_publishing(mqtt, waiting)[1:] == expected
+
+
+def test_what_is_wrong_with_the_spool():
+    assert list(doctor.check_spool(SPOOL)) == []
+    ill = {"state": "degraded", "reason": "the disk is full", "hint": "free some space"}
+    checks = doctor.check_spool({"depth": 9, "parked": 2, "dropped": 3, "health": ill})
+    found = [(check.verdict, check.found) for check in checks]
+    assert found == [
+        ("fail", "the disk is full"),
+        ("warn", "the broker refused 2 messages"),
+        ("warn", "3 messages were dropped for want of room"),
+    ]
 
 
 # -- all of it ------------------------------------------------------------------------------------------------------
