@@ -15,6 +15,11 @@ def build(arch, suite):
     return Path(done.stdout.strip())
 
 
+def field(package, name):
+    """What a package says of itself."""
+    return subprocess.check_output(["dpkg-deb", "--field", package, name], text=True).strip()
+
+
 def under_another_version(package, folder, version):
     """The same package, but for its version."""
     tree = folder / version

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from edged.ctl.main import VERBS
-from tests.debian_package import REPOSITORY, build
+from tests.debian_package import REPOSITORY, build, field
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
@@ -53,10 +53,6 @@ def tree(tmp_path_factory):
     return folder
 
 
-def field(package, name):
-    return subprocess.check_output(["dpkg-deb", "--field", package, name], text=True).strip()
-
-
 def listing(package):
     """Mode, owner and name of everything in it."""
     lines = subprocess.check_output(["dpkg-deb", "--contents", package], text=True).splitlines()
@@ -86,7 +82,9 @@ def test_nothing_is_in_it_that_was_only_needed_to_make_it(package):
     assert [name for name in listing(package) if any(word in name for word in droppings)] == []
 
 
-def test_it_is_small(package):
+@pytest.mark.parametrize(("arch", "suite"), [("amd64", "bookworm"), ("arm64", "bookworm"), ("arm64", "trixie")])
+def test_it_is_small(arch, suite):
+    package = build(arch, suite)
     assert package.stat().st_size < 20 * MEGABYTE
     assert int(field(package, "Installed-Size")) * 1024 < 60 * MEGABYTE
 

@@ -1,0 +1,213 @@
+"""The packages for ARM on an emulated processor: their own files, in what a board has of Debian, prove every model.
+
+There is no board and no kernel in this, and nothing is installed: the root file system is what Debian's packages
+unpack to, with the files of ours above it, and each program runs in it under qemu-user. A 64-bit one finds the core of
+a Raspberry Pi 4, a 32-bit one that of a Raspberry Pi 3 under a 32-bit system.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from edged import __version__
+from tests.container import Layer, root_of
+from tests.debian_package import REPOSITORY, build, field
+
+TOOLS = ("mmdebstrap", "dpkg-deb", "cc", "qemu-aarch64-static", "qemu-arm-static")
+MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the root"),
+    pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed"),
+]
+
+
+class Processor(NamedTuple):
+    """An emulator and what it is to be, Debian's name of its libraries, and what Linux says of such a core.
+
+    The runtime `tells` of its fast kernels, where it has any for such models: without them it is right and slow.
+    """
+
+    emulator: str
+    cpu: str
+    machine: str
+    triplet: str
+    runtime: str
+    tells: str
+    core: str
+
+
+PROCESSORS = {
+    "arm64": Processor(
+        emulator="qemu-aarch64-static",
+        cpu="cortex-a72",
+        machine="aarch64",
+        triplet="aarch64-linux-gnu",
+        runtime="ai-edge-litert 2.3.0",
+        tells="INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n",
+        core="Features : fp asimd evtstrm crc32 cpuid\nCPU implementer : 0x41\nCPU architecture: 8\n"
+        "CPU variant : 0x0\nCPU part : 0xd08\nCPU revision : 3\n",
+    ),
+    "armhf": Processor(
+        emulator="qemu-arm-static",
+        cpu="cortex-a7",
+        machine="armv7l",
+        triplet="arm-linux-gnueabihf",
+        runtime="tflite-runtime 2.14.0",
+        tells="",
+        core="Features : half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm crc32\n"
+        "CPU implementer : 0x41\nCPU architecture: 7\nCPU variant : 0x0\nCPU part : 0xd03\nCPU revision : 4\n",
+    ),
+}
+CORES = 4
+
+WITHOUT_SECURITY = r"""--setup-hook=sed -i '/security/d' "$1/etc/apt/sources.list" """
+"""Not every mirror has security updates for every architecture, and nobody attacks a test."""
+
+EVERY_MODEL = """
+[sources.pulse]
+kind = "synthetic"
+channels = ["value"]
+rate = 10
+[sources.pages]
+kind = "replay"
+path = "/pages.npy"
+pace = "fast"
+[pipelines.pulse]
+source = "pulse"
+model = "anomaly"
+[pipelines.pages]
+source = "pages"
+model = "digits"
+"""
+
+SEVEN = [
+    "..####..",
+    "..#####.",
+    ".....##.",
+    ".....#..",
+    "..#####.",
+    "...###..",
+    "...##...",
+    "...#....",
+]
+
+
+class Board(Layer):
+    """The files of a package above those of what it depends on."""
+
+    def __init__(self, folder, package, suite, processor):
+        names = re.findall(r"(?:^|, )([^ ,]+)", field(package, "Depends"))
+        needed = ("base-files", *dict.fromkeys(name for name in names if name != "systemd"))
+        options = ("--variant=extract", f"--architectures={field(package, 'Architecture')}", WITHOUT_SECURITY)
+        super().__init__(folder, root_of(suite, needed, *options))
+        self._libraries = f"/usr/lib/{processor.triplet}"
+        subprocess.run(["dpkg-deb", "--extract", package, self.root], check=True)
+        self._emulate(processor)
+
+    def _emulate(self, processor):
+        emulator = shutil.which(processor.emulator)
+        shutil.copy(emulator, self.root / emulator.lstrip("/"))
+        python = (self.root / "usr/bin/python3").resolve()
+        python.rename(python.with_suffix(".real"))
+        names = {"EMULATOR": emulator, "CPU": processor.cpu, "REAL": f"/usr/bin/{python.with_suffix('.real').name}"}
+        defined = [f'-D{name}="{value}"' for name, value in names.items()]
+        source = REPOSITORY / "tests/packaging/emulated_python.c"
+        subprocess.run(["cc", "-static", "-Wall", "-Werror", *defined, "-o", python, source], check=True)
+        # The runtimes look at these for how fast they may be, and must not find the host's.
+        self.write("/proc/cpuinfo", "".join(f"processor : {core}\n{processor.core}\n" for core in range(CORES)))
+        for state in ("possible", "present"):
+            self.write(f"/sys/devices/system/cpu/{state}", f"0-{CORES - 1}\n")
+
+    def run(self, *command):
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            # Where what was never installed has its alternatives.
+            "LD_LIBRARY_PATH": f"{self._libraries}/blas:{self._libraries}/lapack",
+        }
+        return subprocess.run(
+            ["chroot", self.root, *command], env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    def says(self, *command):
+        """What a command says that does well."""
+        done = self.run(*command)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(
+    scope="module", params=[("arm64", "bookworm"), ("arm64", "trixie"), ("armhf", "bookworm")], ids="-".join
+)
+def target(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def processor(target):
+    return PROCESSORS[target[0]]
+
+
+@pytest.fixture(scope="module")
+def board(target, processor, tmp_path_factory):
+    arch, suite = target
+    board = Board(tmp_path_factory.mktemp(arch), build(arch, suite), suite, processor)
+    yield board
+    board.close()
+
+
+def test_it_runs_on_what_it_was_made_for(board, processor, target):
+    said = board.says("edgectl", "version")
+    runtime, version = processor.runtime.split()
+    lines = dict(line.split(maxsplit=1) for line in said.splitlines())
+    assert (lines["edgectl"], lines["machine"], lines[runtime]) == (__version__, processor.machine, version)
+    assert lines["python"].startswith("3.11." if target[1] == "bookworm" else "3.13.")
+    assert "-" not in (lines["numpy"], lines["msgspec"], lines["paho-mqtt"], lines["pyserial"])
+
+
+def test_as_it_is_packaged_it_proves_its_model(board, processor):
+    done = board.run("edged", "--check")
+    assert done.returncode == 0, done.stderr
+    sound, proof = done.stdout.splitlines()
+    assert sound == "the configuration is sound: 1 pipelines, 1 sources"
+    assert proved(proof) == ("motion", processor.runtime, 16)
+    assert done.stderr == processor.tells
+
+
+def test_every_factory_model_proves_itself(board, processor):
+    np.save(board.root / "pages.npy", picture(SEVEN))
+    board.write("/etc/edged/conf.d/every.toml", EVERY_MODEL)
+    said = board.says("edged", "--check").splitlines()
+    (board.root / "etc/edged/conf.d/every.toml").unlink()
+    assert sorted(map(proved, said[1:])) == [
+        ("anomaly", processor.runtime, 16),
+        ("digits", processor.runtime, 20),
+        ("motion", processor.runtime, 16),
+    ]
+
+
+def test_the_doctor_finds_runtime_and_model_sound(board, processor):
+    said = board.says("edgectl", "doctor")
+    assert re.search(rf"ok +runtime +{processor.runtime}\n", said)
+    assert re.search(r"ok +model +motion 1\.0\.0: 16 golden samples", said)
+    assert "fail" not in said
+
+
+def test_it_reads_a_digit(board):
+    np.save(board.root / "seven.npy", picture(SEVEN))
+    assert '"label":"7"' in board.says("edgectl", "infer", "--json", "--model", "digits", "/seven.npy").replace(" ", "")
+
+
+def proved(line):
+    """Of a model that gave its golden answers: its name, on which runtime, to how many samples."""
+    found = re.fullmatch(r"model (\w+) 1\.0\.0 on (.+): Proof\(samples=(\d+), worst=[\d.]+\)", line)
+    return found and (found[1], found[2], int(found[3]))
+
+
+def picture(rows):
+    return np.array([[[16 if dot == "#" else 0 for dot in row] for row in rows]], np.uint8)
