@@ -1,7 +1,8 @@
 """An update of the model that serves, at 100 windows a second: how long it takes, and what the pipeline feels of it.
 
 The new version is the motion model again, with a file of noise beside it that makes its bundle as big as is asked for.
-Lateness is from a window's last sample to its result; around the swap it is the worst of a second's windows.
+Lateness is from a window's last sample to its result; around the swap it is the worst of a second's windows. The gap is
+the longest time between two results there, beyond the period in which windows come.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -44,6 +45,9 @@ CUTS = 50
 CUT_BYTES = 70_000
 """What a connection carries before it is cut."""
 
+UPDATE_SECONDS = 200.0
+"""What takes longer has failed."""
+
 AROUND = round(0.5 / PERIOD)
 """Windows before the swap, and after it, that count as being around it."""
 
@@ -57,6 +61,7 @@ channels = {channels}
 rate = 10
 pace = {rate}
 chunk = 10
+loop = true
 [updates.fetch]
 pause = 0.05
 [pipelines.motion]
@@ -75,9 +80,12 @@ def _updates(rounds: int, sizes: Mapping[str, int]) -> list[Figure]:
     before = Figure("p99 of lateness before an update", "ms", {})
     during = Figure("p99 of lateness while it is received and tested", "ms", {})
     swap = Figure("worst lateness around the swap", "ms", {})
+    gap = Figure("gap in the results at the swap", "ms", {})
     lost = Figure("windows lost in an update", "", {})
-    memory = Figure("memory that an update takes at most", "MB", {})
-    figures = (staged, before, during, swap, lost, memory)
+    memory = Figure("most memory that the daemon held", "MB", {})
+    more = Figure("what of that the update took", "MB", {})
+    trial = Figure("most memory that the process of the self-test held", "MB", {})
+    figures = (staged, before, during, swap, gap, lost, memory, more, trial)
     for _ in range(rounds):
         for name, size in sizes.items():
             with tempfile.TemporaryDirectory(prefix="edged-bench-") as folder:
@@ -109,24 +117,24 @@ def _over_links(cuts: int) -> Iterator[Figure | Skipped]:
     yield from (wire, before, during)
 
 
-def _http(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> float:
+def _http(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> _Brought:
     with WebServer(bundle.read_bytes()) as server, FlakyProxy(server.port, cut_after=repeat(CUT_BYTES, cuts)) as link:
-        took = _install(folder / "run", f"http://127.0.0.1:{link.port}/motion-2.edgm")
+        brought = _install(folder / "run", f"http://127.0.0.1:{link.port}/motion-2.edgm")
         carried.append((link.up + link.down) / bundle.stat().st_size)
     _require(link, cuts)
-    return took
+    return brought
 
 
-def _ssh(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> float:
+def _ssh(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> _Brought:
     with (
         redirect_stdout(io.StringIO()),  # on which it tells its log
         Sshd(folder / "sshd", folder / "run") as sshd,
         FlakyProxy(sshd.port, cut_up_after=repeat(CUT_BYTES, cuts)) as link,
     ):
-        took = _install(folder / "run", str(bundle), "--host", sshd.host, "--ssh", sshd.ssh(link.port))
+        brought = _install(folder / "run", str(bundle), "--host", sshd.host, "--ssh", sshd.ssh(link.port))
         carried.append((link.up + link.down) / bundle.stat().st_size)
     _require(link, cuts)
-    return took
+    return brought
 
 
 def _require(link: FlakyProxy, cuts: int) -> None:
@@ -161,11 +169,18 @@ def _last_weights(model: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return weights
 
 
-Bring = Callable[[Path, Path], float]
-"""Has the daemon in a folder take a bundle; seconds until it serves."""
+class _Brought(NamedTuple):
+    """How an update went: the seconds until it served, and the bytes of memory that its self-test took."""
+
+    seconds: float
+    tried_bytes: int
 
 
-def _here(folder: Path, bundle: Path) -> float:
+Bring = Callable[[Path, Path], _Brought]
+"""Has the daemon in a folder take a bundle."""
+
+
+def _here(folder: Path, bundle: Path) -> _Brought:
     return _install(folder / "run", str(bundle))
 
 
@@ -179,20 +194,24 @@ def _update(folder: Path, size: int, bring: Bring = _here) -> tuple[float, ...]:
         watcher.wait_for(100)
         held = _most_held(daemon.pid)
         calm = len(watcher.heard)
-        took = bring(folder, bundle)
+        brought = bring(folder, bundle)
         watcher.wait_for(len(watcher.heard) + AROUND)
-        most = _most_held(daemon.pid) - held
+        most = _most_held(daemon.pid)
     heard = list(watcher.heard)
     late = [result["latency"] * 1e3 for result in heard]
     swapped = next(index for index, result in enumerate(heard) if result["version"] != heard[0]["version"])
+    told = [result["time"] + result["latency"] for result in heard]
     missing = heard[-1]["seq"] - heard[0]["seq"] + 1 - len(heard)
     return (
-        took * 1e3,
+        brought.seconds * 1e3,
         float(np.percentile(late[:calm], 99)),
         float(np.percentile(late[calm:swapped], 99)),
         max(late[swapped - AROUND : swapped + AROUND]),
+        (float(np.diff(told[swapped - AROUND : swapped + AROUND]).max()) - PERIOD) * 1e3,
         missing,
         most / 1e6,
+        (most - held) / 1e6,
+        brought.tried_bytes / 1e6,
     )
 
 
@@ -211,20 +230,26 @@ def _bundle(folder: Path, size: int) -> Path:
     return path
 
 
-def _install(runtime_dir: Path, bundle: str, *words: str) -> float:
-    """Seconds until the new version serves, as whoever calls edgectl sees them."""
+def _install(runtime_dir: Path, bundle: str, *words: str) -> _Brought:
+    """How it goes, as whoever calls edgectl sees it."""
     code = "import sys; from edged.ctl.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--runtime-dir", str(runtime_dir), "--json", *words, "update-model", bundle]
     began = time.monotonic()
-    took = 0.0
+    took, tried = 0.0, 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        impatience = threading.Timer(UPDATE_SECONDS, process.kill)
+        impatience.start()
         for line in process.stdout:
-            if json.loads(line)["id"] == "update.serving":
+            step = json.loads(line)
+            if step["id"] == "update.tried":
+                tried = int(step["text"].partition(" MiB")[0].rpartition(" ")[2]) << 20
+            if step["id"] == "update.serving":
                 took = time.monotonic() - began
+        impatience.cancel()
     if process.returncode or not took:
         raise RuntimeError(f"the update failed: {line}")
-    return took
+    return _Brought(took, tried)
 
 
 class _Watcher:
