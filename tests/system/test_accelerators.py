@@ -222,7 +222,7 @@ def test_however_it_fails_each_window_is_answered_and_it_comes_back(times: int, 
     faults = [
         (times, "the process of mine aborted: SIGABRT", failing(device, "abort")),
         (times, "the process of mine hung: one inference took longer than 0.5 s", failing(device, "hang")),
-        (times, "the device is gone", device.unplug),
+        (times, "the device is ", device.unplug),  # gone, as it says itself, or not there, as is said soon after
         (1, "the process of mine crashed: SIGSEGV", failing(device, "segfault")),
         (1, "invoke failed, as told", failing(device, "invoke")),
         (1, "answers wrongly", failing(device, "zeros")),
