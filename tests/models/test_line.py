@@ -239,7 +239,7 @@ def test_a_proxy_that_refuses_is_told(tmp_path: Path) -> None:
 def test_a_proxy_in_trouble_is_asked_again(tmp_path: Path) -> None:
     with ForwardProxy(refuse=502) as proxy:
         with pytest.raises(FetchError, match=r"no progress .* last: the proxy .* answers 502"):
-            fetch("https://x.example/", tmp_path, proxy=proxy.url, stall_seconds=2.0)
+            fetch("https://x.example/", tmp_path, proxy=proxy.url, stall_seconds=5.0)
         assert len(proxy.requests) > 1
 
 
