@@ -200,7 +200,9 @@ def decide(rules: Rules, facts: Facts) -> Step:
 def standing(rules: Rules, record: Record, *, name: str, missing: bool, now: float) -> Standing:
     """How the device `name` stands, from now on."""
     if record.quarantined is not None:
-        why = f"{_recent(rules, record)} faults within {rules.within:g} s, the last: {record.faults[-1].reason}"
+        faults = _recent(rules, record)
+        several = f"{faults} faults" if faults > 1 else "1 fault"
+        why = f"{several} within {rules.within:g} s, the last: {record.faults[-1].reason}"
         hint = f"plug the device in anew; or, when the cause is mended: edgectl release {name}"
         return Standing("quarantined", why, hint, now)
     if record.settled is not None:

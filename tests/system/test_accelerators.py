@@ -406,7 +406,7 @@ def test_a_version_whose_accelerator_is_quarantined_on_probation_goes(board: Boa
     daemon.wait_for_log("1.1.0 serves")
     device.order("abort")
     code, output = update.end()
-    assert (code, "1 faults within 600 s" in output) == (ROLLED_BACK, True), output
+    assert (code, "1 fault within 600 s" in output) == (ROLLED_BACK, True), output
     assert serving(daemon) == "1.0.0"
     board.end()
 
