@@ -380,6 +380,7 @@ def test_a_version_whose_variant_fails_serves_on_the_cpu_where_it_may(board: Boa
         (PINNED, {"fail": "abort"}, {}, "the process of mine aborted: SIGABRT"),
         ("", {}, {"delegated_share": 0.9}, "mine takes 1 of its 8 nodes, and 90% of them are asked for"),
     ],
+    ids=["wrong", "aborts", "takes too little"],
 )
 def test_a_version_that_needs_its_accelerator_is_refused_where_that_fails(
     model: str,
