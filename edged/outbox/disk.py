@@ -624,7 +624,9 @@ class DiskSpool(MemorySpool):
         else:
             self._growing.pop(batch.origin, None)
         if batch.before and not batch.resident:
-            self._send_behind(self._line(batch.origin), alive)
+            line = self._line(batch.origin)
+            self._send_behind(line, alive)
+            line.behind += len(batch.entries) - len(alive)  # settled too late: they are there, and come once more
             return
         if batch.resident and (old := self._resident.get(batch.key)):
             alive |= old.alive
