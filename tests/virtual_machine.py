@@ -1,15 +1,16 @@
 """A whole virtual machine: its own kernel, page cache and disk, so that its power can really be cut.
 
 It is emulated, by default to the last instruction, as that works everywhere; EDGED_VM_ACCEL=kvm is faster where it can
-be had. Its disk is a file. The host caches nothing of that, so that a cut loses what the guest had not yet written out
-(the page cache, the journal's open transaction), and nothing that its disk had taken: it is a disk without a volatile
-cache of its own.
+be had. Its disk is one with a volatile cache as large as one likes: a cut loses what the guest had not yet written to
+it, and whatever it had written since it last told the disk to flush. For that the machine runs on a copy of `image`,
+QEMU logs every write and flush, and after a cut the log is replayed on `image` as far as its last flush.
 """
 
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from threading import Condition, Thread
 
@@ -21,6 +22,10 @@ PACKAGES = (
 )
 ACCEL = os.environ.get("EDGED_VM_ACCEL", "tcg")
 IMAGE_BYTES = 1 << 30
+NEVER = 1 << 60
+"""Writes after which the log counts them in all the same: only flushes shall."""
+DISCARDED = 4
+"""As the kernel's device mapper, whose format of a log it is, flags what may hold anything from then on."""
 HOST = "10.0.2.2"
 """Where the guest finds what listens on the host's loopback."""
 
@@ -67,6 +72,7 @@ class Machine:
         self.image = folder / "disk.img"
         self.watched = []
         self._folder = folder
+        self._disk, self._log = folder / "running.img", folder / "writes.log"
         self._more = Condition()
         self._root = root_of(suite, PACKAGES)
         layer = Layer(folder / "files", self._root)
@@ -81,11 +87,17 @@ class Machine:
     def boot(self):
         """Switch it on, and wait until there is a shell."""
         (kernel,), (initrd,) = self._root.glob("boot/vmlinuz-*"), self._root.glob("boot/initrd.img-*")
+        disk, log = self._disk, self._log
+        subprocess.run(["cp", "--sparse=always", self.image, disk], check=True)
+        log.write_bytes(b"")
         command = [
             *("qemu-system-x86_64", "-M", "q35", "-accel", ACCEL, "-cpu", "max", "-smp", "2", "-m", "768"),
             *("-display", "none", "-no-reboot", "-serial", f"file:{self._folder / 'console.log'}"),
             *("-kernel", kernel, "-initrd", initrd, "-append", "root=/dev/vda rw console=ttyS0 panic=-1"),
-            *("-drive", f"file={self.image},format=raw,if=virtio,cache=none"),
+            *("-blockdev", f"driver=file,node-name=disk,filename={disk}"),
+            *("-blockdev", f"driver=file,node-name=log,filename={log}"),
+            *("-blockdev", f"driver=blklogwrites,node-name=logged,file=disk,log=log,log-super-update-interval={NEVER}"),
+            *("-device", "virtio-blk-pci,drive=logged"),
             *("-nic", "user,model=virtio-net-pci", "-device", "virtio-serial"),
         ]
         ends = {name: self._folder / name for name in ("shell", "watch")}
@@ -100,8 +112,8 @@ class Machine:
         assert self._shell.readline() == "here\n", (self._folder / "console.log").read_text(errors="replace")
 
     def run(self, command):
-        """Run something in it; what it said."""
-        self._shell.write(f"{{ {command}; }} 2>&1 </dev/null; echo; echo done $?\n")
+        """Run something in it that does well; its output. What it complains of is on the console."""
+        self._shell.write(f"{{ {command}; }} 2>/dev/console </dev/null; code=$?; echo; echo done $code\n")
         self._shell.flush()
         said = []
         while not (line := self._shell.readline()).startswith("done "):
@@ -121,11 +133,14 @@ class Machine:
         self._process.kill()
         self._process.wait()
         self._listener.join()
+        _replay(self._log, self.image)
 
     def close(self):
-        """Cut its power if it has any."""
-        if self._process.poll() is None:
-            self.cut_power()
+        """Cut its power if it has any, and take its disk away, which is large."""
+        self._process.kill()
+        self._process.wait()
+        for file in (self.image, self._disk, self._log):
+            file.unlink()
 
     def _listen(self, port):
         for line in port:
@@ -145,6 +160,23 @@ def _install(layer, package, files):
         layer.write(path, text)
     enable = ["systemctl", f"--root={layer.root}", "enable", "systemd-networkd", *UNITS]
     subprocess.run(enable, check=True, capture_output=True)
+
+
+def _replay(log, image):
+    """Write to the image what was flushed: QEMU counts an entry in when a flush after it has been logged."""
+    with log.open("rb") as entries, image.open("r+b") as disk:
+        _magic, _version, count, unit = struct.unpack("<QQQL", entries.read(28))
+        assert count, "the machine has flushed nothing"
+        place = unit
+        for _ in range(count):
+            entries.seek(place)
+            sector, sectors, flags, _ = struct.unpack("<4Q", entries.read(32))
+            place += unit
+            if sectors and not flags & DISCARDED:
+                entries.seek(place)
+                disk.seek(sector * unit)
+                disk.write(entries.read(sectors * unit))
+                place += sectors * unit
 
 
 def _port(path):

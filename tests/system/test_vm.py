@@ -1,4 +1,7 @@
-"""The real package in a whole virtual machine whose power is cut while results are spooled: `make vm-test`."""
+"""The real package in a whole virtual machine whose power is cut while results are spooled: `make vm-test`.
+
+Each cut takes another boot, a minute or more where all is emulated: one, unless EDGED_VM_CUTS says how many.
+"""
 
 import json
 import os
@@ -20,7 +23,8 @@ pytestmark = [
 COMMIT_SECONDS = 1.0
 BUSY_SECONDS = 2.0
 """An emulated machine's keeper may come so much later."""
-SPOOLED = 100
+PATIENCE = 300
+SPOOLED = 300
 CUTS = int(os.environ.get("EDGED_VM_CUTS", "1"))
 
 CONFIG = """
@@ -52,32 +56,42 @@ def test_a_power_cut_while_results_are_spooled_costs_a_commit_interval_at_most(t
         auditor.connect()
         try:
             machine.boot()
+            await_news(auditor, set())
             for _ in range(CUTS):
-                assert auditor.hears_more(120)
                 link.listen(False)
-                owed = spool_and_cut(machine)
+                said = spool_and_cut(machine)
                 assert_sound(machine.image)
+                boots = {result["boot"] for result in [*said, *auditor.heard]}
                 machine.boot()
                 link.listen(True)
-                assert auditor.hears_all(owed)
+                await_news(auditor, boots)
+                owed, heard = owed_of(said), {result["id"] for result in auditor.heard}
+                print(f"{len(said)} results were said, {len(owed)} are owed, {len(owed - heard)} of them lost")
+                assert owed - heard == set()
             assert_well(machine)
         finally:
             machine.close()
             auditor.disconnect()
-    print(f"{len(owed)} results owed after the last cut; {len(auditor.heard)} heard")
+
+
+def await_news(auditor, boots):
+    """Hear each pipeline say something in the life of a daemon that is none of those: what waits is sent before."""
+    while {result["pipeline"] for result in auditor.heard if result["boot"] not in boots} < {"spilled", "careful"}:
+        assert auditor.hears_more(PATIENCE)
 
 
 def spool_and_cut(machine):
-    """Let results wait on disk, cut the power, and say which must not be lost."""
+    """Let results wait on disk, cut the power, and give what was said meanwhile."""
     machine.watched.clear()
     machine.await_watched(lambda watched: len(watched) >= SPOOLED)
     machine.cut_power()
-    cut = machine.watched[-1]["time"]  # by the machine's own clock
-    return {
-        result["id"]
-        for result in machine.watched
-        if result["pipeline"] == "careful" or result["time"] < cut - COMMIT_SECONDS - BUSY_SECONDS
-    }
+    return list(machine.watched)
+
+
+def owed_of(said):
+    """What a cut after these results must not cost; they have the machine's own time."""
+    until = said[-1]["time"] - COMMIT_SECONDS - BUSY_SECONDS
+    return {result["id"] for result in said if result["pipeline"] == "careful" or result["time"] < until}
 
 
 def assert_sound(image):
@@ -89,8 +103,9 @@ def assert_sound(image):
 
 
 def assert_well(machine):
-    """The service runs, and everything it has on disk is as it should be."""
+    """The service runs, and everything it has on disk is as it should be; it may be slow, as the machine is."""
     assert machine.run("systemctl is-active edged") == "active\n"
-    checks = json.loads(machine.run("edgectl --json doctor"))["checks"]
-    assert [check for check in checks if check["verdict"] == "fail"] == []
-    assert {check["name"] for check in checks} >= {"config", "model", "state"}
+    checks = json.loads(machine.run("edgectl --json doctor || true"))["checks"]
+    verdicts = {check["name"]: check["verdict"] for check in checks}
+    assert {verdicts[name] for name in ("runtime", "config", "model", "state")} == {"ok"}, checks
+    print(machine.run("edgectl status || true"))
