@@ -111,7 +111,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         say=daemon.tell,
         fetch=config.updates.fetch,
     )
-    desires = Desires(updates, daemon.board.has)
+    desires = Desires(updates.fetches, daemon.board.has)
     daemon.on_wish = desires.hear
     daemon.hold = updater.held
 
@@ -119,7 +119,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         """After a reload: what [updates] says, and where the models may come from."""
         options = daemon.parts.config.updates
         updater.abide_by(_trust(options), _keep(options))
-        updates.fetch_options = options.fetch
+        updates.fetches.options = options.fetch
         desires.look_at(_urls(daemon.parts.config), options.check_every)
 
     daemon.on_reload = follow_config

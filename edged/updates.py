@@ -9,95 +9,45 @@ not matter who sends a chunk, nor how often: senders of the same container help 
 its connection goes on where the container ends now. What was taken outlives the connection at once, and a power cut
 but for the last window of `Incoming`; `receive-open` always tells where to go on.
 
-One thread does all the work on the files that are sent; each fetch has its own.
+One thread does all the work on the files that are sent. What the daemon fetches by itself is in fetches.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from edged.api import BundleError, ControlError, EdgedError
-from edged.core import container, delta
+from edged.coming import Coming, Door, Standing, Updater
 from edged.core.container import Head
 from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name, Version
+from edged.fetches import Fetches
 from edged.models.answer import MAX_URL, mask
 from edged.models.bare import Bare, BareCheck
 from edged.models.delta import VersionCheck
-from edged.models.fetch import Fetcher, FetchOptions, transfer_id
+from edged.models.fetch import FetchOptions
 from edged.models.incoming import Check, Incoming, Transfer
-from edged.models.job import Event, Job, Options, Outcome, Report
-from edged.models.line import AbandonedError
+from edged.models.job import Event, Job, Options
 
 IDLE_SECONDS = 60.0
 """A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""
 
 TELL_SECONDS = 5.0
-MAX_FETCHES = 4
 MAX_CHUNK = 45 << 10
 """Bytes in a chunk: with them a request stays below the protocol's limit."""
 
-_REMEMBERED = 50
 _POLL_SECONDS = 0.2
 _SIGN_OF_LIFE_SECONDS = 15.0
 
 T = TypeVar("T")
-
-
-class Updater(Protocol):
-    """What decides about versions; see models/updater.py."""
-
-    def install(self, container: Path, options: Options) -> Job:
-        """Begin to install a container, which stays where it is until the job has `released` it."""
-
-    async def rollback(self, name: str, to: str = "") -> None:
-        """Go back. Raises EdgedError."""
-
-    async def confirm(self, name: str) -> None:
-        """Confirm the candidate. Raises EdgedError."""
-
-    async def pin(self, name: str, pinned: bool) -> None:
-        """Stay with what there is, or do not. Raises EdgedError."""
-
-    async def forget_rejection(self, name: str, digest: str) -> None:
-        """Let a rejected version be tried again. Raises EdgedError."""
-
-    async def knows(self, file: Path) -> bool:
-        """Whether what is in a file that came in is installed, under way or rejected."""
-
-    def jobs(self) -> tuple[Job, ...]:
-        """Those of this run, the oldest first."""
-
-    async def models(self) -> tuple[Report, ...]:
-        """How every model stands."""
-
-
-class Door(Protocol):
-    """What decides at the first sight of what comes. On any thread."""
-
-    def approve(self, head: Head) -> None:
-        """Raises BundleError for the head of a container that may not come in."""
-
-    def admit_bare(self) -> None:
-        """Raises BundleError where no bare model file may."""
-
-    def serves(self, head: Head) -> bool:
-        """Whether it is the version that answers now."""
-
-    def serves_file(self, bare: Bare, sha256: str) -> bool:
-        """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
 
 
 class WallClock(Protocol):
@@ -133,10 +83,8 @@ class Updates:
         self._say = say
         self._tell_every = tell_every
         self._idle = idle
-        self.fetch_options = fetch or FetchOptions()
+        self.fetches = Fetches(incoming, updater, door, say, fetch or FetchOptions())
         self._receiving: dict[str, _Receiving] = {}
-        self._fetches: dict[str, _Fetch] = {}
-        self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
         self._stopping = False
@@ -163,10 +111,7 @@ class Updates:
             if await self._updater.knows(self._incoming.part(name)):
                 with contextlib.suppress(EdgedError):  # it goes with its age, then
                     await self._on_thread(lambda name=name: self._incoming.open(name).discard())
-        for order in self._incoming.orders().values():
-            with contextlib.suppress(EdgedError, msgspec.MsgspecError):
-                left = msgspec.json.decode(order, type=_Order)
-                self.fetch(left.url, left.options, left.model)
+        self.fetches.resume()
 
     async def stop(self) -> None:
         """End every transfer. What has come is kept, and can be gone on with; who asks meanwhile is to ask again.
@@ -174,8 +119,7 @@ class Updates:
         Stop the updater after this: nobody is to take the end of this run of the daemon for the end of an update.
         """
         self._stopping = True
-        for fetch in self._fetches.values():
-            fetch.fetcher.cancel()
+        await self.fetches.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -197,7 +141,7 @@ class Updates:
             return known
         receiving = self._receiving.get(ask.id)
         if receiving is None:
-            coming = _Coming("receiving", ask.bare.model if ask.bare else "")
+            coming = Coming("receiving", ask.bare.model if ask.bare else "")
             opening = self._on_thread(self._open, ask, coming)
             receiving = self._receiving[ask.id] = _Receiving(opening, coming, ask.bare)
         try:
@@ -245,7 +189,7 @@ class Updates:
         for job in self._updater.jobs():
             if job.digest == ask.digest and not job.ended.is_set():
                 return {"job": job.id}
-        standing = await self._standing_of_all()
+        standing = Standing(await self._updater.models())
         standing.refuse_rejected(ask.digest)
         for model in standing.models:
             active = model.ledger.active or model.serving
@@ -253,7 +197,7 @@ class Updates:
                 return {"present": True}
         return {"missing": ask.base} if ask.base and ask.base not in standing.bases else {}
 
-    def _open(self, ask: _Open, coming: _Coming) -> Transfer:
+    def _open(self, ask: _Open, coming: Coming) -> Transfer:
         """On the thread: begin or go on with a transfer, in which a check reads along from the first byte."""
 
         def approve(head: Head, transfer: str, _base: str) -> None:
@@ -301,123 +245,10 @@ class Updates:
 
     # Fetching
 
-    def fetch(self, url: str, options: Options, model: str = "") -> Job:
-        """Fetch a container and install it, all as one job; a fetch of this URL that is under way is that job.
-
-        `model` is what is looked for there, where that is known. A delta (.edgd) that comes to nothing here is followed
-        by the bundle (.edgm) beside it.
-
-        Raises:
-            BundleError: it is a bare file, and only signed versions may come in.
-            ControlError: too many are under way.
-        """
-        if options.bare:
-            self._door.admit_bare()
-        under_way = [fetch for fetch in self._fetches.values() if not fetch.job.ended.is_set()]
-        for fetch in under_way:
-            if (fetch.url, fetch.job.options.bare) == (url, options.bare):
-                return fetch.job
-        if len(under_way) >= MAX_FETCHES:
-            raise ControlError(
-                f"{MAX_FETCHES} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
-            )
-        job = Job(f"fetch-{next(self._numbers)}", options, model)
-        fetch = _Fetch(url, job, Fetcher(self.fetch_options), _Coming("fetching", model))
-        self._fetches = dict([*self._fetches.items(), (fetch.job.id, fetch)][-_REMEMBERED:])
-        self._spawn(self._bring(fetch))
-        return fetch.job
-
     async def _fetch(self, args: dict[str, Any]) -> dict[str, Any]:
         ask = _understood(args, _Url)
         options = ask.options(mask(ask.url), ask.bare)
-        return {"job": self.fetch(ask.url, options, ask.bare.model if ask.bare else "").id}
-
-    async def _bring(self, fetch: _Fetch) -> None:
-        """The life of a fetch, from the first byte to the end of the install."""
-        job = fetch.job
-        full = _full_beside(fetch.url)
-        try:
-            installed = await self._bring_from(fetch, fetch.url)
-            if full and any(event.id == "update.full_needed" for event in job.events):
-                installed = await self._bring_from(fetch, full)
-            assert installed is not None  # only a delta comes to nothing
-            assert installed.state != "running"
-            job.end(installed.state, installed.text, installed.hint)
-        except _PresentError as error:
-            job.end("done", error.message)
-        except EdgedError as error:
-            self._end_fetch(fetch, "refused" if isinstance(error, BundleError) else "failed", error)
-        except asyncio.CancelledError:
-            job.end("failed", "the daemon stopped; it goes on when it is back")
-            raise
-
-    async def _bring_from(self, fetch: _Fetch, url: str) -> Job | None:
-        """Fetch and install what is at a URL; the install, None for a delta that could come to nothing."""
-        job = fetch.job
-        try:
-            transfer = await asyncio.to_thread(self._fetch_all, fetch, url, await self._standing_of_all())
-        except _BaseMissingError as error:
-            if not _full_beside(url):
-                raise
-            self._note(fetch, "update.full_needed", error.message)
-            return None
-        try:
-            installed = self._updater.install(transfer.path, job.options)
-            fetch.installs.append(installed)
-            installed.events = job.events
-            await installed.released.wait()
-        except asyncio.CancelledError:  # it is gone on with, unless it has become a candidate meanwhile
-            await asyncio.to_thread(transfer.close)
-            raise
-        await asyncio.to_thread(transfer.discard)
-        job.model, job.version, job.digest = installed.model, installed.version, installed.digest
-        await installed.ended.wait()
-        return installed
-
-    def _fetch_all(self, fetch: _Fetch, url: str, standing: _Standing) -> Transfer:
-        """On a thread of its own: the transfer, complete and open. Raises EdgedError, and what has come is kept."""
-
-        def approve(head: Head, _transfer: str, base: str) -> None:
-            version = f"{head.manifest.name} {head.manifest.version}"
-            fetch.coming.name(head)
-            fetch.job.name(head)
-            if self._door.serves(head):
-                raise _PresentError(f"{version} is what serves already")
-            standing.refuse_rejected(head.digest)
-            self._door.approve(head)
-            if base and base not in standing.bases:
-                raise _BaseMissingError(
-                    f"the full bundle is needed: what the delta for {version} builds on is not here",
-                    hint="fetch the full bundle",
-                )
-
-        options = fetch.job.options
-        check = None if options.bare else partial(VersionCheck, approve)
-        transfer = fetch.coming.transfer = self._incoming.open(transfer_id(url), check=check)
-        try:
-            transfer.order(msgspec.json.encode(_Order(url, options, fetch.coming.model)))
-            fetch.fetcher.fetch(url, transfer, progress=fetch.went_on)
-        except AbandonedError:  # the daemon stops, and goes on with it when it is back
-            transfer.close()
-            raise
-        except BundleError:  # it is not worth going on with
-            transfer.discard()
-            raise
-        except BaseException:
-            transfer.give_up()
-            raise
-        return transfer
-
-    def _end_fetch(self, fetch: _Fetch, state: Literal["refused", "failed"], error: EdgedError) -> None:
-        """It came to nothing before the updater knew of it."""
-        self._note(fetch, f"update.{state}", error.message, state)
-        fetch.job.end(state, error.message, error.hint)
-
-    def _note(self, fetch: _Fetch, kind: str, text: str, outcome: Outcome = "") -> None:
-        """A step of a fetch."""
-        event = fetch.coming.event(kind, text, outcome)
-        fetch.job.events.append(event)
-        self._say(event)
+        return {"job": self.fetches.fetch(ask.url, options, ask.bare.model if ask.bare else "").id}
 
     async def _tell_progress(self) -> None:
         """Say how far everything is that comes, of which it is known what it is, and that has got further."""
@@ -426,7 +257,7 @@ class Updates:
             await asyncio.sleep(self._tell_every)
             coming = [
                 *(each.coming for each in self._receiving.values() if each.job is None),
-                *(each.coming for each in self._fetches.values() if not each.job.ended.is_set() and not each.installs),
+                *self.fetches.coming,
             ]
             news = [each for each in coming if each.model and each.received > told.get(id(each), 0)]
             told = {id(each): each.received for each in coming}
@@ -454,7 +285,7 @@ class Updates:
             self._refuse_when_stopping()
             ended = job.ended.is_set()
             items = [self._item(event) for event in job.events if event.time > last]
-            if (now := self._progress(job)) != progress:
+            if (now := self.fetches.progress(job)) != progress:
                 items.append({"id": "job.progress", **(now or {})})
                 progress = now
             if ended:
@@ -474,10 +305,8 @@ class Updates:
 
     def _all_jobs(self) -> dict[str, Job]:
         """By id. A fetch and the install it ends in are one job."""
-        fetches = self._fetches.values()
-        fetched = [job for fetch in fetches for job in fetch.installs]
-        installs = [job for job in self._updater.jobs() if all(job is not each for each in fetched)]
-        return {job.id: job for job in [*(fetch.job for fetch in fetches), *installs]}
+        installs = [job for job in self._updater.jobs() if all(job is not each for each in self.fetches.installs)]
+        return {job.id: job for job in [*self.fetches.jobs, *installs]}
 
     def _find(self, name: str, digest: str = "") -> Job:
         jobs = self._all_jobs()
@@ -506,10 +335,6 @@ class Updates:
         time = self._clock.at(event.time)
         return {"id": event.id, "model": event.model, "text": event.text, "time": time, "at": event.time}
 
-    def _progress(self, job: Job) -> dict[str, Any] | None:
-        fetch = self._fetches.get(job.id)
-        return fetch.progress if fetch else None
-
     # What an operator decides
 
     async def _rollback(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -531,9 +356,6 @@ class Updates:
         ask = _understood(args, _Rejection)
         await self._updater.forget_rejection(ask.model, ask.digest)
         return await self._standing(ask.model)
-
-    async def _standing_of_all(self) -> _Standing:
-        return _Standing(await self._updater.models())
 
     async def _standing(self, model: str) -> dict[str, Any]:
         """What serves, after what was decided."""
@@ -565,48 +387,11 @@ class Updates:
 
 
 @dataclass(eq=False)
-class _Coming:
-    """What comes, as far as it is known: the thread that takes it writes, anybody reads."""
-
-    phase: Literal["receiving", "fetching"]
-    model: str
-    version: str = ""
-    digest: str = ""
-    transfer: Transfer | None = None
-
-    @property
-    def received(self) -> int:
-        return self.transfer.received if self.transfer else 0
-
-    @property
-    def total(self) -> int | None:
-        return self.transfer.total if self.transfer else None
-
-    def name(self, head: Head) -> None:
-        """Its head is there."""
-        self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
-
-    def event(self, kind: str, text: str, outcome: Outcome = "") -> Event:
-        return Event(
-            id=kind,
-            model=self.model,
-            text=text,
-            time=time.monotonic(),
-            version=self.version,
-            digest=self.digest,
-            phase="" if outcome else self.phase,
-            outcome=outcome,
-            bytes=self.received,
-            total=self.total,
-        )
-
-
-@dataclass(eq=False)
 class _Receiving:
     """A transfer that is sent to: open, or about to be; `job` once it is complete."""
 
     opening: asyncio.Future[Transfer]
-    coming: _Coming
+    coming: Coming
     bare: Bare | None = None
     job: Job | None = None
     timer: asyncio.TimerHandle | None = None
@@ -618,54 +403,6 @@ class _Receiving:
     def stay(self) -> None:
         if self.timer:
             self.timer.cancel()
-
-
-@dataclass(eq=False)
-class _Fetch:
-    """A fetch, and the installs it leads to: of a delta, of the full bundle. Its thread writes `progress`."""
-
-    url: str
-    job: Job
-    fetcher: Fetcher
-    coming: _Coming
-    installs: list[Job] = field(default_factory=list)
-    progress: dict[str, Any] | None = None
-
-    def went_on(self, received: int, total: int | None, rate: float) -> None:
-        self.progress = {"bytes": received, "total": total, "rate": rate}
-
-
-class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is left beside a transfer, so that a daemon that is back goes on with it."""
-
-    url: str
-    options: Options
-    model: str
-
-
-class _Standing:
-    """How all models stood a moment ago; `bases` are the versions a delta may build on."""
-
-    def __init__(self, models: tuple[Report, ...]) -> None:
-        self.models = models
-        self.bases = {digest for model in models for digest in (*model.ledger.versions, *model.factory)}
-
-    def refuse_rejected(self, digest: str) -> None:
-        """Raises BundleError if this version was rejected: it is refused unseen."""
-        for model in self.models:
-            if rejection := model.ledger.rejected.get(digest):
-                raise BundleError(
-                    f"{model.name} {rejection.version} was rejected on this board: {rejection.reason}",
-                    hint=f"have it tried again with `edgectl forget {model.name} {digest[:12]}`",
-                )
-
-
-class _BaseMissingError(BundleError):
-    """A delta is of no use here."""
-
-
-class _PresentError(BundleError):
-    """There is no need to fetch the rest of it."""
 
 
 def _take(transfer: Transfer, chunk: _Chunk) -> int:
@@ -762,13 +499,6 @@ class _Pin(_Model, frozen=True, kw_only=True):
 
 class _Rejection(_Model, frozen=True, kw_only=True):
     digest: Annotated[str, Meta(min_length=1, max_length=64)]
-
-
-def _full_beside(url: str) -> str | None:
-    """The URL of the full bundle beside a delta: the same with .edgm for .edgd. None where it names no delta."""
-    parts = urlsplit(url)
-    path, suffix = parts.path.removesuffix(delta.SUFFIX), container.SUFFIX
-    return urlunsplit(parts._replace(path=path + suffix)) if path != parts.path else None
 
 
 def _understood(args: dict[str, Any], kind: type[T]) -> T:

@@ -311,7 +311,7 @@ def test_how_a_fetch_ended_that_brought_nothing_is_told(board, ask):
 
 
 async def fetch(board, url, **options):
-    board.updates.fetch(url, Options(**options), "colours")
+    board.updates.fetches.fetch(url, Options(**options), "colours")
 
 
 def test_what_was_rejected_is_not_fetched_once_that_is_seen(board, ask, watch):

@@ -1,0 +1,118 @@
+"""What all ways in have in common: who decides on what comes, how far it is, and how the models stood before it.
+
+The ways are what others send (updates.py) and what the daemon fetches (fetches.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from edged.api import BundleError
+from edged.core.container import Head
+from edged.models.bare import Bare
+from edged.models.incoming import Transfer
+from edged.models.job import Event, Job, Options, Outcome, Report
+
+
+class Updater(Protocol):
+    """What decides about versions; see models/updater.py."""
+
+    def install(self, container: Path, options: Options) -> Job:
+        """Begin to install a container, which stays where it is until the job has `released` it."""
+
+    async def rollback(self, name: str, to: str = "") -> None:
+        """Go back. Raises EdgedError."""
+
+    async def confirm(self, name: str) -> None:
+        """Confirm the candidate. Raises EdgedError."""
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        """Stay with what there is, or do not. Raises EdgedError."""
+
+    async def forget_rejection(self, name: str, digest: str) -> None:
+        """Let a rejected version be tried again. Raises EdgedError."""
+
+    async def knows(self, file: Path) -> bool:
+        """Whether what is in a file that came in is installed, under way or rejected."""
+
+    def jobs(self) -> tuple[Job, ...]:
+        """Those of this run, the oldest first."""
+
+    async def models(self) -> tuple[Report, ...]:
+        """How every model stands."""
+
+
+class Door(Protocol):
+    """What decides at the first sight of what comes. On any thread."""
+
+    def approve(self, head: Head) -> None:
+        """Raises BundleError for the head of a container that may not come in."""
+
+    def admit_bare(self) -> None:
+        """Raises BundleError where no bare model file may."""
+
+    def serves(self, head: Head) -> bool:
+        """Whether it is the version that answers now."""
+
+    def serves_file(self, bare: Bare, sha256: str) -> bool:
+        """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
+
+
+@dataclass(eq=False)
+class Coming:
+    """What comes, as far as it is known: the thread that takes it writes, anybody reads."""
+
+    phase: Literal["receiving", "fetching"]
+    model: str
+    version: str = ""
+    digest: str = ""
+    transfer: Transfer | None = None
+
+    @property
+    def received(self) -> int:
+        """How many bytes are here."""
+        return self.transfer.received if self.transfer else 0
+
+    @property
+    def total(self) -> int | None:
+        """How many there will be, once that is known."""
+        return self.transfer.total if self.transfer else None
+
+    def name(self, head: Head) -> None:
+        """Its head is there."""
+        self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
+
+    def event(self, kind: str, text: str, outcome: Outcome = "") -> Event:
+        """A step of it, now."""
+        return Event(
+            id=kind,
+            model=self.model,
+            text=text,
+            time=time.monotonic(),
+            version=self.version,
+            digest=self.digest,
+            phase="" if outcome else self.phase,
+            outcome=outcome,
+            bytes=self.received,
+            total=self.total,
+        )
+
+
+class Standing:
+    """How all models stood a moment ago; `bases` are the versions a delta may build on."""
+
+    def __init__(self, models: tuple[Report, ...]) -> None:
+        self.models = models
+        self.bases = {digest for model in models for digest in (*model.ledger.versions, *model.factory)}
+
+    def refuse_rejected(self, digest: str) -> None:
+        """Raises BundleError if this version was rejected: it is refused unseen."""
+        for model in self.models:
+            if rejection := model.ledger.rejected.get(digest):
+                raise BundleError(
+                    f"{model.name} {rejection.version} was rejected on this board: {rejection.reason}",
+                    hint=f"have it tried again with `edgectl forget {model.name} {digest[:12]}`",
+                )

@@ -1,0 +1,238 @@
+"""Versions that the daemon fetches by itself: each a job, from the first byte to the end of the install.
+
+A fetch is written down beside what has come of it, so that a daemon that is back goes on with it. What is found at the
+URL decides how far it gets: of what serves already, or was rejected, only the head is fetched; a delta that comes to
+nothing here is followed by the bundle beside it. Each fetch has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+from edged.api import BundleError, ControlError, EdgedError
+from edged.coming import Coming, Door, Standing, Updater
+from edged.core import container, delta
+from edged.core.container import Head
+from edged.models.delta import VersionCheck
+from edged.models.fetch import Fetcher, FetchOptions, transfer_id
+from edged.models.incoming import Incoming, Transfer
+from edged.models.job import Event, Job, Options, Outcome
+from edged.models.line import AbandonedError
+
+MAX_FETCHES = 4
+
+_REMEMBERED = 50
+
+
+class Fetches:
+    """Fetches as `options` say, which may be replaced at any time; `say` hears of those the updater never knew of."""
+
+    def __init__(
+        self, incoming: Incoming, updater: Updater, door: Door, say: Callable[[Event], None], options: FetchOptions
+    ) -> None:
+        self.options = options
+        self._incoming = incoming
+        self._updater = updater
+        self._door = door
+        self._say = say
+        self._all: dict[str, _Fetch] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def resume(self) -> None:
+        """Go on with what an earlier run has left."""
+        for order in self._incoming.orders().values():
+            with contextlib.suppress(EdgedError, msgspec.MsgspecError):
+                left = msgspec.json.decode(order, type=_Order)
+                self.fetch(left.url, left.options, left.model)
+
+    async def stop(self) -> None:
+        """End them all; what has come is kept, and gone on with in the next run."""
+        for fetch in self._all.values():
+            fetch.fetcher.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The latest, the oldest first."""
+        return tuple(fetch.job for fetch in self._all.values())
+
+    @property
+    def installs(self) -> tuple[Job, ...]:
+        """The installs that they have led to, which are no jobs of their own."""
+        return tuple(job for fetch in self._all.values() for job in fetch.installs)
+
+    @property
+    def coming(self) -> tuple[Coming, ...]:
+        """What is under way and not here yet."""
+        fetches = self._all.values()
+        return tuple(each.coming for each in fetches if not each.job.ended.is_set() and not each.installs)
+
+    def progress(self, job: Job) -> dict[str, Any] | None:
+        """How far a fetch is; None where this is none, or nothing has come."""
+        fetch = self._all.get(job.id)
+        return fetch.progress if fetch else None
+
+    def fetch(self, url: str, options: Options, model: str = "") -> Job:
+        """Fetch a container and install it, all as one job; a fetch of this URL that is under way is that job.
+
+        `model` is what is looked for there, where that is known. A delta (.edgd) that comes to nothing here is followed
+        by the bundle (.edgm) beside it.
+
+        Raises:
+            BundleError: it is a bare file, and only signed versions may come in.
+            ControlError: too many are under way.
+        """
+        if options.bare:
+            self._door.admit_bare()
+        under_way = [fetch for fetch in self._all.values() if not fetch.job.ended.is_set()]
+        for fetch in under_way:
+            if (fetch.url, fetch.job.options.bare) == (url, options.bare):
+                return fetch.job
+        if len(under_way) >= MAX_FETCHES:
+            raise ControlError(
+                f"{MAX_FETCHES} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
+            )
+        job = Job(f"fetch-{next(self._numbers)}", options, model)
+        fetch = _Fetch(url, job, Fetcher(self.options), Coming("fetching", model))
+        self._all = dict([*self._all.items(), (fetch.job.id, fetch)][-_REMEMBERED:])
+        task = asyncio.get_running_loop().create_task(self._bring(fetch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return fetch.job
+
+    async def _bring(self, fetch: _Fetch) -> None:
+        """The life of a fetch, from the first byte to the end of the install."""
+        job = fetch.job
+        full = _full_beside(fetch.url)
+        try:
+            installed = await self._bring_from(fetch, fetch.url)
+            if full and any(event.id == "update.full_needed" for event in job.events):
+                installed = await self._bring_from(fetch, full)
+            assert installed is not None  # only a delta comes to nothing
+            assert installed.state != "running"
+            job.end(installed.state, installed.text, installed.hint)
+        except _PresentError as error:
+            job.end("done", error.message)
+        except EdgedError as error:
+            self._end_fetch(fetch, "refused" if isinstance(error, BundleError) else "failed", error)
+        except asyncio.CancelledError:
+            job.end("failed", "the daemon stopped; it goes on when it is back")
+            raise
+
+    async def _bring_from(self, fetch: _Fetch, url: str) -> Job | None:
+        """Fetch and install what is at a URL; the install, None for a delta that could come to nothing."""
+        job = fetch.job
+        try:
+            transfer = await asyncio.to_thread(self._fetch_all, fetch, url, Standing(await self._updater.models()))
+        except _BaseMissingError as error:
+            if not _full_beside(url):
+                raise
+            self._note(fetch, "update.full_needed", error.message)
+            return None
+        try:
+            installed = self._updater.install(transfer.path, job.options)
+            fetch.installs.append(installed)
+            installed.events = job.events
+            await installed.released.wait()
+        except asyncio.CancelledError:  # it is gone on with, unless it has become a candidate meanwhile
+            await asyncio.to_thread(transfer.close)
+            raise
+        await asyncio.to_thread(transfer.discard)
+        job.model, job.version, job.digest = installed.model, installed.version, installed.digest
+        await installed.ended.wait()
+        return installed
+
+    def _fetch_all(self, fetch: _Fetch, url: str, standing: Standing) -> Transfer:
+        """On a thread of its own: the transfer, complete and open. Raises EdgedError, and what has come is kept."""
+
+        def approve(head: Head, _transfer: str, base: str) -> None:
+            version = f"{head.manifest.name} {head.manifest.version}"
+            fetch.coming.name(head)
+            fetch.job.name(head)
+            if self._door.serves(head):
+                raise _PresentError(f"{version} is what serves already")
+            standing.refuse_rejected(head.digest)
+            self._door.approve(head)
+            if base and base not in standing.bases:
+                raise _BaseMissingError(
+                    f"the full bundle is needed: what the delta for {version} builds on is not here",
+                    hint="fetch the full bundle",
+                )
+
+        options = fetch.job.options
+        check = None if options.bare else partial(VersionCheck, approve)
+        transfer = fetch.coming.transfer = self._incoming.open(transfer_id(url), check=check)
+        try:
+            transfer.order(msgspec.json.encode(_Order(url, options, fetch.coming.model)))
+            fetch.fetcher.fetch(url, transfer, progress=fetch.went_on)
+        except AbandonedError:  # the daemon stops, and goes on with it when it is back
+            transfer.close()
+            raise
+        except BundleError:  # it is not worth going on with
+            transfer.discard()
+            raise
+        except BaseException:
+            transfer.give_up()
+            raise
+        return transfer
+
+    def _end_fetch(self, fetch: _Fetch, state: Literal["refused", "failed"], error: EdgedError) -> None:
+        """It came to nothing before the updater knew of it."""
+        self._note(fetch, f"update.{state}", error.message, state)
+        fetch.job.end(state, error.message, error.hint)
+
+    def _note(self, fetch: _Fetch, kind: str, text: str, outcome: Outcome = "") -> None:
+        """A step of a fetch."""
+        event = fetch.coming.event(kind, text, outcome)
+        fetch.job.events.append(event)
+        self._say(event)
+
+
+@dataclass(eq=False)
+class _Fetch:
+    """A fetch, and the installs it leads to: of a delta, of the full bundle. Its thread writes `progress`."""
+
+    url: str
+    job: Job
+    fetcher: Fetcher
+    coming: Coming
+    installs: list[Job] = field(default_factory=list)
+    progress: dict[str, Any] | None = None
+
+    def went_on(self, received: int, total: int | None, rate: float) -> None:
+        self.progress = {"bytes": received, "total": total, "rate": rate}
+
+
+class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left beside a transfer, so that a daemon that is back goes on with it."""
+
+    url: str
+    options: Options
+    model: str
+
+
+class _BaseMissingError(BundleError):
+    """A delta is of no use here."""
+
+
+class _PresentError(BundleError):
+    """There is no need to fetch the rest of it."""
+
+
+def _full_beside(url: str) -> str | None:
+    """The URL of the full bundle beside a delta: the same with .edgm for .edgd. None where it names no delta."""
+    parts = urlsplit(url)
+    path, suffix = parts.path.removesuffix(delta.SUFFIX), container.SUFFIX
+    return urlunsplit(parts._replace(path=path + suffix)) if path != parts.path else None
