@@ -312,10 +312,10 @@ def check_broker(mqtt: MqttOptions, timeout: float = BROKER_SECONDS) -> Check:
 def unit_properties(ask: Callable[[], str] | None = None) -> dict[str, str]:
     """What systemd says of the service; empty where there is no such service, or no systemd."""
     lines = (ask or _systemctl_show)().splitlines()
-    unit: dict[str, str] = {}
+    unit = dict.fromkeys(_PROPERTIES, "")  # a list that is empty is not mentioned
     for name, _, value in (line.partition("=") for line in lines):
-        unit[name] = f"{unit[name]} {value}" if name in unit else value
-    return unit if unit.get("LoadState") not in (None, "not-found") else {}
+        unit[name] = f"{unit.get(name, '')} {value}".strip()
+    return unit if unit["LoadState"] not in ("", "not-found") else {}
 
 
 def _systemctl_show() -> str:

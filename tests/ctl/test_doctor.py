@@ -344,6 +344,7 @@ def test_no_systemd_or_no_such_service():
 def test_devices_are_listed_line_by_line():
     said = "LoadState=loaded\nDeviceAllow=char-ttyUSB rw\nDeviceAllow=char-ttyACM rw\n"
     assert doctor.unit_properties(lambda: said)["DeviceAllow"] == "char-ttyUSB rw char-ttyACM rw"
+    assert doctor.unit_properties(lambda: "LoadState=loaded\n")["DeviceAllow"] == ""
 
 
 NEED = Access("char-ttyUSB", "source wrist")
