@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edged.outbox.shelf import APPLICATION, SCHEMA, Connect, Segment, Shelf, ShelfError, border, unpack
+from edged.outbox.shelf import APPLICATION, MAX_SEGMENT, SCHEMA, Connect, Segment, Shelf, ShelfError, border, unpack
 
 KEEP_ASIDE = 3
 """So many damaged files are kept, the latest; and of other files, which are not ours to delete, no more are moved."""
@@ -122,7 +122,7 @@ def _walk(database: sqlite3.Connection) -> Iterator[Segment]:
             segment = unpack(last, origin, level, reason, msgspec.convert(data, bytes))
         except (sqlite3.Error, msgspec.ValidationError, ValueError):
             continue
-        if segment is not None and segment.messages:
+        if segment is not None and 0 < len(segment.messages) <= 2 * MAX_SEGMENT:
             yield segment
 
 

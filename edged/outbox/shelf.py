@@ -42,9 +42,12 @@ CREATE TABLE body (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE wear (boot TEXT NOT NULL, since REAL NOT NULL, bytes INTEGER NOT NULL);
 """
 
-_SENSE = f"""key > 0 AND count BETWEEN 1 AND {MAX_SEGMENT} AND typeof(count) = 'integer' AND typeof(origin) = 'text'
+_SENSE = f"""key > 0 AND count BETWEEN 1 AND {2 * MAX_SEGMENT} AND typeof(count) = 'integer' AND typeof(origin) = 'text'
     AND typeof(level) = 'integer' AND typeof(created) = 'real' AND typeof(reason) IN ('null', 'text')"""
-"""What is so of every row unless it is damaged: one wrong count could drive out all the others."""
+"""What is so of every row unless it is damaged: one wrong count could drive out all the others.
+
+A segment that is not full may grow by as many as make a full one.
+"""
 
 
 class ShelfError(StoreError):

@@ -22,7 +22,7 @@ from edged.core.types import Message
 from edged.outbox import salvage
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import SpoolOptions
-from edged.outbox.shelf import Segment, Shelf, Stamp, open_database
+from edged.outbox.shelf import MAX_SEGMENT, Segment, Shelf, Stamp, open_database
 from tests.broker import PATIENCE
 from tests.contracts.spool import message
 
@@ -187,6 +187,15 @@ def test_a_page_that_goes_bad_while_it_is_in_use_costs_no_other(whole: Whole) ->
         lost = spool.stats.drops
     assert sound(whole, {page}) - (set(first) - again) <= set(numbers)
     assert sum(lost[origin]["damaged"] for origin in lost) == EACH * SEGMENTS - len(set(first[::2])) - len(numbers) + 1
+
+
+def test_a_segment_that_has_grown_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    """One message less than full, it may get as many more as make a full one."""
+    shelf, grown = Shelf(tmp_path / "spool.db", open_database), [message(seq) for seq in range(2 * MAX_SEGMENT - 1)]
+    with shelf.transaction():
+        shelf.put(Segment(1, "a", Stamp("boot", 0.0, None), grown))
+    assert shelf.look().waiting == {"a": 2 * MAX_SEGMENT - 1}
+    shelf.close()
 
 
 @pytest.mark.parametrize(
