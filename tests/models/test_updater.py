@@ -267,6 +267,21 @@ def test_a_bare_file_is_the_next_version_and_always_the_same(rig):
     assert again.digest == first.digest
 
 
+def test_a_bare_file_is_above_the_floor_of_what_was_rolled_back(rig):
+    other = rig.folder / "other.tflite"
+    other.write_bytes(MODEL + b"a trailer that makes it another file")
+
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        await rig.installed("1.4")
+        await rig.updater.rollback(NAME)
+        return await rig.ended(rig.updater.install(other, Options(bare=Bare(model=NAME))))
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.version) == ("done", "1.5")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
