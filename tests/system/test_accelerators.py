@@ -246,7 +246,8 @@ def test_however_it_fails_each_window_is_answered_and_it_comes_back(times: int, 
     assert promotions > total
     assert sum(board.metric("edged_accelerator_faults_total").values()) >= total  # a busy machine may have it hang, too
     assert len(children(pid)) == 1
-    assert holdings(pid) == before
+    # A connection over which we asked may still be closing.
+    assert any(holdings(pid) == before for _ in range(100) if board.auditor.hears_more(PATIENCE))
     assert resident(pid) < weight + MORE
     figures = f"{weight} kB of memory at first, {resident(pid)} kB in the end"
     answered = board.end()
