@@ -24,8 +24,9 @@ from edged.config import Config, find_bundle, load
 from edged.core.errors import ControlError, EdgedError
 from edged.core.manifest import NO_DELEGATES
 from edged.ctl import exits, tables
+from edged.ctl.offline import models_of
 from edged.models.disk import Disk
-from edged.models.store import FACTORY, Store
+from edged.models.store import Store
 
 DROP_IN = Path("/etc/systemd/system/edged.service.d/devices.conf")
 USER = "edged"
@@ -65,7 +66,7 @@ Driver = Callable[[Path], str]
 
 def run(args: argparse.Namespace) -> int:
     """Do what `edgectl devices allow` is asked for, and say what was done."""
-    needs = wanted(load([Path(file) for file in args.config]), Store(FACTORY, Path(args.state_dir) / "models"))
+    needs = wanted(load([Path(file) for file in args.config]), models_of(args))
     text = drop_in(needs)
     changed = not args.dry_run and put(text)
     restarted = args.restart and not args.dry_run

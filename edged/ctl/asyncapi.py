@@ -14,7 +14,8 @@ from edged.core.asyncapi import document
 from edged.core.errors import EdgedError
 from edged.core.manifest import Manifest
 from edged.ctl import exits, tables
-from edged.models.store import FACTORY, Store
+from edged.ctl.offline import models_of
+from edged.models.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     config = load([Path(file) for file in args.config])
-    store = Store(FACTORY)
+    store = models_of(args)
     manifests = {name: _manifest(config, name, store) for name in config.models}
     tables.show_json(document(describe(config, manifests)))
     return exits.DONE

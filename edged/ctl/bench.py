@@ -23,9 +23,8 @@ from edged.core.manifest import WindowSpec
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.ctl import exits, tables
-from edged.ctl.offline import find_model, load_model
+from edged.ctl.offline import find_model, load_model, models_of
 from edged.models.bundle import Bundle
-from edged.models.store import FACTORY, Store
 
 MAX_RUNS = 1_000_000
 _DEFAULT_RUNS = 1000
@@ -45,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    names = [args.model] if args.model else Store(FACTORY).names()
+    names = [args.model] if args.model else models_of(args).names()
     if not names:
-        raise ConfigError(f"there are no factory models in {FACTORY}", hint="name a model: edgectl bench MODEL")
+        raise ConfigError("there are no models", hint="name a model: edgectl bench MODEL")
     results = [_measure_model(name, args) for name in names]
     if args.json:
         tables.show_json(results)

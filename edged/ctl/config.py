@@ -17,7 +17,7 @@ from typing import Any
 from edged.config import Config, ConfigErrors, check_models, effective, load
 from edged.core.tables import Place, Problem, dotted
 from edged.ctl import exits, tables
-from edged.models.store import FACTORY, Store
+from edged.ctl.offline import models_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,16 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     paths = [args.file] if args.file else [Path(file) for file in args.config]
-    return _check(paths, args.json) if args.action == "check" else _show(paths, args.origin, args.json)
+    return _check(paths, args) if args.action == "check" else _show(paths, args.origin, args.json)
 
 
-def _check(paths: list[Path], as_json: bool) -> int:
+def _check(paths: list[Path], args: argparse.Namespace) -> int:
     try:
         config = load(paths)
-        problems = check_models(config, Store(FACTORY))
+        problems = check_models(config, models_of(args))
     except ConfigErrors as errors:
         problems = errors.problems
-    if as_json:
+    if args.json:
         fields = Problem.__struct_fields__
         listed = [{field: getattr(problem, field) for field in fields} for problem in problems]
         tables.show_json({"valid": not problems, "problems": listed})

@@ -36,10 +36,10 @@ from edged.ctl.allow import COMMAND, USER, Access, wanted
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.devices import daemon_runs
-from edged.ctl.offline import load_model
+from edged.ctl.offline import load_model, models_of
 from edged.models.bundle import Bundle
 from edged.models.selftest import prove
-from edged.models.store import FACTORY, Store
+from edged.models.store import Store
 from edged.outbox.options import MqttOptions
 
 BROKER_SECONDS = 3.0
@@ -92,7 +92,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     yield check_python(sys.version_info[:2])
     runtime = check_runtime()
     yield runtime
-    store = Store(FACTORY)
+    store = models_of(args)
     try:
         config = load([Path(file) for file in args.config])
     except ConfigErrors as errors:
@@ -108,7 +108,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     unit = unit_properties()
     yield from check_unit(unit)
     if config is not None:
-        yield from check_access(unit, wanted(config, Store(FACTORY, Path(args.state_dir) / "models")))
+        yield from check_access(unit, wanted(config, store))
     yield from check_root(Path("/"), Path("/etc/fstab"))
     yield check_state(Path(args.state_dir), Path("/etc/fstab"))
     yield check_clock(kernel_synchronised)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from edged import plugins
@@ -27,11 +28,17 @@ def find_model(named: str, args: argparse.Namespace) -> tuple[Bundle, Backend]:
         return bundle, default_backend(bundle)
     files = [Path(file) for file in args.config]
     models = load(files).models if files[0].exists() else {}
-    store = Store(FACTORY)
+    store = models_of(args)
     if entry := models.get(named):
         return find_bundle(named, entry, store), entry.options
     bundle = store.find(named)
     return bundle, default_backend(bundle)
+
+
+def models_of(args: argparse.Namespace) -> Store:
+    """The models of this device: what the factory gave, and what was installed since, where that is ours to read."""
+    installed = Path(args.state_dir) / "models"
+    return Store(FACTORY, installed) if os.access(installed, os.R_OK | os.X_OK) else Store(FACTORY)
 
 
 def default_backend(bundle: Bundle) -> Backend:

@@ -14,8 +14,8 @@ from edged.config import Config, find_bundle, load
 from edged.core.errors import ConfigError
 from edged.ctl.client import connect
 from edged.ctl.devices import daemon_runs
-from edged.ctl.offline import default_backend
-from edged.models.store import FACTORY, Store
+from edged.ctl.offline import default_backend, models_of
+from edged.models.store import Store
 from edged.proving import Subject, told
 
 Work = Callable[[Accelerators, Config | None], Iterator[msgspec.Struct]]
@@ -40,7 +40,7 @@ def names(args: argparse.Namespace) -> list[str]:
     """The models there are: those of the daemon that runs, or else as `subjects` finds them."""
     if daemon_runs(args.runtime_dir):
         return [model["name"] for model in connect(args.runtime_dir).call("models")]
-    return _names(_config(args), _store(args))
+    return _names(_config(args), models_of(args))
 
 
 def subjects(args: argparse.Namespace, config: Config | None, named: str | None) -> list[Subject]:
@@ -49,17 +49,13 @@ def subjects(args: argparse.Namespace, config: Config | None, named: str | None)
     Raises:
         EdgedError: there is none, or one is not sound.
     """
-    store = _store(args)
+    store = models_of(args)
     return [_subject(name, config, store) for name in ([named] if named else _names(config, store))]
 
 
 def _config(args: argparse.Namespace) -> Config | None:
     files = [Path(file) for file in args.config]
     return load(files) if files[0].exists() else None
-
-
-def _store(args: argparse.Namespace) -> Store:
-    return Store(FACTORY, Path(args.state_dir) / "models")
 
 
 def _names(config: Config | None, store: Store) -> list[str]:

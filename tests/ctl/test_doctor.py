@@ -15,7 +15,7 @@ from edged.ctl import doctor
 from edged.ctl.allow import Access
 from edged.ctl.doctor import Check
 from edged.ctl.main import main
-from edged.models.store import Store
+from edged.models.store import FACTORY, Store
 from edged.outbox.options import MqttOptions
 from tests.boards import FakeBoard
 from tests.bundles import COLOURS, write_bundle
@@ -195,7 +195,7 @@ def test_a_model_without_golden_samples_is_a_warning(tmp_path, store):
 
 def test_a_model_that_proves_itself(tmp_path):
     config = configured(tmp_path, "[models.motion]")
-    (check,) = doctor.check_models_work(config, Store(doctor.FACTORY))
+    (check,) = doctor.check_models_work(config, Store(FACTORY))
     assert check.verdict == "ok"
     assert "motion 1.0.0: 16 golden samples, off by " in check.found
 

@@ -73,8 +73,8 @@ def test_it_sees_what_has_come_since(store, tmp_path):
 class Installer:
     """Puts versions on a shelf, and into its ledger."""
 
-    def __init__(self, folder):
-        self.factory, self.state = folder / "factory", folder / "state"
+    def __init__(self, folder, state="state"):
+        self.factory, self.state = folder / "factory", folder / state
         self.store = Store(self.factory, self.state)
         self.ledger = EMPTY
 
