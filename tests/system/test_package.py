@@ -1,26 +1,64 @@
 """The real package on a board with a real systemd: installed, used, killed, hung, upgraded, removed, purged.
 
-Each test boots a container of its own in which the package has just been installed. There is no network but the
-container's own, with a mosquitto in it.
+All of it is done on one release of Debian, and what depends most on the release on the other too. A board is a
+container in which the package has just been installed. Tests that leave it as they found it share one; the others boot
+their own. There is no network but the container's own, with a mosquitto in it. A recording that is played fast takes
+the place of the sensor that is made up, which would have every test wait for its windows.
 """
 
+import contextlib
 import json
+import os
+import pty
 import shutil
 import subprocess
+import threading
+import time
+import tty
+from pathlib import Path
 
 import pytest
 
 from tests.container import Container, root_of, why_not
 from tests.debian_package import build, under_another_version
-from tests.motion import bundle
+from tests.motion import RECORDING, ROOT, bundle, long_recording
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
+SUITES = ["trixie", "bookworm"]
 BROKER = '[mqtt]\nhost = "127.0.0.1"\n'
+QUICK = """
+[sources.demo]
+kind = "replay"
+path = "/usr/local/share/recording.npy"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = 100
+chunk = 10
+loop = true
+"""
+SERIAL = """
+[sources.wrist]
+kind = "serial"
+port = "/dev/ttyUSB0"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+"""
 SETTLE_SECONDS = 60
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+def on_each_suite(test):
+    """Mark what is done on all of SUITES, and not on the first alone."""
+    test.on_each_suite = True
+    return test
+
+
+def pytest_generate_tests(metafunc):
+    suites = SUITES if hasattr(metafunc.function, "on_each_suite") else SUITES[:1]
+    metafunc.parametrize("suite", suites, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def suite(request):
     return request.param
 
@@ -44,16 +82,36 @@ def installed(suite, package, tmp_path_factory):
     return container.layer, root_of(suite)
 
 
-@pytest.fixture
-def board(installed, tmp_path):
-    """A running board with the package installed and a broker configured."""
-    container = Container(tmp_path / "board", *installed)
+@contextlib.contextmanager
+def booted(folder, layers, *options, files=()):
+    """A running board, with a broker and a recording, and whatever else is written before it is switched on."""
+    container = Container(folder, *layers)
     write(container, "/etc/edged/conf.d/broker.toml", BROKER)
+    write(container, "/etc/edged/conf.d/quick.toml", QUICK)
+    for path, text in dict(files).items():
+        write(container, path, text)
+    shutil.copy(long_recording(folder), container.root / "usr/local/share/recording.npy")
     try:
-        container.boot()
+        container.boot(*options)
         yield container
     finally:
         container.close()
+
+
+@pytest.fixture(scope="module")
+def shared(installed, tmp_path_factory):
+    """A running board, for tests that leave it as it is."""
+    with booted(tmp_path_factory.mktemp("shared"), installed) as board:
+        board.run("useradd", "--groups=edged", "anna")
+        board.run("useradd", "otto")
+        yield board
+
+
+@pytest.fixture
+def board(installed, tmp_path):
+    """A running board of one's own."""
+    with booted(tmp_path / "board", installed) as board:
+        yield board
 
 
 def install(container, package, *options):
@@ -74,9 +132,19 @@ def results(board, count):
     return [json.loads(line) for line in board.run(*command).stdout.splitlines()]
 
 
-def status(board, check=True):
+def status(board):
     answer = board.run("edgectl", "--json", "status", check=False)
+    assert answer.stdout, answer.stderr
     return json.loads(answer.stdout)
+
+
+def doctor(board, asker="root"):
+    """What the doctor finds, by what it looked at."""
+    command = ["su", asker, "-c", "edgectl --json doctor"]
+    checks = {}
+    for check in json.loads(board.run(*command, check=False).stdout)["checks"]:
+        checks.setdefault(check["name"], []).append(check)
+    return checks
 
 
 def show(board, *properties):
@@ -110,62 +178,159 @@ def everything(board):
 # -- as it is installed ---------------------------------------------------------------------------------------------
 
 
-def test_it_runs_and_publishes(board):
-    assert show(board, "ActiveState", "SubState", "NotifyAccess") == {
+@on_each_suite
+def test_it_runs_and_publishes(shared):
+    assert show(shared, "ActiveState", "SubState", "NotifyAccess") == {
         "ActiveState": "active",
         "SubState": "running",
         "NotifyAccess": "main",
     }
-    first, second = results(board, 2)
+    first, second = results(shared, 2)
     assert (first["model"], first["pipeline"], second["seq"]) == ("motion", "demo", first["seq"] + 1)
 
 
-def test_systemctl_status_says_what_is_served(board):
-    results(board, 1)
-    wait_for(board, "systemctl show edged --property=StatusText | grep -q '1 of 1 pipelines running'")
-    assert "MQTT connected" in show(board, "StatusText")
+@on_each_suite
+def test_systemctl_status_says_what_is_served(shared):
+    results(shared, 1)
+    said = r"1 of 1 pipelines running: demo (motion 1.0.0, [1-9][0-9]* results, p50 .* ms, p99 .* ms); MQTT connected"
+    wait_for(shared, f"systemctl show edged --property=StatusText | grep -q '{said}'")
 
 
-def test_it_is_not_root_and_may_little(board):
-    pid = show(board, "MainPID")
-    fields = dict(line.split(":\t", 1) for line in board.run("cat", f"/proc/{pid}/status").stdout.splitlines())
+@on_each_suite
+def test_it_is_not_root_and_may_little(shared):
+    pid = show(shared, "MainPID")
+    fields = dict(line.split(":\t", 1) for line in shared.run("cat", f"/proc/{pid}/status").stdout.splitlines())
     assert fields["Uid"].split()[0] != "0"
     assert (int(fields["CapEff"], 16), fields["NoNewPrivs"], fields["Seccomp"]) == (0, "1", "2")
-    assert board.run("stat", "--format=%U:%G %a", "/var/lib/edged").stdout.split() == ["edged:edged", "750"]
+    assert shared.run("stat", "--format=%U:%G %a", "/var/lib/edged").stdout.split() == ["edged:edged", "750"]
 
 
-def test_the_journal_has_fields(board):
-    results(board, 1)
-    entries = journal(board, "PIPELINE=demo")
+def test_the_journal_has_fields(shared):
+    results(shared, 1)
+    entries = journal(shared, "PIPELINE=demo")
     assert any("pipeline demo is running" in entry["MESSAGE"] for entry in entries)
     assert {entry["_SYSTEMD_UNIT"] for entry in entries} == {"edged.service"}
     assert all("CODE_FILE" in entry for entry in entries)
 
 
-def test_the_doctor_finds_nothing_worse_than_a_wrong_clock(board):
-    answer = json.loads(board.run("edgectl", "--json", "doctor", check=False).stdout)
-    assert [check for check in answer["checks"] if check["verdict"] == "fail"] == []
+@on_each_suite
+def test_the_doctor_finds_nothing_worse_than_a_wrong_clock(shared):
+    results(shared, 1)
+    for asker in ("root", "anna"):
+        checks = doctor(shared, asker)
+        assert [check for each in checks.values() for check in each if check["verdict"] == "fail"] == []
+        assert {check["verdict"] for each in checks.values() for check in each if each[0]["name"] != "clock"} == {"ok"}
+        assert "a message got through" in checks["publish"][0]["found"]
 
 
-def test_the_manual_pages_and_the_completion_are_there(board):
+def test_the_manual_pages_and_the_completion_are_there(shared):
     for path in ("/usr/share/man/man8/edged.8.gz", "/usr/share/man/man1/edgectl.1.gz"):
-        assert (board.root / path.lstrip("/")).stat().st_size > 500
-    assert (board.root / "usr/share/bash-completion/completions/edgectl").is_file()
+        assert (shared.root / path.lstrip("/")).stat().st_size > 500
+    assert (shared.root / "usr/share/bash-completion/completions/edgectl").is_file()
+
+
+def test_memory_that_runs_out_takes_a_child_first(shared):
+    assert show(shared, "OOMPolicy", "OOMScoreAdjust", "TasksMax") == {
+        "OOMPolicy": "continue",
+        "OOMScoreAdjust": "-200",
+        "TasksMax": "256",
+    }
+    assert show(shared, "MemoryMax") != "infinity"
+
+
+@on_each_suite
+def test_systemd_finds_nothing_wrong_with_the_unit(shared):
+    verified = shared.run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", "edged.service")
+    assert "edged" not in verified.stderr
+    exposure = shared.run("systemd-analyze", "security", "--no-pager", "edged.service").stdout.splitlines()[-1]
+    assert float(exposure.split(":")[1].split()[0]) <= 1.5
+
+
+@pytest.mark.parametrize("asker", ["root", "anna"])
+def test_a_support_bundle(shared, asker):
+    file = f"/tmp/{asker}.tar.gz"
+    shared.run("su", asker, "-c", f"cd /tmp && edgectl support-bundle --output {file}")
+    packed = shared.run("tar", "--list", "--file", file).stdout.splitlines()
+    names = {name.removeprefix("edged-support/") for name in packed}
+    assert {"status.json", "doctor.json", "configuration.toml", "unit.txt", "package.txt", "spool.json"} <= names
 
 
 # -- who may use it -------------------------------------------------------------------------------------------------
 
 
-def test_a_member_of_the_group_needs_no_sudo(board):
-    board.run("useradd", "--groups=edged", "anna")
-    assert "motion" in board.run("su", "anna", "-c", "edgectl models").stdout
+@on_each_suite
+def test_a_member_of_the_group_needs_no_sudo(shared):
+    assert "motion" in shared.run("su", "anna", "-c", "edgectl models").stdout
 
 
-def test_everybody_else_is_told_which_group(board):
-    board.run("useradd", "otto")
-    refused = board.run("su", "otto", "-c", "edgectl models", check=False)
+def test_everybody_else_is_told_which_group(shared):
+    refused = shared.run("su", "otto", "-c", "edgectl models", check=False)
     assert refused.returncode == 5
     assert "usermod -aG edged" in refused.stderr
+
+
+def test_who_changes_something_is_no_wrong_number(shared):
+    shared.run("su", "anna", "-c", "edgectl reload")
+    (entry,) = [entry for entry in journal(shared) if "reload, asked for by" in entry["MESSAGE"]]
+    assert "somebody" in entry["MESSAGE"]
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sensor():
+    """A serial sensor, as the path of its port on this machine."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    port = os.ttyname(slave)
+    os.chown(port, 0, 20)  # dialout, on every Debian
+    Path(port).chmod(0o660)
+    done = threading.Event()
+    lines = [line.split(",", 1)[1].rpartition(",")[0] for line in RECORDING.read_text().splitlines()[1:]]
+
+    def measure():
+        for line in lines * 100:
+            if done.wait(0.02):
+                break
+            os.write(master, line.encode() + b"\n")
+
+    thread = threading.Thread(target=measure, daemon=True)
+    thread.start()
+    yield port
+    done.set()
+    thread.join()
+    os.close(master)
+    os.close(slave)
+
+
+def wrist(board):
+    (source,) = [source for source in status(board)["sources"] if source["name"] == "wrist"]
+    return source["health"]
+
+
+def test_the_service_is_let_at_what_its_configuration_names(installed, tmp_path, sensor):
+    files = {"/etc/edged/conf.d/sensor.toml": SERIAL}
+    with booted(tmp_path / "board", installed, f"--bind={sensor}:/dev/ttyUSB0", files=files) as board:
+        assert wrist(board)["state"] == "failed"
+        assert "sudo edgectl devices allow" in wrist(board)["hint"]
+        (access,) = doctor(board)["access"]
+        assert (access["verdict"], access["remedy"]) == ("fail", "sudo edgectl devices allow --restart")
+        board.run("useradd", "--groups=edged", "anna")
+        refused = board.run("su", "anna", "-c", "edgectl devices allow", check=False)
+        assert (refused.returncode, "sudo edgectl devices allow" in refused.stderr) == (4, True)
+
+        told = board.run("edgectl", "devices", "allow").stdout
+        assert "for source wrist" in told
+        assert "daemon-reload" in told
+        assert "nothing to change" in board.run("edgectl", "devices", "allow", "--restart").stdout
+        wait_for(board, "edgectl sources | grep wrist | grep -q running")
+        assert doctor(board)["access"][0]["verdict"] == "ok"
+        assert board.run("systemd-analyze", "verify", "--man=no", "edged.service").stderr.count("edged") == 0
+
+        board.run("rm", "/etc/edged/conf.d/sensor.toml")
+        assert "removed" in board.run("edgectl", "devices", "allow", "--restart").stdout
+        assert show(board, "PrivateDevices") == "yes"
 
 
 # -- what befalls it ------------------------------------------------------------------------------------------------
@@ -180,6 +345,7 @@ def test_killed_it_is_back(board):
     assert after["model"] == "motion"
 
 
+@on_each_suite
 def test_hung_it_is_killed_by_the_watchdog(board):
     write(board, "/etc/systemd/system/edged.service.d/soon.conf", "[Service]\nWatchdogSec=2\n")
     board.run("systemctl", "daemon-reload")
@@ -236,6 +402,7 @@ def test_a_secret_comes_as_a_credential(board):
     assert "correct horse" not in board.run("journalctl").stdout
 
 
+@on_each_suite
 def test_new_models_come_signed_and_prove_themselves_within_the_sandbox(board, tmp_path):
     new = bundle(tmp_path, "1.1.0")
     shutil.copy(new, board.root / "root" / new.name)
@@ -252,20 +419,44 @@ def test_new_models_come_signed_and_prove_themselves_within_the_sandbox(board, t
     assert results(board, 1)[0]["version"] == "1.1.0"
 
 
+def test_a_first_boot_with_no_network_no_clock_and_no_sensor(installed, tmp_path):
+    clock = tmp_path / "clock.so"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", clock, ROOT / "tests/data/clock.c"], check=True)
+    files = {
+        "/etc/edged/conf.d/broker.toml": '[mqtt]\nhost = "broker.invalid"\n',
+        "/etc/edged/conf.d/sensor.toml": SERIAL,
+        "/etc/systemd/system/edged.service.d/1970.conf": (
+            f"[Service]\nEnvironment=LD_PRELOAD=/usr/local/lib/clock.so CLOCK_SHIFT={-int(time.time())}\n"
+        ),
+    }
+    bind = f"--bind-ro={clock}:/usr/local/lib/clock.so"
+    with booted(tmp_path / "board", installed, bind, files=files) as board:
+        wait_for(board, "edgectl --json pipelines | grep -q '\"label\"'")
+        (demo,) = [each for each in status(board)["pipelines"] if each["name"] == "demo"]
+        assert demo["last"]["time"] < 86_400
+        assert wrist(board)["state"] == "failed"
+        failed = {name for name, checks in doctor(board).items() for each in checks if each["verdict"] == "fail"}
+        assert {"port", "access", "broker", "publish"} <= failed
+
+
 # -- its life with dpkg ---------------------------------------------------------------------------------------------
 
 
+@on_each_suite
 def test_an_upgrade_keeps_what_there_is_and_loses_no_message(board, package, tmp_path):
     (before,) = results(board, 1)
     write(board, "/etc/edged/conf.d/mine.toml", "[pipelines.demo.decision]\nthreshold = 0.6\n")
+    board.run("sh", "-c", "echo '# mine' >>/etc/edged/edged.toml")
     board.run("systemctl", "stop", "mosquitto")
     wait_for(board, "edgectl --json spool | grep -Eq '\"depth\": ([5-9]|[1-9][0-9])'")
     install(board, under_another_version(package, tmp_path, "99.0"))
     assert show(board, "ActiveState") == "active"
     assert board.run("dpkg-query", "--show", "--showformat=${Version}", "edged").stdout == "99.0"
     assert (board.root / "etc/edged/conf.d/mine.toml").exists()
+    assert (board.root / "etc/edged/edged.toml").read_text().endswith("# mine\n")
+    waiting = json.loads(board.run("edgectl", "--json", "spool").stdout)["depth"]
     board.run("systemctl", "start", "mosquitto")
-    seen = results(board, 20)
+    seen = results(board, waiting + 20)
     of_before = [result["seq"] for result in seen if result["boot"] == before["boot"]]
     assert of_before == list(range(of_before[0], of_before[0] + len(of_before)))
     assert len(of_before) >= 5
@@ -278,6 +469,7 @@ def test_a_downgrade(board, package, tmp_path):
     assert results(board, 1)[0]["model"] == "motion"
 
 
+@on_each_suite
 def test_removed_it_leaves_its_state_and_purged_nothing(suite, package, tmp_path):
     board = Container(tmp_path / "bare", root_of(suite))
     try:
@@ -304,36 +496,42 @@ def test_removed_it_leaves_its_state_and_purged_nothing(suite, package, tmp_path
 def test_a_read_only_root_with_the_state_elsewhere(installed, tmp_path):
     state = tmp_path / "state"
     state.mkdir()
-    board = Container(tmp_path / "board", *installed)
-    write(board, "/etc/edged/conf.d/broker.toml", BROKER)
-    try:
-        board.boot("--read-only", f"--bind={state}:/var/lib/edged", "--tmpfs=/var/log", "--tmpfs=/var/tmp")
+    options = ("--read-only", f"--bind={state}:/var/lib/edged", "--tmpfs=/var/log", "--tmpfs=/var/tmp")
+    with booted(tmp_path / "board", installed, *options) as board:
         assert results(board, 1)[0]["model"] == "motion"
         assert board.run("touch", "/etc/x", check=False).returncode != 0
+        assert doctor(board)["root"][0]["verdict"] == "warn"
+        assert doctor(board)["state"][0]["verdict"] == "ok"
         board.run("systemctl", "stop", "mosquitto")
         wait_for(board, "test -e /var/lib/edged/spool/spool.db")
         assert (state / "spool" / "spool.db").is_file()
-    finally:
-        board.close()
+
+
+FSTAB = "tmpfs /var/lib/edged tmpfs size=64k,mode=0755 0 0\n"
 
 
 @pytest.mark.parametrize("filled", [True, False], ids=["full", "as good as none"])
 def test_a_state_partition_that_is_full(installed, tmp_path, filled):
-    board = Container(tmp_path / "board", *installed)
-    write(board, "/etc/edged/conf.d/broker.toml", BROKER)
-    unit = "[Mount]\nWhat=tmpfs\nWhere=/var/lib/edged\nType=tmpfs\nOptions=size=64k,mode=0755\n"
-    write(board, "/etc/systemd/system/var-lib-edged.mount", unit + "[Install]\nWantedBy=local-fs.target\n")
-    if filled:
-        text = "[Service]\nExecStartPre=+/bin/sh -c 'head -c 64k /dev/zero >/var/lib/edged/filler || true'\n"
-        write(board, "/etc/systemd/system/edged.service.d/fill.conf", text)
-    subprocess.run(
-        ["systemctl", f"--root={board.root}", "enable", "var-lib-edged.mount"], check=True, capture_output=True
-    )
-    try:
-        board.boot()
+    filler = "[Service]\nExecStartPre=+/bin/sh -c 'head -c 64k /dev/zero >/var/lib/edged/filler || true'\n"
+    files = {"/etc/fstab": FSTAB, **({"/etc/systemd/system/edged.service.d/fill.conf": filler} if filled else {})}
+    with booted(tmp_path / "board", installed, files=files) as board:
         assert results(board, 1)[0]["model"] == "motion"
-        (state,) = [each for each in json.loads(board.run("edgectl", "--json", "doctor", check=False).stdout)["checks"]
-                    if each["name"] == "state"]  # fmt: skip
+        (state,) = doctor(board)["state"]
         assert (state["verdict"], state["remedy"]) == ("fail", "free some space")
-    finally:
-        board.close()
+
+
+def test_a_state_partition_that_is_missing_is_waited_for(installed, tmp_path):
+    files = {
+        "/etc/fstab": FSTAB.replace("tmpfs", "nosuchfs").replace("size=64k,mode=0755", "nofail"),
+        "/etc/systemd/system/edged-retry.timer.d/soon.conf": (
+            "[Timer]\nOnActiveSec=\nOnActiveSec=1s\nAccuracySec=100ms\n"
+        ),
+    }
+    with booted(tmp_path / "board", installed, files=files) as board:
+        checks = doctor(board)
+        assert checks["state"][0]["found"] == "/var/lib/edged is not mounted, which /etc/fstab has there"
+        assert checks["unit"][0]["verdict"] == "fail"
+        write(board, "/etc/fstab", FSTAB.replace("64k", "64m"))
+        board.run("systemctl", "daemon-reload")
+        wait_for(board, "systemctl is-active --quiet edged")
+        assert results(board, 1)[0]["model"] == "motion"
