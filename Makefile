@@ -26,7 +26,7 @@ demo: $(VENV)/demo.ready
 	@$(BIN)/python demo/demo.py --seconds $(SECONDS)
 
 test: $(VENV)/test.ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 soak: $(VENV)/test.ready
 	EDGED_SOAK=1 $(BIN)/pytest $(SOAKS)

@@ -4,6 +4,7 @@ Root file systems are built once, by mmdebstrap, and kept below build/roots; eac
 layer above one, so that it starts pristine and may be broken. Its network is its own, with nothing in it but itself.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -38,10 +39,17 @@ def root_of(suite, packages=PACKAGES, *options):
     """
     mark = hashlib.sha256(" ".join((suite, *packages, *options)).encode()).hexdigest()[:12]
     root = ROOTS / f"{suite}-{mark}"
-    if root.is_dir():
-        return root
-    building = root.with_suffix(f".{os.getpid()}")
     ROOTS.mkdir(parents=True, exist_ok=True)
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be at it
+        if not root.is_dir():
+            _build(root, suite, packages, options)
+    return root
+
+
+def _build(root, suite, packages, options):
+    building = root.with_suffix(".building")
+    shutil.rmtree(building, ignore_errors=True)
     include = f"--include={','.join(packages)}"
     command = ["mmdebstrap", "--quiet", "--variant=apt", include, *options, suite, str(building)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -49,7 +57,6 @@ def root_of(suite, packages=PACKAGES, *options):
         shutil.rmtree(building, ignore_errors=True)
         pytest.fail(f"the root file system of {suite} could not be built: {done.stderr[-2000:]}")
     building.rename(root)
-    return root
 
 
 class Layer:
