@@ -137,7 +137,11 @@ def test_traffic_is_bounded(tmp_path: Path) -> None:
 # Servers that misbehave
 
 
-@pytest.mark.parametrize("order", [whole, wrong_start(1), wrong_start(-100_000), wrong_total], ids=str)
+@pytest.mark.parametrize(
+    "order",
+    [whole, wrong_start(1), wrong_start(-100_000), wrong_total],
+    ids=["all of it", "too late", "too early", "another total"],
+)
 def test_answers_that_do_not_fit_mean_starting_again(tmp_path: Path, order) -> None:
     with WebServer(FILE) as server:
         server.orders += [cut_after(100_000), order]
