@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
 
 import msgspec
 import numpy as np
@@ -36,7 +37,7 @@ from edged.models.selftest import prove
 
 if TYPE_CHECKING:  # imported when there is something to accelerate, which on most boards there is not
     from edged.backends.accelerated import AcceleratedRunner, Counts
-    from edged.backends.isolated import IsolatedRunner
+    from edged.backends.isolated import Host, IsolatedRunner
 
 COMPILED = ("edgetpu", "ethosu")
 """Kinds that run no model but those that were compiled for them."""
@@ -105,6 +106,8 @@ def _nothing_measured(_model: str) -> Record | None:
 class Accelerators:
     """All of them. Any thread may ask; `put` and `configure` belong to one at a time.
 
+    Units and hosts come and go under the lock. What only looks at them takes a copy, which needs none.
+
     `tell` must neither wait nor raise. `records` gives what was measured of a model, by name. Devices are looked for
     below `root`.
     """
@@ -125,6 +128,8 @@ class Accelerators:
         self._rules = Rules()
         self._table: dict[str, Delegate] = delegates({})
         self._units: dict[str, _Unit] = {}
+        self._on_cpu: WeakSet[Host] = WeakSet()
+        self._closed = False
         self._standings: dict[str, tuple[str, Standing]] = {}
         self._shares: dict[str, float] = {}
         self._proven: set[str] = set()
@@ -260,7 +265,11 @@ class Accelerators:
         from edged.backends.isolated import Host
 
         rules = self._rules
-        return Host(name, Leash(memory=rules.memory, niceness=rules.niceness)).load(
+        host = Host(name, Leash(memory=rules.memory, niceness=rules.niceness))
+        with self._lock:
+            self._refuse_if_closed()
+            self._on_cpu.add(host)
+        return host.load(
             backend,
             bundle.model,
             signature=bundle.manifest.signature,
@@ -328,7 +337,7 @@ class Accelerators:
 
     def counts(self) -> dict[str, Counts]:
         """What was done so far, by accelerator."""
-        return {name: unit.accelerator.counts() for name, unit in self._units.items()}
+        return {name: unit.accelerator.counts() for name, unit in list(self._units.items())}
 
     def forget(self, model: str) -> None:
         """Tell of a model no more: it has gone."""
@@ -339,16 +348,20 @@ class Accelerators:
 
     def release(self, name: str) -> None:
         """Try again what is quarantined. Raises ControlError for what no model uses."""
-        if name not in self._units:
+        unit = self._units.get(name)
+        if unit is None:
             used = ", ".join(sorted(self._units)) or "none"
             raise ControlError(f"no model runs on {name!r}", hint=f"accelerators in use: {used}")
-        self._units[name].accelerator.release()
+        unit.accelerator.release()
 
     def close(self) -> None:
-        """End all processes; the runners are closed already."""
-        for unit in self._units.values():
-            unit.close()
-        self._units.clear()
+        """End all processes, and start no more; what somebody still has of them raises DeviceError."""
+        with self._lock:
+            self._closed = True
+            there: list[_Unit | Host] = [*self._units.values(), *self._on_cpu]
+            self._units.clear()
+        for each in there:
+            each.close()
 
     def _first(self, found: Sequence[Candidate]) -> Candidate | None:
         """The first whose device is ready; where none is, the one to wait for."""
@@ -357,13 +370,18 @@ class Accelerators:
 
     def _unit(self, delegate: Delegate) -> _Unit:
         with self._lock:
+            self._refuse_if_closed()
             if delegate.name not in self._units:
                 self._units[delegate.name] = _Unit(delegate, self._rules, self._stands, self._clock, self._root)
             return self._units[delegate.name]
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise DeviceError("no process is started any more", hint="ask again when edged is back", retryable=True)
+
     def _withdraw(self, model: str) -> None:
         """Have no unit tell of a model any more."""
-        for unit in self._units.values():
+        for unit in list(self._units.values()):
             unit.models.pop(model, None)
 
     def _stands(self, model: str, name: str, standing: Standing) -> None:

@@ -318,7 +318,7 @@ class Proving:
     """`prove` and `tune`, for the operator's socket: one of them at a time, on a thread of its own.
 
     `subjects` gives the models there are, by name. When one has been tuned, `adopt` has it serve as was found best;
-    where whoever asked leaves before that, nothing is recorded.
+    where whoever asked leaves before it is recorded, nothing is.
     """
 
     def __init__(
@@ -335,6 +335,7 @@ class Proving:
         self._thread = ThreadPoolExecutor(1, "proving")
         self._busy = ""
         self._stopping = False
+        self._adoptions: set[asyncio.Future[None]] = set()
         self.streams: dict[str, Callable[[dict[str, Any]], AsyncGenerator[Any, None]]] = {
             "prove": self._prove,
             "tune": self._tune,
@@ -342,7 +343,7 @@ class Proving:
         self.changes = frozenset({"tune"})
 
     def stop(self) -> None:
-        """Begin nothing more; the step in hand ends by itself."""
+        """Begin nothing more; the step in hand ends by itself, and at once where the accelerators are closed."""
         self._stopping = True
         self._thread.shutdown(wait=False)
 
@@ -361,7 +362,10 @@ class Proving:
         async with aclosing(self._steps("tuning", found)) as steps:
             async for step in steps:
                 yield step
-        await self._adopt(ask.model)
+        adoption = asyncio.ensure_future(self._adopt(ask.model))
+        self._adoptions.add(adoption)  # the loop itself would let it be collected
+        adoption.add_done_callback(self._adoptions.discard)
+        await asyncio.shield(adoption)  # whoever leaves now leaves no model behind that is loaded by half
 
     def _find(self, name: str) -> Subject:
         subjects = self._subjects()

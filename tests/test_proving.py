@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -156,6 +157,16 @@ def test_another_backend_has_nothing_to_measure(tmp_path, accelerators):
         next(tune(accelerators(), subject(tmp_path, backend=FakeBackend()), Tunings(tmp_path), 0.0))
 
 
+def test_what_is_being_measured_ends_with_the_accelerators(tmp_path, accelerators):
+    there = accelerators()
+    steps = tune(there, subject(tmp_path), Tunings(tmp_path / "tuning"), 1.7e9, seconds=60)
+    next(steps)
+    with ThreadPoolExecutor(1) as thread:
+        measuring = thread.submit(next, steps)
+        there.close()
+        assert measuring.result(20).measurement.failure
+
+
 # -- the verbs --------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +235,29 @@ def test_one_at_a_time_and_the_next_once_the_client_has_left(proving):
 
     assert [each["state"] for each in asyncio.run(ask_twice())] == ["agrees"]
     assert adopted == []
+
+
+def test_one_who_leaves_while_it_is_adopted_ends_nothing_midway(tmp_path, accelerators):
+    async def leave_midway():
+        adopting, go_on, adopted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def adopt(name):
+            adopting.set()
+            await go_on.wait()
+            adopted.set()
+
+        verbs = Proving(accelerators(), lambda: {"colours": model}, Tunings(tmp_path / "tuning"), adopt)
+        client = asyncio.create_task(answers(verbs.streams["tune"]({"model": "colours", "seconds": SECONDS})))
+        await adopting.wait()
+        client.cancel()
+        await asyncio.wait([client])
+        go_on.set()
+        async with asyncio.timeout(20):
+            await adopted.wait()
+        verbs.stop()
+
+    model = subject(tmp_path)
+    asyncio.run(leave_midway())
 
 
 def test_a_daemon_that_stops_takes_no_more_steps(proving, tmp_path):

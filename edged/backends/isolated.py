@@ -9,7 +9,7 @@ and a poll waits for its answer, its end, its chatter or the deadline. The child
 then by the earliest deadline, and a runner's deadline counts from when the child began its turn. Whoever waits looks
 after its own turn alone: the thread whose turn hangs kills the child, and that wakes all the others.
 
-Whose is what: a runner belongs to the thread that runs it. Messages (load, reset, close) are sent under `Host._calls`,
+Whose is what: a runner belongs to the thread that runs it. Messages (load, reset, close) are sent under `Host.calls`,
 one at a time, each answered before the next. What became of a child, and who still polls its descriptors, is under
 `_Life._lock`; they are closed when the last has let go, for a number that is closed is soon somebody else's.
 """
@@ -85,12 +85,15 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 class Host:
-    """The process of one device, called `name` in what is said of it, on a leash. Any thread may use it."""
+    """The process of one device, called `name` in what is said of it, on a leash. Any thread may use it.
+
+    Its runners keep it. Whoever sends a message has `calls`.
+    """
 
     def __init__(self, name: str, leash: Leash) -> None:
         self.name = name
         self._leash = leash
-        self._calls = threading.Lock()
+        self.calls = threading.Lock()
         self._numbers = count(1)
         self._life: _Life | None = None
         self._closed = False
@@ -123,7 +126,7 @@ class Host:
             deadline=_nanoseconds(deadline),
             priority=priority,
         )
-        with self._calls:
+        with self.calls:
             call = _Call(f"loading {file.name}", load_seconds)
             life = self._living(call)
             try:
@@ -169,7 +172,7 @@ class Host:
         except EdgedError:
             life.call(Close(number=load.number), call, Done)
             raise
-        runner = IsolatedRunner(life, self._calls, load, loaded, shared, answer, seconds)
+        runner = IsolatedRunner(self, life, load, loaded, shared, answer, seconds)
         try:
             life.call(Attach(number=load.number), call, Done, [memory, answer])
         except EdgedError:
@@ -185,8 +188,8 @@ class IsolatedRunner:
 
     def __init__(
         self,
+        host: Host,
         life: _Life,
-        calls: threading.Lock,
         load: Load,
         loaded: Loaded,
         shared: Shared,
@@ -196,8 +199,8 @@ class IsolatedRunner:
         self.inputs = loaded.inputs
         self.outputs = loaded.outputs
         self.info = loaded.info
+        self._host = host
         self._life = life
-        self._calls = calls
         self._number = load.number
         self._name = Path(load.file).name
         self._deadline = load.deadline
@@ -306,7 +309,7 @@ class IsolatedRunner:
         return _milliseconds(left)
 
     def _call(self, message: Message, deed: str, seconds: float) -> None:
-        with self._calls:
+        with self._host.calls:
             call = _Call(deed, seconds)
             if not self._life.hold(call):
                 self._lose(self._life.fail())
