@@ -132,7 +132,7 @@ class Accelerators:
         self._closed = False
         self._standings: dict[str, tuple[str, Standing]] = {}
         self._shares: dict[str, float] = {}
-        self._proven: set[str] = set()
+        self._proven: dict[str, Path] = {}
         self._choices: dict[str, str] = {}
 
     def configure(self, tables: Mapping[str, DelegateOptions], rules: Rules) -> None:
@@ -157,7 +157,6 @@ class Accelerators:
             EdgedError: the twin fails.
         """
         self._withdraw(model)
-        self._proven.discard(model)
         try:
             order = self.choice(model, bundle, wanted, backend).order
         except ModelError as error:
@@ -179,7 +178,7 @@ class Accelerators:
             except BaseException:
                 runner.close()
                 raise
-            self._proven.add(model)
+            self._proven[model] = bundle.folder
             return runner
 
         def check(runner: Runner, hold: Callable[[Runner], object] = agreed.check) -> None:
@@ -331,9 +330,9 @@ class Accelerators:
         """Of each model that was accelerated, the share of the time that its process was off the processor, 0 to 1."""
         return dict(self._shares)
 
-    def has_proven(self, model: str) -> bool:
-        """Whether the version that was `put` last for a model has ever computed what it should on its accelerator."""
-        return model in self._proven
+    def has_proven(self, model: str, bundle: Bundle) -> bool:
+        """Whether this version of a model is the last that computed on an accelerator what it should."""
+        return self._proven.get(model) == bundle.folder
 
     def counts(self) -> dict[str, Counts]:
         """What was done so far, by accelerator."""
@@ -343,6 +342,7 @@ class Accelerators:
         """Tell of a model no more: it has gone."""
         self._withdraw(model)
         self._shares.pop(model, None)
+        self._proven.pop(model, None)
         if self._standings.pop(model, None) is not None:
             self._tell(model, "", None)
 
@@ -476,9 +476,8 @@ class _Unit:
             self._files[model] = file
             self.accelerator.release()
         self.models[model] = pinned
-        runner = self.accelerator.runner(twin, load, check)
-        self._tell(model, self.delegate.name, self.stands(model))
-        return runner
+        self._tell(model, self.delegate.name, self.stands(model))  # before there is anything newer to tell
+        return self.accelerator.runner(twin, load, check)
 
     def stands(self, model: str) -> Standing:
         """How the device stands for a model: that it was never there is a fault only where it is asked for by name."""

@@ -252,8 +252,9 @@ class ModelBoard:
     def _delegate_fault(self, model: str, since: float) -> str:
         """What is wrong with a version's accelerator; that it never ran there is no fault where the CPU will do."""
         bundle = self._parts.models[model].bundle
-        needed = bundle is not None and self._is_needed(model, bundle.manifest)
-        if not needed and not self._parts.accelerators.has_proven(model):
+        if bundle is None:
+            return ""
+        if not self._is_needed(model, bundle.manifest) and not self._parts.accelerators.has_proven(model, bundle):
             return ""
         name, standing = self._parts.accelerators.standings().get(model, ("", None))
         fault = "" if standing is None else delegate_fault(standing, since, self._clock())

@@ -181,6 +181,16 @@ def test_another_file_may_be_what_cures_it(place, told, tmp_path):
     runner.close()
 
 
+def test_what_the_version_before_proves_late_proves_nothing_of_the_next(place, told, tmp_path):
+    slow = bundle(tmp_path / "slow", {**MINE, "options": {"delay_us": "30000"}})
+    wrong = bundle(tmp_path / "wrong", {**MINE, "options": {"wrong": "zeros"}})
+    accelerators, _ = place(external(), slow)
+    next_runner = accelerators.put("colours", wrong, "auto", TfliteBackend(), TfliteBackend().load(wrong.model), 0)
+    until(told, "degraded")
+    assert (accelerators.has_proven("colours", slow), accelerators.has_proven("colours", wrong)) == (True, False)
+    next_runner.close()
+
+
 def test_another_configuration_begins_anew(place, told, tmp_path):
     accelerators, runner = place(external(fail="create"))
     until(told, "quarantined")

@@ -34,6 +34,7 @@ import msgspec
 
 from edged.api import Arrays, DeviceError, EdgedError, ModelError, Runner, RunnerInfo
 from edged.core.acceleration import (
+    LOOK_EVERY,
     Facts,
     Fault,
     FaultKind,
@@ -202,7 +203,11 @@ class Accelerator:
     def _keep(self) -> None:
         while not self._closed:
             self._news.clear()
-            due = self.look()
+            try:
+                due = self.look()
+            except Exception:  # without this thread nothing would ever come back
+                log.exception("looking after the accelerator %s met a bug", self.name)
+                due = self.clock() + LOOK_EVERY
             self._news.wait(None if due is None else max(0.0, due - self.clock()))
         self._close_done_with()
 
@@ -227,9 +232,9 @@ class Accelerator:
                 self._done_with.append(loaded)
 
     def _close_done_with(self) -> None:
-        with self._lock:
-            done_with, self._done_with = self._done_with, []
-        for runner in done_with:
+        while self._done_with:
+            with self._lock:
+                runner = self._done_with.pop()
             runner.close()
 
     # On the workers' threads

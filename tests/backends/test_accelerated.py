@@ -690,6 +690,18 @@ def test_what_is_handed_back_as_its_thread_ends_is_closed(device, keeper, runner
     assert device.open == []
 
 
+def test_its_thread_outlives_what_nobody_foresaw(plugged, running, caplog):
+    def fail_once() -> None:
+        plugged.during_look = lambda: None
+        raise OSError(24, "Too many open files")
+
+    plugged.during_look = fail_once
+    runner = running.runner(twin(), plugged.load, plugged.check)
+    assert plugged.next() == "accelerated"
+    assert "Too many open files" in caplog.text
+    runner.close()
+
+
 def test_a_load_that_takes_long_holds_no_window_up(plugged, running):
     loading, go_on = threading.Event(), threading.Event()
 
