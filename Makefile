@@ -37,7 +37,7 @@ vm-test: $(VENV)/test.ready
 	EDGED_VM=1 $(BIN)/pytest -s tests/system/test_vm.py
 
 test-others:
-	packaging/test-others
+	PYTHON=$(PYTHON) packaging/test-others
 
 check: $(VENV)/test.ready
 	$(BIN)/ruff check .
