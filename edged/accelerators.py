@@ -448,6 +448,7 @@ class _Unit:
             rules,
             identity=self._identity,
             renew=self.host.renew,
+            busy=lambda: self.host.is_loading,
             tell=self._changed,
             clock=clock,
             jitter=random.random,

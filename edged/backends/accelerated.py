@@ -15,6 +15,9 @@ Whose hands may touch what:
 No window is lost: whatever the accelerated runner raises, the twin runs the same inputs at once, and only what the twin
 raises is raised. An input that both refuse with ModelError is the input's own fault, and changes nothing.
 
+While a model is loaded in the process of a device, which may take long or hang, the others there would wait for their
+turns. So they run on their twins until that is over; it is no fault.
+
 A model that remembers starts from rest at each change of what serves, as it does where the stream has a gap: what one
 runner remembers cannot be given to the other. `reset`, which a pipeline calls at a gap, goes to what serves, and the
 other is reset when its time comes, so neither ever remembers anything older. To be held to a golden sample costs it
@@ -88,7 +91,8 @@ class Accelerator:
     `identity()` says what is plugged in, and something else each time it is plugged in anew; "" for nothing. It never
     raises, and is asked when something happens, and each second while the device is quarantined or waited for. What
     cannot be detected has one that never changes. `renew()` has the next load begin in a fresh process: it is asked for
-    after a fault that the process outlived, for nobody knows what state its library is in. `tell` hears of each change,
+    after a fault that the process outlived, for nobody knows what state its library is in. `busy()` says whether turns
+    have to wait for something else than turns; any thread asks, before each window. `tell` hears of each change,
     on the thread that found it and under the lock: it must neither wait nor raise. `clock` is monotonic, and `jitter()`
     gives numbers from 0 to 1.
     """
@@ -100,6 +104,7 @@ class Accelerator:
         *,
         identity: Callable[[], str],
         renew: Callable[[], None],
+        busy: Callable[[], bool],
         tell: Callable[[Standing], None],
         clock: Callable[[], float],
         jitter: Callable[[], float],
@@ -107,6 +112,7 @@ class Accelerator:
         self.name = name
         self.rules = rules
         self.clock = clock
+        self.busy = busy
         self.standing = standing(rules, Record(), name=name, missing=False, now=clock())
         self._identity = identity
         self._renew = renew
@@ -310,6 +316,7 @@ class AcceleratedRunner:
         self._check_every = accelerator.rules.check_every or math.inf
         self._check_at = math.inf
         self._accelerated: Runner | None = None
+        self._aside = False
 
     @property
     def info(self) -> RunnerInfo:
@@ -330,9 +337,9 @@ class AcceleratedRunner:
         """
         if self._model.turned:
             self._take()
-        if self._clock() >= self._check_at and self._accelerated is not None:
-            self._hold_to_sample(self._accelerated)
-        accelerated = self._accelerated
+        accelerated = self._serving()
+        if accelerated is not None and self._clock() >= self._check_at:
+            accelerated = self._hold_to_sample(accelerated)
         if accelerated is None:
             self._model.on_twin += 1
             return self._twin.run(inputs)
@@ -345,14 +352,8 @@ class AcceleratedRunner:
 
     def reset(self) -> None:
         """Have what serves forget."""
-        accelerated = self._accelerated
-        if accelerated is None:
-            self._twin.reset()
-            return
-        try:
-            accelerated.reset()
-        except Exception as error:  # whatever a vendor's library does
-            self._turn_back(accelerated, "run", error)
+        accelerated = self._serving()
+        if accelerated is None or not self._forgets(accelerated):
             self._twin.reset()
 
     def close(self) -> None:
@@ -365,22 +366,45 @@ class AcceleratedRunner:
 
     def _take(self) -> None:
         """Turn to what was offered, where that is another."""
+        aside, self._aside = self._aside, False
         before, self._accelerated = self._accelerated, self._accelerator.take(self._model)
         if before is not None:
             self._accelerator.hand_back(before)
         if self._accelerated is not None:
             self._check_at = self._clock() + self._check_every
-        elif before is not None:
+        elif before is not None and not aside:
             self._twin.reset()
 
-    def _hold_to_sample(self, accelerated: Runner) -> None:
-        """Between two windows: whether it still answers as it should."""
+    def _serving(self) -> Runner | None:
+        """What is on the accelerator, if that has time for it; None where the twin serves."""
+        accelerated = self._accelerated
+        if accelerated is None or self._accelerator.busy() == self._aside:
+            return None if self._aside else accelerated
+        self._aside = not self._aside
+        if self._aside:
+            self._twin.reset()
+            return None
+        return accelerated if self._forgets(accelerated) else None
+
+    def _forgets(self, accelerated: Runner) -> bool:
+        """Whether it could be reset; if not, that is a fault."""
+        try:
+            accelerated.reset()
+        except Exception as error:  # whatever a vendor's library does
+            self._turn_back(accelerated, "run", error)
+            return False
+        return True
+
+    def _hold_to_sample(self, accelerated: Runner) -> Runner | None:
+        """Between two windows: it, if it still answers as it should."""
         self._check_at = self._clock() + self._check_every
         try:
             self._check(accelerated)
         except Exception as error:  # whatever a vendor's library does
             self._turn_back(accelerated, "wrong", error)
             self._twin.reset()
+            return None
+        return accelerated
 
     def _run_again(self, accelerated: Runner, inputs: Arrays, error: Exception) -> Arrays:
         """Have the twin do what the accelerator failed to do, and only then see to the accelerator."""
@@ -398,7 +422,7 @@ class AcceleratedRunner:
 
     def _turn_back(self, accelerated: Runner, kind: FaultKind, error: Exception) -> None:
         """Let go of an accelerator that failed."""
-        self._accelerated = None
+        self._accelerated, self._aside = None, False
         self._accelerator.failed(self._model, kind, error)
         self._accelerator.hand_back(accelerated)
 

@@ -66,6 +66,7 @@ MAX_TENSORS = 64
 CLOSE_SECONDS = 5.0
 _MAX_QUOTE = 200
 _SECONDS_TO_DIE = 0.5
+_GLANCE_SECONDS = 0.001
 _PIPE_BYTES = 64 << 10
 
 _Expected = TypeVar("_Expected", Loaded, Done)
@@ -87,13 +88,14 @@ class Spent(msgspec.Struct, frozen=True):
 class Host:
     """The process of one device, called `name` in what is said of it, on a leash. Any thread may use it.
 
-    Its runners keep it. Whoever sends a message has `calls`.
+    Its runners keep it. Whoever sends a message has `calls`. While it `is_loading`, nobody gets a turn.
     """
 
     def __init__(self, name: str, leash: Leash) -> None:
         self.name = name
         self._leash = leash
         self.calls = threading.Lock()
+        self.is_loading = False
         self._numbers = count(1)
         self._life: _Life | None = None
         self._closed = False
@@ -108,8 +110,9 @@ class Host:
         load_seconds: float,
         priority: int = 0,
     ) -> IsolatedRunner:
-        """Load a model in the process, and start that if there is none or it has died. Other models' turns wait.
+        """Load a model in the process, and start that if there is none or it has died.
 
+        Turns that were asked for are taken first; others wait, so whoever can do without asks whether it `is_loading`.
         One inference may take `deadline` seconds, and loading, resetting and starting the process `load_seconds` each.
         The greater `priority` has its turn first.
 
@@ -129,9 +132,12 @@ class Host:
         with self.calls:
             call = _Call(f"loading {file.name}", load_seconds)
             life = self._living(call)
+            self.is_loading = True
             try:
+                life.let_finish(call)
                 return self._load(life, load, call, load_seconds)
             finally:
+                self.is_loading = False
                 life.release(call)
 
     @property
@@ -261,8 +267,13 @@ class IsolatedRunner:
         return self._life.child.pid
 
     def busy_until(self) -> int:
-        """When at the latest its last turn ends, in nanoseconds of CLOCK_MONOTONIC. Only for others in its process."""
+        """When at the latest its last turn ends, in nanoseconds of CLOCK_MONOTONIC."""
         return self._shared.words[BEGUN] + self._deadline
+
+    def turn_in_hand(self) -> int:
+        """The number of the turn that it has asked for and that is not over; 0 for none."""
+        words = self._shared.words
+        return words[TURN] if words[TURN] != words[ANSWERED] else 0
 
     def abandon(self, reason: EdgedError | None = None) -> None:
         """Let go of all there is on this side. Later runs raise the reason."""
@@ -324,9 +335,14 @@ class IsolatedRunner:
 
 
 class _User(Protocol):
-    """Somebody who uses a child, and says when at the latest it will be done with what it does for them."""
+    """Somebody who uses a child: when at the latest it will be done with what it does for them, and which turn that is.
+
+    Both are asked under the lock of its life, and not once they have let go.
+    """
 
     def busy_until(self) -> int: ...
+
+    def turn_in_hand(self) -> int: ...
 
 
 class _Call:
@@ -339,6 +355,9 @@ class _Call:
 
     def busy_until(self) -> int:
         return self._until
+
+    def turn_in_hand(self) -> int:
+        return 0
 
     def milliseconds_left(self) -> int:
         return _milliseconds(max(0, self._until - time.monotonic_ns()))
@@ -394,6 +413,16 @@ class _Life:
             self.child.close()
             self._control.close()
             os.close(self.wake)
+
+    def let_finish(self, call: _Call) -> None:
+        """Until those turns are over that are asked for now: a message would come before them."""
+        asked = self._turns_in_hand()
+        while asked & self._turns_in_hand() and call.milliseconds_left():
+            time.sleep(_GLANCE_SECONDS)
+
+    def _turns_in_hand(self) -> set[tuple[_User, int]]:
+        with self._lock:
+            return {(user, turn) for user in self._users if (turn := user.turn_in_hand())}
 
     def call(
         self, message: Message, call: _Call, expected: type[_Expected], descriptors: Sequence[int] = ()

@@ -40,12 +40,13 @@ class Device:
     """What is plugged in, and what goes wrong with it: `run_error`, `load_error`, `check_error`, `reset_error`.
 
     A model on it answers twice its input, as its twin does. Each is set to an exception, and raised until it is None.
-    `told` is what was said of it, `loaded` what it has loaded, `renewals` how often its process was begun anew;
-    `during_load` is called as it begins to load, and `during_look` as it is looked for.
+    While it is `busy` nobody gets a turn. `told` is what was said of it, `loaded` what it has loaded, `renewals` how
+    often its process was begun anew; `during_load` is called as it begins to load, `during_look` as it is looked for.
     """
 
     def __init__(self) -> None:
         self.plugged = "usb-1"
+        self.busy = False
         self.now = 1000.0
         self.told: list[Standing] = []
         self.loaded: list[FakeRunner] = []
@@ -106,6 +107,7 @@ def accelerator(device: Device, rules: Rules = RULES) -> Accelerator:
         rules,
         identity=device.identity,
         renew=device.renew,
+        busy=lambda: device.busy,
         tell=device.told.append,
         clock=device.clock,
         jitter=lambda: 1.0,
@@ -483,6 +485,50 @@ def test_one_that_cannot_be_reset_is_at_fault(device, keeper, cpu, runner):
     assert runner.standing.state == "degraded"
 
 
+def test_while_its_device_is_busy_the_twin_serves_and_that_is_no_fault(device, keeper, cpu, runner):
+    promote(keeper, runner)
+    there = device.loaded[0].runs
+    device.busy, device.now = True, 2000.0
+    runner.reset()
+    assert [answer(runner), answer(runner)] == [6.0, 6.0]
+    assert (cpu.runs, device.loaded[0].runs, device.loaded[0].resets, device.checks) == (2, there, 0, 0)
+    device.busy = False
+    answer(runner)
+    assert (cpu.runs, device.loaded[0].runs) == (2, there + 1)
+    assert (device.states[-1], keeper.counts().faults) == (("accelerated", ""), {})
+
+
+def test_to_make_way_begins_from_rest_and_so_does_coming_back(keeper, device, cpu, runner):
+    promote(keeper, runner)
+    device.busy = True
+    answer(runner)
+    answer(runner)
+    device.busy = False
+    answer(runner)
+    answer(runner)
+    assert (cpu.resets, device.loaded[0].resets) == (1, 1)
+
+
+def test_one_that_cannot_come_back_is_at_fault_and_the_twin_remembers(keeper, device, cpu, runner):
+    promote(keeper, runner)
+    device.busy = True
+    answer(runner)
+    device.busy, device.reset_error = False, CRASH
+    assert (answer(runner), cpu.runs, cpu.resets) == (6.0, 2, 1)
+    assert runner.standing.state == "degraded"
+
+
+def test_one_that_has_made_way_goes_on_where_it_is_as_another_takes_the_device_down(keeper, device, cpu, runner):
+    other = keeper.runner(twin(), device.load, device.check)
+    promote(keeper, runner, other)
+    device.busy = True
+    answer(runner)
+    device.busy, device.run_error = False, CRASH
+    answer(other)
+    answer(runner)
+    assert (cpu.runs, cpu.resets) == (2, 1)
+
+
 # Several models on one device
 
 
@@ -632,6 +678,7 @@ def running(plugged: Plugged):
         Rules(backoff=0.001, failures=3, within=100, check_every=0),
         identity=plugged.identity,
         renew=plugged.renew,
+        busy=lambda: plugged.busy,
         tell=plugged.changes.put,
         clock=time.monotonic,
         jitter=lambda: 0.0,

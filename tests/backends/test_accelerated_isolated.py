@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -70,6 +71,7 @@ def keeper(host: Host, told: SimpleQueue[Standing], device: Path) -> Iterator[Ac
         RULES,
         identity=identity,
         renew=host.renew,
+        busy=lambda: host.is_loading,
         tell=told.put,
         clock=time.monotonic,
         jitter=random.random,
@@ -170,3 +172,33 @@ def test_it_comes_back_each_time_it_is_plugged_in(host, keeper, told, device, un
     counts = keeper.counts()
     assert counts.accelerated + counts.on_twin == number
     assert counts.promotions >= TIMES
+
+
+STUCK = """
+import time
+from edged.backends.tflite import TfliteBackend
+
+class Stuck(TfliteBackend, frozen=True, kw_only=True):
+    def load(self, file, *, signature=None):
+        time.sleep(3600)
+"""
+
+
+def test_another_model_that_hangs_as_it_is_loaded_holds_no_window_up(host, keeper, told, install_plugin):
+    install_plugin("stuck", STUCK)
+    from stuck import Stuck
+
+    runner = keeper.runner(TfliteBackend().load(INT8), loader(host, lambda: faulty(take="all")), never)
+    assert told.get(timeout=30).state == "accelerated"
+    runner.run(window(1))
+    stuck = keeper.runner(TfliteBackend().load(INT8), loader(host, Stuck), never)
+    while not host.is_loading:
+        time.sleep(0.001)
+    with ThreadPoolExecutor(1) as worker:
+        [got] = worker.submit(runner.run, window(2)).result(10)
+        counts = keeper.counts()
+        stuck.close()
+        host.renew()
+    runner.close()
+    assert got.tobytes() == expected(2)
+    assert (counts.on_twin, counts.faults) == (1, {})

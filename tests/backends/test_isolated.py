@@ -533,6 +533,27 @@ def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fak
     assert diary.read_text().split() == ["urgent", "soon", "late"]
 
 
+def test_turns_that_are_asked_for_come_before_a_load(host, load, actor, fake, gate, pool, tmp_path):
+    diary = tmp_path / "diary"
+
+    def write(name: str) -> str:
+        return f"open({str(diary)!r}, 'a').write({name!r})"
+
+    first, second = load(actor(on_run=gate.wait), fake), load(actor(on_run=write("turn ")), fake)
+    turns = [run(pool, first)]
+    gate.reached()
+    turns.append(run(pool, second))
+    asked(second)
+    loading = pool.submit(load, actor(on_load=write("load ")), fake)
+    while not host.is_loading:
+        time.sleep(0.001)
+    gate.open()
+    for each in (*turns, loading):
+        each.result(30)
+    assert diary.read_text().split() == ["turn", "load"]
+    assert not host.is_loading
+
+
 def test_to_wait_for_the_turn_of_another_is_no_hang(load, actor, fake, gate, pool):
     slow, hasty = load(actor(on_run=gate.wait), fake), load(FakeBackend(), fake, deadline=0.5)
     first = run(pool, slow)
