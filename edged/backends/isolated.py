@@ -268,7 +268,8 @@ class IsolatedRunner:
 
     def busy_until(self) -> int:
         """When at the latest its last turn ends, in nanoseconds of CLOCK_MONOTONIC."""
-        return self._shared.words[BEGUN] + self._deadline
+        begun = self._shared.words[BEGUN]
+        return begun + self._deadline if begun <= time.monotonic_ns() else 0  # else it is nonsense
 
     def turn_in_hand(self) -> int:
         """The number of the turn that it has asked for and that is not over; 0 for none."""
@@ -351,16 +352,17 @@ class _Call:
     def __init__(self, deed: str, seconds: float) -> None:
         self.deed = deed
         self.seconds = seconds
-        self._until = time.monotonic_ns() + _nanoseconds(seconds)
+        self._asked = time.monotonic_ns()
 
     def busy_until(self) -> int:
-        return self._until
+        return self._asked + _nanoseconds(self.seconds)
 
     def turn_in_hand(self) -> int:
         return 0
 
-    def milliseconds_left(self) -> int:
-        return _milliseconds(max(0, self._until - time.monotonic_ns()))
+    def milliseconds_left(self, after: int = 0) -> int:
+        until = max(self._asked, after) + _nanoseconds(self.seconds)
+        return _milliseconds(max(0, until - time.monotonic_ns()))
 
 
 class _Life:
@@ -452,7 +454,7 @@ class _Life:
         control = self._control.fileno()
         events = self.events(control)
         while True:
-            for descriptor, _ in events.poll(call.milliseconds_left()):
+            for descriptor, _ in events.poll(self._time_left(call)):
                 if descriptor == self.child.ended:
                     raise self.fail()
                 if descriptor != control:
@@ -461,8 +463,12 @@ class _Life:
                     return data
                 else:  # it is about to end
                     events.unregister(control)
-            if not call.milliseconds_left():
+            if not self._time_left(call):
                 raise self.fail(f"hung: {call.deed} took longer than {call.seconds:g} s", _HUNG)
+
+    def _time_left(self, call: _Call) -> int:
+        """For how many milliseconds a call has time; it begins when the turn in hand is over."""
+        return call.milliseconds_left(after=self.busy_until(call))
 
     def _receive(self) -> bytes:
         """A message, or nothing where the other end is closed."""

@@ -345,18 +345,26 @@ def test_one_that_babbles_is_ended(load, actor, fake):
         load(actor(on_load=BABBLE), fake)
 
 
-def test_one_that_writes_where_it_should_not_is_ended(load, actor, fake):
-    scribble = """
+SCRIBBLE = """
 import gc, time
 from edged.backends.isolated_child import BEGUN, Shared
 for each in gc.get_objects():
     if isinstance(each, Shared):
         each.words[BEGUN] = 1 << 62
-time.sleep(60)
 """
-    runner = load(actor(on_run=scribble), fake, deadline=0.2)
+
+
+def test_one_that_writes_where_it_should_not_is_ended(load, actor, fake):
+    runner = load(actor(on_run=f"{SCRIBBLE}time.sleep(60)"), fake, deadline=0.2)
     with pytest.raises(DeviceError, match="faulty 0 answered what nobody understands"):
         runner.run(ones(runner))
+
+
+def test_what_it_writes_where_it_should_not_makes_nobody_wait(load, actor, fake):
+    runner = load(actor(on_run=SCRIBBLE), fake)
+    runner.run(ones(runner))
+    with pytest.raises(DeviceError, match="hung: loading"):
+        load(actor(on_load="import time; time.sleep(60)"), fake, load_seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -563,6 +571,17 @@ def test_to_wait_for_the_turn_of_another_is_no_hang(load, actor, fake, gate, poo
     time.sleep(1)  # until long past its deadline
     gate.open()
     assert [output.tolist() for turn in (first, second) for output in turn.result(30)] == [[1], [1]]
+
+
+def test_a_message_that_waits_for_a_turn_is_no_hang(load, actor, fake, gate, pool):
+    slow, other = load(actor(on_run=gate.wait), fake), load(FakeBackend(), fake, load_seconds=0.5)
+    turn = run(pool, slow)
+    gate.reached()
+    reset = pool.submit(other.reset)
+    time.sleep(1)  # until it has taken longer than it may
+    gate.open()
+    reset.result(30)
+    turn.result(30)
 
 
 def test_one_that_is_stuck_holds_the_others_no_longer_than_its_own_deadline(load, pool):
