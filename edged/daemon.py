@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -301,8 +301,13 @@ class Daemon:
         await self._open_page()
 
     async def stop(self, deadline: float) -> None:
-        """Let everything go within `deadline` seconds, in the reverse order, so that what was begun is finished."""
+        """Let everything go within `deadline` seconds, in the reverse order, so that what was begun is finished.
+
+        A reload that is in hand comes first, unless it hangs, and none begins any more.
+        """
         end = time.monotonic() + deadline
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._reloading.acquire(), deadline / 2)
         await self._take_down(_everything(self.parts.config), end)
         await asyncio.to_thread(self.parts.accelerators.close)
         await self._hang_up(end)
@@ -421,10 +426,13 @@ class Daemon:
             self._announcer.announce(describe(config, manifests))
 
     async def _take_down(self, names: Names, end: float) -> None:
-        """Stop what is named, sources first, so that each part still has its next one while it finishes."""
+        """Stop what is named, sources first, so that each part still has its next one while it finishes.
+
+        A reload that hangs has not brought up all that the configuration names.
+        """
         parts = self.parts
-        readers = [parts.sources.pop(name) for name in names.sources]
-        leaving = {name: parts.pipelines.pop(name) for name in names.pipelines}
+        readers = [parts.sources.pop(name) for name in names.sources if name in parts.sources]
+        leaving = {name: parts.pipelines.pop(name) for name in names.pipelines if name in parts.pipelines}
         flows = [part.flow for part in leaving.values() if part.flow is not None]
         self._feed()
         workers: list[Reader | Pipeline] = [*readers, *flows]
@@ -438,7 +446,7 @@ class Daemon:
             if name in parts.sinks:
                 await asyncio.to_thread(parts.sinks.pop(name).close)
         for name in names.models:
-            parts.models.pop(name)
+            parts.models.pop(name, None)
             parts.accelerators.forget(name)
 
     async def _open_page(self) -> None:

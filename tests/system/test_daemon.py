@@ -15,6 +15,7 @@ from tests.broker import Broker, Subscriber, free_port
 from tests.edged_process import PATIENCE, Edged, SerialPort
 
 RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
+MOTION = Path(__file__).parents[2] / "firmware_models" / "motion" / "1.0.0"
 
 MQTT = '[device]\nname = "board"\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n'
 
@@ -232,6 +233,20 @@ def test_a_reload_touches_only_what_changed(tmp_path: Path, broker: Broker, subs
     daemon.wait_for_log("reloaded: pipelines.second", times=2)
     subscriber.wait_for("edged/board/pipelines/second/state", b"")
     assert [each["name"] for each in daemon.call("pipelines")] == ["replayed"]
+
+
+def test_a_stop_in_the_middle_of_a_reload_is_clean(broker: Broker, subscriber: Subscriber, edged):
+    def config(pace: str, isolate: str) -> str:
+        mine = replay(pace).replace('model = "motion"', 'model = "mine"')
+        return f'{MQTT.format(port=broker.port)}{mine}[models.mine]\npath = "{MOTION}"\nisolate = {isolate}\n'
+
+    daemon = edged(config("50", "false"))
+    result(subscriber, "replayed")
+    daemon.configure(config("60", "true"))
+    daemon.reload()
+    daemon.wait_for_log("pipeline replayed is stopped")  # and then its model is loaded, which takes a while
+    assert daemon.stop() == 0
+    subscriber.wait_for("edged/board/availability", b"stopped")
 
 
 def test_a_changed_pipeline_goes_on_counting(broker: Broker, subscriber: Subscriber, edged):
