@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
@@ -24,7 +25,7 @@ import msgspec
 import numpy as np
 
 from edged.api import Backend, BundleError, ControlError, DeviceError, EdgedError, ModelError, Runner
-from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, devices, resolve, survey
+from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, identity, resolve, survey
 from edged.backends.tflite import DelegatedTflite, TfliteBackend
 from edged.child import Leash
 from edged.core.acceleration import MISSING, Rules, Standing
@@ -446,7 +447,7 @@ class _Unit:
         self.accelerator = Accelerator(
             delegate.name,
             rules,
-            identity=self._identity,
+            identity=partial(identity, delegate, root),
             renew=self.host.renew,
             busy=lambda: self.host.is_loading,
             tell=self._changed,
@@ -456,7 +457,6 @@ class _Unit:
         self.models: dict[str, bool] = {}
         self._files: dict[str, str] = {}
         self._tell = tell
-        self._root = root
         self.accelerator.start()
 
     def put(
@@ -496,13 +496,6 @@ class _Unit:
     def _changed(self, _standing: Standing) -> None:
         for model in list(self.models):
             self._tell(model, self.delegate.name, self.stands(model))
-
-    def _identity(self) -> str:
-        """What is plugged in and ready; a delegate that needs no device is always there."""
-        if not self.delegate.known.rules:
-            return self.delegate.name
-        ready = (each.identity for each in devices(self.delegate, self._root) if each.state == "ready")
-        return next(ready, "")
 
 
 def _agreement_of(bundle: Bundle, backend: TfliteBackend) -> Agreement:

@@ -324,15 +324,14 @@ def devices(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may
     )
 
 
-def identity(delegation: Delegation, table: Mapping[str, Delegate], root: Path = Path("/")) -> str:
-    """What the device of a delegation is now: "" if it is not there, and another text once it was plugged in anew.
+def identity(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may_open) -> str:
+    """Which device of a delegate is ready: "" if none is, and another text once it was plugged in anew.
 
     A delegate that needs no device is always the same.
     """
-    delegate = table[delegation.name]
     if not delegate.known.rules:
-        return delegation.name
-    return next((found.identity for found in devices(delegate, root) if found.id == delegation.device), "")
+        return delegate.name
+    return next((each.identity for each in devices(delegate, root, may_open) if each.state == "ready"), "")
 
 
 def survey(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may_open) -> Survey:

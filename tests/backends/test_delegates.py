@@ -144,34 +144,28 @@ def test_an_edge_tpu_by_its_id(board):
 
 
 def test_an_edge_tpu_that_is_plugged_in_anew_is_another(board):
-    board.library("usr/lib/libedgetpu.so.1")
     board.usb("1-1", "18d1:9302", 3)
-    delegation = resolved(board, EDGETPU)
-    table = delegates({})
-    assert identity(delegation, table, board.root) == "1-1/3"
+    assert identity(EDGETPU, board.root, board.may_open) == "1-1/3"
     board.unplug_usb("1-1")
-    assert identity(delegation, table, board.root) == ""
+    assert identity(EDGETPU, board.root, board.may_open) == ""
     (board.root / "sys/bus/usb/devices/1-1:1.0").rmdir()
     board.usb("1-1", "1a6e:089a", 4)
-    assert identity(delegation, table, board.root) == "1-1/4"
+    assert identity(EDGETPU, board.root, board.may_open) == "1-1/4"
 
 
 def test_a_device_file_that_was_made_anew_is_another(board):
-    board.library("usr/lib/libvx_delegate.so")
     delegate = Delegate(name="vx", kind="vx")
     before, node = board.node("galcore"), board.root / "dev/new"
-    delegation = resolved(board, delegate)
-    first = identity(delegation, {"vx": delegate}, board.root)
-    assert first == identity(delegation, {"vx": delegate}, board.root) != ""
+    first = identity(delegate, board.root, board.may_open)
+    assert first == identity(delegate, board.root, board.may_open) != ""
     node.touch()
     node.replace(before)
-    assert identity(delegation, {"vx": delegate}, board.root) not in ("", first)
+    assert identity(delegate, board.root, board.may_open) not in ("", first)
 
 
 def test_what_needs_no_device_is_always_the_same(board):
-    board.library("usr/lib/libarmnnDelegate.so")
     armnn = Delegate(name="armnn", kind="armnn")
-    assert identity(resolved(board, armnn), {"armnn": armnn}, board.root) == "armnn"
+    assert identity(armnn, board.root, board.may_open) == "armnn"
 
 
 # What is missing
