@@ -166,6 +166,7 @@ class Accelerators:
         found = {each.way: each for each in candidates(bundle.manifest, wanted, self._table)}
         chosen = self._first([found[way] for way in order])
         if chosen is None:
+            self._shares.pop(model, None)
             self._standings.pop(model, None)
             self._tell(model, "", None)
             return twin

@@ -191,6 +191,15 @@ def test_what_the_version_before_proves_late_proves_nothing_of_the_next(place, t
     next_runner.close()
 
 
+def test_what_has_gone_to_the_cpu_for_good_has_no_share_any_more(place, told, tmp_path):
+    accelerators, _ = place(external())
+    until(told, "accelerated")
+    assert [*accelerators.shares()] == ["colours"]
+    twin = TfliteBackend().load(bundle(tmp_path / "next").model)
+    assert accelerators.put("colours", bundle(tmp_path / "next"), "auto", TfliteBackend(), twin, 0) is twin
+    assert accelerators.shares() == {}
+
+
 def test_another_configuration_begins_anew(place, told, tmp_path):
     accelerators, runner = place(external(fail="create"))
     until(told, "quarantined")
