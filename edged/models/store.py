@@ -195,7 +195,12 @@ class Store:
         return dict(_digests(self._factory_folders(name)))
 
     def _ledger(self, name: str) -> Ledger:
-        return self.shelf(name).read() if self._state else EMPTY
+        """What is known to be installed; nothing where that cannot be read, for the factory's versions can."""
+        try:
+            return self.shelf(name).read() if self._state else EMPTY
+        except StoreError as error:
+            log.error("%s", error)
+            return EMPTY
 
     def _factory_folders(self, name: str) -> list[Path]:
         versions = sorted(_folders(self._factory / name, _VERSION), key=version_key, reverse=True)

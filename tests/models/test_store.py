@@ -160,3 +160,9 @@ def test_a_shelf_shows_what_is_on_it(installer):
 def test_an_empty_shelf_shows_nothing(installer):
     shelf = installer.store.shelf("colours")
     assert (shelf.read(), shelf.present(), shelf.litter(), shelf.current()) == (EMPTY, {}, (), None)
+
+
+def test_a_state_folder_that_is_none_leaves_the_factorys(installer):
+    installer.state.write_text("in the way")
+    assert installer.store.find("colours").manifest.version == "1.10"
+    assert installer.store.versions("colours") == ("1.2", "1.9", "1.10")
