@@ -48,6 +48,9 @@ CACHE_BYTES = 256 << 20
 
 TRIAL_RUNS = 50
 
+RESPAWN_SECONDS = 20.0
+"""How long a model with `isolate` may take to load: it is loaded again while a window waits, before the watchdog bites."""
+
 Tell = Callable[[str, str, Standing | None], None]
 """Hears of each change: a model, the name of its accelerator, and how that stands, or "" and None if it has none."""
 
@@ -275,7 +278,7 @@ class Accelerators:
             bundle.model,
             signature=bundle.manifest.signature,
             deadline=rules.deadline,
-            load_seconds=rules.load_seconds,
+            load_seconds=min(rules.load_seconds, RESPAWN_SECONDS),
         )
 
     def environment(self, manifest: Manifest, wanted: str, backend: TfliteBackend) -> Environment:

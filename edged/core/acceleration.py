@@ -45,7 +45,8 @@ MISSING = "the device is not there"
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How accelerators are borne with, and what they may take: the table [accelerators].
 
-    `deadline`: seconds one inference may take, from the beginning of its turn; then its process is killed.
+    `deadline`: seconds one inference may take, from the beginning of its turn; then its process is killed. A pipeline
+    that is at one window for much longer would be taken for stuck, and the watchdog would end the daemon.
     `load_seconds`: how long a model may take to load and prove itself.
     `backoff`, `backoff_max`: seconds before a failed accelerator is brought back, doubling from the one to the other.
     `failures`, `within`: after so many faults in so many seconds it is quarantined, until it is plugged in anew or
@@ -55,7 +56,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     `niceness`: how far its process steps back behind others.
     """
 
-    deadline: Annotated[float, Meta(gt=0, le=600)] = 2.0
+    deadline: Annotated[float, Meta(gt=0, le=20)] = 2.0
     load_seconds: Annotated[float, Meta(gt=0, le=600)] = 30.0
     backoff: Seconds = 1.0
     backoff_max: Seconds = 300.0
