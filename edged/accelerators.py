@@ -49,7 +49,7 @@ CACHE_BYTES = 256 << 20
 TRIAL_RUNS = 50
 
 RESPAWN_SECONDS = 20.0
-"""How long a model with `isolate` may take to load: it is loaded again while a window waits, before the watchdog bites."""
+"""How long a model with `isolate` may take to load: a window waits as it is loaded again, and so does the watchdog."""
 
 Tell = Callable[[str, str, Standing | None], None]
 """Hears of each change: a model, the name of its accelerator, and how that stands, or "" and None if it has none."""
