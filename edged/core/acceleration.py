@@ -209,7 +209,9 @@ def standing(rules: Rules, record: Record, *, name: str, missing: bool, now: flo
     if record.settled is not None:
         return Standing("accelerated", "", "", now)
     if missing:
-        return Standing("degraded", MISSING, "plug it in; `edgectl devices` lists what is", now)
+        return Standing(
+            "degraded", MISSING, "plug it in; if it is, let the service at it: sudo edgectl devices allow", now
+        )
     if record.faults:
         return Standing("degraded", record.faults[-1].reason, record.faults[-1].hint, now)
     return Standing("cpu", "the accelerator is being loaded", "", now)

@@ -94,7 +94,12 @@ def test_what_is_done_next(what: str, found: Facts, step: Step):
             "not there",
             faulty(1),
             True,
-            Standing("degraded", "the device is not there", "plug it in; `edgectl devices` lists what is", 7.0),
+            Standing(
+                "degraded",
+                "the device is not there",
+                "plug it in; if it is, let the service at it: sudo edgectl devices allow",
+                7.0,
+            ),
         ),
         (
             "quarantined",

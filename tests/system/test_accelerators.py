@@ -453,7 +453,7 @@ def test_what_was_compiled_for_an_edge_tpu_has_its_twin_serve_where_there_is_non
     brought = edgectl(daemon, "update-model", tmp_path / "new.edgm")
     assert brought.code == DONE, brought.output
     said = board.hears(state, "pictures", because="the device is not there")
-    assert said["hint"] == "plug it in; `edgectl devices` lists what is"
+    assert said["hint"] == "plug it in; if it is, let the service at it: sudo edgectl devices allow"
     assert board.auditor.hears_more(PATIENCE)
     code, output = edgectl(daemon, "status")
     assert (code, f"edgetpu: {state}, for " in output) == (exit_code, True), output
