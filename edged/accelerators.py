@@ -223,7 +223,7 @@ class Accelerators:
         chosen = self._first(candidates(bundle.manifest, wanted, self._table))
         if chosen is None or survey(chosen.delegate, self._root).state != "ready":
             return None
-        agreed = _agreement_of(bundle, backend)
+        agreed = agreement_on_cpu(bundle, backend)
         try:
             runner = self._load(self._unit(chosen.delegate), chosen, bundle, backend, priority=0)
             try:
@@ -502,8 +502,12 @@ class _Unit:
             self._tell(model, self.delegate.name, self.stands(model))
 
 
-def _agreement_of(bundle: Bundle, backend: TfliteBackend) -> Agreement:
-    """What the model says on the CPU."""
+def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:
+    """What the model says on the CPU, in this process.
+
+    Raises:
+        EdgedError: it does not load there, or fails.
+    """
     twin = backend.load(bundle.model, signature=bundle.manifest.signature)
     try:
         return agreement(bundle, twin)

@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Meta
 from msgspec.structs import replace
 
-from edged.accelerators import Accelerators, Candidate, version_digest
+from edged.accelerators import Accelerators, Candidate, agreement_on_cpu, version_digest
 from edged.api import Backend, ControlError, EdgedError, ModelError
 from edged.backends.delegates import Survey
 from edged.backends.tflite import TfliteBackend
@@ -235,7 +235,7 @@ def tune(
     if not isinstance(backend, TfliteBackend):
         raise ModelError(f"{subject.name} has one way to run only", hint="only the tflite backend has others")
     environment = accelerators.environment(manifest, subject.wanted, backend)
-    agreed, _ = _twin(subject)
+    agreed = agreement_on_cpu(subject.bundle, subject.backend)
     ways = [
         *_on_cpu(accelerators, subject, backend, environment.processors),
         *_accelerated(accelerators, subject, backend),
