@@ -24,6 +24,25 @@ from tests.broker import PATIENCE
 UNBOUNDED = ("max_queued_messages 0", "max_inflight_messages 0")
 """For mosquitto.conf: what comes goes out at once."""
 
+PROMISES = """
+[pipelines.spilled]
+source = "wrist"
+model = "motion"
+queue = 1000
+sinks = ["mqtt", "book"]
+[pipelines.careful]
+source = "wrist"
+model = "motion"
+queue = 1000
+durability = "always"
+sinks = ["mqtt", "book"]
+[sinks.book]
+kind = "jsonl"
+path = "{book}"
+max_bytes = 1_000_000_000
+"""
+"""Of a configuration: the two kinds of promise side by side, and the book of what was said."""
+
 Result = dict[str, Any]
 Line = tuple[str, str]
 """Of which daemon's life, by its boot id, and of which pipeline."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from edged.outbox.publisher import LONGEST_RETRY
-from tests.accounting import UNBOUNDED, Auditor, balance, line_of, said
+from tests.accounting import PROMISES, UNBOUNDED, Auditor, balance, line_of, said
 from tests.broker import PATIENCE, Broker
 from tests.edged_process import Edged
 from tests.flaky_proxy import FlakyProxy
@@ -29,7 +29,8 @@ from tests.motion import long_recording
 SOAK = bool(os.environ.get("EDGED_SOAK"))
 SECONDS, OUTAGES = (480.0, 49) if SOAK else (6.0, 4)
 
-CONFIG = """
+CONFIG = (
+    """
 [device]
 name = "board"
 [mqtt]
@@ -49,22 +50,9 @@ rate = 10
 pace = 1000
 chunk = 10
 loop = true
-[pipelines.spilled]
-source = "wrist"
-model = "motion"
-queue = 1000
-sinks = ["mqtt", "book"]
-[pipelines.careful]
-source = "wrist"
-model = "motion"
-queue = 1000
-durability = "always"
-sinks = ["mqtt", "book"]
-[sinks.book]
-kind = "jsonl"
-path = "{book}"
-max_bytes = 1_000_000_000
 """
+    + PROMISES
+)
 
 
 class World:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.accounting import UNBOUNDED, Auditor, balance, said
+from tests.accounting import PROMISES, UNBOUNDED, Auditor, balance, said
 from tests.broker import Broker
 from tests.edged_process import Edged
 from tests.flaky_proxy import FlakyProxy
@@ -30,7 +30,8 @@ COMMIT_SECONDS = 0.1
 BUSY_SECONDS = 1.0
 """A busy machine's keeper may come so much later."""
 
-CONFIG = """
+CONFIG = (
+    """
 [device]
 name = "board"
 [mqtt]
@@ -45,22 +46,9 @@ channels = ["ax", "ay", "az", "gx", "gy", "gz"]
 rate = 10
 pace = 1000
 chunk = 10
-[pipelines.spilled]
-source = "wrist"
-model = "motion"
-queue = 1000
-sinks = ["mqtt", "book"]
-[pipelines.careful]
-source = "wrist"
-model = "motion"
-queue = 1000
-durability = "always"
-sinks = ["mqtt", "book"]
-[sinks.book]
-kind = "jsonl"
-path = "{book}"
-max_bytes = 1_000_000_000
 """
+    + PROMISES
+)
 
 
 class Life(NamedTuple):

@@ -65,21 +65,6 @@ class NarrowBackend(TfliteBackend, frozen=True, kw_only=True):
 
 
 @pytest.fixture
-def edged(tmp_path: Path) -> Iterator[Callable[..., Edged]]:
-    started: list[Edged] = []
-
-    def start(text: str = "", **environ: str) -> Edged:
-        started.append(Edged(tmp_path, text or config(), **environ))
-        started[-1].start()
-        started[-1].wait_for_log(" serves: ")
-        return started[-1]
-
-    yield start
-    for daemon in started:
-        daemon.__exit__()
-
-
-@pytest.fixture
 def narrow(install_plugin, edged, tmp_path) -> Callable[..., Edged]:
     """A daemon whose device holds one model, and that one serves; with such a `swap`."""
     install_plugin("narrow", NARROW, family="backends", narrow="narrow:NarrowBackend")

@@ -61,21 +61,6 @@ SHAKY_MODEL = '[models.motion]\nbackend = "shaky"\n'
 
 
 @pytest.fixture
-def edged(tmp_path: Path) -> Iterator[Callable[..., Edged]]:
-    started: list[Edged] = []
-
-    def start(text: str = "", **environ: str) -> Edged:
-        started.append(Edged(tmp_path, text or config(), **environ))
-        started[-1].start()
-        started[-1].wait_for_log(" serves: ")
-        return started[-1]
-
-    yield start
-    for daemon in started:
-        daemon.__exit__()
-
-
-@pytest.fixture
 def shaky(install_plugin, edged) -> Callable[[], Edged]:
     install_plugin("shaky", SHAKY, family="backends", shaky="shaky:ShakyBackend")
     site = sys.path[0]  # where the fixture has put it
