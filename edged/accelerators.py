@@ -31,7 +31,7 @@ from edged.child import Leash
 from edged.core.acceleration import MISSING, Rules, Standing
 from edged.core.manifest import Manifest
 from edged.core.tuning import Choice, Environment, Library, Record, Surroundings, Way, choose, stale
-from edged.core.verdict import Verdict
+from edged.core.verdict import Verdict, hold_latency
 from edged.models.agreement import Agreement, agreement
 from edged.models.bundle import Bundle, digest
 from edged.models.selftest import prove
@@ -530,12 +530,4 @@ def _judge(manifest: Manifest, runner: Runner, agreed: Agreement) -> Verdict:
             f"{limits.delegated_share:.0%} of them are asked for",
             hint="another version of the delegate or of the model is needed: edgectl prove",
         )
-    if limits.latency_p99 is not None and p99 > limits.latency_p99:
-        return msgspec.structs.replace(
-            measured,
-            failure="slow",
-            reason=f"one inference takes {p99 * 1e3:.3g} ms at the 99th percentile on {info.delegate}, and "
-            f"{limits.latency_p99 * 1e3:.3g} ms are allowed",
-            hint="a smaller model, or another delegate, is needed",
-        )
-    return measured
+    return hold_latency(measured, limits, f" on {info.delegate}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
+from edged.core.manifest import Limits
 from edged.core.types import RunnerInfo
 
 Failure = Literal["", "damaged", "unfit", "wrong", "slow", "memory", "crashed", "hung", "silent"]
@@ -43,3 +45,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def ok(self) -> bool:
         """Whether the version may serve."""
         return not self.failure
+
+
+def hold_latency(measured: Verdict, limits: Limits, where: str = "") -> Verdict:
+    """The same verdict, or where it took longer than a manifest allows, that it is too slow; `where` says on what."""
+    if limits.latency_p99 is None or measured.latency_p99 <= limits.latency_p99:
+        return measured
+    taken, allowed = (f"{seconds * 1e3:.3g} ms" for seconds in (measured.latency_p99, limits.latency_p99))
+    reason = f"one inference takes {taken} at the 99th percentile{where}, and {allowed} are allowed"
+    return replace(measured, failure="slow", reason=reason, hint="a smaller model, or another delegate, is needed")

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from edged.api import Backend, ModelError
 from edged.child import Child, Leash, out_of_memory, printable, spawn
 from edged.core.manifest import Manifest
-from edged.core.verdict import Verdict
+from edged.core.verdict import Verdict, hold_latency
 from edged.models.trial_child import MEMORY_HINT, STAGES, Request
 
 MAX_STDOUT_BYTES = 64 << 10
@@ -194,11 +194,7 @@ def _hold(measured: Verdict, manifest: Manifest, allowance: Allowance) -> Verdic
     if measured.rss_bytes > memory:
         reason = f"it took {_mebibytes(measured.rss_bytes)} of memory, and {_mebibytes(memory)} are allowed"
         return replace(measured, failure="memory", reason=reason, hint=MEMORY_HINT)
-    if limits.latency_p99 is not None and measured.latency_p99 > limits.latency_p99:
-        taken, allowed = (f"{seconds * 1e3:.3g} ms" for seconds in (measured.latency_p99, limits.latency_p99))
-        reason = f"one inference takes {taken} at the 99th percentile, and {allowed} are allowed"
-        return replace(measured, failure="slow", reason=reason, hint="a smaller model, or another delegate, is needed")
-    return measured
+    return hold_latency(measured, limits)
 
 
 _CRASHED = "the model or its backend ends the process that runs it; see what it said on standard error"
