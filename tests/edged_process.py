@@ -21,6 +21,7 @@ class Edged:
     """`python -m edged` in `folder`, with `config` as its edged.toml. `log` grows as it speaks."""
 
     def __init__(self, folder: Path, config: str, **environ: str) -> None:
+        self.process: subprocess.Popen[str] | None = None
         self.folder = folder
         self.config = folder / "edged.toml"
         self.runtime_dir = folder / "run"
@@ -71,7 +72,7 @@ class Edged:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        if self.process is not None and self.process.poll() is None:  # a test may be skipped before it starts it
             self.process.kill()
             self.process.wait()
         print("".join(self.log))  # pytest shows it with a failure
