@@ -34,6 +34,7 @@ from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.shelf import (
     MAX_SEGMENT,
     MAX_SEGMENT_BYTES,
+    SET_ASIDE,
     Connect,
     Found,
     Segment,
@@ -41,6 +42,7 @@ from edged.outbox.shelf import (
     ShelfError,
     Stamp,
     Wear,
+    is_damaged,
     open_database,
 )
 from edged.outbox.spool import MAX_PARKED, Aside, DiskStats, Entry, Line, MemorySpool, Parked, SpoolStats, count, size
@@ -397,6 +399,8 @@ class DiskSpool(MemorySpool):
         if self._shelf is not None:
             self._shelf.close()
             self._shelf = None
+        if error.doubtful and is_damaged(self.file, self._connect):
+            error = ShelfError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
         anew = error.damaged or error.other
         if anew:
             try:

@@ -51,12 +51,18 @@ A segment that is not full may grow by as many as make a full one.
 
 
 class ShelfError(StoreError):
-    """The file cannot be used. `damaged`: nor ever, for it is broken. `other`: nor ever, for it is none of ours."""
+    """The file cannot be used. `damaged`: nor ever, for it is broken. `other`: nor ever, for it is none of ours.
 
-    def __init__(self, message: str, *, hint: str, damaged: bool = False, other: bool = False) -> None:
+    `doubtful`: SQLite may say the same of a file that is damaged; `is_damaged` tells.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str, damaged: bool = False, other: bool = False, doubtful: bool = False
+    ) -> None:
         super().__init__(message, hint=hint, retryable=True)
         self.damaged = damaged
         self.other = other
+        self.doubtful = doubtful
 
 
 class Stamp(NamedTuple):
@@ -118,7 +124,7 @@ class Shelf:
             waiting = dict(run("SELECT origin, sum(count) FROM segment WHERE reason IS NULL GROUP BY origin"))
             [(senseless,)] = run(f"SELECT count(*) FROM segment WHERE NOT ({_SENSE})")
             if senseless:
-                raise ShelfError(f"{self.file} is damaged", hint=_ASIDE, damaged=True)
+                raise ShelfError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
             parked = [key for (key,) in run("SELECT key FROM segment WHERE reason IS NOT NULL ORDER BY key")]
             [(last,)] = run("SELECT coalesce(max(key), 0) FROM segment")
         return Found(waiting, [segment for key in parked if (segment := self.read(key))], last)
@@ -256,11 +262,11 @@ class Shelf:
 
     def _check(self) -> None:
         if self._pragma("application_id") != APPLICATION:
-            raise ShelfError(f"{self.file} is a database of something else", hint=_ASIDE, other=True)
+            raise ShelfError(f"{self.file} is a database of something else", hint=SET_ASIDE, other=True)
         version = self._pragma("user_version")
         if version != SCHEMA:
             which = "an older" if version < SCHEMA else "a newer"
-            raise ShelfError(f"{self.file} was written by {which} edged", hint=_ASIDE, other=True)
+            raise ShelfError(f"{self.file} was written by {which} edged", hint=SET_ASIDE, other=True)
         self._db.execute("SELECT key, reason, created, data FROM segment JOIN body USING (key) LIMIT 1").fetchone()
 
     def _pragma(self, name: str) -> int:
@@ -274,7 +280,22 @@ def open_database(file: str) -> sqlite3.Connection:
     return sqlite3.connect(file, timeout=1.0, isolation_level=None)
 
 
-_ASIDE = "it is set aside, and a new one begun; look at it with: sqlite3"
+def is_damaged(file: Path, connect: Connect) -> bool:
+    """Whether a file that nobody has open can be read, and makes no sense somewhere. Reads all of it."""
+    try:
+        with border(file):
+            database = connect(str(file))
+            try:
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")
+                [first] = database.execute("PRAGMA quick_check(1)").fetchall()
+            finally:
+                database.close()
+    except ShelfError as error:
+        return error.damaged
+    return first != ("ok",)
+
+
+SET_ASIDE = "it is set aside, and a new one begun; look at it with: sqlite3"
 
 _HINTS = {
     sqlite3.SQLITE_FULL: "make room on it (df)",
@@ -304,8 +325,10 @@ def border(file: Path) -> Iterator[None]:
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _read_only(file.parent):
             code = sqlite3.SQLITE_READONLY  # of which SQLite sees no more than that its log cannot be written
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-        hint = _ASIDE if damaged else _HINTS.get(code, "look at dmesg")
-        raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged) from error
+        hint = SET_ASIDE if damaged else _HINTS.get(code, "look at dmesg")
+        # a page number that makes no sense may be one beyond the last possible: no room for it, says SQLite
+        doubtful = not damaged and (code == sqlite3.SQLITE_FULL or code not in _HINTS)
+        raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged, doubtful=doubtful) from error
     except OSError as error:
         hint = _HINTS.get(_CODES.get(error.errno or 0, 0), "look at dmesg")
         raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint=hint) from error

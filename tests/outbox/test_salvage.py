@@ -127,6 +127,19 @@ def test_of_a_page_of_bodies_only_what_is_on_it_is_lost(
         assert 0 < each.saved < len(numbers)  # some had been sent before it was met
 
 
+def test_a_page_number_beyond_all_that_can_be_is_no_disk_that_is_full(
+    whole: Whole, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cell is sought where none begins, and SQLite has no room for the page that it seems to go on at."""
+    data = bytearray(whole)
+    for place, piece in ((5 * PAGE + 1, b"\0"), (5 * PAGE + 15, b"\0"), (15 * PAGE + 12, b"\x17{")):
+        data[place : place + len(piece)] = piece
+    with opened(bytes(data)) as spool:
+        numbers = everything(spool)
+    assert sound(whole, {5, 15}) <= set(numbers)
+    assert "spool.db is damaged; it is now" in caplog.text
+
+
 def test_of_a_page_of_rows_only_those_on_it_are_lost(whole: Whole) -> None:
     """Of the table of rows the pages that are no bodies' hold a hundred segments each, or more."""
     bodies = set(whole.pages.values())
