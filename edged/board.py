@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -42,6 +43,9 @@ log = logging.getLogger("edged.daemon")
 
 LET_GO_SECONDS = 30.0
 """How long a worker may take for the window in hand before it lets go of what serves."""
+
+CHUNK_SECONDS = 1.0
+"""How long a reader may take for the chunk in hand before flows are changed beside it."""
 
 Build = Callable[[str, Manifest], Pipeline]
 """Makes the flow of a pipeline, by name, around a manifest. Raises ConfigError if source and model do not fit."""
@@ -192,9 +196,7 @@ class ModelBoard:
             for served in ready.values():
                 served.runner.close()
             raise
-        for name, served in ready.items():
-            self._offer(name, users[name], served)
-        self._feed()
+        await asyncio.to_thread(self._offer, ready, users)
         part.bundle, part.digest, part.since = bundle, digest_, self._clock()
         if digest_:
             part.origin = "installed" if bundle.folder.name == digest_ else "factory"
@@ -307,14 +309,21 @@ class ModelBoard:
                 continue
             if each.flow.window == manifest.window:
                 closing.append(each.flow.let_go().wait)
-            else:  # what waits are windows of the old version: it finishes them, while those of both gather anew
-                each.flow.stop()
+            else:  # what waits are windows of the old version: it finishes them, while those of both gather
                 closing.append(each.flow.join)
-                each.flow, each.spare = self._build(name, manifest), self._build(name, before)
-        self._feed()
+                await asyncio.to_thread(self._change, each, partial(self._gather, name, each, before, manifest))
         for closed in closing:
             if not await asyncio.to_thread(closed, LET_GO_SECONDS):
                 raise ModelError("what serves cannot be let go of: it is at a window", hint="see edgectl pipelines")
+
+    def _gather(self, name: str, each: PipelinePart, before: Manifest, manifest: Manifest) -> None:
+        """Have windows for either version gather in place of what serves. Between two chunks."""
+        old = each.flow
+        assert old is not None
+        old.stop()
+        flow, spare = self._build(name, manifest), self._build(name, before)
+        spare.go_on_from(old)
+        each.flow, each.spare = flow, spare
 
     def _end_gathering(self, users: dict[str, PipelinePart], *, back: bool) -> None:
         """Of the windows that gathered for either version, keep the new one's, or those of the one that is back."""
@@ -325,14 +334,33 @@ class ModelBoard:
                 other.stop()
         self._feed()
 
-    def _offer(self, name: str, each: PipelinePart, served: Served) -> None:
-        manifest = served.manifest
-        if each.flow is None or each.flow.window != manifest.window:
-            if each.flow is not None:
-                each.flow.stop()  # before the next one asks where it has come to: two windows never share a number
-            each.flow = self._build(name, manifest)
-        each.served = served
-        each.flow.serve(served)
+    def _offer(self, ready: dict[str, Served], users: dict[str, PipelinePart]) -> None:
+        for name, served in ready.items():
+            each = users[name]
+            if each.flow is None or each.flow.window != served.manifest.window:
+                self._change(each, partial(self._succeed, name, each, served.manifest))
+            assert each.flow is not None
+            each.served = served
+            each.flow.serve(served)
+
+    def _succeed(self, name: str, each: PipelinePart, manifest: Manifest) -> None:
+        """Have a flow around this manifest in place of what there is. Between two chunks."""
+        if each.flow is not None:
+            each.flow.stop()  # before the next one asks where it has come to: two windows never share a number
+        each.flow = self._build(name, manifest)
+
+    def _change(self, each: PipelinePart, change: Callable[[], None]) -> None:
+        """Change a pipeline's flow between two chunks: each is in a window of the old one, or one of the new."""
+
+        def change_and_feed() -> None:
+            change()
+            self._feed()
+
+        reader = self._parts.sources.get(each.entry.source)
+        if reader is None:
+            change_and_feed()
+        else:
+            reader.between_chunks(change_and_feed, CHUNK_SECONDS)
 
     def _match(self, model: str, manifest: Manifest, each: PipelinePart) -> None:
         """Raises ConfigError where the source of a pipeline cannot give what a version needs."""

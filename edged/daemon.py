@@ -23,7 +23,7 @@ import msgspec
 from edged import __version__
 from edged.accelerators import Accelerators
 from edged.api import ControlError, EdgedError, Message, SinkContext
-from edged.board import ModelBoard
+from edged.board import CHUNK_SECONDS, ModelBoard
 from edged.config import (
     Change,
     Changes,
@@ -434,10 +434,15 @@ class Daemon:
         readers = [parts.sources.pop(name) for name in names.sources if name in parts.sources]
         leaving = {name: parts.pipelines.pop(name) for name in names.pipelines if name in parts.pipelines}
         flows = [part.flow for part in leaving.values() if part.flow is not None]
+        for reader in readers:
+            reader.stop()
+            reader.feeds = ()
         self._feed()
+        for reader in (*readers, *parts.sources.values()):  # the chunk in hand still goes where it was to go
+            await asyncio.to_thread(reader.between_chunks, lambda: None, CHUNK_SECONDS)
+        for flow in flows:
+            flow.stop()
         workers: list[Reader | Pipeline] = [*readers, *flows]
-        for worker in workers:
-            worker.stop()
         for worker in workers:
             if not await asyncio.to_thread(worker.join, max(0.0, end - time.monotonic())):
                 log.error("%s did not stop in time and is left behind", worker.name)

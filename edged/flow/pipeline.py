@@ -7,7 +7,7 @@ Read `_work` first: it is the hot path, and all of it. A window that fails costs
 import logging
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,10 @@ class Pipeline:
         for window in self._windower.push(chunk.samples, chunk.time, chunk.lost):
             self.windows += 1
             self.mailbox.put(window)
+
+    def go_on_from(self, earlier: Self) -> None:
+        """Before the first chunk: cut the same windows as one that was stopped, from where that has come to."""
+        self._windower = earlier._windower
 
     def serve(self, served: Served) -> None:
         """Serve from this model from now on; the worker starts with the first one."""

@@ -11,7 +11,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Protocol
 
 from edged.api import Chunk, DeviceError, EdgedError, Source, SourceConfig
@@ -68,6 +68,7 @@ class Reader:
         self._clock = clock
         self._supervision = supervision
         self._stopping = Event()
+        self._delivering = Lock()
         self._complaints: set[str] = set()
         self._thread = Thread(target=self._run, name=f"source-{name}", daemon=True)
 
@@ -84,6 +85,15 @@ class Reader:
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def between_chunks(self, change: Callable[[], None], patience: float) -> None:
+        """Do this while no chunk is under way to a pipeline, or, if one is for so many seconds, all the same."""
+        idle = self._delivering.acquire(timeout=patience)
+        try:
+            change()
+        finally:
+            if idle:
+                self._delivering.release()
 
     def _run(self) -> None:
         backoff = Backoff(self._supervision)
@@ -149,12 +159,13 @@ class Reader:
         self.samples += len(chunk.samples)
         self.lost += chunk.lost
         self.last_sample = chunk.time
-        for feed in self.feeds:
-            try:
-                feed.push(chunk)
-            except Exception as error:  # the other feeds must not notice
-                self.feed_errors += 1
-                self._complain("feeding a pipeline", error)
+        with self._delivering:
+            for feed in self.feeds:
+                try:
+                    feed.push(chunk)
+                except Exception as error:  # the other feeds must not notice
+                    self.feed_errors += 1
+                    self._complain("feeding a pipeline", error)
 
     def _judge(self, vitals: Vitals, now: float) -> None:
         self.measured_rate = vitals.measured_rate

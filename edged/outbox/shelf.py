@@ -292,7 +292,7 @@ def is_damaged(file: Path, connect: Connect) -> bool:
                 database.close()
     except ShelfError as error:
         return error.damaged
-    return first != ("ok",)
+    return bool(first != ("ok",))
 
 
 SET_ASIDE = "it is set aside, and a new one begun; look at it with: sqlite3"

@@ -200,6 +200,30 @@ def test_stopping_finishes_what_waits_and_closes_the_model(pipeline: Pipeline, p
     assert probe.states[-1] == ("stopped", "")
 
 
+def test_a_flow_that_goes_on_from_another_cuts_the_windows_that_this_would_have_cut(pipeline: Pipeline, probe: Probe):
+    pipeline.serve(serving(runner()))
+    pipeline.push(chunk(1.0, count=6))  # of windows of 4 samples, one and a half
+    pipeline.stop()
+    assert pipeline.join(5)
+    heir = Pipeline(
+        "sign",
+        MANIFEST.window,
+        columns=None,
+        patient=False,
+        capacity=2,
+        sinks=[probe],
+        status=pipeline.status,
+        clock=probe.clock,
+        next_seq=pipeline.next_seq,
+    )
+    heir.go_on_from(pipeline)
+    heir.serve(serving(runner()))
+    heir.push(chunk(1.0, count=2))
+    assert [probe.next().seq, probe.next().seq] == [0, 1]
+    heir.stop()
+    assert heir.join(5)
+
+
 def test_lost_samples_reset_a_model_that_remembers(pipeline: Pipeline, probe: Probe):
     stateful = runner()
     pipeline.serve(serving(stateful))

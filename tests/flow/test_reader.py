@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -215,6 +215,29 @@ def test_feeds_may_be_replaced() -> None:
     reader, _ = read(script, first)
     assert ended(reader)
     assert (first.chunks, last.chunks) == ([([1.0], 0)], [([2.0], 0)])
+
+
+def test_what_is_done_between_chunks_is_done_when_the_one_in_hand_is_where_it_was_to_go() -> None:
+    class Slow(Collector):
+        def push(self, chunk: Chunk) -> None:
+            under_way.set()
+            assert free.wait(5)
+            super().push(chunk)
+
+    under_way, free, feed = Event(), Event(), Slow()
+    first: list[int] = []
+    then: list[int] = []
+    reader, _ = read(Script(openings=[[chunk(1), chunk(2)]]), feed)
+    assert under_way.wait(5)
+
+    reader.between_chunks(lambda: first.append(len(feed.chunks)), patience=0.0)  # it is not waited for for ever
+    changing = Thread(target=lambda: reader.between_chunks(lambda: then.append(len(feed.chunks)), patience=5.0))
+    changing.start()
+    free.set()
+    changing.join(5)
+    assert ended(reader)
+    assert first == [0]
+    assert then[0] in (1, 2)
 
 
 def test_stop_does_not_wait_for_the_next_try() -> None:
