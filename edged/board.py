@@ -90,6 +90,10 @@ class ModelBoard:
             return None
         return part.digest if all(each.flow is not None for each in users.values()) else ""
 
+    def knows(self, model: str) -> bool:
+        """Whether a model of this name is configured."""
+        return model in self._parts.models
+
     def has(self, model: str, wish: Wish) -> bool:
         """Whether what is wished for serves already, as far as the wish says what it is."""
         part = self._parts.models.get(model)
@@ -123,11 +127,13 @@ class ModelBoard:
         backend = self._backend(model, bundle.manifest)
         verdict = await try_out(bundle.folder, bundle.manifest, backend, Allowance())
         self._measured[model] = (bundle.folder, verdict.rss_bytes)
-        if not verdict.ok or not isinstance(backend, TfliteBackend):
+        if verdict.failure not in ("", "slow") or not isinstance(backend, TfliteBackend):
             return verdict
         accelerated = await asyncio.to_thread(self._parts.accelerators.try_out, bundle, self._wanted(model), backend)
-        if accelerated is None or accelerated.ok:
-            return verdict if accelerated is None else _together(verdict, accelerated)
+        if accelerated is None:
+            return verdict
+        if accelerated.ok:  # its twin on the CPU may be as slow as it is
+            return _together(verdict, accelerated)
         if self._is_needed(model, bundle.manifest):
             return accelerated
         log.warning("%s %s will serve on the CPU: %s", model, bundle.manifest.version, accelerated.reason)
