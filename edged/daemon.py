@@ -111,7 +111,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         say=daemon.tell,
         fetch=config.updates.fetch,
     )
-    desires = Desires(updates.fetches, daemon.board.has)
+    desires = Desires(updates.fetches, daemon.board, daemon.tell)
     daemon.on_wish = desires.hear
     daemon.hold = updater.held
 

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -21,7 +22,7 @@ from msgspec import Meta
 from edged.core.manifest import Digest, Version
 from edged.models.answer import MAX_URL, mask
 from edged.models.bare import Bare, names_bare
-from edged.models.job import Job, Options
+from edged.models.job import Event, Job, Options
 
 MAX_WISH_BYTES = 8192
 
@@ -51,12 +52,23 @@ class Fetches(Protocol):
         """Fetch and install a version of a model. Raises EdgedError where that may not be now."""
 
 
-class Desires:
-    """Follows wishes. `has` says of a model whether a wish is fulfilled, or refused for good. On the event loop."""
+class Models(Protocol):
+    """What is needed of those who know the models."""
 
-    def __init__(self, fetches: Fetches, has: Callable[[str, Wish], bool]) -> None:
+    def knows(self, model: str) -> bool:
+        """Whether there is such a model."""
+
+    def has(self, model: str, wish: Wish) -> bool:
+        """Whether what is wished for serves already."""
+
+
+class Desires:
+    """Follows wishes for the `models` there are; `say` hears of those that cannot be followed. On the event loop."""
+
+    def __init__(self, fetches: Fetches, models: Models, say: Callable[[Event], None]) -> None:
         self._fetches = fetches
-        self._has = has
+        self._models = models
+        self._say = say
         self._urls: Mapping[str, str] = {}
         self._every = 0.0
         self._changed = asyncio.Event()
@@ -67,12 +79,15 @@ class Desires:
         if found is None or not payload:
             return
         name = found[1]
+        if not self._models.knows(name):  # nor is anything published of it, or anybody could fill the broker
+            log.warning("%s is for a model that is not configured here", topic)
+            return
         try:
             if len(payload) > MAX_WISH_BYTES:
                 raise ValueError(f"it has {len(payload)} bytes, and {MAX_WISH_BYTES} are allowed")
             wish = msgspec.json.decode(payload, type=Wish)
         except (msgspec.MsgspecError, ValueError) as error:
-            log.warning("%s is not understood: %s (send JSON with a url, and best a digest)", topic, error)
+            self._refuse(name, f"a desired message is not understood: {error} (send JSON with a url, best a digest)")
             return
         self._follow(name, wish, "mqtt")
 
@@ -93,13 +108,15 @@ class Desires:
                     await self._changed.wait()
 
     def _follow(self, name: str, wish: Wish, who: str) -> None:
-        details: dict[str, Any] = {"model": name, "step": "update.desired"}
-        if self._has(name, wish):
+        if self._models.has(name, wish):
             return
         try:
             bare = Bare(model=name, version=wish.version) if names_bare(wish.url) else None
             self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}", bare=bare), name)
         except Exception as error:  # a wish must never be more than a wish
-            log.warning("%s cannot be fetched: %s", mask(wish.url), error, extra=details)
+            self._refuse(name, f"{mask(wish.url)} cannot be fetched: {error}")
         else:
-            log.info("looking for %s at %s", name, mask(wish.url), extra=details)
+            log.info("looking for %s at %s", name, mask(wish.url), extra={"model": name, "step": "update.desired"})
+
+    def _refuse(self, name: str, text: str) -> None:
+        self._say(Event(id="update.refused", model=name, text=text, time=time.monotonic(), outcome="refused"))

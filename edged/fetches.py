@@ -2,7 +2,7 @@
 
 A fetch is written down beside what has come of it, so that a daemon that is back goes on with it. What is found at the
 URL decides how far it gets: of what serves already, or was rejected, only the head is fetched; a delta that comes to
-nothing here is followed by the bundle beside it. Each fetch has a thread of its own.
+nothing here is followed by the bundle beside it. Fetches have threads of their own, and wait for one that is free.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -29,8 +30,9 @@ from edged.models.job import Event, Job, Options, Outcome
 from edged.models.line import AbandonedError
 
 MAX_FETCHES = 4
-
-_REMEMBERED = 50
+"""So many at a time, and the others wait; and no more than:"""
+MAX_JOBS = 50
+"""of which none is remembered when there are as many later ones."""
 
 
 class Fetches:
@@ -47,6 +49,7 @@ class Fetches:
         self._all: dict[str, _Fetch] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(MAX_FETCHES, thread_name_prefix="fetch")
 
     def resume(self) -> None:
         """Go on with what an earlier run has left."""
@@ -62,6 +65,7 @@ class Fetches:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -100,13 +104,13 @@ class Fetches:
         for fetch in under_way:
             if (fetch.url, fetch.job.options.bare) == (url, options.bare):
                 return fetch.job
-        if len(under_way) >= MAX_FETCHES:
+        if len(under_way) >= MAX_JOBS:
             raise ControlError(
-                f"{MAX_FETCHES} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
+                f"{MAX_JOBS} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
             )
         job = Job(f"fetch-{next(self._numbers)}", options, model)
         fetch = _Fetch(url, job, Fetcher(self.options), Coming("fetching", model))
-        self._all = dict([*self._all.items(), (fetch.job.id, fetch)][-_REMEMBERED:])
+        self._all = dict([*self._all.items(), (fetch.job.id, fetch)][-MAX_JOBS:])
         task = asyncio.get_running_loop().create_task(self._bring(fetch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -128,14 +132,16 @@ class Fetches:
         except EdgedError as error:
             self._end_fetch(fetch, "refused" if isinstance(error, BundleError) else "failed", error)
         except asyncio.CancelledError:
-            job.end("failed", "the daemon stopped; it goes on when it is back")
+            job.end("failed", "the daemon stopped; what has come is gone on with when it is back")
             raise
 
     async def _bring_from(self, fetch: _Fetch, url: str) -> Job | None:
         """Fetch and install what is at a URL; the install, None for a delta that could come to nothing."""
         job = fetch.job
         try:
-            transfer = await asyncio.to_thread(self._fetch_all, fetch, url, Standing(await self._updater.models()))
+            standing = Standing(await self._updater.models())
+            loop = asyncio.get_running_loop()
+            transfer = await loop.run_in_executor(self._threads, self._fetch_all, fetch, url, standing)
         except _BaseMissingError as error:
             if not _full_beside(url):
                 raise

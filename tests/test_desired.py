@@ -5,7 +5,7 @@ import pytest
 from edged.api import ControlError
 from edged.desired import Desires, Wish
 from edged.models.bare import Bare
-from edged.models.job import Job, Options
+from edged.models.job import Event, Job, Options
 
 TOPIC = "edged/board/models/motion/desired"
 DIGEST = "ab" * 32
@@ -27,8 +27,14 @@ class Fetches:
         return Job("fetch-1", options)
 
 
-def has(model: str, wish: Wish) -> bool:
-    return wish.digest == DIGEST
+class Models:
+    """There is motion, and of it one version."""
+
+    def knows(self, model: str) -> bool:
+        return model == "motion"
+
+    def has(self, model: str, wish: Wish) -> bool:
+        return wish.digest == DIGEST
 
 
 @pytest.fixture
@@ -37,8 +43,13 @@ def fetches() -> Fetches:
 
 
 @pytest.fixture
-def desires(fetches: Fetches) -> Desires:
-    return Desires(fetches, has)
+def said() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def desires(fetches: Fetches, said: list[Event]) -> Desires:
+    return Desires(fetches, Models(), said.append)
 
 
 def test_a_wish_says_where_to_look(desires: Desires, fetches: Fetches):
@@ -64,28 +75,44 @@ def test_a_password_in_a_url_goes_no_further(desires: Desires, fetches: Fetches)
 
 
 @pytest.mark.parametrize(
+    "payload",
+    [
+        b"https://models.example/m.edgm",
+        b"\xff\xfe",
+        b'{"version": "1.1"}',
+        b'{"url": ""}',
+        b'{"url": "https://models.example/m.tflite"}',
+        b'{"url": "https://a", "digest": "../../etc"}',
+        b'{"url": "https://a", "x": "' + b"y" * 10_000 + b'"}',
+    ],
+)
+def test_what_is_not_understood_is_refused(desires: Desires, fetches: Fetches, said: list[Event], payload: bytes):
+    desires.hear(TOPIC, payload)
+    assert fetches.asked == []
+    assert [(event.model, event.outcome) for event in said] == [("motion", "refused")]
+    assert "is not understood: " in said[0].text
+
+
+@pytest.mark.parametrize(
     ("topic", "payload"),
     [
         (TOPIC, b""),
-        (TOPIC, b"https://models.example/m.edgm"),
-        (TOPIC, b"\xff\xfe"),
-        (TOPIC, b'{"version": "1.1"}'),
-        (TOPIC, b'{"url": ""}'),
-        (TOPIC, b'{"url": "https://models.example/m.tflite"}'),
-        (TOPIC, b'{"url": "https://a", "digest": "../../etc"}'),
-        (TOPIC, b'{"url": "https://a", "x": "' + b"y" * 10_000 + b'"}'),
         ("edged/board/models/../desired", b'{"url": "https://a"}'),
         ("edged/board/models/motion/state", b'{"url": "https://a"}'),
+        ("edged/board/models/whatever/desired", b'{"url": "https://a"}'),
     ],
 )
-def test_what_is_no_wish_changes_nothing(desires: Desires, fetches: Fetches, topic: str, payload: bytes):
-    desires.hear(topic, payload)
-    assert fetches.asked == []
-
-
-def test_a_wish_that_cannot_be_followed_is_said_and_forgotten(
-    desires: Desires, fetches: Fetches, caplog: pytest.LogCaptureFixture
+def test_what_is_no_wish_for_a_model_there_is_changes_nothing(
+    desires: Desires, fetches: Fetches, said: list[Event], topic: str, payload: bytes
 ):
+    desires.hear(topic, payload)
+    assert (fetches.asked, said) == ([], [])
+
+
+def test_a_wish_that_cannot_be_followed_is_refused_and_forgotten(desires: Desires, fetches: Fetches, said: list[Event]):
     fetches.full = True
-    desires.hear(TOPIC, b'{"url": "https://models.example/m.edgm"}')
-    assert "too many are under way" in caplog.text
+    desires.hear(TOPIC, b'{"url": "https://user:secret@models.example/m.edgm"}')
+    ((text, outcome),) = [(event.text, event.outcome) for event in said]
+    assert outcome == "refused"
+    assert text.endswith("models.example/m.edgm cannot be fetched: too many are under way")
+    assert "secret" not in text

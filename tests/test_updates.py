@@ -7,6 +7,7 @@ import pytest
 
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
+from edged.fetches import MAX_FETCHES
 from edged.models.bare import Bare
 from edged.models.job import Options
 from edged.updates import MAX_CHUNK
@@ -274,6 +275,28 @@ def test_a_url_that_brings_nothing(board, ask, watch):
     assert end["state"] == "failed"
     assert "404" in end["text"]
     assert board.updater.installed == []
+
+
+def test_fetches_beyond_those_that_may_be_under_way_wait_for_their_turn(board, ask, watch):
+    arrived, free = threading.Semaphore(0), threading.Event()
+    under_way, most = [], []
+
+    def held(handler):
+        under_way.append(handler)
+        most.append(len(under_way))
+        arrived.release()
+        assert free.wait(10)
+        under_way.remove(handler)
+        status(404)(handler)
+
+    with WebServer(BUNDLE) as server:
+        server.orders += [held] * 6
+        jobs = [ask("fetch", url=server.url(f"/{number}.edgm"))["job"] for number in range(6)]
+        for _ in range(MAX_FETCHES):
+            assert arrived.acquire(timeout=10)
+        free.set()
+        assert ["404" in watch(job)[-1]["text"] for job in jobs] == [True] * 6
+    assert max(most) == MAX_FETCHES
 
 
 def test_a_url_that_brings_what_nobody_trusts(board, ask, watch):
