@@ -8,8 +8,10 @@ no spool of this edged is never read, and never deleted. Whatever goes wrong is 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ def is_there(file: Path) -> bool:
     """Whether there is a file; one that was being replaced when the power went is replaced first."""
     with border(file):
         _delete(_draft(file))
+        _delete(_mended(file))
         if _complete(file).exists():
             if file.exists():
                 set_aside(file, "damaged")
@@ -97,7 +100,45 @@ def _save(file: Path, draft: Path, connect: Connect, without: Collection[int]) -
 
 
 def _legible(file: Path, connect: Connect) -> Iterator[Segment]:
-    """What can be read, in the order of its keys."""
+    """What can be read, in the order of its keys; with another first page, which tells where all is, if need be."""
+    found = False
+    for segment in _read(file, connect):
+        found = True
+        yield segment
+    if not found:
+        with _with_first_page(file, connect) as copy:
+            yield from _read(copy, connect)
+
+
+@contextmanager
+def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
+    """A copy of a file with the first page of a new one: tables are made in one order, and are at the same places."""
+    copy = _mended(file)
+    try:
+        with border(file):
+            _delete(copy)
+        Shelf(copy, connect).close()
+        with border(file):
+            with copy.open("rb") as new:
+                header = bytearray(new.read(_PAGE))
+            header[_PAGES] = bytes(4)  # as many as the file has, then: https://www.sqlite.org/fileformat.html
+            shutil.copyfile(file, copy)
+            with copy.open("r+b") as mended:
+                mended.write(header)
+            if _log_of(file).exists():
+                shutil.copyfile(_log_of(file), _log_of(copy))
+        yield copy
+    finally:
+        with border(file):
+            _delete(copy)
+
+
+_PAGE = 4096
+_PAGES = slice(28, 32)
+"""Where the first page says how many there are."""
+
+
+def _read(file: Path, connect: Connect) -> Iterator[Segment]:
     database = None
     try:
         database = connect(str(file))
@@ -179,6 +220,10 @@ def _close(database: sqlite3.Connection) -> None:
 
 def _draft(file: Path) -> Path:
     return file.with_name("salvaging.db")
+
+
+def _mended(file: Path) -> Path:
+    return file.with_name("mending.db")
 
 
 def _complete(file: Path) -> Path:

@@ -152,6 +152,15 @@ def test_of_a_page_of_rows_only_those_on_it_are_lost(whole: Whole) -> None:
             assert len(everything(spool)) > EACH * SEGMENTS * 0.6
 
 
+@pytest.mark.parametrize("harm", [zeroed, flipped])
+def test_without_its_first_page_a_file_loses_nothing(whole: Whole, harm: Callable[[bytearray, int], None]) -> None:
+    data = bytearray(whole)
+    harm(data, 0)
+    with opened(bytes(data)) as spool:
+        assert set(everything(spool)) == {*range(EACH * SEGMENTS), 1_000_000}
+        assert {path.name for path in spool.file.parent.iterdir()} <= {"spool.db", "spool.db-wal", "damaged-1.db"}
+
+
 def test_a_file_that_is_cut_off_keeps_what_was_before_the_cut(whole: Whole) -> None:
     with opened(whole[: len(whole) * 3 // 4]) as spool:
         assert len(everything(spool)) > EACH * SEGMENTS * 0.6
@@ -214,7 +223,7 @@ def test_a_segment_that_has_grown_is_not_taken_for_damaged(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ({"salvaging.db": b"half"}, {}),
+        ({"salvaging.db": b"half", "mending.db": b"half"}, {}),
         ({"spool.db": b"bad", "salvaging.db": b"half"}, {"spool.db": b"bad"}),
         ({"spool.db": b"bad", "salvaged.db": b"good"}, {"spool.db": b"good", "damaged-1.db": b"bad"}),
         ({"damaged-1.db": b"bad", "salvaged.db": b"good"}, {"spool.db": b"good", "damaged-1.db": b"bad"}),
