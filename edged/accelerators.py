@@ -218,8 +218,11 @@ class Accelerators:
         It is loaded where it would serve. Should that process die of it, the models in it go on with their twins.
 
         Raises:
+            DeviceError: that cannot be told, for what is wrong is the device, or this board, and not the version.
             EdgedError: it does not load on the CPU, in this process.
         """
+        from edged.backends.isolated import LostError
+
         chosen = self._first(candidates(bundle.manifest, wanted, self._table))
         if chosen is None or survey(chosen.delegate, self._root).state != "ready":
             return None
@@ -230,8 +233,12 @@ class Accelerators:
                 return _judge(bundle.manifest, runner, agreed)
             finally:
                 runner.close()
-        except DeviceError as error:
+        except LostError as error:
+            if survey(chosen.delegate, self._root).state != "ready":
+                raise  # it was unplugged meanwhile
             return Verdict(failure="crashed", reason=error.message, hint=error.hint)
+        except DeviceError:
+            raise
         except EdgedError as error:
             return Verdict(failure="wrong", reason=error.message, hint=error.hint)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from edged import plugins
-from edged.api import Backend, BundleError, EdgedError, ModelError, Runner
+from edged.api import Backend, BundleError, DeviceError, EdgedError, ModelError, Runner
 from edged.backends.tflite import TfliteBackend
 from edged.config import Swap, decision_for
 from edged.core import contract
@@ -122,19 +122,27 @@ class ModelBoard:
         """Have a version prove itself in a child process, and on its accelerator, if that is there, in that one's.
 
         Raises:
-            EdgedError: no child could be started.
+            EdgedError: no child could be started, or the accelerator that it needs does not work.
         """
         backend = self._backend(model, bundle.manifest)
         verdict = await try_out(bundle.folder, bundle.manifest, backend, Allowance())
         self._measured[model] = (bundle.folder, verdict.rss_bytes)
         if verdict.failure not in ("", "slow") or not isinstance(backend, TfliteBackend):
             return verdict
-        accelerated = await asyncio.to_thread(self._parts.accelerators.try_out, bundle, self._wanted(model), backend)
+        needed = self._is_needed(model, bundle.manifest)
+        try:
+            accelerated = await asyncio.to_thread(
+                self._parts.accelerators.try_out, bundle, self._wanted(model), backend
+            )
+        except DeviceError as error:
+            if needed:
+                raise
+            accelerated = Verdict(failure="unfit", reason=error.message, hint=error.hint)
         if accelerated is None:
             return verdict
         if accelerated.ok:  # its twin on the CPU may be as slow as it is
             return _together(verdict, accelerated)
-        if self._is_needed(model, bundle.manifest):
+        if needed:
             return accelerated
         log.warning("%s %s will serve on the CPU: %s", model, bundle.manifest.version, accelerated.reason)
         return verdict

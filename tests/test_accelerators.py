@@ -6,12 +6,14 @@ import queue
 import shutil
 from importlib.util import find_spec
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
+import edged.accelerators
 from edged.accelerators import Accelerators, candidates, version_digest
-from edged.api import ControlError, ModelError
+from edged.api import ControlError, DeviceError, ModelError
 from edged.backends.delegates import DelegateOptions, delegates
 from edged.backends.tflite import TfliteBackend
 from edged.core.acceleration import Rules
@@ -246,6 +248,22 @@ def test_what_a_version_does_on_its_accelerator(tmp_path, orders, limits, failur
     assert verdict is not None
     assert verdict.failure == failure
     assert named in verdict.reason
+
+
+def test_what_is_wrong_with_the_device_is_not_held_against_a_version(tmp_path, monkeypatch):
+    accelerators = Accelerators(lambda *_: None)
+    try:
+        accelerators.configure(external(fail="create"), RULES)
+        with pytest.raises(DeviceError, match="mine"):
+            accelerators.try_out(bundle(tmp_path / "a", MINE), "auto", TfliteBackend())
+        accelerators.configure(external(fail="abort"), RULES)
+        ready = edged.accelerators.survey(delegates(external(fail="abort"))["mine"])
+        seen = iter([ready, ready, msgspec.structs.replace(ready, state="missing")])
+        monkeypatch.setattr(edged.accelerators, "survey", lambda *_: next(seen))
+        with pytest.raises(DeviceError, match="SIGABRT"):  # of being unplugged, perhaps
+            accelerators.try_out(bundle(tmp_path / "b", MINE), "auto", TfliteBackend())
+    finally:
+        accelerators.close()
 
 
 def test_where_no_device_is_ready_there_is_nothing_to_try(tmp_path):

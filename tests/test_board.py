@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 import edged.board
+from edged.api import DeviceError
 from edged.backends.tflite import TfliteBackend
 from edged.board import ModelBoard, hands_over
 from edged.config import ModelEntry
@@ -24,6 +25,7 @@ def test_which_swaps_are_handovers(swap, needed, available, handover):
     assert hands_over(swap, needed=needed, available=available) == handover
 
 
+BROKEN = DeviceError("it is broken", hint="replace it")
 GOOD, SLOW, WRONG = Verdict(rss_bytes=7), Verdict(failure="slow"), Verdict(failure="wrong")
 
 
@@ -34,6 +36,7 @@ GOOD, SLOW, WRONG = Verdict(rss_bytes=7), Verdict(failure="slow"), Verdict(failu
         (GOOD, GOOD, "auto", ""),
         (GOOD, WRONG, "auto", ""),
         (GOOD, WRONG, "mine", "wrong"),
+        (GOOD, BROKEN, "auto", ""),
         (SLOW, None, "auto", "slow"),
         (SLOW, GOOD, "auto", ""),
         (SLOW, WRONG, "auto", "slow"),
@@ -42,17 +45,30 @@ GOOD, SLOW, WRONG = Verdict(rss_bytes=7), Verdict(failure="slow"), Verdict(failu
     ],
 )
 def test_a_version_is_held_to_what_it_does_where_it_will_serve(monkeypatch, on_cpu, accelerated, delegate, failure):
+    assert tried(monkeypatch, on_cpu, accelerated, delegate).failure == failure
+
+
+def test_a_version_is_not_judged_on_a_device_that_it_needs_and_that_is_broken(monkeypatch):
+    with pytest.raises(DeviceError, match="it is broken"):
+        tried(monkeypatch, GOOD, BROKEN, "mine")
+
+
+def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | None, delegate: str) -> Verdict:
+    """The verdict of a trial of which the parts end so, with this delegate configured."""
+
     async def try_out(folder, manifest, backend, allowance):
         return on_cpu
 
+    def try_out_accelerated(bundle, wanted, backend):
+        if isinstance(accelerated, DeviceError):
+            raise accelerated
+        return accelerated
+
     monkeypatch.setattr(edged.board, "try_out", try_out)
     entry = ModelEntry(options=TfliteBackend(), delegate=delegate)
-    accelerators = SimpleNamespace(try_out=lambda bundle, wanted, backend: accelerated)
+    accelerators = SimpleNamespace(try_out=try_out_accelerated)
     parts = SimpleNamespace(config=SimpleNamespace(models={"colours": entry}), accelerators=accelerators)
     needs = SimpleNamespace(delegates=())
     manifest = SimpleNamespace(version="1.1.0", backend="tflite", needs=needs, limits=Limits())
     board = ModelBoard(parts, build=None, feed=None, clock=None)
-
-    verdict = asyncio.run(board.try_out("colours", SimpleNamespace(folder="1.1.0", manifest=manifest)))
-
-    assert verdict.failure == failure
+    return asyncio.run(board.try_out("colours", SimpleNamespace(folder="1.1.0", manifest=manifest)))

@@ -85,6 +85,10 @@ class Spent(msgspec.Struct, frozen=True):
         return max(0.0, 1 - self.processor / self.wall) if self.wall else 0.0
 
 
+class LostError(DeviceError):
+    """The process died, or had to be killed, of what it was to do or of something else."""
+
+
 class Host:
     """The process of one device, called `name` in what is said of it, on a leash. Any thread may use it.
 
@@ -509,7 +513,7 @@ class _Life:
         with self._lock:
             return max((user.busy_until() for user in self._users if user is not waiting), default=0)
 
-    def fail(self, reason: str = "", hint: str = "") -> DeviceError:
+    def fail(self, reason: str = "", hint: str = "") -> LostError:
         """End it if it has not ended, and say why it has: the first reason there was, or else what its status tells."""
         with self._lock:
             if self._failure is None:
@@ -519,7 +523,7 @@ class _Life:
                 self._hear()
                 self._failure = (reason, hint) if reason else _explain(status, self._said)
             reason, hint = self._failure
-            return DeviceError(f"the process of {self._name} {reason}{self._quote()}", hint=hint, retryable=True)
+            return LostError(f"the process of {self._name} {reason}{self._quote()}", hint=hint, retryable=True)
 
     def _hear(self) -> bool:
         """Whether there may be more to hear."""
