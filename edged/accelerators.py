@@ -461,11 +461,13 @@ class _Unit:
             identity=partial(identity, delegate, root),
             renew=self.host.renew,
             busy=lambda: self.host.is_loading,
-            tell=self._changed,
+            tell=self._look,
             clock=clock,
             jitter=random.random,
         )
         self.models: dict[str, bool] = {}
+        self._told: dict[str, tuple[str, str]] = {}
+        self._clock = clock
         self._files: dict[str, str] = {}
         self._tell = tell
         self.accelerator.start()
@@ -487,13 +489,13 @@ class _Unit:
         if self._files.setdefault(model, file) != file:
             self._files[model] = file
             self.accelerator.release()
+        self._told.pop(model, None)
         self.models[model] = pinned
-        self._tell(model, self.delegate.name, self.stands(model))  # before there is anything newer to tell
-        return self.accelerator.runner(twin, load, check)
+        return self.accelerator.runner(model, twin, load, check)
 
-    def stands(self, model: str) -> Standing:
-        """How the device stands for a model: that it was never there is a fault only where it is asked for by name."""
-        now = self.accelerator.standing
+    def _stands(self, model: str) -> Standing:
+        """How a model stands: that the device was never there is a fault only where it is asked for by name."""
+        now = self.accelerator.standing_of(model)
         hoped_for = not self.models.get(model, True) and not self.accelerator.counts().promotions
         if now.reason == MISSING and hoped_for:
             return Standing("cpu", now.reason, now.hint, now.since)
@@ -504,9 +506,13 @@ class _Unit:
         self.accelerator.close()
         self.host.close()
 
-    def _changed(self, _standing: Standing) -> None:
+    def _look(self, _device: Standing) -> None:
+        """Tell of the models that stand otherwise than was told. Under the accelerator's lock."""
         for model in list(self.models):
-            self._tell(model, self.delegate.name, self.stands(model))
+            now = self._stands(model)
+            if (now.state, now.reason) != self._told.get(model):
+                self._told[model] = now.state, now.reason
+                self._tell(model, self.delegate.name, msgspec.structs.replace(now, since=self._clock()))
 
 
 def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:

@@ -119,6 +119,19 @@ def test_a_model_moves_to_its_accelerator(place, told):
     assert accelerators.counts()["mine"].promotions == 1
 
 
+def test_a_model_that_does_not_load_there_is_no_fault_of_another(place, told, tmp_path):
+    accelerators, _ = place(external())
+    until(told, "accelerated")
+    bad = bundle(tmp_path / "bad", MINE)
+    twin = TfliteBackend().load(bad.model)
+    bad.file("model.tflite").write_bytes(b"no model")
+    runner = accelerators.put("shapes", bad, "auto", TfliteBackend(), twin, 0)
+    while told.get(timeout=WAIT)[:3] != ("shapes", "mine", "degraded"):
+        pass
+    assert accelerators.standings()["colours"][1].state == "accelerated"
+    runner.close()
+
+
 def test_without_a_variant_the_twin_itself_serves(place, tmp_path, told):
     accelerators, runner = place(external(), bundle(tmp_path / "plain"))
     assert runner.info.delegate == "cpu"

@@ -54,6 +54,7 @@ from edged.core.acceleration import (
     quarantined,
     settled,
     standing,
+    standing_with,
 )
 
 log = logging.getLogger("edged.backends")
@@ -77,6 +78,7 @@ class _Model:
     what it has, None for to go back to the twin.
     """
 
+    name: str
     load: Callable[[], Runner]
     up: bool = False
     turned: bool = False
@@ -86,15 +88,15 @@ class _Model:
 
 
 class Accelerator:
-    """One device as its models see it. `standing` is how it stands now.
+    """One device as its models see it. `standing` is how it stands now, and `standing_of` a model how that does.
 
     `identity()` says what is plugged in, and something else each time it is plugged in anew; "" for nothing. It never
     raises, and is asked when something happens, and each second while the device is quarantined or waited for. What
     cannot be detected has one that never changes. `renew()` has the next load begin in a fresh process: it is asked for
     after a fault that the process outlived, for nobody knows what state its library is in. `busy()` says whether turns
-    have to wait for something else than turns; any thread asks, before each window. `tell` hears of each change,
-    on the thread that found it and under the lock: it must neither wait nor raise. `clock` is monotonic, and `jitter()`
-    gives numbers from 0 to 1.
+    have to wait for something else than turns; any thread asks, before each window. `tell` hears how it stands when
+    that has changed, or how one of its models does: on the thread that found it and under the lock, so it must neither
+    wait nor raise. `clock` is monotonic, and `jitter()` gives numbers from 0 to 1.
     """
 
     def __init__(
@@ -134,15 +136,18 @@ class Accelerator:
         """Begin to load, and to bring back."""
         self._thread.start()
 
-    def runner(self, twin: Runner, load: Callable[[], Runner], check: Callable[[Runner], None]) -> AcceleratedRunner:
-        """A runner that takes the twin over, and is on it until the accelerator has loaded the model.
+    def runner(
+        self, name: str, twin: Runner, load: Callable[[], Runner], check: Callable[[Runner], None]
+    ) -> AcceleratedRunner:
+        """A runner of a model that takes the twin over, and is on it until the accelerator has loaded the model.
 
-        `load` loads it there, proves it, and gives it at rest. `check` holds it against one golden sample, from rest,
-        leaves it at rest, and raises ModelError where its answer is wrong.
+        A model of one `name` may have several. `load` loads it there, proves it, and gives it at rest. `check` holds it
+        against one golden sample, from rest, leaves it at rest, and raises ModelError where its answer is wrong.
         """
-        model = _Model(load)
+        model = _Model(name, load)
         with self._lock:
             self._models.append(model)
+            self._tell(self.standing)
         self._news.set()
         return AcceleratedRunner(self, model, twin, check)
 
@@ -152,6 +157,12 @@ class Accelerator:
             self._record = Record(settled=self._record.settled)
             self._stand()
         self._news.set()
+
+    def standing_of(self, name: str) -> Standing:
+        """How a model stands: what runs on the device is none the worse for what another met there."""
+        with self._lock:
+            up = [model.up for model in self._models if model.name == name]
+            return standing_with(self.standing, bool(up) and all(up))
 
     def counts(self) -> Counts:
         """What was done so far, by runners that are closed as well."""
@@ -230,10 +241,14 @@ class Accelerator:
             with self._lock:
                 if self._faults.total() == faults:  # else it is what a worker met meanwhile
                     self._fail(fault)
+                if model in self._models:  # the others have their turn before it is tried again
+                    self._models.remove(model)
+                    self._models.append(model)
             return
         with self._lock:
             if model in self._models and self._faults.total() == faults:
                 model.up, model.offered, model.turned = True, loaded, True
+                self._tell(self.standing)
             else:
                 self._done_with.append(loaded)
 
@@ -277,6 +292,7 @@ class Accelerator:
                 self._models.remove(model)
                 self._windows_of_closed.update(accelerated=model.accelerated, on_twin=model.on_twin)
             untaken, model.offered = model.offered, None
+            self._tell(self.standing)
         self._news.set()
         if untaken is not None:
             self.hand_back(untaken)
@@ -299,7 +315,7 @@ class Accelerator:
         now = standing(self.rules, self._record, name=self.name, missing=missing, now=self.clock())
         if (now.state, now.reason) != (self.standing.state, self.standing.reason):
             self.standing = now
-            self._tell(now)
+            self._tell(self.standing)
 
 
 class AcceleratedRunner:
@@ -323,11 +339,6 @@ class AcceleratedRunner:
         """What the model runs on now."""
         accelerated = self._accelerated
         return self._twin.info if accelerated is None else accelerated.info
-
-    @property
-    def standing(self) -> Standing:
-        """How its device stands."""
-        return self._accelerator.standing
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run once, on the accelerator if it serves and can, else on the twin.

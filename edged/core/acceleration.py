@@ -40,6 +40,7 @@ FaultKind = Literal["device", "run", "wrong", "load"]
 StandingState = Literal["accelerated", "degraded", "quarantined", "cpu"]
 
 MISSING = "the device is not there"
+LOADING = "the accelerator is being loaded"
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -214,7 +215,16 @@ def standing(rules: Rules, record: Record, *, name: str, missing: bool, now: flo
         )
     if record.faults:
         return Standing("degraded", record.faults[-1].reason, record.faults[-1].hint, now)
-    return Standing("cpu", "the accelerator is being loaded", "", now)
+    return Standing("cpu", LOADING, "", now)
+
+
+def standing_with(device: Standing, up: bool) -> Standing:
+    """How one of a device's models stands, by whether it is loaded there: faults are those of the ones that are not."""
+    if up:
+        return Standing("accelerated", "", "", device.since)
+    if device.state == "accelerated":
+        return Standing("cpu", LOADING, "", device.since)
+    return device
 
 
 def _recent(rules: Rules, record: Record) -> int:

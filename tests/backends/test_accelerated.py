@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from edged.api import Arrays, Backend, DeviceError, ModelError, Runner, TensorSpec
 from edged.backends.accelerated import AcceleratedRunner, Accelerator
 from edged.backends.fake import FakeBackend, FakeRunner
-from edged.core.acceleration import LOOK_EVERY, Rules, Standing
+from edged.core.acceleration import LOADING, LOOK_EVERY, Rules, Standing
+from tests.backends.changes import changes
 from tests.backends.test_fake import write
 from tests.contracts.backend import BackendContract
 
@@ -108,7 +109,7 @@ def accelerator(device: Device, rules: Rules = RULES) -> Accelerator:
         identity=device.identity,
         renew=device.renew,
         busy=lambda: device.busy,
-        tell=device.told.append,
+        tell=changes(device.told.append),
         clock=device.clock,
         jitter=lambda: 1.0,
     )
@@ -139,7 +140,7 @@ def cpu() -> FakeRunner:
 
 @pytest.fixture
 def runner(device: Device, keeper: Accelerator, cpu: FakeRunner) -> AcceleratedRunner:
-    return keeper.runner(cpu, device.load, device.check)
+    return keeper.runner("m", cpu, device.load, device.check)
 
 
 def promote(keeper: Accelerator, *runners: AcceleratedRunner) -> None:
@@ -155,7 +156,7 @@ def promote(keeper: Accelerator, *runners: AcceleratedRunner) -> None:
 def test_the_twin_serves_until_the_accelerator_is_loaded(device, keeper, cpu, runner):
     assert (answer(runner), cpu.runs) == (6.0, 1)
     assert runner.info is cpu.info
-    assert runner.standing == Standing("cpu", "the accelerator is being loaded", "", 1000.0)
+    assert keeper.standing == Standing("cpu", "the accelerator is being loaded", "", 1000.0)
 
 
 def test_it_is_promoted_between_two_windows_and_says_so_once(device, keeper, cpu, runner):
@@ -202,7 +203,7 @@ def test_what_is_loaded_while_the_accelerator_is_closed_is_its_runners_to_close(
 
 def test_once_it_is_closed_nothing_more_is_loaded_or_said(device, keeper):
     for _ in range(2):
-        keeper.runner(twin(), device.load, device.check)
+        keeper.runner("m", twin(), device.load, device.check)
     device.during_load = keeper.close
     assert keeper.look() is None
     assert (len(device.loaded), device.told) == (1, [])
@@ -225,7 +226,7 @@ def test_whatever_it_raises_the_twin_runs_the_same_window_at_once(
     promote(keeper, runner)
     device.run_error = error
     assert (answer(runner, 4.0), cpu.runs) == (8.0, 1)
-    assert runner.standing == Standing("degraded", reason, hint, 1000.0)
+    assert keeper.standing == Standing("degraded", reason, hint, 1000.0)
     assert keeper.counts().faults == {kind: 1}
 
 
@@ -259,7 +260,7 @@ def test_it_is_brought_back_after_a_pause(device, keeper, cpu, runner):
 
 
 def test_an_input_that_both_refuse_is_no_fault_of_the_accelerator(device, keeper, cpu):
-    runner = keeper.runner(twin(fail_on={1}), device.load, device.check)
+    runner = keeper.runner("m", twin(fail_on={1}), device.load, device.check)
     promote(keeper, runner)
     device.run_error = REFUSAL
     with pytest.raises(ModelError, match="run 1 failed, as told"):
@@ -271,12 +272,12 @@ def test_an_input_that_both_refuse_is_no_fault_of_the_accelerator(device, keeper
 
 
 def test_a_twin_that_fails_as_well_raises_and_the_accelerator_is_at_fault_all_the_same(device, keeper):
-    runner = keeper.runner(twin(fail_on={1}), device.load, device.check)
+    runner = keeper.runner("m", twin(fail_on={1}), device.load, device.check)
     promote(keeper, runner)
     device.run_error = CRASH
     with pytest.raises(ModelError, match="run 1 failed, as told"):
         answer(runner)
-    assert runner.standing.state == "degraded"
+    assert keeper.standing.state == "degraded"
     assert answer(runner) == 6.0
 
 
@@ -295,8 +296,8 @@ def test_after_enough_faults_it_is_left_alone_until_it_is_plugged_in_anew(device
     device.load_error = CRASH
     for _ in range(3):
         device.now = keeper.look() or 0.0
-    assert runner.standing.state == "quarantined"
-    assert runner.standing.reason == "3 faults within 100 s, the last: the process aborted: SIGABRT"
+    assert keeper.standing.state == "quarantined"
+    assert keeper.standing.reason == "3 faults within 100 s, the last: the process aborted: SIGABRT"
     device.load_error = None
     device.now += 3600
     assert keeper.look() == device.now + LOOK_EVERY
@@ -314,7 +315,7 @@ def test_an_operator_releases_it(device, keeper, runner):
     device.load_error = None
     keeper.release()
     assert keeper.look() is None
-    assert runner.standing.state == "accelerated"
+    assert keeper.standing.state == "accelerated"
 
 
 def test_to_release_one_that_serves_changes_nothing(device, keeper, runner):
@@ -332,7 +333,7 @@ def test_a_device_that_is_not_there_is_waited_for_and_not_tried(device, keeper, 
     assert device.loaded == []
     device.plugged = "usb-1"
     assert keeper.look() is None
-    assert runner.standing.state == "accelerated"
+    assert keeper.standing.state == "accelerated"
 
 
 def test_one_that_is_unplugged_says_so_and_comes_back(device, keeper, runner):
@@ -367,7 +368,7 @@ def test_it_is_held_to_a_sample_every_so_often_and_only_between_windows(device, 
 
 def test_it_is_never_checked_where_that_is_not_wanted(device):
     keeper = accelerator(device, Rules(check_every=0))
-    runner = keeper.runner(twin(), device.load, device.check)
+    runner = keeper.runner("m", twin(), device.load, device.check)
     promote(keeper, runner)
     device.now = 1e9
     answer(runner)
@@ -441,7 +442,7 @@ def test_what_outlived_its_fault_is_begun_anew(met: dict[str, Exception], renewa
 def test_each_change_begins_from_rest(device, keeper):
     cpu = remembering()
     loads = iter([remembering(), remembering()])
-    runner = keeper.runner(cpu, lambda: next(loads), device.check)
+    runner = keeper.runner("m", cpu, lambda: next(loads), device.check)
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
     keeper.look()
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
@@ -453,15 +454,15 @@ def test_each_change_begins_from_rest(device, keeper):
 
 
 def test_a_window_that_is_run_again_begins_from_rest(keeper, device):
-    runner = keeper.runner(remembering(), lambda: twin(crash), device.check)
+    runner = keeper.runner("m", remembering(), lambda: twin(crash), device.check)
     assert answer(runner, 1) == 1
     keeper.look()
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
 
 
 def test_one_that_another_takes_down_begins_from_rest(keeper, device):
-    remembers = keeper.runner(remembering(), device.load, device.check)
-    crashes = keeper.runner(twin(), device.load, device.check)
+    remembers = keeper.runner("m", remembering(), device.load, device.check)
+    crashes = keeper.runner("m", twin(), device.load, device.check)
     assert answer(remembers, 1) == 1
     promote(keeper, remembers, crashes)
     device.run_error = CRASH
@@ -482,7 +483,7 @@ def test_one_that_cannot_be_reset_is_at_fault(device, keeper, cpu, runner):
     device.reset_error = CRASH
     runner.reset()
     assert (answer(runner), cpu.runs, cpu.resets) == (6.0, 1, 1)
-    assert runner.standing.state == "degraded"
+    assert keeper.standing.state == "degraded"
 
 
 def test_while_its_device_is_busy_the_twin_serves_and_that_is_no_fault(device, keeper, cpu, runner):
@@ -515,11 +516,11 @@ def test_one_that_cannot_come_back_is_at_fault_and_the_twin_remembers(keeper, de
     answer(runner)
     device.busy, device.reset_error = False, CRASH
     assert (answer(runner), cpu.runs, cpu.resets) == (6.0, 2, 1)
-    assert runner.standing.state == "degraded"
+    assert keeper.standing.state == "degraded"
 
 
 def test_one_that_has_made_way_goes_on_where_it_is_as_another_takes_the_device_down(keeper, device, cpu, runner):
-    other = keeper.runner(twin(), device.load, device.check)
+    other = keeper.runner("m", twin(), device.load, device.check)
     promote(keeper, runner, other)
     device.busy = True
     answer(runner)
@@ -533,7 +534,7 @@ def test_one_that_has_made_way_goes_on_where_it_is_as_another_takes_the_device_d
 
 
 def test_a_fault_of_one_is_a_fault_of_all_and_counts_once(device, keeper):
-    one, other = (keeper.runner(twin(), device.load, device.check) for _ in range(2))
+    one, other = (keeper.runner("m", twin(), device.load, device.check) for _ in range(2))
     promote(keeper, one, other)
     device.run_error = CRASH
     answer(one)
@@ -547,13 +548,13 @@ def test_a_fault_of_one_is_a_fault_of_all_and_counts_once(device, keeper):
 
 
 def test_two_that_meet_the_same_crash_at_once_count_it_once(device, keeper):
-    one = keeper.runner(twin(), lambda: twin(crash), device.check)
+    one = keeper.runner("m", twin(), lambda: twin(crash), device.check)
 
     def crash_after_one(inputs: Arrays) -> Arrays:
         answer(one)
         raise CRASH
 
-    other = keeper.runner(twin(), lambda: twin(crash_after_one), device.check)
+    other = keeper.runner("m", twin(), lambda: twin(crash_after_one), device.check)
     keeper.look()
     assert answer(other) == 6.0
     assert keeper.counts().faults == {"device": 1}
@@ -562,7 +563,10 @@ def test_two_that_meet_the_same_crash_at_once_count_it_once(device, keeper):
 
 def test_another_worker_lets_go_of_its_own_before_its_next_window(device, keeper):
     quiet_cpu = twin()
-    one, quiet = keeper.runner(twin(), device.load, device.check), keeper.runner(quiet_cpu, device.load, device.check)
+    one, quiet = (
+        keeper.runner("m", twin(), device.load, device.check),
+        keeper.runner("m", quiet_cpu, device.load, device.check),
+    )
     promote(keeper, one, quiet)
     device.now, device.check_error = 1060.0, WRONG
     answer(one)
@@ -574,7 +578,7 @@ def test_another_worker_lets_go_of_its_own_before_its_next_window(device, keeper
 
 
 def test_what_nobody_had_taken_when_a_fault_came_is_closed(device, keeper):
-    one, _quiet = (keeper.runner(twin(), device.load, device.check) for _ in range(2))
+    one, _quiet = (keeper.runner("m", twin(), device.load, device.check) for _ in range(2))
     promote(keeper, one)
     assert len(device.open) == 2
     device.run_error = CRASH
@@ -584,10 +588,10 @@ def test_what_nobody_had_taken_when_a_fault_came_is_closed(device, keeper):
 
 
 def test_a_fault_during_a_load_makes_that_load_vain(device, keeper):
-    first = keeper.runner(twin(), device.load, device.check)
+    first = keeper.runner("m", twin(), device.load, device.check)
     promote(keeper, first)
     second_cpu = twin()
-    second = keeper.runner(second_cpu, device.load, device.check)
+    second = keeper.runner("m", second_cpu, device.load, device.check)
 
     def fail_meanwhile() -> None:
         device.run_error = CRASH
@@ -601,9 +605,9 @@ def test_a_fault_during_a_load_makes_that_load_vain(device, keeper):
 
 
 def test_a_load_that_fails_with_what_another_met_is_no_second_fault(device, keeper):
-    first = keeper.runner(twin(), device.load, device.check)
+    first = keeper.runner("m", twin(), device.load, device.check)
     promote(keeper, first)
-    keeper.runner(twin(), device.load, device.check)
+    keeper.runner("m", twin(), device.load, device.check)
 
     def fail_meanwhile() -> None:
         device.run_error = device.load_error = CRASH
@@ -615,25 +619,52 @@ def test_a_load_that_fails_with_what_another_met_is_no_second_fault(device, keep
 
 
 def test_a_model_that_does_not_load_leaves_those_alone_that_serve(device, keeper):
-    good = keeper.runner(twin(), device.load, device.check)
+    good = keeper.runner("good", twin(), device.load, device.check)
     promote(keeper, good)
     device.load_error = WRONG
-    bad = keeper.runner(twin(), device.load, device.check)
+    bad = keeper.runner("bad", twin(), device.load, device.check)
+    assert (keeper.standing_of("good").state, keeper.standing_of("bad").state) == ("accelerated", "cpu")
     keeper.look()
     answer(good)
     assert device.loaded[0].runs == 2
     assert keeper.standing.state == "degraded"
+    assert (keeper.standing_of("good").state, keeper.standing_of("bad").state) == ("accelerated", "degraded")
     bad.close()
     keeper.look()
     assert keeper.standing.state == "accelerated"
 
 
+def test_a_model_that_does_not_load_leaves_its_turn_to_the_others(device, keeper):
+    def refuse() -> FakeRunner:
+        raise WRONG
+
+    keeper.runner("bad", twin(), refuse, device.check)
+    keeper.runner("good", twin(), device.load, device.check)
+    keeper.look()
+    device.now += 60
+    keeper.look()
+    assert keeper.standing_of("good").state == "accelerated"
+
+
+def test_a_model_with_two_runners_is_accelerated_when_both_are(device, keeper):
+    one = keeper.runner("m", twin(), device.load, device.check)
+    assert keeper.standing_of("m") == Standing("cpu", LOADING, "", 1000.0)
+    promote(keeper, one)
+    assert keeper.standing_of("m").state == "accelerated"
+    device.load_error = WRONG
+    other = keeper.runner("m", twin(), device.load, device.check)
+    keeper.look()
+    assert keeper.standing_of("m").reason == "golden sample 0: all zero"
+    other.close()
+    assert keeper.standing_of("m").state == "accelerated"
+
+
 def test_a_load_that_the_device_fails_takes_all_down(device, keeper):
     cpu = twin()
-    good = keeper.runner(cpu, device.load, device.check)
+    good = keeper.runner("m", cpu, device.load, device.check)
     promote(keeper, good)
     device.load_error = CRASH
-    keeper.runner(twin(), device.load, device.check)
+    keeper.runner("m", twin(), device.load, device.check)
     keeper.look()
     answer(good)
     keeper.look()
@@ -679,7 +710,7 @@ def running(plugged: Plugged):
         identity=plugged.identity,
         renew=plugged.renew,
         busy=lambda: plugged.busy,
-        tell=plugged.changes.put,
+        tell=changes(plugged.changes.put),
         clock=time.monotonic,
         jitter=lambda: 0.0,
     )
@@ -690,7 +721,7 @@ def running(plugged: Plugged):
 
 
 def test_its_thread_loads_brings_back_and_leaves_alone(plugged, running):
-    runner = running.runner(twin(), plugged.load, plugged.check)
+    runner = running.runner("m", twin(), plugged.load, plugged.check)
     assert plugged.next() == "accelerated"
     for _ in range(2):
         plugged.run_error = CRASH
@@ -712,7 +743,7 @@ def test_its_thread_is_named_and_holds_nobody_up_who_ends(running):
 
 
 def test_its_thread_sleeps_while_there_is_nothing_to_do(plugged, running):
-    runner = running.runner(twin(), plugged.load, plugged.check)
+    runner = running.runner("m", twin(), plugged.load, plugged.check)
     assert plugged.next() == "accelerated"
     assert not running.join(0.05)
     assert plugged.asked < 10
@@ -743,7 +774,7 @@ def test_its_thread_outlives_what_nobody_foresaw(plugged, running, caplog):
         raise OSError(24, "Too many open files")
 
     plugged.during_look = fail_once
-    runner = running.runner(twin(), plugged.load, plugged.check)
+    runner = running.runner("m", twin(), plugged.load, plugged.check)
     assert plugged.next() == "accelerated"
     assert "Too many open files" in caplog.text
     runner.close()
@@ -758,7 +789,7 @@ def test_a_load_that_takes_long_holds_no_window_up(plugged, running):
 
     plugged.during_load = during_load
     cpu = twin()
-    runner = running.runner(cpu, plugged.load, plugged.check)
+    runner = running.runner("m", cpu, plugged.load, plugged.check)
     assert loading.wait(10)
     assert (answer(runner), cpu.runs) == (6.0, 1)
     assert running.counts().on_twin == 1
@@ -775,8 +806,8 @@ def test_one_that_hangs_holds_up_no_other_model_and_no_question(plugged, running
         assert killed.wait(10)
         raise DeviceError("no answer within 2 s; its process was killed")
 
-    stuck = running.runner(twin(), lambda: twin(hang), plugged.check)
-    other = running.runner(twin(), plugged.load, plugged.check)
+    stuck = running.runner("m", twin(), lambda: twin(hang), plugged.check)
+    other = running.runner("m", twin(), plugged.load, plugged.check)
     assert plugged.next() == "accelerated"
     answers: SimpleQueue[float] = SimpleQueue()
     worker = threading.Thread(target=lambda: answers.put(answer(stuck)))
@@ -799,7 +830,7 @@ def test_two_workers_lose_no_window_whatever_happens_meanwhile(plugged, running)
 
     def open_one() -> AcceleratedRunner:
         cpus.append(twin())
-        return running.runner(cpus[-1], plugged.load, plugged.check)
+        return running.runner("m", cpus[-1], plugged.load, plugged.check)
 
     def work() -> None:
         runner = open_one()
@@ -847,7 +878,7 @@ class Years(RuleBasedStateMachine):
 
     def open_one(self) -> AcceleratedRunner:
         self.cpus.append(twin())
-        return self.keeper.runner(self.cpus[-1], self.device.load, self.device.check)
+        return self.keeper.runner("m", self.cpus[-1], self.device.load, self.device.check)
 
     @rule(which=st.sampled_from([0, 1]), value=st.integers(-9, 9))
     def window(self, which: int, value: int) -> None:
@@ -942,7 +973,7 @@ class OnAccelerator(Backend, frozen=True, kw_only=True):
 
     def load(self, file: Path, *, signature: str | None = None) -> AcceleratedRunner:
         keeper = accelerator(Device())
-        runner = keeper.runner(FakeBackend().load(file), lambda: FakeBackend().load(file), lambda runner: None)
+        runner = keeper.runner("m", FakeBackend().load(file), lambda: FakeBackend().load(file), lambda runner: None)
         keeper.look()
         return runner
 
@@ -952,7 +983,7 @@ class OnTwin(Backend, frozen=True, kw_only=True):
 
     def load(self, file: Path, *, signature: str | None = None) -> AcceleratedRunner:
         return accelerator(Device()).runner(
-            FakeBackend().load(file), lambda: FakeBackend().load(file), lambda runner: None
+            "m", FakeBackend().load(file), lambda: FakeBackend().load(file), lambda runner: None
         )
 
 

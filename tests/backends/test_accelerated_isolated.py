@@ -22,6 +22,7 @@ from edged.backends.isolated import Host
 from edged.backends.tflite import TfliteBackend
 from edged.child import Leash
 from edged.core.acceleration import Rules, Standing
+from tests.backends.changes import changes
 from tests.delegates import faulty
 
 INT8 = Path(__file__).resolve().parents[1] / "data" / "int8.tflite"
@@ -72,7 +73,7 @@ def keeper(host: Host, told: SimpleQueue[Standing], device: Path) -> Iterator[Ac
         identity=identity,
         renew=host.renew,
         busy=lambda: host.is_loading,
-        tell=told.put,
+        tell=changes(told.put),
         clock=time.monotonic,
         jitter=random.random,
     )
@@ -123,7 +124,7 @@ def loader(host: Host, backends: Callable[[], Backend]) -> Callable[[], Runner]:
 def test_it_comes_back_each_time_and_no_window_is_lost(host, keeper, told, order, kind, said):
     held_to = check if kind == "wrong" else never
     runner: AcceleratedRunner = keeper.runner(
-        TfliteBackend().load(INT8), loader(host, lambda: faulty(**order)), held_to
+        "m", TfliteBackend().load(INT8), loader(host, lambda: faulty(**order)), held_to
     )
     states: list[Standing] = []
     number = 0
@@ -146,7 +147,7 @@ def test_it_comes_back_each_time_and_no_window_is_lost(host, keeper, told, order
 @pytest.mark.parametrize("unplugged", ["refuse", "abort", "hang"])
 def test_it_comes_back_each_time_it_is_plugged_in(host, keeper, told, device, unplugged):
     orders = {"device": str(device), "unplugged": unplugged}
-    runner = keeper.runner(TfliteBackend().load(INT8), loader(host, lambda: faulty(**orders)), check)
+    runner = keeper.runner("m", TfliteBackend().load(INT8), loader(host, lambda: faulty(**orders)), check)
     number = 0
 
     def run_until(state: str) -> int:
@@ -188,10 +189,10 @@ def test_another_model_that_hangs_as_it_is_loaded_holds_no_window_up(host, keepe
     install_plugin("stuck", STUCK)
     from stuck import Stuck
 
-    runner = keeper.runner(TfliteBackend().load(INT8), loader(host, lambda: faulty(take="all")), never)
+    runner = keeper.runner("m", TfliteBackend().load(INT8), loader(host, lambda: faulty(take="all")), never)
     assert told.get(timeout=30).state == "accelerated"
     runner.run(window(1))
-    stuck = keeper.runner(TfliteBackend().load(INT8), loader(host, Stuck), never)
+    stuck = keeper.runner("m", TfliteBackend().load(INT8), loader(host, Stuck), never)
     while not host.is_loading:
         time.sleep(0.001)
     with ThreadPoolExecutor(1) as worker:

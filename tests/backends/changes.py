@@ -1,0 +1,18 @@
+"""What an accelerator says of itself, without what it says of its models."""
+
+from collections.abc import Callable
+
+from edged.core.acceleration import LOADING, Standing
+
+
+def changes(hear: Callable[[Standing], None]) -> Callable[[Standing], None]:
+    """Passes on each standing of a device that is another than the one before; at first it is being loaded."""
+    last = ("cpu", LOADING)
+
+    def tell(standing: Standing) -> None:
+        nonlocal last
+        if (standing.state, standing.reason) != last:
+            last = standing.state, standing.reason
+            hear(standing)
+
+    return tell
