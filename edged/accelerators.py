@@ -383,6 +383,8 @@ class Accelerators:
     def _unit(self, delegate: Delegate) -> _Unit:
         with self._lock:
             self._refuse_if_closed()
+            if self._table.get(delegate.name) != delegate:  # what began before `configure` must not bring it back
+                raise DeviceError(f"{delegate.name} is configured otherwise by now", hint="ask again", retryable=True)
             if delegate.name not in self._units:
                 self._units[delegate.name] = _Unit(delegate, self._rules, self._stands, self._clock, self._root)
             return self._units[delegate.name]

@@ -226,6 +226,18 @@ def test_another_configuration_begins_anew(place, told, tmp_path):
     runner.close()
 
 
+def test_what_began_under_another_configuration_does_not_bring_it_back(place, told, tmp_path):
+    accelerators, runner = place(external())
+    until(told, "accelerated")
+    folder = bundle(tmp_path / "again", MINE)
+    [(way, _)] = accelerators.ways(folder.manifest, "auto")
+    runner.close()
+    accelerators.configure(external(fail="create"), RULES)
+    with pytest.raises(DeviceError, match="mine is configured otherwise by now"):
+        accelerators.load(way, folder, TfliteBackend())
+    assert accelerators.counts() == {}
+
+
 def test_one_that_is_asked_for_and_has_nothing_to_run_is_a_fault_and_no_reason_not_to_serve(place, told, tmp_path):
     accelerators, runner = place({}, bundle(tmp_path / "plain"), wanted="edgetpu")
     model, name, state, reason = told.get(timeout=WAIT)
