@@ -2,8 +2,8 @@
 
 A .tflite is a FlatBuffer: tables that point at one another by offsets, any of which may lie in a damaged or hostile
 file. So every read is held against the end of the file, and all reads together against a budget, because offsets may
-also make a small file look endless. What passes is whole: no table, vector or weight lies outside. That it computes
-what was trained only its digest and its golden samples can tell.
+also make a small file look endless, or one long name be that of thousands. What passes is whole: no table, vector or
+weight lies outside. That it computes what was trained only its digest and its golden samples can tell.
 
 The layout is TFLite's schema (version 3, identifier TFL3) and, for the metadata buffer, its metadata schema (M001).
 Field numbers below are positions in those schemas. Label files are in a zip archive appended to the file.
@@ -27,6 +27,10 @@ MAX_WORK = 200_000
 MAX_TEXT_BYTES = 1 << 16
 MAX_ARCHIVE_BYTES = 4 << 20
 MAX_LABELS = 100_000
+_TEXT_PART = 64
+"""So many bytes of text cost as much as a table."""
+_ARCHIVE_WORK = 20_000
+"""What it costs to look into the archive, which takes far longer than to look at a table."""
 
 _AGAIN = "fetch or convert the model again"
 
@@ -266,6 +270,7 @@ def _read_labels(reader: _Reader, tensor: _Table) -> tuple[str, ...]:
     """The lines of the first file that names the elements of the last axis."""
     for file in tensor.tables(6):
         if file.number(2, "b") == _AXIS_LABELS:
+            reader.budget.spend(_ARCHIVE_WORK)
             labels = _lines(_read_archived(reader.data, file.text(0)))
             if len(labels) > MAX_LABELS:
                 raise _damaged(f"there are {len(labels)} labels, at most {MAX_LABELS} are allowed")
@@ -287,7 +292,8 @@ def _read_archived(data: memoryview, name: str) -> bytes:
             entry = archive.getinfo(name)
             if entry.file_size > MAX_ARCHIVE_BYTES or entry.compress_type not in (0, zipfile.ZIP_DEFLATED):
                 raise _damaged(f"the associated file {name!r} is too big or packed in an unusual way")
-            return archive.read(entry)
+            with archive.open(entry) as file:
+                return file.read(entry.file_size)  # no more than it says: to read all of it would unpack a bomb first
     except KeyError:
         raise _damaged(f"the associated file {name!r} is missing") from None
     except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError, OSError, struct.error) as error:
@@ -298,7 +304,7 @@ def _read_archived(data: memoryview, name: str) -> bytes:
 
 
 class _Budget:
-    """How many more tables and numbers may be looked at."""
+    """How many more tables, numbers and pieces of text may be looked at."""
 
     def __init__(self) -> None:
         self._left = MAX_WORK
@@ -375,6 +381,7 @@ class _Table:
         data = self.data(slot)
         if len(data) > MAX_TEXT_BYTES:
             raise _damaged(f"a name has {len(data)} bytes")
+        self._reader.budget.spend(len(data) // _TEXT_PART)
         try:
             return str(data, "utf-8")
         except UnicodeDecodeError:

@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.core import tflite_file
 from edged.core.errors import BundleError
 from edged.core.tflite_file import Signature, TensorMetadata, TfliteFile, inspect
 from edged.core.types import TensorSpec
@@ -135,6 +137,26 @@ def endless(subgraphs: int, tensors: int) -> bytes:
     return struct.pack("<I4s", 18, b"TFL3") + model_vtable + model_table + subgraph_vector + subgraph
 
 
+def test_a_long_name_that_is_that_of_thousands_is_refused():
+    """They would take 4 GB, from a file of 300 kB."""
+    with pytest.raises(BundleError, match="more than 200000 parts"):
+        inspect(op_codes(60_000, b"x" * 60_000))
+
+
+def test_the_same_file_with_names_that_can_be_read():
+    """It has no subgraph, which is looked for after them."""
+    with pytest.raises(BundleError, match="it has no subgraph"):
+        inspect(op_codes(100, b"x" * 60_000))
+
+
+def op_codes(count: int, name: bytes) -> bytes:
+    """So many times the same custom operation."""
+    model = struct.pack("<HHHHxxxxiI", 8, 8, 0, 4, 12, 4)  # a vtable, and the table with its field 1, the codes
+    vector = struct.pack(f"<I{count}I", count, *(4 * (count - index) + 8 for index in range(count)))
+    code = struct.pack("<HHHHibxxxI", 8, 12, 4, 8, 8, 32, 4)  # fields 0 and 1: that it is custom, and its name
+    return struct.pack("<I4s", 20, b"TFL3") + model + vector + code + struct.pack("<I", len(name)) + name
+
+
 def with_archive(write) -> bytes:
     file = io.BytesIO(METADATA[: METADATA.index(b"PK\x03\x04")])
     file.seek(0, io.SEEK_END)
@@ -158,6 +180,27 @@ def with_archive(write) -> bytes:
 def test_a_bad_label_file_is_refused(write, reason):
     with pytest.raises(BundleError, match=reason):
         inspect(with_archive(write))
+
+
+def test_labels_that_are_longer_than_the_archive_says_are_not_unpacked():
+    data = with_archive(lambda archive: archive.writestr("labels.txt", bytes(100 << 20), zipfile.ZIP_DEFLATED))
+    size = struct.pack("<I", 100 << 20)
+    assert data.count(size) == 2  # before the file, and in the directory
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match=r"'labels.txt' cannot be read: Bad CRC"):
+            inspect(data.replace(size, struct.pack("<I", 10)))
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_to_look_for_labels_costs_as_much_as_thousands_of_tables(monkeypatch):
+    """An archive of many files takes a second to look into, and each of thousands of tensors may ask for one."""
+    monkeypatch.setattr(tflite_file, "MAX_WORK", 5_000)
+    assert inspect(FLOAT).nodes == 1
+    with pytest.raises(BundleError, match="more than 5000 parts"):
+        inspect(METADATA)
 
 
 def test_a_real_model_with_metadata():
