@@ -26,6 +26,8 @@ MAX_BUNDLE_BYTES = 512 << 20
 CHUNK_BYTES = 256 << 10
 MAX_ELEMENTS = 1 << 24
 MAX_DIMENSIONS = 8
+MAX_TENSOR_NAME = 1000
+MAX_WORDS = 1000
 NO_DELEGATES = ("cpu", "auto")
 """What may stand where a delegate is named, and is none."""
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
@@ -315,8 +317,8 @@ def decode(data: bytes) -> Manifest:
         raise BundleError(f"manifest.json has {len(data)} bytes", hint=f"at most {MAX_MANIFEST_BYTES} are allowed")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"manifest.json: {error}", hint=_HINT) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"manifest.json: {_clipped(str(error))}", hint=_HINT) from error
     json.loads(data, object_pairs_hook=_refuse_duplicates)  # of which msgspec keeps the last: others may keep the first
     check(manifest)
     return manifest
@@ -366,7 +368,12 @@ _HINT = "correct manifest.json and make the bundle again"
 
 
 def _refuse(place: str, problem: str) -> NoReturn:
-    raise BundleError(f"manifest.json: {place}: {problem}", hint=_HINT)
+    raise BundleError(f"manifest.json: {_clipped(f'{place}: {problem}')}", hint=_HINT)
+
+
+def _clipped(words: str) -> str:
+    """No more than is read: what a stranger's manifest says may be quoted here, and goes into logs and messages."""
+    return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}..."
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
@@ -412,6 +419,8 @@ def _check_tensors(place: str, tensors: tuple[TensorSpec, ...]) -> None:
     _check_unique(place, [tensor.name for tensor in tensors])
     for tensor in tensors:
         here = f"{place}: tensor {tensor.name!r}"
+        if len(tensor.name) > MAX_TENSOR_NAME:
+            _refuse(place, f"the name of a tensor has {len(tensor.name)} characters, and {MAX_TENSOR_NAME} are allowed")
         if len(tensor.shape) > MAX_DIMENSIONS or any(not 1 <= size <= MAX_ELEMENTS for size in tensor.shape):
             _refuse(here, f"the shape {list(tensor.shape)} is impossible")
         if prod(tensor.shape) > MAX_ELEMENTS:
@@ -423,6 +432,8 @@ def _check_tensors(place: str, tensors: tuple[TensorSpec, ...]) -> None:
 
 def _check_quantisation(here: str, tensor: TensorSpec) -> None:
     if tensor.scale == 0.0:
+        if not -(1 << 31) <= tensor.zero_point < 1 << 31:
+            _refuse(here, "the zero point is no 32-bit number")
         return
     if not 1e-30 <= tensor.scale <= 1e30:
         _refuse(here, f"the scale {tensor.scale} is not a positive number")

@@ -20,6 +20,7 @@ from edged.core.manifest import (
 )
 
 DIGEST = "0" * 64
+NESTED = b"[" * 100_000 + b"]" * 100_000
 
 MOTION: dict[str, Any] = {
     "schema": "edged.manifest/1",
@@ -181,6 +182,8 @@ def test_what_would_not_decode_is_not_encoded():
         pytest.param(b"", "truncated", id="empty"),
         pytest.param(motion()[:-1], "truncated", id="cut"),
         pytest.param(b"[" * 100_000, "Expected `object`, got `array`", id="deep"),
+        pytest.param(motion(**{"y" * 100_000: 1}), r"unknown field `y{900,1000}\.\.\. \(", id="endless words"),
+        pytest.param(b'{"postprocess": {"x": ' + NESTED + b"}}", "recursion depth", id="deep, before a tag"),
         pytest.param(b'{"name": "\xff"}', "utf-8", id="not UTF-8"),
         pytest.param(b" " * (MAX_MANIFEST_BYTES + 1), "has 1048577 bytes", id="big"),
         pytest.param(motion(colour="red"), "unknown field `colour`", id="unknown field"),
@@ -243,6 +246,8 @@ def test_what_is_no_manifest_is_refused(data, reason):
         (motion(outputs__0__dtype="object"), "tensor 'y': the dtype 'object' is none of"),
         (motion(outputs__0__dtype="float32"), "tensor 'y': float32 has no scale"),
         (motion(outputs__0__scale=-0.1), "tensor 'y': the scale -0.1"),
+        (motion(outputs__0__name="y" * 1001), "outputs: the name of a tensor has 1001 characters"),
+        (motion(REGRESSION, outputs__0__scale=0, outputs__0__zero_point=1 << 31), "tensor 'y': the zero point is no"),
         (motion(outputs__0__zero_point=-129), "tensor 'y': the zero point -129 does not fit int8"),
         (motion(outputs=[MOTION["outputs"][0]] * 2), "outputs: 'y' is there twice"),
         (motion(inputs=[MOTION["inputs"][0]] * 2), "inputs: 'x' is there twice"),
