@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
 import msgspec
 
@@ -23,6 +24,7 @@ from edged.api import BundleError, ControlError, EdgedError
 from edged.coming import Coming, Door, Standing, Updater
 from edged.core import container, delta
 from edged.core.container import Head
+from edged.models.answer import mask, parse_url
 from edged.models.delta import VersionCheck
 from edged.models.fetch import Fetcher, FetchOptions, transfer_id
 from edged.models.incoming import Incoming, Transfer
@@ -33,6 +35,9 @@ MAX_FETCHES = 4
 """So many at a time, and the others wait; and no more than:"""
 MAX_JOBS = 50
 """of which none is remembered when there are as many later ones."""
+
+
+log = logging.getLogger("edged.models")
 
 
 class Fetches:
@@ -54,7 +59,7 @@ class Fetches:
     def resume(self) -> None:
         """Go on with what an earlier run has left."""
         for order in self._incoming.orders().values():
-            with contextlib.suppress(EdgedError, msgspec.MsgspecError):
+            with contextlib.suppress(EdgedError, msgspec.MsgspecError, UnicodeDecodeError):  # the card may have rotted
                 left = msgspec.json.decode(order, type=_Order)
                 self.fetch(left.url, left.options, left.model)
 
@@ -110,17 +115,23 @@ class Fetches:
             )
         job = Job(f"fetch-{next(self._numbers)}", options, model)
         fetch = _Fetch(url, job, Fetcher(self.options), Coming("fetching", model))
-        self._all = dict([*self._all.items(), (fetch.job.id, fetch)][-MAX_JOBS:])
+        self._forget_oldest()
+        self._all[job.id] = fetch
         task = asyncio.get_running_loop().create_task(self._bring(fetch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return fetch.job
 
+    def _forget_oldest(self) -> None:
+        """Make room for one more. What is under way is not forgotten: nobody could watch it then, nor end it."""
+        if len(self._all) >= MAX_JOBS:
+            del self._all[next(name for name, fetch in self._all.items() if fetch.job.ended.is_set())]
+
     async def _bring(self, fetch: _Fetch) -> None:
         """The life of a fetch, from the first byte to the end of the install."""
         job = fetch.job
-        full = _full_beside(fetch.url)
         try:
+            full = _full_beside(fetch.url)
             installed = await self._bring_from(fetch, fetch.url)
             if full and any(event.id == "update.full_needed" for event in job.events):
                 installed = await self._bring_from(fetch, full)
@@ -134,6 +145,12 @@ class Fetches:
         except asyncio.CancelledError:
             job.end("failed", "the daemon stopped; what has come is gone on with when it is back")
             raise
+        except Exception as error:  # or it would be under way for ever, and so would whoever waits for it
+            log.exception("the fetch of %s met a bug", mask(fetch.url))
+            told = EdgedError(
+                f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback"
+            )
+            self._end_fetch(fetch, "failed", told)
 
     async def _bring_from(self, fetch: _Fetch, url: str) -> Job | None:
         """Fetch and install what is at a URL; the install, None for a delta that could come to nothing."""
@@ -238,7 +255,10 @@ class _PresentError(BundleError):
 
 
 def _full_beside(url: str) -> str | None:
-    """The URL of the full bundle beside a delta: the same with .edgm for .edgd. None where it names no delta."""
-    parts = urlsplit(url)
+    """The URL of the full bundle beside a delta: the same with .edgm for .edgd. None where it names no delta.
+
+    Raises FetchError for what is no URL.
+    """
+    parts = parse_url(url)
     path, suffix = parts.path.removesuffix(delta.SUFFIX), container.SUFFIX
     return urlunsplit(parts._replace(path=path + suffix)) if path != parts.path else None

@@ -7,7 +7,7 @@ import pytest
 
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
-from edged.fetches import MAX_FETCHES
+from edged.fetches import MAX_FETCHES, MAX_JOBS
 from edged.models.bare import Bare
 from edged.models.job import Options
 from edged.updates import MAX_CHUNK
@@ -370,3 +370,49 @@ def test_a_fetch_that_a_daemon_left_is_gone_on_with_and_one_that_failed_is_not(t
             assert (end["state"], len(board.parts())) == ("failed", 1)
         with Board(tmp_path) as board:
             assert connect(str(board.runtime_dir)).call("jobs") == []
+
+
+def test_an_order_that_has_rotted_is_no_reason_not_to_begin(tmp_path):
+    not_a_url = b'{"url": "http://[", "options": {}, "model": ""}'
+    for number, rotten in enumerate((b"", b"{", b'{"url": "\xff\xfe"}', not_a_url)):
+        folder = tmp_path / "incoming" / f"url-{number}"
+        folder.mkdir(parents=True)
+        (folder / "order.json").write_bytes(rotten)
+    with Board(tmp_path) as board:
+        [job] = connect(str(board.runtime_dir)).call("jobs")
+        *_, end = connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])
+    assert (end["state"], end["text"]) == ("failed", "'http://[' is no http or https URL")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/colours.edgm", "http://a..example/colours.edgm", f"http://{'a' * 64}.example/", "ftp://a/b"]
+)
+def test_what_is_no_url_comes_to_an_end(ask, watch, url):
+    end = watch(ask("fetch", url=url)["job"])[-1]
+    assert (end["state"], end["text"]) == ("failed", f"{url!r} is no http or https URL")
+
+
+def test_a_bug_is_the_end_of_a_fetch_and_not_of_those_that_follow(board, ask, watch, monkeypatch):
+    async def forgets():
+        raise KeyError("nowhere")
+
+    monkeypatch.setattr(board.updater, "models", forgets)
+    with WebServer(BUNDLE) as server:
+        end = watch(ask("fetch", url=server.url())["job"])[-1]
+        assert (end["state"], end["text"]) == ("failed", "KeyError: 'nowhere'")
+        monkeypatch.undo()
+        assert watch(ask("fetch", url=server.url())["job"])[-1]["state"] == "done"
+
+
+def test_what_is_under_way_is_remembered_however_many_come_after_it(board, ask, watch):
+    stop, asked = threading.Event(), threading.Event()
+    with WebServer(BUNDLE) as server:
+        server.orders.append(silence(stop, asked))
+        slow = ask("fetch", url=server.url())["job"]
+        assert asked.wait(20)
+        for _ in range(MAX_JOBS + 5):
+            watch(ask("fetch", url="ftp://a/b")["job"])
+        jobs = ask("jobs")
+        assert (len(jobs), jobs[0]["job"], jobs[0]["state"]) == (MAX_JOBS, slow, "running")
+        stop.set()
+        assert watch(slow)[-1]["state"] == "done"

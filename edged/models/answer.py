@@ -177,7 +177,7 @@ def parse_url(url: str) -> SplitResult:
     """The parts of an http or https URL. Raises FetchError if it is none."""
     try:
         parts = urlsplit(url)
-        sound = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        sound = is_host(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         sound = False
     if not sound or parts.scheme not in ("http", "https"):
@@ -188,6 +188,14 @@ def parse_url(url: str) -> SplitResult:
             hint=f"at most {MAX_URL} ASCII characters; write others as %XX",
         )
     return parts
+
+
+def is_host(name: str | None) -> bool:
+    """Whether a name can be looked up: a look-up itself raises ValueError for labels that are empty or too long."""
+    try:
+        return bool(name and name.encode("idna"))
+    except ValueError:
+        return False
 
 
 def follow(source: SplitResult, location: str) -> SplitResult:
@@ -217,11 +225,11 @@ def origin(parts: SplitResult) -> tuple[str, str, int]:
 def mask(url: str) -> str:
     """A URL to show: without user, password, query and fragment, which may be secrets."""
     url = url[:MAX_URL]
-    front, question, _ = url.partition("?")
-    front = front.partition("#")[0]
-    scheme, slashes, rest = front.partition("//")
-    place, slash, path = rest.partition("/")
-    _, at, host = place.rpartition("@")
-    user = "***@" if at else ""
-    masked = f"{scheme}{slashes}{user}{host}{slash}{path}" if slashes else front
-    return masked + ("?***" if question else "")
+    scheme, slashes, rest = url.partition("//") if "//" in url else ("", "", url)
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    port = place.rpartition("]")[2].partition(":")[2]
+    if "@" not in place and (not slashes or not (port or "0").isdecimal()):
+        place = rest  # no port, but half a password, in which a sign should have been written as %XX
+    user, at, _ = place.rpartition("@")
+    shown = f"***@{rest[len(user) + 1 :]}" if at else rest
+    return f"{scheme}{slashes}{re.split('[?#]', shown, maxsplit=1)[0]}{'?***' if '?' in shown else ''}"

@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -53,7 +52,7 @@ def is_bare(data: bytes) -> bool:
 
 def names_bare(url: str) -> bool:
     """Whether it is a bare file that is at a URL, as far as its path tells."""
-    return urlsplit(url).path.endswith(SUFFIX)
+    return url.partition("#")[0].partition("?")[0].endswith(SUFFIX)
 
 
 def next_version(version: str) -> str:

@@ -23,7 +23,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 from edged import __version__
 from edged.core.errors import ConfigError
 from edged.credentials import find
-from edged.models.answer import FetchError, mask, origin
+from edged.models.answer import FetchError, is_host, mask, origin
 
 _MAX_SECRET = 4096
 
@@ -202,7 +202,7 @@ def parse_proxy(url: str) -> SplitResult:
     """The parts of a proxy's URL. Raises ConfigError."""
     try:
         parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
-        if parts.scheme == "http" and parts.hostname and parts.port != 0:
+        if parts.scheme == "http" and is_host(parts.hostname) and parts.port != 0:
             return parts
     except ValueError:
         pass

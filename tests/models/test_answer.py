@@ -191,7 +191,8 @@ def test_redirects_never_lead_out_of_encryption():
 
 @pytest.mark.parametrize(
     "url", ["", "model.edgm", "ftp://x/y", "https:///y", "http://x:99999/", "http://x:0/", "http://ä.example/",
-            "http://x/a b", "http://x/\r\nHost: y", "http://x/" + "a" * 5000],
+            "http://x/a b", "http://x/\r\nHost: y", "http://x/" + "a" * 5000, "http://[::1/a", "http://a..example/a",
+            f"http://{'a' * 64}.example/a"],
 )  # fmt: skip
 def test_urls_that_cannot_be_asked_for(url):
     with pytest.raises(FetchError):
@@ -212,6 +213,10 @@ def test_origins_are_scheme_host_and_port():
         ("https://user:se@cret@one.example/a", "https://***@one.example/a"),
         ("https://one.example/a?token=secret#secret", "https://one.example/a?***"),
         ("https://one.example/a#secret?secret", "https://one.example/a?***"),
+        ("https://user:se/cr?e#t@one.example/a?token=secret", "https://***@one.example/a?***"),
+        ("user:se/cret@one.example/a", "***@one.example/a"),
+        ("https://one.example:8443/@scope/a.edgm", "https://one.example:8443/@scope/a.edgm"),
+        ("https://[::1]:8443/a@1.edgm", "https://[::1]:8443/a@1.edgm"),
         ("no url", "no url"),
     ],
 )
