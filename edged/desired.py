@@ -86,7 +86,7 @@ class Desires:
             if len(payload) > MAX_WISH_BYTES:
                 raise ValueError(f"it has {len(payload)} bytes, and {MAX_WISH_BYTES} are allowed")
             wish = msgspec.json.decode(payload, type=Wish)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._refuse(name, f"a desired message is not understood: {error} (send JSON with a url, best a digest)")
             return
         self._follow(name, wish, "mqtt")

@@ -60,7 +60,7 @@ def announced(message: bytes) -> dict[str, str]:
     """The components, platform by id, of an announcement as a broker retained it; none if it is not one."""
     try:
         found = msgspec.json.decode(message, type=_Announcement)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return {name: component.p for name, component in found.cmps.items() if component.unique_id}
 

@@ -115,7 +115,19 @@ def test_a_model_that_cannot_be_read_costs_its_pipeline_no_entities() -> None:
     assert "pipeline_motion_class" not in message["cmps"]  # neither described nor removed
 
 
-@pytest.mark.parametrize("message", [b"", b"[]", b"{}", b'{"cmps": 1}', b'{"cmps": {"a": {}}}', b"\xff"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"cmps": 1}',
+        b'{"cmps": {"a": {}}}',
+        b"\xff",
+        b'{"cmps": {"\xff": {}}}',
+        b'{"x": ' + b"[" * 9000 + b"]" * 9000 + b"}",
+    ],
+)
 def test_a_retained_message_that_is_not_ours_is_nothing(message: bytes) -> None:
     assert discovery.announced(message) == {}
 
