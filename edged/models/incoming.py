@@ -259,8 +259,12 @@ class Transfer:
         except OSError as error:
             os.close(lock)
             raise _refused(folder, error, total or 0) from error
-        with self._disk():
-            self._resume(total)
+        try:
+            with self._disk():
+                self._resume(total)
+        except BaseException:  # the check may not be able to judge just now: whoever comes next finds all as it was
+            self._let_go()
+            raise
 
     @property
     def path(self) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edged.core.container import Head
-from edged.core.errors import BundleError, ControlError, StoreError
+from edged.core.errors import BundleError, ConfigError, ControlError, StoreError
 from edged.models.incoming import ContainerCheck, Incoming, Transfer
 from tests.containers import CHUNK, colours, container, entry
 
@@ -430,6 +430,18 @@ def test_a_head_that_is_not_approved_ends_it_before_the_files_come(tmp_path: Pat
             send(data, transfer.append, piece=500)
         assert transfer.received == 0
     assert incoming(tmp_path).ids() == ()
+
+
+def test_while_nobody_can_judge_it_what_came_before_is_kept_for_whoever_can(tmp_path: Path) -> None:
+    def give_up(_head: Head) -> None:
+        raise ConfigError("the file of allowed signers cannot be read")
+
+    with incoming(tmp_path).open(ID, check=check) as transfer:
+        transfer.append(bundle()[:100_000])
+    with pytest.raises(ConfigError, match="allowed signers"):
+        incoming(tmp_path).open(ID, check=lambda: ContainerCheck(give_up))
+    with incoming(tmp_path).open(ID, check=check) as transfer:
+        assert transfer.received == 100_000
 
 
 def test_what_is_no_container_is_not_kept(tmp_path: Path) -> None:
