@@ -46,7 +46,9 @@ def merge(signatures: bytes, new: bytes) -> bytes:
     """The signatures with a new one among them, in place of an earlier one by the same key. Raises BundleError."""
     [added] = parse(new)
     kept = [each.text for each in parse(signatures) if (each.key, each.namespace) != (added.key, added.namespace)]
-    return b"".join([*kept, added.text])
+    merged = b"".join([*kept, added.text])
+    parse(merged)  # one too many would have all of them refused
+    return merged
 
 
 _BEGIN, _END = b"-----BEGIN SSH SIGNATURE-----\n", b"-----END SSH SIGNATURE-----\n"

@@ -29,6 +29,13 @@ def test_who_signs_again_signs_once():
     assert again == signature(b"bob") + signature(b"alice", proof=b"newer")
 
 
+def test_there_is_no_signing_more_often_than_is_allowed():
+    sixteen = b"".join(signature(b"key %d" % number) for number in range(16))
+    assert merge(sixteen, signature(b"key 3")).count(b"BEGIN") == 16
+    with pytest.raises(BundleError, match="there are 17 signatures"):
+        merge(sixteen, signature(b"key 16"))
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
