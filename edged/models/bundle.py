@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from itertools import groupby
 from math import prod
@@ -233,16 +234,21 @@ def _read(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
-def _open(path: Path) -> BufferedReader:
-    """Open a regular file and nothing else: a link could lead out of the bundle, a device or a pipe could hang us."""
+@contextmanager
+def _open(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file and nothing else: a link could lead out of the bundle, a device or a pipe could hang us.
+
+    A card that fails does so while it is read.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BundleError(f"{path.name} is not a regular file", hint=_AGAIN)
+        with os.fdopen(descriptor, "rb") as file:
+            yield file
     except OSError as error:
         raise BundleError(f"{path.name} cannot be read: {error.strerror}", hint=_AGAIN) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise BundleError(f"{path.name} is not a regular file", hint=_AGAIN)
-    return os.fdopen(descriptor, "rb")
 
 
 # Completing a manifest from TFLite metadata

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import os
 
 import pytest
@@ -609,6 +610,20 @@ def test_damaged_versions_are_passed_over_one_after_another(rig):
         serving.append(rig.board.version)
     assert serving == ["1.2", "1.1", "1.0", ""]
     assert rig.ledger.active == digest_of("1.2")
+
+
+def test_a_version_on_a_bad_sector_is_passed_over_like_any_damaged_one(rig, monkeypatch):
+    play(rig, rig.installed("1.1"))
+    sound, bad = hashlib.file_digest, (rig.shelf.version(digest_of("1.1")) / "model.tflite").stat().st_ino
+
+    def read(file, kind):
+        if os.fstat(file.fileno()).st_ino == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return sound(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", read)
+    play(rig, rig.pass_probation())
+    assert rig.board.version == "1.0"
 
 
 def test_a_damaged_version_is_put_back_when_it_comes_again(rig):
