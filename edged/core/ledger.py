@@ -24,6 +24,9 @@ BOOTS = 3
 MAX_REJECTED = 256
 """How many rejections are remembered; the oldest is forgotten first."""
 
+MAX_REASON = 500
+"""How many characters of a reason are: a backend may say pages, and a ledger too long to be read would be lost."""
+
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A version on disk: where it came from, who signed it, whether it ever was confirmed here.
@@ -230,7 +233,7 @@ def confirmed(ledger: Ledger, candidate: Candidate) -> Ledger:
 def rejected(ledger: Ledger, digest: str, reason: str) -> Ledger:
     """With a version that is refused from now on; it stays where it is."""
     others = {each: ledger.rejected[each] for each in ledger.rejected if each != digest}
-    others[digest] = Rejection(version=ledger.versions[digest].version, reason=reason)
+    others[digest] = Rejection(version=ledger.versions[digest].version, reason=reason[:MAX_REASON])
     return replace(ledger, rejected=dict(list(others.items())[-MAX_REJECTED:]))
 
 
@@ -257,11 +260,12 @@ def rolled_back(ledger: Ledger, name: str, to: str = "", *, has_factory: bool = 
     if ledger.pinned:
         raise ControlError(f"{name} is pinned", hint=f"let go of it with `edgectl pin {name} --off`")
     by_hand = "an operator rolled it back"
-    if ledger.candidate is not None:
-        ledger = replace(rejected(ledger, ledger.candidate.digest, by_hand), candidate=None)
-        if not to:
+    candidate = ledger.candidate
+    chosen = ledger.active if candidate is not None and not to else _chosen(ledger, name, to)
+    if candidate is not None:
+        ledger = replace(rejected(ledger, candidate.digest, by_hand), candidate=None)
+        if chosen == ledger.active:
             return ledger
-    chosen = _chosen(ledger, name, to)
     if chosen == ledger.active or (chosen is None and not has_factory):
         raise ControlError(f"{name} has nothing to go back to", hint="`edgectl models` shows what there is")
     if ledger.active is not None:

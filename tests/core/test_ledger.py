@@ -183,10 +183,17 @@ def test_there_and_back_again():
     assert list(back.rejected) == [OLD]
 
 
-def test_rolled_back_from_a_candidate():
-    ledger = rolled_back(under_way(), "motion")
+@pytest.mark.parametrize("to", ["", "1.1", "bbbbbbbb"])
+def test_rolled_back_from_a_candidate(to):
+    ledger = rolled_back(under_way(), "motion", to)
     assert (ledger.active, ledger.previous, ledger.candidate) == (ACTIVE, OLD, None)
     assert list(ledger.rejected) == [NEW]
+
+
+def test_rolled_back_from_a_candidate_to_the_factorys_that_were_before_it():
+    before = replace(under_way(), active=None, previous=None)
+    assert rolled_back(before, "motion", "factory") == rolled_back(before, "motion")
+    assert rolled_back(before, "motion").candidate is None
 
 
 def test_rolled_back_from_a_candidate_and_further():
