@@ -20,6 +20,7 @@ from edged.core.ledger import (
     standing,
     vouched,
 )
+from edged.models.store import MAX_LEDGER_BYTES
 
 OLD, ACTIVE, NEW = "a" * 64, "b" * 64, "c" * 64
 VERSIONS = {
@@ -242,3 +243,11 @@ def test_the_oldest_rejections_are_forgotten():
     digests = [f"{number:064x}" for number in range(MAX_REJECTED)]
     ledger = replace(LEDGER, rejected=dict.fromkeys(digests, Rejection(version="1", reason="no")))
     assert list(rejected(ledger, OLD, "no").rejected)[:: MAX_REJECTED - 1] == [digests[1], OLD]
+
+
+def test_a_ledger_of_rejections_with_endless_reasons_can_still_be_read():
+    versions = {f"{number:064}": Installed(version=f"1.{number}") for number in range(MAX_REJECTED)}
+    ledger = replace(EMPTY, versions=versions)
+    for digest in versions:
+        ledger = rejected(ledger, digest, "\x1b" * 10_000)
+    assert decode(encode(ledger)[:MAX_LEDGER_BYTES]) == ledger
