@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from edged.api import BundleError
+from msgspec.structs import replace
+
+from edged.api import BundleError, ControlError
 from edged.core.container import Head
+from edged.core.ledger import admit
 from edged.models.bare import Bare
 from edged.models.incoming import Transfer
 from edged.models.job import Event, Job, Options, Outcome, Report
@@ -116,3 +119,16 @@ class Standing:
                     f"{model.name} {rejection.version} was rejected on this board: {rejection.reason}",
                     hint=f"have it tried again with `edgectl forget {model.name} {digest[:12]}`",
                 )
+
+    def admit(self, head: Head, *, allow_downgrade: bool) -> None:
+        """Raises BundleError if this version may not come in, and will not by the time that all of it is here."""
+        manifest = head.manifest
+        for model in self.models:
+            candidate = model.ledger.candidate and model.ledger.candidate.digest
+            if model.name != manifest.name or head.digest in (model.ledger.active, candidate):
+                continue
+            free = replace(model.ledger, candidate=None)  # what is under way now may be over then
+            try:
+                admit(free, model.name, head.digest, manifest.version, model.active, allow_downgrade=allow_downgrade)
+            except ControlError as error:
+                raise BundleError(error.message, hint=error.hint) from error

@@ -1,8 +1,9 @@
 """Versions that the daemon fetches by itself: each a job, from the first byte to the end of the install.
 
 A fetch is written down beside what has come of it, so that a daemon that is back goes on with it. What is found at the
-URL decides how far it gets: of what serves already, or was rejected, only the head is fetched; a delta that comes to
-nothing here is followed by the bundle beside it. Fetches have threads of their own, and wait for one that is free.
+URL decides how far it gets: of what serves already, or may not come in, only the head is fetched, for some URLs are
+looked at again and again; a delta that comes to nothing here is followed by the bundle beside it. Fetches have threads
+of their own, and wait for one that is free.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class Fetches:
             fetch.job.name(head)
             if self._door.serves(head):
                 raise _PresentError(f"{version} is what serves already")
-            standing.refuse_rejected(head.digest)
+            standing.admit(head, allow_downgrade=options.allow_downgrade)
             self._door.approve(head)
             if base and base not in standing.bases:
                 raise _BaseMissingError(

@@ -114,7 +114,9 @@ class ScriptedUpdater:
         return tuple(self._jobs)
 
     async def models(self) -> tuple[Report, ...]:
-        return (Report(name=NAME, serving=self.serving, ledger=self.ledger, factory=(), unfit={}),)
+        active = self.ledger.versions[self.serving].version
+        report = Report(name=NAME, serving=self.serving, active=active, ledger=self.ledger, factory=(), unfit={})
+        return (report,)
 
     def serve(self, digest: str, version: str) -> None:
         self.serving = digest

@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+from msgspec.structs import replace
 
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
@@ -347,6 +348,21 @@ def test_what_was_rejected_is_not_fetched_once_that_is_seen(board, ask, watch):
         "refused",
         "colours 2.0 was rejected on this board: it is 12 times too slow",
     )
+    assert board.gone()
+
+
+@pytest.mark.parametrize(
+    ("pinned", "complaint"),
+    [(True, "colours is pinned to 3.0"), (False, "colours 2.0 is older than 3.0, and versions only go up")],
+)
+def test_what_may_not_come_in_is_not_fetched_either(board, ask, watch, pinned, complaint):
+    board.updater.serve("a" * 64, "3.0")
+    board.updater.ledger = replace(board.updater.ledger, pinned=pinned)
+    with WebServer(BUNDLE) as server:
+        server.orders.append(cut_after(50_000))
+        end = watch(ask("fetch", url=server.url())["job"])[-1]
+        assert len(server.requests) == 1
+    assert (end["state"], end["text"]) == ("refused", complaint)
     assert board.gone()
 
 

@@ -90,10 +90,14 @@ class Job:
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model stands: what serves, what the ledger says, and which versions are out of order in this run."""
+    """How a model stands: what serves, what the ledger says, and which versions are out of order in this run.
+
+    `active` is the number of the version that an update would follow.
+    """
 
     name: str
     serving: str | None
+    active: str
     ledger: Ledger
     factory: tuple[str, ...]
     unfit: dict[str, Fault]

@@ -234,7 +234,14 @@ class Updater:
         """How every model stands."""
         looks = [(name, await self._look(name)) for name in self._names()]
         return tuple(
-            Report(name=name, serving=facts.serving, factory=facts.factory, ledger=facts.ledger, unfit=facts.unfit)
+            Report(
+                name=name,
+                serving=facts.serving,
+                active=self._active(name, facts),
+                factory=facts.factory,
+                ledger=facts.ledger,
+                unfit=facts.unfit,
+            )
             for name, facts in looks
         )
 
@@ -280,9 +287,8 @@ class Updater:
         if job.digest == (ledger.active or facts.serving):
             await self._renew(job, arrival, facts)
             return
-        active = ledger.active or next(iter(facts.factory), "")
-        number = self._number(name, facts, active)
-        ledgers.admit(ledger, name, job.digest, job.version, number, allow_downgrade=job.options.allow_downgrade)
+        active = self._active(name, facts)
+        ledgers.admit(ledger, name, job.digest, job.version, active, allow_downgrade=job.options.allow_downgrade)
         await self._unpack(job, arrival)
         facts = await self._look(name)  # older versions may have had to make room
         offered = ledgers.offered(
@@ -599,6 +605,10 @@ class Updater:
         if facts.serving is None:
             return "no pipeline uses it"
         return f"version {self._number(name, facts, facts.serving)} serves" if facts.serving else "nothing serves"
+
+    def _active(self, name: str, facts: Facts) -> str:
+        """The number of the version that an update would follow."""
+        return self._number(name, facts, facts.ledger.active or next(iter(facts.factory), ""))
 
     def _number(self, name: str, facts: Facts, digest: str) -> str:
         """The version's number, for people."""
