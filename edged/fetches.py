@@ -78,10 +78,9 @@ class Fetches:
         """The latest, the oldest first."""
         return tuple(fetch.job for fetch in self._all.values())
 
-    @property
-    def installs(self) -> tuple[Job, ...]:
-        """The installs that they have led to, which are no jobs of their own."""
-        return tuple(job for fetch in self._all.values() for job in fetch.installs)
+    def job_of(self, install: Job) -> Job:
+        """The job that an install is to whoever asks: the fetch that has led to it, if one has, or itself."""
+        return next((fetch.job for fetch in self._all.values() if install in fetch.installs), install)
 
     @property
     def coming(self) -> tuple[Coming, ...]:

@@ -171,6 +171,7 @@ class Updates:
         self._refuse_when_stopping()
         ask = _understood(args, _Done)
         receiving = self._get(ask.id)
+        self._rest_later(ask.id)
         if receiving.job is None:
             path = await self._on_thread(receiving.transfer.complete)
         if receiving.job is None:
@@ -188,7 +189,7 @@ class Updates:
             return {"present": True} if self._door.serves_file(ask.bare, ask.digest) else {}
         for job in self._updater.jobs():
             if job.digest == ask.digest and not job.ended.is_set():
-                return {"job": job.id}
+                return {"job": self.fetches.job_of(job).id}
         standing = Standing(await self._updater.models())
         standing.refuse_rejected(ask.digest)
         for model in standing.models:
@@ -227,9 +228,10 @@ class Updates:
 
     async def _rest(self, name: str) -> None:
         """Close a transfer, and keep what has come."""
-        if self._receiving[name].job is not None:
+        receiving = self._receiving.get(name)
+        if receiving is None or receiving.job is not None:  # it is gone meanwhile, or needed
             return
-        receiving = self._receiving.pop(name)
+        del self._receiving[name]
         receiving.stay()
         with contextlib.suppress(EdgedError):  # nothing is left of it then, and whoever sends it begins anew
             await self._on_thread((await receiving.opening).close)
@@ -305,7 +307,7 @@ class Updates:
 
     def _all_jobs(self) -> dict[str, Job]:
         """By id. A fetch and the install it ends in are one job."""
-        installs = [job for job in self._updater.jobs() if all(job is not each for each in self.fetches.installs)]
+        installs = [job for job in self._updater.jobs() if self.fetches.job_of(job) is job]
         return {job.id: job for job in [*self.fetches.jobs, *installs]}
 
     def _find(self, name: str, digest: str = "") -> Job:

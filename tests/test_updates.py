@@ -351,6 +351,18 @@ def test_what_was_rejected_is_not_fetched_once_that_is_seen(board, ask, watch):
     assert board.gone()
 
 
+def test_what_was_fetched_and_is_being_installed_need_not_be_sent(board, ask, watch):
+    board.do(board.updater.go.clear)
+    with WebServer(BUNDLE) as server:
+        job = ask("fetch", url=server.url())["job"]
+        steps = connect(str(board.runtime_dir)).stream("job-watch", id=job)
+        while next(steps)["id"] != "update.verified":
+            pass
+        assert ask("receive-open", **NAMES) == {"job": job}
+        board.do(board.updater.go.set)
+        assert watch(job)[-1]["state"] == "done"
+
+
 @pytest.mark.parametrize(
     ("pinned", "complaint"),
     [(True, "colours is pinned to 3.0"), (False, "colours 2.0 is older than 3.0, and versions only go up")],

@@ -217,7 +217,9 @@ class _Connection:
 
 
 _TOO_MANY = ControlError(
-    f"{MAX_CONNECTIONS} clients are connected, which is the limit", hint="close a few, or try again in a minute"
+    f"{MAX_CONNECTIONS} clients are connected, which is the limit",
+    hint="close a few, or try again in a minute",
+    retryable=True,
 )
 
 

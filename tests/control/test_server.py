@@ -274,7 +274,9 @@ def test_more_clients_than_the_limit_are_told_so(path):
             for peer in peers:
                 await peer.ask("status")
             refused = await Peer.at(path)
-            assert "16 clients are connected" in (await refused.reply())["error"]["message"]
+            problem = (await refused.reply())["error"]
+            assert "16 clients are connected" in problem["message"]
+            assert problem["retryable"]
             peers[0].writer.write_eof()
             await peers[0].gone()
             assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
