@@ -7,6 +7,7 @@ signed. A fault of this device's own set-up is a ConfigError, so that no bundle 
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from edged.core import manifest as manifests
 from edged.core import signatures as formats
 from edged.core.errors import BundleError, ConfigError
 from edged.core.signatures import NAMESPACE, Signature
+
+log = logging.getLogger("edged.models")
 
 _SECONDS = 30.0
 _LATEST = 253_402_300_799  # the last second of the year 9999
@@ -46,22 +49,27 @@ class Trust(msgspec.Struct, frozen=True):
         Raises:
             BundleError: too few have signed it, and why each further signature does not count; `retryable` if time may
                 tell, where a key is not valid yet.
-            ConfigError: this device cannot verify signatures as it is set up.
+            ConfigError: this device cannot verify signatures as it is set up; `retryable` if it is short of something.
         """
         found = formats.parse(signatures)
         if not self.required and not (found and self.allowed_signers.exists()):
             return ()
         if not found:
             raise BundleError("the bundle is not signed", hint="sign it: edgectl sign BUNDLE --key ~/.ssh/id_ed25519")
-        self._check_files()
         moment = max(now, manifests.decode(manifest).created)
         principals: dict[str, None] = {}
         refusals: list[BundleError] = []
-        for signature in found:
-            try:
-                principals[self._verify(manifest, signature, moment)] = None
-            except BundleError as error:
-                refusals.append(error)
+        try:
+            self._check_files()
+            for signature in found:
+                try:
+                    principals[self._verify(manifest, signature, moment)] = None
+                except BundleError as error:
+                    refusals.append(error)
+        except ConfigError as error:
+            if self.required:
+                raise
+            log.warning("who signed it cannot be told: %s", error)
         if self.required and len(principals) < self.threshold:
             raise self._too_few(len(principals), refusals)
         return tuple(principals)
@@ -155,22 +163,30 @@ class Trust(msgspec.Struct, frozen=True):
     ) -> tuple[bool, str]:
         """Whether it agrees, and what it says: its answer if so, its complaints if not."""
         stamp = f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y%m%d%H%M%S}Z"
-        # ssh-keygen wants the signature as a file; one in memory needs no disk, which may be full or read-only.
-        with os.fdopen(os.memfd_create("signature"), "wb") as file:
-            file.write(signature.text)
-            file.flush()
-            command = ["ssh-keygen", "-Y", action, "-s", f"/proc/self/fd/{file.fileno()}"]
-            command += ["-f", str(self.allowed_signers), "-O", f"verify-time={stamp}", *options]
-            try:
-                result = subprocess.run(
-                    command, input=message, capture_output=True, timeout=_SECONDS, pass_fds=[file.fileno()]
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise ConfigError(
-                    f"ssh-keygen cannot be run: {error}", hint="install it: apt install openssh-client"
-                ) from error
+        options = ("-f", str(self.allowed_signers), "-O", f"verify-time={stamp}", *options)
+        try:
+            result = _run(action, signature.text, options, message)
+            if result.returncode < 0:  # it was killed, as for want of memory: then it has said nothing of the bundle
+                result.check_returncode()
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"ssh-keygen cannot be run: {error}", hint="install it: apt install openssh-client"
+            ) from error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ConfigError(
+                f"ssh-keygen gave no answer: {error}", hint="free some memory, and try again", retryable=True
+            ) from error
         good = result.returncode == 0
         return good, (result.stdout if good else result.stderr).decode("utf-8", "replace").strip()
+
+
+def _run(action: str, signature: bytes, options: Sequence[str], message: bytes) -> subprocess.CompletedProcess[bytes]:
+    """It wants the signature as a file; one in memory needs no disk, which may be full or read-only."""
+    with os.fdopen(os.memfd_create("signature"), "wb") as file:
+        file.write(signature)
+        file.flush()
+        command = ["ssh-keygen", "-Y", action, "-s", f"/proc/self/fd/{file.fileno()}", *options]
+        return subprocess.run(command, input=message, capture_output=True, timeout=_SECONDS, pass_fds=[file.fileno()])
 
 
 def _seconds(moment: float) -> float:

@@ -1,5 +1,6 @@
 """With real keys, signatures and revocation lists: what is tested is ssh-keygen's answer and our words for it."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -207,6 +208,17 @@ def test_no_ssh_keygen_is_this_device_s_fault(trust, signed, manifest, monkeypat
     assert "apt install openssh-client" in refused.value.hint
 
 
+def test_an_ssh_keygen_that_was_killed_has_said_nothing_of_the_bundle(trust, signed, manifest, monkeypatch, tmp_path):
+    """As it may be where there is no memory left."""
+    signatures = signed("alice")
+    (tmp_path / "ssh-keygen").write_text("#!/bin/sh\nkill -KILL $$\n")
+    (tmp_path / "ssh-keygen").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ConfigError, match=r"ssh-keygen gave no answer: .*SIGKILL") as refused:
+        trust().verify(manifest, signatures, NOW)
+    assert refused.value.retryable
+
+
 # Where no signature is required
 
 
@@ -218,3 +230,10 @@ def test_who_signed_is_told_all_the_same(trust, signed, manifest):
 
 def test_nobody_is_known_where_there_is_no_list(tmp_path, signed, manifest):
     assert Trust(tmp_path / "absent", required=False).verify(manifest, signed("alice"), NOW) == ()
+
+
+def test_what_this_device_cannot_verify_it_need_not(trust, signed, manifest, tmp_path, monkeypatch):
+    signatures = signed("alice")
+    assert trust(required=False, revoked=tmp_path / "absent").verify(manifest, signatures, NOW) == ()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert trust(required=False).verify(manifest, signatures, NOW) == ()
