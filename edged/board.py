@@ -88,7 +88,7 @@ class ModelBoard:
         part = self._parts.models.get(model)
         if part is None or not users or not self._is_updated(model):
             return None
-        return part.digest if all(each.flow is not None for each in users.values()) else ""
+        return part.digest if all(map(_runs, users.values())) else ""
 
     def knows(self, model: str) -> bool:
         """Whether a model of this name is configured."""
@@ -158,10 +158,13 @@ class ModelBoard:
             return
         if bundle is None:
             self._let_go(model, part)
-        elif part.bundle is not None and self._hands_over(model, part, bundle):
-            await self._hand_over(model, part.bundle, bundle)
+            return
+        users = self._users(model)
+        running = {name: each for name, each in users.items() if _runs(each)}
+        if running and part.bundle is not None and self._hands_over(model, bundle):
+            await self._hand_over(model, part.bundle, bundle, running)
         else:
-            await self._serve(model, bundle, self._users(model))
+            await self._serve(model, bundle, users)
 
     def observed(self, model: str) -> Observed:
         """What the version that serves did since the swap, in all its pipelines together; the worst of each figure."""
@@ -210,7 +213,12 @@ class ModelBoard:
             for served in ready.values():
                 served.runner.close()
             raise
-        await asyncio.to_thread(self._offer, ready, users)
+        try:
+            await asyncio.to_thread(self._offer, ready, users)
+        except Exception:
+            for served in ready.values():
+                served.runner.close()
+            raise
         part.bundle, part.digest, part.since = bundle, digest_, self._clock()
         if digest_:
             part.origin = "installed" if bundle.folder.name == digest_ else "factory"
@@ -276,7 +284,7 @@ class ModelBoard:
         fault = "" if standing is None else delegate_fault(standing, since, self._clock())
         return f"{name}: {fault}" if fault else ""
 
-    def _hands_over(self, model: str, part: ModelPart, bundle: Bundle) -> bool:
+    def _hands_over(self, model: str, bundle: Bundle) -> bool:
         """Whether what serves has to go before this version is loaded."""
         needed = self._takes(model, bundle) * len(self._users(model))
         return hands_over(self._parts.config.models[model].swap, needed=needed, available=_available_bytes())
@@ -292,35 +300,37 @@ class ModelBoard:
         folder, measured = self._measured.get(model, (None, 0))
         return max(bundle.manifest.needs.memory_bytes or 0, measured if folder == bundle.folder else 0)
 
-    async def _hand_over(self, model: str, before: Bundle, bundle: Bundle) -> None:
-        """Let go of what serves, and then load a version; where that does not answer, load again what served."""
+    async def _hand_over(self, model: str, before: Bundle, bundle: Bundle, running: dict[str, PipelinePart]) -> None:
+        """Let go of what serves, and then load a version; where that does not answer, load again what served.
+
+        That is loaded where it was `running`: elsewhere it may be what does not load.
+        """
         users = self._users(model)
         for each in users.values():
             self._match(model, bundle.manifest, each)  # before anything is given away
         log.info("%s: version %s makes room before the next is loaded", model, before.manifest.version)
         try:
-            await self._make_room(users, before.manifest, bundle.manifest)
+            await self._make_room(running, before.manifest, bundle.manifest)
             await self._serve(model, bundle, users)
         except BaseException:
             self._end_gathering(users, back=True)
             try:
-                await self._serve(model, before, users)
+                await self._serve(model, before, running)
             except EdgedError as error:
                 log.error("%s: version %s does not load any more: %s", model, before.manifest.version, error)
                 self._let_go(model, self._parts.models[model])
             raise
         self._end_gathering(users, back=False)
 
-    async def _make_room(self, users: dict[str, PipelinePart], before: Manifest, manifest: Manifest) -> None:
+    async def _make_room(self, running: dict[str, PipelinePart], before: Manifest, manifest: Manifest) -> None:
         """Have the pipelines close what serves, and keep windows for either version; returns once all is closed.
 
         Raises:
             ModelError: one did not come round to it.
         """
         closing: list[Callable[[float], bool]] = []
-        for name, each in users.items():
-            if each.flow is None:
-                continue
+        for name, each in running.items():
+            assert each.flow is not None
             if each.flow.window == manifest.window:
                 closing.append(each.flow.let_go().wait)
             else:  # what waits are windows of the old version: it finishes them, while those of both gather
@@ -328,7 +338,9 @@ class ModelBoard:
                 await asyncio.to_thread(self._change, each, partial(self._gather, name, each, before, manifest))
         for closed in closing:
             if not await asyncio.to_thread(closed, LET_GO_SECONDS):
-                raise ModelError("what serves cannot be let go of: it is at a window", hint="see edgectl pipelines")
+                raise ModelError(
+                    "what serves cannot be let go of: it is at a window", hint="see edgectl pipelines", retryable=True
+                )
 
     def _gather(self, name: str, each: PipelinePart, before: Manifest, manifest: Manifest) -> None:
         """Have windows for either version gather in place of what serves. Between two chunks."""
@@ -349,12 +361,13 @@ class ModelBoard:
         self._feed()
 
     def _offer(self, ready: dict[str, Served], users: dict[str, PipelinePart]) -> None:
-        for name, served in ready.items():
+        """Have the pipelines serve from what is ready, which is theirs then: where one fails, the rest is left."""
+        for name, served in list(ready.items()):
             each = users[name]
-            if each.flow is None or each.flow.window != served.manifest.window:
+            if each.flow is None or not _runs(each) or each.flow.window != served.manifest.window:
                 self._change(each, partial(self._succeed, name, each, served.manifest))
             assert each.flow is not None
-            each.served = served
+            each.served = ready.pop(name)
             each.flow.serve(served)
 
     def _succeed(self, name: str, each: PipelinePart, manifest: Manifest) -> None:
@@ -408,6 +421,11 @@ class ModelBoard:
         """Whether the configuration leaves it to the updater what serves."""
         entry = self._parts.config.models[model]
         return entry.path is None and entry.version is None
+
+
+def _runs(each: PipelinePart) -> bool:
+    """Whether a pipeline has a flow; one that was stopped, and that no other could take the place of, is none."""
+    return each.flow is not None and not each.flow.stopped
 
 
 def hands_over(swap: Swap, *, needed: int, available: int) -> bool:

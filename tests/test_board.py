@@ -1,15 +1,22 @@
 import asyncio
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import edged.board
-from edged.api import DeviceError
+from edged.api import DeviceError, ModelError, SourceInfo, TensorSpec
+from edged.backends.fake import FakeRunner
 from edged.backends.tflite import TfliteBackend
 from edged.board import ModelBoard, hands_over
-from edged.config import ModelEntry
+from edged.config import ModelEntry, PipelineEntry
+from edged.core.health import Status
 from edged.core.manifest import Limits
 from edged.core.verdict import Verdict
+from edged.flow.pipeline import Pipeline
+from edged.models.bundle import digest, open_folder
+from edged.operations import ModelPart, PipelinePart
+from tests.bundles import write_bundle
 
 
 @pytest.mark.parametrize(
@@ -72,3 +79,103 @@ def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | Non
     manifest = SimpleNamespace(version="1.1.0", backend="tflite", needs=needs, limits=Limits())
     board = ModelBoard(parts, build=None, feed=None, clock=None)
     return asyncio.run(board.try_out("colours", SimpleNamespace(folder="1.1.0", manifest=manifest)))
+
+
+# Swapping
+
+
+class Loader:
+    """A backend that fails to load what it is asked for in these turns, counted from 1."""
+
+    def __init__(self, *fail_on: int) -> None:
+        self.fail_on = fail_on
+        self.loaded: list[FakeRunner] = []
+        self.turns = 0
+
+    def load(self, file, *, signature=None):
+        self.turns += 1
+        if self.turns in self.fail_on:
+            raise ModelError("it does not load")
+        specs = TensorSpec(name="x", shape=(1, 4), dtype="float32"), TensorSpec(name="y", shape=(1, 3), dtype="float32")
+        self.loaded.append(FakeRunner(specs[:1], specs[1:], lambda inputs: [np.zeros((1, 3), np.float32)]))
+        return self.loaded[-1]
+
+
+def status(name):
+    return Status(name, float, lambda name, health: None)
+
+
+class Rig:
+    """A board on which the pipelines "one" and "two" use the model "colours"; flows in `unbuilt` cannot be made."""
+
+    def __init__(self, tmp_path, backend: Loader, swap: str = "overlap") -> None:
+        source = SourceInfo(shape=(4,))
+        entry = SimpleNamespace(options=backend, delegate="auto", swap=swap, isolate=False, path=None, version=None)
+        pipelines = {name: PipelineEntry(source="ramp", model="colours") for name in ("one", "two")}
+        self.tmp_path = tmp_path
+        self.unbuilt: set[str] = set()
+        self.parts = SimpleNamespace(
+            config=SimpleNamespace(
+                models={"colours": entry},
+                sources={"ramp": SimpleNamespace(options=SimpleNamespace(describe=lambda: source))},
+            ),
+            models={"colours": ModelPart(status("colours"))},
+            pipelines={name: PipelinePart(each, status(name)) for name, each in pipelines.items()},
+            sources={},
+        )
+        self.board = ModelBoard(self.parts, self.build, feed=lambda: None, clock=float)
+
+    def build(self, name, manifest):
+        if name in self.unbuilt:
+            raise MemoryError
+        part = self.parts.pipelines[name]
+        return Pipeline(
+            name, manifest.window, columns=None, patient=False, capacity=1, sinks=(), status=part.status, clock=float,
+            next_seq=part.next_seq,
+        )  # fmt: skip
+
+    def bundle(self, version, hop=1):
+        window = {"length": 1, "hop": hop, "channels": [{"name": f"c{index}"} for index in range(4)]}
+        return open_folder(write_bundle(self.tmp_path / version, version=version, window=window))
+
+    def load(self, bundle):
+        self.parts.models["colours"].bundle = bundle
+        asyncio.run(self.board.load("colours"))
+
+    def swap(self, bundle):
+        asyncio.run(self.board.swap("colours", bundle))
+
+    def running(self):
+        return {name: each.flow is not None and not each.flow.stopped for name, each in self.parts.pipelines.items()}
+
+    def close(self):
+        """Have the workers end, and with them what serves."""
+        asyncio.run(self.board.swap("colours", None))
+
+
+def test_what_does_not_load_everywhere_leaves_what_runs_somewhere(tmp_path):
+    rig = Rig(tmp_path, Loader(2, 4), swap="handover")
+    active = rig.bundle("1.0")
+    rig.load(active)
+    assert rig.running() == {"one": True, "two": False}
+    with pytest.raises(ModelError, match="it does not load"):
+        rig.swap(active)
+    assert rig.running() == {"one": True, "two": False}
+    rig.close()
+
+
+@pytest.mark.parametrize("swap", ["overlap", "handover"])
+def test_a_flow_that_cannot_be_made_is_not_taken_for_one_that_serves(tmp_path, swap):
+    backend = Loader()
+    rig = Rig(tmp_path, backend, swap)
+    active = rig.bundle("1.0")
+    rig.load(active)
+    rig.unbuilt = {"two"}
+    with pytest.raises(MemoryError):
+        rig.swap(rig.bundle("1.1", hop=2))
+    assert rig.board.serving("colours") == ""
+    rig.unbuilt = set()
+    rig.swap(active)
+    assert rig.running() == {"one": True, "two": True}
+    assert rig.board.serving("colours") == digest(active.folder)
+    rig.close()

@@ -57,6 +57,7 @@ class Pipeline:
         self.slot = Slot()
         self.sinks: tuple[Sender, ...] = tuple(sinks)
         self.mailbox = Mailbox(capacity, (spec.length, *spec.shape), spec.dtype, patient=patient)
+        self.stopped = False
         self.windows = 0
         self.predictions = 0
         self.errors = 0
@@ -101,6 +102,7 @@ class Pipeline:
 
     def stop(self) -> None:
         """Take no more windows; the worker ends once it has done those that wait."""
+        self.stopped = True
         self.slot.end()
         self.mailbox.close()
 

@@ -6,6 +6,7 @@ handover, where two do not fit: the worker closes what it has and waits, with th
 mailbox behind it, for the offer that is the second half.
 """
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -17,6 +18,8 @@ from edged.core.manifest import Manifest
 from edged.core.metrics import Latency
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
+
+log = logging.getLogger("edged.flow")
 
 
 @dataclass
@@ -100,6 +103,9 @@ class Slot:
 
     def close(self) -> None:
         """On the worker's thread: let go of what serves."""
-        if self.current is not None:
-            self.current.runner.close()
-            self.current = None
+        served, self.current = self.current, None
+        if served is not None:
+            try:
+                served.runner.close()
+            except Exception:  # a stranger's; the next version must not be lost for it
+                log.exception("closing %s %s failed", served.manifest.name, served.manifest.version)

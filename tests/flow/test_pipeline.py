@@ -144,6 +144,17 @@ def test_a_swap_happens_between_two_windows_and_closes_the_old_model(pipeline: P
     assert not new.closed
 
 
+def test_a_model_that_fails_as_it_is_closed_does_not_keep_the_next_one_from_serving(pipeline: Pipeline, probe: Probe):
+    old = runner()
+    old.close = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    pipeline.serve(serving(old, "1.0"))
+    pipeline.push(chunk(1.0))
+    assert probe.next().version == "1.0"
+    pipeline.serve(serving(runner(), "1.1"))
+    pipeline.push(chunk(1.0))
+    assert probe.next().version == "1.1"
+
+
 def test_in_a_handover_the_old_model_is_closed_first_and_windows_wait_for_the_new_one(pipeline: Pipeline, probe: Probe):
     old, new = runner(), runner()
     pipeline.serve(serving(old, "1.0"))
