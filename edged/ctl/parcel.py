@@ -42,8 +42,18 @@ class Parcel:
         return {"id": self.id, "size": self.size, "digest": self.digest, "base": self.base or None}
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, fewer at its end. From any thread."""
-        return os.pread(self._file.fileno(), count, offset)
+        """`count` bytes from `offset`, fewer at its end. From any thread.
+
+        Raises:
+            StoreError: the file cannot be read any more, or has become shorter since.
+        """
+        try:
+            data = os.pread(self._file.fileno(), count, offset)
+        except OSError as error:
+            raise StoreError(f"{self.title} cannot be read any more: {error.strerror}", hint=_WHOLE) from error
+        if not data:
+            raise StoreError(f"{self.title}: the file has become shorter while it is sent", hint=_WHOLE)
+        return data
 
 
 class BareParcel(Parcel):
@@ -136,6 +146,7 @@ def _open_delta(path: Path, whole: Parcel) -> Parcel:
     return Parcel(head, file)
 
 
+_WHOLE = "leave the file as it is until it has been sent"
 _AGAIN = "make it again, after signing: edgectl pack NEW.edgm --delta-from OLD.edgm"
 
 

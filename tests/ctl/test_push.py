@@ -100,6 +100,12 @@ def test_where_it_may(push, board, receive):
     assert len(calls) == 2
 
 
+def test_a_file_that_is_cut_short_while_it_is_sent(push, board, receive, tmp_path):
+    code, output, *_ = push(f": > {tmp_path}/colours-2.0.edgm; {receive}")
+    assert code == 7
+    assert "colours 2.0: the file has become shorter while it is sent" in output
+
+
 def test_something_else_at_the_far_end(push):
     code, output, *_ = push("yes | head -c 100000")
     assert code == 5
