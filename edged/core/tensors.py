@@ -105,11 +105,13 @@ def _float_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, diviso
         return lambda real: real.astype(spec.numpy_dtype, copy=False).reshape(spec.shape)
     stored = np.empty(spec.shape, spec.numpy_dtype)
     out = stored.reshape(shape)
+    # float16 holds the normalised values, and not always those on the way: 101,325 Pa would be infinite.
+    work = out if spec.numpy_dtype.itemsize >= 4 else np.empty(shape, np.float32)
     factor = _constant(1.0 / divisor, shape)
 
     def encode(real: NDArray[Any]) -> NDArray[Any]:
         if centre is not None:
-            real = np.subtract(real, centre, out=out)
+            real = np.subtract(real, centre, out=work)
         np.multiply(real, factor, out=out)
         return stored
 

@@ -63,6 +63,11 @@ def test_a_buffer_is_used_again_without_a_trace_of_what_was_in_it() -> None:
     assert second.tolist() == [1, 2, 3, 4]
 
 
+def test_values_that_float16_holds_only_when_they_are_normalised() -> None:
+    encode = quantiser(tensor("float16", shape=(2,)), (2,), [325.0], [101_000.0])
+    assert encode(np.array([101_325.0, 325.0], dtype=np.float32)).tolist() == [1.0, 0.0]
+
+
 def test_normalising_on_the_way_is_per_column_or_for_all() -> None:
     real = np.array([[10.0, 100.0], [12.0, 104.0]], dtype=np.float32)
     spec = tensor("int8", 0.5, 1, shape=(1, 2, 2))
