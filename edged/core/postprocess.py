@@ -1,7 +1,7 @@
 """From output tensors to what a pipeline says, and from scores to decisions over time.
 
 `Decider` is the decision machine: read `_Track.follow`, which is all of it for one label. Scores are float32, as
-models give them, and the thresholds are rounded alike, so that a score of 0.9 reaches a threshold of 0.9.
+models give them, and what they are held against is rounded alike, so that a score of 0.9 reaches a threshold of 0.9.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Decider:
         self.decided: int | None = None
         self._decision = decision
         self._background = frozenset(index for index, label in enumerate(labels) if label in decision.background)
-        thresholds = [decision.thresholds.get(label, decision.threshold) for label in labels]
-        self._thresholds = np.array([threshold or inf for threshold in thresholds], dtype=np.float32)
+        self._exact = [decision.thresholds.get(label, decision.threshold) or inf for label in labels]
+        self._thresholds = np.array(self._exact, dtype=np.float32)
         self._lowest = self._thresholds.min().item()
         self._at_once = decision == Decision(background=decision.background)
         self._tracks: dict[int, _Track] = {}
@@ -186,9 +186,9 @@ class Decider:
         return [index for index in entering if index not in self._background]
 
     def _is_candidate(self, track: _Track, index: int, score: float, highest: float) -> bool:
-        threshold = self._thresholds.item(index)
-        threshold = highest if threshold == inf else threshold
-        return score >= (threshold - self._decision.hysteresis if track.candidate else threshold)
+        threshold = highest if self._exact[index] == inf else self._exact[index]
+        bound = threshold - self._decision.hysteresis if track.candidate else threshold
+        return score >= np.float32(bound).item()
 
 
 class _Track:

@@ -223,6 +223,11 @@ HYSTERESIS: Table = [
     (3, (0.49, 0.0, 0.0), None),
     (4, (0.5, 0.0, 0.0), None),
 ]
+HYSTERESIS_THAT_FLOAT32_DOES_NOT_HOLD: Table = [
+    (0, (0.85, 0.0, 0.0), "a"),
+    (1, (0.1, 0.0, 0.0), "a"),
+    (2, (0.09, 0.0, 0.0), None),
+]
 HYSTERESIS_AGAINST_THE_BEST: Table = [
     (0, (0.5, 0.4, 0.1), "a"),
     (1, (0.4, 0.5, 0.1), "b"),
@@ -289,6 +294,9 @@ ALL_OF_IT: Table = [
             Decision(threshold=0.3, background=("a",)), A_THRESHOLD_BELOW_THE_BACKGROUND, id="below the background"
         ),
         pytest.param(Decision(threshold=0.75, hysteresis=0.25), HYSTERESIS, id="hysteresis"),
+        pytest.param(
+            Decision(threshold=0.85, hysteresis=0.75), HYSTERESIS_THAT_FLOAT32_DOES_NOT_HOLD, id="hysteresis in float32"
+        ),
         pytest.param(Decision(hysteresis=0.25), HYSTERESIS_AGAINST_THE_BEST, id="hysteresis against the best"),
         pytest.param(Decision(threshold=0.5, k=2, n=3), TWO_OF_THREE, id="k of n"),
         pytest.param(Decision(k=2, n=3), A_MAJORITY_OF_THE_BEST, id="k of n of the best"),
