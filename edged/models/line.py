@@ -29,7 +29,10 @@ _MAX_SECRET = 4096
 
 
 class Pace(NamedTuple):
-    """The least speed: `least` bytes a second over `seconds`. Connecting and sending may take as long."""
+    """The least speed: `least` bytes a second over `seconds`, and a byte at least.
+
+    Connecting and sending may take as long.
+    """
 
     least: float
     seconds: float
@@ -137,7 +140,7 @@ class _Inflow(io.RawIOBase):
         now = time.monotonic()
         if now < self._deadline:
             return
-        if self._count < self._pace.least * self._pace.seconds:
+        if not self._count or self._count < self._pace.least * self._pace.seconds:
             raise TooSlowError(f"only {self._count} bytes came within {self._pace.seconds:g} s")
         self._count, self._deadline = 0, now + self._pace.seconds
 

@@ -304,6 +304,13 @@ def test_a_bundle_goes_on_without_an_edition_as_its_digests_tie_it_together(tmp_
         assert (fetched.restarts, server.requests[1].start) == (0, 500_000)
 
 
+def test_a_bundle_that_is_here_already_needs_no_server(tmp_path: Path) -> None:
+    with WebServer(BUNDLE) as server:
+        assert fetch(server.url(), tmp_path, check=check)[0] == BUNDLE
+        content, fetched = fetch(server.url(), tmp_path, check=check)
+        assert (content, fetched.connections, len(server.requests)) == (BUNDLE, 0, 1)
+
+
 def test_a_bundle_that_is_cut_without_a_length_goes_on(tmp_path: Path) -> None:
     """Its end is known from its head, so an end before that is a cut."""
 

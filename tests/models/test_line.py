@@ -281,6 +281,14 @@ def test_headers_that_drip_are_left(tmp_path: Path, stop: threading.Event) -> No
         assert fetched.cuts >= 1
 
 
+def test_a_server_without_a_word_is_left_where_any_speed_will_do(tmp_path: Path, stop: threading.Event) -> None:
+    with WebServer(FILE) as server:
+        server.orders.append(silence(stop, threading.Event()))
+        content, fetched = fetch(server.url(), tmp_path, low_speed=0, low_speed_seconds=0.2)
+        assert content == FILE
+        assert fetched.cuts == 1
+
+
 # Being called off
 
 
