@@ -148,16 +148,16 @@ class Pipeline:
 
     def _infer(self, served: Served, window: Window) -> Prediction:
         manifest, runner, preprocess, postprocess, tally = served
-        if window.seq != self._expected:  # samples or windows are missing: what a stateful model remembers is stale
+        if window.seq != self._expected:  # one is missing, or has failed: what a stateful model remembers is no good
             runner.reset()
             preprocess.reset()
-        self._expected = window.seq + 1
         inputs = preprocess(window.samples)
         begun = self._clock()
         outputs = runner.run(inputs)
         inference = self._clock() - begun
         preprocess.feed_back(outputs)
         outcome = postprocess(outputs, preprocess.prepared, window.time)
+        self._expected = window.seq + 1
         latency = self._clock() - window.time
         tally.add(outcome, inference)
         self.inference.add(inference)

@@ -4,6 +4,7 @@ from threading import Event
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edged.api import Arrays, Chunk, Classification, ModelError, Prediction, TensorSpec
 from edged.backends.fake import FakeRunner
@@ -245,6 +246,19 @@ def test_lost_samples_reset_a_model_that_remembers(pipeline: Pipeline, probe: Pr
     pipeline.push(chunk(1.0, lost=3))
     assert probe.next().seq == 2
     assert stateful.resets == 1
+
+
+def test_a_model_that_is_fed_back_its_own_nan_is_reset(pipeline: Pipeline, probe: Probe):
+    """Or else all that it ever says again is NaN."""
+    memory = TensorSpec(name="h", shape=(1, 2), dtype="float32")
+    manifest = replace(MANIFEST, inputs=(*MANIFEST.inputs, Input(tensor=memory, feed="feedback", feedback="y")))
+    adding = FakeRunner((INPUT, memory), (OUTPUT,), lambda inputs: [inputs[1] + inputs[0].sum()])
+    pipeline.serve(Served(manifest, adding, Preprocessor(manifest), Postprocessor(manifest, None), Tally()))
+    pipeline.push(chunk(np.inf))
+    pipeline.push(chunk(0.25))
+    outcome = probe.next().outcome
+    assert isinstance(outcome, Classification)
+    assert (outcome.score, pipeline.errors) == (1.0, 1)
 
 
 def test_a_slow_model_drops_the_oldest_windows_and_the_jump_shows(pipeline: Pipeline, probe: Probe):
