@@ -55,6 +55,7 @@ class Fetches:
         self._all: dict[str, _Fetch] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._threads = ThreadPoolExecutor(MAX_FETCHES, thread_name_prefix="fetch")
 
     def resume(self) -> None:
@@ -66,6 +67,7 @@ class Fetches:
 
     async def stop(self) -> None:
         """End them all; what has come is kept, and gone on with in the next run."""
+        self._stopping = True
         for fetch in self._all.values():
             fetch.fetcher.cancel()
         for task in self._tasks:
@@ -101,8 +103,10 @@ class Fetches:
 
         Raises:
             BundleError: it is a bare file, and only signed versions may come in.
-            ControlError: too many are under way.
+            ControlError: too many are under way, or the daemon is stopping.
         """
+        if self._stopping:
+            raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
         if options.bare:
             self._door.admit_bare()
         under_way = [fetch for fetch in self._all.values() if not fetch.job.ended.is_set()]

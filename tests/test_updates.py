@@ -2,6 +2,7 @@ import base64
 import fcntl
 import os
 import threading
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -248,7 +249,8 @@ def test_a_daemon_that_stops_is_not_the_end_of_an_update(board, ask, send):
     steps = connect(str(board.runtime_dir)).stream("job-watch", id=ask("receive-done", id=NAMES["id"])["job"])
     assert next(steps)["id"] == "update.verified"
     board.run(board.updates.stop())
-    for answer in (lambda: next(steps), lambda: ask("receive-open", **NAMES), lambda: send(end=1)):
+    fetch = partial(ask, "fetch", url="http://models.example/m.edgm")
+    for answer in (lambda: next(steps), lambda: ask("receive-open", **NAMES), lambda: send(end=1), fetch):
         with pytest.raises(ControlError, match="the daemon is stopping") as caught:
             answer()
         assert caught.value.retryable
