@@ -99,7 +99,7 @@ class Base(Protocol):
         """Bytes of the file with this number, in the order of names; fewer than `size` where it ends or is not there.
 
         Raises:
-            StoreError: the disk refuses.
+            BundleError: it cannot be read.
         """
 
 
@@ -141,8 +141,7 @@ def rebuild(delta: Readable, base: Base) -> Iterator[bytes]:
     """The container of the new version, in pieces of at most BLOCK bytes after the first.
 
     Raises:
-        BundleError: this is no sound delta, or not one of this base.
-        StoreError: the base cannot be read.
+        BundleError: this is no sound delta, or not one of this base; or the base cannot be read.
     """
     start = _exactly(delta, PREFIX.size)
     head = read_head(start + _exactly(delta, head_length(start) - len(start)))

@@ -28,7 +28,7 @@ from edged.core.delta import (
     subtract,
     write,
 )
-from edged.core.errors import BundleError, StoreError
+from edged.core.errors import BundleError
 from edged.core.manifest import Manifest, decode
 from edged.models.bundle import MANIFEST, digest, examine
 from edged.models.incoming import Check, ContainerCheck
@@ -53,7 +53,8 @@ def make_delta(old: Path, new: Path) -> bytes | None:
 def expand(delta: IO[bytes], base: Path) -> IO[bytes]:
     """The container that a delta makes of the version in a folder, to be read once from its start.
 
-    Reading it raises BundleError and StoreError. It is worth no more than its signatures and digests, like any other.
+    Reading it raises BundleError, also where the base cannot be read: the full bundle needs none. It is worth no more
+    than its signatures and digests, like any other.
     """
     return as_stream(rebuild(delta, _Folder(base)))
 
@@ -174,7 +175,7 @@ class _Folder:
             with self._files[file].open("rb") as opened:
                 return os.pread(opened.fileno(), size, offset)
         except OSError as error:
-            raise StoreError(
+            raise BundleError(
                 f"{self._files[file]} cannot be read: {error.strerror}", hint="fetch or send the full bundle"
             ) from error
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edged.core.delta import read_head
-from edged.core.errors import BundleError, StoreError
+from edged.core.errors import BundleError
 from edged.models.bundle import digest, unpack
 from edged.models.delta import DeltaCheck, expand, make_delta
 from tests.containers import PlainDisk, colours, entry
@@ -94,11 +94,11 @@ def test_a_base_that_has_rotted_leaves_nothing(tmp_path, old, new):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_base_that_has_lost_a_file_is_a_fault_of_the_disk(tmp_path, old, new):
+def test_a_base_that_has_lost_a_file_asks_for_the_full_bundle(tmp_path, old, new):
     delta = make_delta(old, new)
     assert delta is not None
     (old / "model.tflite").unlink()
-    with pytest.raises(StoreError, match="No such file or directory") as caught:
+    with pytest.raises(BundleError, match="No such file or directory") as caught:
         unpack(expand(io.BytesIO(delta), old), tmp_path / "made", PlainDisk())
     assert caught.value.hint == "fetch or send the full bundle"
 
