@@ -123,6 +123,11 @@ class Trust(msgspec.Struct, frozen=True):
                 hint=f"correct the clock, or valid-after in {self.allowed_signers}",
                 retryable=True,
             )
+        if "no valid principals" in words:
+            raise BundleError(
+                f"{signature.key} is a certificate that is not valid on {day}, or has no principal that is allowed",
+                hint=f"see it with ssh-keygen -L; correct the clock, or {self.allowed_signers}, or sign with another",
+            )
         raise BundleError(
             f"{signature.key} is not among the allowed signers",
             hint=f"add its public key to {self.allowed_signers} if it should be",

@@ -163,6 +163,33 @@ def test_a_manifest_s_own_date_does_not_help_an_expired_key(trust, keys, tmp_pat
         trust(UNTIL_2030).verify(manifest, sign(manifest, keys["alice"]), unix(2100))
 
 
+# Certificates
+
+
+@pytest.fixture
+def certified(tmp_path: Path, manifest: bytes) -> tuple[Trust, bytes]:
+    """Trust in whom an authority says is Carol, and Carol's signature with a certificate for 2025."""
+    authority, carol = make_key(tmp_path, "authority"), make_key(tmp_path, "carol")
+    command = ["ssh-keygen", "-q", "-s", authority, "-I", "carol", "-n", "carol", "-V", "20250101:20260101"]
+    subprocess.run([*command, carol.with_suffix(".pub")], check=True, timeout=30)
+    allowed = tmp_path / "allowed_signers"
+    allowed.write_text(f'carol cert-authority,namespaces="edged-bundle" {public(authority)}\n')
+    return Trust(allowed), sign(manifest, tmp_path / "carol-cert.pub")
+
+
+def test_a_certificate(certified, manifest):
+    trust, signature = certified
+    assert trust.verify(manifest, signature, unix(2025, 6)) == ("carol",)
+
+
+@pytest.mark.parametrize("year", [1970, 2100])
+def test_a_certificate_at_another_time_is_told_from_a_stranger_s_key(certified, manifest, year):
+    trust, signature = certified
+    with pytest.raises(BundleError, match=f"is a certificate that is not valid on {year}-01-01, or") as refused:
+        trust.verify(manifest, signature, unix(year))
+    assert "correct the clock" in refused.value.hint
+
+
 # Revocation
 
 
