@@ -139,9 +139,10 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
-        await daemon.start()
-        await updater.start()
-        await updates.start()
+        async with daemon.changing:  # who asks for a reload from now on waits until there is something to change
+            await daemon.start()
+            await updater.start()
+            await updates.start()
         notifier.ready()
         log.info("edged %s serves: %s", __version__, summary(daemon.parts))
         async with asyncio.TaskGroup() as tasks:
@@ -248,7 +249,7 @@ async def _tidy(incoming: Incoming, clock: KernelClock) -> None:
 
 
 class Daemon:
-    """The parts, and how they come and go."""
+    """The parts, and how they come and go: whoever has them do so holds `changing`."""
 
     def __init__(
         self, files: Sequence[Path], config: Config, store: Store, notifier: Notifier, state_dir: Path
@@ -260,7 +261,7 @@ class Daemon:
         self._state_dir = state_dir
         self.tunings = Tunings(state_dir / "tuning")
         self._notifier = notifier
-        self._reloading = asyncio.Lock()
+        self.changing = asyncio.Lock()
         self._page: Web | None = None
         self._announcer: Announcer | None = None
         self.on_wish: Callable[[str, bytes], None] = lambda topic, payload: None
@@ -307,7 +308,7 @@ class Daemon:
         """
         end = time.monotonic() + deadline
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._reloading.acquire(), deadline / 2)
+            await asyncio.wait_for(self.changing.acquire(), deadline / 2)
         await self._take_down(_everything(self.parts.config), end)
         await asyncio.to_thread(self.parts.accelerators.close)
         await self._hang_up(end)
@@ -318,7 +319,7 @@ class Daemon:
 
         Returns what changed, as "pipelines.motion". Raises ConfigErrors.
         """
-        async with self._reloading:
+        async with self.changing:
             self._notifier.reloading()
             try:
                 new = await asyncio.to_thread(_checked, self.parts.files, self._store)
@@ -339,7 +340,7 @@ class Daemon:
 
     async def serve_anew(self, model: str) -> None:
         """Have a model serve as was measured since. Raises EdgedError where it does not; then it serves as before."""
-        async with self._reloading, self.hold({model}):
+        async with self.changing, self.hold({model}):
             await self.board.serve_anew(model)
 
     def tell(self, event: Event) -> None:

@@ -249,6 +249,21 @@ def test_a_stop_in_the_middle_of_a_reload_is_clean(broker: Broker, subscriber: S
     subscriber.wait_for("edged/board/availability", b"stopped")
 
 
+def test_a_reload_during_the_start_waits_for_its_end(edged):
+    def config(*models: str) -> str:
+        tables = [f'[models.{name}]\npath = "{MOTION}"\nisolate = {str(name == "second").lower()}\n' for name in models]
+        pipelines = [f'[pipelines.{name}]\nsource = "recorded"\nmodel = "{name}"\nsinks = []\n' for name in models]
+        return replay("10").partition("[pipelines")[0] + "".join([*tables, *pipelines])
+
+    daemon = edged(config("first", "second", "third"))
+    daemon.wait_for_log("model first is running")  # and then comes the second, which takes a while
+    daemon.configure(config("first"))
+    daemon.reload()
+    daemon.wait_for_log("reloaded: models.second, models.third, pipelines.second, pipelines.third")
+    assert [pipeline["name"] for pipeline in daemon.call("pipelines")] == ["first"]
+    assert daemon.stop() == 0
+
+
 def test_a_changed_pipeline_goes_on_counting(broker: Broker, subscriber: Subscriber, edged):
     config = MQTT.format(port=broker.port) + replay("50")
     daemon = edged(config)
