@@ -154,7 +154,7 @@ class Rig:
 
 
 def test_what_does_not_load_everywhere_leaves_what_runs_somewhere(tmp_path):
-    rig = Rig(tmp_path, Loader(2, 4), swap="handover")
+    rig = Rig(tmp_path, Loader(2, 4, 6), swap="handover")
     active = rig.bundle("1.0")
     rig.load(active)
     assert rig.running() == {"one": True, "two": False}

@@ -63,8 +63,9 @@ def write_factory(folder: Path, version: str) -> None:
 class FakeBoard:
     """Serves what it is told to, unless that is to fail: each of TRAITS holds numbers of versions.
 
-    Whatever comes to the phase that is `deadly` ends the daemon: `death` is set, and it does nothing more. `answers` is
-    every version that ever answered, in order, "" where nothing did.
+    `troubles` are the errors that versions meet as they are to serve, and that may be none of theirs. Whatever comes to
+    the phase that is `deadly` ends the daemon: `death` is set, and it does nothing more. `answers` is every
+    version that ever answered, in order, "" where nothing did.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -74,6 +75,7 @@ class FakeBoard:
         self.dead: set[str] = set()
         self.faulty: set[str] = set()
         self.helpless = False
+        self.troubles: dict[str, EdgedError] = {}
         self.deadly = ""
         self.death = asyncio.Event()
         self.used = True
@@ -112,6 +114,8 @@ class FakeBoard:
         await self._die_in("probation")
         if bundle is not None and bundle.manifest.version in self.dead:
             raise ModelError("it does not load")
+        if bundle is not None and bundle.manifest.version in self.troubles:
+            raise self.troubles[bundle.manifest.version]
         self.load(bundle)
 
     def observed(self, model: str) -> Observed:

@@ -19,6 +19,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from edged.core import ledger as ledgers
@@ -61,7 +62,8 @@ class Shelf:
 
         Empty where there never was one: neither of them is there, nor the link that follows the first confirmation.
         """
-        lost = self.link.is_symlink()
+        linked = self._linked()
+        lost = linked is not None
         for file in self._ledgers():
             try:
                 with file.open("rb") as opened:
@@ -76,7 +78,7 @@ class Shelf:
         if not lost:
             return EMPTY
         log.error("%s: the ledger is lost; rejections and pins are forgotten", self.folder)
-        return ledgers.recovered(dict(self._found()), self.current() if self.link.is_symlink() else None)
+        return ledgers.recovered(dict(self._found()), linked)
 
     def holds(self, ledger: Ledger) -> bool:
         """Whether this is in the file and in its copy; of a model that nothing was ever installed of there is none."""
@@ -91,11 +93,15 @@ class Shelf:
 
     def present(self) -> dict[str, int]:
         """The versions that have a folder, and how many bytes are in it."""
+        present = {}
         try:
-            folders = [folder for folder in _entries(self.versions) if _DIGEST.fullmatch(folder.name)]
-            return {folder.name: sum(file.lstat().st_size for file in folder.iterdir()) for folder in folders}
+            for folder in _entries(self.versions):
+                with suppress(FileNotFoundError):  # it is being removed while somebody only asks
+                    if _DIGEST.fullmatch(folder.name):
+                        present[folder.name] = sum(file.lstat().st_size for file in folder.iterdir())
         except OSError as error:
             raise refusal(self.versions, error) from error
+        return present
 
     def current(self) -> str | None:
         """The version that the link names."""
@@ -108,8 +114,11 @@ class Shelf:
 
     def free(self) -> int:
         """Free bytes on the disk that this is on, or will be."""
-        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        return shutil.disk_usage(there).free
+        try:
+            there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+            return shutil.disk_usage(there).free
+        except OSError as error:
+            raise refusal(self.folder, error) from error
 
     def litter(self) -> tuple[str, ...]:
         """What an interrupted step has left behind, relative to the folder."""
@@ -123,6 +132,13 @@ class Shelf:
             )
         except OSError as error:
             raise refusal(self.folder, error) from error
+
+    def _linked(self) -> str | None:
+        """The version that the link names, as far as that can be read."""
+        try:
+            return self.current()
+        except StoreError:
+            return None
 
     def _found(self) -> Iterator[tuple[str, Installed]]:
         """The versions whose manifest is what their folder is called after."""

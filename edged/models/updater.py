@@ -17,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -51,6 +51,12 @@ T = TypeVar("T")
 
 INTERVAL = 1.0
 """How often, in seconds, what is under way is looked at."""
+
+AGAIN_SECONDS = 60.0
+"""How long a board on which nothing serves waits before it tries again what is no version's fault and may pass."""
+
+STOP_SECONDS = 4.0
+"""How long the end of a run may wait for what is being done on other threads."""
 
 MAX_JOBS = 50
 MAX_STEPS = 100
@@ -112,6 +118,7 @@ class Updater:
         self._jobs: deque[Job] = deque(maxlen=MAX_JOBS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
+        self._stopping = False
 
     # Its life
 
@@ -129,14 +136,20 @@ class Updater:
     async def stop(self) -> None:
         """End this run, without holding it against any candidate. What is under way goes on in the next.
 
+        What takes longer than STOP_SECONDS is left behind, for results wait to be saved: then a run is spent.
+
         Whoever runs `run` has cancelled that before.
         """
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for name, memory in self._memories.items():
-            async with memory.lock:
-                await self._give_back(name)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                if self._tasks:
+                    await asyncio.wait(self._tasks)  # not gather, which would have to see them ended
+                for name, memory in list(self._memories.items()):
+                    async with memory.lock:
+                        await self._give_back(name)
 
     async def settle(self, name: str) -> None:
         """Take all the steps there are to take about a model now."""
@@ -145,13 +158,17 @@ class Updater:
 
     @asynccontextmanager
     async def held(self, names: Collection[str]) -> AsyncIterator[None]:
-        """Take no step about these models while whoever is inside changes what serves them; and then see to them."""
+        """Take no step about these models while whoever is inside changes what serves them; and then see to them.
+
+        What did not serve as things were has another chance as they are then.
+        """
         held = [name for name in self._names() if name in names]
         async with AsyncExitStack() as locks:
             for name in held:
                 await locks.enter_async_context(self._memory(name).lock)
             yield
             for name in held:
+                self._memory(name).unfit.clear()
                 await self._settle(name)
 
     def abide_by(self, trust: Trust, keep: Keep) -> None:
@@ -164,7 +181,10 @@ class Updater:
             digest = (await _on_thread(arrivals.read, file)).head.digest
         except EdgedError:  # not even its head is there, or it is a bare file, and nobody knows of what
             return False
-        known = [(await self._look(name)).ledger for name in self._store.installed()]
+        try:
+            known = [(await self._look(name)).ledger for name in self._store.installed()]
+        except StoreError:  # nobody knows now
+            return False
         return any(
             digest in ledger.rejected or digest in (ledger.active, ledger.candidate and ledger.candidate.digest)
             for ledger in known
@@ -374,6 +394,9 @@ class Updater:
         barred: frozenset[type[Step]] = frozenset()
         complaint = ""
         taken = 0
+        if memory.again_at is not None and self._clock() >= memory.again_at:
+            memory.unfit = {each: fault for each, fault in memory.unfit.items() if fault.kind != "reverted"}
+            memory.again_at = None
         try:
             while (step := decide(facts := await self._look(name, barred, room))) is not None:
                 taken += 1
@@ -387,7 +410,9 @@ class Updater:
                 else:
                     if isinstance(step, Remove) and not step.path.endswith(ASIDE):  # there may be room again
                         barred -= {Record}
-            memory.unsettled = facts.ledger.candidate is not None or bool(barred)
+            hopeful = facts.serving == "" and any(fault.kind == "reverted" for fault in facts.unfit.values())
+            memory.again_at = (memory.again_at or self._clock() + AGAIN_SECONDS) if hopeful else None
+            memory.unsettled = facts.ledger.candidate is not None or bool(barred) or hopeful
             self._end_jobs(name, facts)
         except StoreError as error:  # it could not even be looked at
             complaint = str(error)
@@ -400,6 +425,7 @@ class Updater:
         """What is. `room` is how many bytes are wanted, for which old versions may have to go."""
         memory = self._memory(name)
         disk = await _on_thread(self._read, name)
+        memory.ledger = memory.ledger or disk.ledger  # it may have changed since, where somebody only asks
         candidate = disk.ledger.candidate
         serving = self._board.serving(name)
         watched: Answer = "open"
@@ -429,7 +455,7 @@ class Updater:
     def _read(self, name: str) -> _Seen:
         """On another thread: the disk's part of the facts."""
         shelf, memory = self._store.shelf(name), self._memory(name)
-        ledger = memory.ledger = memory.ledger or shelf.read()
+        ledger = memory.ledger or shelf.read()
         limits, usual = _limits(shelf, ledger.candidate)
         return _Seen(
             ledger=ledger,
@@ -504,7 +530,8 @@ class Updater:
         try:
             await self._board.swap(name, bundle)
         except EdgedError as error:
-            return Fault("reverted" if error.retryable else "rejected", error.message, error.hint)
+            its_own = isinstance(error, ModelError | BundleError) and not error.retryable
+            return Fault("rejected" if its_own else "reverted", error.message, error.hint)
         except Exception as error:
             log.exception("the swap of %s met a bug", name)
             return Fault("rejected", _bug(error).message, _bug(error).hint)
@@ -516,6 +543,8 @@ class Updater:
         """What an operator asks for: change the ledger, and see to what follows. Everything has another chance then."""
         memory = self._memory(self._known(name))
         async with memory.lock:
+            if self._stopping:
+                raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
             facts = await self._look(name)
             await self._do(name, Record(change(facts.ledger), event, text), facts)
             memory.unfit.clear()
@@ -528,7 +557,11 @@ class Updater:
         """
         shelf, memory = self._store.shelf(name), self._memory(name)
         async with memory.lock:
-            ledger = memory.ledger = await _on_thread(shelf.read)
+            try:
+                ledger = memory.ledger = await _on_thread(shelf.read)
+            except StoreError:  # said, and tried again, with all that is looked at
+                await self._settle(name)
+                return
             if ledger.candidate is not None:
                 version = ledger.versions[ledger.candidate.digest]
                 job = self._new_job(Options(origin=version.origin, confirm_within=ledger.candidate.confirm_within))
@@ -651,6 +684,7 @@ class _Memory:
     jobs: list[Job] = field(default_factory=list)
     ending: tuple[Ending, str, str] | None = None
     unsettled: bool = False
+    again_at: float | None = None
     complaint: str = ""
 
     def note(self, before: Facts, step: Record) -> None:

@@ -4,14 +4,16 @@ import asyncio
 import errno
 import hashlib
 import os
+import shutil
 
 import pytest
 
 from edged.core import delta
 from edged.core.container import read_head
 from edged.core.decide import Keep
-from edged.core.errors import ControlError, ModelError
+from edged.core.errors import ControlError, DeviceError, ModelError
 from edged.core.ledger import BOOTS
+from edged.models import updater as updaters
 from edged.models.bare import Bare
 from edged.models.bundle import open_folder
 from edged.models.disk import Disk, Kernel
@@ -353,6 +355,22 @@ def test_while_it_is_held_nothing_happens(rig):
     assert asyncio.run(scenario()) == ("1.0", "1.1")
 
 
+def test_what_did_not_serve_has_another_chance_after_it_was_held(rig):
+    play(rig, rig.installed("1.1"))
+    rig.board.dead.add("1.1")
+
+    async def scenario():
+        await rig.boot()
+        rig.board.load(None)
+        await rig.updater.settle(NAME)
+        async with rig.updater.held([NAME]):
+            rig.board.dead.clear()
+            rig.board.load(rig.store.find(NAME))
+
+    asyncio.run(scenario())
+    assert rig.board.answers == ["1.1", "", "1.0", "1.1"]
+
+
 # Failing
 
 
@@ -397,6 +415,36 @@ def test_a_version_that_could_not_be_tried_is_not_rejected(rig):
     failed, done = asyncio.run(scenario())
     assert (failed.state, done.state) == ("failed", "done")
     assert "no child could be started" in failed.text
+
+
+@pytest.mark.parametrize("error", [DeviceError("it is unplugged"), ModelError("there is no memory", retryable=True)])
+def test_what_is_no_fault_of_the_version_is_not_held_against_it(rig, error):
+    async def scenario():
+        await rig.boot()
+        rig.board.troubles["1.1"] = error
+        failed = await rig.installed("1.1")
+        rig.board.troubles.clear()
+        return failed, await rig.installed("1.1")
+
+    failed, done = asyncio.run(scenario())
+    assert (failed.state, done.state) == ("failed", "done")
+    assert failed.text == f"colours: version 1.1 is reverted: {error.message}; version 1.0 serves"
+
+
+def test_where_nothing_serves_what_may_pass_is_tried_again(rig):
+    async def scenario():
+        await rig.boot()
+        rig.board.troubles["1.0"] = ModelError("there is no memory", retryable=True)
+        rig.board.load(None)
+        versions = []
+        for seconds in (0, 59, 1):
+            rig.clock.now += seconds
+            await rig.updater.settle(NAME)
+            versions.append(rig.board.version)
+            rig.board.troubles.clear()
+        return versions
+
+    assert asyncio.run(scenario()) == ["", "", "1.0"]
 
 
 def test_a_bug_of_the_board_is_a_fault_and_not_an_end(rig):
@@ -494,6 +542,48 @@ def test_it_watches_by_itself(rig):
         return job
 
     assert asyncio.run(scenario()).state == "done"
+
+
+def test_what_is_asked_once_a_run_has_ended_is_to_be_asked_again(rig):
+    async def scenario():
+        await rig.boot()
+        await begin(rig, "1.1")
+        await rig.updater.stop()
+        await rig.updater.pin(NAME, True)
+
+    with pytest.raises(ControlError, match="the daemon is stopping"):
+        asyncio.run(scenario())
+    assert rig.ledger.candidate.boots_left == BOOTS
+
+
+def test_a_run_ends_though_a_model_is_held(rig, monkeypatch):
+    monkeypatch.setattr(updaters, "STOP_SECONDS", 0.05)
+
+    async def scenario():
+        await rig.boot()
+        await begin(rig, "1.1")
+        async with rig.updater.held([NAME]):
+            await rig.updater.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert rig.ledger.candidate.boots_left == BOOTS - 1
+
+
+def test_a_run_ends_while_somebody_asks_for_the_first_time(tmp_path):
+    rig = Rig(tmp_path)
+    write_container(tmp_path, "1.1")
+
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        shutil.copytree(rig.factory / NAME, rig.factory / "shapes")
+        async with rig.updater.held([NAME]):
+            stopping = asyncio.create_task(rig.updater.stop())
+            await asyncio.sleep(0)
+            await rig.updater.models()
+        await stopping
+
+    asyncio.run(scenario())
 
 
 # Confirmation by an operator
@@ -673,6 +763,25 @@ def test_without_any_ledger_a_damaged_active_version_is_stood_in_for(rig):
         (rig.state / NAME / name).unlink()
     play(rig, rig.installed("1.2"))
     assert rig.board.answers == ["1.0", "1.2"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_no_reason_not_to_start(rig):
+    play(rig, rig.installed("1.1"))
+
+    async def scenario():
+        rig.power_on()
+        for name in ("state.json", "state.copy.json"):
+            (rig.state / NAME / name).write_bytes(b"")
+        shutil.rmtree(rig.shelf.versions)
+        rig.shelf.versions.write_text("in the way")
+        await rig.updater.start()
+        said = rig.events[-1].id
+        rig.shelf.versions.unlink()
+        await rig.updater.settle(NAME)
+        return said
+
+    assert asyncio.run(scenario()) == "update.hindered"
+    assert rig.board.version == "1.0"
 
 
 # A disk that refuses
