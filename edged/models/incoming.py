@@ -313,11 +313,7 @@ class Transfer:
         """It will have `total` bytes. Raises StoreError if that is too big, or there is no room for it."""
         if total > self._rules.max_bytes:
             raise self._too_big(total)
-        try:
-            self._rules.make_room(total - self._received)
-        except StoreError:
-            self.discard()
-            raise
+        self._make_room(total - self._received)
         self._record = msgspec.structs.replace(self._record, total=total)  # on disk with the next sync
 
     def append(self, data: bytes) -> int:
@@ -332,6 +328,8 @@ class Transfer:
             raise BundleError(f"more than the {self.total} bytes that were announced", hint=_AGAIN)
         if end > self._rules.max_bytes:
             raise self._too_big(end)
+        if self.total is None:
+            self._make_room(len(data))
         self._read_along(data)
         with self._disk(len(data)):
             self._write(data)
@@ -445,6 +443,13 @@ class Transfer:
                 self._cut(verified)
             else:
                 self._write(data[: verified - self._received])
+
+    def _make_room(self, needed: int) -> None:
+        try:
+            self._rules.make_room(needed)
+        except StoreError:
+            self.discard()
+            raise
 
     def _too_big(self, size: int) -> StoreError:
         self.discard()

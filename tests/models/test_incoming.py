@@ -234,6 +234,15 @@ def test_room_is_made_by_throwing_away_the_oldest_and_then_refused(tmp_path: Pat
 # Disks that fail
 
 
+def test_what_does_not_say_how_long_it_is_leaves_the_reserve_alone(tmp_path: Path) -> None:
+    with (
+        incoming(tmp_path, reserve=1 << 60).open(ID) as transfer,
+        pytest.raises(StoreError, match="1024 bytes and a reserve of"),
+    ):
+        transfer.append(KIB)
+    assert incoming(tmp_path).ids() == ()
+
+
 def test_an_order_is_remembered_until_it_is_given_up_or_the_transfer_thrown_away(tmp_path: Path) -> None:
     for id_, end in (("a", Transfer.close), ("b", Transfer.give_up), ("c", Transfer.discard)):
         transfer = incoming(tmp_path).open(id_)
@@ -256,10 +265,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path) -> None:
-    transfer = incoming(small_disk).open(ID)
+    transfer = incoming(small_disk).open(ID, total=40_000)
+    (small_disk / "another").write_bytes(bytes(40_000))
     with pytest.raises(StoreError, match=rf"{small_disk} is full: [1-9]\d+ more bytes are needed"):
-        send(KIB * 100, transfer.append, piece=1024)
-    assert not list(small_disk.iterdir())
+        send(KIB * 39, transfer.append, piece=1024)
+    assert [file.name for file in small_disk.iterdir()] == ["another"]
 
 
 def test_a_disk_too_small_is_told_before_anything_is_sent(small_disk: Path) -> None:
