@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -282,13 +283,14 @@ class Updates:
         is not shown another that happens to have the same number, after the daemon has begun anew.
         """
         ask = _understood(args, _Watch)
-        job, last, progress, silent = self._find(ask.id, ask.digest), ask.after, None, 0.0
+        job, progress, silent = self._find(ask.id, ask.digest), None, 0.0
+        last = ask.after if ask.after <= time.monotonic() else 0.0  # that was before the board began anew
         while True:
             self._refuse_when_stopping()
             ended = job.ended.is_set()
             items = [self._item(event) for event in job.events if event.time > last]
-            if (now := self.fetches.progress(job)) != progress:
-                items.append({"id": "job.progress", **(now or {})})
+            if (now := self.fetches.progress(job)) and now != progress:
+                items.append({"id": "job.progress", **now})
                 progress = now
             if ended:
                 items.append({"id": "job.ended", **self._told(job)})

@@ -2,6 +2,7 @@ import base64
 import fcntl
 import os
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -231,6 +232,7 @@ def test_jobs_are_remembered(ask, send, watch):
     assert (listed["job"], listed["model"], listed["state"], listed["origin"]) == (job, "colours", "done", "a test")
     assert ask("job", id=job)["events"] == steps[:-1]
     assert [step["id"] for step in watch(job, after=steps[0]["at"])] == ["update.serving", "job.ended"]
+    assert watch(job, after=time.monotonic() + 1000) == steps  # which was before the board was restarted
 
 
 def test_a_job_is_not_taken_for_another_of_that_number(ask, send, watch):
