@@ -213,7 +213,8 @@ def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
         raise BundleError(f"cannot be listed: {error.strerror}", hint=_AGAIN) from error
     extra = names - {MANIFEST, SIGNATURES, *manifest.files}
     if extra:
-        raise BundleError(f"{min(extra)} is not in the manifest", hint="remove it, or list it in `files`")
+        name = os.fsencode(min(extra)).decode("utf-8", "replace")  # a damaged folder may name anything
+        raise BundleError(f"{name} is not in the manifest", hint="remove it, or list it in `files`")
 
 
 def _verify(path: Path, expected: File) -> None:

@@ -71,6 +71,7 @@ def replace_by_pipe(folder: Path) -> None:
         (replace_by_pipe, "model.tflite is not a regular file"),
         (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "extra.bin is not in the manifest"),
         (lambda folder: (folder / "sub").mkdir(), "sub is not in the manifest"),
+        (lambda folder: (folder / os.fsdecode(b"\xff")).touch(), "\ufffd is not in the manifest"),
         (shutil.rmtree, "manifest.json cannot be read: No such file"),
     ],
 )
