@@ -95,7 +95,7 @@ class Trust(msgspec.Struct, frozen=True):
         """The principal behind one signature. Raises BundleError if it does not count."""
         if signature.namespace != NAMESPACE:
             raise BundleError(
-                f"{signature.key} signed it for the namespace {signature.namespace!r}, not {NAMESPACE!r}",
+                f"{signature.key} signed it for the namespace {signature.namespace[:100]!r}, not {NAMESPACE!r}",
                 hint="sign it with edgectl sign, or with ssh-keygen -Y sign -n edged-bundle",
             )
         principal = self._principal(signature, moment)

@@ -11,7 +11,7 @@ import pytest
 from edged.core.errors import BundleError, ConfigError
 from edged.models.trust import Trust
 from tests.bundles import write_bundle
-from tests.signing import make_key, public, sign
+from tests.signing import make_key, public, sign, signature
 
 
 def unix(year: int, month: int = 1, day: int = 1) -> float:
@@ -113,6 +113,11 @@ def test_another_manifest(trust, signed, manifest):
 def test_a_signature_made_for_something_else(trust, signed, manifest):
     with pytest.raises(BundleError, match="for the namespace 'git', not 'edged-bundle'"):
         trust().verify(manifest, signed("alice", namespace="git"), NOW)
+
+
+def test_a_namespace_is_not_quoted_for_pages(trust, manifest):
+    with pytest.raises(BundleError, match=r"for the namespace 'x{100}', not 'edged-bundle'"):
+        trust().verify(manifest, signature(b"alice", b"x" * 10_000), NOW)
 
 
 def test_a_key_that_is_allowed_for_something_else(trust, signed, manifest):
