@@ -75,6 +75,7 @@ class FakeBoard:
         self.dead: set[str] = set()
         self.faulty: set[str] = set()
         self.helpless = False
+        self.hindered: set[str] = set()
         self.troubles: dict[str, EdgedError] = {}
         self.deadly = ""
         self.death = asyncio.Event()
@@ -108,6 +109,8 @@ class FakeBoard:
         await self._die_in("trial")
         if self.helpless:
             raise ModelError("no child could be started", retryable=True)
+        if version in self.hindered:
+            return Verdict(failure="hindered", reason="somebody else has the device")
         return Verdict(failure="wrong", reason="it answers wrongly") if version in self.wrong else Verdict(samples=3)
 
     async def swap(self, model: str, bundle: Bundle | None) -> None:

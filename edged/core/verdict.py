@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from edged.core.manifest import Limits
 from edged.core.types import RunnerInfo
 
-Failure = Literal["", "damaged", "unfit", "wrong", "slow", "memory", "crashed", "hung", "silent"]
+Failure = Literal["", "damaged", "unfit", "wrong", "slow", "memory", "crashed", "hung", "silent", "hindered"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +22,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     unfit    it does not load here                     crashed  it ended its process
     wrong    it loads, and fails or answers wrongly    hung     it was not done in time
     slow     it answers too slowly                     silent   its process ended without a verdict
+    hindered that cannot be told now: what it lacked is no fault of the version, and may be there the next time
 
     `reason` and `hint` say it to a person, and `stderr` is the end of what the process complained of. What was measured
     before the failure is there too: the number of golden `samples` and the `worst` difference in any of them (as in

@@ -66,7 +66,10 @@ async def try_out(folder: Path, manifest: Manifest, backend: Backend, allowance:
 def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
     """What a child's ending means for the version it tried."""
     stage, verdict = _understand(ending.stdout)
-    if ending.status is None:
+    if stage == STAGES[0] and (verdict is None or ending.status != 0):  # nobody has looked at the version yet
+        said = " ".join(printable(ending.stderr).splitlines()[-1:])
+        verdict = Verdict(failure="hindered", reason=_NOT_BEGUN + (f": {said}" if said else ""), hint=_SCARCE)
+    elif ending.status is None:
         reason = f"its self-test was not done in {ending.seconds:.3g} s; it was {stage}"
         verdict = Verdict(failure="hung", reason=reason, hint=_HUNG)
     elif ending.status != 0:
@@ -97,7 +100,7 @@ def _start(folder: Path, backend: Backend, seconds: float, memory: int) -> Child
     except OSError as error:
         raise ModelError(
             f"the self-test of {folder.name} cannot be started: {error.strerror}",
-            hint="free some memory, or end other processes",
+            hint=_SCARCE,
             retryable=True,
         ) from error
 
@@ -197,6 +200,8 @@ def _hold(measured: Verdict, manifest: Manifest, allowance: Allowance) -> Verdic
     return hold_latency(measured, limits)
 
 
+_NOT_BEGUN = "its self-test ended before it had begun"
+_SCARCE = "free some memory, or end other processes"
 _CRASHED = "the model or its backend ends the process that runs it; see what it said on standard error"
 _HUNG = "it hangs, or needs more time than limits.seconds in its manifest and this board allow"
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edged.api import Arrays, Backend, BundleError, EdgedError, Runner
+from edged.api import Arrays, Backend, BundleError, DeviceError, EdgedError, Runner, StoreError
 from edged.core.verdict import Failure, Verdict
 from edged.models.bundle import Bundle, open_folder
 from edged.models.selftest import golden_samples, prove
@@ -136,8 +136,11 @@ def _explain(error: Exception, failure: Failure) -> Verdict:
         reason = f"it ran out of memory: {said}" if said else "it ran out of memory"
         return Verdict(failure="memory", reason=reason, hint=MEMORY_HINT)
     if isinstance(error, EdgedError):
-        damaged = isinstance(error, BundleError)
-        return Verdict(failure="damaged" if damaged else failure, reason=error.message, hint=error.hint)
+        if error.retryable or isinstance(error, DeviceError | StoreError):
+            failure = "hindered"
+        elif isinstance(error, BundleError):
+            failure = "damaged"
+        return Verdict(failure=failure, reason=error.message, hint=error.hint)
     traceback.print_exc()
     return Verdict(failure=failure, reason=f"its backend failed: {_words(error)}", hint="see the traceback")
 

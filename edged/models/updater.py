@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -35,7 +35,7 @@ from edged.core.ledger import Candidate, Installed, Ledger
 from edged.core.manifest import Manifest, Probation
 from edged.core.probation import Observed, Watch
 from edged.core.record import Phase
-from edged.core.verdict import Verdict
+from edged.core.verdict import Failure, Verdict
 from edged.models import arrival as arrivals
 from edged.models.arrival import Arrival
 from edged.models.bundle import MANIFEST, Bundle
@@ -508,7 +508,7 @@ class Updater:
             log.exception("the trial of %s met a bug", name)
             return Fault("reverted", _bug(error).message, _bug(error).hint)
         if not verdict.ok:
-            return Fault("damaged" if verdict.failure == "damaged" else "rejected", verdict.reason, verdict.hint)
+            return Fault(_ENDS.get(verdict.failure, "rejected"), verdict.reason, verdict.hint)
         self._say(name, "update.tried", _measured(number, verdict))
         return "good"
 
@@ -712,6 +712,10 @@ class _Seen(msgspec.Struct, frozen=True):
     limits: Probation
     usual: dict[str, float]
     free: int
+
+
+_ENDS: dict[Failure, Literal["reverted", "damaged"]] = {"damaged": "damaged", "hindered": "reverted"}
+"""What becomes of a version whose trial fails otherwise than by a fault of its own."""
 
 
 async def _on_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -175,6 +175,11 @@ def test_a_model_that_does_not_load_is_unfit(tmp_path):
     assert verdict.hint == "take `refuse` out of the model's table"
 
 
+def test_a_device_that_is_busy_says_nothing_of_the_model(tmp_path, rogue):
+    busy = "import edged.api; raise edged.api.DeviceError('somebody else has it', hint='ask them')"
+    assert refused(tried(bundle(tmp_path), rogue(loading=busy))) == ("hindered", "somebody else has it")
+
+
 def test_a_backend_that_raises_anything_is_unfit_and_its_traceback_is_kept(tmp_path, rogue):
     verdict = tried(bundle(tmp_path), rogue(loading="raise KeyError('scale')"))
     assert refused(verdict) == ("unfit", "its backend failed: KeyError: 'scale'")
@@ -308,10 +313,10 @@ def judged(
             judged(0, Verdict(failure="wrong", reason="it is off", hint="train it again")),
             ("wrong", "it is off"),
         ),
-        (judged(0), ("silent", "its self-test ended without a verdict while starting")),
+        (judged(0), ("hindered", "its self-test ended before it had begun")),
         (judged(0, "timing the model", '{"ok": true}')[0], "silent"),
         (judged(0, "timing the model", '{"latency_p50": null}')[0], "silent"),
-        (judged(0, MEASURED, "and then some")[0], "silent"),
+        (judged(0, "closing the model", MEASURED, "and then some")[0], "silent"),
         (
             judged(None, "loading the model", seconds=60.03),
             ("hung", "its self-test was not done in 60 s; it was loading the model"),
@@ -333,8 +338,16 @@ def judged(
             ("crashed", "it crashed while reading the bundle: SIGBUS (Bus error)"),
         ),
         (judged(-signal.SIGSEGV, "closing the model", MEASURED)[0], "crashed"),
-        (judged(1), ("crashed", "its self-test exited with 1 while starting")),
-        (judged(1, stderr=b"MemoryError"), ("memory", "it ran out of memory while starting")),
+        (judged(-signal.SIGKILL), ("hindered", "its self-test ended before it had begun")),
+        (judged(None), ("hindered", "its self-test ended before it had begun")),
+        (
+            judged(1, stderr=b"Traceback\nModuleNotFoundError: No module named 'numpy'\n"),
+            (
+                "hindered",
+                "its self-test ended before it had begun: ModuleNotFoundError: No module named 'numpy'",
+            ),
+        ),
+        (judged(1, "loading the model"), ("crashed", "its self-test exited with 1 while loading the model")),
     ],
 )
 def test_every_ending_has_its_own_reason(judgement, expected):

@@ -417,6 +417,19 @@ def test_a_version_that_could_not_be_tried_is_not_rejected(rig):
     assert "no child could be started" in failed.text
 
 
+def test_a_version_whose_trial_was_hindered_is_not_rejected(rig):
+    async def scenario():
+        await rig.boot()
+        rig.board.hindered.add("1.1")
+        failed = await rig.installed("1.1")
+        rig.board.hindered.clear()
+        return failed, await rig.installed("1.1")
+
+    failed, done = asyncio.run(scenario())
+    assert (failed.state, done.state) == ("failed", "done")
+    assert failed.text == "colours: version 1.1 is reverted: somebody else has the device; version 1.0 serves"
+
+
 @pytest.mark.parametrize("error", [DeviceError("it is unplugged"), ModelError("there is no memory", retryable=True)])
 def test_what_is_no_fault_of_the_version_is_not_held_against_it(rig, error):
     async def scenario():
