@@ -28,7 +28,7 @@ from edged.core.delta import (
     subtract,
     write,
 )
-from edged.core.errors import BundleError
+from edged.core.errors import BundleError, EdgedError
 from edged.core.manifest import Manifest, decode
 from edged.models.bundle import MANIFEST, digest, examine
 from edged.models.incoming import Check, ContainerCheck
@@ -124,7 +124,7 @@ class VersionCheck:
             self._check = self._check_for(data)
         try:
             self._check.feed(data)
-        except BundleError:
+        except EdgedError:
             if not self._check.verified:
                 self._check = None  # what is fed next may be another file
             raise

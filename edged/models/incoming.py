@@ -28,7 +28,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from edged.core.container import Head, Reader
-from edged.core.errors import BundleError, ControlError, StoreError
+from edged.core.errors import BundleError, ControlError, EdgedError, StoreError
 
 PART: Final = "part"
 RECORD: Final = "transfer.json"
@@ -86,7 +86,7 @@ class ContainerCheck:
             for _ in self._reader.feed(data):
                 self._judge()
             self._judge()
-        except BundleError:
+        except EdgedError:  # it may also be that nobody can judge it now, and it is sent again
             if not self._approved:
                 self._reader = Reader()
             raise
@@ -427,7 +427,7 @@ class Transfer:
             return
         try:
             self._check.feed(data)
-        except BundleError:
+        except EdgedError:
             self._keep_verified(data, self._check.verified)
             raise
         announced, said = self.total, self._check.total

@@ -454,6 +454,22 @@ def test_while_nobody_can_judge_it_what_came_before_is_kept_for_whoever_can(tmp_
         assert transfer.received == 100_000
 
 
+def test_what_nobody_could_judge_can_be_sent_again(tmp_path: Path) -> None:
+    judges = iter([ConfigError("ssh-keygen gave no answer", retryable=True), None])
+
+    def judge(_head: Head) -> None:
+        if (error := next(judges)) is not None:
+            raise error
+
+    with incoming(tmp_path).open(ID, check=lambda: ContainerCheck(judge)) as transfer:
+        transfer.append(bundle()[:50])
+        with pytest.raises(ConfigError, match="no answer"):
+            transfer.append(bundle()[50:])
+        assert transfer.received == 0
+        transfer.append(bundle())
+        assert transfer.complete().read_bytes() == bundle()
+
+
 def test_what_is_no_container_is_not_kept(tmp_path: Path) -> None:
     with incoming(tmp_path).open(ID, check=check) as transfer:
         with pytest.raises(BundleError, match="not a container"):
