@@ -38,6 +38,9 @@ MAX_JOBS = 50
 """of which none is remembered when there are as many later ones."""
 
 
+LOOK_UP_SECONDS = 2.0
+"""What is being looked up when the daemon stops is waited for so long."""
+
 log = logging.getLogger("edged.models")
 
 
@@ -73,7 +76,9 @@ class Fetches:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(TimeoutError):  # a look-up of a name cannot be ended
+            async with asyncio.timeout(LOOK_UP_SECONDS):
+                await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
