@@ -297,12 +297,11 @@ def _variants(options: list[VariantOption], said: dict[str, Any], model: str, fo
     variants = {name: replace(each, file=model) for name, each in variants.items()}
     for name, delegate, source in options:
         lost.pop(name, None)
-        file = model
-        if source is not None:
-            file = f"model_{name}.tflite"
-            _copy(source, folder / file)
+        file = model if source is None else f"model_{name}.tflite"
         fields = msgspec.to_builtins(variants[name]) if name in variants else {}
         variants[name] = _convert({**fields, "name": name, "delegate": delegate, "file": file}, Variant, "--variant")
+        if source is not None:
+            _copy(source, folder / file)
     for name, each in lost.items():
         raise ControlError(
             f"where is {each.file}, the file of the variant {name}?", hint=f"--variant {name}:{each.delegate}=FILE"

@@ -321,6 +321,10 @@ def test_a_variant_with_a_signature_of_its_own(pack, tmp_path):
         ),
         ([DATA / "float.tflite", "--version", "1", "--variant", "Coral"], "--variant: Expected `str` matching regex"),
         (
+            [DATA / "float.tflite", "--version", "1", "--variant", f"x/y:edgetpu={DATA / 'float.tflite'}"],
+            "--variant: Expected `str` matching regex",
+        ),
+        (
             [DATA / "float.tflite", "--version", "1", "--variant", "edgetpu=absent"],
             "absent cannot be read: No such file",
         ),
