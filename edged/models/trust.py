@@ -115,7 +115,8 @@ class Trust(msgspec.Struct, frozen=True):
         if "key has expired" in words:
             raise BundleError(
                 f"{signature.key} is no longer valid on {day}",
-                hint=f"sign it with a key that is, or correct the clock, or valid-before in {self.allowed_signers}",
+                hint=f"sign it with a key that is, or correct the clock, or valid-before in {self.allowed_signers}\n"
+                "the latest date of a signed version counts too, where the clock is behind it: see edgectl inspect",
             )
         if "key is not yet valid" in words:
             raise BundleError(
