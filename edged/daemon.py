@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
@@ -262,6 +263,7 @@ class Daemon:
         self.tunings = Tunings(state_dir / "tuning")
         self._notifier = notifier
         self.changing = asyncio.Lock()
+        self._feeding = threading.Lock()
         self._page: Web | None = None
         self._announcer: Announcer | None = None
         self.on_wish: Callable[[str, bytes], None] = lambda topic, payload: None
@@ -482,10 +484,11 @@ class Daemon:
         self._unsent = await asyncio.to_thread(publisher.spool.close, SAVE_SECONDS)
 
     def _feed(self) -> None:
-        """Give every reader the pipelines that want its chunks."""
-        for name, reader in self.parts.sources.items():
-            parts = [part for part in self.parts.pipelines.values() if part.entry.source == name]
-            reader.feeds = tuple(flow for part in parts for flow in (part.flow, part.spare) if flow)
+        """Give every reader the pipelines that want its chunks. Any thread: a swap and a reload may feed at once."""
+        with self._feeding:
+            for name, reader in list(self.parts.sources.items()):
+                parts = [part for part in list(self.parts.pipelines.values()) if part.entry.source == name]
+                reader.feeds = tuple(flow for part in parts for flow in (part.flow, part.spare) if flow)
 
     def _model(self, name: str, entry: ModelEntry) -> ModelPart:
         part = ModelPart(self._status("model", name))
