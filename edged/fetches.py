@@ -108,7 +108,7 @@ class Fetches:
 
         Raises:
             BundleError: it is a bare file, and only signed versions may come in.
-            ControlError: too many are under way, or the daemon is stopping.
+            ControlError: too many are under way, or this one on other terms, or the daemon is stopping.
         """
         if self._stopping:
             raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
@@ -117,6 +117,7 @@ class Fetches:
         under_way = [fetch for fetch in self._all.values() if not fetch.job.ended.is_set()]
         for fetch in under_way:
             if (fetch.url, fetch.job.options.bare) == (url, options.bare):
+                _refuse_other_terms(fetch.job, options)
                 return fetch.job
         if len(under_way) >= MAX_JOBS:
             raise ControlError(
@@ -261,6 +262,16 @@ class _BaseMissingError(BundleError):
 
 class _PresentError(BundleError):
     """There is no need to fetch the rest of it."""
+
+
+def _refuse_other_terms(job: Job, asked: Options) -> None:
+    """Nobody is to believe that a version is taken back unless confirmed, where it is not."""
+    known = job.options
+    if asked.confirm_within not in (0.0, known.confirm_within) or asked.allow_downgrade > known.allow_downgrade:
+        raise ControlError(
+            "it is fetched already, and was not asked for on these terms",
+            hint=f"wait for it: edgectl job wait {job.id}",
+        )
 
 
 def _full_beside(url: str) -> str | None:

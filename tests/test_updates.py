@@ -424,6 +424,20 @@ def test_what_is_no_url_comes_to_an_end(ask, watch, url):
     assert (end["state"], end["text"]) == ("failed", f"{url!r} is no http or https URL")
 
 
+def test_a_fetch_that_is_under_way_is_not_taken_for_one_on_other_terms(ask, watch):
+    stop, asked = threading.Event(), threading.Event()
+    with WebServer(BUNDLE) as server:
+        server.orders.append(silence(stop, asked))
+        job = ask("fetch", url=server.url(), confirm_within=60)
+        assert asked.wait(20)
+        assert ask("fetch", url=server.url()) == ask("fetch", url=server.url(), confirm_within=60) == job
+        for terms in ({"confirm_within": 90}, {"allow_downgrade": True}):
+            with pytest.raises(ControlError, match="not asked for on these terms"):
+                ask("fetch", url=server.url(), **terms)
+        stop.set()
+        assert watch(job["job"])[-1]["state"] == "done"
+
+
 def test_a_bug_is_the_end_of_a_fetch_and_not_of_those_that_follow(board, ask, watch, monkeypatch):
     async def forgets():
         raise KeyError("nowhere")

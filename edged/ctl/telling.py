@@ -146,6 +146,12 @@ def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
     return Outcome("failed", "the daemon ended before the update did", "see how it went: edgectl models")
 
 
+def tell_joined(teller: Teller, wishes: dict[str, Any]) -> None:
+    """What is brought is being installed already; who `wishes` for something now is not to believe to have got it."""
+    if any(wishes.values()):
+        teller.step("update.joined", "it is under way already, on the terms that it was begun with and not on these")
+
+
 class _Meter:
     """How far, how fast, how long still: over the last few seconds, and not redrawn too often."""
 

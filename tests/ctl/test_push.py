@@ -131,6 +131,18 @@ def test_a_host_that_is_none(command, tmp_path, host):
     assert process.returncode != 0
 
 
+def test_whoever_comes_second_is_told_whose_terms_hold(start, board, receive):
+    board.do(board.updater.go.clear)
+    first = start(receive)
+    while "signed by" not in first.stdout.readline():
+        pass
+    second = start(receive, "--confirm-within", "10m")
+    while "on the terms that it was begun with" not in second.stdout.readline():
+        pass
+    board.do(board.updater.go.set)
+    assert [process.wait(20) for process in (first, second)] == [0, 0]
+
+
 @pytest.mark.parametrize(
     "request_line",
     [

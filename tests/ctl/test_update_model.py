@@ -143,6 +143,19 @@ def test_whoever_stops_watching_is_told_how_to_look_again(command, edgectl, boar
     assert texts(output)[-2:] == ["version 2.0 serves", "colours: version 2.0 is confirmed; version 2.0 serves"]
 
 
+def test_whoever_comes_second_is_told_whose_terms_hold(command, board, file):
+    board.do(board.updater.go.clear)
+    first = command("update-model", file)
+    while "signed by" not in first.stdout.readline():
+        pass
+    second = command("update-model", file, "--confirm-within", "10m")
+    while "on the terms that it was begun with" not in second.stdout.readline():
+        pass
+    board.do(board.updater.go.set)
+    assert [process.wait(20) for process in (first, second)] == [0, 0]
+    assert board.updater.installed[0][1].confirm_within == 0
+
+
 def test_jobs(edgectl, board, file):
     assert edgectl("jobs")[1] == "nothing has been updated since the daemon began\n"
     edgectl("update-model", file)
