@@ -90,6 +90,13 @@ class ModelBoard:
             return None
         return part.digest if all(map(_runs, users.values())) else ""
 
+    def named(self, model: str) -> str:
+        """The installed version that the configuration has a model stay with; "" for none."""
+        part = self._parts.models.get(model)
+        if part is None or part.bundle is None or self._is_updated(model):
+            return ""
+        return part.bundle.folder.name
+
     def knows(self, model: str) -> bool:
         """Whether a model of this name is configured."""
         return model in self._parts.models

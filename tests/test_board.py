@@ -164,6 +164,14 @@ def test_what_does_not_load_everywhere_leaves_what_runs_somewhere(tmp_path):
     rig.close()
 
 
+@pytest.mark.parametrize(("version", "named"), [(None, ""), ("1.0", "1.0")])
+def test_which_version_the_configuration_names(tmp_path, version, named):
+    rig = Rig(tmp_path, Loader())
+    rig.parts.config.models["colours"].version = version
+    rig.parts.models["colours"].bundle = rig.bundle("1.0")
+    assert rig.board.named("colours") == named
+
+
 @pytest.mark.parametrize("swap", ["overlap", "handover"])
 def test_a_flow_that_cannot_be_made_is_not_taken_for_one_that_serves(tmp_path, swap):
     backend = Loader()

@@ -80,6 +80,7 @@ class FakeBoard:
         self.deadly = ""
         self.death = asyncio.Event()
         self.used = True
+        self.names = ""
         self.serves: Bundle | None = None
         self.answers: list[str] = []
         self.trials: list[str] = []
@@ -98,6 +99,9 @@ class FakeBoard:
         if not self.used:
             return None
         return digest(self.serves.folder) if self.serves and self.serves.folder.exists() else ""
+
+    def named(self, model: str) -> str:
+        return self.names
 
     def fit(self, model: str, manifest: Manifest) -> None:
         if manifest.version in self.misfits:

@@ -73,7 +73,7 @@ Answer = Literal["open", "good"] | Fault
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
     """How much of a model's past is kept: this many versions, in so many bytes.
 
-    Those that are active, previous, under way or serving are kept whatever they come to.
+    Those that are active, previous, under way, serving or named in the configuration are kept whatever they come to.
     """
 
     versions: int = 4
@@ -88,6 +88,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     present  the version folders on disk, by digest, and their bytes
     unfit    versions found damaged, or that would not serve, in this run
     serving  the digest that answers now; "" for none, None where no pipeline uses the model
+    named    the installed version that the configuration names; "" for none
     trial    how the candidate's self-test ended in this run
     watched  how the candidate is doing on probation
     waited   seconds for which the candidate has been on probation, and served if it can, in this run
@@ -102,6 +103,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     present: dict[str, int] = {}
     unfit: dict[str, Fault] = {}
     serving: str | None = ""
+    named: str = ""
     trial: Answer = "open"
     watched: Answer = "open"
     waited: float = 0.0
@@ -222,7 +224,8 @@ def _tidy(facts: Facts) -> Step | None:
 def _spare(facts: Facts) -> str | None:
     """The oldest version there is no need to keep, where there are too many."""
     ledger, keep = facts.ledger, facts.keep
-    in_use = {ledger.active, ledger.previous, facts.serving, ledger.candidate and ledger.candidate.digest}
+    candidate = ledger.candidate and ledger.candidate.digest
+    in_use = {ledger.active, ledger.previous, candidate, facts.serving, facts.named}
     bytes_held = sum(size for digest, size in facts.present.items() if digest in ledger.versions)
     if len(ledger.versions) <= keep.versions and bytes_held <= keep.bytes:
         return None

@@ -69,6 +69,9 @@ class Board(Protocol):
     def serving(self, model: str) -> str | None:
         """The version that answers now; "" for none, None where no pipeline uses the model."""
 
+    def named(self, model: str) -> str:
+        """The installed version that the configuration has a model stay with; "" for none."""
+
     def fit(self, model: str, manifest: Manifest) -> None:
         """Raises EdgedError where a version cannot serve here: runtime, memory, or the pipelines' sources."""
 
@@ -443,6 +446,7 @@ class Updater:
             present=disk.present,
             unfit=dict(memory.unfit),
             serving=serving,
+            named=self._board.named(name),
             trial=memory.trial,
             watched=watched,
             waited=0.0 if memory.serving_since is None else self._clock() - memory.serving_since,

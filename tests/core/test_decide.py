@@ -168,6 +168,12 @@ def test_the_oldest_version_goes_when_there_are_too_many(keep, goes):
     assert list(step.ledger.versions) == [*digests[1:], OLD, ACTIVE]
 
 
+def test_a_version_that_the_configuration_names_stays_though_it_is_the_oldest():
+    digests, found = kept(2, keep=Keep(versions=1), serving=None)
+    found = replace(found, named=digests[0])
+    assert list(decide(found).ledger.versions) == [digests[0], OLD, ACTIVE]
+
+
 def test_a_version_that_serves_stays_though_it_is_the_oldest():
     digests, found = kept(2, keep=Keep(versions=1), unfit={ACTIVE: BAD, OLD: BAD, FACTORY: BAD}, factory=())
     found = replace(found, serving=digests[1])

@@ -864,6 +864,20 @@ def test_on_a_read_only_disk_what_was_confirmed_serves(rig):
     assert "the file system is read-only" in rig.events[-1].text
 
 
+def test_a_version_that_the_configuration_names_is_not_among_those_that_go(rig):
+    rig.settings["keep"] = Keep(versions=2)
+
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        rig.board.used, rig.board.names = False, digest_of("1.1")
+        await rig.installed("1.2")
+        await rig.installed("1.3")
+
+    asyncio.run(scenario())
+    assert [each.version for each in rig.ledger.versions.values()] == ["1.1", "1.2", "1.3"]
+
+
 def test_old_versions_go_when_there_are_too_many(rig):
     rig.settings["keep"] = Keep(versions=2)
     play(rig, *(rig.installed(version) for version in ("1.1", "1.2", "1.3")))
