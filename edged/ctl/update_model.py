@@ -81,9 +81,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def seconds(text: str) -> float:
-    """A time such as 90, 90s, 10m, 2h or 1d, in seconds."""
+    """A time such as 90, 90s, 10m, 2h or 1d, in seconds, and at most 30 days, which is what a device takes.
+
+    Raises:
+        ValueError: it is none, or more: that would only be refused once all of the bundle is there.
+    """
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", text)
-    if not match:
+    if not match or float(match[1]) * _UNITS[match[2]] > _UNITS["d"] * 30:
         raise ValueError
     return float(match[1]) * _UNITS[match[2]]
 

@@ -195,6 +195,6 @@ def test_what_cannot_be_gone_back_to(edgectl, board):
     )
 
 
-@pytest.mark.parametrize("time", ["", "soon", "-5m", "5 m", "1w"])
+@pytest.mark.parametrize("time", ["", "soon", "-5m", "5 m", "1w", "31d"])
 def test_a_time_that_is_none(edgectl, file, time):
     assert edgectl("update-model", file, f"--confirm-within={time}")[0] == 2
