@@ -19,10 +19,8 @@ def open_transfer(folder: Path, check: Callable[[], Check] | None = None) -> Tra
     return Incoming(folder / "incoming", 64 << 20, 4, reserve=0).open(ID, check=check)
 
 
-def fetch(
-    url: str, folder: Path, *, check: Callable[[], Check] | None = None, expected: int | None = None, **given: Any
-) -> tuple[bytes, Fetched]:
+def fetch(url: str, folder: Path, *, check: Callable[[], Check] | None = None, **given: Any) -> tuple[bytes, Fetched]:
     """What came, and how it went."""
     with open_transfer(folder, check) as transfer:
-        fetched = Fetcher(options(**given)).fetch(url, transfer, expected=expected)
+        fetched = Fetcher(options(**given)).fetch(url, transfer)
         return transfer.path.read_bytes(), fetched

@@ -123,10 +123,8 @@ class Fetcher:
         self._options = options
         self._scissors = Scissors()
 
-    def fetch(
-        self, url: str, into: Transfer, *, expected: int | None = None, progress: Progress | None = None
-    ) -> Fetched:
-        """Fetch all of it; blocks until it is complete and durable. `expected` is the size it must have.
+    def fetch(self, url: str, into: Transfer, *, progress: Progress | None = None) -> Fetched:
+        """Fetch all of it; blocks until it is complete and durable.
 
         Raises:
             FetchError: it cannot be had; whether later is `retryable`. AbandonedError if cancelled.
@@ -135,7 +133,7 @@ class Fetcher:
             ConfigError: an option names a file that cannot be used.
         """
         try:
-            return _Fetch(self._options, self._scissors, url, into, expected, progress).run()
+            return _Fetch(self._options, self._scissors, url, into, progress).run()
         except FetchError as error:
             raise type(error)(f"{mask(url)}: {error.message}", hint=error.hint, retryable=error.retryable) from error
         finally:
@@ -160,14 +158,12 @@ class _Fetch:
         scissors: Scissors,
         url: str,
         into: Transfer,
-        expected: int | None,
         progress: Progress | None,
     ) -> None:
         self._began = time.monotonic()
         self._home = parse_url(url)
         self._scissors = scissors
         self._into = into
-        self._expected = expected
         self._resumed = into.received
         self._meter = _Meter(progress, into.received, self._began)
         self._patience = Patience(_limits(options), into.received, self._began, random.random)
@@ -241,16 +237,10 @@ class _Fetch:
 
     def _take(self, response: HTTPResponse, body: Body) -> Whole | TryAgain:
         into = self._into
-        if self._expected is not None and body.total not in (None, self._expected):
-            raise FetchError(
-                f"the file there has {body.total} bytes, and {self._expected} were expected",
-                hint="is it the right URL, and has the server the right version?",
-            )
-        total = body.total if body.total is not None else self._expected
         if body.start == 0:
-            self._start_again(total, body.tag)
-        elif into.total is None and total is not None:
-            into.expect(total)
+            self._start_again(body.total, body.tag)
+        elif into.total is None and body.total is not None:
+            into.expect(body.total)
         while into.received != into.total:
             left = _PIECE if into.total is None else into.total - into.received
             data = response.read1(min(_PIECE, left))

@@ -200,18 +200,6 @@ def test_a_server_that_sends_for_ever_is_stopped(tmp_path: Path) -> None:
             Fetcher(options()).fetch(server.url(), transfer)
 
 
-def test_never_more_than_the_expected_size(tmp_path: Path) -> None:
-    with WebServer(FILE) as server:
-        server.orders.append(for_ever)
-        content, _ = fetch(server.url(), tmp_path, expected=5000)
-        assert content == bytes(5000)
-
-
-def test_another_size_than_expected_is_refused(tmp_path: Path) -> None:
-    with WebServer(FILE) as server, pytest.raises(FetchError, match="300000 bytes, and 5000 were expected"):
-        fetch(server.url(), tmp_path, expected=5000)
-
-
 def test_a_body_without_a_length_ends_where_the_connection_does(tmp_path: Path) -> None:
     with WebServer(FILE) as server:
         server.orders.append(without_length)
