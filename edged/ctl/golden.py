@@ -48,15 +48,28 @@ def samples_of(file: Path, manifest: Manifest, runner: Runner) -> bytes:
     return _npz(taken)
 
 
-def random_samples(runner: Runner) -> bytes:
-    """The golden.npz of random tensors, the same each time."""
+def random_samples(runner: Runner, deciding: int | None = None) -> bytes:
+    """The golden.npz of random tensors, the same each time.
+
+    Where the greatest element of the output `deciding` is what the model decides, those are taken of many that it is
+    surest of: between two that are nearly equal another processor would decide otherwise, and be sound.
+    """
     generator = np.random.default_rng(1)
+    number = _number(runner)
+    drawn: list[Arrays] = [
+        [_random(generator, spec) for spec in runner.inputs] for _ in range(number if deciding is None else 4 * number)
+    ]
+    if deciding is not None:
+        drawn = sorted(drawn, key=lambda inputs: _margin(runner, inputs, deciding), reverse=True)[:number]
     runner.reset()
-    taken: list[tuple[Arrays, Arrays]] = []
-    for _ in range(_number(runner)):
-        inputs = [_random(generator, spec) for spec in runner.inputs]
-        taken.append((inputs, _copies(runner.run(inputs))))
-    return _npz(taken)
+    return _npz([(inputs, _copies(runner.run(inputs))) for inputs in drawn])
+
+
+def _margin(runner: Runner, inputs: Arrays, deciding: int) -> float:
+    """How far the greatest element of an output is above the next."""
+    runner.reset()
+    *_, second, first = 0.0, *np.sort(runner.run(inputs)[deciding].astype(np.float64), axis=None)
+    return float(first - second)
 
 
 def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:

@@ -45,7 +45,7 @@ from edged.core import container
 from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
-from edged.core.manifest import Golden, Manifest, Variant
+from edged.core.manifest import Classify, Golden, Manifest, Variant
 from edged.core.tflite_file import inspect
 from edged.ctl import exits, tables
 from edged.ctl.bundles import save, version_line
@@ -422,7 +422,7 @@ def _golden(file: Path | None, manifest: Manifest, runner: Runner) -> bytes:
     if file is not None:
         return samples_of(file, manifest, runner)
     _note("without --golden the samples are random: they prove less than windows the model was made for")
-    return random_samples(runner)
+    return random_samples(runner, manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None)
 
 
 def _convert(fields: dict[str, Any], kind: type[Part], what: str) -> Part:

@@ -37,3 +37,12 @@ def test_random_samples_use_the_whole_range_of_what_is_quantised():
 def test_other_integers_stay_small_as_they_may_be_indices():
     stored = samples(TensorSpec(name="x", shape=(1, 50), dtype="int32"))["input_0"]
     assert set(stored.ravel().tolist()) == {0, 1}
+
+
+def test_of_a_model_that_decides_those_are_taken_that_it_is_surest_of():
+    """Of nearly equal scores another processor may well take the other for the greatest."""
+    numbers = TensorSpec(name="x", shape=(1, 3), dtype="float32")
+    runner = FakeRunner((numbers,), (numbers,), lambda arrays: [arrays[0]])
+    by_chance = np.sort(np.load(io.BytesIO(random_samples(runner)))["output_0"].reshape(16, 3))
+    surest = np.sort(np.load(io.BytesIO(random_samples(runner, 0)))["output_0"].reshape(16, 3))
+    assert (by_chance[:, 2] - by_chance[:, 1]).min() < 0.25 < 1.0 < (surest[:, 2] - surest[:, 1]).min()
