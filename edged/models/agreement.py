@@ -111,7 +111,8 @@ class Agreement:
         worst, same, problem = 0.0, None, ""
         for number, (spec, got, expected) in enumerate(zip(manifest.outputs, outputs, sample.outputs, strict=True)):
             golden = manifest.golden or Golden()
-            problem = problem or disagreement(spec, got, expected, golden, decides=number == deciding)
+            decides = number == deciding and manifest.golden is not None  # noise is nothing to decide for
+            problem = problem or disagreement(spec, got, expected, golden, decides=decides)
             worst = float(np.maximum(worst, difference(got, expected)))
             if number == deciding:
                 same = not (math.isnan(worst) or decides_otherwise(got, expected))

@@ -37,6 +37,11 @@ def test_without_golden_samples_noise_tells_the_difference(tmp_path):
         agreed.prove(computes(0.6))
 
 
+def test_what_is_decided_of_noise_means_nothing(tmp_path):
+    nearly = agreement(open_folder(write_bundle(tmp_path)), answers([0.5, 0.4996, 0]))
+    assert nearly.prove(answers([0.4996, 0.5, 0])).worst == pytest.approx(4e-4, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("runner", "named"),
     [
