@@ -79,7 +79,7 @@ def understand(status: int, headers: Mapping[str, str], asked: Asked) -> Answer:
         FetchError: it is final.
     """
     if status == 200:
-        return _whole(headers)
+        return _whole(headers, asked)
     if status == 206:
         return _range(headers, asked)
     if status == 416 and asked.offset:
@@ -91,8 +91,11 @@ def understand(status: int, headers: Mapping[str, str], asked: Asked) -> Answer:
     raise FetchError(f"the server answers {status}", hint=_REMEDIES.get(status, "check the URL"))
 
 
-def _whole(headers: Mapping[str, str]) -> Body:
+def _whole(headers: Mapping[str, str], asked: Asked) -> Body | TryAgain:
     _refuse_encoded(headers)
+    if asked.offset and headers.get("content-type", "").lower().startswith("text/html"):
+        # Somebody on the way wants a log-in or has something to tell: what has come is not thrown away for that.
+        return TryAgain("a web page comes instead of the rest")
     total = None if "transfer-encoding" in headers else _number(headers.get("content-length", ""))
     return Body(0, total, _tag(headers))
 

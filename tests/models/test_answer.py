@@ -41,6 +41,12 @@ def test_200_is_the_whole_file_whatever_was_asked_for(headers, meaning):
     assert understand(200, headers, NEW) == understand(200, headers, HALF) == meaning
 
 
+def test_a_page_that_comes_instead_of_the_rest_passes():
+    page = {"content-type": "Text/HTML; charset=utf-8", "content-length": "80"}
+    assert understand(200, page, HALF) == TryAgain("a web page comes instead of the rest")
+    assert understand(200, page, NEW) == Body(0, 80, "")
+
+
 @pytest.mark.parametrize(
     ("headers", "tag"),
     [

@@ -283,6 +283,17 @@ def test_a_page_that_asks_to_log_in_is_no_bundle(tmp_path: Path) -> None:
         fetch(server.url(), tmp_path, check=check)
 
 
+def test_a_page_that_asks_to_log_in_costs_nothing_of_what_has_come(tmp_path: Path) -> None:
+    def page(handler) -> None:
+        handler.answer(200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><title>Log in again</title>")
+
+    with WebServer(BUNDLE) as server:
+        server.orders += [cut_after(500_000), page]
+        content, fetched = fetch(server.url(), tmp_path, check=check)
+        assert content == BUNDLE
+        assert (fetched.restarts, server.requests[2].start) == (0, 500_000)
+
+
 def test_a_bundle_goes_on_without_an_edition_as_its_digests_tie_it_together(tmp_path: Path) -> None:
     with WebServer(BUNDLE) as server:
         server.tags = False
