@@ -36,7 +36,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     number serves. A bare file becomes that `version`.
     """
 
-    url: Annotated[str, Meta(min_length=1, max_length=MAX_URL)]
+    url: Annotated[str, Meta(max_length=MAX_URL, pattern=r"\A[!-~]+\Z")]  # it is logged: no lines of its own in there
     digest: Digest | None = None
     version: Version | None = None
 

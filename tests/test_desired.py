@@ -81,6 +81,7 @@ def test_a_password_in_a_url_goes_no_further(desires: Desires, fetches: Fetches)
         b"\xff\xfe",
         b'{"version": "1.1"}',
         b'{"url": ""}',
+        b'{"url": "https://a\\nedged: all is well"}',
         b'{"url": "https://a", "x": ' + b"[" * 4000 + b"]" * 4000 + b"}",
         b'{"url": "https://models.example/m.tflite"}',
         b'{"url": "https://a", "digest": "../../etc"}',
