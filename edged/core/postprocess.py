@@ -144,7 +144,8 @@ class Decider:
         _check(decision, labels)
         self.decided: int | None = None
         self._decision = decision
-        self._background = frozenset(index for index, label in enumerate(labels) if label in decision.background)
+        background = set(decision.background)  # which may be as long as the labels are, and those are 100,000
+        self._background = frozenset(index for index, label in enumerate(labels) if label in background)
         self._exact = [decision.thresholds.get(label, decision.threshold) or inf for label in labels]
         self._thresholds = np.array(self._exact, dtype=np.float32)
         self._lowest = self._thresholds.min().item()
