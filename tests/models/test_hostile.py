@@ -122,6 +122,8 @@ HOSTILE = [
     Hostile("a list", lambda: container(b"[1, 2]"), "Expected `object`, got `array`"),
     Hostile("a number", lambda: container(b"7"), "Expected `object`, got `int`"),
     Hostile("brackets without end", lambda: replaced(b'"red"', b"[" * 900_000), r"got `array` - at `\$.labels\[0\]`"),
+    Hostile("brackets without end, passed over", lambda: container(b'{"postprocess": {"x": ' + b"[" * 100_000),
+            "maximum recursion depth exceeded"),
     Hostile("bytes that are not UTF-8", lambda: replaced(b"red", b"\xff\xfe"), "can't decode byte 0xff"),
     Hostile("half a surrogate", lambda: replaced(b"red", rb"\ud800"), "surrogate|malformed|Invalid"),
     Hostile("a byte order mark", lambda: container(b"\xef\xbb\xbf{}"), "malformed"),
@@ -132,6 +134,7 @@ HOSTILE = [
     Hostile("nothing in it", lambda: container(b"{}"), "missing required field"),
     # Contracts that would break what serves them
     Hostile("a tensor of a terabyte", lambda: with_tensor(shape=[1 << 20, 1 << 20]), "tensor 'y': has more than"),
+    Hostile("a tensor with a name of pages", lambda: with_tensor(name="y" * 100_000), "tensor has 100000 characters"),
     Hostile("a tensor of no size", lambda: with_tensor(shape=[1, -3]), r"the shape \[1, -3\] is impossible"),
     Hostile("a tensor of objects", lambda: with_tensor(dtype="object"), "the dtype 'object' is none of"),
     Hostile("fewer labels than scores", lambda: container(colours(labels=["red"])), "there are 1 for 3 scores"),
