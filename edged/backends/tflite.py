@@ -320,7 +320,9 @@ def _open_interpreter(
         delegated = _count_delegated(interpreter._get_ops_details()) if delegates else 0
         interpreter.allocate_tensors()
     except MemoryError as error:
-        raise ModelError(f"{file.name}: there is not enough memory to load it", hint="free some memory") from error
+        raise ModelError(
+            f"{file.name}: there is not enough memory to load it", hint="free some memory", retryable=True
+        ) from error
     except (ValueError, RuntimeError, SystemError) as error:
         raise (_explain_delegated(file, delegate, error) if delegates else _explain(file, runtime, error)) from error
     return _Opened(interpreter, delegated)

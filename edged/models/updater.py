@@ -53,7 +53,12 @@ INTERVAL = 1.0
 """How often, in seconds, what is under way is looked at."""
 
 AGAIN_SECONDS = 60.0
-"""How long a board on which nothing serves waits before it tries again what is no version's fault and may pass."""
+"""How long a board on which nothing serves waits before it tries again what is no version's fault and may pass.
+
+It waits for twice as long from one time to the next, for what serves in one of several pipelines may be disturbed.
+"""
+
+MAX_AGAIN_SECONDS = 3600.0
 
 STOP_SECONDS = 4.0
 """How long the end of a run may wait for what is being done on other threads."""
@@ -393,13 +398,15 @@ class Updater:
 
     async def _settle(self, name: str, room: int = 0) -> None:
         """Take steps until none is left. What the disk or the board refuses is said, and not tried again this time."""
+        if self._stopping:  # what is under way goes on in the next run, which counts anew
+            return
         memory = self._memory(name)
         barred: frozenset[type[Step]] = frozenset()
         complaint = ""
         taken = 0
         if memory.again_at is not None and self._clock() >= memory.again_at:
             memory.unfit = {each: fault for each, fault in memory.unfit.items() if fault.kind != "reverted"}
-            memory.again_at = None
+            memory.again_at, memory.pause = None, min(2 * memory.pause, MAX_AGAIN_SECONDS)
         try:
             while (step := decide(facts := await self._look(name, barred, room))) is not None:
                 taken += 1
@@ -414,7 +421,10 @@ class Updater:
                     if isinstance(step, Remove) and not step.path.endswith(ASIDE):  # there may be room again
                         barred -= {Record}
             hopeful = facts.serving == "" and any(fault.kind == "reverted" for fault in facts.unfit.values())
-            memory.again_at = (memory.again_at or self._clock() + AGAIN_SECONDS) if hopeful else None
+            if not hopeful:
+                memory.again_at, memory.pause = None, AGAIN_SECONDS
+            elif memory.again_at is None:
+                memory.again_at = self._clock() + memory.pause
             memory.unsettled = facts.ledger.candidate is not None or bool(barred) or hopeful
             self._end_jobs(name, facts)
         except StoreError as error:  # it could not even be looked at
@@ -689,6 +699,7 @@ class _Memory:
     ending: tuple[Ending, str, str] | None = None
     unsettled: bool = False
     again_at: float | None = None
+    pause: float = AGAIN_SECONDS
     complaint: str = ""
 
     def note(self, before: Facts, step: Record) -> None:
