@@ -6,8 +6,9 @@ at once; whoever has such a runner closes it and loads again, which starts a new
 
 A turn costs one wake-up each way and no message: inputs are copied into shared memory, an eventfd wakes the child,
 and a poll waits for its answer, its end, its chatter or the deadline. The child runs one model at a time, by priority,
-then by the earliest deadline, and a runner's deadline counts from when the child began its turn. Whoever waits looks
-after its own turn alone: the thread whose turn hangs kills the child, and that wakes all the others.
+then by the earliest deadline, unless one has waited longer than that; a runner's deadline counts from when the child
+began its turn. Whoever waits looks after its own turn alone: the thread whose turn hangs kills the child, and that
+wakes all the others.
 
 Whose is what: a runner belongs to the thread that runs it. Messages (load, reset, close) are sent under `Host.calls`,
 one at a time, each answered before the next. What became of a child, and who still polls its descriptors, is under
@@ -86,7 +87,7 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 class LostError(DeviceError):
-    """The process died, or had to be killed, of what it was to do or of something else."""
+    """The process died, or had to be killed, of what it was doing for whoever is told so."""
 
 
 class Host:
@@ -242,7 +243,7 @@ class IsolatedRunner:
         os.eventfd_write(self._life.wake, 1)
         self._wait()
         if words[REFUSED]:
-            raise _error(self._life.understand(shared.refusal(), Refused))
+            raise _error(self._life.understand(shared.refusal(), Refused, self))
         return [output.copy() for output in shared.outputs]
 
     def reset(self) -> None:
@@ -280,6 +281,11 @@ class IsolatedRunner:
         words = self._shared.words
         return words[TURN] if words[TURN] != words[ANSWERED] else 0
 
+    def has_begun(self) -> bool:
+        """Whether its turn has begun and is not over."""
+        words = self._shared.words
+        return bool(self.turn_in_hand()) and words[BEGUN] >= words[ASKED]
+
     def abandon(self, reason: EdgedError | None = None) -> None:
         """Let go of all there is on this side. Later runs raise the reason."""
         if self._gone is None:
@@ -305,7 +311,7 @@ class IsolatedRunner:
                     if self._shared.words[ANSWERED] == self._turn:
                         return
                 elif descriptor == self._life.child.ended:
-                    self._lose(self._life.fail())
+                    self._lose(self._life.fail(whose=self))
                 else:
                     self._life.hear(self._events)
             patience = self._time_left()
@@ -318,10 +324,10 @@ class IsolatedRunner:
         now = time.monotonic_ns()
         left = end - now
         if begun > now:  # somebody has written where nobody should
-            self._lose(self._life.fail(_BABBLE, _BROKEN))
+            self._lose(self._life.fail(_BABBLE, _BROKEN, whose=self))
         if left <= 0:
             what = "one inference took longer than" if has_begun else "it did nothing for"
-            self._lose(self._life.fail(f"hung: {what} {self._deadline / 1e9:g} s", _HUNG))
+            self._lose(self._life.fail(f"hung: {what} {self._deadline / 1e9:g} s", _HUNG, whose=self))
         return _milliseconds(left)
 
     def _call(self, message: Message, deed: str, seconds: float) -> None:
@@ -340,14 +346,17 @@ class IsolatedRunner:
 
 
 class _User(Protocol):
-    """Somebody who uses a child: when at the latest it will be done with what it does for them, and which turn that is.
+    """Somebody who uses a child: when at the latest it will be done with what it does for them, which turn that is, and
+    whether it has begun.
 
-    Both are asked under the lock of its life, and not once they have let go.
+    All are asked under the lock of its life, and not once they have let go.
     """
 
     def busy_until(self) -> int: ...
 
     def turn_in_hand(self) -> int: ...
+
+    def has_begun(self) -> bool: ...
 
 
 class _Call:
@@ -364,6 +373,9 @@ class _Call:
     def turn_in_hand(self) -> int:
         return 0
 
+    def has_begun(self) -> bool:
+        return False
+
     def milliseconds_left(self, after: int = 0) -> int:
         until = max(self._asked, after) + _nanoseconds(self.seconds)
         return _milliseconds(max(0, until - time.monotonic_ns()))
@@ -377,6 +389,7 @@ class _Life:
         self._lock = threading.RLock()
         self._users: set[_User] = set()
         self._failure: tuple[str, str] | None = None
+        self._blamed: set[_User] = set()
         self._said = b""
         self.is_over = False
         try:
@@ -445,13 +458,13 @@ class _Life:
         try:
             socket.send_fds(self._control, [data], descriptors, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
-            raise self.fail() from error
+            raise self.fail(whose=call) from error
         os.eventfd_write(self.wake, CALL)
-        reply = self.understand(self._await_reply(call), Reply)
+        reply = self.understand(self._await_reply(call), Reply, call)
         if isinstance(reply, Refused):
             raise _error(reply)
         if not isinstance(reply, expected):
-            raise self.fail(_BABBLE, _BROKEN)
+            raise self.fail(_BABBLE, _BROKEN, call)
         return reply
 
     def _await_reply(self, call: _Call) -> bytes:
@@ -460,7 +473,7 @@ class _Life:
         while True:
             for descriptor, _ in events.poll(self._time_left(call)):
                 if descriptor == self.child.ended:
-                    raise self.fail()
+                    raise self.fail(whose=call)
                 if descriptor != control:
                     self.hear(events)
                 elif data := self._receive():
@@ -468,7 +481,7 @@ class _Life:
                 else:  # it is about to end
                     events.unregister(control)
             if not self._time_left(call):
-                raise self.fail(f"hung: {call.deed} took longer than {call.seconds:g} s", _HUNG)
+                raise self.fail(f"hung: {call.deed} took longer than {call.seconds:g} s", _HUNG, call)
 
     def _time_left(self, call: _Call) -> int:
         """For how many milliseconds a call has time; it begins when the turn in hand is over."""
@@ -481,12 +494,12 @@ class _Life:
         except ConnectionResetError:  # it died with a message of ours unread
             return b""
 
-    def understand(self, data: bytes, kind: Any) -> Any:
+    def understand(self, data: bytes, kind: Any, whose: _User) -> Any:
         """What it says, in its own words' type. Raises DeviceError if that is nonsense, and kills it."""
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.MsgspecError as error:
-            raise self.fail(_BABBLE, _BROKEN) from error
+            raise self.fail(_BABBLE, _BROKEN, whose) from error
 
     def events(self, descriptor: int) -> select.poll:
         """What somebody waits for who uses it: a descriptor of their own, its end, and its chatter."""
@@ -513,17 +526,28 @@ class _Life:
         with self._lock:
             return max((user.busy_until() for user in self._users if user is not waiting), default=0)
 
-    def fail(self, reason: str = "", hint: str = "") -> LostError:
-        """End it if it has not ended, and say why it has: the first reason there was, or else what its status tells."""
+    def fail(self, reason: str = "", hint: str = "", whose: _User | None = None) -> DeviceError:
+        """End it if it has not ended, and say why it has: the first reason there was, or else what its status tells.
+
+        Where it was at something for the user `whose` error this is, that is a LostError.
+        """
         with self._lock:
             if self._failure is None:
+                if hint != _CLOSED:  # else it was ended, and not for what it did
+                    self._blamed = self._at_work_for()
                 self.child.kill()
                 _is_ready(self.child.ended, _SECONDS_TO_DIE)
                 status = self.child.status()
                 self._hear()
                 self._failure = (reason, hint) if reason else _explain(status, self._said)
             reason, hint = self._failure
-            return LostError(f"the process of {self._name} {reason}{self._quote()}", hint=hint, retryable=True)
+            kind = LostError if whose in self._blamed else DeviceError
+            return kind(f"the process of {self._name} {reason}{self._quote()}", hint=hint, retryable=True)
+
+    def _at_work_for(self) -> set[_User]:
+        """Whose turn has begun; while none has, whoever has said something."""
+        at_turn = {user for user in self._users if user.has_begun()}
+        return at_turn or {user for user in self._users if isinstance(user, _Call)}
 
     def _hear(self) -> bool:
         """Whether there may be more to hear."""

@@ -196,10 +196,14 @@ class _Model:
     def is_asked(self) -> bool:
         return self.shared is not None and self.shared.words[TURN] != self.shared.words[ANSWERED]
 
-    def urgency(self) -> tuple[int, int]:
-        """The least is first: by priority, then by the earliest deadline."""
+    def urgency(self, now: int) -> tuple[bool, int, int]:
+        """The least is first: what has waited past its deadline, then by priority, then by the earliest deadline.
+
+        The first is so that nobody waits for ever where others never leave the device alone.
+        """
         assert self.shared is not None
-        return -self.priority, self.shared.words[ASKED] + self._deadline
+        deadline = self.shared.words[ASKED] + self._deadline
+        return deadline > now, -self.priority, deadline
 
     def run(self) -> None:
         shared = self.shared
@@ -244,8 +248,11 @@ class _Server:
 
     def _take_a_turn(self) -> None:
         asked = [model for model in self._models.values() if model.is_asked]
-        if asked:
-            (min(asked, key=_Model.urgency) if len(asked) > 1 else asked[0]).run()
+        if len(asked) > 1:
+            now = time.monotonic_ns()
+            min(asked, key=lambda model: model.urgency(now)).run()
+        elif asked:
+            asked[0].run()
 
     def _answer(self) -> None:
         data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)

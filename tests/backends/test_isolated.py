@@ -20,7 +20,7 @@ import pytest
 
 from edged.api import Backend, BundleError, DeviceError, ModelError, Runner
 from edged.backends.fake import FakeBackend
-from edged.backends.isolated import MAX_STDERR_BYTES, Host, IsolatedRunner
+from edged.backends.isolated import MAX_STDERR_BYTES, Host, IsolatedRunner, LostError
 from edged.backends.isolated_child import TURN
 from edged.backends.tflite import TfliteBackend
 from edged.child import Leash
@@ -541,6 +541,26 @@ def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fak
     assert diary.read_text().split() == ["urgent", "soon", "late"]
 
 
+def test_whoever_has_waited_past_its_deadline_is_next_whatever_the_priorities(load, actor, fake, gate, pool, tmp_path):
+    diary = tmp_path / "diary"
+
+    def writes(name: str) -> Backend:
+        return actor(on_run=f"open({str(diary)!r}, 'a').write({name!r})")
+
+    first = load(actor(on_run=gate.wait), fake)
+    others = [load(writes("starved "), fake, deadline=0.01), load(writes("urgent "), fake, priority=1)]
+    turns = [run(pool, first)]
+    gate.reached()
+    for runner in others:
+        turns.append(run(pool, runner))
+        asked(runner)
+    time.sleep(0.02)  # until past the deadline
+    gate.open()
+    for turn in turns:
+        turn.result(30)
+    assert diary.read_text().split() == ["starved", "urgent"]
+
+
 def test_turns_that_are_asked_for_come_before_a_load(host, load, actor, fake, gate, pool, tmp_path):
     diary = tmp_path / "diary"
 
@@ -592,6 +612,35 @@ def test_one_that_is_stuck_holds_the_others_no_longer_than_its_own_deadline(load
     errors = [str(turn.exception(30)) for turn in turns]
     assert "one inference took longer than 0.5 s" in errors[0]
     assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("fail", ["abort", "hang"])
+def test_whose_turn_it_died_of_is_told_so_and_nobody_else(load, fail):
+    guilty, idle = load(faulty(fail=fail), deadline=0.5), load(TfliteBackend())
+    errors = []
+    for runner in (guilty, idle):
+        with pytest.raises(DeviceError) as error:
+            runner.run(ones(runner))
+        errors.append(type(error.value))
+    assert errors == [LostError, DeviceError]
+
+
+def test_of_what_it_dies_as_it_loads_is_told_to_whoever_loads(load, actor, fake):
+    idle = load(TfliteBackend())
+    with pytest.raises(LostError, match="SIGABRT"):
+        load(actor(on_load="os.abort()"), fake)
+    with pytest.raises(DeviceError) as error:
+        idle.run(ones(idle))
+    assert type(error.value) is DeviceError
+
+
+def test_to_be_ended_is_nobodys_fault(host, load, gate, actor, fake, pool):
+    runner = load(actor(on_run=gate.wait), fake)
+    turn = run(pool, runner)
+    gate.reached()
+    host.renew()
+    assert type(turn.exception(30)) is DeviceError
+    gate.open()
 
 
 def test_threads_get_their_own_answers(load, fake, pool):
