@@ -34,7 +34,6 @@ from edged.core.tuning import Choice, Environment, Library, Record, Surroundings
 from edged.core.verdict import Verdict, hold_latency
 from edged.models.agreement import Agreement, agreement
 from edged.models.bundle import Bundle, digest
-from edged.models.selftest import prove
 
 if TYPE_CHECKING:  # imported when there is something to accelerate, which on most boards there is not
     from edged.backends.accelerated import AcceleratedRunner, Counts
@@ -169,7 +168,6 @@ class Accelerators:
         found = {each.way: each for each in candidates(bundle.manifest, wanted, self._table)}
         chosen = self._first([found[way] for way in order])
         if chosen is None:
-            self._shares.pop(model, None)
             self._standings.pop(model, None)
             self._tell(model, "", None)
             return twin
@@ -183,12 +181,14 @@ class Accelerators:
             except BaseException:
                 runner.close()
                 raise
-            self._proven[model] = bundle.folder
+            if unit.has(model):
+                self._proven[model] = bundle.folder
             return runner
 
         def check(runner: Runner, hold: Callable[[Runner], object] = agreed.check) -> None:
             hold(runner)
-            self._shares[model] = runner.spent.off_processor  # type: ignore[attr-defined]  # it is what `load` gave
+            if unit.has(model):  # it may have gone while this was being loaded
+                self._shares[model] = runner.spent.off_processor  # type: ignore[attr-defined]  # `load` gave it
 
         file = bundle.manifest.files[chosen.file].sha256
         return unit.put(model, file, twin, load, check, pinned=wanted != "auto")
@@ -196,20 +196,14 @@ class Accelerators:
     def isolate(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
         """A model on the CPU in a process of its own, which is started again whenever it dies.
 
+        It is not proven: whoever is to serve it proves it once, and not while a window waits for the next process.
+
         Raises:
-            EdgedError: it does not load, or does not compute what it should.
+            EdgedError: it does not load.
         """
         from edged.backends.respawned import RespawnedRunner
 
-        def load() -> Runner:
-            runner = self.load_on_cpu(f"the model {model}", bundle, backend)
-            try:
-                prove(bundle, runner)
-            except BaseException:
-                runner.close()
-                raise
-            return runner
-
+        load = partial(self.load_on_cpu, f"the model {model}", bundle, backend)
         return RespawnedRunner(load, self._rules, self._clock)
 
     def try_out(self, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Verdict | None:
@@ -227,20 +221,20 @@ class Accelerators:
         if chosen is None or survey(chosen.delegate, self._root).state != "ready":
             return None
         agreed = agreement_on_cpu(bundle, backend)
+        unit = self._unit(chosen.delegate)
+        at_fault = unit.accelerator.is_at_fault()  # before it was given this version
         try:
-            runner = self._load(self._unit(chosen.delegate), chosen, bundle, backend, priority=0)
+            runner = self._load(unit, chosen, bundle, backend, priority=0)
             try:
                 return _judge(bundle.manifest, runner, agreed)
             finally:
                 runner.close()
-        except LostError as error:
-            if survey(chosen.delegate, self._root).state != "ready":
-                raise  # it was unplugged meanwhile
-            return Verdict(failure="crashed", reason=error.message, hint=error.hint)
-        except DeviceError:
-            raise
         except EdgedError as error:
-            return Verdict(failure="wrong", reason=error.message, hint=error.hint)
+            crashed = isinstance(error, LostError)
+            its_own = crashed or not isinstance(error, DeviceError)
+            if at_fault or not its_own or survey(chosen.delegate, self._root).state != "ready":  # as once unplugged
+                raise DeviceError(error.message, hint=error.hint, retryable=True) from error
+            return Verdict(failure="crashed" if crashed else "wrong", reason=error.message, hint=error.hint)
 
     def fit(self, manifest: Manifest, wanted: str) -> set[str]:
         """Names of what a version could run on here, "cpu" among them.
@@ -353,7 +347,6 @@ class Accelerators:
     def forget(self, model: str) -> None:
         """Tell of a model no more: it has gone."""
         self._withdraw(model)
-        self._shares.pop(model, None)
         self._proven.pop(model, None)
         if self._standings.pop(model, None) is not None:
             self._tell(model, "", None)
@@ -394,9 +387,10 @@ class Accelerators:
             raise DeviceError("no process is started any more", hint="ask again when edged is back", retryable=True)
 
     def _withdraw(self, model: str) -> None:
-        """Have no unit tell of a model any more."""
+        """Have no unit tell of a model any more, from now on."""
         for unit in list(self._units.values()):
-            unit.models.pop(model, None)
+            unit.withdraw(model)
+        self._shares.pop(model, None)
 
     def _stands(self, model: str, name: str, standing: Standing) -> None:
         self._standings[model] = (name, standing)
@@ -441,7 +435,10 @@ def _library(path: str | None) -> Library | None:
 
 
 class _Unit:
-    """A delegate in use: its process, its record of faults, and the models that it serves or is to serve."""
+    """A delegate in use: its process, its record of faults, and the models that it serves or is to serve.
+
+    Which those are, and what was told of them, is under a lock of its own, taken after the accelerator's.
+    """
 
     def __init__(
         self,
@@ -467,7 +464,8 @@ class _Unit:
             clock=clock,
             jitter=random.random,
         )
-        self.models: dict[str, bool] = {}
+        self._telling = threading.Lock()
+        self._pinned: dict[str, bool] = {}
         self._told: dict[str, tuple[str, str]] = {}
         self._clock = clock
         self._files: dict[str, str] = {}
@@ -491,15 +489,24 @@ class _Unit:
         if self._files.setdefault(model, file) != file:
             self._files[model] = file
             self.accelerator.release()
-        self._told.pop(model, None)
-        self.models[model] = pinned
+        with self._telling:
+            self._told.pop(model, None)
+            self._pinned[model] = pinned
         return self.accelerator.runner(model, twin, load, check)
 
-    def _stands(self, model: str) -> Standing:
+    def has(self, model: str) -> bool:
+        """Whether it serves a model, or is to."""
+        return model in self._pinned
+
+    def withdraw(self, model: str) -> None:
+        """Tell of a model no more; whoever is telling of it has done so."""
+        with self._telling:
+            self._pinned.pop(model, None)
+
+    def _stands(self, model: str, pinned: bool) -> Standing | None:
         """How a model stands: that the device was never there is a fault only where it is asked for by name."""
         now = self.accelerator.standing_of(model)
-        hoped_for = not self.models.get(model, True) and not self.accelerator.counts().promotions
-        if now.reason == MISSING and hoped_for:
+        if now is not None and now.reason == MISSING and not pinned and not self.accelerator.counts().promotions:
             return Standing("cpu", now.reason, now.hint, now.since)
         return now
 
@@ -510,11 +517,12 @@ class _Unit:
 
     def _look(self, _device: Standing) -> None:
         """Tell of the models that stand otherwise than was told. Under the accelerator's lock."""
-        for model in list(self.models):
-            now = self._stands(model)
-            if (now.state, now.reason) != self._told.get(model):
-                self._told[model] = now.state, now.reason
-                self._tell(model, self.delegate.name, msgspec.structs.replace(now, since=self._clock()))
+        with self._telling:
+            for model, pinned in self._pinned.items():
+                now = self._stands(model, pinned)
+                if now is not None and (now.state, now.reason) != self._told.get(model):
+                    self._told[model] = now.state, now.reason
+                    self._tell(model, self.delegate.name, msgspec.structs.replace(now, since=self._clock()))
 
 
 def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:

@@ -1,9 +1,12 @@
 """Models on accelerators: which way is taken, and what comes of it, with a delegate that fails to order."""
 
 import hashlib
+import io
 import os
 import queue
 import shutil
+import signal
+import time
 from importlib.util import find_spec
 
 import msgspec
@@ -238,6 +241,36 @@ def test_what_began_under_another_configuration_does_not_bring_it_back(place, to
     assert accelerators.counts() == {}
 
 
+def test_of_what_has_gone_nothing_is_told_and_kept_by_what_was_under_way(place, told, tmp_path):
+    slow = bundle(tmp_path / "slow", {**MINE, "options": {"delay_us": "30000"}})
+    accelerators, runner = place(external(), slow)
+    assert until(told, "cpu")
+    unit = accelerators._units["mine"]
+    while not unit.host.is_loading:
+        time.sleep(0.001)
+    runner.close()
+    accelerators.forget("colours")
+    unit.accelerator.close()
+    assert unit.accelerator.join(WAIT)
+    assert told.get(timeout=WAIT) == ("colours", "", None, None)
+    assert told.empty()
+    assert (accelerators.standings(), accelerators.shares()) == ({}, {})
+    assert not accelerators.has_proven("colours", slow)
+
+
+def test_a_process_that_is_started_again_is_not_proven_while_a_window_waits(tmp_path):
+    accelerators = Accelerators(lambda *_: None)
+    golden = io.BytesIO()
+    np.savez(golden, input_0=np.stack(INPUT * 3), output_0=np.array([[OUTPUT]] * 3, np.float32))
+    proven = open_folder(write_bundle(tmp_path, files={"golden.npz": golden.getvalue()}, golden={}))
+    runner = accelerators.isolate("colours", proven, TfliteBackend())
+    os.kill(runner._runner.pid, signal.SIGKILL)
+    assert runner.run(INPUT)[0].tolist() == [OUTPUT]
+    assert runner._runner.spent.turns == 1
+    runner.close()
+    accelerators.close()
+
+
 def test_one_that_is_asked_for_and_has_nothing_to_run_is_a_fault_and_no_reason_not_to_serve(place, told, tmp_path):
     accelerators, runner = place({}, bundle(tmp_path / "plain"), wanted="edgetpu")
     model, name, state, reason = told.get(timeout=WAIT)
@@ -289,6 +322,30 @@ def test_what_is_wrong_with_the_device_is_not_held_against_a_version(tmp_path, m
             accelerators.try_out(bundle(tmp_path / "b", MINE), "auto", TfliteBackend())
     finally:
         accelerators.close()
+
+
+@pytest.mark.parametrize("fail", ["abort", "invoke"])
+def test_what_fails_on_a_device_at_fault_is_not_held_against_a_version(place, told, tmp_path, fail):
+    accelerators, _ = place(external(fail=fail))
+    until(told, "quarantined")
+    with pytest.raises(DeviceError):
+        accelerators.try_out(bundle(tmp_path / "next", MINE), "auto", TfliteBackend())
+
+
+def test_a_device_that_is_unplugged_on_trial_is_not_held_against_a_version(tmp_path, monkeypatch):
+    device = tmp_path / "device"
+    device.touch()
+    accelerators = Accelerators(lambda *_: None)
+    accelerators.configure(external(device_file=str(device), device=str(device)), RULES)
+
+    def judge(*_):
+        device.unlink()
+        raise ModelError("the device is gone")
+
+    monkeypatch.setattr(edged.accelerators, "_judge", judge)
+    with pytest.raises(DeviceError, match="the device is gone"):
+        accelerators.try_out(bundle(tmp_path / "next", MINE), "auto", TfliteBackend())
+    accelerators.close()
 
 
 def test_where_no_device_is_ready_there_is_nothing_to_try(tmp_path):

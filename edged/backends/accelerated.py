@@ -94,9 +94,9 @@ class Accelerator:
     raises, and is asked when something happens, and each second while the device is quarantined or waited for. What
     cannot be detected has one that never changes. `renew()` has the next load begin in a fresh process: it is asked for
     after a fault that the process outlived, for nobody knows what state its library is in. `busy()` says whether turns
-    have to wait for something else than turns; any thread asks, before each window. `tell` hears how it stands when
-    that has changed, or how one of its models does: on the thread that found it and under the lock, so it must neither
-    wait nor raise. `clock` is monotonic, and `jitter()` gives numbers from 0 to 1.
+    have to wait for something else than turns; any thread asks, before each window. `tell` hears how it stands
+    whenever that may have changed, or how one of its models does: on the thread that found it and under the lock, so it
+    must neither wait nor raise. `clock` is monotonic, and `jitter()` gives numbers from 0 to 1.
     """
 
     def __init__(
@@ -158,11 +158,16 @@ class Accelerator:
             self._stand()
         self._news.set()
 
-    def standing_of(self, name: str) -> Standing:
-        """How a model stands: what runs on the device is none the worse for what another met there."""
+    def standing_of(self, name: str) -> Standing | None:
+        """How a model stands, None once it is closed: what runs there is none the worse for what another met."""
         with self._lock:
             up = [model.up for model in self._models if model.name == name]
-            return standing_with(self.standing, bool(up) and all(up))
+            return standing_with(self.standing, all(up)) if up else None
+
+    def is_at_fault(self) -> bool:
+        """Whether it fails all its models: while it runs one, the faults are those of the others."""
+        with self._lock:
+            return self.standing.is_fault and not any(model.up for model in self._models)
 
     def counts(self) -> Counts:
         """What was done so far, by runners that are closed as well."""
@@ -311,11 +316,11 @@ class Accelerator:
         self._stand()
 
     def _stand(self, *, missing: bool = False) -> None:
-        """Say how the device stands, if that has changed."""
+        """Say how the device stands; where that is as before, its models may stand otherwise all the same."""
         now = standing(self.rules, self._record, name=self.name, missing=missing, now=self.clock())
         if (now.state, now.reason) != (self.standing.state, self.standing.reason):
             self.standing = now
-            self._tell(self.standing)
+        self._tell(self.standing)
 
 
 class AcceleratedRunner:

@@ -102,14 +102,14 @@ class Device:
         return [(standing.state, standing.reason) for standing in self.told]
 
 
-def accelerator(device: Device, rules: Rules = RULES) -> Accelerator:
+def accelerator(device: Device, rules: Rules = RULES, tell: Callable[[Standing], None] | None = None) -> Accelerator:
     return Accelerator(
         "edgetpu usb:0",
         rules,
         identity=device.identity,
         renew=device.renew,
         busy=lambda: device.busy,
-        tell=changes(device.told.append),
+        tell=tell or changes(device.told.append),
         clock=device.clock,
         jitter=lambda: 1.0,
     )
@@ -657,6 +657,48 @@ def test_a_model_with_two_runners_is_accelerated_when_both_are(device, keeper):
     assert keeper.standing_of("m").reason == "golden sample 0: all zero"
     other.close()
     assert keeper.standing_of("m").state == "accelerated"
+
+
+def test_a_model_that_fails_again_as_before_is_told_of_again(device):
+    told: list[str] = []
+
+    def tell(_: Standing) -> None:
+        if (now := keeper.standing_of("one")) is not None and told[-1:] != [now.state]:
+            told.append(now.state)
+
+    keeper = accelerator(device, tell=tell)
+    one = keeper.runner("one", twin(), device.load, device.check)
+    keeper.runner("other", twin(), device.load, device.check)
+    promote(keeper, one)
+    device.run_error = CRASH
+    answer(one)
+    device.now += 60
+
+    def fail_meanwhile() -> None:
+        if len(device.loaded) == 3:  # the one is back, and the other on its way
+            answer(one)
+
+    device.during_load = fail_meanwhile
+    keeper.look()
+    assert told == ["cpu", "accelerated", "degraded", "accelerated", "degraded"]
+
+
+def test_a_model_that_is_closed_stands_no_way(keeper, runner):
+    runner.close()
+    assert keeper.standing_of("m") is None
+
+
+def test_a_device_is_at_fault_that_fails_all_its_models(device, keeper, runner):
+    promote(keeper, runner)
+    assert not keeper.is_at_fault()
+    device.load_error = WRONG
+    bad = keeper.runner("bad", twin(), device.load, device.check)
+    keeper.look()
+    assert (keeper.standing.state, keeper.is_at_fault()) == ("degraded", False)
+    device.run_error = CRASH
+    answer(runner)
+    assert keeper.is_at_fault()
+    bad.close()
 
 
 def test_a_load_that_the_device_fails_takes_all_down(device, keeper):
