@@ -162,7 +162,7 @@ class Updates:
         try:
             offset = await self._on_thread(_take, receiving.transfer, chunk)
         except EdgedError as error:
-            if not error.retryable:  # nothing that could follow would make it better
+            if not error.retryable and receiving.job is None:  # nothing that could follow would make it better
                 await self._discard(chunk.id)
             raise
         return {"offset": offset}

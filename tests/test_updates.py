@@ -159,6 +159,20 @@ def test_no_more_is_taken_than_is_signed(board, ask, send):
         send(longer)
 
 
+def test_whoever_sends_more_takes_nothing_from_what_is_being_installed(board, ask, send, watch):
+    board.do(board.updater.go.clear)
+    ask("receive-open", **NAMES)
+    send()
+    job = ask("receive-done", id=NAMES["id"])["job"]
+    with pytest.raises(BundleError, match="were announced"):
+        ask("receive-chunk", id=NAMES["id"], offset=len(BUNDLE), data="eA==")
+    kept = board.parts()
+    board.do(board.updater.go.set)
+    assert kept == [NAMES["id"]]
+    assert watch(job)[-1]["state"] == "done"
+    assert board.updater.installed[0][0] == BUNDLE
+
+
 def test_a_damaged_chunk_is_asked_for_again(ask, send):
     damaged = bytearray(BUNDLE)
     damaged[-1] ^= 1
