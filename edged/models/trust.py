@@ -24,6 +24,7 @@ from edged.core.signatures import NAMESPACE, Signature
 log = logging.getLogger("edged.models")
 
 _SECONDS = 30.0
+_MAX_WORDS = 300
 _LATEST = 253_402_300_799  # the last second of the year 9999
 
 
@@ -129,8 +130,9 @@ class Trust(msgspec.Struct, frozen=True):
                 f"{signature.key} is a certificate that is not valid on {day}, or has no principal that is allowed",
                 hint=f"see it with ssh-keygen -L; correct the clock, or {self.allowed_signers}, or sign with another",
             )
+        broken = "; ".join(line for line in words.splitlines() if not line.startswith("No principal matched"))
         raise BundleError(
-            f"{signature.key} is not among the allowed signers",
+            f"{signature.key} is not among the allowed signers" + (f" ({broken[:_MAX_WORDS]})" if broken else ""),
             hint=f"add its public key to {self.allowed_signers} if it should be",
         )
 

@@ -105,6 +105,12 @@ def test_a_stranger(trust, signed, manifest):
     assert "allowed_signers" in refused.value.hint
 
 
+def test_a_line_that_is_wrong_is_told_of_where_nobody_is_found(trust, signed, manifest):
+    misspelt = trust(alice='namespace="edged-bundle"')
+    with pytest.raises(BundleError, match=r"is not among the allowed signers \(.*allowed_signers:1: "):
+        misspelt.verify(manifest, signed("alice"), NOW)
+
+
 def test_another_manifest(trust, signed, manifest):
     with pytest.raises(BundleError, match=r"the signature of SHA256:\S+ \(alice@example.com\) is not one of this"):
         trust().verify(manifest + b" ", signed("alice"), NOW)
