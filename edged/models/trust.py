@@ -143,7 +143,8 @@ class Trust(msgspec.Struct, frozen=True):
             return BundleError(f"the signature of {who} is not one of this manifest", hint="fetch or sign it again")
         if "namespace" in words:
             return BundleError(
-                f"{who} may not sign for {NAMESPACE!r}", hint=f"see its namespaces in {self.allowed_signers}"
+                f"{who} may not sign for {NAMESPACE!r}",
+                hint=f"see its namespaces in {self.allowed_signers}, where the first line with a key says whose it is",
             )
         good, _ = self._ssh_keygen("verify", signature, moment, "-I", principal, "-n", NAMESPACE, message=manifest)
         if good:
