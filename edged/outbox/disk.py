@@ -60,6 +60,8 @@ SMALL = 2500
 
 RETRY_SECONDS = 5.0
 
+LONGEST_REST = 600.0
+
 HUNG_SECONDS = 5.0
 """A disk that has not answered for so long is waited for no more, by nobody."""
 
@@ -136,6 +138,8 @@ class DiskSpool(MemorySpool):
         self._hungry = True
         self._closing = False
         self._failed = False
+        self._unread = 0  # so many times in a row it could not even be read
+        self._next_check = -math.inf
         self._busy_since = math.inf
         self._next_commit = clock() + self.options.commit_seconds
         self._last_key = 0
@@ -179,7 +183,7 @@ class DiskSpool(MemorySpool):
         """See Spool."""
         taken = super().take(count, replays)
         with self._lock:
-            if any(line.behind and line.ahead(self.options) < SOON // 2 for line in self._lines.values()):
+            if self._hungriest(SOON // 2) is not None:
                 self._call_keeper()
         return taken
 
@@ -300,6 +304,10 @@ class DiskSpool(MemorySpool):
             self._hungry = True
             self._tick.notify()
 
+    @property
+    def _unreadable(self) -> bool:
+        return self._unread > 1 or self._hung
+
     def _may_send(self, origin: str, entry: Entry) -> bool:
         if self._memory_only:
             return True
@@ -353,13 +361,19 @@ class DiskSpool(MemorySpool):
 
     def _turn(self, closing: bool) -> None:
         self._busy_since = self._clock()
+        unread = self._unread + 1
         try:
             if self._failed and not closing and self._busy_since < self._next_commit:
                 return
             if self._shelf is None and self._something_is_there():
                 self._open()
-            if closing or self._awaited or self._clock() >= self._next_commit:
+            if self._failed and self._shelf is not None:
+                self._fetch(self._shelf)  # a disk that is full can be read all the same
+                unread = 0
+            if closing or self._awaited or self._crowded or self._clock() >= self._next_commit:
                 self._commit(closing)
+            if self._crowded:
+                self._let_go()
             if self._shelf is not None and not closing:
                 self._fetch(self._shelf)
                 if not self._over_budget:
@@ -368,10 +382,12 @@ class DiskSpool(MemorySpool):
             self._looked_now()
             self._recovered()
         except ShelfError as error:
+            self._unread = unread
             self._trouble(error)
         except Exception as error:  # a bug of ours must not end the thread, and with it durability, in silence
             log.exception("the spool's keeper failed")
-            self._trouble(ShelfError(f"{type(error).__name__}: {error}", hint="report this"))
+            self._unread = unread
+            self._trouble(ShelfError(f"{type(error).__name__}: {error}", hint="report this", doubtful=True))
         finally:
             self._busy_since = math.inf
             self._wear.look()
@@ -388,6 +404,7 @@ class DiskSpool(MemorySpool):
         over = self._over_budget
         with self._lock:
             self._failed = False
+            self._unread = 0
         if over:
             reason = f"{self.options.daily_bytes} bytes were written today, which is all that is allowed"
             self.status.set("degraded", f"{reason}: messages wait in memory only", "raise daily_bytes in [spool]")
@@ -399,19 +416,31 @@ class DiskSpool(MemorySpool):
         if self._shelf is not None:
             self._shelf.close()
             self._shelf = None
-        if error.doubtful and is_damaged(self.file, self._connect):
-            error = ShelfError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
-        anew = error.damaged or error.other
-        if anew:
+        with self._lock:
+            again, self._failed = self._failed, True
+            self._busy_since = math.inf  # to read all of a file takes its time: that is no disk that hangs
+            self._turned.notify_all()
+        self._ready()  # those who had to be on disk first need not be any more
+        pause = RETRY_SECONDS
+        if error.doubtful and self._clock() >= self._next_check:
+            begun = self._clock()
+            if is_damaged(self.file, self._connect):
+                error = ShelfError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
+            self._next_check = self._clock() + _rest(self._clock() - begun)
+        self._degrade(error)
+        if error.damaged or error.other:
+            begun = self._clock()
             try:
                 self._begin_anew(error)
+                pause = 0 if not again else pause
             except ShelfError as worse:
-                error, anew = worse, False
+                self._degrade(worse)
+            pause = pause and _rest(self._clock() - begun)
         with self._lock:
-            self._failed = True
-            self._next_commit = self._clock() + (0 if anew else RETRY_SECONDS)
-            self._hungry = self._hungry or anew
-        self._ready()  # those who had to be on disk first need not be any more
+            self._next_commit = self._clock() + pause
+            self._hungry = self._hungry or not pause
+
+    def _degrade(self, error: ShelfError) -> None:
         self.status.set("degraded", f"{error.message}: messages are kept in memory only", error.hint)
 
     def _begin_anew(self, error: ShelfError) -> None:
@@ -506,7 +535,7 @@ class DiskSpool(MemorySpool):
             return
         self._full = self._shelf is not None and self._shelf.used_bytes > self.options.bytes
         with self._lock:
-            if self._full or self._excess > 0:
+            if (self._full or self._excess > 0) and not self._failed:
                 self._let_go()
             batches = self._due(closing)
             doomed = set(self._doomed)
@@ -554,7 +583,7 @@ class DiskSpool(MemorySpool):
     def _due(self, closing: bool) -> list[Batch]:
         """What is to be saved now."""
         batches: list[Batch] = []
-        spill = not self._present or closing
+        spill = not self._present or closing or self._crowded
         for origin, line in self._lines.items():
             durability = self._policy(origin).durability
             if durability == "memory":
@@ -706,57 +735,72 @@ class DiskSpool(MemorySpool):
 
     def _fetch(self, shelf: Shelf) -> None:
         """Read what will soon be sent."""
-        with self._lock:
-            lines = [(origin, line) for origin, line in self._lines.items() if line.behind]
-        for origin, line in lines:
-            while line.behind and line.ahead(self.options) < (SOON if self._present else AT_FIRST):
-                newest = self.options.drain == "newest"
-                with self._lock:
-                    taken = {*self._resident, *self._doomed}
-                found = shelf.next(origin, taken, newest=newest)
-                if found is None:
-                    line.behind = 0
-                    break
-                key, number = found
-                segment = shelf.read(key)
-                with self._lock:
-                    line.behind -= number
-                    self._growing.pop(origin, None)
-                    if segment is None:
-                        self._doomed.add(key)
-                        count(self._drops, origin, "damaged", number)
-                        continue
-                    entries = self._move_in(segment)
-                    if newest:
-                        line.head.extendleft(reversed(entries))
-                    else:
-                        line.head.extend(entries)
-                    bytes_ = sum(size(entry.message) for entry in entries)
-                    line.bytes += bytes_
-                    self._bytes += bytes_
-                    self._waiting += len(entries)
+        newest = self.options.drain == "newest"
+        while (origin := self._hungriest(SOON if self._present else AT_FIRST)) is not None:
+            line = self._line(origin)
+            with self._lock:
+                taken = {*self._resident, *self._doomed}
+            found = shelf.next(origin, taken, newest=newest)
+            if found is None:
+                line.behind = 0
+                continue
+            key, number = found
+            segment = shelf.read(key)
+            with self._lock:
+                line.behind -= number
+                self._growing.pop(origin, None)
+                if segment is None:
+                    self._doomed.add(key)
+                    count(self._drops, origin, "damaged", number)
+                    continue
+                entries = self._move_in(segment)
+                if newest:
+                    line.head.extendleft(reversed(entries))
+                else:
+                    line.head.extend(entries)
+                bytes_ = sum(size(entry.message) for entry in entries)
+                line.bytes += bytes_
+                self._bytes += bytes_
+                self._waiting += len(entries)
             self._ready()
+
+    def _hungriest(self, soon: int) -> str | None:
+        """The line on disk that has fewest messages in memory, if there is room for more of it, and it has not enough.
+
+        Half of the memory is for what is not on disk; but something of what is there has to be in memory to be sent.
+        """
+        with self._lock:
+            ahead = {origin: line.ahead(self.options) for origin, line in self._lines.items() if line.behind}
+            room = self._bytes < self.options.memory_bytes // 2 or (self._present and not any(ahead.values()))
+            origin = min(ahead, key=ahead.__getitem__, default=None)
+            return origin if origin is not None and room and ahead[origin] < soon else None
 
     @property
     def _too_old(self) -> bool:
         return self.options.seconds > 0 and any(line.behind for line in self._lines.values())
 
     @property
+    def _crowded(self) -> bool:
+        """Whether there may soon be no room in memory: what is on disk need not be there."""
+        return self._bytes > self.options.memory_bytes * 3 // 4
+
+    @property
     def _excess(self) -> int:
         return self.depth - self.options.messages
 
     def _let_go(self) -> None:
-        """Hold on disk only what is not under way, so that it is found there in its order when something must go."""
-        for line in self._lines.values():
-            if self.options.drain == "newest":
-                self._send_behind(line, self._let_go_oldest(line, 0))
-                continue
-            waiting = {entry.id for entry in line.entries()}
-            homes = {home.key: home for entry in line.entries() if (home := self._homes.get(entry.id))}
-            whole = [home for home in homes.values() if len(home.alive) == home.saved and home.alive <= waiting]
-            for home in whole:
-                del self._resident[home.key]
-            self._send_behind(line, set().union(*(home.alive for home in whole)))
+        """Hold on disk only what is there and not under way: so it is found in its order when something must go."""
+        with self._lock:
+            for line in self._lines.values():
+                if self.options.drain == "newest":
+                    self._send_behind(line, self._let_go_oldest(line, 0))
+                    continue
+                waiting = {entry.id for entry in line.entries()}
+                homes = {home.key: home for entry in line.entries() if (home := self._homes.get(entry.id))}
+                whole = [home for home in homes.values() if len(home.alive) == home.saved and home.alive <= waiting]
+                for home in whole:
+                    del self._resident[home.key]
+                self._send_behind(line, set().union(*(home.alive for home in whole)))
 
     def _make_room_on_disk(self, shelf: Shelf, growing: set[int]) -> list[tuple[str, str, int]]:
         """Delete what is too old or does not fit; whose it was, why, and how many. Within a transaction."""
@@ -769,8 +813,9 @@ class DiskSpool(MemorySpool):
         for origin, _, number in lost:
             behind[origin] -= number
             excess -= number
-        while any(behind.values()) and (excess > 0 or shelf.used_bytes > self.options.bytes):
-            victims = [origin for origin in behind if behind[origin] > 0]
+        while excess > 0 or shelf.used_bytes > self.options.bytes:
+            if not (victims := [origin for origin in behind if behind[origin] > 0]):
+                break
             origin = max(victims, key=lambda each: (-self._policy(each).priority, behind[each]))
             policy = self._policy(origin)
             number, reason = (
@@ -889,6 +934,11 @@ class _Pace:
         if elapsed > _PACE_SECONDS:
             self._counts, self._before, self._since = {}, rates, self._clock()
         return either
+
+
+def _rest(seconds: float) -> float:
+    """How long to leave a disk alone of which all of a file was read, and perhaps written, for so long and in vain."""
+    return min(max(RETRY_SECONDS, 100 * seconds), LONGEST_REST)
 
 
 def _written_by_this_thread() -> int | None:

@@ -396,7 +396,7 @@ def unpack(key: int, origin: str, level: int, reason: str | None, data: bytes) -
     """The segment of a row, None if what is there cannot be understood."""
     try:
         body = _decode(zlib.decompressobj().decompress(data, _MAX_BODY))
-    except (zlib.error, msgspec.DecodeError):
+    except (zlib.error, msgspec.DecodeError, TypeError):  # where pages are damaged, there may be no bytes at all
         return None
     messages = [
         Message(

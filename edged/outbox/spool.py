@@ -359,9 +359,15 @@ class MemorySpool:
         turns = [
             (-self._policy(origin).priority, turn.entry.id, turn)
             for origin, line in self._lines.items()
-            if (turn := line.turn(self.options, replays=replays)) and self._may_send(origin, turn.entry)
+            if (turn := line.turn(self.options, replays=replays, overtaking=self._unreadable))
+            and self._may_send(origin, turn.entry)
         ]
         return min(turns)[2] if turns else None
+
+    @property
+    def _unreadable(self) -> bool:
+        """Whether what is on disk only cannot be had, so that nothing is to wait for it."""
+        return False
 
     def _may_send(self, origin: str, entry: Entry) -> bool:
         """Whether nothing has to be done for this message first."""
@@ -475,8 +481,8 @@ class Line:
         self.tail.extend(self.fresh)
         self.fresh.clear()
 
-    def turn(self, options: SpoolOptions, *, replays: bool) -> Turn | None:
-        """What is to be sent next, if `replays` or new."""
+    def turn(self, options: SpoolOptions, *, replays: bool, overtaking: bool = False) -> Turn | None:
+        """What is to be sent next, if `replays` or new. `overtaking`: nothing waits for what is on disk only."""
         if options.overtaking and self.fresh:
             return Turn(self, self.fresh[0], self.fresh, False, True)
         if options.drain == "newest":
@@ -484,7 +490,7 @@ class Line:
             return Turn(self, queue[-1], queue, True, False) if queue and replays else None
         if self.head and replays:
             return Turn(self, self.head[0], self.head, False, False)
-        if self.head or self.behind:
+        if self.head or (self.behind and not overtaking):
             return None
         if self.tail:
             return Turn(self, self.tail[0], self.tail, False, False) if replays else None

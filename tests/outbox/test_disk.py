@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from edged.core.health import Status
+from edged.outbox import disk
 from edged.outbox.disk import HUNG_SECONDS, SOON, DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.spool import Aside, Entry
@@ -351,6 +352,24 @@ def test_what_may_not_be_written_any_more_today_keeps_within_the_same_number_of_
     assert spool.stats.drops == {"a": {"full": 800}}
 
 
+@pytest.mark.parametrize(("origins", "commit_seconds"), [("a", 0), ("abcdefghijkl", 0), ("a", 3600)])
+def test_nothing_that_the_disk_has_room_for_is_dropped_for_want_of_memory(
+    make: Make, origins: str, commit_seconds: float
+) -> None:
+    spool = make(memory_bytes=2_000_000, commit_seconds=commit_seconds)
+    each = 6000 // len(origins)
+    for first in range(0, each, 100):
+        for origin in origins:
+            fill(spool, 100, origin, first)
+            until(lambda: spool.stats.bytes <= 1_500_000)
+    assert (spool.stats.drops, spool.stats.depth) == ({}, 6000)
+    spool.resume()
+
+    entries = drain(spool, 6000)
+    for origin in origins:
+        assert [entry.message.seq for entry in entries if entry.message.origin == origin] == list(range(each))
+
+
 # -- trouble ---------------------------------------------------------------------------------------------------------
 
 
@@ -494,6 +513,73 @@ def test_a_full_disk_is_said_and_survived(make: Make, tmp_path: Path) -> None:
         spool.close(PATIENCE)
     finally:
         subprocess.run(["umount", str(tmp_path / "spool")], check=True)
+
+
+def failing(error: str, statements: str) -> tuple[Event, Callable[[str], sqlite3.Connection]]:
+    """An event, and what opens databases in which such statements fail while it is set."""
+    broken = Event()
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+            if broken.is_set() and sql.startswith(statements):
+                raise sqlite3.OperationalError(error)
+            return super().execute(sql, *rest)
+
+    return broken, lambda file: sqlite3.connect(file, isolation_level=None, factory=Connection)
+
+
+def test_results_go_on_though_older_ones_are_on_a_disk_that_can_no_longer_be_read(make: Make) -> None:
+    broken, connect = failing("disk I/O error", "SELECT")
+    spool = make(connect=connect, clock=lambda: time.monotonic() * 10)
+    for seq in range(3 * SOON):
+        spool.put(message(seq, created=time.monotonic() * 10))
+    until(lambda: saved(spool) and spool.stats.on_disk)
+    broken.set()
+    spool.resume()
+    spool.put(message(3 * SOON, created=time.monotonic() * 10))
+    first: list[int] = []
+    until(lambda: 3 * SOON in first or first.extend(numbers(drain(spool, 0))))
+    assert len(first) < 3 * SOON
+    broken.clear()
+
+    rest = numbers(drain(spool, 3 * SOON + 1 - len(first)))
+    assert [*first[:-1], *rest] == list(range(3 * SOON))
+
+
+def test_what_is_on_a_disk_that_is_full_is_sent_as_far_as_it_can_be_read(make: Make) -> None:
+    full, connect = failing("database or disk is full", "BEGIN")
+    spool = make(connect=connect, clock=lambda: time.monotonic() * 10)
+    for seq in range(3 * SOON):
+        spool.put(message(seq, created=time.monotonic() * 10))
+    until(lambda: saved(spool) and spool.stats.on_disk)
+    full.set()
+    spool.resume()
+
+    assert numbers(drain(spool, 3 * SOON)) == list(range(3 * SOON))
+    assert "full" in spool.health.reason
+
+
+def test_a_file_is_read_through_for_damage_once_and_not_whenever_a_full_disk_is_tried_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = [1000.0], []
+
+    def look(file: Path, connect: Any) -> bool:
+        looks.append(spool.health.reason)
+        now[0] += 60.0  # it is a large file on a slow card
+        return False
+
+    monkeypatch.setattr(disk, "is_damaged", look)
+    full, connect = failing("", "BEGIN")
+    spool = make(connect=connect, clock=lambda: now[0])
+    full.set()
+    for _ in range(3):
+        spool.put(message(1, created=now[0]))
+        until(lambda: spool.health.state == "degraded" and spool._next_commit > now[0])
+        now[0] += 10.0
+    until(lambda: spool._next_commit > now[0])
+
+    assert len(looks) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_a_reason_and_no_end(make: Make, tmp_path: Path) -> None:

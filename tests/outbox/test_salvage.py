@@ -140,6 +140,15 @@ def test_a_page_number_beyond_all_that_can_be_is_no_disk_that_is_full(
     assert "spool.db is damaged; it is now" in caplog.text
 
 
+def test_a_body_that_is_no_bytes_any_more_is_lost_alone(whole: Whole) -> None:
+    """A cell that begins a byte too early is a row whose columns are NULL, which SQLite reads without a word."""
+    data = bytearray(whole)
+    for page, place in ((5, 1), (48, 94)):
+        data[page * PAGE + place] = 0
+    with opened(bytes(data)) as spool:
+        assert sound(whole, {5, 48}) <= set(everything(spool))
+
+
 def test_of_a_page_of_rows_only_those_on_it_are_lost(whole: Whole) -> None:
     """Of the table of rows the pages that are no bodies' hold a hundred segments each, or more."""
     bodies = set(whole.pages.values())
