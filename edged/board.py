@@ -252,7 +252,10 @@ class ModelBoard:
             raise
         except Exception as error:
             log.exception("loading %s met a bug", manifest.name, extra={"model": manifest.name})
-            raise ModelError(f"{type(error).__name__}: {error}", hint="see the log's traceback") from error
+            scarce = isinstance(error, MemoryError)
+            raise ModelError(
+                f"{type(error).__name__}: {error}", hint="see the log's traceback", retryable=scarce
+            ) from error
         return served, proof
 
     def _load(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
@@ -411,6 +414,7 @@ class ModelBoard:
                 each.flow = each.served = None
             each.status.set("failed", f"its model {model!r}: {reason}", hint)
         self._feed()
+        self._parts.accelerators.forget(model)
         part.bundle, part.digest, part.served, part.proof = None, "", (), None
         part.status.set("failed", reason, hint)
 

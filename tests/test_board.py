@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 import edged.board
+from edged.accelerators import Accelerators
 from edged.api import DeviceError, ModelError, SourceInfo, TensorSpec
 from edged.backends.fake import FakeRunner
 from edged.backends.tflite import TfliteBackend
 from edged.board import ModelBoard, hands_over
 from edged.config import ModelEntry, PipelineEntry
+from edged.core.acceleration import Standing
 from edged.core.health import Status
 from edged.core.manifest import Limits
 from edged.core.verdict import Verdict
@@ -122,6 +124,7 @@ class Rig:
             models={"colours": ModelPart(status("colours"))},
             pipelines={name: PipelinePart(each, status(name)) for name, each in pipelines.items()},
             sources={},
+            accelerators=Accelerators(lambda *_: None),
         )
         self.board = ModelBoard(self.parts, self.build, feed=lambda: None, clock=float)
 
@@ -151,6 +154,13 @@ class Rig:
     def close(self):
         """Have the workers end, and with them what serves."""
         asyncio.run(self.board.swap("colours", None))
+
+
+def test_what_is_let_go_of_stands_on_no_accelerator_any_more(tmp_path):
+    rig = Rig(tmp_path, Loader())
+    rig.parts.accelerators._stands("colours", "mine", Standing("accelerated", "", "", 0.0))
+    rig.close()
+    assert rig.parts.accelerators.standings() == {}
 
 
 def test_what_does_not_load_everywhere_leaves_what_runs_somewhere(tmp_path):
