@@ -219,8 +219,10 @@ class Incoming:
                 )
 
     def _make_room(self, own: str, needed: int) -> None:
-        while (free := _free(self._folder)) < needed + self._reserve:
-            if not self._remove_oldest(own):
+        wanted = needed + self._reserve
+        while (free := _free(self._folder)) < wanted:
+            others = sum(_size(folder / PART) for folder in self._folders() if folder.name != own)
+            if free + others < wanted or not self._remove_oldest(own):  # nothing goes in vain
                 raise StoreError(
                     f"{self._folder}: {needed} bytes and a reserve of {self._reserve} are needed, and {free} are free",
                     hint="free some space on that disk",
@@ -550,6 +552,14 @@ def _modified(folder: Path) -> float:
         return folder.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _size(file: Path) -> int:
+    """How many bytes of the disk a file takes; 0 if it is gone meanwhile."""
+    try:
+        return file.stat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def _free(folder: Path) -> int:
