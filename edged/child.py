@@ -27,7 +27,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -186,8 +186,11 @@ def _limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, hard if kind == resource.RLIMIT_CPU else value))
 
 
-def _processes() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+def _processes() -> list[int]:
+    try:
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    except OSError:  # no descriptor to be had; its process group was killed without one
+        return []
 
 
 def _kill(pid: int, mark: str) -> bool:

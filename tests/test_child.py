@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -203,6 +204,19 @@ def test_a_kill_ends_what_it_left_behind(fifo, flee):
     child.kill()
     assert child.close() == 0
     assert fifo.read() == b""
+
+
+def test_a_kill_needs_no_descriptor(fifo):
+    child = spawn("actor", LEASH, f"held = hold({fifo.path!r}); time.sleep(60)")
+    assert fifo.read() == b"alive"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        child.kill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    wait(child)
+    assert child.close() == -signal.SIGKILL
 
 
 def test_a_kill_ends_nobody_else_s_child(fifo):
