@@ -163,6 +163,18 @@ def test_what_is_let_go_of_stands_on_no_accelerator_any_more(tmp_path):
     assert rig.parts.accelerators.standings() == {}
 
 
+def test_a_lack_of_memory_is_something_that_passes(tmp_path, monkeypatch):
+    rig = Rig(tmp_path, Loader())
+
+    def load(self, file, *, signature=None):
+        raise MemoryError("1 GB")
+
+    monkeypatch.setattr(Loader, "load", load)
+    with pytest.raises(ModelError, match="1 GB") as failure:
+        rig.swap(rig.bundle("1.0"))
+    assert failure.value.retryable
+
+
 def test_what_does_not_load_everywhere_leaves_what_runs_somewhere(tmp_path):
     rig = Rig(tmp_path, Loader(2, 4, 6), swap="handover")
     active = rig.bundle("1.0")
