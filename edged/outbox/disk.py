@@ -164,7 +164,8 @@ class DiskSpool(MemorySpool):
         """See Spool."""
         with self._lock:
             policy = self._policy(message.origin)
-            if policy.drop == "newest" and (self._full or self.depth >= self.options.messages):
+            full = self._full and not self._memory_only
+            if policy.drop == "newest" and (full or self.depth >= self.options.messages):
                 count(self._drops, message.origin, "full")
                 return
             self._pace.count(message.origin)
@@ -496,6 +497,7 @@ class DiskSpool(MemorySpool):
         self._inherited = found.last_key
         for origin, waiting in found.waiting.items():
             self._line(origin).behind = waiting
+        self._doomed |= {segment.key for segment in found.parked[:-MAX_PARKED]}
         for segment in found.parked[-MAX_PARKED:]:
             for entry in self._move_in(segment):
                 self._last_number += 1

@@ -117,7 +117,11 @@ def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
     try:
         with border(file):
             _delete(copy)
-        Shelf(copy, connect).close()
+        new_one = Shelf(copy, connect)
+        try:
+            new_one.settle()
+        finally:
+            new_one.close()
         with border(file):
             with copy.open("rb") as new:
                 header = bytearray(new.read(_PAGE))
@@ -147,7 +151,7 @@ def _read(file: Path, connect: Connect) -> Iterator[Segment]:
         marks = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
         if marks == [APPLICATION, SCHEMA]:
             yield from _walk(database)
-    except sqlite3.Error:
+    except (sqlite3.Error, msgspec.ValidationError):
         pass  # nothing at all can be read, or nothing more
     finally:
         if database is not None:

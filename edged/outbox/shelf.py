@@ -287,7 +287,7 @@ def is_damaged(file: Path, connect: Connect) -> bool:
             database = connect(str(file))
             try:
                 database.execute("PRAGMA locking_mode = EXCLUSIVE")
-                [first] = database.execute("PRAGMA quick_check(1)").fetchall()
+                first = database.execute("PRAGMA quick_check(1)").fetchone()
             finally:
                 database.close()
     except ShelfError as error:

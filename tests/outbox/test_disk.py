@@ -20,7 +20,8 @@ from edged.core.health import Status
 from edged.outbox import disk
 from edged.outbox.disk import HUNG_SECONDS, SOON, DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
-from edged.outbox.spool import Aside, Entry
+from edged.outbox.shelf import Segment, Shelf, Stamp, open_database
+from edged.outbox.spool import MAX_PARKED, Aside, Entry
 from tests.broker import PATIENCE
 from tests.contracts.spool import SpoolContract, message, numbers
 
@@ -185,6 +186,20 @@ def test_parked_messages_survive_a_restart_with_their_reason(make: Make) -> None
     assert again.retry() == 1
     again.close(PATIENCE)
     assert sorted(numbers(drain(make(), 3))) == [0, 1, 2]
+
+
+def test_no_more_parked_messages_stay_on_disk_than_are_kept(make: Make, tmp_path: Path) -> None:
+    """As a power cut may leave them, between parking one more and deleting the oldest."""
+    shelf = Shelf(tmp_path / "spool" / "spool.db", open_database)
+    with shelf.transaction():
+        for key in range(1, MAX_PARKED + 6):
+            shelf.put(Segment(key, "a", Stamp("boot", 0.0, None), [message(key)], reason="not authorised"))
+    shelf.close()
+    make().close(PATIENCE)
+
+    shelf = Shelf(tmp_path / "spool" / "spool.db", open_database)
+    assert [segment.key for segment in shelf.look().parked] == list(range(6, MAX_PARKED + 6))
+    shelf.close()
 
 
 def test_memory_is_never_written_and_is_given_back_at_the_end(make: Make) -> None:
@@ -544,6 +559,24 @@ def test_results_go_on_though_older_ones_are_on_a_disk_that_can_no_longer_be_rea
 
     rest = numbers(drain(spool, 3 * SOON + 1 - len(first)))
     assert [*first[:-1], *rest] == list(range(3 * SOON))
+
+
+def test_a_file_that_is_full_and_fails_leaves_room_for_new_results_in_memory(make: Make) -> None:
+    broken, connect = failing("disk I/O error", "BEGIN")
+    spool = make({"a": Policy(drop="newest")}, connect=connect, bytes=1 << 20)
+    for seq in range(1000):
+        spool.put(message(seq, created=time.monotonic(), payload=random.Random(seq).randbytes(2000)))
+        if seq % 100 == 99:
+            until(lambda: saved(spool))
+    spool.resume()
+    until(lambda: spool.stats.drops)
+    broken.set()
+    drain(spool, 10)
+    until(lambda: spool.health.state == "degraded")
+    before = spool.stats.dropped
+    fill(spool, 1, first=1000)
+
+    assert spool.stats.dropped == before
 
 
 def test_what_is_on_a_disk_that_is_full_is_sent_as_far_as_it_can_be_read(make: Make) -> None:
