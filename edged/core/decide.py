@@ -176,6 +176,13 @@ def target(facts: Facts) -> str:
     return next((digest for digest in ranking(facts) if digest in there and digest not in facts.unfit), "")
 
 
+def in_use(facts: Facts) -> set[str | None]:
+    """The versions that must not go, whatever they take."""
+    ledger = facts.ledger
+    candidate = None if ledger.candidate is None else ledger.candidate.digest
+    return {ledger.active, ledger.previous, candidate, facts.serving, facts.named}
+
+
 def _judge(facts: Facts) -> Record | None:
     """Move the candidate through its phases."""
     ledger, candidate = facts.ledger, facts.ledger.candidate
@@ -223,13 +230,11 @@ def _tidy(facts: Facts) -> Step | None:
 
 def _spare(facts: Facts) -> str | None:
     """The oldest version there is no need to keep, where there are too many."""
-    ledger, keep = facts.ledger, facts.keep
-    candidate = ledger.candidate and ledger.candidate.digest
-    in_use = {ledger.active, ledger.previous, candidate, facts.serving, facts.named}
+    ledger, keep, needed = facts.ledger, facts.keep, in_use(facts)
     bytes_held = sum(size for digest, size in facts.present.items() if digest in ledger.versions)
     if len(ledger.versions) <= keep.versions and bytes_held <= keep.bytes:
         return None
-    return next((digest for digest in ledger.versions if digest not in in_use), None)
+    return next((digest for digest in ledger.versions if digest not in needed), None)
 
 
 def _fault(facts: Facts, candidate: Candidate) -> Fault | None:

@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
 from edged.core import probation
-from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, target
+from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, in_use, target
 from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError
 from edged.core.ledger import Candidate, Installed, Ledger
 from edged.core.manifest import Manifest, Probation
@@ -449,7 +449,7 @@ class Updater:
         if memory.serving_since is not None and serving is not None:
             watched = _answer(probation.judge(disk.limits, self._board.observed(name), disk.usual))
         memory.factory = disk.factory
-        return Facts(
+        facts = Facts(
             ledger=disk.ledger,
             run=self._run,
             factory=tuple(disk.factory),
@@ -462,9 +462,10 @@ class Updater:
             waited=0.0 if memory.serving_since is None else self._clock() - memory.serving_since,
             current=disk.current,
             litter=disk.litter,
-            keep=_with_room(self._keep, disk, room),
+            keep=self._keep,
             barred=barred,
         )
+        return replace(facts, keep=_with_room(facts, disk.free, room)) if room else facts
 
     def _read(self, name: str) -> _Seen:
         """On another thread: the disk's part of the facts."""
@@ -775,7 +776,10 @@ def _measured(number: str, verdict: Verdict) -> str:
     )
 
 
-def _with_room(keep: Keep, seen: _Seen, room: int) -> Keep:
-    """Keep less, where that is what it takes to have `room` bytes."""
-    held = sum(size for digest, size in seen.present.items() if digest in seen.ledger.versions)
-    return replace(keep, bytes=min(keep.bytes, held + seen.free - room)) if room else keep
+def _with_room(facts: Facts, free: int, room: int) -> Keep:
+    """Keep less, where that is what it takes to have `room` bytes; no less where even that would not do."""
+    held = {digest: size for digest, size in facts.present.items() if digest in facts.ledger.versions}
+    spare = sum(size for digest, size in held.items() if digest not in in_use(facts))
+    if free + spare < room:
+        return facts.keep
+    return replace(facts.keep, bytes=min(facts.keep.bytes, sum(held.values()) + free - room))

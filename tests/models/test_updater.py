@@ -18,6 +18,7 @@ from edged.models.bare import Bare
 from edged.models.bundle import open_folder
 from edged.models.disk import Disk, Kernel
 from edged.models.job import Options
+from edged.models.store import Shelf
 from edged.models.trust import Trust
 from tests.bundles import DATA
 from tests.containers import MODEL, container
@@ -877,6 +878,14 @@ def test_a_version_that_the_configuration_names_is_not_among_those_that_go(rig):
         await rig.installed("1.3")
 
     asyncio.run(scenario())
+    assert [each.version for each in rig.ledger.versions.values()] == ["1.1", "1.2", "1.3"]
+
+
+def test_no_version_goes_for_one_that_has_no_room_all_the_same(rig, monkeypatch):
+    play(rig, *(rig.installed(version) for version in ("1.1", "1.2", "1.3")))
+    monkeypatch.setattr(Shelf, "free", lambda shelf: 0)
+    job = play(rig, rig.installed("1.4"))
+    assert "there is no room for colours 1.4" in job.text
     assert [each.version for each in rig.ledger.versions.values()] == ["1.1", "1.2", "1.3"]
 
 
