@@ -512,7 +512,7 @@ class Daemon:
             columns=contract.match(manifest.window, info, entry.source, entry.model),
             patient=info.patient,
             capacity=entry.queue,
-            sinks=[parts.sinks.get(sink) or self._delivery(sink) for sink in outbox_first],
+            sinks=[*(parts.sinks.get(sink) or self._delivery(sink) for sink in outbox_first), parts.watchers],
             status=part.status,
             clock=time.monotonic,
             next_seq=part.next_seq,

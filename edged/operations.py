@@ -104,6 +104,18 @@ class PipelinePart:
         return self.begins_at if self.flow is None else self.flow.next_seq
 
 
+class Watchers:
+    """The last sink of every pipeline: whoever watches. `taps` is replaced whole, on the event loop's thread."""
+
+    def __init__(self) -> None:
+        self.taps: tuple[_Tap, ...] = ()
+
+    def send(self, prediction: Prediction) -> None:
+        """On a worker's thread."""
+        for tap in self.taps:
+            tap.send(prediction)
+
+
 @dataclass
 class Parts:
     """All there is to ask about. `steps` counts the steps of updates, by model and kind."""
@@ -124,6 +136,7 @@ class Parts:
     models: dict[str, ModelPart] = field(default_factory=dict)
     pipelines: dict[str, PipelinePart] = field(default_factory=dict)
     sinks: dict[str, Drain] = field(default_factory=dict)
+    watchers: Watchers = field(default_factory=Watchers)
 
 
 class Operations:
@@ -165,20 +178,16 @@ class Operations:
 
     async def _watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """The results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
-        name = args.get("pipeline")
-        flows = {name: part.flow for name, part in self._parts.pipelines.items() if part.flow is not None}
+        name, watchers = args.get("pipeline"), self._parts.watchers
         if name is not None and name not in self._parts.pipelines:
             raise ControlError(f"there is no pipeline {name!r}", hint=_known(self._parts.pipelines))
-        tap = _Tap(self._parts.recorder, asyncio.get_running_loop())
-        tapped = [flow for key, flow in flows.items() if name in (None, key)]
-        for flow in tapped:
-            flow.sinks = (*flow.sinks, tap)
+        tap = _Tap(self._parts, name, asyncio.get_running_loop())
+        watchers.taps = (*watchers.taps, tap)
         try:
             while True:
                 yield await tap.queue.get()
         finally:
-            for flow in tapped:
-                flow.sinks = tuple(sink for sink in flow.sinks if sink is not tap)
+            watchers.taps = tuple(other for other in watchers.taps if other is not tap)
 
     async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
         parts = self._parts
@@ -279,7 +288,7 @@ class Operations:
                 "digest": part.digest,
                 "origin": part.origin,
                 "pipelines": [pipeline for pipeline, served in pipelines if served.entry.model == name],
-                "bytes": part.bundle.file(part.bundle.manifest.model).stat().st_size if part.bundle else 0,
+                "bytes": part.bundle.manifest.files[part.bundle.manifest.model].bytes if part.bundle else 0,
                 "runner": part.runner and msgspec.to_builtins(part.runner),
                 "proof": part.proof and msgspec.to_builtins(part.proof),
                 "accelerator": self._accelerator(name),
@@ -362,17 +371,21 @@ class Operations:
 
 
 class _Tap:
-    """A watcher, as a sink: hands results to the event loop, and drops the newest while nobody takes them."""
+    """A watcher of one pipeline, or of all (None): hands results to the event loop, and drops the newest while nobody
+    takes them."""
 
-    def __init__(self, recorder: Recorder, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, parts: Parts, pipeline: str | None, loop: asyncio.AbstractEventLoop) -> None:
         self.queue: asyncio.Queue[Any] = asyncio.Queue(WATCH_QUEUE)
-        self._recorder = recorder
+        self._parts = parts
+        self._pipeline = pipeline
         self._loop = loop
 
     def send(self, prediction: Prediction) -> None:
         """On a worker's thread."""
+        if self._pipeline not in (None, prediction.pipeline):
+            return
         with contextlib.suppress(RuntimeError):  # the loop has gone: the daemon is stopping
-            self._loop.call_soon_threadsafe(self._put, self._recorder.result(prediction))
+            self._loop.call_soon_threadsafe(self._put, self._parts.recorder.result(prediction))
 
     def _put(self, record: Any) -> None:
         with contextlib.suppress(asyncio.QueueFull):
