@@ -138,6 +138,7 @@ class DiskSpool(MemorySpool):
         self._hungry = True
         self._closing = False
         self._failed = False
+        self._anew = False  # a new file was begun, and has not been of use yet
         self._unread = 0  # so many times in a row it could not even be read
         self._next_check = -math.inf
         self._busy_since = math.inf
@@ -385,10 +386,9 @@ class DiskSpool(MemorySpool):
         except ShelfError as error:
             self._unread = unread
             self._trouble(error)
-        except Exception as error:  # a bug of ours must not end the thread, and with it durability, in silence
-            log.exception("the spool's keeper failed")
+        except Exception as error:
             self._unread = unread
-            self._trouble(ShelfError(f"{type(error).__name__}: {error}", hint="report this", doubtful=True))
+            self._trouble(_bug(error))
         finally:
             self._busy_since = math.inf
             self._wear.look()
@@ -404,7 +404,7 @@ class DiskSpool(MemorySpool):
     def _recovered(self) -> None:
         over = self._over_budget
         with self._lock:
-            self._failed = False
+            self._failed = self._anew = False
             self._unread = 0
         if over:
             reason = f"{self.options.daily_bytes} bytes were written today, which is all that is allowed"
@@ -418,7 +418,7 @@ class DiskSpool(MemorySpool):
             self._shelf.close()
             self._shelf = None
         with self._lock:
-            again, self._failed = self._failed, True
+            self._failed = True
             self._busy_since = math.inf  # to read all of a file takes its time: that is no disk that hangs
             self._turned.notify_all()
         self._ready()  # those who had to be on disk first need not be any more
@@ -433,9 +433,12 @@ class DiskSpool(MemorySpool):
             begun = self._clock()
             try:
                 self._begin_anew(error)
-                pause = 0 if not again else pause
+                pause = RETRY_SECONDS if self._anew else 0
+                self._anew = True
             except ShelfError as worse:
                 self._degrade(worse)
+            except Exception as worse:
+                self._degrade(_bug(worse))
             pause = pause and _rest(self._clock() - begun)
         with self._lock:
             self._next_commit = self._clock() + pause
@@ -936,6 +939,12 @@ class _Pace:
         if elapsed > _PACE_SECONDS:
             self._counts, self._before, self._since = {}, rates, self._clock()
         return either
+
+
+def _bug(error: Exception) -> ShelfError:
+    """One of ours must not end the thread, and with it durability, in silence; but damage may have brought it about."""
+    log.error("the spool's keeper failed", exc_info=error)
+    return ShelfError(f"{type(error).__name__}: {error}", hint="report this", doubtful=True)
 
 
 def _rest(seconds: float) -> float:

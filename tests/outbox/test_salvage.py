@@ -60,12 +60,12 @@ def said(seq: int, chance: random.Random) -> Message:
 
 
 @contextmanager
-def opened(content: bytes) -> Iterator[DiskSpool]:
+def opened(content: bytes, clock: Callable[[], float] = time.monotonic) -> Iterator[DiskSpool]:
     """A spool that finds this file."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "spool.db").write_bytes(content)
         status = Status("spool", time.monotonic, lambda name, health: None)
-        spool = DiskSpool(Path(folder), SpoolOptions(commit_seconds=0), status=status, boot="boot")
+        spool = DiskSpool(Path(folder), SpoolOptions(commit_seconds=0), status=status, boot="boot", clock=clock)
         spool.start(lambda: None)
         try:
             yield spool
@@ -147,6 +147,20 @@ def test_a_body_that_is_no_bytes_any_more_is_lost_alone(whole: Whole) -> None:
         data[page * PAGE + place] = 0
     with opened(bytes(data)) as spool:
         assert sound(whole, {5, 48}) <= set(everything(spool))
+
+
+def test_a_fault_of_ours_while_saving_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(salvage, "replace", fail)
+    with opened(b"not a database" * 1000, lambda: 20 * time.monotonic()) as spool:
+        deadline = time.monotonic() + PATIENCE
+        while "a bug" not in spool.health.reason:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        monkeypatch.undo()
+        assert everything(spool) == [1_000_000]
 
 
 def test_of_a_page_of_rows_only_those_on_it_are_lost(whole: Whole) -> None:
