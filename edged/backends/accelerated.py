@@ -51,6 +51,7 @@ from edged.core.acceleration import (
     Wait,
     decide,
     failed,
+    pardoned,
     quarantined,
     settled,
     standing,
@@ -147,7 +148,11 @@ class Accelerator:
         model = _Model(name, load)
         with self._lock:
             self._models.append(model)
-            self._tell(self.standing)
+            before, self._record = self._record, pardoned(self.rules, self._record)
+            if self._record == before:
+                self._tell(self.standing)
+            else:
+                self._stand()
         self._news.set()
         return AcceleratedRunner(self, model, twin, check)
 

@@ -12,7 +12,8 @@ accelerator does not; so nothing here is urgent, and an accelerator is only used
                                    is plugged in anew, or an operator releases it
 
 - A fault is the device's, whichever model met it, and all its models go back to their twins. There is one exception: a
-  model that does not load there, or fails its proof, leaves those alone that serve already.
+  model that does not load there, or fails its proof, leaves those alone that serve already. Where one of them has to be
+  brought back, or another model comes, such failures are forgotten: they would keep that one away for nothing.
 - Pauses double from `backoff` to `backoff_max`, less up to half of it by chance.
 - What served for `within` seconds without a fault owes nothing: the next pause is as short as the first.
 - A device that is not there is not tried: it is looked for each LOOK_EVERY seconds, and tried as soon as it is there.
@@ -23,6 +24,7 @@ accelerator does not; so nothing here is urgent, and an accelerator is only used
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -118,9 +120,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 def failed(rules: Rules, record: Record, fault: Fault, luck: float) -> Record:
     """After a fault; `luck` from 0 to 1 makes the pause that follows longer, from half of it to all."""
+    if fault.kind != "load":
+        record = pardoned(rules, record)
     forgotten = record.settled is not None and fault.time - record.settled >= rules.within
     faults = (*(() if forgotten else record.faults), fault)[-KEPT:]
     return replace(record, faults=faults, due=fault.time + pause(rules, len(faults), luck), settled=None)
+
+
+def pardoned(rules: Rules, record: Record) -> Record:
+    """Without what models failed to load, and out of quarantine where that was all there was to it."""
+    faults = tuple(fault for fault in record.faults if fault.kind != "load")
+    if _recent(rules, faults) >= rules.failures:
+        return record
+    return replace(record, faults=faults, due=record.due if faults else 0.0, quarantined=None)
 
 
 def settled(record: Record, now: float) -> Record:
@@ -192,7 +204,7 @@ def decide(rules: Rules, facts: Facts) -> Step:
         return Settle() if facts.serving and record.settled is None else Wait(None)
     if record.quarantined is not None:
         return Release() if facts.identity not in ("", record.quarantined) else Wait(now + LOOK_EVERY)
-    if _recent(rules, record) >= rules.failures:
+    if _recent(rules, record.faults) >= rules.failures:
         return Quarantine()
     if now < record.due:
         return Wait(record.due)
@@ -202,7 +214,7 @@ def decide(rules: Rules, facts: Facts) -> Step:
 def standing(rules: Rules, record: Record, *, name: str, missing: bool, now: float) -> Standing:
     """How the device `name` stands, from now on."""
     if record.quarantined is not None:
-        faults = _recent(rules, record)
+        faults = _recent(rules, record.faults)
         several = f"{faults} faults" if faults > 1 else "1 fault"
         why = f"{several} within {rules.within:g} s, the last: {record.faults[-1].reason}"
         hint = f"plug the device in anew; or, when the cause is mended: edgectl release {name}"
@@ -227,6 +239,6 @@ def standing_with(device: Standing, up: bool) -> Standing:
     return device
 
 
-def _recent(rules: Rules, record: Record) -> int:
+def _recent(rules: Rules, faults: Sequence[Fault]) -> int:
     """How many of the faults were within the time that counts, up to the last."""
-    return sum(record.faults[-1].time - fault.time < rules.within for fault in record.faults)
+    return sum(faults[-1].time - fault.time < rules.within for fault in faults)

@@ -688,6 +688,43 @@ def test_a_model_that_is_closed_stands_no_way(keeper, runner):
     assert keeper.standing_of("m") is None
 
 
+def test_a_model_that_never_loads_keeps_no_other_away(device, keeper):
+    def refuse() -> FakeRunner:
+        raise WRONG
+
+    good = keeper.runner("good", twin(), device.load, device.check)
+    promote(keeper, good)
+    keeper.runner("bad", twin(), refuse, device.check)
+    for _ in range(4):
+        keeper.look()
+        device.now += 9
+    assert keeper.standing_of("bad").state == "quarantined"
+    for _ in range(2):
+        device.run_error = CRASH
+        answer(good)
+        device.run_error = None
+        device.now += 9
+        keeper.look()
+        assert keeper.standing_of("good").state == "accelerated"
+    device.run_error = CRASH
+    answer(good)
+    keeper.look()
+    assert keeper.standing_of("good").state == "quarantined"  # of its own faults
+
+
+def test_a_model_that_comes_is_tried_where_others_never_load(device, keeper):
+    device.load_error = WRONG
+    keeper.runner("bad", twin(), device.load, device.check)
+    for _ in range(4):
+        keeper.look()
+        device.now += 9
+    assert keeper.standing_of("bad").state == "quarantined"
+    device.load_error = None
+    keeper.runner("good", twin(), device.load, device.check)
+    keeper.look()
+    assert keeper.standing_of("good").state == "accelerated"
+
+
 def test_a_device_is_at_fault_that_fails_all_its_models(device, keeper, runner):
     promote(keeper, runner)
     assert not keeper.is_at_fault()

@@ -21,6 +21,7 @@ from edged.core.acceleration import (
     Wait,
     decide,
     failed,
+    pardoned,
     pause,
     quarantined,
     settled,
@@ -152,6 +153,30 @@ def test_only_so_many_faults_are_remembered():
     record = faulty(*range(KEPT + 50))
     assert record.faults == tuple(fault(time) for time in range(50, KEPT + 50))
     assert record.due == KEPT + 49 + 8
+
+
+REFUSED = tuple(Fault(time, "load", "it disagrees") for time in (4.0, 5.0, 6.0))
+
+
+@pytest.mark.parametrize(
+    ("what", "record", "expected"),
+    [
+        ("what only failed to load", Record(faults=REFUSED, due=14.0, quarantined="usb-1"), WELL),
+        (
+            "one that failed as well",
+            Record(faults=(fault(1), *REFUSED), due=14.0),
+            Record(faults=(fault(1),), due=14.0),
+        ),
+        ("one in quarantine without those", QUARANTINED, QUARANTINED),
+    ],
+)
+def test_what_failed_to_load_is_pardoned(what: str, record: Record, expected: Record):
+    assert pardoned(RULES, record) == expected
+
+
+def test_a_fault_of_the_device_has_failures_to_load_forgotten():
+    record = failed(RULES, Record(faults=REFUSED, due=14.0, quarantined="usb-1"), fault(20), 1.0)
+    assert record == Record(faults=(fault(20),), due=21.0)
 
 
 def test_to_be_settled_ends_a_quarantine_and_its_past():
