@@ -42,7 +42,7 @@ from edged.control.clock import REFRESH, KernelClock
 from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
-from edged.core import contract, protocol
+from edged.core import contract, discovery, protocol
 from edged.core.acceleration import Standing
 from edged.core.container import Head
 from edged.core.decide import Keep
@@ -376,7 +376,7 @@ class Daemon:
             end = time.monotonic() + DRAIN_SECONDS
             await self._take_down(_everything(parts.config), end)
             self._forget(_everything(parts.config))
-            if self._announcer and not new.mqtt.home_assistant:
+            if self._announcer and not (new.mqtt.home_assistant and self._announcer.topic == _announcement(new)):
                 self._announcer.withdraw()
             self._announcer = None
             await self._hang_up(end)
@@ -449,6 +449,7 @@ class Daemon:
         for worker in workers:
             if not await asyncio.to_thread(worker.join, max(0.0, end - time.monotonic())):
                 log.error("%s did not stop in time and is left behind", worker.name)
+                worker.status.silence()  # its end, some day, is no news of what comes in its place
         self._next_seq |= {name: part.next_seq for name, part in leaving.items()}
         for name in names.sinks:
             if name in parts.sinks:
@@ -592,6 +593,11 @@ _STATE_TOPICS: dict[str, Callable[[Topics, str], str]] = {
     "model": Topics.model_state,
     "pipeline": Topics.pipeline_state,
 }
+
+
+def _announcement(config: Config) -> str:
+    """The topic by which Home Assistant knows this device."""
+    return discovery.topic(config.mqtt.discovery_prefix, config.device.name)
 
 
 def _policies(config: Config) -> dict[str, Policy]:

@@ -397,6 +397,7 @@ def overall(parts: Parts) -> Health:
     healths = [
         *((f"pipeline {name}", part.status.health) for name, part in parts.pipelines.items()),
         *((f"source {name}", reader.status.health) for name, reader in parts.sources.items()),
+        *((f"sink {name}", drain.delivery.status.health) for name, drain in parts.sinks.items()),
         ("mqtt", parts.publisher.status.health),
         ("spool", parts.publisher.spool.health),
         *(

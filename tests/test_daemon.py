@@ -2,11 +2,16 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
+import edged.daemon
+from edged import plugins
+from edged.api import SourceConfig, SourceInfo
 from edged.config import load
 from edged.control.systemd import Notifier
 from edged.daemon import Daemon
@@ -84,5 +89,62 @@ def test_whoever_watches_goes_on_where_a_pipeline_is_built_anew(tmp_path):
                 begun = daemon.parts.pipelines["motion"].begins_at
                 assert first["seq"] < begun
                 assert await anext(result async for result in watched if result["seq"] >= begun)
+
+    asyncio.run(scenario())
+
+
+def test_a_sink_that_loses_results_is_trouble(tmp_path):
+    log = tmp_path / "not there" / "results.jsonl"
+    config = SOURCE + PIPELINE.replace("[]", '["log"]') + f'[sinks.log]\nkind = "jsonl"\npath = "{log}"\n'
+
+    async def scenario() -> None:
+        async with running(tmp_path, config) as daemon:
+            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(10):
+                async for _ in watched:
+                    status = await operations(daemon).call("status", {})
+                    if status["state"] != "running":
+                        break
+            assert status["health"]["reason"] == f"sink log: {log} cannot be written: No such file or directory"
+
+    asyncio.run(scenario())
+
+
+class Hanging(SourceConfig, frozen=True, kw_only=True):
+    """A source that hangs as it is read until `let_go`."""
+
+    let_go = threading.Event()
+    reading = threading.Event()
+
+    def describe(self) -> SourceInfo:
+        return SourceInfo(shape=(6,))
+
+    def open(self) -> "Hanging":
+        return self
+
+    faults: ClassVar[dict[str, int]] = {}
+
+    def read(self, timeout: float) -> None:
+        self.reading.set()
+        self.let_go.wait()
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_is_left_behind_does_not_speak_for_what_took_its_place(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(plugins.BUILT_IN["sources"], "hanging", f"{__name__}:Hanging")
+    monkeypatch.setattr(edged.daemon, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(edged.daemon, "set_up", lambda level: None)  # which would take the handler of caplog away
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        async with running(tmp_path, '[sources.wrist]\nkind = "hanging"\n') as daemon:
+            await asyncio.to_thread(Hanging.reading.wait)
+            (hung,) = [thread for thread in threading.enumerate() if thread.name == "source-wrist"]
+            await reload(daemon, SOURCE)
+            assert "wrist did not stop in time and is left behind" in caplog.text
+            Hanging.let_go.set()
+            await asyncio.to_thread(hung.join)
+            assert "source wrist is stopped" not in caplog.text
 
     asyncio.run(scenario())

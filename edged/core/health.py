@@ -39,3 +39,7 @@ class Status:
             return
         self.health = Health(state, reason, hint, self._clock())
         self._listener(self.name, self.health)
+
+    def silence(self) -> None:
+        """Tell nobody of further changes: another part is there by that name."""
+        self._listener = lambda _name, _health: None

@@ -369,6 +369,16 @@ def test_home_assistant_learns_of_a_pipeline_and_of_its_end(broker: Broker, subs
     subscriber.next(lambda message: message.topic == topic and not message.retain)
 
 
+def test_home_assistant_forgets_the_name_a_device_had(broker: Broker, subscriber: Subscriber, edged):
+    config = MQTT.format(port=broker.port) + "home_assistant = true\n"
+    daemon = edged(config)
+    subscriber.wait_for("homeassistant/device/edged_board/config")
+    daemon.configure(config.replace('"board"', '"kitchen"'))
+    daemon.reload()
+    subscriber.wait_for("homeassistant/device/edged_board/config", b"")
+    subscriber.wait_for("homeassistant/device/edged_kitchen/config")
+
+
 def test_what_one_broker_never_got_the_next_one_gets(tmp_path: Path, broker: Broker, subscriber: Subscriber, edged):
     (tmp_path / "dead").mkdir()
     dead = Broker(tmp_path / "dead")
