@@ -257,6 +257,11 @@ class Publisher:
         except LinkError as error:
             session.abandon(error)
             raise
+        except Exception as error:  # a bug of ours must not end the thread, and with it all that is said, in silence
+            log.exception("the conversation with the broker failed")
+            failure = LinkError(f"{type(error).__name__}: {error}", hint="report this")
+            session.abandon(failure)
+            raise failure from error
         finally:
             self.connected = False
 

@@ -60,6 +60,20 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield running
 
 
+def test_a_bug_in_a_conversation_is_said_and_another_is_begun(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a bug")
+
+    with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port) as rig:
+        rig.wait_for("running")
+        monkeypatch.setattr(rig.spool, "take", fail)
+        rig.publisher.put(message(1))
+        assert "a bug" in rig.wait_for("failed").reason
+        monkeypatch.undo()
+
+        assert json.loads(subscriber.wait_for(RESULT).payload)["seq"] == 1
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_message_reaches_a_subscriber(broker: Broker, protocol: str) -> None:
     with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port, protocol=protocol) as rig:
