@@ -5,6 +5,8 @@ breaks, and `Player` hands them out in chunks, each when it is due. A row that h
 samples are.
 """
 
+import math
+import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -239,10 +241,41 @@ def _names(header: bytes) -> tuple[str, ...]:
     return tuple(name.strip().strip('"') for name in header.decode("utf-8-sig", "replace").split(","))
 
 
-class ArrayRecording:
-    """An array in memory or mapped from its file, taken `block` rows at a time."""
+class SavedRows:
+    """The rows of a .npy file, each read when it is asked for: a mapped file that is cut short ends the process."""
 
-    def __init__(self, array: NDArray[Any], signal: Signal, columns: tuple[str, ...], block: int) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], begin: int) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._path = path
+        self._begin = begin
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Those rows. Raises DeviceError."""
+        start, stop, _ = rows.indices(len(self))
+        size = (stop - start) * self._row_bytes
+        try:
+            data = os.pread(self._file.fileno(), size, self._begin + start * self._row_bytes)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        if len(data) < size:
+            raise DeviceError(f"{self._path.name} ends too soon", hint="replace it whole, by renaming another")
+        return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ArrayRecording:
+    """An array in memory or in its file, taken `block` rows at a time."""
+
+    def __init__(self, array: NDArray[Any] | SavedRows, signal: Signal, columns: tuple[str, ...], block: int) -> None:
         self.faults = Faults()
         self._array = array
         self._places = [columns.index(name) for name in signal.channels]
@@ -261,35 +294,42 @@ class ArrayRecording:
                     torn = False
 
     def close(self) -> None:
-        """Nothing to close: the mapping goes with the array."""
+        """Close the file, where the array is in one."""
+        if isinstance(self._array, SavedRows):
+            self._array.close()
 
 
-def _load(path: Path, key: str, columns: tuple[str, ...]) -> NDArray[Any]:
+def _load(path: Path, key: str, columns: tuple[str, ...]) -> NDArray[Any] | SavedRows:
     """The array, of shape (n, len(columns)), or (n, ...) without columns. Raises DeviceError."""
     with _array_file(path, key) as file:
-        array: NDArray[Any]
-        if path.suffix == ".npy":
-            array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
-        else:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    if columns and array.ndim == 1:
-        array = array[:, np.newaxis]
-    if array.dtype.kind not in "iuf":
-        raise DeviceError(f"{path.name} holds {array.dtype}, not numbers", hint="save it as an array of numbers")
-    if columns and array.shape[1:] != (len(columns),):
-        raise DeviceError(
-            f"{path.name} has the shape {array.shape}, columns names {len(columns)}",
-            hint="name every column of the file in columns, in order",
-        )
-    return array
+        shape, by_columns, dtype = _header(file)
+        if dtype.kind not in "iuf":
+            raise DeviceError(f"{path.name} holds {dtype}, not numbers", hint="save it as an array of numbers")
+        if columns and len(shape) == 1:
+            shape = (*shape, 1)
+        if columns and shape[1:] != (len(columns),):
+            raise DeviceError(
+                f"{path.name} has the shape {shape}, columns names {len(columns)}",
+                hint="name every column of the file in columns, in order",
+            )
+        if path.suffix == ".npy" and not by_columns:
+            return SavedRows(path, shape, dtype, file.tell())
+        file.seek(0)
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array.reshape(shape)
 
 
 def _header_shape(path: Path, key: str) -> tuple[int, ...]:
     """The shape of the array as the file states it."""
     with _array_file(path, key) as file:
-        if np.lib.format.read_magic(file) == (1, 0):
-            return np.lib.format.read_array_header_1_0(file)[0]
-        return np.lib.format.read_array_header_2_0(file)[0]
+        return _header(file)[0]
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape of a saved array, whether it is column after column, and its dtype."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -246,7 +247,7 @@ def sparse(path: Path) -> Path:
         (lambda folder: written(folder / "walk.npz", "x\n1\n"), "cannot read"),
         (lambda folder: saved(folder / "walk.npy", [["a"]]), "not numbers"),
         (lambda folder: saved(folder / "walk.npy", [[1, 2]]), r"has the shape \(1, 2\), columns names 1"),
-        (lambda folder: pickled(folder / "walk.npy"), "cannot read"),
+        (lambda folder: pickled(folder / "walk.npy"), "not numbers"),
     ],
 )
 def test_files_that_cannot_be_played(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
@@ -258,6 +259,21 @@ def test_files_that_cannot_be_played(tmp_path: Path, make: Callable[[Path], Path
 def pickled(path: Path) -> Path:
     np.save(path, np.array([[{}]], dtype=object), allow_pickle=True)
     return path
+
+
+def test_a_file_that_is_cut_short_as_it_is_played_is_an_error(tmp_path: Path) -> None:
+    file = saved(tmp_path / "walk.npy", np.zeros((10_000, 1)))
+    source = ReplaySource(path=file, channels=("x",), pace="fast").open()
+    assert source.read(1.0) is not None
+    os.truncate(file, 4096)
+    with pytest.raises(DeviceError, match=r"walk.npy ends too soon"):
+        for _ in range(10_000):
+            source.read(1.0)
+
+
+def test_an_array_that_is_saved_column_after_column_is_played_row_by_row(tmp_path: Path) -> None:
+    file = saved(tmp_path / "walk.npy", np.asfortranarray([[1.0, 2.0], [3.0, 4.0]]))
+    assert played(path=file, channels=("x", "y")) == [([[1.0, 2.0], [3.0, 4.0]], 0)]
 
 
 def test_a_loop_over_nothing_is_an_error(tmp_path: Path) -> None:
