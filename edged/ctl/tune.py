@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +54,23 @@ def run(args: argparse.Namespace) -> int:
 def _tuned(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     def work(accelerators: Accelerators, config: Config | None) -> Iterator[Step]:
         (subject,) = subjects(args, config, name)
-        return tune(accelerators, subject, Tunings(Path(args.state_dir) / "tuning"), time.time(), args.seconds)
+        folder = Path(args.state_dir) / "tuning"
+        yield from tune(accelerators, subject, Tunings(folder), time.time(), args.seconds)
+        if os.geteuid() == 0:
+            _give_to_the_daemon(folder, name)
 
     return steps(args, "tune", {"model": name, "seconds": args.seconds}, work)
+
+
+def _give_to_the_daemon(folder: Path, name: str) -> None:
+    """Let whoever has the state folder read and replace the record that root has written; follows no link of theirs."""
+    owner = folder.parent.stat()
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.chown(f"{name}.json", owner.st_uid, owner.st_gid, dir_fd=opened, follow_symlinks=False)
+        os.chown(opened, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(opened)
 
 
 def lines(step: dict[str, Any]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """`edgectl tune`: by a daemon or without one, and how it is told."""
 
 import json
+import os
 
 import pytest
 
@@ -43,6 +44,18 @@ def test_what_was_measured_is_told_step_by_step_and_kept(here, tmp_path):
         "  bad (bad)                    colours 1.0 on bad disagrees with the CPU on sample 0: "
     )
     assert lines[-1].startswith("  measured here: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give things away")
+def test_what_root_has_measured_is_the_daemons_to_read_and_to_replace(here, tmp_path):
+    (tmp_path / "state").mkdir()
+    os.chown(tmp_path / "state", 65534, 65534)
+    here("tune", "colours", "--seconds", "0.02")
+    kept = [tmp_path / "state/tuning", *(tmp_path / "state/tuning").iterdir()]
+    assert [(each.name, each.stat().st_uid, each.stat().st_gid) for each in kept] == [
+        ("tuning", 65534, 65534),
+        ("colours.json", 65534, 65534),
+    ]
 
 
 def test_in_json_each_step_is_a_line(here):
