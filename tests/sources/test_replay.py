@@ -265,10 +265,9 @@ def test_a_file_that_is_cut_short_as_it_is_played_is_an_error(tmp_path: Path) ->
     file = saved(tmp_path / "walk.npy", np.zeros((10_000, 1)))
     source = ReplaySource(path=file, channels=("x",), pace="fast").open()
     assert source.read(1.0) is not None
-    os.truncate(file, 4096)
-    with pytest.raises(DeviceError, match=r"walk.npy ends too soon"):
-        for _ in range(10_000):
-            source.read(1.0)
+    os.truncate(file, 256)
+    with pytest.raises(DeviceError, match="ends too soon"):
+        source.read(1.0)
 
 
 def test_an_array_that_is_saved_column_after_column_is_played_row_by_row(tmp_path: Path) -> None:
