@@ -22,6 +22,12 @@ MAX_DEPTH = 16
 SECRET = {"secret": True}
 MASK = "********"
 
+URL_USER = re.compile(r"""://(?:[^\s"'<>/?#]*|(?!\[)[^\s"'<>/?#:]*:(?!\d*(?:[\s"'<>/?#]|\Z))[^\s"'<>]*)@""")
+"""User and password in a URL, also where one holds a sign that should have been written as %XX."""
+
+URL_QUERY = re.compile(r"""(://[^\s"'<>?]+\?)[^\s"'<>]+""")
+"""The query of a URL: links to stores are signed in it."""
+
 Place = tuple[str, ...]
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -182,7 +188,7 @@ def plain(struct: msgspec.Struct) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as it would stand in a TOML file, short, and without the password of a URL."""
+    """A value as it would stand in a TOML file, short, and without what may be secret in a URL."""
     match value:
         case dict():
             return "a table"
@@ -250,7 +256,7 @@ def _plain(value: Any) -> Any:
 
 
 def _without_password(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", f"://{MASK}@", text)
+    return URL_QUERY.sub(rf"\1{MASK}", URL_USER.sub(f"://{MASK}@", text))
 
 
 def _short(text: str) -> str:

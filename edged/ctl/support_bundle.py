@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from edged.config import Config, ConfigErrors, effective, load
 from edged.core.errors import ControlError, EdgedError
+from edged.core.tables import URL_QUERY, URL_USER
 from edged.credentials import find
 from edged.ctl import exits, tables
 from edged.ctl.client import connect
@@ -87,7 +88,7 @@ def pack(parts: Iterable[Part], scrub: Callable[[str], str], now: int) -> bytes:
             except (EdgedError, OSError, subprocess.SubprocessError) as error:
                 missing.append(f"{part.name}: {error}")
             else:
-                _add(archive, part.name, scrub(text[-MAX_BYTES:]), now)
+                _add(archive, part.name, scrub(text)[-MAX_BYTES:], now)  # not cut before: half a secret looks like none
         _add(archive, "missing.txt", scrub("".join(f"{line}\n" for line in missing)), now)
     return packed.getvalue()
 
@@ -109,12 +110,13 @@ class Scrubber:
 
 _SECRETS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), "***"),
-    (re.compile(r"(?<=://)[^/\s@\"']+@"), "***@"),
-    (re.compile(r"(://[^\s\"'<>?]+\?)[^\s\"'<>]+"), r"\1***"),  # links to stores are signed in their query
+    (URL_USER, "://***@"),
+    (URL_QUERY, r"\1***"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), r"\1 ***"),
     (
         re.compile(
-            r"(?i)((?:password|passwd|passphrase|secret|token|api_?key|psk)[\"']?\s*[=:]\s*)(?:\"[^\"]*\"|[^\s,;}]+)"
+            r"(?i)((?:password|passwd|passphrase|secret|token|api_?key|psk)[\"']?\s*[=:]\s*)"
+            r"(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s,;}]+)"
         ),
         r"\1***",
     ),

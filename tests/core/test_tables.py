@@ -188,6 +188,11 @@ def test_plain_is_what_could_have_been_written() -> None:
     ("value", "text"),
     [
         ("mqtts://bo:hunter2@broker/x", f'"mqtts://{MASK}@broker/x"'),
+        ("https://bo:hunt@er2@store/x", f'"https://{MASK}@store/x"'),
+        ("https://bo:hunt/er?2@store/x", f'"https://{MASK}@store/x"'),
+        ("https://store:8443/@scope/x", '"https://store:8443/@scope/x"'),
+        ("https://[::1]:8443/x@1", '"https://[::1]:8443/x@1"'),
+        ("https://store/x?signature=1f3", f'"https://store/x?{MASK}"'),
         ("\x1b[2J", '"\\u001b[2J"'),
         ([1, "x", True, {}, 5, 6], '[1, "x", true, a table, 5, ...]'),
         ("x" * 1000, '"' + "x" * 96 + "..."),

@@ -47,9 +47,16 @@ def failing(error):
     [
         ("password = hunter2, host = a", "password = ***, host = a"),
         ('{"password": "two words", "port": 1}', '{"password": ***, "port": 1}'),
+        (r'{"password": "with \" in it", "port": 1}', '{"password": ***, "port": 1}'),
+        ("password = 'two words'\nport = 1", "password = ***\nport = 1"),
         ("API_KEY=abc", "API_KEY=***"),
         ("Authorization: Bearer abcdefghij.klm", "Authorization: Bearer ***"),
         ("https://user:pass@models.local/a.edgm", "https://***@models.local/a.edgm"),
+        ("https://user:p@ss@models.local/a.edgm", "https://***@models.local/a.edgm"),
+        (
+            '{"url":"https://models.local/a.edgm","to":"me@home"}',
+            '{"url":"https://models.local/a.edgm","to":"me@home"}',
+        ),
         ("https://models.local/a.edgm?X-Signature=123 failed", "https://models.local/a.edgm?*** failed"),
         ("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\nafter", "***\nafter"),
         ("-----BEGIN PRIVATE KEY-----\ncut off", "***"),
@@ -75,6 +82,11 @@ def test_what_cannot_be_had_is_named_and_no_error():
         "good.txt": "all is well",
         "missing.txt": "bad.txt: no daemon answers\ngone.txt: [Errno 2] No such file or directory\n",
     }
+
+
+def test_a_secret_that_is_cut_is_none_the_less_one():
+    told = contents(pack([Part("log", lambda: "hunter2" + "a" * (MAX_BYTES - 3))], Scrubber({"hunter2"}), 0))["log"]
+    assert told.strip("a") == "***"
 
 
 def test_the_end_of_what_is_too_long_is_kept():
