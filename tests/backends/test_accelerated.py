@@ -950,14 +950,30 @@ class Years(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.device = Device()
-        self.keeper = accelerator(self.device)
+        self.told: list[Standing | None] = []
+        self.refused: set[str] = set()
+        say = changes(self.device.told.append)
+
+        def tell(standing: Standing) -> None:
+            say(standing)
+            self.told = self.stand()
+
+        self.keeper = accelerator(self.device, tell=tell)
         self.cpus: list[FakeRunner] = []
-        self.runners = [self.open_one(), self.open_one()]
+        self.runners = [self.open_one("0"), self.open_one("1")]
         self.windows = 0
 
-    def open_one(self) -> AcceleratedRunner:
+    def open_one(self, name: str) -> AcceleratedRunner:
+        def load() -> FakeRunner:
+            if name in self.refused:
+                raise WRONG
+            return self.device.load()
+
         self.cpus.append(twin())
-        return self.keeper.runner("m", self.cpus[-1], self.device.load, self.device.check)
+        return self.keeper.runner(name, self.cpus[-1], load, self.device.check)
+
+    def stand(self) -> list[Standing | None]:
+        return [self.keeper.standing_of(name) for name in ("0", "1")]
 
     @rule(which=st.sampled_from([0, 1]), value=st.integers(-9, 9))
     def window(self, which: int, value: int) -> None:
@@ -989,6 +1005,10 @@ class Years(RuleBasedStateMachine):
     def loading_fails(self, error: Exception | None) -> None:
         self.device.load_error = error
 
+    @rule(names=st.sets(st.sampled_from(["0", "1"])))
+    def some_do_not_load(self, names: set[str]) -> None:
+        self.refused = names
+
     @rule(error=st.sampled_from([CRASH, WRONG, None]))
     def answers_wrongly(self, error: Exception | None) -> None:
         self.device.check_error = error
@@ -1008,7 +1028,11 @@ class Years(RuleBasedStateMachine):
     @rule(which=st.sampled_from([0, 1]))
     def swap(self, which: int) -> None:
         self.runners[which].close()
-        self.runners[which] = self.open_one()
+        self.runners[which] = self.open_one(str(which))
+
+    @invariant()
+    def how_its_models_stand_was_told(self) -> None:
+        assert self.told == self.stand()
 
     @invariant()
     def every_window_is_accounted_for(self) -> None:
@@ -1023,6 +1047,7 @@ class Years(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         device = self.device
+        self.refused = set()
         device.run_error = device.load_error = device.check_error = device.reset_error = None
         for device.plugged in ("", "usb-3"):
             device.now += 1000
