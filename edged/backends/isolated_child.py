@@ -203,7 +203,7 @@ class _Model:
         """
         assert self.shared is not None
         deadline = self.shared.words[ASKED] + self._deadline
-        return deadline > now, -self.priority, deadline
+        return (False, 0, deadline) if deadline < now else (True, -self.priority, deadline)
 
     def run(self) -> None:
         shared = self.shared

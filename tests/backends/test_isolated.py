@@ -548,17 +548,21 @@ def test_whoever_has_waited_past_its_deadline_is_next_whatever_the_priorities(lo
         return actor(on_run=f"open({str(diary)!r}, 'a').write({name!r})")
 
     first = load(actor(on_run=gate.wait), fake)
-    others = [load(writes("starved "), fake, deadline=0.01), load(writes("urgent "), fake, priority=1)]
+    others = [
+        load(writes("starved "), fake, deadline=0.01),
+        load(writes("too "), fake, deadline=0.015, priority=1),
+        load(writes("urgent "), fake, priority=1),
+    ]
     turns = [run(pool, first)]
     gate.reached()
     for runner in others:
         turns.append(run(pool, runner))
         asked(runner)
-    time.sleep(0.02)  # until past the deadline
+    time.sleep(0.02)  # until past the deadlines
     gate.open()
     for turn in turns:
         turn.result(30)
-    assert diary.read_text().split() == ["starved", "urgent"]
+    assert diary.read_text().split() == ["starved", "too", "urgent"]
 
 
 def test_turns_that_are_asked_for_come_before_a_load(host, load, actor, fake, gate, pool, tmp_path):
