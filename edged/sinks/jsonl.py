@@ -19,7 +19,8 @@ class JsonlSink(SinkConfig, frozen=True, kw_only=True):
 
     When a line would make the file larger than `max_bytes`, it becomes `path`.1, what was `path`.1 becomes `path`.2
     and so on, and all but `keep` of those are deleted: at most (keep + 1) x max_bytes are used. A line that a full
-    disk has no room for is missing, never torn; a line that a power cut tore stays, and the next starts on its own.
+    disk has no room for is missing, never torn; a line that a power cut tore stays, and the next starts on its own. A
+    file that somebody deletes or moves away is begun anew.
     """
 
     path: Path
@@ -67,11 +68,19 @@ class _Sink:
             self._write(b"\n")
 
     def _append(self, line: bytes) -> None:
-        if self._file < 0:
+        if not self._is_in_place():
+            self.close()
             self._open()
         if self._size and self._size + len(line) > self._options.max_bytes:
             self._rotate()
         self._write(line)
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is still the one at the path: somebody may have deleted it, or moved it away."""
+        try:
+            return self._file >= 0 and os.path.samestat(self._options.path.stat(), os.fstat(self._file))
+        except FileNotFoundError:
+            return False
 
     def _write(self, data: bytes) -> None:
         written = os.write(self._file, data)

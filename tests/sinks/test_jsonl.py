@@ -56,6 +56,17 @@ def test_files_stay_within_their_bounds_and_the_newest_lines_are_kept(file: Path
     assert kept == list(range(kept[0], 100))
 
 
+def test_a_file_that_is_deleted_or_moved_away_is_begun_anew(file: Path) -> None:
+    sink = JsonlSink(path=file).open(context())
+    sink.send(prediction(0))
+    file.rename(file.with_name("taken.jsonl"))
+    sink.send(prediction(1))
+    assert seqs(file) == [1]
+    file.unlink()
+    sink.send(prediction(2))
+    assert seqs(file) == [2]
+
+
 def test_a_line_torn_by_a_power_cut_does_not_spoil_the_next(file: Path) -> None:
     file.write_text('{"seq": 1}\n{"se')
     JsonlSink(path=file).open(context()).send(prediction(2))
