@@ -1,4 +1,5 @@
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +102,18 @@ def test_a_reader_that_has_had_enough(command, daemon):
     assert process.wait(20) == 141
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_output_that_cannot_be_written(command):
+    with Path("/dev/full").open("w") as full:
+        process = command("version", stdout=full)
+        _, complaints = process.communicate(timeout=20)
+    assert (process.returncode, complaints) == (4, "edgectl: [Errno 28] No space left on device\n")
+
+
+def test_a_device_that_cannot_be_reached_for_want_of_ssh(edgectl):
+    assert edgectl("--ssh", "no-such-ssh", "--host", "pi", "status") == (
+        4,
+        "",
+        "edgectl: [Errno 2] No such file or directory: 'no-such-ssh'\n",
+    )
