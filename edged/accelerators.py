@@ -159,15 +159,16 @@ class Accelerators:
         Raises:
             EdgedError: the twin fails.
         """
-        self._withdraw(model)
         try:
             order = self.choice(model, bundle, wanted, backend).order
         except ModelError as error:
+            self._withdraw(model)
             self._stands(model, wanted, Standing("degraded", error.message, error.hint, self._clock()))
             return twin
         found = {each.way: each for each in candidates(bundle.manifest, wanted, self._table)}
         chosen = self._first([found[way] for way in order])
         if chosen is None:
+            self._withdraw(model)
             self._standings.pop(model, None)
             self._tell(model, "", None)
             return twin
@@ -190,6 +191,7 @@ class Accelerators:
             if unit.has(model):  # it may have gone while this was being loaded
                 self._shares[model] = runner.spent.off_processor  # type: ignore[attr-defined]  # `load` gave it
 
+        self._withdraw(model)  # and not before: where the twin fails, what served goes on
         file = bundle.manifest.files[chosen.file].sha256
         return unit.put(model, file, twin, load, check, pinned=wanted != "auto")
 

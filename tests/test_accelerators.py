@@ -209,6 +209,21 @@ def test_what_the_version_before_proves_late_proves_nothing_of_the_next(place, t
     next_runner.close()
 
 
+def test_of_what_serves_on_because_the_next_version_fails_more_is_told(place, told, tmp_path):
+    device = tmp_path / "device"
+    device.touch()
+    accelerators, runner = place(external(device=str(device), device_file=str(device)))
+    until(told, "accelerated")
+    broken = TfliteBackend().load(DATA / "float.tflite")
+    broken.close()
+    with pytest.raises(ModelError, match="closed"):
+        accelerators.put("colours", bundle(tmp_path / "next", MINE), "auto", TfliteBackend(), broken, 0)
+    runner.run(INPUT)
+    device.unlink()
+    runner.run(INPUT)
+    until(told, "degraded")
+
+
 def test_what_has_gone_to_the_cpu_for_good_has_no_share_any_more(place, told, tmp_path):
     accelerators, _ = place(external())
     until(told, "accelerated")
