@@ -35,6 +35,7 @@ class Status:
     def set(self, state: State, reason: str = "", hint: str = "") -> None:
         """Change the state; the same state for the same reason is no change."""
         now = self.health
+        reason, hint = _whole(reason), _whole(hint)
         if (state, reason) == (now.state, now.reason):
             return
         self.health = Health(state, reason, hint, self._clock())
@@ -43,3 +44,8 @@ class Status:
     def silence(self) -> None:
         """Tell nobody of further changes: another part is there by that name."""
         self._listener = lambda _name, _health: None
+
+
+def _whole(text: str) -> str:
+    """Text without halves of characters, as in the name of a file that is not in UTF-8: JSON has no place for them."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
