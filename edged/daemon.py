@@ -266,6 +266,7 @@ class Daemon:
         self._feeding = threading.Lock()
         self._page: Web | None = None
         self._announcer: Announcer | None = None
+        self._torn = False
         self.on_wish: Callable[[str, bytes], None] = lambda topic, payload: None
         self.hold: Callable[[Collection[str]], AbstractAsyncContextManager[None]] = lambda models: nullcontext()
         self.on_reload: Callable[[], None] = lambda: None
@@ -326,8 +327,11 @@ class Daemon:
             try:
                 new = await asyncio.to_thread(_checked, self.parts.files, self._store)
                 touched = changes(self.parts.config, new)
-                async with self.hold(_shaken(self.parts.config, new, touched)):
-                    await self._reload(new, touched)
+                anew = self._torn or bool(_ALL_ANEW & set(touched.tables))
+                async with self.hold(_shaken(self.parts.config, new, None if anew else touched)):
+                    self._torn = True  # if it breaks off half way, the next one begins everything anew
+                    await self._reload(new, touched, anew=anew)
+                    self._torn = False
             except ConfigErrors as error:
                 self.parts.refused = error
                 log.error("the new configuration is refused, the old one serves on: %s", error)
@@ -370,9 +374,9 @@ class Daemon:
         state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)
         parts.publisher.publish_state(parts.topics.state, state)
 
-    async def _reload(self, new: Config, touched: Changes) -> None:
+    async def _reload(self, new: Config, touched: Changes, *, anew: bool) -> None:
         parts = self.parts
-        if _ALL_ANEW & set(touched.tables):
+        if anew:
             end = time.monotonic() + DRAIN_SECONDS
             await self._take_down(_everything(parts.config), end)
             self._forget(_everything(parts.config))
@@ -634,9 +638,9 @@ def _changes(touched: Changes) -> tuple[Change, ...]:
     return touched.sources, touched.models, touched.pipelines, touched.sinks
 
 
-def _shaken(old: Config, new: Config, touched: Changes) -> set[str]:
-    """The models whose pipelines a reload touches: no update of those may move meanwhile."""
-    if _ALL_ANEW & set(touched.tables):
+def _shaken(old: Config, new: Config, touched: Changes | None) -> set[str]:
+    """The models whose pipelines a reload touches, all where that is None: no update of those may move meanwhile."""
+    if touched is None:
         return {*old.models, *new.models}
     models, pipelines = touched.models, touched.pipelines
     leaving = [old.pipelines[name].model for name in (*pipelines.removed, *pipelines.changed)]

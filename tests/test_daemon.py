@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import pytest
+
 import edged.daemon
 from edged import plugins
-from edged.api import SourceConfig, SourceInfo
+from edged.api import ConfigError, SourceConfig, SourceInfo
 from edged.config import load
 from edged.control.systemd import Notifier
 from edged.daemon import Daemon
@@ -148,3 +150,23 @@ def test_what_is_left_behind_does_not_speak_for_what_took_its_place(tmp_path, mo
             assert "source wrist is stopped" not in caplog.text
 
     asyncio.run(scenario())
+
+
+def test_a_reload_that_broke_off_half_way_is_made_good_by_the_next(tmp_path):
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE + PIPELINE) as daemon:
+            slower = SOURCE.replace("1000", "500") + PIPELINE
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(daemon, "_reader", fails)
+                with pytest.raises(ConfigError):
+                    await reload(daemon, slower)
+            assert daemon.parts.sources == {}
+            await reload(daemon, slower)
+            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(10):
+                assert await anext(watched)
+
+    asyncio.run(scenario())
+
+
+def fails(name: str) -> None:
+    raise ConfigError("it has changed since it was looked at")
