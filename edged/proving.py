@@ -25,7 +25,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from edged.accelerators import Accelerators, Candidate, agreement_on_cpu, version_digest
-from edged.api import Backend, ControlError, EdgedError, ModelError
+from edged.api import Backend, ControlError, DeviceError, EdgedError, ModelError
 from edged.backends.delegates import Survey
 from edged.backends.tflite import TfliteBackend
 from edged.core.manifest import Name
@@ -229,7 +229,7 @@ def tune(
     Each runs in a process of its own or of its device, the CPU too, so that like is compared with like.
 
     Raises:
-        EdgedError: it does not run on the CPU, or the record cannot be written.
+        EdgedError: it does not run on the CPU, what it depends on changed meanwhile, or the record cannot be written.
     """
     manifest, backend = subject.bundle.manifest, subject.backend
     if not isinstance(backend, TfliteBackend):
@@ -246,6 +246,12 @@ def tune(
         measured = _measure(nothing_yet, load, agreed, seconds, sys)
         measurements.append(measured)
         yield Measured(model=subject.name, title=measured.title, measurement=measured)
+    if accelerators.environment(manifest, subject.wanted, backend) != environment:  # as where a device was unplugged
+        raise DeviceError(
+            f"what {subject.name} depends on changed while it was measured, and nothing is recorded",
+            hint="see edgectl devices, and tune it again",
+            retryable=True,
+        )
     record = Record(
         model=subject.name,
         version=manifest.version,

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from edged.accelerators import Accelerators
-from edged.api import ControlError, ModelError
+from edged.api import ControlError, DeviceError, ModelError
 from edged.backends.delegates import DelegateOptions
 from edged.backends.fake import FakeBackend
 from edged.backends.tflite import TfliteBackend
@@ -155,6 +155,18 @@ def test_the_temperature_stands_beside_it_where_the_board_says(tmp_path, acceler
 def test_another_backend_has_nothing_to_measure(tmp_path, accelerators):
     with pytest.raises(ModelError, match="one way to run only"):
         next(tune(accelerators(), subject(tmp_path, backend=FakeBackend()), Tunings(tmp_path), 0.0))
+
+
+def test_what_was_measured_while_a_device_was_unplugged_is_not_recorded(tmp_path, accelerators):
+    device = tmp_path / "device"
+    device.touch()
+    table = DelegateOptions(kind="external", library=faulty_library(), device=str(device))
+    steps = tune(accelerators(mine=table), subject(tmp_path, "mine"), Tunings(tmp_path / "tuning"), 1.7e9, SECONDS)
+    next(steps)
+    device.unlink()
+    with pytest.raises(DeviceError, match="colours depends on changed while it was measured"):
+        list(steps)
+    assert Tunings(tmp_path / "tuning").read("colours") is None
 
 
 def test_what_is_being_measured_ends_with_the_accelerators(tmp_path, accelerators):
