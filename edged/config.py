@@ -565,11 +565,12 @@ class Changes(msgspec.Struct, frozen=True):
         return self != Changes()
 
 
-def changes(old: Config, new: Config) -> Changes:
+def changes(old: Config, new: Config, *, models: Collection[str] = (), pipelines: Collection[str] = ()) -> Changes:
     """What a reload has to touch, and nothing more.
 
     A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks. A model
-    has changed with a delegate that it may run on, and with the rules for all of them.
+    has changed with a delegate that it may run on, and with the rules for all of them. Those of `models` and of
+    `pipelines` count as changed too: they do not run, and what kept them from it may be over.
     """
     sources = _compare(old.sources, new.sources)
     redefined = _compare(old.delegates, new.delegates)
@@ -580,16 +581,16 @@ def changes(old: Config, new: Config) -> Changes:
         for name, entry in new.models.items()
         if (touched and entry.delegate in ("auto", *touched)) or (ruled and (entry.delegate != "cpu" or entry.isolate))
     }
-    models = _compare(old.models, new.models, touched=moved)
+    remade = _compare(old.models, new.models, touched={*moved, *models})
     sinks = _compare(old.sinks, new.sinks)
     shaken = {
         name
         for name, entry in new.pipelines.items()
-        if entry.source in sources.changed or entry.model in models.changed or {*entry.sinks} & {*sinks.changed}
+        if entry.source in sources.changed or entry.model in remade.changed or {*entry.sinks} & {*sinks.changed}
     }
-    pipelines = _compare(old.pipelines, new.pipelines, touched=shaken)
+    rebuilt = _compare(old.pipelines, new.pipelines, touched={*shaken, *pipelines})
     tables = tuple(table for table in SINGLE_TABLES if getattr(old, table) != getattr(new, table))
-    return Changes(sources, models, pipelines, sinks, tables)
+    return Changes(sources, remade, rebuilt, sinks, tables)
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], touched: Collection[str] = ()) -> Change:

@@ -326,7 +326,7 @@ class Daemon:
             self._notifier.reloading()
             try:
                 new = await asyncio.to_thread(_checked, self.parts.files, self._store)
-                touched = changes(self.parts.config, new)
+                touched = changes(self.parts.config, new, models=self._failed(), pipelines=self._idle())
                 anew = self._torn or bool(_ALL_ANEW & set(touched.tables))
                 async with self.hold(_shaken(self.parts.config, new, None if anew else touched)):
                     self._torn = True  # if it breaks off half way, the next one begins everything anew
@@ -578,6 +578,14 @@ class Daemon:
         why = f": {standing.reason}" if standing.reason else ""
         log.log(level, "model %s on %s is %s%s", model, name, standing.state, why, extra={"model": model})
         parts.publisher.publish_state(topic, encode_acceleration(model, name, standing, parts.clock))
+
+    def _failed(self) -> set[str]:
+        """The models that do not work."""
+        return {name for name, part in self.parts.models.items() if part.status.health.state == "failed"}
+
+    def _idle(self) -> set[str]:
+        """The pipelines that could not be built."""
+        return {name for name, part in self.parts.pipelines.items() if part.flow is None}
 
     def _publish(self, kind: str, name: str, health: Health) -> None:
         topic = _STATE_TOPICS.get(kind)

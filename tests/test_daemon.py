@@ -111,6 +111,21 @@ def test_a_sink_that_loses_results_is_trouble(tmp_path):
     asyncio.run(scenario())
 
 
+def test_a_reload_tries_again_what_could_not_be_built(tmp_path):
+    config = SOURCE + MODEL.format(path=tmp_path / "mine") + PIPELINE
+
+    async def scenario() -> None:
+        async with running(tmp_path, config) as daemon:
+            assert daemon.parts.pipelines["motion"].status.health.state == "failed"
+            shutil.copytree(MOTION, tmp_path / "mine")
+            assert await reload(daemon, config) == ["models.motion", "pipelines.motion"]
+            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(10):
+                assert await anext(watched)
+            assert await reload(daemon, config) == []
+
+    asyncio.run(scenario())
+
+
 class Hanging(SourceConfig, frozen=True, kw_only=True):
     """A source that hangs as it is read until `let_go`."""
 
