@@ -333,7 +333,7 @@ class Daemon:
                     await self._reload(new, touched, anew=anew)
                     self._torn = False
             except ConfigErrors as error:
-                self.parts.refused = error
+                self.parts.refused, self.parts.refused_at = error, time.monotonic()
                 log.error("the new configuration is refused, the old one serves on: %s", error)
                 raise
             finally:

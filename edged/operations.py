@@ -131,6 +131,7 @@ class Parts:
     started: float
     loaded: float
     refused: ConfigErrors | None = None
+    refused_at: float = 0.0
     steps: Counter[tuple[str, str]] = field(default_factory=Counter)
     sources: dict[str, Reader] = field(default_factory=dict)
     models: dict[str, ModelPart] = field(default_factory=dict)
@@ -411,7 +412,7 @@ def overall(parts: Parts) -> Health:
         name, worst = max(bad, key=lambda item: item[1].state == "failed")
         return Health("degraded", f"{name}: {worst.reason}", worst.hint, worst.since)
     if parts.refused is not None:
-        return Health("degraded", "the new configuration was refused", "edgectl config check", parts.loaded)
+        return Health("degraded", "the new configuration was refused", "edgectl config check", parts.refused_at)
     return Health("running", "", "", parts.started)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -14,11 +15,11 @@ import pytest
 import edged.daemon
 from edged import plugins
 from edged.api import ConfigError, SourceConfig, SourceInfo
-from edged.config import load
+from edged.config import ConfigErrors, load
 from edged.control.systemd import Notifier
 from edged.daemon import Daemon
 from edged.models.store import FACTORY, Store
-from edged.operations import Operations
+from edged.operations import Operations, overall
 
 MOTION = FACTORY / "motion" / "1.0.0"
 
@@ -122,6 +123,18 @@ def test_a_reload_tries_again_what_could_not_be_built(tmp_path):
             async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(10):
                 assert await anext(watched)
             assert await reload(daemon, config) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_refused_configuration_is_trouble_since_it_was_refused(tmp_path):
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE) as daemon:
+            begun = time.monotonic()
+            with pytest.raises(ConfigErrors):
+                await reload(daemon, "[nonsense]")
+            assert overall(daemon.parts).reason == "the new configuration was refused"
+            assert overall(daemon.parts).since >= begun
 
     asyncio.run(scenario())
 
