@@ -356,7 +356,7 @@ class ModelBoard:
         """Have windows for either version gather in place of what serves. Between two chunks."""
         old = each.flow
         assert old is not None
-        old.stop()
+        old.retire()
         flow, spare = self._build(name, manifest), self._build(name, before)
         spare.go_on_from(old)
         each.flow, each.spare = flow, spare
@@ -383,7 +383,7 @@ class ModelBoard:
     def _succeed(self, name: str, each: PipelinePart, manifest: Manifest) -> None:
         """Have a flow around this manifest in place of what there is. Between two chunks."""
         if each.flow is not None:
-            each.flow.stop()  # before the next one asks where it has come to: two windows never share a number
+            each.flow.retire()  # before the next one asks where it has come to: two windows never share a number
         each.flow = self._build(name, manifest)
 
     def _change(self, each: PipelinePart, change: Callable[[], None]) -> None:

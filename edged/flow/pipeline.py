@@ -33,7 +33,7 @@ class Sender(Protocol):
 class Pipeline:
     """One source's windows through one model to some sinks.
 
-    `window` is what it cuts. `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks`
+    `window` is what it cuts; once `stopped` it takes no more. `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks`
     may be replaced whole at any time. A prediction is the `last` one, and counted, once all sinks have taken it.
     """
 
@@ -69,6 +69,7 @@ class Pipeline:
         self._span = (spec.length - 1) / spec.rate if spec.rate else 0.0
         self._clock = clock
         self._expected = next_seq
+        self._retired = False
         self._thread = Thread(target=self._work, name=f"pipeline-{name}", daemon=True)
 
     @property
@@ -106,6 +107,11 @@ class Pipeline:
         self.slot.end()
         self.mailbox.close()
 
+    def retire(self) -> None:
+        """Stop as another flow takes its place, of which alone there is something to say then."""
+        self._retired = True
+        self.stop()
+
     def join(self, timeout: float) -> bool:
         """Wait for the worker to end; whether it did."""
         if self._thread.ident is not None:
@@ -126,7 +132,8 @@ class Pipeline:
             self.busy_since = None
         self.slot.take()
         self.slot.close()
-        self.status.set("stopped")
+        if not self._retired:
+            self.status.set("stopped")
 
     def _predict(self, served: Served, window: Window) -> Prediction | None:
         try:

@@ -60,10 +60,9 @@ class Publisher:
     """Owns the connection to the broker. Without a host it has none and drops what it is given.
 
     Any thread may call `put`, the states' methods and `subscribe` at any time; only `put` may wait, for the disk, where
-    a pipeline wants that. `broker` is where
-    the broker is, `connected` whether it has accepted us, `protocol` with which version of MQTT it last did.
-    `reconnects` counts the connections after the first. With a `wall` clock, results that waited for it to be
-    synchronised leave with the right times.
+    a pipeline wants that. `broker` is where the broker is, `connected` whether it has accepted us, `protocol` with
+    which version of MQTT it last did. `reconnects` counts the connections after the first. With a `wall` clock, results
+    that waited for it to be synchronised leave with the right times.
     """
 
     def __init__(

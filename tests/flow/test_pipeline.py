@@ -215,8 +215,9 @@ def test_stopping_finishes_what_waits_and_closes_the_model(pipeline: Pipeline, p
 def test_a_flow_that_goes_on_from_another_cuts_the_windows_that_this_would_have_cut(pipeline: Pipeline, probe: Probe):
     pipeline.serve(serving(runner()))
     pipeline.push(chunk(1.0, count=6))  # of windows of 4 samples, one and a half
-    pipeline.stop()
+    pipeline.retire()
     assert pipeline.join(5)
+    assert probe.states[-1] == ("running", "")
     heir = Pipeline(
         "sign",
         MANIFEST.window,
