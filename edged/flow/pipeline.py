@@ -33,8 +33,9 @@ class Sender(Protocol):
 class Pipeline:
     """One source's windows through one model to some sinks.
 
-    `window` is what it cuts; once `stopped` it takes no more. `push` belongs to the reader's thread, the counters and latencies to the worker's; `sinks`
-    may be replaced whole at any time. A prediction is the `last` one, and counted, once all sinks have taken it.
+    `window` is what it cuts; once `stopped` it takes no more. `push` belongs to the reader's thread, the counters and
+    latencies to the worker's; `sinks` may be replaced whole at any time. A prediction is the `last` one, and counted,
+    once all sinks have taken it.
     """
 
     def __init__(
