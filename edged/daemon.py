@@ -366,9 +366,11 @@ class Daemon:
         return stuck(flows, time.monotonic(), STUCK_SECONDS)
 
     def refresh(self) -> None:
-        """Keep the clock right and the daemon's own state current."""
+        """Keep the clock right, the daemon's own state current, and an eye on sources that hang."""
         parts = self.parts
         parts.clock.refresh()
+        for reader in parts.sources.values():
+            reader.look()
         spool = parts.publisher.spool.stats
         details = {"version": __version__, "boot": parts.boot, "dropped": spool.drops, "refused": spool.parks}
         state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)

@@ -1,7 +1,7 @@
 """The one vocabulary of states that sources, models, pipelines and the link to the broker share.
 
-A status cell has one writer. `since` and `reason` change only with the state or the reason, so that an operator sees
-how long a thing has been as it is, and a listener hears of changes alone.
+A status cell has one writer, and perhaps one who says that this hangs. `since` and `reason` change only with the state
+or the reason, so that an operator sees how long a thing has been as it is, and a listener hears of changes alone.
 """
 
 from __future__ import annotations

@@ -23,6 +23,9 @@ log = logging.getLogger("edged.flow")
 READ_TIMEOUT = 0.5
 JUDGE_EVERY = 0.25
 
+HUNG_SECONDS = 15.0
+"""A source that takes so long to be opened, or to say that it has nothing to say, does not answer."""
+
 
 class Feed(Protocol):
     """Who takes the chunks of a source: a pipeline."""
@@ -64,6 +67,7 @@ class Reader:
         self.measured_rate: float | None = None
         self.last_sample: float | None = None
         self.next_try: float | None = None
+        self._asked: float | None = None
         self._config = config
         self._clock = clock
         self._supervision = supervision
@@ -86,6 +90,12 @@ class Reader:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def look(self) -> None:
+        """Say that the source does not answer, if that is so: its reader cannot. For whoever comes by now and then."""
+        asked = self._asked if self._thread.is_alive() and self.next_try is None else None
+        if asked is not None and self._clock() - asked > HUNG_SECONDS:
+            self.status.set("failed", "it does not answer", "look at dmesg; plug it in anew, or restart edged")
+
     def between_chunks(self, change: Callable[[], None], patience: float) -> None:
         """Do this while no chunk is under way to a pipeline, or, if one is for so many seconds, all the same."""
         idle = self._delivering.acquire(timeout=patience)
@@ -101,6 +111,7 @@ class Reader:
         while not self._stopping.is_set():
             opened = None
             try:
+                self._asked = self._clock()
                 source = self._config.open()
                 opened = self._clock()
                 log.info("source %s is open", self.name, extra={"source": self.name})
@@ -124,8 +135,9 @@ class Reader:
         judge_at = 0.0
         try:
             while not self._stopping.is_set():
+                self._asked = self._clock()
                 chunk = source.read(READ_TIMEOUT)
-                now = self._clock()
+                self._asked, now = None, self._clock()
                 faults = sum(source.faults.values())
                 if chunk is None:
                     vitals.observe(0, 0, faults, False, now)

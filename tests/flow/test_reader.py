@@ -263,6 +263,35 @@ def test_a_silent_sensor_is_stalled_until_it_speaks() -> None:
     assert listener.next()[0] in ("running", "stopped")
 
 
+def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
+    clock, free, asked = Clock(), Event(), Event()
+
+    class Hangs(Scripted):
+        def read(self, timeout: float) -> Chunk | None:
+            asked.set()
+            assert free.wait(5)
+            return super().read(timeout)
+
+    class Hanging(Script, frozen=True, kw_only=True):
+        def open(self) -> Source:
+            return Hangs(self.openings.pop(0), self.clock)
+
+    reader, listener = read(Hanging(openings=[[chunk(1)]], clock=clock))
+    assert asked.wait(5)
+    clock.now += 15.0
+    reader.look()
+    assert reader.status.health.state == "starting"
+    clock.now += 1.0
+    reader.look()
+    assert listener.next()[:2] == ("failed", "it does not answer")
+    free.set()
+    assert listener.wait_for("running")
+    assert ended(reader)
+    clock.now += 60.0
+    reader.look()
+    assert reader.status.health.state == "stopped"
+
+
 def test_garbage_is_shown_and_counted_across_reconnects() -> None:
     script = Script(openings=[[{"bad CRC": 5}, 3.0, DeviceError("unplugged")], [{"bad CRC": 2, "too long": 1}]])
     reader, listener = read(script)
