@@ -419,7 +419,7 @@ class ModelBoard:
         part.status.set("failed", reason, hint)
 
     def _users(self, model: str) -> dict[str, PipelinePart]:
-        return {name: each for name, each in self._parts.pipelines.items() if each.entry.model == model}
+        return {name: each for name, each in list(self._parts.pipelines.items()) if each.entry.model == model}
 
     def _backend(self, model: str, manifest: Manifest) -> Backend:
         entry = self._parts.config.models.get(model)

@@ -49,10 +49,13 @@ class Updater(Protocol):
 
 
 class Door(Protocol):
-    """What decides at the first sight of what comes. On any thread."""
+    """What decides at the first sight of what comes. On any thread, but for what says otherwise."""
 
     def approve(self, head: Head) -> None:
         """Raises BundleError for the head of a container that may not come in."""
+
+    def fit(self, head: Head) -> None:
+        """Raises BundleError for a version that could not serve here as things are. Not on the event loop's thread."""
 
     def admit_bare(self) -> None:
         """Raises BundleError where no bare model file may."""

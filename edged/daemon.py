@@ -23,7 +23,7 @@ import msgspec
 
 from edged import __version__
 from edged.accelerators import Accelerators
-from edged.api import ControlError, EdgedError, Message, SinkContext
+from edged.api import BundleError, ControlError, EdgedError, Message, SinkContext
 from edged.board import CHUNK_SECONDS, ModelBoard
 from edged.config import (
     Change,
@@ -80,6 +80,9 @@ DRAIN_SECONDS = 8.0
 SAVE_SECONDS = 5.0
 """How long saving what was not sent may take on top of that."""
 
+ASK_SECONDS = 10.0
+"""How long a thread waits for the event loop, which may have ended."""
+
 STALE_SECONDS = 7 * 86400.0
 TIDY_SECONDS = 3600.0
 
@@ -107,7 +110,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     updates = Updates(
         incoming,
         updater,
-        door=Door(daemon, updater.now),
+        door=Door(daemon, updater.now, loop),
         clock=daemon.parts.clock,
         say=daemon.tell,
         fetch=config.updates.fetch,
@@ -193,13 +196,25 @@ def _urls(config: Config) -> dict[str, str]:
 class Door:
     """What the configuration as it is now, and what serves now, say to what would come in."""
 
-    def __init__(self, daemon: Daemon, now: Callable[[], float]) -> None:
+    def __init__(self, daemon: Daemon, now: Callable[[], float], loop: asyncio.AbstractEventLoop) -> None:
         self._daemon = daemon
         self._now = now
+        self._loop = loop
 
     def approve(self, head: Head) -> None:
         """Before more than the head of a container is taken: nobody fills a disk with what nobody signed."""
         self._trust.verify(head.data, head.signatures, self._now())
+
+    def fit(self, head: Head) -> None:
+        """Before all of it is fetched, perhaps again and again. On the loop nothing is in the midst of a change."""
+
+        async def fit() -> None:
+            self._daemon.board.fit(head.manifest.name, head.manifest)
+
+        try:
+            asyncio.run_coroutine_threadsafe(fit(), self._loop).result(ASK_SECONDS)
+        except EdgedError as error:
+            raise BundleError(error.message, hint=error.hint) from error
 
     def admit_bare(self) -> None:
         """Raises BundleError where only signed versions may come in."""

@@ -198,6 +198,7 @@ class Fetches:
                 raise _PresentError(f"{version} is what serves already")
             standing.admit(head, allow_downgrade=options.allow_downgrade)
             self._door.approve(head)
+            self._door.fit(head)
             if base and base not in standing.bases:
                 raise _BaseMissingError(
                     f"the full bundle is needed: what the delta for {version} builds on is not here",

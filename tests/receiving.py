@@ -138,15 +138,23 @@ class Clock:
 
 
 class Door:
-    """Trusts everybody but mallory; takes bare models as long as it is `open`. `files` are what serves, by model."""
+    """Trusts everybody but mallory; takes bare models as long as it is `open`, and no others where it is `narrow`.
+
+    `files` are what serves, by model.
+    """
 
     def __init__(self) -> None:
         self.open = True
+        self.narrow = False
         self.files: dict[str, str] = {}
 
     def approve(self, head: Head) -> None:
         if b"mallory" in head.signatures:
             raise BundleError("mallory is not an allowed signer", hint="have it signed by somebody who is")
+
+    def fit(self, head: Head) -> None:
+        if self.narrow:
+            raise BundleError("it needs another source", hint="configure one")
 
     def admit_bare(self) -> None:
         if not self.open:

@@ -396,6 +396,16 @@ def test_what_may_not_come_in_is_not_fetched_either(board, ask, watch, pinned, c
     assert board.gone()
 
 
+def test_what_could_not_serve_here_is_not_fetched_once_that_is_seen(board, ask, watch):
+    board.door.narrow = True
+    with WebServer(BUNDLE) as server:
+        server.orders.append(cut_after(50_000))
+        end = watch(ask("fetch", url=server.url())["job"])[-1]
+        assert len(server.requests) == 1
+    assert (end["state"], end["text"]) == ("refused", "it needs another source")
+    assert board.gone()
+
+
 def test_a_fetch_that_a_daemon_left_is_gone_on_with_and_one_that_failed_is_not(tmp_path):
     with WebServer(BUNDLE) as server:
         stop, asked_again = threading.Event(), threading.Event()
