@@ -288,6 +288,21 @@ def test_a_url_is_looked_at_as_soon_as_it_is_configured(tmp_path: Path, broker: 
     assert ended["text"] == "motion: version 1.1.0 is confirmed; version 1.1.0 serves"
 
 
+def test_of_what_could_not_serve_here_only_the_head_is_fetched(tmp_path: Path, broker: Broker, edged):
+    window = {**json.loads((FACTORY / "manifest.json").read_bytes())["window"], "rate": 5000.0}
+    new = bundle(tmp_path, "1.1.0", files={"notes.bin": bytes(range(256)) * 4000}, window=window)
+    with (
+        WebServer(new.read_bytes()) as server,
+        Subscriber(broker.port, "edged/board/models/motion/update") as subscriber,
+    ):
+        server.orders.append(cut_after(200_000))
+        edged(config() + with_mqtt(broker) + f'[models.motion]\nurl = "{server.url()}"\n')
+        ended = json.loads(subscriber.next().payload)
+        assert len(server.requests) == 1
+    assert (ended["version"], ended["outcome"]) == ("1.1.0", "refused")
+    assert "5000" in ended["text"]
+
+
 # Restarts
 
 
