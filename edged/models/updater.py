@@ -16,12 +16,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -136,9 +136,10 @@ class Updater:
             await self._resume(name)
 
     async def run(self) -> None:
-        """Keep watching what is under way, until cancelled."""
+        """Keep watching what is under way, until cancelled; what is being done then is for `stop` to wait for."""
         while True:
-            await asyncio.gather(*(self.settle(name) for name, each in self._memories.items() if each.unsettled))
+            unsettled = [name for name, each in self._memories.items() if each.unsettled]
+            await asyncio.gather(*(asyncio.shield(self._spawn(self.settle(name))) for name in unsettled))
             await asyncio.sleep(INTERVAL)
 
     async def stop(self) -> None:
@@ -206,9 +207,7 @@ class Updater:
         That is a container, a delta that stands for one, or a bare model if the options say so.
         """
         job = self._new_job(options)
-        task = asyncio.get_running_loop().create_task(self._install(job, container))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._install(job, container))
         return job
 
     async def rollback(self, name: str, to: str = "") -> None:
@@ -599,6 +598,13 @@ class Updater:
                 await _on_thread(self._write, name, spared)
         except StoreError as error:
             self._say(name, "update.hindered", str(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin what `stop` ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _new_job(self, options: Options) -> Job:
         job = Job(str(next(self._numbers)), options)

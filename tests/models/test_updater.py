@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 
 import pytest
 
@@ -583,6 +584,32 @@ def test_a_run_ends_though_a_model_is_held(rig, monkeypatch):
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
     assert rig.ledger.candidate.boots_left == BOOTS - 1
+
+
+def test_whoever_runs_it_is_let_go_while_the_disk_hangs(rig, monkeypatch):
+    looking, hanging = threading.Event(), threading.Event()
+
+    def present(_shelf):
+        looking.set()
+        hanging.wait()
+        return {}
+
+    async def scenario():
+        await rig.boot()
+        await begin(rig, "1.1")
+        monkeypatch.setattr(updaters, "STOP_SECONDS", 0.05)
+        monkeypatch.setattr(updaters.Shelf, "present", present)
+        running = asyncio.create_task(rig.updater.run())
+        await asyncio.to_thread(looking.wait)
+        running.cancel()
+        await asyncio.wait([running], timeout=5)
+        over = running.done()
+        if over:
+            await rig.updater.stop()
+        hanging.set()
+        return over
+
+    assert asyncio.run(scenario())
 
 
 def test_a_run_ends_while_somebody_asks_for_the_first_time(tmp_path):
