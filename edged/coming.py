@@ -55,7 +55,10 @@ class Door(Protocol):
         """Raises BundleError for the head of a container that may not come in."""
 
     def fit(self, head: Head) -> None:
-        """Raises BundleError for a version that could not serve here as things are. Not on the event loop's thread."""
+        """Raises BundleError for a version that could not serve here, and any other EdgedError where that may pass.
+
+        Not on the event loop's thread.
+        """
 
     def admit_bare(self) -> None:
         """Raises BundleError where no bare model file may."""

@@ -213,7 +213,11 @@ class Door:
 
         try:
             asyncio.run_coroutine_threadsafe(fit(), self._loop).result(ASK_SECONDS)
+        except TimeoutError as error:
+            raise ControlError("the daemon is busy", hint="fetch it again in a minute", retryable=True) from error
         except EdgedError as error:
+            if error.retryable:  # what passes is no reason to throw away what has come of it
+                raise
             raise BundleError(error.message, hint=error.hint) from error
 
     def admit_bare(self) -> None:

@@ -14,12 +14,14 @@ import pytest
 
 import edged.daemon
 from edged import plugins
-from edged.api import ConfigError, SourceConfig, SourceInfo
+from edged.api import BundleError, ConfigError, EdgedError, ModelError, SourceConfig, SourceInfo
 from edged.config import ConfigErrors, load
 from edged.control.systemd import Notifier
-from edged.daemon import Daemon
+from edged.core.container import read_head
+from edged.daemon import Daemon, Door
 from edged.models.store import FACTORY, Store
 from edged.operations import Operations, overall
+from tests.receiving import bundle
 
 MOTION = FACTORY / "motion" / "1.0.0"
 
@@ -198,3 +200,34 @@ def test_a_reload_that_broke_off_half_way_is_made_good_by_the_next(tmp_path):
 
 def fails(name: str) -> None:
     raise ConfigError("it has changed since it was looked at")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "judged"),
+    [
+        (ModelError("it runs on an npu"), BundleError),
+        (ModelError("it needs memory, and there is too little", retryable=True), ModelError),
+    ],
+)
+def test_only_for_what_stays_is_a_fetch_thrown_away(refusal, judged):
+    def fit(*_: object) -> None:
+        raise refusal
+
+    async def ask() -> EdgedError:
+        door = Door(SimpleNamespace(board=SimpleNamespace(fit=fit)), time.time, asyncio.get_running_loop())
+        with pytest.raises(EdgedError) as raised:
+            await asyncio.to_thread(door.fit, read_head(bundle()))
+        return raised.value
+
+    error = asyncio.run(ask())
+    assert (type(error), error.message) == (judged, refusal.message)
+
+
+def test_a_fetch_that_cannot_be_judged_now_is_tried_again(monkeypatch):
+    monkeypatch.setattr(edged.daemon, "ASK_SECONDS", 0.01)
+    loop = asyncio.new_event_loop()  # which does not come round to it
+    with pytest.raises(EdgedError, match="the daemon is busy") as raised:
+        Door(SimpleNamespace(), time.time, loop).fit(read_head(bundle()))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert raised.value.retryable
