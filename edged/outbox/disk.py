@@ -19,6 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Thread
 from typing import NamedTuple
@@ -346,7 +347,7 @@ class DiskSpool(MemorySpool):
 
     def _run(self) -> None:
         closing = False
-        while not closing:
+        while not closing or (self._anew and self._clock() >= self._next_commit):
             with self._lock:
                 if not self._closing:
                     self._tick.wait_for(lambda: self._hungry or self._closing, self._patience())
@@ -369,9 +370,10 @@ class DiskSpool(MemorySpool):
                 return
             if self._shelf is None and self._something_is_there():
                 self._open()
-            if self._failed and self._shelf is not None:
-                self._fetch(self._shelf)  # a disk that is full can be read all the same
-                unread = 0
+            if self._failed and self._shelf is not None and not closing:
+                with suppress(ShelfError):  # what is full can be read, and what cannot be read be written, all the same
+                    self._fetch(self._shelf)
+                    unread = 0
             if closing or self._awaited or self._crowded or self._clock() >= self._next_commit:
                 self._commit(closing)
             if self._crowded:

@@ -561,6 +561,46 @@ def test_results_go_on_though_older_ones_are_on_a_disk_that_can_no_longer_be_rea
     assert [*first[:-1], *rest] == list(range(3 * SOON))
 
 
+def test_results_are_saved_though_older_ones_on_the_disk_can_no_longer_be_read(make: Make) -> None:
+    broken, connect = failing("disk I/O error", "SELECT origin, level")
+    spool = make(connect=connect, clock=lambda: time.monotonic() * 10)
+    for seq in range(3 * SOON):
+        spool.put(message(seq, created=time.monotonic() * 10))
+    until(lambda: saved(spool) and spool.stats.on_disk)
+    broken.set()
+    spool.resume()
+    sent: list[int] = []
+    until(lambda: spool.health.state == "degraded" or sent.extend(numbers(drain(spool, 0))))
+    spool.put(message(3 * SOON, created=time.monotonic() * 10))
+    until(lambda: saved(spool))
+    spool.put(message(3 * SOON + 1, created=time.monotonic() * 10))
+
+    assert spool.close(PATIENCE) == []
+    assert [*sent, *numbers(drain(make(), 3 * SOON + 2 - len(sent)))] == list(range(3 * SOON + 2))
+
+
+def test_a_file_that_is_found_damaged_at_the_end_is_no_end_of_what_is_to_be_saved_then(make: Make) -> None:
+    damaged = Event()
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+            if damaged.is_set() and sql.startswith("BEGIN"):
+                damaged.clear()
+                error = sqlite3.DatabaseError("database disk image is malformed")
+                error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise error
+            return super().execute(sql, *rest)
+
+    connect = lambda file: sqlite3.connect(file, isolation_level=None, factory=Connection)  # noqa: E731
+    spool = make({"b": Policy(durability="always")}, connect=connect, commit_seconds=3600)
+    fill(spool, 1, "b")
+    fill(spool, 10)
+    damaged.set()
+
+    assert spool.close(PATIENCE) == []
+    assert sorted(numbers(drain(make(), 11))) == [0, *range(10)]
+
+
 def test_a_file_that_is_full_and_fails_leaves_room_for_new_results_in_memory(make: Make) -> None:
     broken, connect = failing("disk I/O error", "BEGIN")
     spool = make({"a": Policy(drop="newest")}, connect=connect, bytes=1 << 20)
