@@ -228,11 +228,13 @@ def origin(parts: SplitResult) -> tuple[str, str, int]:
 def mask(url: str) -> str:
     """A URL to show: without user, password, query and fragment, which may be secrets."""
     url = url[:MAX_URL]
-    scheme, slashes, rest = url.partition("//") if "//" in url else ("", "", url)
+    found = re.match("([a-zA-Z0-9+.-]+:)?//", url)
+    scheme = found[0] if found else ""
+    rest = url.removeprefix(scheme)
     place = re.split("[/?#]", rest, maxsplit=1)[0]
     port = place.rpartition("]")[2].partition(":")[2]
-    if "@" not in place and (not slashes or not (port or "0").isdecimal()):
+    if "@" not in place and (not scheme or not (port or "0").isdecimal()):
         place = rest  # no port, but half a password, in which a sign should have been written as %XX
     user, at, _ = place.rpartition("@")
     shown = f"***@{rest[len(user) + 1 :]}" if at else rest
-    return f"{scheme}{slashes}{re.split('[?#]', shown, maxsplit=1)[0]}{'?***' if '?' in shown else ''}"
+    return f"{scheme}{re.split('[?#]', shown, maxsplit=1)[0]}{'?***' if '?' in shown else ''}"
