@@ -142,11 +142,20 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
-    try:
+
+    async def start() -> None:
         async with daemon.changing:  # who asks for a reload from now on waits until there is something to change
             await daemon.start()
             await updater.start()
             await updates.start()
+
+    try:
+        starting, stopping = loop.create_task(start()), loop.create_task(stop.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # a version may be on trial, to which the end of the time for a stop would be a crash
+            starting.cancel()
+            return
+        starting.result()
         notifier.ready()
         log.info("edged %s serves: %s", __version__, summary(daemon.parts))
         async with asyncio.TaskGroup() as tasks:
@@ -157,7 +166,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
                 tasks.create_task(_tidy(incoming, daemon.parts.clock)),
                 tasks.create_task(desires.run()),
             ]
-            await stop.wait()
+            await stopping
             for chore in chores:
                 chore.cancel()
     finally:

@@ -1,7 +1,9 @@
 """The daemon's parts as they come and go, in this process: what the tests of the real one cannot hold still."""
 
 import asyncio
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +22,7 @@ from edged.control.systemd import Notifier
 from edged.core.container import read_head
 from edged.daemon import Daemon, Door
 from edged.models.store import FACTORY, Store
+from edged.models.updater import Updater
 from edged.operations import Operations, overall
 from tests.receiving import bundle
 
@@ -231,3 +234,16 @@ def test_a_fetch_that_cannot_be_judged_now_is_tried_again(monkeypatch):
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     assert raised.value.retryable
+
+
+def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch):
+    async def is_at_a_trial(_updater: Updater) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    file = tmp_path / "edged.toml"
+    file.write_text(SOURCE + PIPELINE)
+    monkeypatch.setattr(Updater, "start", is_at_a_trial)
+    monkeypatch.setattr(edged.daemon, "set_up", lambda level: None)
+    life = edged.daemon.run([file], tmp_path / "run", tmp_path, Store(FACTORY, tmp_path / "models"))
+    asyncio.run(asyncio.wait_for(life, 10))
