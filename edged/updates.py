@@ -133,8 +133,8 @@ class Updates:
     async def _receive_open(self, args: dict[str, Any]) -> dict[str, Any]:
         """Where to go on with a container or a delta, or what makes that unnecessary.
 
-        {"offset": so many bytes are here}, {"job": which installs it}, {"present": true} as it serves already, or
-        {"missing": the base} where a delta would be of no use.
+        {"offset": so many bytes are here}, {"job": which installs it, and the terms it was begun with},
+        {"present": true} as it serves already, or {"missing": the base} where a delta would be of no use.
         """
         self._refuse_when_stopping()
         ask = _understood(args, _Open)
@@ -168,7 +168,7 @@ class Updates:
         return {"offset": offset}
 
     async def _receive_done(self, args: dict[str, Any]) -> dict[str, Any]:
-        """All of it has been sent: install it. Whoever says so again is told the same."""
+        """All of it has been sent: install it, on these terms. Whoever says so again is told the same job."""
         self._refuse_when_stopping()
         ask = _understood(args, _Done)
         receiving = self._get(ask.id)
@@ -178,19 +178,19 @@ class Updates:
         if receiving.job is None:
             receiving.job = self._updater.install(path, ask.options(ask.origin, receiving.bare))
             self._spawn(self._discard_when_released(ask.id, receiving.job))
-        return {"job": receiving.job.id}
+        return _begun(receiving.job)
 
     async def _known(self, ask: _Open) -> dict[str, Any]:
         """What makes it unnecessary to send a container, if anything does. Raises BundleError if it was rejected."""
         receiving = self._receiving.get(ask.id)
         if receiving and receiving.job:
-            return {"job": receiving.job.id}
+            return _begun(receiving.job)
         if ask.bare:
             self._door.admit_bare()
             return {"present": True} if self._door.serves_file(ask.bare, ask.digest) else {}
         for job in self._updater.jobs():
             if job.digest == ask.digest and not job.ended.is_set():
-                return {"job": self.fetches.job_of(job).id}
+                return _begun(self.fetches.job_of(job))
         standing = Standing(await self._updater.models())
         standing.refuse_rejected(ask.digest)
         for model in standing.models:
@@ -407,6 +407,11 @@ class _Receiving:
     def stay(self) -> None:
         if self.timer:
             self.timer.cancel()
+
+
+def _begun(job: Job) -> dict[str, Any]:
+    """What whoever brings something is told of the job that installs it: not all have asked for the same."""
+    return {"job": job.id, "confirm_within": job.options.confirm_within}
 
 
 def _take(transfer: Transfer, chunk: _Chunk) -> int:

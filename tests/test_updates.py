@@ -376,7 +376,7 @@ def test_what_was_fetched_and_is_being_installed_need_not_be_sent(board, ask, wa
         steps = connect(str(board.runtime_dir)).stream("job-watch", id=job)
         while next(steps)["id"] != "update.verified":
             pass
-        assert ask("receive-open", **NAMES) == {"job": job}
+        assert ask("receive-open", **NAMES)["job"] == job
         board.do(board.updater.go.set)
         assert watch(job)[-1]["state"] == "done"
 

@@ -22,7 +22,7 @@ from edged.ctl.client import UnreachableError
 from edged.ctl.parcel import Parcel
 from edged.ctl.ssh import Line, LineError
 from edged.ctl.tables import size
-from edged.ctl.telling import Outcome, Teller, follow, tell_joined
+from edged.ctl.telling import Outcome, Teller, follow, tell_terms
 
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -111,8 +111,7 @@ class Push:
         if "offset" in answer:
             self._send(line, answer["offset"])
             answer = line.ask("receive-done", id=self._parcel.id, **self._wishes)
-        elif "job" in answer:
-            tell_joined(self._teller, self._wishes)
+        tell_terms(answer, self._wishes, self._teller)
         self.job = answer.get("job", "")
         return "present" in answer
 

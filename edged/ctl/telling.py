@@ -146,9 +146,12 @@ def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
     return Outcome("failed", "the daemon ended before the update did", "see how it went: edgectl models")
 
 
-def tell_joined(teller: Teller, wishes: dict[str, Any]) -> None:
-    """What is brought is being installed already; who `wishes` for something now is not to believe to have got it."""
-    if any(wishes.values()):
+def tell_terms(answer: dict[str, Any], wishes: dict[str, Any], teller: Teller) -> None:
+    """Who `wishes` to have to confirm what is brought is not to believe so where somebody else was first to bring it.
+
+    `answer` is the daemon's, with the terms that were agreed on if there is a job.
+    """
+    if "job" in answer and wishes["confirm_within"] not in (0.0, answer.get("confirm_within")):
         teller.step("update.joined", "it is under way already, on the terms that it was begun with and not on these")
 
 

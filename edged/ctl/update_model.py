@@ -28,7 +28,7 @@ from edged.core.errors import BundleError, ControlError
 from edged.ctl import exits, tables
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
-from edged.ctl.telling import Console, Outcome, Teller, follow, tell_joined
+from edged.ctl.telling import Console, Outcome, Teller, follow, tell_terms
 
 if TYPE_CHECKING:
     from edged.ctl.parcel import Parcel
@@ -165,8 +165,7 @@ def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], tell
             teller.progress(offset, parcel.size)
         call = connect(args.runtime_dir).call
         answer = call("receive-done", timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
-    elif "job" in answer:
-        tell_joined(teller, wishes)
+    tell_terms(answer, wishes, teller)
     return answer
 
 

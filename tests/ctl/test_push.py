@@ -143,6 +143,19 @@ def test_whoever_comes_second_is_told_whose_terms_hold(start, board, receive):
     assert [process.wait(20) for process in (first, second)] == [0, 0]
 
 
+def test_whoever_missed_the_answer_is_not_told_that_others_terms_hold(start, board, receive):
+    board.do(board.updater.go.clear)
+    cut_before_the_answer = f"exec 3<&0; {{ {receive} <&3 & }} | sed -u '/\"job\"/Q'; exit 255"
+    process = start(f"[ $1 = 1 ] && {{ {cut_before_the_answer}; }}; {receive}", "--confirm-within", "10m")
+    told = []
+    while not told or "signed by" not in told[-1]:
+        told.append(process.stdout.readline())
+    board.do(board.updater.go.set)
+    assert process.wait(20) == 0
+    assert ["trying again" in line for line in told].count(True) == 1
+    assert [line for line in told if "terms" in line] == []
+
+
 @pytest.mark.parametrize(
     "request_line",
     [
