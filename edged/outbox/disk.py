@@ -441,7 +441,9 @@ class DiskSpool(MemorySpool):
                 self._degrade(worse)
             except Exception as worse:
                 self._degrade(_bug(worse))
-            pause = pause and _rest(self._clock() - begun)
+            if pause:
+                pause = _rest(self._clock() - begun)
+                self._unread += 1  # nor will it be read for long
         with self._lock:
             self._next_commit = self._clock() + pause
             self._hungry = self._hungry or not pause

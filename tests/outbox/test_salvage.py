@@ -22,7 +22,7 @@ from edged.core.types import Message
 from edged.outbox import salvage
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import SpoolOptions
-from edged.outbox.shelf import MAX_SEGMENT, Segment, Shelf, Stamp, open_database
+from edged.outbox.shelf import MAX_SEGMENT, Segment, Shelf, ShelfError, Stamp, open_database
 from tests.broker import PATIENCE
 from tests.contracts.spool import message
 
@@ -161,6 +161,33 @@ def test_a_fault_of_ours_while_saving_ends_nothing(monkeypatch: pytest.MonkeyPat
             time.sleep(0.001)
         monkeypatch.undo()
         assert everything(spool) == [1_000_000]
+
+
+def test_results_go_on_while_a_damaged_file_cannot_be_saved_for_long(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for a copy, say; and as the file is large and the card slow, it is tried again in minutes."""
+
+    def fail(*_: object) -> None:
+        now[0] += 6.0
+        raise ShelfError("no room", hint="")
+
+    now = [1000.0]
+    monkeypatch.setattr(salvage, "replace", fail)
+    data = bytearray(whole)
+    zeroed(data, whole.pages[300])
+    with opened(bytes(data), lambda: now[0]) as spool:
+        spool.resume()
+        spool.put(message(-1, created=now[0]))
+        numbers: list[int] = []
+        deadline = time.monotonic() + PATIENCE
+        while -1 not in numbers:
+            assert time.monotonic() < deadline
+            entries = spool.take(100)
+            spool.ack([entry.id for entry in entries])
+            numbers += [entry.message.seq for entry in entries]
+            time.sleep(0.001)
+        assert len(sound(whole, set()) - set(numbers)) > 100
 
 
 def test_of_a_page_of_rows_only_those_on_it_are_lost(whole: Whole) -> None:
