@@ -92,7 +92,7 @@ class Reader:
 
     def look(self) -> None:
         """Say that the source does not answer, if that is so: its reader cannot. For whoever comes by now and then."""
-        asked = self._asked if self._thread.is_alive() and self.next_try is None else None
+        asked = self._asked if self._thread.is_alive() else None
         if asked is not None and self._clock() - asked > HUNG_SECONDS:
             self.status.set("failed", "it does not answer", "look at dmesg; plug it in anew, or restart edged")
 
@@ -122,6 +122,7 @@ class Reader:
                 self.status.set("stopped", "the recording has ended")
                 return
             except Exception as error:  # a plug-in may raise anything
+                self._asked = None
                 self._fail(error)
                 self._pause(backoff.delay(0.0 if opened is None else self._clock() - opened, random.random()))
         self.status.set("stopped")

@@ -292,6 +292,34 @@ def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
     assert reader.status.health.state == "stopped"
 
 
+def test_a_source_that_has_answered_late_is_not_said_not_to_when_it_is_tried_again() -> None:
+    class Busy(Clock):
+        """At each of its ticks somebody looks, once the source has answered."""
+
+        def __call__(self) -> float:
+            if answered.is_set() and not looking.is_set():
+                looking.set()
+                reader.look()
+                looking.clear()
+            return self.now
+
+    class Late(Script, frozen=True, kw_only=True):
+        def open(self) -> Source:
+            if not answered.is_set():
+                self.clock.now += 60.0
+                answered.set()
+            return super().open()
+
+    answered, looking, listener = Event(), Event(), Listener()
+    clock = Busy()
+    script = Late(openings=[DeviceError("gone"), [chunk(1)]], clock=clock)
+    reader = Reader("imu", script, (), Status("imu", Clock(), listener), clock, PROMPT)
+    reader.start()
+
+    assert ended(reader)
+    assert [listener.next()[:2] for _ in range(2)] == [("failed", "gone"), ("running", "")]
+
+
 def test_garbage_is_shown_and_counted_across_reconnects() -> None:
     script = Script(openings=[[{"bad CRC": 5}, 3.0, DeviceError("unplugged")], [{"bad CRC": 2, "too long": 1}]])
     reader, listener = read(script)
