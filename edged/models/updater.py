@@ -309,6 +309,9 @@ class Updater:
         signers = await _on_thread(self._trust.verify, head.data, head.signatures, self.now())
         self._say(name, "update.verified", f"version {job.version} is signed by {', '.join(signers) or 'nobody'}", job)
         if ledger.candidate is not None and ledger.candidate.digest == job.digest:
+            if job.options.confirm_within not in (0.0, ledger.candidate.confirm_within):
+                text = "it is under way already, on the terms that it was begun with and not on these"
+                self._say(name, "update.joined", text, job)
             memory.jobs.append(job)
             return
         if job.digest == (ledger.active or facts.serving):

@@ -102,6 +102,19 @@ def test_a_version_that_is_sent_twice_at_once_is_installed_once(rig):
     assert rig.board.trials == ["1.1"]
 
 
+def test_whoever_comes_second_is_told_whose_terms_hold(rig):
+    async def scenario():
+        await rig.boot()
+        jobs = [rig.install("1.1"), rig.install("1.1", confirm_within=600.0), rig.install("1.1")]
+        for job in jobs:
+            await job.released.wait()
+        await rig.pass_probation()
+        return jobs
+
+    told = [[event.text for event in job.events if event.id == "update.joined"] for job in asyncio.run(scenario())]
+    assert told == [[], ["it is under way already, on the terms that it was begun with and not on these"], []]
+
+
 def test_another_version_has_to_wait(rig):
     async def scenario():
         await rig.boot()
