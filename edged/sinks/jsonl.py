@@ -45,9 +45,9 @@ class _Sink:
         self._attempt(lambda: self._append(line))
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        file, self._file = self._file, -1  # it is gone, also if that fails
+        if file >= 0:
+            os.close(file)
 
     def _attempt(self, do: Callable[[], None]) -> None:
         try:

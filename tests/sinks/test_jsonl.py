@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -54,6 +56,26 @@ def test_files_stay_within_their_bounds_and_the_newest_lines_are_kept(file: Path
     assert all(each.stat().st_size <= 4096 for each in files)
     kept = [seq for each in reversed(files) for seq in seqs(each)]
     assert kept == list(range(kept[0], 100))
+
+
+def test_a_file_that_fails_as_it_is_closed_is_let_go_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS an error may come that late; the descriptor is gone then, and its number may be another's soon."""
+    sink = JsonlSink(path=file).open(context())
+    sink.send(prediction(0))
+    file.unlink()
+    close = os.close
+
+    def fail(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        with pytest.raises(StoreError, match="Input/output error"):
+            sink.send(prediction(1))
+    sink.send(prediction(2))
+
+    assert seqs(file) == [2]
 
 
 def test_a_file_that_is_deleted_or_moved_away_is_begun_anew(file: Path) -> None:
