@@ -129,7 +129,7 @@ class ModelBoard:
         """Have a version prove itself in a child process, and on its accelerator, if that is there, in that one's.
 
         Raises:
-            EdgedError: no child could be started, or the accelerator that it needs does not work.
+            EdgedError: no child could be started, or its accelerator does not work, and the CPU will not do.
         """
         backend = self._backend(model, bundle.manifest)
         verdict = await try_out(bundle.folder, bundle.manifest, backend, Allowance())
@@ -142,7 +142,7 @@ class ModelBoard:
                 self._parts.accelerators.try_out, bundle, self._wanted(model), backend
             )
         except DeviceError as error:
-            if needed:
+            if needed or not verdict.ok:
                 raise
             accelerated = Verdict(failure="unfit", reason=error.message, hint=error.hint)
         if accelerated is None:

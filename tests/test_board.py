@@ -57,9 +57,10 @@ def test_a_version_is_held_to_what_it_does_where_it_will_serve(monkeypatch, on_c
     assert tried(monkeypatch, on_cpu, accelerated, delegate).failure == failure
 
 
-def test_a_version_is_not_judged_on_a_device_that_it_needs_and_that_is_broken(monkeypatch):
+@pytest.mark.parametrize(("on_cpu", "delegate"), [(GOOD, "mine"), (SLOW, "mine"), (SLOW, "auto")])
+def test_a_version_is_not_judged_while_a_device_is_broken_without_which_it_will_not_do(monkeypatch, on_cpu, delegate):
     with pytest.raises(DeviceError, match="it is broken"):
-        tried(monkeypatch, GOOD, BROKEN, "mine")
+        tried(monkeypatch, on_cpu, BROKEN, delegate)
 
 
 def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | None, delegate: str) -> Verdict:
