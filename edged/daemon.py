@@ -476,7 +476,8 @@ class Daemon:
             reader.feeds = ()
         self._feed()
         for reader in (*readers, *parts.sources.values()):  # the chunk in hand still goes where it was to go
-            await asyncio.to_thread(reader.between_chunks, lambda: None, CHUNK_SECONDS)
+            patience = min(CHUNK_SECONDS, max(0.0, end - time.monotonic()))
+            await asyncio.to_thread(reader.between_chunks, lambda: None, patience)
         for flow in flows:
             flow.stop()
         workers: list[Reader | Pipeline] = [*readers, *flows]

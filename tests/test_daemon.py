@@ -21,6 +21,7 @@ from edged.config import ConfigErrors, load
 from edged.control.systemd import Notifier
 from edged.core.container import read_head
 from edged.daemon import Daemon, Door
+from edged.flow.reader import Reader
 from edged.models.store import FACTORY, Store
 from edged.models.updater import Updater
 from edged.operations import Operations, overall
@@ -234,6 +235,18 @@ def test_a_fetch_that_cannot_be_judged_now_is_tried_again(monkeypatch):
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     assert raised.value.retryable
+
+
+def test_once_its_time_is_over_a_stop_waits_for_no_chunk(tmp_path, monkeypatch):
+    patiences = []
+    monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, patience: patiences.append(patience))
+
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE) as daemon:
+            await daemon.stop(0.0)
+
+    asyncio.run(scenario())
+    assert patiences == [0.0]
 
 
 def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch):
