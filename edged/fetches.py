@@ -37,10 +37,6 @@ MAX_FETCHES = 4
 MAX_JOBS = 50
 """of which none is remembered when there are as many later ones."""
 
-
-LOOK_UP_SECONDS = 2.0
-"""What is being looked up when the daemon stops is waited for so long."""
-
 log = logging.getLogger("edged.models")
 
 
@@ -69,16 +65,14 @@ class Fetches:
                 self.fetch(left.url, left.options, left.model)
 
     async def stop(self) -> None:
-        """End them all; what has come is kept, and gone on with in the next run."""
+        """End them all, but for a look-up of a name; what has come is kept, and gone on with in the next run."""
         self._stopping = True
         for fetch in self._all.values():
             fetch.fetcher.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):  # a look-up of a name cannot be ended
-            async with asyncio.timeout(LOOK_UP_SECONDS):
-                await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     @property
     def jobs(self) -> tuple[Job, ...]:

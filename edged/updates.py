@@ -41,6 +41,9 @@ from edged.models.job import Event, Job, Options
 IDLE_SECONDS = 60.0
 """A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""
 
+STOP_SECONDS = 2.0
+"""How long the end of a run may wait for what comes to be put down, for results wait to be saved."""
+
 TELL_SECONDS = 5.0
 MAX_CHUNK = 45 << 10
 """Bytes in a chunk: with them a request stays below the protocol's limit."""
@@ -117,10 +120,16 @@ class Updates:
     async def stop(self) -> None:
         """End every transfer. What has come is kept, and can be gone on with; who asks meanwhile is to ask again.
 
+        What takes longer than STOP_SECONDS is left behind: a disk that hangs, or the look-up of a name.
+
         Stop the updater after this: nobody is to take the end of this run of the daemon for the end of an update.
         """
         self._stopping = True
-        await self.fetches.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.gather(self.fetches.stop(), self._rest_all())
+
+    async def _rest_all(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

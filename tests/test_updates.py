@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import fcntl
 import os
@@ -8,10 +9,12 @@ from functools import partial
 import pytest
 from msgspec.structs import replace
 
+import edged.updates
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
 from edged.fetches import MAX_FETCHES, MAX_JOBS
 from edged.models.bare import Bare
+from edged.models.incoming import Transfer
 from edged.models.job import Options
 from edged.updates import MAX_CHUNK
 from tests.containers import MODEL
@@ -270,6 +273,18 @@ def test_a_daemon_that_stops_is_not_the_end_of_an_update(board, ask, send):
         with pytest.raises(ControlError, match="the daemon is stopping") as caught:
             answer()
         assert caught.value.retryable
+
+
+def test_a_disk_that_hangs_does_not_keep_the_daemon_from_its_end(board, ask, send, monkeypatch):
+    hanging = threading.Event()
+    ask("receive-open", **NAMES)
+    send(end=70_000)
+    monkeypatch.setattr(Transfer, "close", lambda _transfer: hanging.wait())
+    monkeypatch.setattr(edged.updates, "STOP_SECONDS", 0.05)
+    try:
+        board.run(asyncio.wait_for(board.updates.stop(), 10))
+    finally:
+        hanging.set()
 
 
 def test_a_container_from_a_url(board, ask, watch):
