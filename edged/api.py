@@ -152,7 +152,7 @@ class Outbox(Protocol):
     """Where a sink leaves messages for the broker."""
 
     def put(self, message: Message) -> None:
-        """Take a message over. Never raises: what cannot be kept is dropped and counted.
+        """Take a message over: what cannot be kept is dropped and counted. Raises TypeError if it is of other types.
 
         Returns at once, except for a pipeline of durability "always": then it returns when the message is on disk.
         """

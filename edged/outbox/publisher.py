@@ -56,6 +56,14 @@ def backoff(failures: int, chance: float) -> float:
     return min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(failures - 1, 16)) * (0.5 + chance / 2)
 
 
+def _check(message: Message) -> None:
+    """A sink's mistake is the sink's: it would end each conversation in which it is sent, and be sent first again."""
+    if not isinstance(message.payload, bytes):
+        raise TypeError(f"payload is {type(message.payload).__name__}, not bytes")
+    if not all(isinstance(text, str) for pair in message.properties for text in pair):
+        raise TypeError("properties are not pairs of str")
+
+
 class Publisher:
     """Owns the connection to the broker. Without a host it has none and drops what it is given.
 
@@ -154,7 +162,8 @@ class Publisher:
         return not self._thread.is_alive()
 
     def put(self, message: Message) -> None:
-        """Send a message, now or as soon as there is a broker."""
+        """Send a message, now or as soon as there is a broker. Raises TypeError if it is made of other types."""
+        _check(message)
         if self._options.host:
             self.spool.put(message)
             self._wake.nudge()

@@ -74,6 +74,24 @@ def test_a_bug_in_a_conversation_is_said_and_another_is_begun(broker: Broker, mo
         assert json.loads(subscriber.wait_for(RESULT).payload)["seq"] == 1
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"payload": '{"seq": 1}'}, "payload is str, not bytes"),
+        ({"properties": (("count", 1),)}, "properties are not pairs of str"),
+    ],
+)
+def test_a_message_of_wrong_types_is_its_sinks_fault_and_stands_in_nobodys_way(
+    broker: Broker, wrong: dict[str, Any], said: str
+) -> None:
+    with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port) as rig:
+        with pytest.raises(TypeError, match=said):
+            rig.publisher.put(message(1, created=time.monotonic() - 60, **wrong))
+        rig.publisher.put(message(2))
+
+        assert json.loads(subscriber.wait_for(RESULT).payload)["seq"] == 2
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_message_reaches_a_subscriber(broker: Broker, protocol: str) -> None:
     with Subscriber(broker.port, RESULT) as subscriber, Rig(broker.port, protocol=protocol) as rig:
