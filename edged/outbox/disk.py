@@ -424,13 +424,14 @@ class DiskSpool(MemorySpool):
             self._busy_since = math.inf  # to read all of a file takes its time: that is no disk that hangs
             self._turned.notify_all()
         self._ready()  # those who had to be on disk first need not be any more
+        self._degrade(error)
         pause = RETRY_SECONDS
         if error.doubtful and self._clock() >= self._next_check:
             begun = self._clock()
             if is_damaged(self.file, self._connect):
                 error = ShelfError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
+                self._degrade(error)
             self._next_check = self._clock() + _rest(self._clock() - begun)
-        self._degrade(error)
         if error.damaged or error.other:
             begun = self._clock()
             try:

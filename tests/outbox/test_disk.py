@@ -638,7 +638,7 @@ def test_a_file_is_read_through_for_damage_once_and_not_whenever_a_full_disk_is_
     now, looks = [1000.0], []
 
     def look(file: Path, connect: Any) -> bool:
-        looks.append(spool.health.reason)
+        looks.append(spool.health.state)
         now[0] += 60.0  # it is a large file on a slow card
         return False
 
@@ -652,7 +652,7 @@ def test_a_file_is_read_through_for_damage_once_and_not_whenever_a_full_disk_is_
         now[0] += 10.0
     until(lambda: spool._next_commit > now[0])
 
-    assert len(looks) == 1
+    assert looks == ["degraded"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_reason_and_no_end(make: Make, tmp_path: Path) -> None:
