@@ -176,7 +176,8 @@ class Fetches:
         except asyncio.CancelledError:  # it is gone on with, unless it has become a candidate meanwhile
             await asyncio.to_thread(transfer.close)
             raise
-        await asyncio.to_thread(transfer.discard)
+        # Where this device is at fault, as when it has no room, all of it need not be fetched again at the next look.
+        await asyncio.to_thread(transfer.give_up if installed.state == "failed" else transfer.discard)
         job.model, job.version, job.digest = installed.model, installed.version, installed.digest
         await installed.ended.wait()
         return installed

@@ -186,7 +186,7 @@ class Updates:
             path = await self._on_thread(receiving.transfer.complete)
         if receiving.job is None:
             receiving.job = self._updater.install(path, ask.options(ask.origin, receiving.bare))
-            self._spawn(self._discard_when_released(ask.id, receiving.job))
+            self._spawn(self._let_go_when_released(ask.id, receiving, receiving.job))
         return _begun(receiving.job)
 
     async def _known(self, ask: _Open) -> dict[str, Any]:
@@ -251,9 +251,14 @@ class Updates:
             receiving.stay()
             await self._on_thread(receiving.transfer.discard)
 
-    async def _discard_when_released(self, name: str, job: Job) -> None:
+    async def _let_go_when_released(self, name: str, receiving: _Receiving, job: Job) -> None:
+        """It is not needed any more, but where this device is at fault, and it may be installed at another time."""
         await job.released.wait()
-        await self._discard(name)
+        if job.state == "failed":
+            receiving.job = None
+            await self._rest(name)
+        else:
+            await self._discard(name)
 
     # Fetching
 

@@ -421,6 +421,20 @@ def test_what_could_not_serve_here_is_not_fetched_once_that_is_seen(board, ask, 
     assert board.gone()
 
 
+def test_what_could_not_be_installed_for_want_of_room_need_not_come_again(board, ask, send, watch):
+    board.updater.end = ("failed", "there is no room", "free some space on this disk")
+    with WebServer(BUNDLE) as server:
+        assert watch(ask("fetch", url=server.url())["job"])[-1]["text"] == "there is no room"
+        ask("receive-open", **NAMES)
+        send()
+        assert watch(ask("receive-done", id=NAMES["id"])["job"])[-1]["text"] == "there is no room"
+        wait_until_unlocked(board.incoming / NAMES["id"])
+        assert ask("receive-open", **NAMES) == {"offset": len(BUNDLE)}
+        board.updater.end = ("done", "version 2.0 serves", "")
+        assert watch(ask("fetch", url=server.url())["job"])[-1]["state"] == "done"
+        assert len(server.requests) == 1
+
+
 def test_a_fetch_that_a_daemon_left_is_gone_on_with_and_one_that_failed_is_not(tmp_path):
     with WebServer(BUNDLE) as server:
         stop, asked_again = threading.Event(), threading.Event()
