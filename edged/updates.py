@@ -328,7 +328,8 @@ class Updates:
 
     def _find(self, name: str, digest: str = "") -> Job:
         jobs = self._all_jobs()
-        if name not in jobs or (digest and jobs[name].digest not in ("", digest)):
+        unnamed = "" if jobs.get(name) in self._updater.jobs() else digest  # who was shown a fetch knew what it brings
+        if name not in jobs or (digest and jobs[name].digest not in (unnamed, digest)):
             raise ControlError(
                 f"there is no job {name!r} since the daemon began",
                 hint="edgectl jobs lists those there are, and edgectl models says what serves",

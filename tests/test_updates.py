@@ -491,6 +491,17 @@ def test_a_fetch_that_is_under_way_is_not_taken_for_one_on_other_terms(ask, watc
         assert watch(job["job"])[-1]["state"] == "done"
 
 
+def test_a_fetch_of_nobody_knows_what_is_not_taken_for_what_somebody_sent(board, ask):
+    stop, asked = threading.Event(), threading.Event()
+    with WebServer(BUNDLE) as server:
+        server.orders.append(silence(stop, asked))
+        job = ask("fetch", url=server.url())["job"]
+        assert asked.wait(20)
+        with pytest.raises(ControlError, match="there is no job"):
+            next(connect(str(board.runtime_dir)).stream("job-watch", id=job, digest=NAMES["digest"]))
+        stop.set()
+
+
 def test_a_bug_is_the_end_of_a_fetch_and_not_of_those_that_follow(board, ask, watch, monkeypatch):
     async def forgets():
         raise KeyError("nowhere")
