@@ -208,11 +208,12 @@ def test_feeds_may_be_replaced() -> None:
     class Successor(Collector):
         def push(self, chunk: Chunk) -> None:
             super().push(chunk)
+            assert known.wait(5)
             reader.feeds = (last,)
 
-    last, first = Collector(), Successor()
-    script = Script(openings=[DeviceError("not yet"), [chunk(1), chunk(2)]])
-    reader, _ = read(script, first)
+    known, last, first = Event(), Collector(), Successor()
+    reader, _ = read(Script(openings=[[chunk(1), chunk(2)]]), first)
+    known.set()
     assert ended(reader)
     assert (first.chunks, last.chunks) == ([([1.0], 0)], [([2.0], 0)])
 
