@@ -367,7 +367,7 @@ class ModelBoard:
             if each.flow is not None and each.spare is not None:
                 kept, other = (each.spare, each.flow) if back else (each.flow, each.spare)
                 each.flow, each.spare = kept, None
-                other.stop()
+                other.retire()
         self._feed()
 
     def _offer(self, ready: dict[str, Served], users: dict[str, PipelinePart]) -> None:

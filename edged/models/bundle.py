@@ -7,6 +7,7 @@ a bare .tflite file lacks, from its tensors and its TFLite metadata.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -70,7 +71,7 @@ def open_folder(folder: Path) -> Bundle:
     Labels and normalisation that the manifest leaves out are taken from the model's TFLite metadata.
 
     Raises:
-        BundleError: it is not a sound bundle; the message names the file.
+        BundleError: it is not a sound bundle; the message names the file. `retryable`: it could not be read for now.
     """
     try:
         manifest = manifests.decode(_read(folder / MANIFEST, MAX_MANIFEST_BYTES))
@@ -79,7 +80,7 @@ def open_folder(folder: Path) -> Bundle:
             _verify(folder / name, expected)
         return Bundle(_complete(manifest, folder / manifest.model), folder)
     except BundleError as error:
-        raise BundleError(f"{folder}: {error.message}", hint=error.hint) from error
+        raise BundleError(f"{folder}: {error.message}", hint=error.hint, retryable=error.retryable) from error
 
 
 def digest(folder: Path) -> str:
@@ -210,7 +211,7 @@ def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
     try:
         names = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
-        raise BundleError(f"cannot be listed: {error.strerror}", hint=_AGAIN) from error
+        raise _unreadable("cannot be listed", error) from error
     extra = names - {MANIFEST, SIGNATURES, *manifest.files}
     if extra:
         name = os.fsencode(min(extra)).decode("utf-8", "replace")  # a damaged folder may name anything
@@ -249,7 +250,14 @@ def _open(path: Path) -> Iterator[BufferedReader]:
         with os.fdopen(descriptor, "rb") as file:
             yield file
     except OSError as error:
-        raise BundleError(f"{path.name} cannot be read: {error.strerror}", hint=_AGAIN) from error
+        raise _unreadable(f"{path.name} cannot be read", error) from error
+
+
+def _unreadable(what: str, error: OSError) -> BundleError:
+    """What cannot be read is damaged, unless it is the board that lacks what it takes to read it."""
+    scarce = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    hint = "restart edged, or end other processes" if scarce else _AGAIN
+    return BundleError(f"{what}: {error.strerror}", hint=hint, retryable=scarce)
 
 
 # Completing a manifest from TFLite metadata

@@ -516,7 +516,7 @@ class Updater:
         try:
             bundle = await _on_thread(open_version, self._folder(name, facts, digest), name)
         except BundleError as error:
-            return Fault("damaged", error.message, error.hint)
+            return _unsound(error)
         try:
             verdict = await self._board.try_out(name, bundle)
         except EdgedError as error:  # there was no trial, and so nothing is held against the version
@@ -543,7 +543,7 @@ class Updater:
         try:
             bundle = await _on_thread(open_version, folder, name)
         except BundleError as error:
-            return Fault("damaged", error.message, error.hint)
+            return _unsound(error)
         try:
             await self._board.swap(name, bundle)
         except EdgedError as error:
@@ -741,6 +741,11 @@ class _Seen(msgspec.Struct, frozen=True):
 
 _ENDS: dict[Failure, Literal["reverted", "damaged"]] = {"damaged": "damaged", "hindered": "reverted"}
 """What becomes of a version whose trial fails otherwise than by a fault of its own."""
+
+
+def _unsound(error: BundleError) -> Fault:
+    """What is wrong with a version whose folder cannot be opened."""
+    return Fault("reverted" if error.retryable else "damaged", error.message, error.hint)
 
 
 async def _on_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

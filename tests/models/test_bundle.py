@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_a_folder_that_is_not_sound_names_the_file(tmp_path, damage, reason):
         open_folder(folder)
     assert str(folder) in refused.value.message
     assert refused.value.hint
+
+
+def test_a_folder_that_the_board_cannot_open_just_now_is_not_damaged(tmp_path):
+    folder = write_bundle(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(BundleError, match="Too many open files") as caught:
+            open_folder(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.retryable
+    assert caught.value.hint == "restart edged, or end other processes"
 
 
 def test_labels_and_normalisation_come_from_the_metadata_where_the_manifest_is_silent(tmp_path):

@@ -476,6 +476,26 @@ def test_where_nothing_serves_what_may_pass_is_tried_again(rig):
     assert asyncio.run(scenario()) == ["", "", "", "1.0"]
 
 
+def test_where_nothing_could_be_opened_that_is_tried_again(rig, monkeypatch):
+    sound = hashlib.file_digest
+
+    def read(file, kind):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def scenario():
+        await rig.boot()
+        monkeypatch.setattr(hashlib, "file_digest", read)
+        rig.board.load(None)
+        await rig.updater.settle(NAME)
+        monkeypatch.setattr(hashlib, "file_digest", sound)
+        before = rig.board.version
+        rig.clock.now += 60
+        await rig.updater.settle(NAME)
+        return before, rig.board.version
+
+    assert asyncio.run(scenario()) == ("", "1.0")
+
+
 def test_a_bug_of_the_board_is_a_fault_and_not_an_end(rig):
     class Buggy(type(rig.board)):
         async def swap(self, model, bundle):
