@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -91,6 +92,7 @@ def descriptors() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
+    gc.collect()  # what other tests have left open is not to be closed in the midst of this one
     before = descriptors()
     yield
     assert descriptors() == before
