@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -95,6 +96,7 @@ def shared_memory() -> int:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
+    gc.collect()  # what other tests have left open is not to be closed in the midst of this one
     before = descriptors(), children(), shared_memory()
     yield
     assert (descriptors(), children(), shared_memory()) == before
