@@ -215,7 +215,7 @@ class Door:
         self._trust.verify(head.data, head.signatures, self._now())
 
     def fit(self, head: Head) -> None:
-        """Before all of it is fetched, perhaps again and again. On the loop nothing is in the midst of a change."""
+        """Before all of it is fetched, perhaps again and again. It is the loop that changes what this looks at."""
 
         async def fit() -> None:
             self._daemon.board.fit(head.manifest.name, head.manifest)

@@ -516,21 +516,35 @@ def gate(tmp_path: Path) -> Gate:
     return Gate(tmp_path)
 
 
+class Diary:
+    """Where models that run elsewhere write down their turns."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def entry(self, name: str) -> str:
+        """What a model has to do for that."""
+        return f"open({str(self._file)!r}, 'a').write({name + ' '!r})"
+
+    def read(self) -> list[str]:
+        return self._file.read_text().split()
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Diary:
+    return Diary(tmp_path / "diary")
+
+
 def run(pool: ThreadPoolExecutor, runner: Runner) -> Future[object]:
     return pool.submit(runner.run, ones(runner))
 
 
-def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fake, gate, pool, tmp_path):
-    diary = tmp_path / "diary"
-
-    def writes(name: str) -> Backend:
-        return actor(on_run=f"open({str(diary)!r}, 'a').write({name!r})")
-
+def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fake, gate, pool, diary):
     first = load(actor(on_run=gate.wait), fake)
     others = [
-        load(writes("late "), fake, deadline=60),
-        load(writes("soon "), fake, deadline=30),
-        load(writes("urgent "), fake, deadline=60, priority=1),
+        load(actor(on_run=diary.entry("late")), fake, deadline=60),
+        load(actor(on_run=diary.entry("soon")), fake, deadline=30),
+        load(actor(on_run=diary.entry("urgent")), fake, deadline=60, priority=1),
     ]
     turns = [run(pool, first)]
     gate.reached()
@@ -540,20 +554,15 @@ def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fak
     gate.open()
     for turn in turns:
         turn.result(30)
-    assert diary.read_text().split() == ["urgent", "soon", "late"]
+    assert diary.read() == ["urgent", "soon", "late"]
 
 
-def test_whoever_has_waited_past_its_deadline_is_next_whatever_the_priorities(load, actor, fake, gate, pool, tmp_path):
-    diary = tmp_path / "diary"
-
-    def writes(name: str) -> Backend:
-        return actor(on_run=f"open({str(diary)!r}, 'a').write({name!r})")
-
+def test_whoever_has_waited_past_its_deadline_is_next_whatever_the_priorities(load, actor, fake, gate, pool, diary):
     first = load(actor(on_run=gate.wait), fake)
     others = [
-        load(writes("starved "), fake, deadline=0.01),
-        load(writes("too "), fake, deadline=0.015, priority=1),
-        load(writes("urgent "), fake, priority=1),
+        load(actor(on_run=diary.entry("starved")), fake, deadline=0.01),
+        load(actor(on_run=diary.entry("too")), fake, deadline=0.015, priority=1),
+        load(actor(on_run=diary.entry("urgent")), fake, priority=1),
     ]
     turns = [run(pool, first)]
     gate.reached()
@@ -564,27 +573,22 @@ def test_whoever_has_waited_past_its_deadline_is_next_whatever_the_priorities(lo
     gate.open()
     for turn in turns:
         turn.result(30)
-    assert diary.read_text().split() == ["starved", "too", "urgent"]
+    assert diary.read() == ["starved", "too", "urgent"]
 
 
-def test_turns_that_are_asked_for_come_before_a_load(host, load, actor, fake, gate, pool, tmp_path):
-    diary = tmp_path / "diary"
-
-    def write(name: str) -> str:
-        return f"open({str(diary)!r}, 'a').write({name!r})"
-
-    first, second = load(actor(on_run=gate.wait), fake), load(actor(on_run=write("turn ")), fake)
+def test_turns_that_are_asked_for_come_before_a_load(host, load, actor, fake, gate, pool, diary):
+    first, second = load(actor(on_run=gate.wait), fake), load(actor(on_run=diary.entry("turn")), fake)
     turns = [run(pool, first)]
     gate.reached()
     turns.append(run(pool, second))
     asked(second)
-    loading = pool.submit(load, actor(on_load=write("load ")), fake)
+    loading = pool.submit(load, actor(on_load=diary.entry("load")), fake)
     while not host.is_loading:
         time.sleep(0.001)
     gate.open()
     for each in (*turns, loading):
         each.result(30)
-    assert diary.read_text().split() == ["turn", "load"]
+    assert diary.read() == ["turn", "load"]
     assert not host.is_loading
 
 

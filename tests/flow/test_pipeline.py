@@ -82,9 +82,8 @@ def probe() -> Probe:
     return Probe()
 
 
-@pytest.fixture
-def pipeline(probe: Probe):
-    made = Pipeline(
+def flow(probe: Probe, next_seq: int = 0) -> Pipeline:
+    return Pipeline(
         "sign",
         MANIFEST.window,
         columns=None,
@@ -93,7 +92,13 @@ def pipeline(probe: Probe):
         sinks=[probe],
         status=Status("sign", probe.clock, probe.hear),
         clock=probe.clock,
+        next_seq=next_seq,
     )
+
+
+@pytest.fixture
+def pipeline(probe: Probe):
+    made = flow(probe)
     yield made
     made.stop()
     assert made.join(5)
@@ -218,17 +223,7 @@ def test_a_flow_that_goes_on_from_another_cuts_the_windows_that_this_would_have_
     pipeline.retire()
     assert pipeline.join(5)
     assert probe.states[-1] == ("running", "")
-    heir = Pipeline(
-        "sign",
-        MANIFEST.window,
-        columns=None,
-        patient=False,
-        capacity=2,
-        sinks=[probe],
-        status=pipeline.status,
-        clock=probe.clock,
-        next_seq=pipeline.next_seq,
-    )
+    heir = flow(probe, pipeline.next_seq)
     heir.go_on_from(pipeline)
     heir.serve(serving(runner()))
     heir.push(chunk(1.0, count=2))

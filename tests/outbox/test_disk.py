@@ -543,12 +543,18 @@ def failing(error: str, statements: str) -> tuple[Event, Callable[[str], sqlite3
     return broken, lambda file: sqlite3.connect(file, isolation_level=None, factory=Connection)
 
 
-def test_results_go_on_though_older_ones_are_on_a_disk_that_can_no_longer_be_read(make: Make) -> None:
-    broken, connect = failing("disk I/O error", "SELECT")
+def with_some_on_disk_only(make: Make, connect: Callable[[str], sqlite3.Connection]) -> DiskSpool:
+    """A spool on a fast clock, with three times as many messages as are held in memory."""
     spool = make(connect=connect, clock=lambda: time.monotonic() * 10)
     for seq in range(3 * SOON):
         spool.put(message(seq, created=time.monotonic() * 10))
     until(lambda: saved(spool) and spool.stats.on_disk)
+    return spool
+
+
+def test_results_go_on_though_older_ones_are_on_a_disk_that_can_no_longer_be_read(make: Make) -> None:
+    broken, connect = failing("disk I/O error", "SELECT")
+    spool = with_some_on_disk_only(make, connect)
     broken.set()
     spool.resume()
     spool.put(message(3 * SOON, created=time.monotonic() * 10))
@@ -563,10 +569,7 @@ def test_results_go_on_though_older_ones_are_on_a_disk_that_can_no_longer_be_rea
 
 def test_results_are_saved_though_older_ones_on_the_disk_can_no_longer_be_read(make: Make) -> None:
     broken, connect = failing("disk I/O error", "SELECT origin, level")
-    spool = make(connect=connect, clock=lambda: time.monotonic() * 10)
-    for seq in range(3 * SOON):
-        spool.put(message(seq, created=time.monotonic() * 10))
-    until(lambda: saved(spool) and spool.stats.on_disk)
+    spool = with_some_on_disk_only(make, connect)
     broken.set()
     spool.resume()
     sent: list[int] = []
