@@ -1,7 +1,7 @@
 """`edged`, the daemon's command: read the arguments, set up the log, run.
 
 0   stopped cleanly (SIGTERM, SIGINT)
-1   could not run: another daemon runs here, or `--check` found a model that does not work
+1   could not run: another daemon has the runtime or the state folder, or `--check` found a model that does not work
 2   the command line is wrong
 78  the configuration is wrong (EX_CONFIG of sysexits.h)
 """
@@ -19,6 +19,8 @@ from edged import __version__
 
 EX_CONFIG = 78
 
+_IN_USE = "stop it, or give this one a state folder of its own: --state-dir DIR"
+
 
 def main() -> None:
     """Run the daemon, or check that it could."""
@@ -27,6 +29,7 @@ def main() -> None:
     from edged import daemon, log
     from edged.api import ConfigError, EdgedError
     from edged.models.store import FACTORY, Store
+    from edged.state_lock import StateLock
 
     log.set_up("info")
     store = Store(FACTORY, args.state_dir / "models")
@@ -34,7 +37,8 @@ def main() -> None:
         if args.check:
             daemon.check(args.config, store, print)
         else:
-            asyncio.run(daemon.run(args.config, args.runtime_dir, args.state_dir, store))
+            with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE):
+                asyncio.run(daemon.run(args.config, args.runtime_dir, args.state_dir, store))
     except EdgedError as error:
         logging.getLogger("edged").error("%s", error)
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)

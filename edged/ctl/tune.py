@@ -23,6 +23,9 @@ from edged.ctl import exits, tables
 from edged.ctl.proving import names, steps, subjects
 from edged.models.tunings import Tunings
 from edged.proving import MAX_SECONDS, TUNE_SECONDS, Step, tune
+from edged.state_lock import StateLock
+
+_IN_USE = "have that daemon measure, edgectl --runtime-dir DIR tune, or stop it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,11 +56,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _tuned(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     def work(accelerators: Accelerators, config: Config | None) -> Iterator[Step]:
-        (subject,) = subjects(args, config, name)
-        folder = Path(args.state_dir) / "tuning"
-        yield from tune(accelerators, subject, Tunings(folder), time.time(), args.seconds)
-        if os.geteuid() == 0:
-            _give_to_the_daemon(folder, name)
+        state = Path(args.state_dir)
+        with StateLock(state, "edgectl tune", hint=_IN_USE):
+            (subject,) = subjects(args, config, name)
+            folder = state / "tuning"
+            yield from tune(accelerators, subject, Tunings(folder), time.time(), args.seconds)
+            if os.geteuid() == 0:
+                _give_to_the_daemon(folder, name)
 
     return steps(args, "tune", {"model": name, "seconds": args.seconds}, work)
 

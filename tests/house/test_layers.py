@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "plugins": MIDDLE,
     "config": SERVICE,
     "coming": SERVICE,
+    "state_lock": SERVICE,
     "fetches": SERVICE | {"coming"},
     "updates": SERVICE | {"coming", "config", "fetches"},
     "desired": SERVICE,
@@ -40,8 +41,10 @@ MAY_IMPORT = {
     "operations": SERVICE | {"accelerators", "config", "proving", "updates"},
     "board": SERVICE | {"accelerators", "config", "desired", "operations", "proving"},
     "daemon": SERVICE | {"accelerators", "board", "config", "desired", "operations", "proving", "updates"},
-    "__main__": SERVICE | {"accelerators", "board", "config", "desired", "operations", "updates", "daemon"},
-    "ctl": SERVICE | {"accelerators", "config", "hardware", "operations", "proving"},
+    "__main__": SERVICE
+    | {"accelerators", "board", "config", "daemon", "desired", "operations"}
+    | {"state_lock", "updates"},
+    "ctl": SERVICE | {"accelerators", "config", "hardware", "operations", "proving", "state_lock"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""
 

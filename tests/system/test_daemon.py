@@ -330,7 +330,7 @@ def test_a_second_daemon_is_refused(edged, tmp_path: Path):
     second = Edged(tmp_path, '[device]\nname = "board"\n')
     with second:
         assert second.process.wait(PATIENCE) == 1
-        second.wait_for_log("another edged is running")
+        second.wait_for_log(f"is in use by edged (process {daemon.process.pid}, runtime folder {tmp_path}/run)")
 
 
 def test_a_wrong_config_at_the_start_names_everything_that_is_wrong(tmp_path: Path):
