@@ -7,15 +7,18 @@ SUITE ?= bookworm
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test soak vm-test test-others check bench clean
+.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo [SECONDS=10]  a recorded sensor, a broker, edged and a subscriber, live in this terminal'
-	@echo 'make test               every test, with a real broker'
+	@echo 'make test               the tests, with a real broker, some ten minutes on two cores; it says what it installs'
+	@echo 'make test-wide          the tests that need more than that: emulated ARM; before a release'
 	@echo 'make soak               the long forms of what test does in short'
 	@echo 'make vm-test            the package in a virtual machine whose power is cut; minutes, and as root'
 	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
+	@echo 'make test-newest        with the newest Python packages, where they differ from the pinned ones'
+	@echo 'make locks              pin the newest Python packages: packaging/locks'
 	@echo 'make check              types, lint and format'
 	@echo 'make bench              the benchmark table, and build/bench.json'
 	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
@@ -28,6 +31,9 @@ demo: $(VENV)/demo.ready
 test: $(VENV)/test.ready
 	$(BIN)/pytest -n auto --dist loadfile
 
+test-wide: $(VENV)/wide.ready
+	$(BIN)/pytest -n auto --dist loadfile -m wide
+
 soak: $(VENV)/test.ready
 	EDGED_SOAK=1 $(BIN)/pytest $(SOAKS)
 	EDGED_SOAK=1 $(BIN)/python -m benchmarks.run --rounds 1 --only spool --json build/soak.json
@@ -38,6 +44,12 @@ vm-test: $(VENV)/test.ready
 
 test-others:
 	PYTHON=$(PYTHON) packaging/test-others
+
+test-newest:
+	PYTHON=$(PYTHON) packaging/test-newest
+
+locks:
+	packaging/lock .venv-lock $(PYTHON)
 
 check: $(VENV)/test.ready
 	$(BIN)/ruff check .
@@ -54,7 +66,7 @@ deb: $(VENV)/package.ready
 wheel: $(VENV)/package.ready
 	$(BIN)/python -m build --outdir dist
 
-$(VENV)/%.ready: pyproject.toml packaging/set-up
+$(VENV)/%.ready: pyproject.toml packaging/set-up $(wildcard packaging/locks/*.txt)
 	packaging/set-up $* $(VENV) $(PYTHON)
 	touch $@
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from edged.core.tables import MASK, Problem
 from edged.core.types import TensorSpec
 from edged.core.vitals import Supervision
 from edged.models.store import Store
+from tests.unprivileged import unprivileged
 
 GAUGE = """
 from pathlib import Path
@@ -247,11 +249,14 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_is_not_ours_to_read(write: Write) -> None:
-    paths = write("")
-    paths[0].chmod(0)
-    assert only_problem(paths)[1] == "it cannot be read: Permission denied"
+def test_a_file_that_is_not_ours_to_read() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # unlike tmp_path, in a place that is open to all
+        Path(folder).chmod(0o755)
+        file = Path(folder, "edged.toml")
+        file.touch(mode=0)
+        with unprivileged():
+            problem = only_problem([file])
+    assert problem[1] == "it cannot be read: Permission denied"
 
 
 def test_a_folder_or_a_pipe_is_no_file(tmp_path: Path) -> None:

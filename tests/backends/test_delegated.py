@@ -27,7 +27,7 @@ class TestDelegatedContract(BackendContract):
 
     def test_it_is_made_from_a_table_and_refuses_unknown_keys(self, backend):
         """It is made of what was found on the board, and no table makes it."""
-        with pytest.raises(msgspec.ValidationError, match="unknown field `device`"):
+        with pytest.raises(msgspec.ValidationError, match="`device`"):
             msgspec.convert({**msgspec.to_builtins(backend), "device": "usb:0"}, DelegatedTflite)
 
 

@@ -15,6 +15,7 @@ from edged.ctl.main import main
 from edged.models.store import Store
 from tests.boards import FakeBoard
 from tests.bundles import write_bundle
+from tests.unprivileged import unprivileged
 
 PIPELINE = """
 [sources.made-up]
@@ -205,9 +206,8 @@ def test_a_disk_that_refuses_is_told(tmp_path):
         put("[Service]\n", tmp_path / "edged.service.d" / "devices.conf")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_who_is_not_root_is_told_so():
-    with pytest.raises(ControlError, match="not ours to write") as refused:
+    with unprivileged(), pytest.raises(ControlError, match="not ours to write") as refused:
         put("[Service]\n", allow.DROP_IN)
     assert refused.value.hint == "as root: sudo edgectl devices allow"
 

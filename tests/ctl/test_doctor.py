@@ -20,6 +20,7 @@ from edged.outbox.options import MqttOptions
 from tests.boards import FakeBoard
 from tests.bundles import COLOURS, write_bundle
 from tests.delegates import faulty_library
+from tests.unprivileged import unprivileged
 
 CONFIG = """
 [sources.wrist]
@@ -289,10 +290,10 @@ def test_a_root_that_can_be_written_is_nothing_to_speak_of(tmp_path, fstab):
     assert list(doctor.check_root(tmp_path, fstab)) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_not_ours(tmp_path, fstab):
-    tmp_path.chmod(0o500)
-    assert doctor.check_state(tmp_path, fstab, least=1).verdict == "fail"
+def test_a_folder_that_is_not_ours(fstab):
+    with unprivileged():
+        check = doctor.check_state(Path("/usr"), fstab, least=1)
+    assert check.verdict == "fail"
 
 
 # -- the service ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tests.debian_package import REPOSITORY, build, field
 TOOLS = ("mmdebstrap", "dpkg-deb", "cc", "qemu-aarch64-static", "qemu-arm-static")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 pytestmark = [
+    pytest.mark.wide,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the root"),
     pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed"),
 ]
