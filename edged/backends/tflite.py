@@ -48,11 +48,9 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
             ModelError: no runtime is installed, or this one cannot run the model, and why.
         """
         structure = _verify(file)
-        if structure.compiled_for:
-            raise ModelError(
-                f"{file.name} is compiled for {_ACCELERATORS[structure.compiled_for]} and does not run on a CPU",
-                hint="use the model it was compiled from; this one can be a variant of that: edgectl pack --variant",
-            )
+        if structure.obstacle:
+            reason, remedy = structure.obstacle
+            raise ModelError(f"{file.name} {reason}", hint=remedy)
         runtime = _import_runtime(self.runtime)
         threads = self.threads or 1
         info = RunnerInfo(backend="tflite", runtime=runtime.title, threads=threads, nodes=structure.nodes)
@@ -269,9 +267,6 @@ def _choose_signature(file: Path, structure: TfliteFile, name: str | None) -> Si
     raise ModelError(
         f"{file.name} has no signature {name!r}", hint=f"it has {known}" if known else "it has none: leave it out"
     )
-
-
-_ACCELERATORS = {"edgetpu": "the Edge TPU", "ethosu": "an Arm Ethos-U", "neutron": "an NXP Neutron"}
 
 
 # The runtime

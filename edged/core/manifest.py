@@ -28,6 +28,8 @@ MAX_ELEMENTS = 1 << 24
 MAX_DIMENSIONS = 8
 MAX_TENSOR_NAME = 1000
 MAX_WORDS = 1000
+MAX_NAMES = 1000
+MAX_VALUES = 100_000
 NO_DELEGATES = ("cpu", "auto")
 """What may stand where a delegate is named, and is none."""
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
@@ -87,6 +89,11 @@ class WindowSpec(Strict, frozen=True, kw_only=True):
         """The shape of one sample."""
         return self.sample_shape or (len(self.channels),)
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is one picture of uint8 pixels."""
+        return self.length == 1 and len(self.sample_shape) >= 2 and self.dtype == "uint8"
+
 
 class Normalise(Strict, frozen=True, kw_only=True, tag="normalise", tag_field="step"):
     """(x - mean) / std, per channel (last axis) or for all alike."""
@@ -108,7 +115,15 @@ class Clip(Strict, frozen=True, kw_only=True, tag="clip", tag_field="step"):
     high: Real
 
 
-Step = Normalise | Standardise | Clip
+class NoStep(Strict, frozen=True, kw_only=True, tag="none", tag_field="step"):
+    """No step at all, not even the normalisation that the model file's metadata state; it stands alone.
+
+    Values go in as they are: the pixels of a picture (uint8 samples) into an 8-bit tensor as its stored values, 0 to
+    255 in uint8 and -128 to 127 in int8, whatever its scale. That is the default for them.
+    """
+
+
+Step = Normalise | Standardise | Clip | NoStep
 
 
 class Input(Strict, frozen=True, kw_only=True):
@@ -499,6 +514,8 @@ def _check_steps(manifest: Manifest) -> None:
                         _refuse(f"{here}.{name}", f"has {len(values)} values, where 1 or {columns} are needed")
             case Clip(low=low, high=high) if low >= high:
                 _refuse(here, f"low ({low}) is not below high ({high})")
+            case NoStep() if len(manifest.preprocess) > 1:
+                _refuse(here, '"none" stands alone')
 
 
 def _check_needs(needs: Needs) -> None:
@@ -567,8 +584,11 @@ def _check_classify(manifest: Manifest, classify: Classify) -> None:
     scores = prod(_output(manifest, classify.output).shape)
     if manifest.labels and len(manifest.labels) != scores:
         _refuse("labels", f"there are {len(manifest.labels)} for {scores} scores")
+    _check_unique("labels", list(manifest.labels))
     decision = classify.decision
     _check_decision(decision)
+    if scores == 1 and not (decision.threshold or any(decision.thresholds.values())):
+        _refuse("postprocess.decision.threshold", "a single label needs one, as it is the best in every window")
     unknown = {*decision.thresholds, *decision.background} - set(manifest.labels)
     if manifest.labels and unknown:
         _refuse("postprocess.decision", f"there is no label {min(unknown)!r}")
@@ -589,6 +609,8 @@ def _check_detect(manifest: Manifest, detect: Detect) -> None:
     _check_decision(detect.decision)
     if detect.decision.thresholds or detect.decision.background:
         _refuse("postprocess.decision", "an anomaly has no labels, only a threshold")
+    if not detect.decision.threshold:
+        _refuse("postprocess.decision.threshold", "an anomaly needs one that is not 0")
     scored = prod(_output(manifest, detect.output).shape)
     first = manifest.inputs[0]
     rebuilt = prod(first.tensor.shape)

@@ -270,6 +270,11 @@ def _check(decision: Decision, labels: tuple[str, ...]) -> None:
             f"the decision names the label {min(unknown)!r}, which the model does not have",
             hint=f"its labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}",
         )
+    if len(labels) == 1 and not (decision.thresholds.get(labels[0], decision.threshold)):
+        raise ConfigError(
+            f"the decision has no threshold for {labels[0]!r}, which as the only label would always be decided",
+            hint="give it a threshold: the least score that counts",
+        )
     if decision.k > decision.n:
         raise ConfigError(
             f"the decision wants {decision.k} of the last {decision.n} windows", hint="make n at least as great as k"

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.core.manifest import Clip, Detect, Input, Manifest, Normalise, Standardise, Step, WindowSpec
+from edged.core.manifest import Clip, Detect, Input, Manifest, Normalise, NoStep, Standardise, Step, WindowSpec
 from edged.core.tensors import Encode, at_rest, dequantise, lookup, quantiser
 from edged.core.types import Arrays, TensorSpec
 
@@ -62,6 +62,8 @@ class Preprocessor:
         names = [channel.name for channel in window.channels]
         columns = [names.index(name) for name in each.channels]
         steps = tuple(_of_columns(step, columns) for step in self._manifest.preprocess)
+        if steps == (NoStep(),):
+            steps = _as_they_are(window, each.tensor)
         shape = (window.length, len(columns)) if columns else (window.length, *window.shape)
         if index == 0 and _needs_prepared(self._manifest):
             chain, self.prepared = _keeping_chain(steps, window, shape, each.tensor)
@@ -74,6 +76,16 @@ class Preprocessor:
 
 def _needs_prepared(manifest: Manifest) -> bool:
     return isinstance(manifest.postprocess, Detect) and manifest.postprocess.score != "output"
+
+
+def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[Step, ...]:
+    """The steps after which an 8-bit tensor stores the pixels of a picture as they are; none for anything else."""
+    if not window.is_picture or tensor.dtype not in ("uint8", "int8"):
+        return ()
+    darkest = float(np.iinfo(tensor.numpy_dtype).min)
+    if not tensor.scale:
+        return (Normalise(mean=(-darkest,), std=(1.0,)),)
+    return (Normalise(mean=(tensor.zero_point - darkest,), std=(1.0 / tensor.scale,)),)
 
 
 def _of_columns(step: Step, columns: list[int]) -> Step:
@@ -161,6 +173,8 @@ def _step(step: Step, window: WindowSpec, shape: tuple[int, ...]) -> Apply:
             return _standardise(floor, _axes(window), shape)
         case Clip(low=low, high=high):
             return _clip(np.float32(low), np.float32(high))
+        case NoStep():
+            return _copy
 
 
 def _copy(source: NDArray[Any], real: NDArray[np.float32]) -> None:

@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edged.core.errors import BundleError
@@ -40,10 +40,14 @@ class TensorMetadata:
     """What the metadata say of one input or output; empty or None where they say nothing.
 
     `mean` and `std` are the normalisation (x - mean) / std, `low` and `high` the range of values seen, `threshold`
-    the least score that counts, `labels` the names of the elements along the last axis.
+    the least score that counts, `labels` the names of the elements along the last axis. `content` is "image", "audio"
+    or "" for anything else; audio has a `sample_rate`, 0 where none is stated, and a number of `channels`.
     """
 
     name: str = ""
+    content: str = ""
+    sample_rate: int = 0
+    channels: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     low: tuple[float, ...] = ()
@@ -68,7 +72,9 @@ class TfliteFile:
 
     `inputs` and `outputs` are those of the first subgraph, whose number of nodes is `nodes`. `ops` are the names of
     all operations used, `custom_ops` those of them that no schema knows. `input_metadata` and `output_metadata` are
-    as long as `inputs` and `outputs`, or empty where the file carries no metadata.
+    as long as `inputs` and `outputs`, or empty where the file carries no metadata. `dynamic` has for each input its
+    axes whose size is open. `last_ops` has for each output the operation that computes it, those passed over that only
+    change shape or storage; "" where nothing does.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -79,6 +85,8 @@ class TfliteFile:
     signatures: tuple[Signature, ...] = ()
     input_metadata: tuple[TensorMetadata, ...] = ()
     output_metadata: tuple[TensorMetadata, ...] = ()
+    dynamic: tuple[tuple[int, ...], ...] = ()
+    last_ops: tuple[str, ...] = ()
 
     @property
     def remembers(self) -> bool:
@@ -89,6 +97,27 @@ class TfliteFile:
     def compiled_for(self) -> str | None:
         """The kind of delegate that alone can run it, None if it is for any processor."""
         return next((_COMPILED[op] for op in self.custom_ops if op in _COMPILED), None)
+
+    @property
+    def obstacle(self) -> tuple[str, str] | None:
+        """The reason why no CPU can run it, and the remedy; None where there is none to be seen in the file."""
+        if self.compiled_for:
+            return (
+                f"is compiled for {_ACCELERATORS[self.compiled_for]} and does not run on a CPU",
+                "use the model it was compiled from; this one can be a variant of that: edgectl pack --variant",
+            )
+        for op in self.custom_ops:
+            if op.startswith("Flex"):
+                return (
+                    f"needs the TensorFlow op {op[4:]}, which no TFLite runtime has",
+                    "convert it again with TFLITE_BUILTINS as the only supported ops",
+                )
+        return None
+
+    @property
+    def strange_ops(self) -> tuple[str, ...]:
+        """The custom ops that TFLite's own runtimes do not bring along."""
+        return tuple(op for op in self.custom_ops if op not in _KNOWN_CUSTOM_OPS)
 
 
 def inspect(data: bytes | memoryview) -> TfliteFile:
@@ -118,6 +147,8 @@ def inspect(data: bytes | memoryview) -> TfliteFile:
         signatures=tuple(_read_signature(signature, len(subgraphs)) for signature in model.tables(7)),
         input_metadata=_read_metadata(reader, metadata, 2, len(main.inputs)),
         output_metadata=_read_metadata(reader, metadata, 3, len(main.outputs)),
+        dynamic=main.dynamic,
+        last_ops=main.last_ops,
     )
 
 
@@ -138,7 +169,9 @@ class _Op:
 class _Subgraph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    ops: list[_Op] = field(default_factory=list)
+    ops: list[_Op]
+    dynamic: tuple[tuple[int, ...], ...]
+    last_ops: tuple[str, ...]
 
 
 def _read_buffer(reader: _Reader, buffer: _Table) -> memoryview:
@@ -160,14 +193,37 @@ def _read_subgraph(subgraph: _Table, codes: list[_Op], buffers: int) -> _Subgrap
     for tensor in tensors:
         _verify_tensor(tensor, buffers)
     ops = []
+    makers: dict[int, tuple[str, int]] = {}
     for operator in subgraph.tables(3):
-        _verify_operator(operator, len(tensors))
-        ops.append(codes[_index(operator.number(0, "I"), len(codes), "operator code")])
-    inputs, outputs = (
-        tuple(_read_spec(tensors[_index(index, len(tensors), "tensor")]) for index in subgraph.numbers(slot, "i"))
+        given, made = _verify_operator(operator, len(tensors))
+        op = codes[_index(operator.number(0, "I"), len(codes), "operator code")]
+        ops.append(op)
+        makers |= dict.fromkeys(made, (op.name, given[0] if given else -1))
+    indices = [
+        [_index(index, len(tensors), "tensor") for index in subgraph.numbers(slot, "i")]  # inputs, then outputs
         for slot in (1, 2)
+    ]
+    return _Subgraph(
+        inputs=tuple(_read_spec(tensors[index]) for index in indices[0]),
+        outputs=tuple(_read_spec(tensors[index]) for index in indices[1]),
+        ops=ops,
+        dynamic=tuple(_open_axes(tensors[index]) for index in indices[0]),
+        last_ops=tuple(_last_op(makers, index) for index in indices[1]),
     )
-    return _Subgraph(inputs, outputs, ops)
+
+
+def _open_axes(tensor: _Table) -> tuple[int, ...]:
+    """The axes of which the shape's signature leaves the size open."""
+    return tuple(axis for axis, size in enumerate(tensor.numbers(7, "i")) if size == -1)
+
+
+def _last_op(makers: dict[int, tuple[str, int]], tensor: int) -> str:
+    """The operation behind a tensor, behind a few of those that are passed over."""
+    for _ in range(_MAX_PASSING + 1):
+        name, tensor = makers.get(tensor, ("", -1))
+        if name not in _PASSING:
+            return name
+    return ""
 
 
 def _verify_tensor(tensor: _Table, buffers: int) -> None:
@@ -176,13 +232,15 @@ def _verify_tensor(tensor: _Table, buffers: int) -> None:
     _index(tensor.number(2, "I"), max(buffers, 1), "buffer")
 
 
-def _verify_operator(operator: _Table, tensors: int) -> None:
-    for slot in (1, 2):
-        for index in operator.numbers(slot, "i"):
-            if index != -1:  # an optional input left out
-                _index(index, tensors, "tensor")
+def _verify_operator(operator: _Table, tensors: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tensors that an operator takes and those that it makes."""
+    given, made = operator.numbers(1, "i"), operator.numbers(2, "i")
+    for index in (*given, *made):
+        if index != -1:  # an optional input left out
+            _index(index, tensors, "tensor")
     operator.table(4)
     operator.data(5)
+    return given, made
 
 
 def _read_spec(tensor: _Table) -> TensorSpec:
@@ -241,8 +299,12 @@ def _read_tensor_metadata(reader: _Reader, tensor: _Table) -> TensorMetadata:
     normalisation = _process_unit(tensor, 1)
     thresholding = _process_unit(tensor, 3)
     stats = tensor.table(5)
+    content, sample_rate, channels = _content(tensor)
     return TensorMetadata(
         name=tensor.text(0),
+        content=content,
+        sample_rate=sample_rate,
+        channels=channels,
         mean=_finite(normalisation, 0),
         std=_finite(normalisation, 1),
         high=_finite(stats, 0),
@@ -250,6 +312,14 @@ def _read_tensor_metadata(reader: _Reader, tensor: _Table) -> TensorMetadata:
         threshold=None if thresholding is None else thresholding.number(0, "f"),
         labels=_read_labels(reader, tensor),
     )
+
+
+def _content(tensor: _Table) -> tuple[str, int, int]:
+    """What kind of content a tensor has, and the sample rate and number of channels of audio."""
+    content = tensor.table(3)
+    kind = "" if content is None else _CONTENTS.get(content.number(0, "B"), "")
+    audio = content.table(1) if content is not None and kind == "audio" else None
+    return (kind, 0, 0) if audio is None else (kind, audio.number(0, "I"), audio.number(1, "I"))
 
 
 def _process_unit(tensor: _Table, kind: int) -> _Table | None:
@@ -422,7 +492,22 @@ _TYPES = dict(enumerate(_TYPE_NAMES.split()))
 
 _COMPILED = {"edgetpu-custom-op": "edgetpu", "ethos-u": "ethosu", "NeutronGraph": "neutron"}
 """What compilers for accelerators put in place of the operations they take."""
+_KNOWN_CUSTOM_OPS = {
+    "AudioSpectrogram",
+    "Convolution2DTransposeBias",
+    "MaxPoolingWithArgmax2D",
+    "MaxUnpooling2D",
+    "Mfcc",
+    "NumericVerify",
+    "TFLite_Detection_PostProcess",
+}
+_ACCELERATORS = {"edgetpu": "the Edge TPU", "ethosu": "an Arm Ethos-U", "neutron": "an NXP Neutron"}
 
+_MAX_PASSING = 8
+_PASSING = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+"""Operations that change the shape of a tensor or how it is stored, and not what it means."""
+
+_CONTENTS = {2: "image", 4: "audio"}
 _AXIS_LABELS = 2
 _CUSTOM = 32
 

@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a prediction for each window."""
     bundle, backend = find_model(args.model, args)
+    for fact in bundle.derived:
+        print(f"edgectl: derived from {bundle.manifest.model}: {fact}", file=sys.stderr)
     runner = load_model(bundle, backend, args.signature)
     try:
         predictions = infer(bundle.manifest, runner, _chunks(args, bundle.manifest))

@@ -30,6 +30,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,18 +42,29 @@ from msgspec.structs import replace
 from edged import plugins
 from edged.api import Backend, BundleError, ControlError, Runner
 from edged.backends.delegates import KNOWN
-from edged.core import container
+from edged.core import container, labels
 from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
+from edged.core.derived import NORMALISE, is_picture_shape
 from edged.core.manifest import Classify, Golden, Manifest, Variant
-from edged.core.tflite_file import inspect
+from edged.core.tflite_file import TfliteFile, inspect
 from edged.ctl import exits, tables
 from edged.ctl.bundles import save, version_line
 from edged.ctl.golden import random_samples, samples_of
 from edged.ctl.offline import default_backend, load_model
 from edged.ctl.reference import reference_of
-from edged.models.bundle import MANIFEST, Bundle, derive, examine, open_folder, unpack
+from edged.models.bundle import (
+    MANIFEST,
+    Bundle,
+    bare_name,
+    certain,
+    examine,
+    fill_in,
+    open_folder,
+    unpack,
+    with_metadata,
+)
 from edged.models.delta import make_delta
 from edged.models.disk import Disk
 from edged.models.selftest import Proof, check_tensors, prove
@@ -64,6 +76,7 @@ _KINDS: dict[str, Any] = {
     "signature": str | None,
     "inputs": list[dict[str, Any]],
     "window": dict[str, Any],
+    "labels": list[str],
     "postprocess": dict[str, Any],
     "probation": dict[str, Any],
     "golden": dict[str, Any] | None,
@@ -342,7 +355,13 @@ def _describe(
     args: argparse.Namespace, said: dict[str, Any], name: str, variants: list[Variant], runner: Runner
 ) -> Manifest:
     """The manifest, with no files in it yet but the models, and of those only the names."""
-    fields = _derived(args.model, explained=bool(said)) | said
+    if not (args.version or said.get("version")):
+        raise ControlError("which version is it?", hint="say so with --version: dotted numbers, which only ever go up")
+    structure = inspect(args.model.read_bytes()) if said.get("backend", "tflite") == "tflite" else None
+    fields: dict[str, Any] = {"name": bare_name(args.model)}
+    if structure is not None and said.get("signature") is None:
+        fields |= _certain(args, said, structure)
+    fields |= said
     fields |= {"schema": manifests.SCHEMA, "model": name, "created": _now(), "golden": None}
     fields |= {key: getattr(args, key) for key in ("name", "version") if getattr(args, key)}
     needed = {name, *(variant.file for variant in variants)}
@@ -351,24 +370,47 @@ def _describe(
     fields["inputs"] = _inputs(said.get("inputs"), runner)
     fields["outputs"] = msgspec.to_builtins(runner.outputs)
     fields["window"] = _window(args, fields.get("window", {}), said.get("window", {}), runner)
-    fields["labels"] = _labels(args.labels, fields, said)
-    if not fields.get("version"):
-        raise ControlError("which version is it?", hint="say so with --version: dotted numbers, which only ever go up")
+    fields["labels"] = _labels(args.labels, fields, said, runner)
     manifest = _convert(fields, Manifest, "manifest")
     manifests.check(manifest)
-    return manifest
+    return manifest if structure is None else _with_steps(args.model, with_metadata(manifest, structure))
 
 
-def _derived(model: Path, *, explained: bool) -> dict[str, Any]:
-    """What the file says of itself; nothing where only a manifest can say how to use it, and there is one."""
-    try:
-        fields: dict[str, Any] = msgspec.to_builtins(derive(model).manifest)
-    except BundleError as error:
-        if explained:
-            return {"name": model.stem}
-        raise BundleError(error.message, hint="say how to use it with --manifest") from error
-    del fields["version"]
+def _certain(args: argparse.Namespace, said: dict[str, Any], structure: TfliteFile) -> dict[str, Any]:
+    """The parts that the file leaves no doubt of and nobody has said; what is derived is told.
+
+    Raises:
+        BundleError: a part is missing; the hint has it, to be filled in.
+    """
+    sides = certain(structure)
+    given = ("window" in said or args.channels is not None, "postprocess" in said or args.labels is not None)
+    wanted = [side for side, is_given in zip(sides, given, strict=True) if not is_given]
+    missing = {key: part for side in wanted for key, part in side.part.items() if key not in said}
+    if missing:
+        problems = "; ".join(side.problem for side in wanted if side.problem)
+        raise BundleError(f"{args.model}: {problems}", hint=fill_in(args.model, missing))
+    for side in wanted:
+        _note(f"derived from {args.model.name}: {side.fact}")
+    fields: dict[str, Any] = {"postprocess": {"kind": "classification"}} if args.labels else {}
+    for side in sides:
+        fields |= msgspec.to_builtins(dict(side.fields))
     return fields
+
+
+def _with_steps(model: Path, manifest: Manifest) -> Manifest:
+    """The manifest, unless it is of pictures and leaves open how their values go in.
+
+    Raises:
+        BundleError: it does; the hint has the part to fill in.
+    """
+    shape = manifest.window.sample_shape
+    if manifest.preprocess or manifest.window.length != 1 or not is_picture_shape(shape):
+        return manifest
+    dtype = manifest.inputs[0].tensor.dtype
+    raise BundleError(
+        f"{model}: nothing says how the values of a picture of shape {list(shape)} go into a {dtype} tensor",
+        hint=f'{fill_in(model, {"preprocess": [NORMALISE]})}; values that go in as they are have [{{"step":"none"}}]',
+    )
 
 
 def _now() -> int:
@@ -402,20 +444,32 @@ def _window(args: argparse.Namespace, derived: dict[str, Any], said: dict[str, A
     return window | {key: getattr(args, key) for key in ("rate", "hop") if getattr(args, key)}
 
 
-def _labels(file: Path | None, fields: dict[str, Any], said: dict[str, Any]) -> list[str]:
-    """From the file of labels, else as derived; and none where nothing is classified."""
+def _labels(file: Path | None, fields: dict[str, Any], said: dict[str, Any], runner: Runner) -> list[str]:
+    """From the file of labels, else as said or derived, each of them once; what is made of them is told."""
+    post = fields.get("postprocess", {})
+    has_labels = "labels" in said or post.get("kind") == "classification"
+    given: Sequence[str] = fields.get("labels", []) if has_labels else []
     if file is not None:
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise ControlError(f"{file} cannot be read: {error}", hint="it must be text with a label a line") from error
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    if "labels" not in said and fields.get("postprocess", {}).get("kind") != "classification":
-        return []
-    labels = list(fields.get("labels", []))
-    if "labels" not in said and labels[:1] == ["class_0"]:
-        _note("the labels are numbered, as the model names none. Give them with --labels")
-    return labels
+        output = post.get("output", 0)
+        scores = prod(runner.outputs[output].shape) if output in range(len(runner.outputs)) else 0
+        given, note = labels.read(_read_labels(file), str(file), scores)
+        if note:
+            _note(note)
+    found = labels.numbered(given)
+    if note := labels.renamed(given, found):
+        _note(note)
+    return list(found)
+
+
+def _read_labels(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(labels.MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ControlError(f"{file} cannot be read: {error.strerror}", hint="check the path") from error
+    if len(data) > labels.MAX_FILE_BYTES:
+        raise ControlError(f"{file} is too big for a file of labels", hint="name a text file with a label a line")
+    return data
 
 
 def _golden(file: Path | None, manifest: Manifest, runner: Runner) -> bytes:

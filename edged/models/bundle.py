@@ -12,35 +12,31 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from itertools import groupby
-from math import prod
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
+from edged.core import derived
 from edged.core import manifest as manifests
 from edged.core.container import MAX_SIGNATURES_BYTES, Head, Piece, Reader
+from edged.core.derived import Derived
 from edged.core.errors import BundleError, EdgedError, StoreError
+from edged.core.labels import numbered
 from edged.core.manifest import (
     MAX_FILE_BYTES,
     MAX_MANIFEST_BYTES,
-    Channel,
     Classify,
-    Decision,
     File,
     Input,
     Manifest,
-    Normalise,
-    Step,
-    WindowSpec,
 )
-from edged.core.tflite_file import TensorMetadata, TfliteFile, inspect
-from edged.core.types import TensorSpec
+from edged.core.tflite_file import TfliteFile, inspect
 
 MANIFEST = "manifest.json"
 SIGNATURES = "manifest.json.sig"
@@ -48,10 +44,11 @@ _BLOCK = 256 << 10
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A verified manifest and the folder it was found in."""
+    """A verified manifest and the folder it was found in; `derived` says how the manifest of a bare file was made."""
 
     manifest: Manifest
     folder: Path
+    derived: tuple[str, ...] = ()
 
     @property
     def model(self) -> Path:
@@ -166,22 +163,56 @@ def head_of_folder(folder: Path) -> Head:
 
 
 def derive(tflite: Path) -> Bundle:
-    """A bundle for a bare .tflite file that classifies.
-
-    Its one input is a picture `[1, height, width, channels]` of uint8 samples, rows of channels `[1, length,
-    channels]`, or one row `[1, channels]`. Labels, normalisation and threshold come from the TFLite metadata. Without
-    them labels are numbered, and an 8-bit picture model takes pixels as they are.
+    """A bundle for a bare .tflite file that classifies, if it leaves no doubt of how to use it.
 
     Raises:
-        BundleError: it is no sound TFLite file, or only a manifest can say how to use it.
+        BundleError: it is no sound TFLite file, no CPU can run it, or only a manifest can say how to use it; the hint
+            has the part of the manifest to fill in.
     """
     try:
         data = _read(tflite, MAX_FILE_BYTES)
         structure = inspect(data)
-        manifest = _derived(tflite, structure, File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-        return Bundle(manifests.decode(manifests.encode(manifest)), tflite.parent)
+        sides = certain(structure)
+        missing = {key: part for side in sides for key, part in side.part.items()}
+        if missing:
+            raise BundleError("; ".join(filter(None, (each.problem for each in sides))), hint=fill_in(tflite, missing))
+        manifest = Manifest(
+            schema=manifests.SCHEMA,
+            name=bare_name(tflite),
+            version="0",
+            files={tflite.name: File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())},
+            model=tflite.name,
+            inputs=(Input(tensor=structure.inputs[0]),),
+            outputs=structure.outputs,
+            **sides.input.fields,
+            **sides.output.fields,
+        )
+        manifest = manifests.decode(manifests.encode(with_metadata(manifest, structure)))
+        return Bundle(manifest, tflite.parent, derived=tuple(side.fact for side in sides))
     except BundleError as error:
         raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
+
+
+def certain(structure: TfliteFile) -> Derived:
+    """What a .tflite file leaves no doubt of. Raises BundleError where no CPU can run it."""
+    if structure.obstacle:
+        reason, remedy = structure.obstacle
+        raise BundleError(f"it {reason}", hint=remedy)
+    if structure.strange_ops:
+        raise BundleError(
+            f"it needs the custom op {structure.strange_ops[0][:100]}, which TFLite's runtimes do not have",
+            hint="convert the model without it",
+        )
+    return derived.derive(structure)
+
+
+def fill_in(tflite: Path, part: Mapping[str, Any]) -> str:
+    """The hint that has the part of a manifest which is missing."""
+    kinds = 'its postprocess.kind is "classification" (with "labels"), "regression" (with "names") or "anomaly"; '
+    return (
+        f"complete this part of a manifest, save it as part.json, and run edgectl pack {tflite} --version 1 "
+        f"--manifest part.json; {kinds if 'postprocess' in part else ''}{msgspec.json.encode(part).decode()}"
+    )
 
 
 # Reading a container
@@ -266,7 +297,7 @@ def _unreadable(what: str, error: OSError) -> BundleError:
 def _complete(manifest: Manifest, model: Path) -> Manifest:
     needs_labels = isinstance(manifest.postprocess, Classify) and not manifest.labels
     if manifest.backend == "tflite" and (needs_labels or not manifest.preprocess):
-        manifest = _with_metadata(manifest, inspect(_read(model, MAX_FILE_BYTES)))
+        manifest = with_metadata(manifest, inspect(_read(model, MAX_FILE_BYTES)))
     if needs_labels and not manifest.labels:
         raise BundleError(
             "there are no labels in the manifest, and none in TFLite metadata", hint="give the manifest `labels`"
@@ -274,83 +305,21 @@ def _complete(manifest: Manifest, model: Path) -> Manifest:
     return manifest
 
 
-def _with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
-    fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
-    if not manifest.preprocess and len(fed) == 1 and fed[0] < len(structure.input_metadata):
-        manifest = replace(manifest, preprocess=_normalisation(structure.input_metadata[fed[0]]))
+def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
+    """The manifest with the preprocessing and labels of the file in place of those that it leaves out."""
+    if not manifest.preprocess:
+        fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
+        tensors = tuple(manifest.inputs[index].tensor for index in fed)
+        metadata = tuple(structure.input_metadata[index] for index in fed if index < len(structure.input_metadata))
+        manifest = replace(manifest, preprocess=derived.default_steps(manifest.window, tensors, metadata))
     post = manifest.postprocess
     if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
-        manifest = replace(manifest, labels=structure.output_metadata[post.output].labels)
+        manifest = replace(manifest, labels=numbered(structure.output_metadata[post.output].labels))
     manifests.encode(manifest)  # it holds what the metadata say to the bounds of a manifest
     return manifest
 
 
-def _normalisation(metadata: TensorMetadata) -> tuple[Step, ...]:
-    return (Normalise(mean=metadata.mean, std=metadata.std),) if metadata.mean and metadata.std else ()
-
-
-# Deriving a manifest
-
-
-_GIVE_MANIFEST = "put it in a folder with a manifest.json that says how to use it"
-
-
-def _derived(tflite: Path, structure: TfliteFile, file: File) -> Manifest:
-    if len(structure.inputs) != 1:
-        raise BundleError(f"it has {len(structure.inputs)} inputs, and one is expected", hint=_GIVE_MANIFEST)
-    source, scores = structure.inputs[0], _scores(structure)
-    window = _window(source)
-    heard, said = (
-        found[0] if found else TensorMetadata() for found in (structure.input_metadata, structure.output_metadata)
-    )
-    return Manifest(
-        schema=manifests.SCHEMA,
-        name=_name(tflite),
-        version="0",
-        files={tflite.name: file},
-        model=tflite.name,
-        window=window,
-        inputs=(Input(tensor=source),),
-        outputs=structure.outputs,
-        preprocess=_normalisation(heard) or _pixels_as_they_are(window, source),
-        labels=said.labels or tuple(f"class_{index}" for index in range(scores)),
-        postprocess=Classify(decision=Decision(threshold=said.threshold or 0.0)),
-    )
-
-
-def _window(tensor: TensorSpec) -> WindowSpec:
-    match tensor.shape:
-        case (1, height, width, depth):
-            return WindowSpec(length=1, hop=1, sample_shape=(height, width, depth), dtype="uint8")
-        case (1, length, columns):
-            return WindowSpec(length=length, hop=length, channels=_channels(columns))
-        case (1, columns):
-            return WindowSpec(length=1, hop=1, channels=_channels(columns))
-    raise BundleError(f"what to make of an input of shape {list(tensor.shape)} is not clear", hint=_GIVE_MANIFEST)
-
-
-def _channels(count: int) -> tuple[Channel, ...]:
-    # One more than is allowed is enough to be refused. A hostile file may claim billions.
-    return tuple(Channel(name=f"c{index}") for index in range(min(count, 4097)))
-
-
-def _scores(structure: TfliteFile) -> int:
-    if not structure.outputs:
-        raise BundleError("it has no output", hint=_GIVE_MANIFEST)
-    shape = structure.outputs[0].shape
-    if not shape or prod(shape) != shape[-1]:
-        raise BundleError(f"an output of shape {list(shape)} is no list of scores", hint=_GIVE_MANIFEST)
-    return min(shape[-1], 100_001)
-
-
-def _pixels_as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[Step, ...]:
-    """What makes stored values of the pixels' own: 0 to 255 in uint8, and the same less 128 in int8."""
-    if not window.sample_shape or tensor.dtype not in ("uint8", "int8") or not tensor.scale > 0:
-        return ()
-    darkest = 0 if tensor.dtype == "uint8" else -128
-    return (Normalise(mean=(float(tensor.zero_point - darkest),), std=(1.0 / tensor.scale,)),)
-
-
-def _name(tflite: Path) -> str:
+def bare_name(tflite: Path) -> str:
+    """The name of a .tflite file, made fit for a model."""
     name = re.sub(r"[^a-z0-9_-]+", "-", tflite.stem.lower()).strip("-_")
     return name[:64] or "model"

@@ -295,6 +295,9 @@ def test_what_is_no_manifest_is_refused(data, reason):
         # postprocess
         (motion(postprocess__output=1), "postprocess.output: there is no output 1, only 1"),
         (motion(labels=["rest", "walk"]), "labels: there are 2 for 3 scores"),
+        (motion(labels=["rest", "walk", "rest"]), "labels: 'rest' is there twice"),
+        (motion(preprocess=[{"step": "none"}, {"step": "standardise"}]), r"preprocess\[0\]: \"none\" stands alone"),
+        (motion(DETECTION, postprocess__decision__threshold=0), "threshold: an anomaly needs one that is not 0"),
         (motion(postprocess__decision__background=["fly"]), "postprocess.decision: there is no label 'fly'"),
         (motion(postprocess__decision__thresholds={"fly": 0.5}), "postprocess.decision: there is no label 'fly'"),
         (motion(postprocess__decision__k=6), r"postprocess.decision: k \(6\) is more than n \(5\)"),

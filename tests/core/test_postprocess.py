@@ -162,7 +162,7 @@ def test_an_anomaly_is_decided_over_time() -> None:
         (FLOATS, Classify(top_k=1), [0.1, 0.3, np.nan]),
         (FLOATS, Classify(activation="softmax"), [0.1, np.nan, 0.2]),
         (FLOATS, Regress(names=("x", "y", "z")), [0.0, np.nan, 0.0]),
-        (SCORE, Detect(score="output", decision=Decision()), [np.nan]),
+        (SCORE, Detect(score="output", decision=Decision(threshold=1.0)), [np.nan]),
     ],
 )
 def test_nan_is_an_error_and_never_a_decision(output: TensorSpec, rule: Postprocess, stored: list[float]) -> None:
@@ -347,3 +347,10 @@ def test_a_decision_that_cannot_be_is_refused(rule: Postprocess, decision: Decis
     with pytest.raises(ConfigError, match=words) as caught:
         Postprocessor(model, decision)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("decision", [Decision(), Decision(thresholds={"wake": 0.0}, threshold=0.5)])
+def test_a_single_label_without_a_threshold_is_refused_for_it_would_always_be_decided(decision: Decision) -> None:
+    with pytest.raises(ConfigError, match="no threshold for 'wake', which as the only label would always be decided"):
+        Decider(decision, ("wake",))
+    Decider(Decision(thresholds={"wake": 0.5}), ("wake",))

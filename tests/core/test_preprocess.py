@@ -17,6 +17,7 @@ from edged.core.manifest import (
     Input,
     Manifest,
     Normalise,
+    NoStep,
     Postprocess,
     Regress,
     Standardise,
@@ -254,3 +255,29 @@ def test_looking_pixels_up_is_reckoning_with_them(steps: tuple[Step, ...], into:
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     (stored,) = preprocessor(window, into, steps=steps)(pixels)
     assert np.abs(stored - naive(pixels, steps, into)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero_point", "stored"),
+    [
+        ("uint8", 1 / 128, 128, [0, 1, 128, 255]),  # -1 to 1: quantised as values, all of them would be white
+        ("uint8", 1 / 255, 0, [0, 1, 128, 255]),
+        ("uint8", 0.0, 0, [0, 1, 128, 255]),
+        ("int8", 1 / 255, -128, [-128, -127, 0, 127]),
+        ("int8", 2 / 255, -1, [-128, -127, 0, 127]),
+        ("int8", 0.0, 0, [-128, -127, 0, 127]),
+        ("float32", 0.0, 0, [0.0, 1.0, 128.0, 255.0]),
+    ],
+)
+def test_the_step_none_leaves_pixels_as_they_are(
+    dtype: str, scale: float, zero_point: int, stored: list[float]
+) -> None:
+    pixels = np.array([[[0, 1], [128, 255]]], dtype=np.uint8)
+    (got,) = preprocessor(PIXELS, tensor((1, 2, 2), dtype, scale, zero_point), steps=(NoStep(),))(pixels)
+    assert got.reshape(-1).tolist() == stored
+
+
+def test_values_of_rows_are_quantised_after_the_step_none_as_they_are_without_steps() -> None:
+    samples = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
+    (got,) = preprocessor(ROWS, tensor((1, 2, 3), "int8", 0.5), steps=(NoStep(),))(samples)
+    assert got.reshape(-1).tolist() == [2, 4, 6, 8, 10, 12]

@@ -32,6 +32,8 @@ def test_a_model():
         ops=("FULLY_CONNECTED",),
         custom_ops=(),
         signatures=(Signature(name="serving_default", subgraph=0, inputs=("x",), outputs=("y",)),),
+        dynamic=((),),
+        last_ops=("FULLY_CONNECTED",),
     )
 
 

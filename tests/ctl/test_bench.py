@@ -17,9 +17,9 @@ def nowhere(tmp_path):
 
 
 def test_one_model_against_the_bare_interpreter(capsys):
-    assert main(["bench", str(DATA / "float.tflite"), "--runs", "5", "--json"]) == 0
+    assert main(["bench", str(DATA / "metadata.tflite"), "--runs", "5", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)
-    assert (result["model"], result["runs"]) == ("float", 5)
+    assert (result["model"], result["runs"]) == ("metadata", 5)
     assert list(result["seconds"]) == ["bare", "runner", "window"]
     for shares in result["seconds"].values():
         assert 0 < shares["p50"] <= shares["p90"] <= shares["p99"]
@@ -45,7 +45,7 @@ def test_another_backend_has_no_bare_counterpart(tmp_path, capsys):
 
 
 def test_threads_are_set_on_the_backend(capsys):
-    assert main(["bench", str(DATA / "float.tflite"), "--runs", "2", "--threads", "2", "--json"]) == 0
+    assert main(["bench", str(DATA / "metadata.tflite"), "--runs", "2", "--threads", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["runner"]["threads"] == 2
 
 

@@ -114,7 +114,7 @@ def test_a_name_means_what_the_configuration_says(tmp_path, colours, capsys):
 
 def test_a_signature_by_name(tmp_path, capsys):
     np.save(tmp_path / "x.npy", [[1.0, 2.0]])
-    arguments = ["infer", str(tmp_path / "x.npy"), "--model", str(DATA / "float.tflite"), "--signature", "nonsense"]
+    arguments = ["infer", str(tmp_path / "x.npy"), "--model", str(DATA / "metadata.tflite"), "--signature", "nonsense"]
     assert main(arguments) == 4
     assert "has no signature 'nonsense'" in capsys.readouterr().err
 

@@ -158,9 +158,15 @@ def test_golden_samples_of_a_recording(pack):
     assert len(set(arrays["output_0"].argmax(-1).ravel())) == 4  # spread over all four activities
 
 
+COLOURS_OF_A_AND_B = (
+    *(DATA / "float.tflite", "--version", "1", "--channels", "a,b"),
+    *("--labels", Path(__file__).parents[1] / "data" / "colours.txt"),
+)
+
+
 def test_golden_samples_of_windows(pack, tmp_path):
     np.save(tmp_path / "windows.npy", np.arange(3 * 2 * 2, dtype=np.float32).reshape(3, 2, 2))
-    bundle = pack(*(DATA / "float.tflite", "--version", "1", "--channels", "a,b", "--golden", tmp_path / "windows.npy"))
+    bundle = pack(*COLOURS_OF_A_AND_B, "--golden", tmp_path / "windows.npy")
     arrays = golden(bundle)
     assert arrays["input_0"].reshape(3, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert arrays["output_0"].reshape(3, 3) == pytest.approx(arrays["input_0"].reshape(3, 4)[:, :3] / 2 + 1)
@@ -168,16 +174,15 @@ def test_golden_samples_of_windows(pack, tmp_path):
 
 def test_a_recording_in_an_array(pack, tmp_path):
     np.save(tmp_path / "samples.npy", np.arange(5 * 2, dtype=np.float32).reshape(5, 2))
-    bundle = pack(*(DATA / "float.tflite", "--version", "1", "--channels", "a,b", "--golden", tmp_path / "samples.npy"))
+    bundle = pack(*COLOURS_OF_A_AND_B, "--golden", tmp_path / "samples.npy")
     assert golden(bundle)["input_0"].reshape(2, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_random_samples_are_said_to_prove_less(tmp_path, capsys):
-    line = ["pack", str(DATA / "int8.tflite"), "--version", "1", "-o", str(tmp_path / "out.edgm"), "--json"]
+    line = ["pack", str(DATA / "metadata.tflite"), "--version", "1", "-o", str(tmp_path / "out.edgm"), "--json"]
     assert main(line) == 0
     said = capsys.readouterr()
     assert "without --golden the samples are random: they prove less" in said.err
-    assert "the labels are numbered, as the model names none" in said.err
     packed = json.loads(said.out)
     assert packed["digest"] == examine(tmp_path / "out.edgm").digest
     assert (packed["bytes"], packed["proof"]["samples"]) == ((tmp_path / "out.edgm").stat().st_size, 16)
@@ -201,8 +206,9 @@ def test_a_manifest_for_a_model_that_does_not_speak_for_itself(pack, tmp_path):
     assert packed.golden.absolute == 0.01
 
 
-def test_a_stateful_model_proves_itself_in_order(pack):
-    bundle = pack(DATA / "stateful.tflite", "--version", "1")
+def test_a_stateful_model_proves_itself_in_order(pack, tmp_path):
+    manifest = part(tmp_path, postprocess={"kind": "regression", "names": ["sum"]})
+    bundle = pack(DATA / "stateful.tflite", "--version", "1", "--channels", "x", "--manifest", manifest)
     arrays = golden(bundle)
     assert arrays["output_0"].ravel() == pytest.approx(np.cumsum(arrays["input_0"].ravel()), abs=1e-5)
 
@@ -248,19 +254,22 @@ def test_a_compiled_file_is_no_model_but_a_variant_of_one(pack):
 @pytest.mark.parametrize(
     ("variant", "complaint"),
     [
-        ("edgetpu={edgetpu}", "is of another model: float 1: the manifest says input 0 is float32 [1, 4], the model"),
+        (
+            "edgetpu={edgetpu}",
+            "is of another model: metadata 1: the manifest says input 0 is float32 [1, 4]",
+        ),
         ("teflon={edgetpu}", "the variant teflon (model_teflon.tflite) is compiled for edgetpu, not for teflon"),
         ("edgetpu={ethosu}", "the variant edgetpu (model_edgetpu.tflite) is compiled for ethosu, not for edgetpu"),
     ],
 )
 def test_a_compiled_file_of_something_else(pack, variant, complaint):
     files = {"edgetpu": real_model(CORAL[1]), "ethosu": real_model("tflm_person_detect_vela.tflite")}
-    assert complaint in pack(DATA / "float.tflite", "--version", "1", "--variant", variant.format(**files), code=4)
+    assert complaint in pack(DATA / "metadata.tflite", "--version", "1", "--variant", variant.format(**files), code=4)
 
 
 def test_a_file_that_no_edge_tpu_will_take_anything_of(tmp_path, capsys):
     out = str(tmp_path / "out.edgm")
-    assert main(["pack", str(DATA / "int8.tflite"), "--version", "1", "--variant", "edgetpu", "-o", out]) == 0
+    assert main(["pack", str(DATA / "metadata.tflite"), "--version", "1", "--variant", "edgetpu", "-o", out]) == 0
     assert "the variant edgetpu (model.tflite) is not compiled for the Edge TPU" in capsys.readouterr().err
 
 
@@ -274,7 +283,7 @@ def test_variants_of_the_manifest_of_the_version_before(pack, tmp_path):
         ],
         limits={"delegated_share": 0.5},
     )
-    line = (DATA / "float.tflite", "--version", "2", "--manifest", before)
+    line = (DATA / "metadata.tflite", "--version", "2", "--manifest", before)
     complaint = pack(*line, code=4)
     assert "where is usb.tflite, the file of the variant usb?" in complaint
     assert "--variant usb:mine=FILE" in complaint
@@ -301,31 +310,34 @@ def test_a_variant_with_a_signature_of_its_own(pack, tmp_path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ([DATA / "float.tflite"], "which version is it?"),
-        ([DATA / "float.tflite", "--version", "1.0-beta"], "edgectl: manifest: "),
-        ([DATA / "float.tflite", "--version", "1", "--window", "3"], "does not hold a window of [3, 4]"),
-        ([DATA / "float.tflite", "--version", "1", "--golden", RECORDING], "c0"),
+        ([DATA / "metadata.tflite"], "which version is it?"),
+        ([DATA / "metadata.tflite", "--version", "1.0-beta"], "edgectl: manifest: "),
+        ([DATA / "metadata.tflite", "--version", "1", "--window", "3"], "does not hold a window of [3, 4]"),
+        ([DATA / "metadata.tflite", "--version", "1", "--golden", RECORDING], "c0"),
         (
-            [DATA / "float.tflite", "--version", "1", "--labels", DATA / "float.tflite"],
-            "must be text with a label a line",
+            [DATA / "metadata.tflite", "--version", "1", "--labels", DATA / "float.tflite"],
+            "float.tflite, line 1: this is not UTF-8 text",
         ),
-        ([DATA / "float.tflite", "--version", "1", "--card", "absent.md"], "absent.md cannot be read: No such file"),
-        ([DATA / "float.tflite", "--version", "1", "--manifest", DATA / "float.tflite"], "a part of one"),
-        ([DATA / "two_by_two.tflite", "--version", "1"], "say how to use it with --manifest"),
+        ([DATA / "metadata.tflite", "--version", "1", "--card", "absent.md"], "absent.md cannot be read: No such file"),
+        ([DATA / "metadata.tflite", "--version", "1", "--manifest", DATA / "metadata.tflite"], "a part of one"),
+        ([DATA / "two_by_two.tflite", "--version", "1"], "it has 2 inputs: "),
         ([DATA / "custom_op.tflite", "--version", "1"], "needs the custom op my-op"),
         (["absent.tflite", "--version", "1"], "absent.tflite cannot be read: No such file"),
         ([DATA], "manifest.json cannot be read"),
         (
-            [DATA / "float.tflite", "--version", "1", "--variant", "cpu"],
+            [DATA / "metadata.tflite", "--version", "1", "--variant", "cpu"],
             "'cpu' means something else wherever a delegate",
         ),
-        ([DATA / "float.tflite", "--version", "1", "--variant", "Coral"], "edgectl: --variant: "),
         (
-            [DATA / "float.tflite", "--version", "1", "--variant", f"x/y:edgetpu={DATA / 'float.tflite'}"],
+            [DATA / "metadata.tflite", "--version", "1", "--variant", "Coral"],
             "edgectl: --variant: ",
         ),
         (
-            [DATA / "float.tflite", "--version", "1", "--variant", "edgetpu=absent"],
+            [DATA / "metadata.tflite", "--version", "1", "--variant", f"x/y:edgetpu={DATA / 'float.tflite'}"],
+            "edgectl: --variant: ",
+        ),
+        (
+            [DATA / "metadata.tflite", "--version", "1", "--variant", "edgetpu=absent"],
             "absent cannot be read: No such file",
         ),
         ([FACTORY / "motion" / "1.0.0", "--variant", "edgetpu"], "--variant cannot be given"),
@@ -348,13 +360,13 @@ def test_what_cannot_be_packed_is_told_with_the_remedy(pack, options, complaint)
     ],
 )
 def test_a_manifest_that_is_wrong(pack, tmp_path, fields, complaint):
-    assert complaint in pack(DATA / "float.tflite", "--version", "1", "--manifest", part(tmp_path, **fields), code=4)
+    assert complaint in pack(DATA / "metadata.tflite", "--version", "1", "--manifest", part(tmp_path, **fields), code=4)
 
 
 @pytest.mark.parametrize("words", ["", "coral:", "edgetpu=", "=x.tflite"])
 def test_a_variant_that_is_not_understood(words, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["pack", str(DATA / "float.tflite"), "--variant", words])
+        main(["pack", str(DATA / "metadata.tflite"), "--variant", words])
     assert "is not [NAME:]DELEGATE[=FILE]" in capsys.readouterr().err
 
 

@@ -52,7 +52,7 @@ CORE_MAY_IMPORT = {
     *("__future__", "collections", "typing", "dataclasses", "enum", "functools", "itertools", "operator", "graphlib"),
     *("math", "cmath", "statistics", "array", "bisect", "heapq", "struct", "zlib", "hashlib", "binascii", "base64"),
     *("json", "re", "string", "textwrap", "difflib", "unicodedata", "copy", "io", "zipfile", "datetime", "contextlib"),
-    "lzma",
+    *("lzma", "csv"),
     *("numpy", "msgspec"),
 }
 """Pure modules: nothing that knows of an operating system, a thread, a socket or a clock."""

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edged.core.errors import BundleError, StoreError
-from edged.core.manifest import Channel, Classify, Normalise
+from edged.core.manifest import Channel, Classify, Normalise, NoStep
+from edged.core.preprocess import Preprocessor
 from edged.core.types import TensorSpec
 from edged.models.bundle import derive, digest, examine, open_folder, unpack
 from edged.models.disk import Disk
@@ -117,6 +119,15 @@ def test_a_classifier_with_no_labels_anywhere_is_refused(tmp_path):
         open_folder(write_bundle(tmp_path, labels=None))
 
 
+def test_a_single_label_needs_a_threshold_for_it_is_always_the_best(tmp_path):
+    """A wake word "decided" at 0.0156."""
+    alone = {"outputs": [{"name": "y", "shape": [1, 1], "dtype": "float32"}], "labels": ["wake"]}
+    with pytest.raises(BundleError, match="threshold: a single label needs one"):
+        open_folder(write_bundle(tmp_path, **alone))
+    decision = {"kind": "classification", "decision": {"threshold": 0.5}}
+    open_folder(write_bundle(tmp_path, **alone, postprocess=decision))
+
+
 def test_metadata_that_contradict_the_manifest_are_refused(tmp_path):
     two = [{"name": "y", "shape": [1, 2], "dtype": "float32"}]
     with pytest.raises(BundleError, match="there are 3 for 2 scores"):
@@ -219,55 +230,100 @@ def test_a_bare_model_that_takes_a_row():
     assert manifest.postprocess.decision.threshold == 0.25
 
 
-def test_a_bare_model_without_metadata_has_its_labels_numbered():
-    manifest = derive(DATA / "int8.tflite").manifest
-    assert manifest.labels == ("class_0", "class_1", "class_2")
-    assert manifest.preprocess == ()
-
-
-def test_a_single_score_is_a_class_of_its_own():
-    assert derive(DATA / "stateful.tflite").manifest.labels == ("class_0",)
+def test_what_was_derived_is_said():
+    assert derive(DATA / "metadata.tflite").derived == (
+        "1 samples of 4 channels, called c0 and so on, normalised as its metadata say",
+        "3 scores, by its labels; the labels are its metadata's",
+    )
 
 
 def test_the_name_is_the_file_s_made_fit(tmp_path):
     file = tmp_path / "My.Model_2.tflite"
-    shutil.copy(DATA / "float.tflite", file)
+    shutil.copy(DATA / "metadata.tflite", file)
     assert derive(file).manifest.name == "my-model_2"
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "reason", "remedy"),
     [
-        ("two_by_two.tflite", "it has 2 inputs, and one is expected"),
-        ("dynamic.tflite", r"an output of shape \[.*\] is no list of scores|an input of shape \[4\] is not clear"),
-        ("make_models.py", "not a TFLite file"),
-        ("absent.tflite", "cannot be read: No such file"),
+        ("float.tflite", "its output of the op FULLY_CONNECTED is not certain to be scores: float32 [1, 3]", '"v2"]}'),
+        ("float.tflite", "the meaning of its input is not certain: float32 [1, 4]", '{"window":{"length":1,"hop":1,'),
+        ("int8.tflite", "the meaning of its input is not certain: int8 [1, 4] of scale 0.00781", '"channels":['),
+        ("two_by_two.tflite", "it has 2 inputs: serving_default_b:0 float32 [1, 3], ", '"inputs":[{},{"channels":'),
+        ("dynamic.tflite", "the meaning of its input is not certain: float32 [4]", '"window":{"length":4,"hop":4,'),
+        ("stateful.tflite", "its output of the op READ_VARIABLE is not certain to be scores", '"names":["v0"]'),
+        # A decisive reason comes alone: nothing that could be filled in would help.
+        ("custom_op.tflite", "it needs the custom op my-op", "convert the model without it"),
+        ("edgetpu.tflite", "it is compiled for the Edge TPU and does not run on a CPU", "edgectl pack --variant"),
+        ("make_models.py", "not a TFLite file", "name a .tflite file"),
+        ("absent.tflite", "cannot be read: No such file", "install the model again"),
     ],
 )
-def test_a_bare_model_that_needs_a_manifest_or_is_none(name, reason):
-    with pytest.raises(BundleError, match=reason) as refused:
+def test_a_bare_model_that_needs_a_manifest_or_is_none(name, reason, remedy):
+    with pytest.raises(BundleError) as refused:
         derive(DATA / name)
-    assert name in refused.value.message
-    assert refused.value.hint
+    assert refused.value.message.startswith(f"{DATA / name}: ")
+    assert reason in refused.value.message
+    assert remedy in refused.value.hint
 
 
-def test_a_real_picture_model():
-    manifest = derive(real_model("mobilenet_v2_1.0_224_quant.tflite")).manifest
-    assert (manifest.window.sample_shape, manifest.window.dtype) == ((224, 224, 3), "uint8")
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mobilenet_v1_0.25_128_quant.tflite", (128, 128, 3)),  # its metadata state a normalisation by 127.5
+        ("mobilenet_v2_1.0_224_quant.tflite", (224, 224, 3)),
+        ("tf2_mobilenet_v2_1.0_224_ptq.tflite", (224, 224, 3)),
+        ("mlperf_tiny_resnet_cifar10_int8.tflite", (32, 32, 3)),
+        ("mlperf_tiny_vww_96_int8.tflite", (96, 96, 3)),
+    ],
+)
+def test_pixels_go_into_a_real_8_bit_picture_model_as_they_are(name, shape):
+    manifest = derive(real_model(name)).manifest
+    assert (manifest.window.sample_shape, manifest.window.dtype) == (shape, "uint8")
+    assert manifest.preprocess == (NoStep(),)
+    pixels = np.resize(np.arange(256, dtype=np.uint8), (1, *shape))
+    (stored,) = Preprocessor(manifest)(pixels)
+    darkest = np.iinfo(stored.dtype).min
+    assert np.array_equal(stored.astype(int), pixels.astype(int) + darkest)
+
+
+def test_a_real_float_picture_model_is_normalised_as_its_metadata_say():
+    manifest = derive(real_model("mobilenet_v1_0.25_224_1_metadata_1.tflite")).manifest
     assert manifest.preprocess == (Normalise(mean=(127.5,), std=(127.5,)),)
-    assert len(manifest.labels) == 1001
+    assert manifest.window.dtype == "uint8"
 
 
-def test_a_real_picture_model_without_metadata_takes_pixels_as_they_are():
-    manifest = derive(real_model("mlperf_tiny_resnet_cifar10_int8.tflite")).manifest
-    (step,) = manifest.preprocess
-    assert isinstance(step, Normalise)
-    tensor = manifest.inputs[0].tensor
-    for pixel in (0, 128, 255):
-        stored = (pixel - step.mean[0]) / step.std[0] / tensor.scale + tensor.zero_point
-        assert stored == pytest.approx(pixel - 128)
+def test_labels_of_a_real_model_that_are_there_twice_are_numbered():
+    labels = derive(real_model("mobilenet_v2_1.0_224_quant.tflite")).manifest.labels
+    assert (labels[135], labels[518]) == ("crane", "crane (2)")
+    assert len(set(labels)) == 1001
 
 
-def test_a_real_streaming_model_takes_rows():
-    window = derive(real_model("hey_jarvis.tflite")).manifest.window
-    assert (window.length, window.hop, len(window.channels)) == (3, 3, 40)
+def test_a_real_sound_model_says_its_rate():
+    manifest = derive(real_model("yamnet_audio_classifier_with_metadata.tflite")).manifest
+    assert (manifest.window.length, manifest.window.rate) == (15600, 16000.0)
+    assert (manifest.labels[0], len(manifest.labels)) == ("Speech", 521)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "part"),
+    [
+        ("mlperf_tiny_kws_int8.tflite", "its input is not certain", '"sample_shape":[49,10,1]'),
+        ("mlperf_tiny_ad01_int8.tflite", "its output of the op FULLY_CONNECTED", '"kind":"anomaly"'),
+        ("hey_jarvis.tflite", "its only score needs a threshold", '"decision":{"threshold":"THRESHOLD"}'),
+        ("mlperf_tiny_resnet_cifar10_fp32.tflite", "its input is not certain", '"preprocess":[{"step":"normalise",'),
+        ("face_detection_short_range.tflite", "it has 2 outputs", '{"kind":"regression","output":0}'),
+        ("mobilenet_v1_1.0_224_quant_embedding_extractor.tflite", "AVERAGE_POOL_2D", '"output":0}'),
+        ("movenet_single_pose_lightning_ptq.tflite", "its output is not certain: float32 [1, 1, 17, 3]", '"v0"'),
+        ("tflm_hello_world_int8.tflite", "FULLY_CONNECTED is not certain", '"names":["v0"]'),
+        ("keras_lstm_mnist_ptq.tflite", "its input is not certain: uint8 [1, 28, 28]", '"sample_shape":[28,28]'),
+        ("automl_traffic_ssd_lstm.tflite", "it has 3 inputs", '"feedback":"raw_outputs/lstm_c"'),
+        ("model_invoking_error.tflite", "it needs the custom op fake-op-double", "convert the model without it"),
+        ("tflm_person_detect_vela.tflite", "it is compiled for an Arm Ethos-U", "use the model it was compiled from"),
+    ],
+)  # fmt: skip
+def test_a_real_model_that_leaves_doubt_is_refused_with_the_part_to_fill_in(name, reason, part):
+    with pytest.raises(BundleError) as refused:
+        derive(real_model(name))
+    assert reason in refused.value.message
+    assert part in refused.value.hint

@@ -72,7 +72,8 @@ def test_a_stateful_model_starts_from_rest_and_is_left_at_rest(tmp_path):
         "window": {"length": 1, "hop": 1, "channels": [{"name": "a"}]},
         "inputs": [{"tensor": {"name": "x", "shape": [1, 1], "dtype": "float32"}}],
         "outputs": [{"name": "total", "shape": [1, 1], "dtype": "float32"}],
-        "labels": ["total"],
+        "labels": None,
+        "postprocess": {"kind": "regression", "names": ["total"]},
     }
     golden = npz(input_0=np.ones((3, 1, 1), np.float32), output_0=np.array([1, 2, 3], np.float32).reshape(3, 1, 1))
     model = manifest.pop("model")

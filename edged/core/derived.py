@@ -1,0 +1,267 @@
+"""Derives from a bare .tflite file how to use it, as far as that is certain; the rest is asked for.
+
+Certain is what TFLite metadata say (labels, normalisation, audio) and what the tensors leave no doubt of: an 8-bit
+input of 1 or 3 channels whose quantisation is that of pixels is a picture, and a last op SOFTMAX or LOGISTIC makes
+scores. Everything else may mean anything, and an answer from a wrong guess looks like a right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+from edged.core.labels import numbered
+from edged.core.manifest import MAX_NAMES, Channel, Classify, Decision, Normalise, NoStep, Step, WindowSpec
+from edged.core.tflite_file import MAX_LABELS, TensorMetadata, TfliteFile
+from edged.core.types import TensorSpec
+
+_LEAST_SIDE = 16
+_FEW = 12
+_PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-128.0, 127.0), (-0.5, 0.5))
+"""The real values that the darkest and the brightest pixel of quantised picture models stand for."""
+_SCORES = {"SOFTMAX": "one of the classes", "LOGISTIC": "a score for each class"}
+
+
+class Side(NamedTuple):
+    """The input or the output of a model: the fields of a manifest that are certain, and the sentence that says why.
+
+    Where there are none, `problem` says what is not certain, and `part` is the part of a manifest to be filled in.
+    """
+
+    fields: Mapping[str, Any]
+    fact: str
+    problem: str
+    part: Mapping[str, Any]
+
+
+class Derived(NamedTuple):
+    """The two sides of a model: the input has a `window`, the output `labels` and a `postprocess`."""
+
+    input: Side
+    output: Side
+
+
+def _sure(fields: Mapping[str, Any], fact: str) -> Side:
+    return Side(fields, fact, "", {})
+
+
+def _unsure(problem: str, part: Mapping[str, Any]) -> Side:
+    return Side({}, "", problem, part)
+
+
+def derive(structure: TfliteFile) -> Derived:
+    """What is certain of the first subgraph of a file."""
+    return Derived(_input(structure), _output(structure))
+
+
+def default_steps(
+    window: WindowSpec, tensors: tuple[TensorSpec, ...], metadata: tuple[TensorMetadata, ...]
+) -> tuple[Step, ...]:
+    """The preprocessing of a manifest that states none, for the tensors that the window feeds.
+
+    Pixels go into 8-bit tensors as they are: TFLite's own reader of metadata applies their normalisation to float
+    tensors alone.
+    """
+    if window.is_picture and all(tensor.dtype in ("uint8", "int8") for tensor in tensors):
+        return (NoStep(),)
+    return _normalisation(metadata[0]) if len(metadata) == 1 else ()
+
+
+# The input
+
+
+def _input(structure: TfliteFile) -> Side:
+    if len(structure.inputs) != 1:
+        problem = f"it has {len(structure.inputs)} inputs: {_few(structure.inputs)}"
+        return _unsure(problem=problem, part={"window": _window_part(structure), "inputs": _feeds(structure)})
+    tensor = structure.inputs[0]
+    said = structure.input_metadata[0] if structure.input_metadata else TensorMetadata()
+    if any(axis > 0 or tensor.shape[0] != 1 for axis in structure.dynamic[0]):
+        problem = f"the shape of its input is open: {_open_shape(structure)}"
+        return _unsure(problem=problem, part={"window": _window_part(structure)})
+    match tensor.shape:
+        case (1, height, width, depth) if min(height, width) >= _LEAST_SIDE and depth in (1, 3):
+            if said.content in ("", "image") and (found := _picture(tensor, said)):
+                return found
+        case (count,) | (1, count) if said.content == "audio" and said.channels == 1 and said.sample_rate:
+            return _audio(count, said)
+        case (1, columns) | (1, 1, columns) if said != TensorMetadata():
+            return _rows(1, columns, said)
+        case (1, length, columns) if said != TensorMetadata():
+            return _rows(length, columns, said)
+    part: dict[str, Any] = {"window": _window_part(structure)}
+    if _looks_like_a_picture(tensor):
+        floating = tensor.dtype == "float32"
+        part["preprocess"] = [NORMALISE if floating else {"step": "none"}]
+    return _unsure(problem=f"the meaning of its input is not certain: {_words(tensor)}", part=part)
+
+
+def _picture(tensor: TensorSpec, said: TensorMetadata) -> Side | None:
+    _, height, width, depth = tensor.shape
+    window = WindowSpec(length=1, hop=1, sample_shape=(height, width, depth), dtype="uint8")
+    what = f"pictures of {width} x {height} pixels, {'grey' if depth == 1 else 'RGB'}"
+    if tensor.dtype in ("uint8", "int8") and (said.content == "image" or _is_of_pixels(tensor)):
+        return _sure({"window": window}, f"{what}, which go in as they are")
+    if tensor.dtype == "float32" and _normalisation(said):
+        words = f"(x - {_listed(said.mean)}) / {_listed(said.std)}"
+        return _sure({"window": window}, f"{what}, normalised as its metadata say: {words}")
+    return None
+
+
+def _is_of_pixels(tensor: TensorSpec) -> bool:
+    """Whether what an 8-bit tensor can store are the values that pixels are normalised to."""
+    if not tensor.scale:
+        return tensor.dtype == "uint8"
+    least = -128 if tensor.dtype == "int8" else 0
+    darkest, brightest = ((stored - tensor.zero_point) * tensor.scale for stored in (least, least + 255))
+    tolerance = 0.02
+    return any(
+        abs(darkest - low) <= tolerance * (high - low) and abs(brightest - high) <= tolerance * (high - low)
+        for low, high in _PIXEL_RANGES
+    )
+
+
+def _audio(count: int, said: TensorMetadata) -> Side:
+    window = WindowSpec(length=count, hop=count, rate=said.sample_rate, channels=(Channel(name="audio"),))
+    fact = f"{count} samples of sound at {said.sample_rate} a second, as its metadata say, from -1 to 1"
+    return _sure({"window": window}, fact)
+
+
+def _rows(length: int, columns: int, said: TensorMetadata) -> Side:
+    # One channel more than a manifest may have is enough to be refused. A hostile file may claim billions.
+    channels = tuple(Channel(name=f"c{index}") for index in range(min(columns, 4097)))
+    window = WindowSpec(length=length, hop=length, channels=channels)
+    how = "normalised as its metadata say" if _normalisation(said) else "with no normalisation in its metadata"
+    return _sure({"window": window}, f"{length} samples of {columns} channels, called c0 and so on, {how}")
+
+
+def _normalisation(metadata: TensorMetadata) -> tuple[Step, ...]:
+    return (Normalise(mean=metadata.mean, std=metadata.std),) if metadata.mean and metadata.std else ()
+
+
+NORMALISE = {"step": "normalise", "mean": ["MEAN"], "std": ["STD"]}
+
+
+def is_picture_shape(shape: Sequence[int]) -> bool:
+    """Whether a sample of this shape is probably a picture."""
+    match shape:
+        case (height, width) | (height, width, 1 | 3):
+            return min(height, width) >= _LEAST_SIDE
+    return False
+
+
+def _looks_like_a_picture(tensor: TensorSpec) -> bool:
+    """Whether the shape is that of a picture, and nothing else speaks against it."""
+    is_shape = tensor.shape[:1] == (1,) and is_picture_shape(tensor.shape[1:])
+    return is_shape and (tensor.dtype == "float32" or _is_of_pixels(tensor))
+
+
+def _window_part(structure: TfliteFile) -> dict[str, Any]:
+    """A window that fills the first input."""
+    tensor = structure.inputs[0] if structure.inputs else TensorSpec(name="", shape=(1,), dtype="float32")
+    if _looks_like_a_picture(tensor):
+        return {"length": 1, "hop": 1, "sample_shape": list(tensor.shape[1:]), "dtype": "uint8"}
+    match tensor.shape:
+        case (1, *rest) if len(rest) > 2:
+            return {"length": 1, "hop": 1, "sample_shape": rest}
+        case (1, length, columns) if length > 1:
+            return {"length": length, "hop": length, **_columns(columns)}
+        case (1, *_, columns):
+            return {"length": 1, "hop": 1, **_columns(columns)}
+        case (length,):
+            return {"length": length, "hop": length, **_columns(1)}
+    return {"length": 1, "hop": 1, **_columns(prod(tensor.shape))}
+
+
+def _columns(count: int) -> dict[str, Any]:
+    if count > _FEW:
+        return {"sample_shape": [count]}
+    return {"channels": [{"name": f"c{index}"} for index in range(count)]}
+
+
+def _feeds(structure: TfliteFile) -> list[dict[str, Any]]:
+    """Inputs that have the shape of an output are probably fed back, unless the first has it too."""
+    outputs = list(structure.outputs)
+    feeds: list[dict[str, Any]] = []
+    for tensor in structure.inputs[:_FEW]:
+        back = next((each for each in outputs if each.shape == tensor.shape != structure.inputs[0].shape), None)
+        if back is None:
+            feeds.append({"channels": ["NAME"]} if feeds else {})
+        else:
+            outputs.remove(back)
+            feeds.append({"feed": "feedback", "feedback": back.name})
+    return feeds
+
+
+# The output
+
+
+def _output(structure: TfliteFile) -> Side:
+    labelled = [index for index, each in enumerate(structure.output_metadata) if each.labels]
+    if len(structure.outputs) != 1 and labelled != [0]:
+        problem = f"it has {len(structure.outputs)} outputs: {_few(structure.outputs)}"
+        return _unsure(problem=problem, part=_output_part(structure))
+    tensor = structure.outputs[0]
+    said = structure.output_metadata[0] if structure.output_metadata else TensorMetadata()
+    if tensor.shape and prod(tensor.shape) == tensor.shape[-1] <= MAX_LABELS:
+        return _scores(structure, tensor, said)
+    problem = f"the meaning of its output is not certain: {_words(tensor)}"
+    return _unsure(problem=problem, part=_output_part(structure))
+
+
+def _scores(structure: TfliteFile, tensor: TensorSpec, said: TensorMetadata) -> Side:
+    count, last_op = tensor.shape[-1], structure.last_ops[0]
+    threshold = said.threshold or 0.0
+    named = len(said.labels) == count
+    if said.labels and not named:
+        problem = f"its metadata have {len(said.labels)} labels for {count} scores"
+        return _unsure(problem=problem, part={"labels": ["NAME"], "postprocess": {"kind": "classification"}})
+    if not named and last_op not in _SCORES:
+        last = f" of the op {last_op}" if last_op else ""
+        problem = f"its output{last} is not certain to be scores: {_words(tensor)}"
+        return _unsure(problem=problem, part=_output_part(structure))
+    if count == 1 and not threshold:
+        problem = "its only score needs a threshold"
+        decision = {"threshold": "THRESHOLD"}
+        part = {"labels": ["NAME"], "postprocess": {"kind": "classification", "decision": decision}}
+        return _unsure(problem=problem, part=part)
+    labels = numbered(said.labels) if named else tuple(f"class_{index}" for index in range(count))
+    kind = f": {_SCORES[last_op]}, by its last op {last_op}" if last_op in _SCORES else ", by its labels"
+    names = "the labels are its metadata's" if named else "it names no labels, so they are class_0 and so on"
+    fields = {"labels": labels, "postprocess": Classify(decision=Decision(threshold=threshold))}
+    return _sure(fields, f"{count} scores{kind}; {names}")
+
+
+def _output_part(structure: TfliteFile) -> dict[str, Any]:
+    """A postprocessing that would do: of an autoencoder an anomaly, of anything else values."""
+    if not structure.outputs:
+        return {}
+    count = prod(structure.outputs[0].shape)
+    if len(structure.outputs) == 1 and len(structure.inputs) == 1 and 1 < count == prod(structure.inputs[0].shape):
+        decision = {"threshold": "THRESHOLD"}
+        return {"postprocess": {"kind": "anomaly", "score": "mean_squared_error", "decision": decision}}
+    names = [f"v{index}" for index in range(min(count, _FEW))] + ["..."] * (count > _FEW)
+    named = {"names": names} if count <= MAX_NAMES else {}
+    return {"postprocess": {"kind": "regression", "output": 0, **named}}
+
+
+# Words
+
+
+def _words(tensor: TensorSpec) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}" + (f" of scale {tensor.scale:.4g}" if tensor.scale else "")
+
+
+def _few(tensors: tuple[TensorSpec, ...]) -> str:
+    more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
+    return ", ".join(f"{each.name[:80]} {_words(each)}" for each in tensors[:4]) + more
+
+
+def _open_shape(structure: TfliteFile) -> str:
+    sizes = ["?" if axis in structure.dynamic[0] else str(size) for axis, size in enumerate(structure.inputs[0].shape)]
+    return f"[{', '.join(sizes)}]"
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers[:4])

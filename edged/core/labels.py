@@ -1,0 +1,192 @@
+"""Reads label files as people have them, and gives each label of a model a name of its own.
+
+A file has a label a line. Other forms are read as well: lines that begin with the index of their label ("7  cat",
+"7: cat", "7,cat"), and a table with a header (CSV); gaps in either become "class_N". Lines whose numbers cannot be
+indices of this model are names that happen to begin with digits.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from edged.core.errors import ControlError
+
+MAX_LABEL = 200
+MAX_FILE_BYTES = 16 << 20
+
+_INDEXED = re.compile(r"([0-9]{1,9})(\s*[:;=,]\s*|\s+)(.*\S.*)", re.ASCII)
+_SEPARATORS = (",", ";", "\t")
+_NAMES = ("display_name", "label", "labels", "name", "names", "class_name", "class", "category")
+_INDICES = ("index", "idx", "id", "class_id", "class_index", "label_id", "number", "#", "")
+
+
+class LabelFile(NamedTuple):
+    """The labels of a file, and what was made of it beyond reading its lines ("" for nothing)."""
+
+    labels: tuple[str, ...]
+    note: str
+
+
+class _Line(NamedTuple):
+    number: int
+    text: str
+
+
+def numbered(labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels, each of them different: the second "crane" becomes "crane (2)", and an empty one "class_N"."""
+    taken = set(labels)
+    seen: dict[str, int] = {}
+    found = []
+    for index, given in enumerate(labels):
+        label = given or f"class_{index}"
+        if label not in seen:
+            seen[label] = 1
+            taken.add(label)
+            found.append(label)
+            continue
+        while True:
+            seen[label] += 1
+            suffix = f" ({seen[label]})"
+            name = label[: MAX_LABEL - len(suffix)] + suffix
+            if name not in taken:
+                break
+        taken.add(name)
+        seen[name] = 1
+        found.append(name)
+    return tuple(found)
+
+
+def renamed(before: Sequence[str], after: Sequence[str]) -> str:
+    """Which labels `numbered` has changed, in words; "" for none."""
+    changes = [f"{one!r} is {other!r}" for one, other in zip(before, after, strict=True) if one != other]
+    more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return f"labels that are not unique are numbered: {', '.join(changes[:3])}{more}" if changes else ""
+
+
+def read(data: bytes, file: str, scores: int) -> LabelFile:
+    """The labels in the bytes of a label file, for a model with so many scores.
+
+    Raises:
+        ControlError: it is no label file, or not one of this model; the message names the file and the line.
+    """
+    lines = _lines(data, file)
+    note = ""
+    table = _table(lines, file, scores)
+    if table is not None:
+        found, note = table
+    elif _is_indexed(lines, scores):
+        found = _by_index([_split(line) for line in lines], file, scores)
+        note = f"{file}: the numbers that its lines begin with are taken as the indices of the labels"
+    else:
+        found = dict(enumerate(lines))
+        _check_count(lines, file, scores)
+    for line in found.values():
+        if len(line.text) > MAX_LABEL:
+            _refuse(file, line, f"the label has {len(line.text)} characters", f"at most {MAX_LABEL} are allowed")
+    gaps = scores - len(found)
+    if gaps:
+        note += f"; {gaps} that it does not name are called class_N"
+    return LabelFile(tuple(found[index].text if index in found else f"class_{index}" for index in range(scores)), note)
+
+
+def _refuse(file: str, line: _Line, problem: str, hint: str) -> NoReturn:
+    raise ControlError(f"{file}, line {line.number}: {problem}", hint=hint)
+
+
+def _lines(data: bytes, file: str) -> list[_Line]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = _Line(data.count(b"\n", 0, error.start) + 1, "")
+        _refuse(file, line, "this is not UTF-8 text", "it must be text with a label a line")
+    lines = [_Line(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise ControlError(f"{file} is empty", hint="it must be text with a label a line")
+    return lines
+
+
+def _check_count(lines: list[_Line], file: str, scores: int) -> None:
+    if len(lines) == scores:
+        return
+    problem = f"{file} has {len(lines)} labels, and the model {scores} scores"
+    if len(lines) == scores - 1:
+        hint = 'is the background class at 0 missing? Then put a line "background" before the first'
+    elif len(lines) == scores + 1:
+        hint = (
+            f"is line {lines[0].number}, {lines[0].text[:80]!r}, a heading or a class that the model lacks? Take it out"
+        )
+    else:
+        hint = "it must have a label for each score, in their order"
+    raise ControlError(f"{problem}: line {lines[-1].number} is its last", hint=hint)
+
+
+# Lines that begin with an index
+
+
+def _split(line: _Line) -> tuple[int, _Line]:
+    found = _INDEXED.fullmatch(line.text)
+    assert found is not None
+    return int(found[1]), _Line(line.number, found[3].strip())
+
+
+def _is_indexed(lines: list[_Line], scores: int) -> bool:
+    """Whether all lines begin with a number that can be the index of a label; a sign after it leaves no doubt."""
+    found = [_INDEXED.fullmatch(line.text) for line in lines]
+    matches = [each for each in found if each]
+    if len(matches) < len(lines):
+        return False
+    indices = {int(each[1]) for each in matches}
+    plausible = len(indices) == len(lines) and max(indices) < scores
+    return plausible or all(each[2] != " " for each in matches)
+
+
+def _by_index(rows: list[tuple[int, _Line]], file: str, scores: int) -> dict[int, _Line]:
+    found: dict[int, _Line] = {}
+    for index, line in rows:
+        if index >= scores:
+            _refuse(file, line, f"the index is {index}", f"the model has {scores} scores: 0 to {scores - 1}")
+        if index in found:
+            _refuse(file, line, f"the index {index} is that of line {found[index].number} too", "give each index once")
+        found[index] = line
+    return found
+
+
+# A table
+
+
+def _table(lines: list[_Line], file: str, scores: int) -> tuple[dict[int, _Line], str] | None:
+    """The labels of a table with a header, by index, and what was made of it; None where there is no header."""
+    for separator in _SEPARATORS:
+        head = [cell.strip().lower() for cell in next(csv.reader([lines[0].text], delimiter=separator))]
+        name = next((head.index(each) for each in _NAMES if each in head), None)
+        alone = len(head) == 1 and (file.lower().endswith(".csv") or len(lines) == scores + 1)
+        if name is None or not (alone or len(head) > 1):
+            continue
+        index = next((head.index(each) for each in _INDICES if each in head and head.index(each) != name), None)
+        rows = [_cells(line, separator, head, file) for line in lines[1:]]
+        names = [_Line(line.number, row[name].strip()) for line, row in zip(lines[1:], rows, strict=True)]
+        note = f"{file}: the labels are its column {head[name]!r}"
+        if index is None:
+            _check_count(names or lines, file, scores)
+            return dict(enumerate(names)), note
+        found = _by_index(
+            [(_number(row[index], line, file), line) for row, line in zip(rows, names, strict=True)], file, scores
+        )
+        return found, f"{note}, their indices {head[index]!r}"
+    return None
+
+
+def _cells(line: _Line, separator: str, head: list[str], file: str) -> list[str]:
+    cells = next(csv.reader([line.text], delimiter=separator))
+    if len(cells) != len(head):
+        _refuse(file, line, f"there are {len(cells)} columns", f"the header has {len(head)}")
+    return cells
+
+
+def _number(text: str, line: _Line, file: str) -> int:
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text, re.ASCII):
+        _refuse(file, line, f"{text[:80]!r} is no index", "indices are whole numbers from 0 on")
+    return int(text)
