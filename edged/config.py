@@ -148,7 +148,7 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
     """[pipelines.X]: a source through a model to some sinks.
 
     `decision` overrides fields of the model's decision, and holds those that are given. `queue` is how many windows
-    may wait for the model before the oldest is dropped.
+    wait, the latest, for a model that is behind: one that has not caught up for 5 s. For one that keeps up, all wait.
 
     What it says to the broker waits in `durability` "memory" only, which a restart costs; in memory, to be saved on
     disk whenever the broker is away ("spill"); or "always" on disk before anybody hears of it, for which the pipeline

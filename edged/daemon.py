@@ -541,6 +541,11 @@ class Daemon:
         part = parts.pipelines[name]
         entry = part.entry
         info = parts.config.sources[entry.source].options.describe()
+
+        def source_rate() -> float | None:
+            reader = parts.sources.get(entry.source)
+            return info.rate or (reader.measured_rate if reader else None)
+
         outbox_first = sorted(entry.sinks, key=parts.sinks.__contains__)  # on disk before anybody else is told
         return Pipeline(
             name,
@@ -551,6 +556,7 @@ class Daemon:
             sinks=[*(parts.sinks.get(sink) or self._delivery(sink) for sink in outbox_first), parts.watchers],
             status=part.status,
             clock=time.monotonic,
+            source_rate=source_rate,
             next_seq=part.next_seq,
         )
 

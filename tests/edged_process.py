@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 import tty
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,13 @@ class SerialPort:
         """Say something."""
         while data:
             data = data[os.write(self._ours, data) :]
+
+    def wait_until_full(self) -> None:
+        """Wait until the port takes no more, as nobody reads it."""
+        room = select.poll()
+        room.register(self._ours, select.POLLOUT)
+        while room.poll(0):
+            time.sleep(0.01)
 
     def unplug(self) -> None:
         """Be gone, as a cable that is pulled out."""

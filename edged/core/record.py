@@ -38,7 +38,7 @@ class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
     `id` is "<boot>:<pipeline>:<seq>" and the same each time a message is sent again, so that a subscriber can drop
     duplicates; a jump in `seq` is a window that was dropped. `start` and `time` are when the window's first and last
     samples arrived, in Unix seconds, to be believed as far as the clock is `synchronised`; a result that waits until it
-    is leaves with the right times.
+    is leaves with the right times. There is no `start` where neither model nor source has a rate to reckon it by.
     `replayed` is there, and true, when the result waited for a connection to the broker: it is not news.
     `latency` is the seconds from `time` until the prediction was made, `inference` those of them the model took.
     """
@@ -52,7 +52,6 @@ class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
     seq: int
     id: str
     time: float
-    start: float
     synchronised: bool
     latency: float
     inference: float
@@ -66,6 +65,7 @@ class ClassificationResult(Result, frozen=True, tag="classification", gc=False, 
     scores: dict[str, float]
     decision: str | None
     changed: bool
+    start: float | msgspec.UnsetType = msgspec.UNSET
     replayed: bool = False
 
 
@@ -73,6 +73,7 @@ class RegressionResult(Result, frozen=True, tag="regression", gc=False, omit_def
     """Named real values."""
 
     values: dict[str, float]
+    start: float | msgspec.UnsetType = msgspec.UNSET
     replayed: bool = False
 
 
@@ -83,6 +84,7 @@ class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False, omit_defaults=
     threshold: float
     anomalous: bool
     changed: bool
+    start: float | msgspec.UnsetType = msgspec.UNSET
     replayed: bool = False
 
 
@@ -165,19 +167,19 @@ class Recorder:
             seq,
             f"{self._boot}:{name}:{seq}",
             clock.at(prediction.time),
-            clock.at(prediction.start),
             clock.synchronised,
             prediction.latency,
             prediction.inference,
         )
+        start = msgspec.UNSET if prediction.start is None else clock.at(prediction.start)
         if isinstance(outcome, Classification):
             scores = {score.label: score.score for score in outcome.scores}
             return ClassificationResult(
-                *common, outcome.label, outcome.score, scores, outcome.decision, outcome.changed
+                *common, outcome.label, outcome.score, scores, outcome.decision, outcome.changed, start
             )
         if isinstance(outcome, Anomaly):
-            return AnomalyResult(*common, outcome.score, outcome.threshold, outcome.anomalous, outcome.changed)
-        return RegressionResult(*common, outcome.values)
+            return AnomalyResult(*common, outcome.score, outcome.threshold, outcome.anomalous, outcome.changed, start)
+        return RegressionResult(*common, outcome.values, start)
 
     def encode(self, prediction: Prediction) -> bytes:
         """The record of a prediction as JSON."""
@@ -201,9 +203,10 @@ def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
     except msgspec.DecodeError:
         return payload
     match record:
-        case {"synchronised": False, "time": float(time), "start": float(start), "latency": float(latency)}:
+        case {"synchronised": False, "time": float(time), "latency": float(latency)}:
             right = clock.at(created - latency)
-            return _encode({**record, "time": right, "start": right - (time - start), "synchronised": True})
+            moved = {"start": right - (time - record["start"])} if isinstance(record.get("start"), float) else {}
+            return _encode({**record, "time": right, **moved, "synchronised": True})
     return payload
 
 

@@ -45,13 +45,15 @@ class Chunk(NamedTuple):
 class Window(NamedTuple):
     """What a model eats: `samples` of shape `(length, *sample shape)`, and where it stands in the stream.
 
-    `seq` counts the windows the stream has had, including those that were dropped on the way, so a jump shows.
-    `time` is when its last sample arrived.
+    `samples` are shared with the windows that overlap it, and nobody writes to them. `seq` counts the windows the
+    stream has had, including those that were dropped on the way, so a jump shows. `time` is when its last sample
+    arrived, `start` when its first did; None where no rate is known.
     """
 
     samples: NDArray[Any]
     seq: int
     time: float
+    start: float | None = None
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,15 +127,15 @@ Outcome = Classification | Regression | Anomaly
 class Prediction(msgspec.Struct, frozen=True):
     """What a pipeline says of one window.
 
-    `start` and `time` are when the window's first and last samples arrived, `latency` the seconds from then until the
-    prediction was made, `inference` those of them the model took.
+    `start` and `time` are when the window's first and last samples arrived, `start` None where no rate is known.
+    `latency` is the seconds from `time` until the prediction was made, `inference` those of them the model took.
     """
 
     pipeline: str
     model: str
     version: str
     seq: int
-    start: float
+    start: float | None
     time: float
     latency: float
     inference: float

@@ -1,13 +1,14 @@
-"""How samples become windows: a ring that is written twice, so that its latest samples always lie in one piece.
+"""How samples become windows: they are written into a block, once, and a window is a view of it.
 
-A ring of `length` samples is kept in two copies, one behind the other, and every sample is written to both. Wherever
-the ring stands, the latest `length` samples are then one contiguous slice that starts there: a window is a view, and
-nothing is moved or allocated. Where samples were lost the ring starts anew, so no window is stitched over the gap.
+A block is only ever appended to. When it is full the next one begins with the samples that a coming window may still
+need, so that every window lies in one piece. A window therefore stays as it is for as long as somebody holds it, and
+windows that overlap share their samples. Where samples were lost no window is stitched over the gap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from edged.core.errors import DeviceError
 from edged.core.manifest import WindowSpec
 from edged.core.types import Window
+
+_BLOCK_BYTES = 16 << 10
 
 
 class Windower:
@@ -30,21 +33,23 @@ class Windower:
         self._hop = spec.hop
         self._shape = spec.shape
         self._columns = columns
-        self._period = 1 / spec.rate if spec.rate else 0.0
-        copies = 2 if spec.length > 1 else 1
-        self._copies = np.zeros((copies, spec.length, *spec.shape), spec.dtype)
-        self._ring = self._copies.reshape(-1, *spec.shape)
-        self._at = 0
+        self._rate = spec.rate
+        dtype = np.dtype(spec.dtype)
+        self._size = max(2 * spec.length, _BLOCK_BYTES // (prod(spec.shape) * dtype.itemsize))
+        self._block = np.empty((self._size, *spec.shape), dtype)
+        self._end = 0
         self._missing = spec.length
         self._begun = False
         self.next_seq = next_seq
 
-    def push(self, samples: NDArray[Any], time: float, lost: int = 0) -> Iterator[Window]:
+    def push(
+        self, samples: NDArray[Any], time: float, lost: int = 0, source_rate: float | None = None
+    ) -> Iterator[Window]:
         """Take samples `(n, *sample shape)` in; the last arrived at `time`, and `lost` are missing before the first.
 
-        Iterate to the end. A window's samples are valid until the next window is asked for. Its time is when its own
-        last sample arrived, reckoned back from `time` where the model states a rate. `seq` goes up by one with every
-        window, and once more where samples were lost: the window they broke off counts as one that is missing.
+        Iterate to the end. A window's time is when its own last sample arrived, reckoned back from `time` at the rate
+        that the model states, else at `source_rate`, and so is its start. `seq` goes up by one with every window, and
+        once more where samples were lost: the window they broke off counts as one that is missing.
 
         Raises:
             DeviceError: the samples have another shape than the source described.
@@ -53,6 +58,7 @@ class Windower:
         if lost:
             self._break_off()
         self._begun = True
+        rate = self._rate or source_rate
         count = len(samples)
         begin = 0
         while count - begin >= self._missing:
@@ -62,7 +68,9 @@ class Windower:
             self._missing = self._hop
             seq = self.next_seq
             self.next_seq += 1
-            yield Window(self._ring[self._at : self._at + self._length], seq, time - (count - end) * self._period)
+            at = time - (count - end) / rate if rate else time
+            start = at - (self._length - 1) / rate if rate else None
+            yield Window(self._block[self._end - self._length : self._end], seq, at, at if self._length == 1 else start)
         if begin < count:
             self._write(samples[begin:])
             self._missing -= count - begin
@@ -74,7 +82,7 @@ class Windower:
             raise _unlike(samples) from error
         if picked.shape[1:] != self._shape:
             raise _unlike(samples)
-        return picked if picked.dtype == self._ring.dtype else _cast(picked, self._ring.dtype)
+        return picked if picked.dtype == self._block.dtype else _cast(picked, self._block.dtype)
 
     def _break_off(self) -> None:
         self._missing = self._length
@@ -82,16 +90,17 @@ class Windower:
 
     def _write(self, samples: NDArray[Any]) -> None:
         samples = samples[-self._length :]
-        at = self._at
-        end = at + len(samples)
-        if end <= self._length:
-            self._copies[:, at:end] = samples
-        else:
-            before = self._length - at
-            end -= self._length
-            self._copies[:, at:] = samples[:before]
-            self._copies[:, :end] = samples[before:]
-        self._at = end % self._length
+        if self._end + len(samples) > self._size:
+            self._begin_block()
+        end = self._end + len(samples)
+        self._block[self._end : end] = samples
+        self._end = end
+
+    def _begin_block(self) -> None:
+        kept = self._block[max(0, self._end - self._length + 1) : self._end]
+        self._block = np.empty_like(self._block)
+        self._block[: len(kept)] = kept
+        self._end = len(kept)
 
 
 def _unlike(samples: NDArray[Any]) -> DeviceError:

@@ -1,79 +1,144 @@
-"""The mailbox between a reader and a worker: a fixed number of windows may wait, and the oldest makes room.
+"""The mailbox between a reader and a worker: windows wait here, and the oldest are dropped while the worker is behind.
 
-A window's samples live in the reader's ring and are overwritten by its next push, so `put` copies them into one of
-`capacity + 1` buffers that circulate: free -> waiting -> in the worker's hands -> free. No buffer free means that the
-mailbox is full, and that is the only bound there is. `nudge` has an idle worker come round with no window at all.
+What one chunk brings is always taken in whole. `make_room`, before each chunk, is the only place where windows are
+dropped, and only windows of earlier chunks: a model that keeps up has worked those off, or soon will, as after a while
+in which the board was busy or the process was stopped. The worker is behind where it has not caught up for `LAG`
+seconds, and then only `capacity` windows are left of those that wait, so that what it says is of late.
+
+`nudge` has an idle worker come round with no window at all.
 """
 
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from typing import Literal, NamedTuple
 
 from edged.core.types import Window
 
+LAG = 5.0
+"""Seconds for which more than `capacity` windows may wait before the worker counts as behind."""
+
+RECOVERY = 10.0
+"""Seconds without a dropped window after which the worker no longer counts as behind."""
+
+_LONGEST_GAP = 1.0
+"""Seconds between two chunks that count for `LAG`, at most: a process that was stopped is not behind."""
+
 
 class Mailbox:
-    """`put` is for the one reader, iterating for the one worker, `close` for anybody."""
+    """`make_room` and `put` are for the one reader, iterating for the one worker, the rest for anybody."""
 
-    def __init__(self, capacity: int, shape: tuple[int, ...], dtype: DTypeLike, *, patient: bool = False) -> None:
-        """`shape` and `dtype` are a window's. `patient`: `put` waits for room instead of dropping the oldest."""
+    def __init__(self, capacity: int, room: int = 0, *, patient: bool = False) -> None:
+        """`capacity` windows wait for a worker that is behind, and up to `room` for one that is not, if that is more.
+
+        `patient`: `put` waits until fewer than `capacity` do, and none is dropped.
+        """
         self.dropped = 0
-        self._patient = patient
+        self._capacity = capacity
+        self._room = max(room, capacity)
         self._waiting: SimpleQueue[Window | Literal["nudge"] | None] = SimpleQueue()
-        self._free: SimpleQueue[NDArray[Any] | None] = SimpleQueue()
-        for _ in range(capacity + 1):
-            self._free.put(np.empty(shape, dtype))
+        self._seats: SimpleQueue[bool] | None = SimpleQueue() if patient else None
+        for _ in range(capacity + 1):  # one more is in the worker's hands
+            self._leave_seat()
+        self._closed = False
+        self._came = 0
+        self._last_chunk = 0.0
+        self._caught_up = _Counts(0.0, 0, 0)
+        self._crowded_for = 0.0
+        self._behind_until = float("-inf")
+        self._why = ""
 
     @property
     def depth(self) -> int:
         """How many windows wait."""
         return self._waiting.qsize()
 
+    def behind(self, now: float) -> str:
+        """Why windows have been dropped of late, "" if none has."""
+        return self._why if now < self._behind_until else ""
+
+    def make_room(self, now: float, *, serving: bool = True) -> bool:
+        """Drop what waits beyond its room before a chunk is put in; whether that was because the worker is behind.
+
+        While nothing is `serving`, as in a handover, it is not.
+        """
+        if self._seats is not None:
+            return False
+        depth = self.depth
+        taken = self._came - self.dropped - depth
+        if depth <= self._capacity or not serving:
+            self._caught_up = _Counts(now, self._came, taken)
+            self._crowded_for = 0.0
+        else:
+            self._crowded_for += min(now - self._last_chunk, _LONGEST_GAP)
+        self._last_chunk = now
+        late = serving and (self._crowded_for >= LAG or now < self._behind_until)
+        dropped = self._drop(depth - (self._capacity if late else self._room))
+        if not (dropped and serving):
+            return False
+        if not self.behind(now):
+            self._why = self._figure(now, taken)
+        self._behind_until = now + RECOVERY
+        return True
+
     def put(self, window: Window) -> None:
-        """Copy a window in. After `close` it goes nowhere."""
-        buffer = self._free.get() if self._patient else self._room()
-        if buffer is None:
-            self._free.put(None)
-            return
-        np.copyto(buffer, window.samples)
-        self._waiting.put(window._replace(samples=buffer))
+        """Put a window in. After `close` it goes nowhere."""
+        if self._seats is not None:
+            self._seats.get()
+        if self._closed:
+            self._leave_seat()
+        else:
+            self._came += 1
+            self._waiting.put(window)
 
     def nudge(self) -> None:
         """Have the worker come round once, if only with None instead of a window."""
         self._waiting.put("nudge")
 
     def __iter__(self) -> Iterator[Window | None]:
-        """Windows as they come, until the mailbox is closed and empty. Each is valid until the next is asked for."""
+        """Windows as they come, until the mailbox is closed and empty."""
         while (window := self._waiting.get()) is not None:
             if window == "nudge":
                 yield None
             else:
                 yield window
-                self._free.put(window.samples)
+                self._leave_seat()
 
     def close(self) -> None:
         """Let the worker finish what waits and then end; a reader that waits for room stops waiting."""
+        self._closed = True
         self._waiting.put(None)
-        self._free.put(None)
+        self._leave_seat()
 
-    def _room(self) -> NDArray[Any] | None:
-        while True:
-            try:
-                return self._free.get_nowait()
-            except Empty:
-                pass
+    def _leave_seat(self) -> None:
+        if self._seats is not None:
+            self._seats.put(True)
+
+    def _drop(self, count: int) -> int:
+        dropped = 0
+        while dropped < count:
             try:
                 oldest = self._waiting.get_nowait()
-            except Empty:  # the worker took it in between, and gave another back
-                continue
-            if oldest == "nudge":
+            except Empty:  # the worker took them in between
+                break
+            if oldest is None or oldest == "nudge":
                 self._waiting.put(oldest)
-                continue
-            if oldest is None:
-                self._waiting.put(None)
-                return None
-            self.dropped += 1
-            return oldest.samples
+                count -= 1
+            else:
+                dropped += 1
+        self.dropped += dropped
+        return dropped
+
+    def _figure(self, now: float, taken: int) -> str:
+        before = self._caught_up
+        seconds = max(1, round(now - before.time))
+        return (
+            f"behind: it took {taken - before.taken} of the {self._came - before.came} windows of the last {seconds} s"
+        )
+
+
+class _Counts(NamedTuple):
+    """How many windows had come by a moment, and how many of them the worker had taken."""
+
+    time: float
+    came: int
+    taken: int

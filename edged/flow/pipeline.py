@@ -6,6 +6,7 @@ Read `_work` first: it is the hot path, and all of it. A window that fails costs
 
 import logging
 from collections.abc import Callable, Sequence
+from math import prod
 from threading import Event, Thread
 from typing import Protocol, Self
 
@@ -21,6 +22,17 @@ from edged.flow.mailbox import Mailbox
 from edged.flow.slot import Served, Slot
 
 log = logging.getLogger("edged.flow")
+
+ROOM_BYTES = 8 << 20
+"""What samples may wait for a model that keeps up, as after a while in which the board was busy."""
+
+_BREAKS_HINT = (
+    "see in edgectl sources what is lost or refused; have lines that are no samples passed over with the source's "
+    "comment, prefix or select"
+)
+_BEHIND_HINT = (
+    "give the model an accelerator or a longer hop, or the board less to do; edgectl pipelines counts the rest"
+)
 
 
 class Sender(Protocol):
@@ -49,15 +61,19 @@ class Pipeline:
         sinks: Sequence[Sender],
         status: Status,
         clock: Callable[[], float],
+        source_rate: Callable[[], float | None] = lambda: None,
         next_seq: int = 0,
     ) -> None:
-        """`next_seq` is the number of the first window: where a pipeline of the same name left off."""
+        """`next_seq` is the number of the first window: where a pipeline of the same name left off.
+
+        `source_rate` says how many samples a second come, as far as that is known; the model may state no rate.
+        """
         self.name = name
         self.window = spec
         self.status = status
         self.slot = Slot()
         self.sinks: tuple[Sender, ...] = tuple(sinks)
-        self.mailbox = Mailbox(capacity, (spec.length, *spec.shape), spec.dtype, patient=patient)
+        self.mailbox = Mailbox(capacity, ROOM_BYTES // _fresh_bytes(spec), patient=patient)
         self.stopped = False
         self.windows = 0
         self.predictions = 0
@@ -67,7 +83,8 @@ class Pipeline:
         self.inference = Latency()
         self.busy_since: float | None = None
         self._windower = Windower(spec, columns, next_seq)
-        self._span = (spec.length - 1) / spec.rate if spec.rate else 0.0
+        self._since_window = 0
+        self._source_rate = source_rate
         self._clock = clock
         self._expected = next_seq
         self._retired = False
@@ -80,9 +97,20 @@ class Pipeline:
 
     def push(self, chunk: Chunk) -> None:
         """On the reader's thread: cut a chunk into windows."""
-        for window in self._windower.push(chunk.samples, chunk.time, chunk.lost):
+        now = self._clock()
+        if self.mailbox.make_room(now, serving=self.slot.current is not None):
+            self._tell(now)
+        self._since_window += len(chunk.samples)
+        for window in self._windower.push(chunk.samples, chunk.time, chunk.lost, self._source_rate()):
             self.windows += 1
+            self._since_window = 0
             self.mailbox.put(window)
+        if self._since_window >= 3 * max(self.window.length, self.window.hop):
+            self.status.set(
+                "degraded",
+                f"no window is complete: its {self.window.length} samples never come without a break",
+                _BREAKS_HINT,
+            )
 
     def go_on_from(self, earlier: Self) -> None:
         """Before the first chunk: cut the same windows as one that was stopped, from where that has come to."""
@@ -166,22 +194,33 @@ class Pipeline:
         preprocess.feed_back(outputs)
         outcome = postprocess(outputs, preprocess.prepared, window.time)
         self._expected = window.seq + 1
-        latency = self._clock() - window.time
+        now = self._clock()
+        latency = now - window.time
         tally.add(outcome, inference)
         self.inference.add(inference)
         self.latency.add(latency)
-        self.status.set("running")
+        self._tell(now)
         return Prediction(
             self.name,
             manifest.name,
             manifest.version,
             window.seq,
-            window.time - self._span,
+            window.start,
             window.time,
             latency,
             inference,
             outcome,
         )
+
+    def _tell(self, now: float) -> None:
+        """Say how the pipeline is where no window has failed."""
+        behind = self.mailbox.behind(now)
+        self.status.set(*(("degraded", behind, _BEHIND_HINT) if behind else ("running",)))
+
+
+def _fresh_bytes(spec: WindowSpec) -> int:
+    """How many bytes of samples a window does not share with the one before it."""
+    return min(spec.length, spec.hop) * prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 def stuck(pipelines: Sequence[Pipeline], now: float, limit: float) -> str:

@@ -90,6 +90,15 @@ def test_a_result_as_json(outcome: Outcome, record: type[Any], fields: dict[str,
     assert RECORDER.result(predict(outcome)) == COMMON | fields
 
 
+@pytest.mark.parametrize("outcome", [case[0] for case in CASES])
+def test_a_result_of_a_window_whose_start_nobody_knows_has_none(outcome: Outcome) -> None:
+    encoded = RECORDER.encode(msgspec.structs.replace(predict(outcome), start=None))
+
+    assert "start" not in json.loads(encoded)
+    right = json.loads(corrected(encoded, 12.5, SynchronisedClock()))
+    assert (right["time"], right["synchronised"], "start" in right) == (1_700_000_012.0, True, False)
+
+
 def test_scores_are_written_best_first() -> None:
     encoded = RECORDER.encode(predict(CASES[0][0]))
     assert list(json.loads(encoded)["scores"]) == ["walking", "resting"]

@@ -70,8 +70,29 @@ def test_a_window_has_the_time_of_its_own_last_sample() -> None:
     assert times == [pytest.approx(99.7), pytest.approx(99.9)]
 
 
-def test_a_window_has_the_time_of_its_chunk_where_no_rate_is_known() -> None:
-    assert [window.time for window in Windower(spec(2, 2), None).push(row(1, 2, 3, 4, 5), 100.0)] == [100.0, 100.0]
+def times(windower: Windower, samples: NDArray, source_rate: float | None = None) -> list[tuple[float, float | None]]:
+    """Start and time of the windows that samples complete whose last one arrives at second 100."""
+    return [
+        (window.start and pytest.approx(window.start), pytest.approx(window.time))
+        for window in windower.push(samples, 100.0, source_rate=source_rate)
+    ]
+
+
+def test_a_window_starts_as_many_periods_before_its_end_as_it_has_samples_but_one() -> None:
+    assert times(Windower(spec(3, 2, rate=10.0), None), row(1, 2, 3, 4, 5)) == [(99.6, 99.8), (99.8, 100.0)]
+
+
+def test_the_rate_of_the_source_serves_where_the_model_states_none() -> None:
+    assert times(Windower(spec(3, 2), None), row(1, 2, 3, 4, 5), 10.0) == [(99.6, 99.8), (99.8, 100.0)]
+    assert times(Windower(spec(3, 2, rate=10.0), None), row(1, 2, 3), 99.0) == [(99.8, 100.0)]
+
+
+def test_a_window_has_the_time_of_its_chunk_and_no_start_where_no_rate_is_known() -> None:
+    assert times(Windower(spec(2, 2), None), row(1, 2, 3, 4, 5)) == [(None, 100.0), (None, 100.0)]
+
+
+def test_a_window_of_one_sample_starts_as_it_ends() -> None:
+    assert times(Windower(spec(1, 1), None), row(1)) == [(100.0, 100.0)]
 
 
 def test_columns_are_picked_in_the_order_of_the_model() -> None:
@@ -118,6 +139,12 @@ def test_too_few_columns_to_pick_from_are_the_fault_of_the_source(samples: NDArr
         cut(Windower(spec(2, 2, channels="a"), np.array([2])), samples)
 
 
+def test_a_window_stays_as_it_is_while_others_are_cut() -> None:
+    windower = Windower(spec(3, 1), None)
+    kept = [window for n in range(50_000) for window in windower.push(row(n), 0.0)]
+    assert [window.samples.ravel().tolist() for window in kept] == [[n, n + 1, n + 2] for n in range(49_998)]
+
+
 # A stream is a list of unbroken runs, each a list of chunk lengths.
 STREAMS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=8), min_size=1, max_size=4)
 
@@ -127,10 +154,10 @@ def test_windows_do_not_depend_on_how_the_stream_was_cut_into_chunks(
     length: int, hop: int, stream: list[list[int]]
 ) -> None:
     windower = Windower(spec(length, hop), None)
-    got = [window for samples, lost in chunks(stream) for window in cut(windower, samples, lost=lost)]
-    assert [values for _, values in got] == list(expected(length, hop, stream))
+    got = [window for samples, lost in chunks(stream) for window in windower.push(samples, 0.0, lost)]
+    assert [window.samples.ravel().tolist() for window in got] == list(expected(length, hop, stream))
     breaks = len(stream) - 1
-    numbers = [seq for seq, _ in got]
+    numbers = [window.seq for window in got]
     assert numbers == sorted(set(numbers))
     assert not numbers or numbers[-1] <= len(numbers) - 1 + breaks
     assert breaks or numbers == list(range(len(numbers)))

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from threading import Thread
 
 import numpy as np
@@ -12,77 +13,126 @@ def window(seq: int) -> Window:
     return Window(np.full((2, 1), seq, np.float32), seq, float(seq))
 
 
-def take_all(mailbox: Mailbox) -> list[tuple[int, float]]:
-    return [(taken.seq, float(taken.samples[0, 0])) for taken in mailbox]
-
-
-def test_windows_come_out_in_order_with_their_samples():
-    mailbox = Mailbox(3, (2, 1), "float32")
-    for seq in range(3):
+def put(mailbox: Mailbox, first: int, count: int, now: float, *, serving: bool = True) -> None:
+    """A chunk that brings `count` windows."""
+    mailbox.make_room(now, serving=serving)
+    for seq in range(first, first + count):
         mailbox.put(window(seq))
+
+
+def take(worker: Iterator[Window | None], count: int) -> list[int]:
+    return [taken.seq for _ in range(count) if (taken := next(worker))]
+
+
+def take_all(mailbox: Mailbox) -> list[int]:
     mailbox.close()
-    assert take_all(mailbox) == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    return [taken.seq for taken in mailbox if taken]
+
+
+def crowded(capacity: int, seconds: int, *, room: int = 1000) -> Mailbox:
+    """A mailbox into which three windows came a second, of which the worker took one."""
+    mailbox = Mailbox(capacity, room)
+    worker = iter(mailbox)
+    for second in range(seconds):
+        put(mailbox, 3 * second, 3, 100.0 + second)
+        take(worker, 1)
+    return mailbox
+
+
+def test_windows_come_out_in_order_with_their_samples() -> None:
+    mailbox = Mailbox(3)
+    put(mailbox, 0, 3, 100.0)
+    mailbox.close()
+    assert [(taken.seq, taken.samples.tolist()) for taken in mailbox if taken] == [
+        (0, [[0.0], [0.0]]),
+        (1, [[1.0], [1.0]]),
+        (2, [[2.0], [2.0]]),
+    ]
+
+
+def test_what_one_chunk_brings_is_taken_in_whole() -> None:
+    mailbox = Mailbox(4)
+    put(mailbox, 0, 500, 100.0)
+    assert take_all(mailbox) == list(range(500))
     assert mailbox.dropped == 0
 
 
-def test_a_window_is_copied_in_so_the_reader_may_overwrite_its_own():
-    mailbox = Mailbox(1, (2, 1), "float32")
-    mine = window(7)
-    mailbox.put(mine)
-    mine.samples[:] = 99
-    mailbox.close()
-    assert take_all(mailbox) == [(7, 7.0)]
+def test_chunks_that_come_at_once_after_a_stop_wait_their_turn() -> None:
+    mailbox = Mailbox(4, 1000)
+    for chunk in range(10):
+        put(mailbox, 20 * chunk, 20, 100.0)
+    put(mailbox, 200, 1, 160.0)  # the process was stopped again, for a minute
+    assert take_all(mailbox) == list(range(201))
+    assert (mailbox.dropped, mailbox.behind(160.0)) == (0, "")
 
 
-def test_the_oldest_makes_room_and_is_counted():
-    mailbox = Mailbox(2, (2, 1), "float32")
-    for seq in range(10):
-        mailbox.put(window(seq))
-    mailbox.close()
-    # Two may wait and one more is meant for the worker's hands, which are empty here.
-    assert take_all(mailbox) == [(7, 7.0), (8, 8.0), (9, 9.0)]
-    assert mailbox.dropped == 7
+def test_a_worker_that_does_not_catch_up_is_behind_and_has_the_latest_windows_left() -> None:
+    mailbox = crowded(2, 5)
+    assert (mailbox.dropped, mailbox.behind(104.0)) == (0, "")
+    put(mailbox, 15, 3, 105.0)
+    put(mailbox, 18, 3, 106.0)
+    assert mailbox.behind(106.0) == "behind: it took 4 of the 15 windows of the last 5 s"
+    assert take_all(mailbox) == [16, 17, 18, 19, 20]
+    assert mailbox.dropped == 11
 
 
-def test_the_window_in_the_workers_hands_is_never_overwritten():
-    mailbox = Mailbox(1, (2, 1), "float32")
-    mailbox.put(window(0))
+def test_a_worker_that_is_behind_stays_so_until_nothing_was_dropped_for_a_while() -> None:
+    mailbox = crowded(2, 7)
+    why = mailbox.behind(106.0)
+    assert why
+    assert mailbox.depth == 4
+    put(mailbox, 21, 3, 107.0)
+    assert mailbox.depth == 5
     worker = iter(mailbox)
-    held = next(worker)
-    for seq in range(1, 6):
-        mailbox.put(window(seq))
-    assert held.samples.tolist() == [[0.0], [0.0]]
-    mailbox.close()
-    assert [taken.seq for taken in worker] == [5]
+    for second in range(108, 120):  # now it keeps up, though each chunk brings more than may wait for one that does not
+        take(worker, mailbox.depth)
+        put(mailbox, 3 * second, 3, float(second))
+        assert mailbox.behind(float(second)) == (why if second < 117 else "")
 
 
-def test_a_patient_reader_waits_and_loses_nothing():
-    mailbox = Mailbox(1, (2, 1), "float32", patient=True)
+def test_memory_is_bounded_for_a_worker_that_hangs() -> None:
+    mailbox = Mailbox(2, 50)
+    for seq in range(200):
+        put(mailbox, seq, 1, 100.0)
+    assert mailbox.depth <= 51
+    assert mailbox.behind(100.0) == "behind: it took 0 of the 49 windows of the last 1 s"
+
+
+def test_windows_wait_for_as_long_as_nothing_serves() -> None:
+    mailbox = Mailbox(2, 1000)
+    for second in range(60):
+        put(mailbox, second, 1, 100.0 + second, serving=False)
+    put(mailbox, 60, 1, 160.0)
+    assert take_all(mailbox) == list(range(61))
+    assert mailbox.dropped == 0
+
+
+def test_a_patient_reader_waits_and_loses_nothing() -> None:
+    mailbox = Mailbox(1, patient=True)
 
     def read() -> None:
-        for seq in range(100):
-            mailbox.put(window(seq))
+        put(mailbox, 0, 100, 100.0)
         mailbox.close()
 
     reader = Thread(target=read)
     reader.start()
-    assert [seq for seq, _ in take_all(mailbox)] == list(range(100))
+    assert [taken.seq for taken in mailbox if taken] == list(range(100))
     reader.join(5)
     assert mailbox.dropped == 0
 
 
-def test_a_nudge_has_the_worker_come_round_and_costs_no_window():
-    mailbox = Mailbox(2, (2, 1), "float32")
+def test_a_nudge_has_the_worker_come_round_even_where_windows_are_dropped() -> None:
+    mailbox = Mailbox(2)
     mailbox.nudge()
     for seq in range(4):
-        mailbox.put(window(seq))
+        put(mailbox, seq, 1, 100.0)
     mailbox.close()
-    assert [taken and taken.seq for taken in mailbox] == [1, 2, None, 3]
-    assert mailbox.dropped == 1
+    assert [taken and taken.seq for taken in mailbox] == [None, 2, 3]
+    assert mailbox.dropped == 2
 
 
-def test_closing_frees_a_reader_that_waits_for_room():
-    mailbox = Mailbox(1, (2, 1), "float32", patient=True)
+def test_closing_frees_a_reader_that_waits_for_room() -> None:
+    mailbox = Mailbox(1, patient=True)
     reader = Thread(target=lambda: [mailbox.put(window(seq)) for seq in range(5)])
     reader.start()
     mailbox.close()
@@ -90,26 +140,42 @@ def test_closing_frees_a_reader_that_waits_for_room():
     assert not reader.is_alive()
 
 
-def test_after_closing_windows_go_nowhere():
-    mailbox = Mailbox(1, (2, 1), "float32")
+def test_after_closing_windows_go_nowhere() -> None:
+    mailbox = Mailbox(1)
     mailbox.close()
-    for seq in range(5):
-        mailbox.put(window(seq))
+    put(mailbox, 0, 5, 100.0)
     assert list(mailbox) == []
 
 
-@given(st.integers(1, 5), st.lists(st.integers(0, 4), max_size=30))
-def test_every_window_is_either_taken_or_counted(capacity: int, bursts: list[int]):
-    mailbox = Mailbox(capacity, (2, 1), "float32")
+CHUNKS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.floats(0, 3)), max_size=60)
+
+
+@given(st.integers(1, 5), st.integers(1, 20), CHUNKS)
+def test_every_window_is_either_taken_in_order_or_counted(
+    capacity: int, room: int, chunks: list[tuple[int, int, float]]
+) -> None:
+    mailbox = Mailbox(capacity, room)
     worker = iter(mailbox)
-    seq = taken = 0
-    for burst in bursts:
-        for _ in range(burst):
-            mailbox.put(window(seq))
-            seq += 1
-        if mailbox.depth:
-            next(worker)
-            taken += 1
-    mailbox.close()
-    taken += sum(1 for _ in worker)
-    assert taken + mailbox.dropped == seq
+    came, now, taken = 0, 100.0, list[int]()
+    for brought, worked_off, pause in chunks:
+        put(mailbox, came, brought, now)
+        assert mailbox.depth <= max(capacity, room) + brought
+        came, now = came + brought, now + pause
+        taken += take(worker, min(worked_off, mailbox.depth))
+    taken += take_all(mailbox)
+    assert taken == sorted(set(taken))
+    assert len(taken) + mailbox.dropped == came
+
+
+@given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 30), st.floats(0, 100)), max_size=60))
+def test_a_worker_that_works_off_each_chunk_before_the_next_loses_nothing(
+    capacity: int, chunks: list[tuple[int, float]]
+) -> None:
+    mailbox = Mailbox(capacity)
+    worker = iter(mailbox)
+    came, now = 0, 100.0
+    for brought, pause in chunks:
+        put(mailbox, came, brought, now)
+        assert take(worker, brought) == list(range(came, came + brought))
+        came, now = came + brought, now + pause
+    assert (mailbox.dropped, mailbox.behind(now)) == (0, "")

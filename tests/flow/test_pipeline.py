@@ -257,17 +257,90 @@ def test_a_model_that_is_fed_back_its_own_nan_is_reset(pipeline: Pipeline, probe
     assert (outcome.score, pipeline.errors) == (1.0, 1)
 
 
-def test_a_slow_model_drops_the_oldest_windows_and_the_jump_shows(pipeline: Pipeline, probe: Probe):
-    gate = Event()
+def test_a_chunk_of_many_windows_loses_none(pipeline: Pipeline, probe: Probe):
+    pipeline.serve(serving(runner()))
+    pipeline.push(chunk(1.0, count=400))
+    assert [probe.next().seq for _ in range(100)] == list(range(100))
+    assert pipeline.mailbox.dropped == 0
+
+
+def test_a_slow_pipeline_does_not_hold_up_its_neighbours(pipeline: Pipeline, probe: Probe):
+    gate, mine = Event(), Probe()
+    neighbour = flow(mine)
     pipeline.serve(serving(runner(gate=gate)))
+    neighbour.serve(serving(runner()))
+    for _ in range(200):
+        for each in (pipeline, neighbour):
+            each.push(chunk(1.0))
+            mine.now = probe.now = probe.now + 0.1
+    assert [mine.next().seq for _ in range(200)] == list(range(200))
+    assert (neighbour.mailbox.dropped, pipeline.mailbox.dropped > 100) == (0, True)
+    assert pipeline.mailbox.depth <= 3
+    gate.set()
+    neighbour.stop()
+    assert neighbour.join(5)
+
+
+def test_a_pipeline_that_is_behind_is_degraded_with_the_figure_and_recovers_by_itself(pipeline: Pipeline, probe: Probe):
+    gate, held = Event(), Event()
+
+    def slow(inputs: Arrays) -> Arrays:
+        held.set()
+        assert gate.wait(5)
+        return sign(inputs)
+
+    pipeline.serve(serving(runner(slow)))
+    pipeline.push(chunk(1.0))
+    assert held.wait(5)
     for _ in range(10):
         pipeline.push(chunk(1.0))
+        probe.now += 1.0
+    behind = ("degraded", "behind: it took 0 of the 5 windows of the last 5 s")
+    assert probe.states == [behind]
+    assert "accelerator" in pipeline.status.health.hint
     gate.set()
-    pipeline.stop()
-    assert pipeline.join(5)
-    seqs = [probe.next().seq for _ in range(pipeline.predictions)]
-    assert seqs[-1] == 9
-    assert len(seqs) + pipeline.mailbox.dropped == pipeline.windows == 10
+    done = [probe.next().seq for _ in range(4)]
+    assert done[0] == 0
+    assert done[-1] == 10
+    assert probe.states == [behind]
+    probe.now += 10.0
+    pipeline.push(chunk(1.0))
+    assert probe.next().seq == 11
+    assert probe.states == [behind, ("running", "")]
+
+
+def test_a_pipeline_that_never_completes_a_window_says_so_within_three_of_them(pipeline: Pipeline, probe: Probe):
+    pipeline.serve(serving(runner()))
+    for number in range(4):
+        assert probe.states == []
+        pipeline.push(chunk(1.0, count=3, lost=number and 1))
+    assert probe.states == [("degraded", "no window is complete: its 4 samples never come without a break")]
+    assert "comment, prefix or select" in pipeline.status.health.hint
+    pipeline.push(chunk(1.0, count=4))
+    assert probe.next().seq == 3
+    assert probe.states[-1] == ("running", "")
+
+
+def test_a_window_starts_when_its_first_sample_came_at_the_rate_of_the_source(probe: Probe):
+    window = replace(MANIFEST.window, rate=None)
+    rates = iter([None, 100.0])
+    made = Pipeline(
+        "sign",
+        window,
+        columns=None,
+        patient=False,
+        capacity=2,
+        sinks=[probe],
+        status=Status("sign", probe.clock, probe.hear),
+        clock=probe.clock,
+        source_rate=lambda: next(rates),
+    )
+    made.serve(serving(runner()))
+    for time in (98.0, 99.0):
+        made.push(chunk(1.0, time=time))
+    assert [(said.start, said.time) for said in (probe.next(), probe.next())] == [(None, 98.0), (98.97, 99.0)]
+    made.stop()
+    assert made.join(5)
 
 
 def test_the_watchdog_hears_of_a_worker_that_is_stuck(pipeline: Pipeline, probe: Probe):

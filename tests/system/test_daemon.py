@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.request import urlopen
 
@@ -187,6 +188,23 @@ def test_garbage_on_the_line_is_counted_and_nothing_else_happens(
     faults = {each["name"]: each["faults"] for each in daemon.call("sources")}["wrist"]
     assert sum(faults.values()) >= 3
     assert rss(daemon) - before < 20e6
+
+
+def test_what_came_while_the_process_was_stopped_is_worked_off_whole(
+    tmp_path: Path, broker: Broker, subscriber: Subscriber, edged
+):
+    sensor = SerialPort(tmp_path / "imu")
+    daemon = edged(MQTT.format(port=broker.port) + SERIAL.format(link=sensor.link))
+    daemon.wait_for_log(OPENED)
+    sensor.write(lines(0, 40))
+    assert result(subscriber, "motion")["seq"] == 0
+    daemon.process.send_signal(signal.SIGSTOP)
+    sending = Thread(target=sensor.write, args=(lines(40, 360),))  # more than the port holds
+    sending.start()
+    sensor.wait_until_full()
+    daemon.process.send_signal(signal.SIGCONT)
+    sending.join()
+    assert [result(subscriber, "motion")["seq"] for _ in range(36)] == list(range(1, 37))
 
 
 def rss(daemon: Edged) -> int:
