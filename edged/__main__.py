@@ -32,10 +32,11 @@ def main() -> None:
     from edged.state_lock import StateLock
 
     log.set_up("info")
-    store = Store(FACTORY, args.state_dir / "models")
+    models = args.state_dir / "models"
+    store = Store(FACTORY, models, unpacked=args.state_dir / "unpacked")
     try:
-        if args.check:
-            daemon.check(args.config, store, print)
+        if args.check:  # it may be asked beside a daemon, whose folder that is
+            daemon.check(args.config, Store(FACTORY, models), print)
         else:
             with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE):
                 asyncio.run(daemon.run(args.config, args.runtime_dir, args.state_dir, store))

@@ -24,7 +24,7 @@ from weakref import WeakSet
 import msgspec
 import numpy as np
 
-from edged.api import Backend, BundleError, ControlError, DeviceError, EdgedError, ModelError, Runner
+from edged.api import Backend, ControlError, DeviceError, EdgedError, ModelError, Runner
 from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, identity, resolve, survey
 from edged.backends.tflite import DelegatedTflite, TfliteBackend
 from edged.child import Leash
@@ -33,7 +33,7 @@ from edged.core.manifest import Manifest
 from edged.core.tuning import Choice, Environment, Library, Record, Surroundings, Way, choose, stale
 from edged.core.verdict import Verdict, hold_latency
 from edged.models.agreement import Agreement, agreement
-from edged.models.bundle import Bundle, digest
+from edged.models.bundle import Bundle
 
 if TYPE_CHECKING:  # imported when there is something to accelerate, which on most boards there is not
     from edged.backends.accelerated import AcceleratedRunner, Counts
@@ -92,14 +92,6 @@ def candidates(manifest: Manifest, wanted: str, table: Mapping[str, Delegate]) -
             hint="compile it, and pack the file with it: edgectl pack --variant",
         )
     return (Candidate(delegate, "", manifest.model, manifest.signature, {}),)
-
-
-def version_digest(bundle: Bundle) -> str:
-    """The digest of a version, or of a bare file where it is one."""
-    try:
-        return digest(bundle.folder)
-    except BundleError:
-        return bundle.manifest.files[bundle.manifest.model].sha256
 
 
 def _nothing_measured(_model: str) -> Record | None:
@@ -307,7 +299,7 @@ class Accelerators:
         ways = [each.way for each in candidates(manifest, wanted, self._table)]
         record, why_not = self._records(model), ""
         if record is not None:
-            why_not = stale(record, version_digest(bundle), self.environment(manifest, wanted, backend))
+            why_not = stale(record, bundle.digest, self.environment(manifest, wanted, backend))
         found = choose(record, ways, pinned=wanted != "auto", stale=why_not)
         if ways or record is not None:
             self._choices[model] = found.why

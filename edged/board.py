@@ -33,8 +33,9 @@ from edged.core.verdict import Verdict
 from edged.desired import Wish
 from edged.flow.pipeline import Pipeline
 from edged.flow.slot import Served, Tally
-from edged.models.bundle import Bundle, digest
+from edged.models.bundle import Bundle
 from edged.models.selftest import Proof, prove
+from edged.models.store import BRING, VERSIONS
 from edged.models.trial import Allowance, try_out
 from edged.operations import ModelPart, Parts, PipelinePart
 from edged.proving import Subject
@@ -70,7 +71,7 @@ class ModelBoard:
         if part.bundle is None:
             why = part.status.health
             for each in idle.values():
-                each.status.set("failed", f"its model {model!r}: {why.reason}", why.hint)
+                each.status.set(why.state, f"its model {model!r}: {why.reason}", why.hint)
             return
         for name, each in idle.items():  # one that does not fit its source is no reason for the others not to run
             try:
@@ -83,30 +84,37 @@ class ModelBoard:
     # What the updater asks: see models/updater.py
 
     def serving(self, model: str) -> str | None:
-        """The version that answers now; "" for none, None where that is not the updater's to decide."""
+        """The version that answers now; "" for none, None where no pipeline uses the model."""
         users = self._users(model)
         part = self._parts.models.get(model)
-        if part is None or not users or not self._is_updated(model):
+        if part is None or not users:
             return None
         return part.digest if all(map(_runs, users.values())) else ""
 
+    def models(self) -> tuple[str, ...]:
+        """The models that are configured; not all of them need be here."""
+        return tuple(self._parts.models)
+
     def named(self, model: str) -> str:
-        """The installed version that the configuration has a model stay with; "" for none."""
-        part = self._parts.models.get(model)
-        if part is None or part.bundle is None or self._is_updated(model):
-            return ""
-        return part.bundle.folder.name
+        """The number of the version that the configuration has a model stay with; "" for any."""
+        entry = self._parts.config.models.get(model)
+        return "" if entry is None else entry.version or ""
 
     def knows(self, model: str) -> bool:
         """Whether a model of this name is configured."""
         return model in self._parts.models
 
     def has(self, model: str, wish: Wish) -> bool:
-        """Whether what is wished for serves already, as far as the wish says what it is."""
-        part = self._parts.models.get(model)
-        if part is None or part.bundle is None:
+        """Whether what is wished for answers already, as far as the wish says what it is."""
+        manifest = self.answering(model)
+        if manifest is None:
             return False
-        return wish.digest == part.digest or (not wish.digest and wish.version == part.bundle.manifest.version)
+        return wish.digest == self.serving(model) or (not wish.digest and wish.version == manifest.version)
+
+    def answering(self, model: str) -> Manifest | None:
+        """The manifest of the version that answers now, None where none does."""
+        part = self._parts.models.get(model)
+        return part.bundle.manifest if part is not None and part.bundle is not None and self.serving(model) else None
 
     def fit(self, model: str, manifest: Manifest) -> None:
         """Raises EdgedError where a version cannot serve here: backend, runtime, memory, or its pipelines' sources."""
@@ -215,7 +223,6 @@ class ModelBoard:
             for name, each in users.items():
                 self._match(model, bundle.manifest, each)
                 ready[name], proof = await asyncio.to_thread(self._prepare, model, bundle, backend, each)
-            digest_ = await asyncio.to_thread(digest, bundle.folder) if self._is_updated(model) else ""
         except BaseException:
             for served in ready.values():
                 served.runner.close()
@@ -226,9 +233,8 @@ class ModelBoard:
             for served in ready.values():
                 served.runner.close()
             raise
-        part.bundle, part.digest, part.since = bundle, digest_, self._clock()
-        if digest_:
-            part.origin = "installed" if bundle.folder.name == digest_ else "factory"
+        part.bundle, part.digest, part.since = bundle, bundle.digest, self._clock()
+        part.origin = self._origin(model, bundle)
         part.served = tuple(each.served for each in self._users(model).values() if each.served is not None)
         part.proof = proof
         part.status.set("running", f"version {bundle.manifest.version}")
@@ -405,8 +411,7 @@ class ModelBoard:
         contract.match(manifest.window, info, each.entry.source, model)
 
     def _let_go(self, model: str, part: ModelPart) -> None:
-        reason = "no version of it is sound"
-        hint = f"install one: edgectl update-model {model}-VERSION.edgm"
+        reason, hint = "no version of it is sound", BRING
         for each in self._users(model).values():
             if each.flow is not None:
                 each.flow.stop()
@@ -428,10 +433,12 @@ class ModelBoard:
         standard: Backend = plugins.load("backends", manifest.backend)()  # no pipeline uses it: as if one did
         return standard
 
-    def _is_updated(self, model: str) -> bool:
-        """Whether the configuration leaves it to the updater what serves."""
-        entry = self._parts.config.models[model]
-        return entry.path is None and entry.version is None
+    def _origin(self, model: str, bundle: Bundle) -> str:
+        """Where a version came from: "installed", "factory", or the path that the configuration has for the model."""
+        if bundle.folder.parent.name == VERSIONS:
+            return "installed"
+        path = self._parts.config.models[model].path
+        return "factory" if path is None else str(path)
 
 
 def _runs(each: PipelinePart) -> bool:

@@ -126,15 +126,14 @@ class Standing:
                     hint=f"have it tried again with `edgectl forget {model.name} {digest[:12]}`",
                 )
 
-    def admit(self, head: Head, *, allow_downgrade: bool) -> None:
+    def admit(self, name: str, digest: str, version: str, *, allow_downgrade: bool) -> None:
         """Raises BundleError if this version may not come in, and will not by the time that all of it is here."""
-        manifest = head.manifest
         for model in self.models:
             candidate = model.ledger.candidate and model.ledger.candidate.digest
-            if model.name != manifest.name or head.digest in (model.ledger.active, candidate):
+            if model.name != name or digest in (model.ledger.active, candidate):
                 continue
             free = replace(model.ledger, candidate=None)  # what is under way now may be over then
             try:
-                admit(free, model.name, head.digest, manifest.version, model.active, allow_downgrade=allow_downgrade)
+                admit(free, name, digest, version, model.active, allow_downgrade=allow_downgrade, named=model.named)
             except ControlError as error:
                 raise BundleError(error.message, hint=error.hint) from error

@@ -27,16 +27,16 @@ from edged.core import contract
 from edged.core.acceleration import Rules
 from edged.core.description import Description, pipeline_output
 from edged.core.errors import ConfigError, EdgedError
-from edged.core.manifest import NO_DELEGATES, Decision, Manifest, Regress, Version, version_key
+from edged.core.manifest import NO_DELEGATES, Decision, Manifest, Regress, Version
 from edged.core.postprocess import Postprocessor
 from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
 from edged.core.topics import Topics
 from edged.core.vitals import Supervision
 from edged.models.answer import MAX_URL
 from edged.models.bare import names_bare
-from edged.models.bundle import Bundle, derive, open_folder
+from edged.models.bundle import Bundle
 from edged.models.fetch import FetchOptions
-from edged.models.store import Store
+from edged.models.store import MissingModelError, Store
 from edged.outbox.options import Drop, Durability, MqttOptions, Policy, SpoolOptions
 
 MAX_FILE_BYTES = 1_000_000
@@ -118,9 +118,11 @@ class SourceEntry(Table, frozen=True, kw_only=True):
 class ModelKeys(Table, frozen=True, kw_only=True):
     """The keys of [models.X] that are not its backend's.
 
-    Without `path`, a bundle's folder or a .tflite file, it is the factory model of the table's name. `version` pins
-    one; otherwise what is installed serves, or the newest of the factory's. The bundle at `url`, or the delta with the
-    bundle beside it, is looked at now and then, and installed when it is another than what serves.
+    `path`, a bundle's folder, an .edgm file or a .tflite file, is the factory version of the model of the table's name;
+    without it, the factory versions are those that came with edged. What is installed serves over them, and a rollback
+    returns to them. With `version`, only a version of that number serves, and no other is installed. The bundle at
+    `url`, or the delta with the bundle beside it, is looked at now and then, and installed when it is another than what
+    serves.
 
     `delegate` "auto" takes a variant of it whose accelerator is there, "cpu" takes none, and a delegate's name only
     that one's. What runs on an accelerator does so in a child process; with `isolate` a model on the CPU does too.
@@ -459,20 +461,18 @@ def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
 
 
 def find_bundle(name: str, entry: ModelEntry, store: Store) -> Bundle:
-    """The bundle of [models.<name>]: at its path, or among the store's.
+    """The bundle that serves as [models.<name>]: what was installed of it or, before that, what is at its path.
 
     Raises:
-        EdgedError: there is none, or it is not sound.
+        MissingModelError: there is none yet, or not of the version that is asked for.
+        EdgedError: it is not sound.
     """
-    if entry.path is None:
-        return store.find(name, entry.version)
-    bundle = derive(entry.path) if entry.path.suffix == ".tflite" else open_folder(entry.path)
-    if entry.version is not None and version_key(entry.version) != version_key(bundle.manifest.version):
-        raise ConfigError(
-            f"{entry.path} has version {bundle.manifest.version}, and version {entry.version} is asked for",
-            hint="take `version` out of the model's table, or change `path`",
-        )
-    return bundle
+    return store.having({name: entry.path} if entry.path else {}).find(name, entry.version)
+
+
+def model_paths(config: Config) -> dict[str, Path]:
+    """Where the configuration has the factory's versions of models, by name."""
+    return {name: entry.path for name, entry in config.models.items() if entry.path}
 
 
 def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
@@ -484,7 +484,10 @@ def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
 
 
 def check_models(config: Config, store: Store) -> tuple[Problem, ...]:
-    """What is wrong between the configuration and the models it names: missing, damaged, or unfit for their source."""
+    """What is wrong between the configuration and the models it names: damaged, or unfit for their source.
+
+    That one is not here yet is no error.
+    """
     tables = Tables(_convert)
     tables.origins = config.origins
     bundles = {name: _check_model(tables, config, name, store) for name in config.models}
@@ -498,12 +501,13 @@ def _check_model(tables: Tables, config: Config, name: str, store: Store) -> Bun
     entry = config.models[name]
     try:
         return find_bundle(name, entry, store)
+    except MissingModelError:
+        return None  # it may be brought: see config_warnings.py
     except EdgedError as error:
         users = [user for user, pipeline in config.pipelines.items() if pipeline.model == name]
         has_table = ("models", name) in config.origins
         place = ("models", name) if has_table else ("pipelines", users[0], "model")
-        allowed = "a sound model" if entry.path else f"a `path`, or a factory model: {listed(store.names())}"
-        tables.blame(place, error, allowed)
+        tables.blame(place, error, "a sound model")
         return None
 
 

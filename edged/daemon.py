@@ -23,7 +23,7 @@ import msgspec
 
 from edged import __version__
 from edged.accelerators import Accelerators
-from edged.api import BundleError, ControlError, EdgedError, Message, SinkContext
+from edged.api import BundleError, ControlError, EdgedError, Message, SinkContext, StoreError
 from edged.board import CHUNK_SECONDS, ModelBoard
 from edged.config import (
     Change,
@@ -37,6 +37,7 @@ from edged.config import (
     describe,
     find_bundle,
     load,
+    model_paths,
 )
 from edged.control.clock import REFRESH, KernelClock
 from edged.control.server import Server
@@ -57,10 +58,11 @@ from edged.flow.pipeline import Pipeline, stuck
 from edged.flow.reader import Reader
 from edged.log import set_up
 from edged.models.bare import Bare
+from edged.models.disk import Disk
 from edged.models.incoming import Incoming
 from edged.models.job import Event
 from edged.models.selftest import prove
-from edged.models.store import Store
+from edged.models.store import BRING, MissingModelError, Store
 from edged.models.trust import Trust
 from edged.models.tunings import Tunings
 from edged.models.updater import Updater
@@ -239,10 +241,9 @@ class Door:
 
     def serves_file(self, bare: Bare, sha256: str) -> bool:
         """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
-        part = self._daemon.parts.models.get(bare.model)
-        if part is None or part.bundle is None:
+        manifest = self._daemon.board.answering(bare.model)
+        if manifest is None:
             return False
-        manifest = part.bundle.manifest
         return manifest.files[manifest.model].sha256 == sha256 and bare.version in (None, manifest.version)
 
     @property
@@ -287,6 +288,7 @@ class Daemon:
         clock = KernelClock()
         now = time.monotonic()
         self._store = store
+        store.paths = model_paths(config)
         self._state_dir = state_dir
         self.tunings = Tunings(state_dir / "tuning")
         self._notifier = notifier
@@ -331,6 +333,7 @@ class Daemon:
         parts.publisher.subscribe(parts.topics.model_desired("+"), hear)
         parts.publisher.start()
         await self._open_page()
+        await asyncio.to_thread(self._tidy)
 
     async def stop(self, deadline: float) -> None:
         """Let everything go within `deadline` seconds, in the reverse order, so that what was begun is finished.
@@ -354,7 +357,8 @@ class Daemon:
             self._notifier.reloading()
             try:
                 new = await asyncio.to_thread(_checked, self.parts.files, self._store)
-                touched = changes(self.parts.config, new, models=self._failed(), pipelines=self._idle())
+                anew_models = self._failed() | await asyncio.to_thread(self._replaced)
+                touched = changes(self.parts.config, new, models=anew_models, pipelines=self._idle())
                 anew = self._torn or bool(_ALL_ANEW & set(touched.tables))
                 async with self.hold(_shaken(self.parts.config, new, None if anew else touched)):
                     self._torn = True  # if it breaks off half way, the next one begins everything anew
@@ -368,6 +372,7 @@ class Daemon:
                 self.refresh()
                 self._notifier.ready()
             self.on_reload()
+            await asyncio.to_thread(self._tidy)
             changed = _named(touched)
             log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
             return changed
@@ -420,12 +425,12 @@ class Daemon:
             parts.publisher = self._publisher(new, parts.clock)
             for message in self._unsent:
                 parts.publisher.put(message)
-            parts.config = new
+            parts.config, self._store.paths = new, model_paths(new)
             await self.start()
         else:
             await self._take_down(_leaving(touched), time.monotonic() + DRAIN_SECONDS)
             self._forget(_removed(touched))
-            parts.config = new
+            parts.config, self._store.paths = new, model_paths(new)
             parts.publisher.spool.policies = _policies(new)
             await self._bring_up(_arriving(touched))
             if "metrics" in touched.tables:
@@ -529,8 +534,10 @@ class Daemon:
     def _model(self, name: str, entry: ModelEntry) -> ModelPart:
         part = ModelPart(self._status("model", name))
         try:
-            part.origin = str(entry.path) if entry.path else "factory"
             part.bundle = find_bundle(name, entry, self._store)
+        except MissingModelError:
+            version = f"version {entry.version}" if entry.version else "version"
+            part.status.set("starting", f"no {version} of it is here yet", BRING)
         except EdgedError as error:
             part.status.set("failed", error.message, error.hint)
         return part
@@ -617,8 +624,28 @@ class Daemon:
         parts.publisher.publish_state(topic, encode_acceleration(model, name, standing, parts.clock))
 
     def _failed(self) -> set[str]:
-        """The models that do not work."""
-        return {name for name, part in self.parts.models.items() if part.status.health.state == "failed"}
+        """The models that do not work, or are not here."""
+        return {
+            name
+            for name, part in self.parts.models.items()
+            if part.bundle is None or part.status.health.state == "failed"
+        }
+
+    def _replaced(self) -> set[str]:
+        """The models that serve from their path, and where another version is by now."""
+        return {
+            name
+            for name, path in self._store.paths.items()
+            if (part := self.parts.models.get(name)) and part.origin == str(path)
+            if part.digest not in self._store.factory(name)
+        }
+
+    def _tidy(self) -> None:
+        """Remove what was unpacked for paths that are no longer configured."""
+        try:
+            self._store.tidy(Disk())
+        except StoreError as error:
+            log.warning("what was unpacked cannot be removed: %s", error)
 
     def _idle(self) -> set[str]:
         """The pipelines that could not be built."""

@@ -191,7 +191,8 @@ class Fetches:
             fetch.job.name(head)
             if self._door.serves(head):
                 raise _PresentError(f"{version} is what serves already")
-            standing.admit(head, allow_downgrade=options.allow_downgrade)
+            manifest = head.manifest
+            standing.admit(manifest.name, head.digest, manifest.version, allow_downgrade=options.allow_downgrade)
             self._door.approve(head)
             self._door.fit(head)
             if base and base not in standing.bases:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from edged import __version__
 from edged.accelerators import Accelerators
@@ -406,6 +407,11 @@ def overall(parts: Parts) -> Health:
             for model, (name, standing) in parts.accelerators.standings().items()
             if standing.is_fault
         ),
+    ]
+    healths += [
+        (f"pipeline {name}", replace(part.status.health, state="degraded"))
+        for name, part in parts.pipelines.items()
+        if part.served is None and part.status.health.state == "starting"
     ]
     bad = [(name, health) for name, health in healths if health.state in ("failed", "degraded")]
     if bad:

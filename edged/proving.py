@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Meta
 from msgspec.structs import replace
 
-from edged.accelerators import Accelerators, Candidate, agreement_on_cpu, version_digest
+from edged.accelerators import Accelerators, Candidate, agreement_on_cpu
 from edged.api import Backend, ControlError, DeviceError, EdgedError, ModelError
 from edged.backends.delegates import Survey
 from edged.backends.tflite import TfliteBackend
@@ -255,7 +255,7 @@ def tune(
     record = Record(
         model=subject.name,
         version=manifest.version,
-        digest=version_digest(subject.bundle),
+        digest=subject.bundle.digest,
         environment=environment,
         measured=now,
         measurements=tuple(measurements),

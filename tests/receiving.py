@@ -115,7 +115,7 @@ class ScriptedUpdater:
 
     async def models(self) -> tuple[Report, ...]:
         active = self.ledger.versions[self.serving].version
-        report = Report(name=NAME, serving=self.serving, active=active, ledger=self.ledger, factory=(), unfit={})
+        report = Report(name=NAME, serving=self.serving, active=active, ledger=self.ledger, factory={}, unfit={})
         return (report,)
 
     def serve(self, digest: str, version: str) -> None:

@@ -1,6 +1,5 @@
 """Models on accelerators: which way is taken, and what comes of it, with a delegate that fails to order."""
 
-import hashlib
 import io
 import os
 import queue
@@ -15,13 +14,13 @@ import pytest
 from msgspec.structs import replace
 
 import edged.accelerators
-from edged.accelerators import Accelerators, candidates, version_digest
+from edged.accelerators import Accelerators, candidates
 from edged.api import ControlError, DeviceError, ModelError
 from edged.backends.delegates import DelegateOptions, delegates
 from edged.backends.tflite import TfliteBackend
 from edged.core.acceleration import Rules
 from edged.core.tuning import Measurement, Record
-from edged.models.bundle import derive, digest, open_folder
+from edged.models.bundle import digest, open_folder
 from tests.bundles import DATA, write_bundle
 from tests.delegates import faulty_library
 
@@ -465,8 +464,3 @@ def test_without_a_runtime_there_is_one_thread_and_loading_says_why(measured):
         pytest.skip("both runtimes are installed")
     board, folder = measured(8, 4, 9, 9)
     assert board.threads("colours", folder, "auto", TfliteBackend(runtime=absent)) == 1
-
-
-def test_a_bare_file_goes_by_its_own_digest():
-    bare = derive(DATA / "metadata.tflite")
-    assert version_digest(bare) == hashlib.sha256((DATA / "metadata.tflite").read_bytes()).hexdigest()

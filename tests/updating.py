@@ -100,6 +100,9 @@ class FakeBoard:
             return None
         return digest(self.serves.folder) if self.serves and self.serves.folder.exists() else ""
 
+    def models(self) -> tuple[str, ...]:
+        return (NAME,) if self.used else ()
+
     def named(self, model: str) -> str:
         return self.names
 

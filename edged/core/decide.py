@@ -32,8 +32,9 @@ offered again) or damaged (removed, and may be sent again); `Fault` says which. 
 is nothing to watch, and probation ends as it begins.
 
 What serves is not stored but derived, in `ranking`: the candidate on probation, else `active`, else `previous`, else
-the factory's versions, newest first, else any other that was once confirmed; of these the first that is sound. So a
-version that rots on disk costs that version. When none is sound nothing serves, and that is a state an operator sees.
+the factory's versions, newest first, else any other that was once confirmed; of these the first that is sound. Where
+the configuration names a version, only those of that number count. So a version that rots on disk costs that version.
+When none is sound nothing serves, and that is a state an operator sees.
 
 A candidate has BOOTS runs of the daemon for its trial, and as many for its probation. A run is counted before it gets
 anywhere near the candidate, and given back by a clean stop; a candidate that takes daemon or board down with it uses
@@ -73,7 +74,8 @@ Answer = Literal["open", "good"] | Fault
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
     """How much of a model's past is kept: this many versions, in so many bytes.
 
-    Those that are active, previous, under way, serving or named in the configuration are kept whatever they come to.
+    Those that are active, previous, under way, serving or of the number that the configuration names are kept, whatever
+    they come to.
     """
 
     versions: int = 4
@@ -88,7 +90,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     present  the version folders on disk, by digest, and their bytes
     unfit    versions found damaged, or that would not serve, in this run
     serving  the digest that answers now; "" for none, None where no pipeline uses the model
-    named    the installed version that the configuration names; "" for none
+    named    the versions of the number that the configuration has the model stay with; None for any number
     trial    how the candidate's self-test ended in this run
     watched  how the candidate is doing on probation
     waited   seconds for which the candidate has been on probation, and served if it can, in this run
@@ -103,7 +105,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     present: dict[str, int] = {}
     unfit: dict[str, Fault] = {}
     serving: str | None = ""
-    named: str = ""
+    named: frozenset[str] | None = None
     trial: Answer = "open"
     watched: Answer = "open"
     waited: float = 0.0
@@ -165,9 +167,10 @@ def ranking(facts: Facts) -> Iterator[str]:
     """The versions that may serve, best first; some may be there twice, and not all of them need be on disk."""
     candidate = facts.ledger.candidate
     counted = candidate is not None and candidate.run == facts.run
+    ranked = list(standing(facts.ledger, facts.factory))
     if candidate is not None and candidate.phase == "probation" and counted and _fault(facts, candidate) is None:
-        yield candidate.digest
-    yield from standing(facts.ledger, facts.factory)
+        ranked.insert(0, candidate.digest)
+    yield from (digest for digest in ranked if facts.named is None or digest in facts.named)
 
 
 def target(facts: Facts) -> str:
@@ -180,7 +183,7 @@ def in_use(facts: Facts) -> set[str | None]:
     """The versions that must not go, whatever they take."""
     ledger = facts.ledger
     candidate = None if ledger.candidate is None else ledger.candidate.digest
-    return {ledger.active, ledger.previous, candidate, facts.serving, facts.named}
+    return {ledger.active, ledger.previous, candidate, facts.serving, *(facts.named or ())}
 
 
 def _judge(facts: Facts) -> Record | None:

@@ -140,8 +140,12 @@ def standing(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
 # An install
 
 
-def admit(ledger: Ledger, name: str, digest: str, version: str, active: str, *, allow_downgrade: bool) -> None:
+def admit(
+    ledger: Ledger, name: str, digest: str, version: str, active: str, *, allow_downgrade: bool, named: str = ""
+) -> None:
     """Refuse a version of model `name` that may not become a candidate now; `active` is the active version's number.
+
+    `named` is the number that the configuration has the model stay with, "" for any.
 
     Raises:
         BundleError: it was rejected before, or is below the floor or the active version.
@@ -155,6 +159,8 @@ def admit(ledger: Ledger, name: str, digest: str, version: str, active: str, *, 
         )
     if ledger.pinned:
         raise ControlError(f"{name} is pinned to {active}", hint=f"let go of it with `edgectl pin {name} --off`")
+    if named and version_key(version) != version_key(named):
+        raise held_by_configuration(name, named)
     if ledger.candidate is not None:
         under_way = ledger.versions[ledger.candidate.digest].version
         raise ControlError(
@@ -168,6 +174,14 @@ def admit(ledger: Ledger, name: str, digest: str, version: str, active: str, *, 
             f"{name} {version} is older than {floor}, and versions only go up",
             hint="if that is what you want, say so with --allow-downgrade",
         )
+
+
+def held_by_configuration(name: str, named: str) -> ControlError:
+    """The error for another version than the one that the configuration names."""
+    return ControlError(
+        f"the configuration has {name} stay with version {named}",
+        hint=f"take `version` out of [models.{name}], then: edgectl reload",
+    )
 
 
 def offered(ledger: Ledger, digest: str, version: Installed, confirm_within: float) -> Ledger:

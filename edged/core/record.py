@@ -124,7 +124,8 @@ class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
     """A step of a model's update at `time` (Unix seconds). `id` names its kind for ever, `text` says it to a person.
 
     It is about a `version` with this `digest`, "" where it is about none or that is not known yet, which is in this
-    `phase` from then on, "" for none; its last step has an `outcome`: "done", "refused", "failed" or "rolled_back".
+    `phase` from then on, "" for none; its last step has an `outcome`: "done" (it answers), "installed" (no pipeline
+    uses the model), "refused", "failed" or "rolled_back".
     While it comes, `bytes` of `total` are here, and null otherwise.
     """
 
@@ -136,7 +137,7 @@ class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     digest: str = ""
     phase: Phase = ""
-    outcome: Literal["", "done", "refused", "failed", "rolled_back"] = ""
+    outcome: Literal["", "done", "installed", "refused", "failed", "rolled_back"] = ""
     bytes: int | None = None
     total: int | None = None
 

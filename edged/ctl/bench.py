@@ -37,7 +37,9 @@ Way = Callable[[], object]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, how often, and with how many threads."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name, a bundle's folder or a .tflite file")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a model's name, a bundle's folder, an .edgm or a .tflite file"
+    )
     parser.add_argument("--runs", type=_count, metavar="N", help="runs of each way (default: for about three seconds)")
     parser.add_argument("--threads", type=_count, metavar="N", help="threads of the interpreter")
 

@@ -1,8 +1,8 @@
 """Check the configuration, or show what is in effect.
 
-`check` needs no daemon: it reads the files, and looks whether the models they name exist, are sound and fit their
-sources. It exits with 0 if all is well and 1 if not. `show` prints the effective configuration as TOML, defaults
-filled in and secrets masked; with --origin it says where each value came from.
+`check` needs no daemon: it reads the files, and looks whether the models they name are sound and fit their sources. It
+exits with 0 if all is well and 1 if not; what has no effect, or none yet, is a warning. `show` prints the effective
+configuration as TOML, defaults filled in and secrets masked; with --origin it says where each value came from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from edged.config import Config, ConfigErrors, check_models, effective, load
+from edged.config_warnings import warnings
 from edged.core.tables import Place, Problem, dotted
 from edged.ctl import exits, tables
 from edged.ctl.offline import models_of
@@ -34,28 +37,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(paths: list[Path], args: argparse.Namespace) -> int:
+    doubts: tuple[Problem, ...] = ()
     try:
-        config = load(paths)
-        problems = check_models(config, models_of(args))
+        config, store = load(paths), models_of(args)
+        problems = check_models(config, store)
+        doubts = warnings(config, store)
     except ConfigErrors as errors:
         problems = errors.problems
     if args.json:
-        fields = Problem.__struct_fields__
-        listed = [{field: getattr(problem, field) for field in fields} for problem in problems]
-        tables.show_json({"valid": not problems, "problems": listed})
-    elif problems:
-        tables.show(line for problem in problems for line in _block(problem))
-    else:
+        told = {"problems": list(map(asdict, problems)), "warnings": list(map(asdict, doubts))}
+        tables.show_json({"valid": not problems, **told})
+        return exits.BAD if problems else exits.DONE
+    tables.show(line for problem in problems for line in _block(problem))
+    tables.show(line for doubt in doubts for line in _block(doubt, "warning: "))
+    if not problems:
         tables.show([f"{', '.join(map(str, paths))}: valid: {summary(config)}"])
     return exits.BAD if problems else exits.DONE
 
 
-def _block(problem: Problem) -> Iterator[str]:
-    yield f"{tables.plain(problem.file)}: {tables.plain(problem.path)}"
+def _block(problem: Problem, kind: str = "") -> Iterator[str]:
+    yield f"{kind}{tables.plain(problem.file)}: {tables.plain(problem.path)}"
     yield f"    found    {tables.plain(problem.found)}"
     yield f"    allowed  {tables.plain(problem.allowed)}"
-    if problem.hint:
-        yield f"    -> {tables.plain(problem.hint)}"
+    for line in problem.hint.splitlines():
+        yield f"    -> {tables.plain(line)}"
 
 
 def summary(config: Config) -> str:

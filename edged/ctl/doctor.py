@@ -26,6 +26,7 @@ from edged import hardware
 from edged.backends.delegates import Delegate, delegates, resolve, survey
 from edged.backends.probe import probe
 from edged.config import Config, ConfigErrors, check_models, find_bundle, load
+from edged.config_warnings import warnings
 from edged.control.clock import kernel_synchronised
 from edged.core.acceleration import Rules
 from edged.core.errors import EdgedError
@@ -158,6 +159,9 @@ def check_config(config: Config, store: Store) -> Iterator[Check]:
     """Whether the configuration fits its models."""
     problems = check_models(config, store)
     yield from map(_failed, problems)
+    for doubt in warnings(config, store):
+        found = f"{doubt.file}: {doubt.path}: found {doubt.found}; expected: {doubt.allowed}"
+        yield Check("config", "warn", found, doubt.hint)
     if not problems:
         yield Check("config", "ok", summary(config))
     if not config.pipelines:

@@ -16,7 +16,7 @@ MEANINGS = {
     DONE: "done, and all is well",
     BAD: "done, and the answer is bad: a check failed",
     USAGE: "the command line is wrong",
-    NOT_RUNNING: "the daemon answers, but not everything it should run is running",
+    NOT_RUNNING: "the daemon answers, but not everything runs; or no pipeline uses what was installed",
     FAILED: "it could not be done; standard error says why and what to do",
     UNREACHABLE: "no daemon answers, or the device cannot be reached",
     REFUSED: "the device refused the new version; nothing has changed there",

@@ -34,7 +34,9 @@ PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which file, which model, and how to read them."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording (.csv, .npy, .npz) or a picture")
-    parser.add_argument("--model", required=True, metavar="MODEL", help="a name, a bundle's folder or a .tflite file")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="a name, a bundle's folder, an .edgm or a .tflite file"
+    )
     parser.add_argument("--signature", metavar="NAME", help="the signature to run, where the model has several")
     parser.add_argument("--columns", type=_names, default=(), metavar="A,B,...", help="what the file's columns hold")
     parser.add_argument("--array", default="", metavar="NAME", help="which array of an .npz file")

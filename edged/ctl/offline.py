@@ -9,9 +9,13 @@ from pathlib import Path
 from edged import plugins
 from edged.api import Backend, Runner
 from edged.config import find_bundle, load
-from edged.models.bundle import Bundle, derive, open_folder
+from edged.core import container
+from edged.models import bare
+from edged.models.bundle import Bundle
 from edged.models.selftest import check_tensors
-from edged.models.store import FACTORY, Store
+from edged.models.store import FACTORY, Store, open_path
+
+MODEL_HELP = "a model's name, a bundle's folder, an .edgm file or a .tflite file"
 
 
 def find_model(named: str, args: argparse.Namespace) -> tuple[Bundle, Backend]:
@@ -23,8 +27,8 @@ def find_model(named: str, args: argparse.Namespace) -> tuple[Bundle, Backend]:
         EdgedError: there is none, or it or the configuration is not sound.
     """
     path = Path(named)
-    if "/" in named or path.suffix == ".tflite":
-        bundle = derive(path) if path.suffix == ".tflite" else open_folder(path)
+    if "/" in named or path.suffix in (bare.SUFFIX, container.SUFFIX):
+        bundle = open_path(path)
         return bundle, default_backend(bundle)
     files = [Path(file) for file in args.config]
     models = load(files).models if files[0].exists() else {}

@@ -19,6 +19,7 @@ from edged.ctl import exits, tables
 
 CODES = {
     "done": exits.DONE,
+    "installed": exits.NOT_RUNNING,
     "refused": exits.REFUSED,
     "full_needed": exits.REFUSED,
     "failed": exits.UNFIT,

@@ -9,6 +9,8 @@ import hashlib
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from msgspec.structs import replace
+
 from edged.core import delta
 from edged.core import manifest as manifests
 from edged.core.container import Head, read_head
@@ -19,10 +21,7 @@ from edged.models.bare import read as read_bare
 from edged.models.bundle import Bundle, head_of_folder, open_folder, unpack
 from edged.models.delta import expand
 from edged.models.disk import Disk, refusal
-from edged.models.store import Store
-
-MAX_HEAD_BYTES = 2 << 20
-"""More than the head of a container or of a delta can have."""
+from edged.models.store import MAX_HEAD_BYTES, Store
 
 RESERVE = 1 << 20
 """Bytes that unpacking leaves free, for ledgers and whatever else the board has to write."""
@@ -68,9 +67,17 @@ def adopt(file: Path, bare: Bare, before: Bundle, floor: Version) -> Arrival:
     manifest = before.manifest
     twin = manifest.files[manifest.model].sha256 == hashlib.sha256(data).hexdigest()
     if twin and bare.version in (None, manifest.version):
-        return Arrival(file, head_of_folder(before.folder), bare=True)
+        return Arrival(file, _head_of(before), bare=True)
     latest = max(floor, manifest.version, key=manifests.version_key)
-    return Arrival(file, inherit(data, manifest, bare.version or next_version(latest)), bare=True)
+    base = replace(manifest, name=bare.model)
+    return Arrival(file, inherit(data, base, bare.version or next_version(latest)), bare=True)
+
+
+def _head_of(bundle: Bundle) -> Head:
+    """What the container of a version begins with; a bare file in the configuration has no manifest of its own."""
+    if bundle.derived:
+        return Head(bundle.manifest, manifests.encode(bundle.manifest), b"")
+    return head_of_folder(bundle.folder)
 
 
 def unpack_beside(arrival: Arrival, store: Store, disk: Disk) -> Bundle:
@@ -116,11 +123,9 @@ def _whole(arrival: Arrival, stream: IO[bytes], store: Store) -> IO[bytes]:
 
 def _base(name: str, base: str, store: Store) -> Path:
     """The folder of the version that a delta is to be added to."""
-    shelf = store.shelf(name)
-    folder = shelf.version(base) if base in shelf.present() else store.factory(name).get(base)
-    if folder is None:
+    if base not in store.shelf(name).present() and base not in store.factory(name):
         raise BundleError(
             f"it is a delta to a version of {name} that is not on this board: {base[:12]}",
             hint="send the full bundle",
         )
-    return folder
+    return store.open(name, base).folder

@@ -44,11 +44,15 @@ _BLOCK = 256 << 10
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A verified manifest and the folder it was found in; `derived` says how the manifest of a bare file was made."""
+    """A verified manifest, the folder it was found in, and the identity of the version: see `digest`.
+
+    `derived` says how the manifest of a bare file was made.
+    """
 
     manifest: Manifest
     folder: Path
     derived: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def model(self) -> Path:
@@ -71,11 +75,12 @@ def open_folder(folder: Path) -> Bundle:
         BundleError: it is not a sound bundle; the message names the file. `retryable`: it could not be read for now.
     """
     try:
-        manifest = manifests.decode(_read(folder / MANIFEST, MAX_MANIFEST_BYTES))
+        data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        manifest = manifests.decode(data)
         _refuse_strangers(folder, manifest)
         for name, expected in manifest.files.items():
             _verify(folder / name, expected)
-        return Bundle(_complete(manifest, folder / manifest.model), folder)
+        return Bundle(_complete(manifest, folder / manifest.model), folder, digest=hashlib.sha256(data).hexdigest())
     except BundleError as error:
         raise BundleError(f"{folder}: {error.message}", hint=error.hint, retryable=error.retryable) from error
 
@@ -162,8 +167,10 @@ def head_of_folder(folder: Path) -> Head:
     return Head(manifests.decode(manifest), manifest, signatures)
 
 
-def derive(tflite: Path) -> Bundle:
+def derive(tflite: Path, name: str = "") -> Bundle:
     """A bundle for a bare .tflite file that classifies, if it leaves no doubt of how to use it.
+
+    It is called `name`, or after the file.
 
     Raises:
         BundleError: it is no sound TFLite file, no CPU can run it, or only a manifest can say how to use it; the hint
@@ -178,7 +185,7 @@ def derive(tflite: Path) -> Bundle:
             raise BundleError("; ".join(filter(None, (each.problem for each in sides))), hint=fill_in(tflite, missing))
         manifest = Manifest(
             schema=manifests.SCHEMA,
-            name=bare_name(tflite),
+            name=name or bare_name(tflite),
             version="0",
             files={tflite.name: File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())},
             model=tflite.name,
@@ -187,8 +194,13 @@ def derive(tflite: Path) -> Bundle:
             **sides.input.fields,
             **sides.output.fields,
         )
-        manifest = manifests.decode(manifests.encode(with_metadata(manifest, structure)))
-        return Bundle(manifest, tflite.parent, derived=tuple(side.fact for side in sides))
+        encoded = manifests.encode(with_metadata(manifest, structure))
+        return Bundle(
+            manifests.decode(encoded),
+            tflite.parent,
+            derived=tuple(side.fact for side in sides),
+            digest=hashlib.sha256(encoded).hexdigest(),
+        )
     except BundleError as error:
         raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
 

@@ -32,7 +32,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     confirm_within: float = 0.0
 
 
-Ending = Literal["done", "refused", "failed", "rolled_back"]
+Ending = Literal["done", "installed", "refused", "failed", "rolled_back"]
 JobState = Literal["running"] | Ending
 Outcome = Literal[""] | Ending
 
@@ -60,7 +60,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Job:
     """An update as it goes. `state` and `text`, one sentence for a person, are final once it is `ended`.
 
-    refused: it may not come in. failed: it may, and does not work here. rolled_back: it served, and had to go.
+    done: it answers. installed: it would, but no pipeline uses the model. refused: it may not come in. failed: it may,
+    and does not work here. rolled_back: it served, and had to go.
     `released` is set as soon as the container is not needed any more.
     """
 
@@ -92,12 +93,14 @@ class Job:
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How a model stands: what serves, what the ledger says, and which versions are out of order in this run.
 
-    `active` is the number of the version that an update would follow.
+    `active` is the number of the version that an update would follow, and `named` that which the configuration has the
+    model stay with, "" for any. `factory` are the numbers of the factory's versions by digest.
     """
 
     name: str
     serving: str | None
     active: str
     ledger: Ledger
-    factory: tuple[str, ...]
+    factory: dict[str, str]
+    named: str = ""
     unfit: dict[str, Fault]

@@ -1,6 +1,12 @@
-"""The models a board has: the factory's, which came with `edged`, and those installed since.
+"""The models a board has: the factory's, which are never written to and always there to return to, and those installed.
 
-    <factory>/<name>/<version>/             bundles, never written to, always there to return to
+A factory version of a model is what the configuration gives a `path` for: a bundle's folder, an .edgm file or a bare
+.tflite file. Without a path, the factory versions are those that came with `edged`:
+
+    <factory>/<name>/<version>/             bundles
+
+    <state>/../unpacked/<digest>/           what .edgm files of the configuration hold: a runtime reads files, not
+                                            containers. Made again at need
 
     <state>/<name>/state.json               the ledger: the only truth about what is installed (edged/core/ledger.py)
                    state.copy.json          the same, for the day the card has lost the first; both are replaced at
@@ -9,7 +15,7 @@
                    current                  a link to the active one; derived, and for the day both ledgers are lost
                    arriving/                a bundle on its way into versions/
 
-`Store` finds bundles and only reads. Who changes what is installed is models/updater.py.
+`Store` finds bundles, and changes nothing but `unpacked`. Who changes what is installed is models/updater.py.
 """
 
 from __future__ import annotations
@@ -18,16 +24,22 @@ import difflib
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
+from edged.core import container
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
-from edged.core.errors import BundleError, ConfigError, StoreError
+from edged.core.container import Head
+from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError
 from edged.core.ledger import EMPTY, Installed, Ledger, standing
 from edged.core.manifest import version_key
-from edged.models.bundle import MANIFEST, Bundle, digest, open_folder
+from edged.models.bare import SUFFIX as BARE
+from edged.models.bundle import MANIFEST, Bundle, derive, digest, head_of_folder, open_folder, unpack
 from edged.models.disk import ASIDE, Disk, refusal
 
 log = logging.getLogger("edged.models")
@@ -38,6 +50,14 @@ FACTORY = next(filter(Path.is_dir, [_PACKAGE / "firmware_models"]), _PACKAGE.par
 """The models that came with `edged`: inside the package where it was installed, beside it in a checkout."""
 
 MAX_LEDGER_BYTES = 1 << 20
+MAX_HEAD_BYTES = 2 << 20
+"""More than the head of a container or of a delta can have."""
+
+BRING = "bring one: edgectl update-model FILE"
+"""What to do where no version of a model is here, or none is sound."""
+
+VERSIONS = "versions"
+"""The folder of a model's installed versions."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}")
@@ -49,7 +69,7 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.versions = folder / "versions"
+        self.versions = folder / VERSIONS
         self.arriving = folder / "arriving"
         self.link = folder / "current"
 
@@ -155,17 +175,47 @@ class Shelf:
         return self.folder / "state.json", self.folder / "state.copy.json"
 
 
-class Store:
-    """Finds bundles by name and version. It looks at the disk each time, so models may come and go."""
+class FactoryVersion(NamedTuple):
+    """A version's number, and where it is: a folder, an .edgm file or a .tflite file."""
 
-    def __init__(self, factory: Path, state: Path | None = None) -> None:
-        """`state` is the folder of installed models; without one there are the factory's alone."""
+    version: str
+    path: Path
+
+
+class MissingModelError(ConfigError):
+    """No version of a model is here, or not the one that was asked for; it may be brought."""
+
+
+class Store:
+    """Finds bundles by name and version. It looks at the disk each time, so models may come and go.
+
+    `paths` is what the configuration gives for models, by name; it is replaced whole when the configuration is.
+    """
+
+    def __init__(
+        self,
+        factory: Path,
+        state: Path | None = None,
+        *,
+        paths: Mapping[str, Path] | None = None,
+        unpacked: Path | None = None,
+    ) -> None:
+        """`state` is the folder of installed models; without one there are the factory's alone.
+
+        .edgm files are unpacked into `unpacked` or, without it, into a folder that goes with this process.
+        """
+        self.paths = paths or {}
         self._factory = factory
         self._state = state
+        self._unpacked = unpacked
+
+    def having(self, paths: Mapping[str, Path]) -> Store:
+        """The same store, with other paths for models."""
+        return Store(self._factory, self._state, paths=paths, unpacked=self._unpacked)
 
     def names(self) -> tuple[str, ...]:
         """The names of all models that have a version, in alphabetical order."""
-        names = {*_folders(self._factory, _NAME), *self.installed()}
+        names = {*_folders(self._factory, _NAME), *self.paths, *self.installed()}
         return tuple(sorted(name for name in names if self.versions(name)))
 
     def installed(self) -> tuple[str, ...]:
@@ -177,38 +227,68 @@ class Store:
         if not _NAME.fullmatch(name):
             return ()
         confirmed = [each.version for each in self._ledger(name).versions.values() if each.confirmed]
-        return tuple(sorted({*_folders(self._factory / name, _VERSION), *confirmed}, key=version_key))
+        if name in self.paths:
+            given = [each.version for each in self.factory(name).values()]
+        else:
+            given = _folders(self._factory / name, _VERSION)
+        return tuple(sorted({*given, *confirmed}, key=version_key))
 
     def find(self, name: str, version: str | None = None) -> Bundle:
         """Open and verify a model: that version of it, or the active one, or the best there is where that is damaged.
 
         Raises:
-            ConfigError: there is no such model, or no such version of it.
-            BundleError: it is damaged, or is not what its folder says.
+            MissingModelError: there is no such model, or no such version of it.
+            EdgedError: it is damaged, or is not what its folder says.
         """
         versions = self.versions(name)
+        if not versions and name in self.paths:
+            return self._open_path(self.paths[name], name)
         if not versions:
-            raise ConfigError(f"there is no model {name!r} in {self._factory}", hint=self._suggestion(name))
-        folders = self._ranked(name) if version is None else self._numbered(name, version)
-        damaged: list[BundleError] = []
-        for folder in folders:
+            raise MissingModelError(f"there is no model {name!r} in {self._factory}", hint=self._suggestion(name))
+        damaged: list[EdgedError] = []
+        for path in self._ranked(name) if version is None else self._numbered(name, version):
             try:
-                return open_version(folder, name)
-            except BundleError as error:
+                return self._open(path, name)
+            except (BundleError, StoreError) as error:
                 log.error("%s", error)
                 damaged.append(error)
         if damaged:
             raise damaged[0]
-        raise ConfigError(f"the model {name!r} has no version {version}", hint=f"there is {', '.join(versions)}")
+        raise MissingModelError(f"the model {name!r} has no version {version}", hint=f"there is {', '.join(versions)}")
+
+    def open(self, name: str, digest: str) -> Bundle:
+        """Open and verify the version with this digest.
+
+        Raises:
+            EdgedError: it is damaged, something else, or not there.
+        """
+        if self._state and self.shelf(name).version(digest).is_dir():
+            return open_version(self.shelf(name).version(digest), name)
+        known = self.factory(name).get(digest)
+        if known is None:
+            raise BundleError(f"the version {digest[:12]} of {name} is not there", hint="install it again")
+        bundle = self._open(known.path, name)
+        if bundle.digest != digest:
+            raise BundleError(f"{known.path} holds another version than before", hint="reload: edgectl reload")
+        return bundle
 
     def shelf(self, name: str) -> Shelf:
         """Where the installed versions of a model are, or will be."""
         assert self._state is not None, "a store without a state folder has no shelves"
         return Shelf(self._state / name)
 
-    def factory(self, name: str) -> dict[str, Path]:
-        """The folders of the factory's versions of a model by digest, newest first."""
-        return dict(_digests(self._factory_folders(name)))
+    def factory(self, name: str) -> dict[str, FactoryVersion]:
+        """The factory's versions of a model by digest, newest first; those that cannot be read are left out."""
+        return dict(self._factory_versions(name))
+
+    def tidy(self, disk: Disk) -> None:
+        """Remove what was unpacked of .edgm files that no path names any more. Raises StoreError."""
+        if self._unpacked is None:
+            return
+        needed = {digest for name in self.paths for digest in self.factory(name)}
+        for folder in _entries(self._unpacked):
+            if folder.name not in needed:
+                disk.remove(folder)
 
     def _ledger(self, name: str) -> Ledger:
         """What is known to be installed; nothing where that cannot be read, for the factory's versions can."""
@@ -218,34 +298,132 @@ class Store:
             log.error("%s", error)
             return EMPTY
 
-    def _factory_folders(self, name: str) -> list[Path]:
+    def _factory_versions(self, name: str) -> Iterator[tuple[str, FactoryVersion]]:
+        for path in self._factory_paths(name):
+            try:
+                if path == self.paths.get(name):
+                    found, version = _identify(path, name)
+                else:
+                    found, version = digest(path), path.name
+            except (BundleError, StoreError) as error:
+                log.error("%s: %s", path, error)
+            else:
+                yield found, FactoryVersion(version, path)
+
+    def _factory_paths(self, name: str) -> list[Path]:
+        if name in self.paths:
+            return [self.paths[name]]
         versions = sorted(_folders(self._factory / name, _VERSION), key=version_key, reverse=True)
         return [self._factory / name / version for version in versions]
 
     def _ranked(self, name: str) -> Iterator[Path]:
-        """The folders to serve from, best first; last of all those that are known to be damaged, for their error."""
+        """Where to serve from, best first; last of all what is known to be damaged, for its error."""
         factory = self.factory(name)
         ledger = self._ledger(name)
         for each in dict.fromkeys(standing(ledger, tuple(factory))):
-            yield self.shelf(name).version(each) if each in ledger.versions else factory[each]
-        yield from (folder for folder in self._factory_folders(name) if folder not in factory.values())
+            yield self.shelf(name).version(each) if each in ledger.versions else factory[each].path
+        sound = {each.path for each in factory.values()}
+        yield from (path for path in self._factory_paths(name) if path not in sound)
 
     def _numbered(self, name: str, version: str) -> Iterator[Path]:
-        """The folders of versions of that number."""
+        """Where versions of that number are."""
         if not _VERSION.fullmatch(version):
             return
         for found, each in self._ledger(name).versions.items():
             if each.confirmed and version_key(each.version) == version_key(version):
                 yield self.shelf(name).version(found)
-        for folder in self._factory_folders(name):
+        if name in self.paths:
+            yield from (
+                each.path for each in self.factory(name).values() if version_key(each.version) == version_key(version)
+            )
+            return
+        for folder in self._factory_paths(name):
             if version_key(folder.name) == version_key(version):
                 yield folder
+
+    def _open(self, path: Path, name: str) -> Bundle:
+        return self._open_path(path, name) if path == self.paths.get(name) else open_version(path, name)
+
+    def _open_path(self, path: Path, name: str) -> Bundle:
+        return open_path(path, name, self._unpacked)
 
     def _suggestion(self, name: str) -> str:
         names = self.names()
         close = difflib.get_close_matches(name, names, n=1)
         known = f"there is {', '.join(names)}" if names else "install one"
         return f"did you mean {close[0]!r}? {known}" if close else known
+
+
+def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundle:
+    """Open and verify the model in a bundle's folder, an .edgm file or a bare .tflite file.
+
+    A bare file's version is called `name`. An .edgm file is unpacked into `unpacked`, unless it is there already, or
+    into a folder that goes with this process.
+
+    Raises:
+        BundleError: it is not sound.
+        StoreError: it cannot be read, or not be unpacked.
+    """
+    if path.suffix == BARE:
+        return derive(path, name)
+    if path.suffix != container.SUFFIX or path.is_dir():
+        return open_folder(path)
+    disk = Disk()
+    try:
+        folder = (unpacked or Path(_temporary().name)) / _head(path).digest
+        with suppress(BundleError):
+            return open_folder(folder)
+        disk.make_folder(folder.parent)
+        aside = folder.with_name(folder.name + ASIDE)
+        with path.open("rb") as file:
+            unpack(file, aside, disk)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error.message}", hint=error.hint) from error
+    disk.remove(folder)
+    disk.place(aside, folder)
+    return open_folder(folder)
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="edged-")
+
+
+def _identify(path: Path, name: str) -> tuple[str, str]:
+    """The digest and the number of the version at a path. Raises BundleError or StoreError."""
+    if path.suffix == BARE:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return _identify_bare(path, name, (status.st_ino, status.st_size, status.st_mtime_ns))
+    head = _head(path)
+    return head.digest, head.manifest.version
+
+
+@lru_cache(maxsize=64)
+def _identify_bare(path: Path, name: str, _file: tuple[int, int, int]) -> tuple[str, str]:
+    """Read all of a bare file, once as long as it is the same."""
+    bundle = derive(path, name)
+    return bundle.digest, bundle.manifest.version
+
+
+def _head(path: Path) -> Head:
+    if path.suffix != container.SUFFIX or path.is_dir():
+        return head_of_folder(path)
+    try:
+        with path.open("rb") as file:
+            return container.read_head(file.read(MAX_HEAD_BYTES))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read: {error.strerror}", hint="name a bundle's folder, an .edgm file or a .tflite file"
+    )
 
 
 def open_version(folder: Path, name: str) -> Bundle:
@@ -257,22 +435,13 @@ def open_version(folder: Path, name: str) -> Bundle:
     bundle = open_folder(folder)
     manifest = bundle.manifest
     if _DIGEST.fullmatch(folder.name):
-        if digest(folder) != folder.name:
+        if bundle.digest != folder.name:
             raise BundleError(f"{folder}: manifest.json is damaged: its SHA-256 is another", hint="install it again")
     elif version_key(manifest.version) != version_key(folder.name) or manifest.name != name:
         raise BundleError(
             f"{folder} holds {manifest.name} {manifest.version}", hint="rename the folder to what its manifest says"
         )
     return bundle
-
-
-def _digests(folders: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """The identity of what is in each folder; those where it cannot be read are left out."""
-    for folder in folders:
-        try:
-            yield digest(folder), folder
-        except BundleError as error:
-            log.error("%s: %s", folder, error)
 
 
 def _content(file: Path) -> bytes | None:

@@ -32,7 +32,7 @@ from edged.core import probation
 from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, in_use, target
 from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError
 from edged.core.ledger import Candidate, Installed, Ledger
-from edged.core.manifest import Manifest, Probation
+from edged.core.manifest import Manifest, Probation, version_key
 from edged.core.probation import Observed, Watch
 from edged.core.record import Phase
 from edged.core.verdict import Failure, Verdict
@@ -41,7 +41,7 @@ from edged.models.arrival import Arrival
 from edged.models.bundle import MANIFEST, Bundle
 from edged.models.disk import ASIDE, Disk
 from edged.models.job import Ending, Event, Job, Options, Outcome, Report
-from edged.models.store import Shelf, Store, open_version
+from edged.models.store import FactoryVersion, Shelf, Store, open_version
 from edged.models.trust import Trust
 
 log = logging.getLogger("edged.models")
@@ -74,8 +74,11 @@ class Board(Protocol):
     def serving(self, model: str) -> str | None:
         """The version that answers now; "" for none, None where no pipeline uses the model."""
 
+    def models(self) -> Collection[str]:
+        """The models that pipelines or the configuration name; not all of them need be here."""
+
     def named(self, model: str) -> str:
-        """The installed version that the configuration has a model stay with; "" for none."""
+        """The number of the version that the configuration has a model stay with; "" for any."""
 
     def fit(self, model: str, manifest: Manifest) -> None:
         """Raises EdgedError where a version cannot serve here: runtime, memory, or the pipelines' sources."""
@@ -218,13 +221,15 @@ class Updater:
             ModelError: it does not serve; the best there is serves instead.
             StoreError: the disk refuses.
         """
-        has_factory = bool(self._store.factory(name))
-        await self._change(
-            name,
-            lambda ledger: ledgers.rolled_back(ledger, name, to, has_factory=has_factory),
-            "update.rolled_back",
-            "an operator rolled it back",
-        )
+        has_factory = bool(await _on_thread(self._store.factory, name))
+        named = self._board.named(name)
+
+        def rolled_back(ledger: Ledger) -> Ledger:
+            if named and (to or ledger.candidate is None):
+                raise ledgers.held_by_configuration(name, named)
+            return ledgers.rolled_back(ledger, name, to, has_factory=has_factory)
+
+        await self._change(name, rolled_back, "update.rolled_back", "an operator rolled it back")
         facts = await self._look(name)
         wanted = target(replace(facts, unfit={}))
         if wanted in facts.unfit:
@@ -265,9 +270,10 @@ class Updater:
                 name=name,
                 serving=facts.serving,
                 active=self._active(name, facts),
-                factory=facts.factory,
+                factory={digest: self._number(name, facts, digest) for digest in facts.factory},
                 ledger=facts.ledger,
                 unfit=facts.unfit,
+                named=self._board.named(name),
             )
             for name, facts in looks
         )
@@ -318,7 +324,15 @@ class Updater:
             await self._renew(job, arrival, facts)
             return
         active = self._active(name, facts)
-        ledgers.admit(ledger, name, job.digest, job.version, active, allow_downgrade=job.options.allow_downgrade)
+        ledgers.admit(
+            ledger,
+            name,
+            job.digest,
+            job.version,
+            active,
+            allow_downgrade=job.options.allow_downgrade,
+            named=self._board.named(name),
+        )
         await self._unpack(job, arrival)
         facts = await self._look(name)  # older versions may have had to make room
         offered = ledgers.offered(
@@ -351,7 +365,7 @@ class Updater:
                 f"there is no version of {name} whose contract it could inherit",
                 hint="pack it, which says all of it: edgectl pack",
             )
-        bundle = await _on_thread(open_version, self._folder(name, facts, before), name)
+        bundle = await _on_thread(self._store.open, name, before)
         arrival = await _on_thread(arrivals.adopt, file, bare, bundle, facts.ledger.floor)
         job.name(arrival.head)
         if job.digest != before:
@@ -368,7 +382,14 @@ class Updater:
         await self._settle(name)
         if job.digest in memory.unfit:
             raise ModelError(f"{name} {job.version} is active, but does not serve: {memory.unfit[job.digest].reason}")
-        job.end("done", f"{name} {job.version} is active already")
+        serving = self._board.serving(name)
+        if serving not in (job.digest, None):
+            facts = await self._look(name)
+            raise ModelError(f"{name} {job.version} is active, but {self._outcome(name, facts)}", hint=_SEE)
+        if serving is None:
+            job.end("installed", f"{name} {job.version} is installed already; no pipeline uses it", _use(name))
+        else:
+            job.end("done", f"{name} {job.version} serves already")
 
     async def _unpack(self, job: Job, arrival: Arrival) -> None:
         """Have it as a folder in its place, read back and found to fit; what is there already need not be written."""
@@ -458,7 +479,7 @@ class Updater:
             present=disk.present,
             unfit=dict(memory.unfit),
             serving=serving,
-            named=self._board.named(name),
+            named=self._named(name, disk),
             trial=memory.trial,
             watched=watched,
             waited=0.0 if memory.serving_since is None else self._clock() - memory.serving_since,
@@ -514,7 +535,7 @@ class Updater:
         number = self._number(name, facts, digest)
         self._say(name, "update.trying", f"version {number} is on trial")
         try:
-            bundle = await _on_thread(open_version, self._folder(name, facts, digest), name)
+            bundle = await _on_thread(self._store.open, name, digest)
         except BundleError as error:
             return _unsound(error)
         try:
@@ -531,17 +552,17 @@ class Updater:
 
     async def _serve(self, name: str, facts: Facts, digest: str) -> None:
         number = self._number(name, facts, digest)
-        fault = await self._swap(name, self._folder(name, facts, digest), digest)
+        fault = await self._swap(name, digest)
         if fault is None:
             self._say(name, "update.serving", f"version {number} serves")
         else:
             self._memory(name).unfit[digest] = fault
             self._say(name, "update.unfit", f"version {number} does not serve: {fault.reason}")
 
-    async def _swap(self, name: str, folder: Path, digest: str) -> Fault | None:
-        """What keeps the version in a folder from serving, if anything does."""
+    async def _swap(self, name: str, digest: str) -> Fault | None:
+        """What keeps a version from serving, if anything does."""
         try:
-            bundle = await _on_thread(open_version, folder, name)
+            bundle = await _on_thread(self._store.open, name, digest)
         except BundleError as error:
             return _unsound(error)
         try:
@@ -627,6 +648,10 @@ class Updater:
         if memory.ending is None:
             return
         state, text, hint = memory.ending
+        if state == "done" and facts.serving is None:
+            state, hint = "installed", _use(name)
+        elif state == "done" and facts.serving != facts.ledger.active:
+            state, hint = "failed", _SEE
         text = f"{name}: {text}; {self._outcome(name, facts)}"
         if memory.jobs:
             self._tell(self._event(name, "update.ended", text, memory.jobs[0], state, ""))
@@ -671,13 +696,16 @@ class Updater:
         """The version's number, for people."""
         if digest in facts.ledger.versions:
             return facts.ledger.versions[digest].version
-        folder = self._memory(name).factory.get(digest)
-        return folder.name if folder else "0"
+        known = self._memory(name).factory.get(digest)
+        return known.version if known else "0"
 
-    def _folder(self, name: str, facts: Facts, digest: str) -> Path:
-        if digest in facts.present:
-            return self._store.shelf(name).version(digest)
-        return self._memory(name).factory[digest]
+    def _named(self, name: str, seen: _Seen) -> frozenset[str] | None:
+        """The versions of the number that the configuration has a model stay with; None for any number."""
+        number = self._board.named(name)
+        if not number:
+            return None
+        there = [(digest, each.version) for digest, each in (seen.ledger.versions | seen.factory).items()]
+        return frozenset(digest for digest, version in there if version_key(version) == version_key(number))
 
     def _known(self, name: str) -> str:
         """The name of a model there is. Raises ControlError for any other."""
@@ -686,7 +714,7 @@ class Updater:
         return name
 
     def _names(self) -> list[str]:
-        return sorted({*self._store.names(), *self._store.installed()})
+        return sorted({*self._store.names(), *self._store.installed(), *self._board.models()})
 
     def _memory(self, name: str) -> _Memory:
         return self._memories.setdefault(name, _Memory())
@@ -704,7 +732,7 @@ class _Memory:
     unfit: dict[str, Fault] = field(default_factory=dict)
     trial: Answer = "open"
     serving_since: float | None = None
-    factory: dict[str, Path] = field(default_factory=dict)
+    factory: dict[str, FactoryVersion] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     ending: tuple[Ending, str, str] | None = None
     unsettled: bool = False
@@ -730,7 +758,7 @@ class _Seen(msgspec.Struct, frozen=True):
     """What the disk shows of a model."""
 
     ledger: Ledger
-    factory: dict[str, Path]
+    factory: dict[str, FactoryVersion]
     present: dict[str, int]
     current: str | None
     litter: tuple[str, ...]
@@ -741,6 +769,14 @@ class _Seen(msgspec.Struct, frozen=True):
 
 _ENDS: dict[Failure, Literal["reverted", "damaged"]] = {"damaged": "damaged", "hindered": "reverted"}
 """What becomes of a version whose trial fails otherwise than by a fault of its own."""
+
+
+_SEE = "see why: edgectl status"
+
+
+def _use(name: str) -> str:
+    """What to do about a model that no pipeline uses."""
+    return f'have a pipeline use it: [pipelines.NAME] model = "{name}", then: edgectl reload'
 
 
 def _unsound(error: BundleError) -> Fault:

@@ -170,8 +170,14 @@ def test_the_oldest_version_goes_when_there_are_too_many(keep, goes):
 
 def test_a_version_that_the_configuration_names_stays_though_it_is_the_oldest():
     digests, found = kept(2, keep=Keep(versions=1), serving=None)
-    found = replace(found, named=digests[0])
+    found = replace(found, named=frozenset(digests[:1]))
     assert list(decide(found).ledger.versions) == [digests[0], OLD, ACTIVE]
+
+
+def test_of_the_versions_that_may_serve_those_that_the_configuration_names_do():
+    assert decide(facts(serving=ACTIVE, named=frozenset([FACTORY]))) == Serve(FACTORY)
+    assert decide(facts(serving=ACTIVE, named=frozenset())) == Serve("")
+    assert decide(facts(PROBATION, serving=ACTIVE, named=frozenset([ACTIVE]))) is None
 
 
 def test_a_version_that_serves_stays_though_it_is_the_oldest():

@@ -56,13 +56,19 @@ def test_each_problem_is_a_block_with_a_remedy(write, capsys):
     )
 
 
-def test_models_are_looked_at_too(write, capsys):
+def test_a_model_that_is_not_here_is_a_warning(write, capsys):
     file = write(GOOD.replace('"motion"', '"motoin"'))
-    assert main(["config", "check", "--json", "--config", file]) == 1
+    assert main(["config", "check", "--json", "--config", file]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["valid"] is False
-    assert [(problem["file"], problem["path"]) for problem in answer["problems"]] == [
-        (file, "pipelines.activity.model")
+    assert (answer["valid"], answer["problems"]) == (True, [])
+    assert [(each["file"], each["path"]) for each in answer["warnings"]] == [(file, "pipelines.activity.model")]
+    assert main(["config", "check", file]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"warning: {file}: pipelines.activity.model"
+    assert said[3:] == [
+        "    -> bring one: edgectl update-model FILE",
+        "    -> did you mean 'motion'? there is anomaly, digits, motion",
+        f"{file}: valid: 1 pipeline, 1 source, 1 model, 1 sink",
     ]
 
 
@@ -73,7 +79,7 @@ def test_a_source_that_does_not_fit_the_model_is_a_problem(write, capsys):
 
 def test_the_same_in_json(write, capsys):
     assert main(["config", "check", "--json", write(GOOD)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"valid": True, "problems": []}
+    assert json.loads(capsys.readouterr().out) == {"valid": True, "problems": [], "warnings": []}
 
 
 def test_what_is_shown_is_a_configuration_that_means_the_same(write, capsys):

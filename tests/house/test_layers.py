@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "sinks": MIDDLE,
     "plugins": MIDDLE,
     "config": SERVICE,
+    "config_warnings": SERVICE | {"config"},
     "coming": SERVICE,
     "state_lock": SERVICE,
     "fetches": SERVICE | {"coming"},
@@ -40,11 +41,12 @@ MAY_IMPORT = {
     "proving": SERVICE | {"accelerators", "hardware"},
     "operations": SERVICE | {"accelerators", "config", "proving", "updates"},
     "board": SERVICE | {"accelerators", "config", "desired", "operations", "proving"},
-    "daemon": SERVICE | {"accelerators", "board", "config", "desired", "operations", "proving", "updates"},
+    "daemon": SERVICE
+    | {"accelerators", "board", "config", "config_warnings", "desired", "operations", "proving", "updates"},
     "__main__": SERVICE
     | {"accelerators", "board", "config", "daemon", "desired", "operations"}
     | {"state_lock", "updates"},
-    "ctl": SERVICE | {"accelerators", "config", "hardware", "operations", "proving", "state_lock"},
+    "ctl": SERVICE | {"accelerators", "config", "config_warnings", "hardware", "operations", "proving", "state_lock"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""
 

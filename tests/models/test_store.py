@@ -1,12 +1,16 @@
+import tempfile
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
-from edged.core.errors import BundleError, ConfigError
+from edged.core.errors import BundleError, ConfigError, StoreError
 from edged.core.ledger import EMPTY, Candidate, Installed
 from edged.models.bundle import digest
 from edged.models.disk import Disk
-from edged.models.store import Store
-from tests.bundles import write_bundle
+from edged.models.store import Store, open_path
+from tests.bundles import DATA, write_bundle
+from tests.containers import MODEL, colours, container, entry
 
 
 @pytest.fixture
@@ -166,3 +170,74 @@ def test_a_state_folder_that_is_none_leaves_the_factorys(installer):
     installer.state.write_text("in the way")
     assert installer.store.find("colours").manifest.version == "1.10"
     assert installer.store.versions("colours") == ("1.2", "1.9", "1.10")
+
+
+# With models at paths
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A store in which `colours` is what is at a path, and a function that makes a container there."""
+    write_bundle(tmp_path / "factory" / "colours" / "1.9", version="1.9")
+
+    def make(version):
+        described = colours(version=version, files={"model.tflite": entry(MODEL)})
+        (tmp_path / "mine.edgm").write_bytes(container(described, body=MODEL))
+
+    make("0.5")
+    paths = {"colours": tmp_path / "mine.edgm"}
+    return Store(tmp_path / "factory", tmp_path / "state", paths=paths, unpacked=tmp_path / "unpacked"), make
+
+
+def test_what_is_at_a_path_takes_the_place_of_what_came_with_edged(given, tmp_path):
+    store, _ = given
+    assert store.versions("colours") == ("0.5",)
+    found = store.find("colours")
+    assert (found.manifest.version, found.folder) == ("0.5", tmp_path / "unpacked" / found.digest)
+    assert list(store.factory("colours")) == [found.digest]
+    assert store.having({}).find("colours").manifest.version == "1.9"
+
+
+def test_what_was_installed_serves_over_what_is_at_a_path(given, tmp_path):
+    store, _ = given
+    installer = Installer(tmp_path)
+    installer.write(active=installer.install("0.4"))
+    assert store.find("colours").manifest.version == "0.4"
+    assert store.versions("colours") == ("0.4", "0.5")
+
+
+def test_what_was_unpacked_is_mended_and_goes_when_no_path_leads_to_it(given, tmp_path):
+    store, make = given
+    first = store.find("colours")
+    (first.folder / "model.tflite").write_bytes(b"rotten")
+    assert store.open("colours", first.digest).folder == first.folder
+    make("0.6")
+    second = store.find("colours")
+    with pytest.raises(BundleError, match="is not there"):
+        store.open("colours", first.digest)
+    store.tidy(Disk())
+    assert [folder.name for folder in (tmp_path / "unpacked").iterdir()] == [second.digest]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file or directory"), (b"edgm", "mine.edgm: the container breaks off")]
+)
+def test_a_path_that_leads_to_no_model_is_told(given, tmp_path, content, why):
+    store, _ = given
+    (tmp_path / "mine.edgm").unlink()
+    if content is not None:
+        (tmp_path / "mine.edgm").write_bytes(content)
+    with pytest.raises((BundleError, StoreError), match=why):
+        store.find("colours")
+
+
+def test_a_bare_file_at_a_path_goes_by_the_name_it_is_given():
+    store = Store(DATA, paths={"mine": DATA / "metadata.tflite"})
+    bundle = store.find("mine")
+    assert (bundle.manifest.name, bundle.model) == ("mine", DATA / "metadata.tflite")
+    assert list(store.factory("mine")) == [bundle.digest]
+
+
+def test_without_a_folder_of_its_own_a_container_is_unpacked_for_this_process_alone(given):
+    folder = open_path(given[0].paths["colours"]).folder
+    assert folder.parent.parent == Path(tempfile.gettempdir())

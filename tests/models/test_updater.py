@@ -80,12 +80,12 @@ def test_a_version_of_a_new_model_serves(tmp_path):
 
 def test_what_is_active_already_is_done_at_once(rig):
     job = play(rig, rig.installed("1.1"), rig.installed("1.1"))
-    assert (job.state, job.text) == ("done", "colours 1.1 is active already")
+    assert (job.state, job.text) == ("done", "colours 1.1 serves already")
     assert rig.board.trials == ["1.1"]
 
 
 def test_what_the_factory_made_is_active_already(rig):
-    assert play(rig, rig.installed("1.0")).text == "colours 1.0 is active already"
+    assert play(rig, rig.installed("1.0")).text == "colours 1.0 serves already"
     assert rig.board.trials == []
 
 
@@ -281,7 +281,7 @@ def test_a_bare_file_is_the_next_version_and_always_the_same(rig):
 
     first, again = asyncio.run(scenario())
     assert (first.state, first.version) == ("done", "1.2")
-    assert (again.state, again.text) == ("done", "colours 1.2 is active already")
+    assert (again.state, again.text) == ("done", "colours 1.2 serves already")
     assert again.digest == first.digest
 
 
@@ -351,7 +351,7 @@ def test_a_version_that_no_pipeline_uses_is_confirmed_once_it_has_proved_itself(
         return await rig.installed("1.1")
 
     job = asyncio.run(scenario())
-    assert (job.state, job.text) == ("done", "colours: version 1.1 is confirmed; no pipeline uses it")
+    assert (job.state, job.text) == ("installed", "colours: version 1.1 is confirmed; no pipeline uses it")
     assert rig.board.trials == ["1.1"]
 
 
@@ -750,7 +750,7 @@ def test_it_reports_how_every_model_stands(rig):
         return await rig.updater.models()
 
     (report,) = asyncio.run(scenario())
-    assert (report.name, report.serving, report.factory) == (NAME, digest_of("1.1"), (digest_of("1.0"),))
+    assert (report.name, report.serving, report.factory) == (NAME, digest_of("1.1"), {digest_of("1.0"): "1.0"})
     assert report.ledger == rig.ledger
     assert report.unfit == {}
 
@@ -796,7 +796,7 @@ def test_a_damaged_version_is_put_back_when_it_comes_again(rig):
     play(rig, rig.installed("1.1"))
     damage(rig, "1.1")
     job = play(rig, rig.installed("1.1"))
-    assert (job.state, job.text) == ("done", "colours 1.1 is active already")
+    assert (job.state, job.text) == ("done", "colours 1.1 serves already")
     assert rig.board.version == "1.1"
 
 
@@ -928,17 +928,34 @@ def test_on_a_read_only_disk_what_was_confirmed_serves(rig):
 
 
 def test_a_version_that_the_configuration_names_is_not_among_those_that_go(rig):
-    rig.settings["keep"] = Keep(versions=2)
-
     async def scenario():
         await rig.boot()
-        await rig.installed("1.1")
-        rig.board.used, rig.board.names = False, digest_of("1.1")
-        await rig.installed("1.2")
-        await rig.installed("1.3")
+        for version in ("1.1", "1.2", "1.3"):
+            await rig.installed(version)
+        rig.board.names = "1.1"
+        rig.updater.abide_by(Trust(rig.folder / "signers", required=False), Keep(versions=2))
+        await rig.updater.settle(NAME)
 
     asyncio.run(scenario())
     assert [each.version for each in rig.ledger.versions.values()] == ["1.1", "1.2", "1.3"]
+    assert rig.board.version == "1.1"
+
+
+def test_where_the_configuration_names_a_version_no_other_comes_in_and_none_is_gone_back_to(rig):
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        rig.board.names = "1.1"
+        job = await rig.installed("1.2")
+        with pytest.raises(
+            ControlError, match=r"the configuration has colours stay with version 1\.1 \(take `version`"
+        ):
+            await rig.updater.rollback(NAME)
+        return job
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.text) == ("refused", "the configuration has colours stay with version 1.1")
+    assert rig.board.version == "1.1"
 
 
 def test_no_version_goes_for_one_that_has_no_room_all_the_same(rig, monkeypatch):
