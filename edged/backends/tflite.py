@@ -54,11 +54,30 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
         runtime = _import_runtime(self.runtime)
         threads = self.threads or 1
         info = RunnerInfo(backend="tflite", runtime=runtime.title, threads=threads, nodes=structure.nodes)
-        return _load(file, structure, signature, info, lambda: _open_interpreter(runtime, file, threads))
+        kernels = self.kernels
+        return _load(
+            file, structure, signature, info, lambda: _open_interpreter(runtime, file, threads, kernels=kernels)
+        )
+
+    @property
+    def kernels(self) -> str:
+        """The runtime's name for its kernels to compute with."""
+        return "AUTO"
 
     def title(self) -> str:
         """Name and version of the runtime, as in RunnerInfo. Raises ModelError if none is installed."""
         return _import_runtime(self.runtime).title
+
+
+class OtherKernels(TfliteBackend, frozen=True, kw_only=True):
+    """Computes with other kernels of the runtime than its best ones, to see how far they are apart: no way to serve."""
+
+    reference: bool
+
+    @property
+    def kernels(self) -> str:
+        """The reference kernels, or the built-in ones without XNNPACK."""
+        return "BUILTIN_REF" if self.reference else "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
 
 
 class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
@@ -305,11 +324,19 @@ def _import_runtime(wanted: str) -> _Runtime:
 
 
 def _open_interpreter(
-    runtime: _Runtime, file: Path, threads: int, delegate: str = "", delegates: list[Any] | None = None
+    runtime: _Runtime,
+    file: Path,
+    threads: int,
+    delegate: str = "",
+    delegates: list[Any] | None = None,
+    kernels: str = "AUTO",
 ) -> _Opened:
     try:
         interpreter = runtime.module.Interpreter(
-            model_path=str(file), num_threads=threads, experimental_delegates=delegates
+            model_path=str(file),
+            num_threads=threads,
+            experimental_delegates=delegates,
+            experimental_op_resolver_type=runtime.module.OpResolverType[kernels],
         )
         # The runtime's own delegate for the CPU takes its nodes as tensors are allocated, and is not to be counted.
         delegated = _count_delegated(interpreter._get_ops_details()) if delegates else 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from edged.api import Arrays, Chunk, ControlError, Runner, Source, TensorSpec
 from edged.core import contract
 from edged.core.manifest import Manifest
+from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.window import Windower
+from edged.ctl.clipping import Clipping
+from edged.ctl.expected import Expected
 from edged.sources.replay import ReplaySource
 
 MAX_SAMPLES, MIN_SAMPLES = 16, 2
@@ -23,11 +26,21 @@ MAX_BYTES = 256 << 10
 """Of all samples together, unless so few would not be enough: they travel with the model over slow links."""
 
 
-def samples_of(file: Path, manifest: Manifest, runner: Runner) -> bytes:
-    """The golden.npz from a file of samples or of windows; of many windows some, spread evenly.
+class Sample(NamedTuple):
+    """The inputs of one run, and the outputs that the model made of them."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+def samples_of(file: Path, manifest: Manifest, runner: Runner, expected: Expected | None = None) -> list[Sample]:
+    """Samples from a file of samples or of windows; of many windows some, spread evenly.
+
+    With `expected` they are taken of the windows whose label it has, and each must get that label.
 
     Raises:
-        EdgedError: the file cannot be read, does not fit the model, or has no window in it.
+        EdgedError: the file cannot be read, does not fit the model, or has no window in it; a fifth of the values do
+            not fit the model's input; or the model has another label for a window than is expected.
     """
     count = sum(1 for _ in windows_of(file, manifest))
     if count == 0:
@@ -35,21 +48,28 @@ def samples_of(file: Path, manifest: Manifest, runner: Runner) -> bytes:
             f"there is no whole window in {file}: that takes {manifest.window.length} samples in a row",
             hint="record more, without gaps",
         )
-    chosen = set(np.linspace(0, count - 1, min(count, _number(runner))).round().astype(int).tolist())
-    preprocess = Preprocessor(manifest)
+    among = list(range(count)) if expected is None else expected.windows(count, file)
+    places = np.linspace(0, len(among) - 1, min(len(among), _number(runner))).round().astype(int)
+    chosen = {among[place] for place in places.tolist()}
+    preprocess, clipping = Preprocessor(manifest), Clipping(manifest)
+    postprocess = Postprocessor(manifest, None)
     runner.reset()
-    taken: list[tuple[Arrays, Arrays]] = []
+    taken: list[Sample] = []
     for index, window in enumerate(windows_of(file, manifest)):
         if index in chosen:
+            clipping.add(window)
             inputs = _copies(preprocess(window))
             outputs = _copies(runner.run(inputs))
             preprocess.feed_back(outputs)
-            taken.append((inputs, outputs))
-    return _npz(taken)
+            if expected is not None:
+                expected.hold(index, postprocess(outputs, preprocess.prepared, float(index)))
+            taken.append(Sample(inputs, outputs))
+    clipping.refuse(file)
+    return taken
 
 
-def random_samples(runner: Runner, deciding: int | None = None) -> bytes:
-    """The golden.npz of random tensors, the same each time.
+def random_samples(runner: Runner, deciding: int | None = None) -> list[Sample]:
+    """Samples of random tensors, the same each time.
 
     Where the greatest element of the output `deciding` is what the model decides, those are taken of many that it is
     surest of: between two that are nearly equal another processor would decide otherwise, and be sound.
@@ -61,8 +81,13 @@ def random_samples(runner: Runner, deciding: int | None = None) -> bytes:
     ]
     if deciding is not None:
         drawn = sorted(drawn, key=lambda inputs: _margin(runner, inputs, deciding), reverse=True)[:number]
+    return answered(runner, drawn)
+
+
+def answered(runner: Runner, inputs: Iterable[Arrays]) -> list[Sample]:
+    """Samples of these inputs, from rest and in this order."""
     runner.reset()
-    return _npz([(inputs, _copies(runner.run(inputs))) for inputs in drawn])
+    return [Sample(each, _copies(runner.run(each))) for each in inputs]
 
 
 def _margin(runner: Runner, inputs: Arrays, deciding: int) -> float:
@@ -131,11 +156,12 @@ def _copies(arrays: Arrays) -> Arrays:
     return [np.array(array) for array in arrays]
 
 
-def _npz(taken: list[tuple[Arrays, Arrays]]) -> bytes:
+def npz(samples: Sequence[Sample]) -> bytes:
+    """The golden.npz of samples."""
     arrays: dict[str, Any] = {}
     for kind, side in (("input", 0), ("output", 1)):
-        for index in range(len(taken[0][side])):
-            arrays[f"{kind}_{index}"] = np.stack([pair[side][index] for pair in taken])
+        for index in range(len(samples[0][side])):
+            arrays[f"{kind}_{index}"] = np.stack([sample[side][index] for sample in samples])
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return file.getvalue()

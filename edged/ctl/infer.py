@@ -25,6 +25,7 @@ from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.window import Windower
 from edged.ctl import exits, tables
+from edged.ctl.clipping import Clipping
 from edged.ctl.offline import find_model, load_model
 from edged.sources.replay import ReplaySource
 
@@ -49,12 +50,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"edgectl: derived from {bundle.manifest.model}: {fact}", file=sys.stderr)
     runner = load_model(bundle, backend, args.signature)
     try:
-        predictions = infer(bundle.manifest, runner, _chunks(args, bundle.manifest))
+        clipping = Clipping(bundle.manifest)
+        predictions = infer(bundle.manifest, runner, _chunks(args, bundle.manifest), clipping)
         lines = map(_json, predictions) if args.json else _table(bundle.manifest, predictions)
         for line in lines:
             print(line)
     finally:
         runner.close()
+    if clipping.is_bad:
+        print(f"edgectl: {clipping.words()}: these answers are probably wrong", file=sys.stderr)
     return exits.DONE
 
 
@@ -71,8 +75,8 @@ class Inferred(NamedTuple):
     outcome: Outcome
 
 
-def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk]) -> Iterator[Inferred]:
-    """Predictions for chunks of samples whose columns are the model's.
+def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping: Clipping) -> Iterator[Inferred]:
+    """Predictions for chunks of samples whose columns are the model's; `clipping` counts what it cannot store.
 
     Raises:
         ControlError: there is not one whole window in them.
@@ -87,6 +91,7 @@ def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk]) -> Iterat
                 runner.reset()
                 preprocess.reset()
             expected = window.seq + 1
+            clipping.add(window.samples)
             inputs = preprocess(window.samples)
             begun = time.perf_counter()
             outputs = runner.run(inputs)

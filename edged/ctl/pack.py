@@ -49,9 +49,10 @@ from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.derived import NORMALISE, is_picture_shape
 from edged.core.manifest import Classify, Golden, Manifest, Variant
 from edged.core.tflite_file import TfliteFile, inspect
-from edged.ctl import exits, tables
+from edged.ctl import exits, kernels, tables
 from edged.ctl.bundles import save, version_line
-from edged.ctl.golden import random_samples, samples_of
+from edged.ctl.expected import Expected
+from edged.ctl.golden import Sample, answered, npz, random_samples, samples_of
 from edged.ctl.offline import default_backend, load_model
 from edged.ctl.reference import reference_of
 from edged.models.bundle import (
@@ -67,7 +68,7 @@ from edged.models.bundle import (
 )
 from edged.models.delta import make_delta
 from edged.models.disk import Disk
-from edged.models.selftest import Proof, check_tensors, prove
+from edged.models.selftest import Proof, check_tensors, golden_samples, prove
 
 Part = TypeVar("Part", Manifest, Golden, Variant)
 
@@ -87,6 +88,7 @@ _DESCRIBING = (
     "version",
     "labels",
     "golden",
+    "expect",
     "reference",
     "channels",
     "rate",
@@ -118,6 +120,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of_a_file.add_argument("--labels", type=Path, metavar="FILE", help="a label on each line")
     of_a_file.add_argument("--golden", type=Path, metavar="SAMPLES", help="a recording, or windows")
     of_a_file.add_argument(
+        "--expect", type=Path, metavar="FILE", help="the label of each window in --golden, a line each, - for none"
+    )
+    of_a_file.add_argument(
         "--reference", type=Path, metavar="RECORDING", help="of which statistics go into the manifest, as for --golden"
     )
     of_a_file.add_argument("--channels", type=_names, metavar="A,B,...", help="what a sample is a row of")
@@ -143,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         if args.model.is_dir():
             _refuse_descriptions(args)
             folder = args.model
+            _hold_tolerance(open_folder(folder))
         else:
             folder = Path(scratch)
             _make_folder(args, folder)
@@ -288,17 +294,16 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     runner = backend.load(folder / name, signature=said.get("signature"))
     try:
         manifest = _describe(args, said, name, variants, runner)
-        golden = _golden(args.golden, manifest, runner)
+        samples, tolerance = _golden(args, said, manifest, folder / name, backend, runner)
         if args.reference:
             reference = reference_of(args.reference, manifest, runner)
             watch = replace(manifest.probation, max_label_shift=shift)
             manifest = replace(manifest, reference=reference, probation=watch)
     finally:
         runner.close()
-    tolerances = {**(said.get("golden") or {}), "file": Golden().file}
-    (folder / Golden().file).write_bytes(golden)
+    (folder / Golden().file).write_bytes(npz(samples))
     files = {path.name: measure(path.read_bytes()) for path in sorted(folder.iterdir())}
-    manifest = replace(manifest, files=files, golden=_convert(tolerances, Golden, "golden"))
+    manifest = replace(manifest, files=files, golden=tolerance)
     (folder / MANIFEST).write_bytes(manifests.encode(manifest))
 
 
@@ -472,11 +477,55 @@ def _read_labels(file: Path) -> bytes:
     return data
 
 
-def _golden(file: Path | None, manifest: Manifest, runner: Runner) -> bytes:
-    if file is not None:
-        return samples_of(file, manifest, runner)
-    _note("without --golden the samples are random: they prove less than windows the model was made for")
-    return random_samples(runner, manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None)
+def _golden(
+    args: argparse.Namespace, said: dict[str, Any], manifest: Manifest, model: Path, backend: Backend, runner: Runner
+) -> tuple[list[Sample], Golden]:
+    """Golden samples that all kernels of the runtime decide alike, and the tolerance that they need."""
+    given = _convert({**(said.get("golden") or {}), "file": Golden().file}, Golden, "golden")
+    if args.golden is not None:
+        expected = Expected(args.expect, manifest) if args.expect else None
+        samples = samples_of(args.golden, manifest, runner, expected)
+    elif args.expect is not None:
+        raise ControlError("--expect has the labels of the windows in --golden", hint="give --golden too")
+    else:
+        _note("without --golden the samples are random: they prove less than windows the model was made for")
+        post = manifest.postprocess
+        samples = random_samples(runner, post.output if isinstance(post, Classify) else None)
+    found = kernels.measure(samples, manifest, model, backend)
+    while found is not None and found.otherwise:
+        left = kernels.without(samples, found.otherwise)
+        _note(f"{len(samples) - len(left)} golden samples are left out: the runtime's kernels decide them differently")
+        samples = answered(runner, [sample.inputs for sample in left])
+        found = kernels.measure(samples, manifest, model, backend)
+    if found is None:
+        return samples, given
+    needed = kernels.tolerance(found, samples, manifest)
+    chosen = replace(
+        given,
+        steps=max(needed.steps, _stated(said, "steps")),
+        absolute=max(needed.absolute, _stated(said, "absolute")),
+    )
+    allowed = [f"{chosen.steps:g} steps"] * any(spec.scale for spec in manifest.outputs)
+    allowed += [f"{chosen.absolute:g}"] * any(not spec.scale for spec in manifest.outputs)
+    _note(f"{kernels.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
+    return samples, chosen
+
+
+def _hold_tolerance(bundle: Bundle) -> None:
+    """Tell where a manifest allows golden outputs to be off by less than the runtime's own kernels are apart."""
+    manifest = bundle.manifest
+    if manifest.golden is None:
+        return
+    inputs, outputs = (zip(*arrays, strict=True) for arrays in golden_samples(bundle, manifest.golden))
+    samples = [Sample(*sample) for sample in zip(inputs, outputs, strict=True)]
+    found = kernels.measure(samples, manifest, bundle.model, default_backend(bundle))
+    if found and (found.steps > manifest.golden.steps or found.absolute > manifest.golden.absolute or found.otherwise):
+        _note(f"{kernels.words(found, manifest)}, and its manifest allows less: other boards may refuse it")
+
+
+def _stated(said: dict[str, Any], name: str) -> float:
+    """A tolerance that the manifest states, which is kept where it is wide enough."""
+    return float((said.get("golden") or {}).get(name, 0.0))
 
 
 def _convert(fields: dict[str, Any], kind: type[Part], what: str) -> Part:

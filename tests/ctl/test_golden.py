@@ -7,14 +7,14 @@ import pytest
 
 from edged.api import TensorSpec
 from edged.backends.fake import FakeRunner
-from edged.ctl.golden import random_samples
+from edged.ctl.golden import npz, random_samples
 
 
 def samples(*inputs):
     """Random samples of a model with these inputs, which says how large the first element of the first is."""
     output = TensorSpec(name="y", shape=(1,), dtype="float32")
     runner = FakeRunner(inputs, (output,), lambda arrays: [arrays[0].reshape(-1)[:1].astype(np.float32)])
-    return np.load(io.BytesIO(random_samples(runner)))
+    return np.load(io.BytesIO(npz(random_samples(runner))))
 
 
 @pytest.mark.parametrize(("side", "count"), [(64, 16), (180, 8), (256, 3), (1000, 2)])
@@ -43,6 +43,6 @@ def test_of_a_model_that_decides_those_are_taken_that_it_is_surest_of():
     """Of nearly equal scores another processor may well take the other for the greatest."""
     numbers = TensorSpec(name="x", shape=(1, 3), dtype="float32")
     runner = FakeRunner((numbers,), (numbers,), lambda arrays: [arrays[0]])
-    by_chance = np.sort(np.load(io.BytesIO(random_samples(runner)))["output_0"].reshape(16, 3))
-    surest = np.sort(np.load(io.BytesIO(random_samples(runner, 0)))["output_0"].reshape(16, 3))
+    by_chance = np.sort(np.load(io.BytesIO(npz(random_samples(runner))))["output_0"].reshape(16, 3))
+    surest = np.sort(np.load(io.BytesIO(npz(random_samples(runner, 0))))["output_0"].reshape(16, 3))
     assert (by_chance[:, 2] - by_chance[:, 1]).min() < 0.25 < 1.0 < (surest[:, 2] - surest[:, 1]).min()

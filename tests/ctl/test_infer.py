@@ -12,6 +12,7 @@ from edged.core.manifest import WindowSpec
 from edged.ctl.infer import picture
 from edged.ctl.main import main
 from tests.bundles import DATA, write_bundle
+from tests.real_models import real_model
 
 RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
 PICTURES = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
@@ -135,6 +136,40 @@ def test_a_file_without_one_whole_window_says_so(tmp_path, capsys):
     file = csv(tmp_path, "ax,ay,az,gx,gy,gz\n" + "1,2,3,4,5,6\n" * 39)
     assert main(["infer", file, "--model", "motion", "--config", str(tmp_path / "none")]) == 4
     assert "not one whole window in it: that takes 40 samples" in capsys.readouterr().err
+
+
+def test_values_that_the_model_cannot_store_are_told(tmp_path, capsys):
+    """Raw pixels in a model that takes -1 to 1: an answer, and a confident one, of a white picture."""
+    tensor = {"name": "x", "shape": [1, 4], "dtype": "int8", "scale": 0.007813951000571251, "zero_point": -1}
+    output = {"name": "y", "shape": [1, 3], "dtype": "int8", "scale": 0.005878532771021128, "zero_point": -128}
+    model = str(write_bundle(tmp_path / "m", model="int8.tflite", inputs=[{"tensor": tensor}], outputs=[output]))
+    np.save(tmp_path / "x.npy", [[100.0, 0.5, 0.0, 0.0], [100.0, 200.0, 0.0, 0.0]])
+    assert main(["infer", str(tmp_path / "x.npy"), "--model", model]) == 0
+    said = capsys.readouterr().err
+    assert "38% of the input values are cut off, as they are beyond -0.9924 to 1, which is" in said
+    assert "these answers are probably wrong" in said
+
+
+def test_what_is_derived_from_a_bare_file_is_told(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", [[1.0, 2.0, 3.0, 4.0]])
+    assert main(["infer", str(tmp_path / "x.npy"), "--model", str(DATA / "metadata.tflite")]) == 0
+    assert "derived from metadata.tflite: 1 samples of 4 channels, called c0 and so on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "label", "score"),
+    [
+        ("mobilenet_v2_1.0_224_quant.tflite", "cat.bmp", "Egyptian cat", 0.789),
+        ("tf2_mobilenet_v2_1.0_224_ptq.tflite", "sunflower.bmp", "daisy", 0.945),
+        ("mobilenet_v1_0.25_128_quant.tflite", "parrot.jpg", "macaw", 0.762),
+        ("mobilenet_v1_0.25_224_1_metadata_1.tflite", "parrot.jpg", "macaw", 0.940),
+    ],
+)
+def test_a_bare_real_model_says_what_is_in_a_picture(model, image, label, score, capsys):
+    assert main(["infer", str(real_model(f"images/{image}")), "--model", str(real_model(model)), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["label"] == label
+    assert said["score"] == pytest.approx(score, abs=0.1)
 
 
 def test_a_model_that_is_not_there(tmp_path, capsys):

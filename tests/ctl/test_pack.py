@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from edged.core.manifest import Classify, Normalise, Variant
+from edged.core.manifest import Classify, Normalise, NoStep, Variant
 from edged.ctl.main import main
 from edged.models.bundle import examine, open_folder, unpack
 from edged.models.store import FACTORY
@@ -27,6 +28,7 @@ def pack(tmp_path, capsys, monkeypatch):
 
     def run(*args, code=0):
         out = tmp_path / "out.edgm"
+        out.unlink(missing_ok=True)
         assert main(["pack", *map(str, args), "-o", str(out)]) == code, capsys.readouterr().err
         complaints = capsys.readouterr().err
         if code:
@@ -226,6 +228,152 @@ def test_options_win_over_the_manifest_and_that_over_the_file(pack, tmp_path):
     assert packed.postprocess.decision.threshold == 0.9
     assert packed.labels == ("red", "green", "blue")
     assert len(packed.preprocess) == 1
+
+
+# What golden samples prove
+
+
+def test_the_tolerance_is_what_the_runtimes_own_kernels_differ_by(pack, tmp_path, capsys):
+    """Two steps were too tight for this model on boards without XNNPACK."""
+    pictures = np.stack([picture(name, 32) for name in ("cat.bmp", "parrot.jpg", "hot_dog.jpg")])
+    np.save(tmp_path / "windows.npy", pictures[:, None])
+    line = ["pack", real_model("mlperf_tiny_resnet_cifar10_int8.tflite"), "--version", "1"]
+    assert main([*map(str, [*line, "--golden", tmp_path / "windows.npy", "-o", tmp_path / "x.edgm"])]) == 0
+    golden = examine(tmp_path / "x.edgm").manifest.golden
+    assert golden is not None
+    assert 5 < golden.steps < 100
+    said = capsys.readouterr().err
+    assert "(XNNPACK, built-in, reference) are up to " in said
+    assert f"so golden outputs may be off by {golden.steps:g} steps" in said
+
+
+def test_a_model_that_all_kernels_compute_alike_is_held_more_tightly(pack):
+    golden = pack(DATA / "metadata.tflite", "--version", "1").manifest.golden
+    assert 1e-6 <= golden.absolute <= 1e-3
+
+
+@pytest.mark.parametrize(("stated", "taken"), [(0.5, 0.5), (1e-9, None)])
+def test_a_tolerance_that_is_stated_is_kept_unless_the_kernels_need_more(pack, tmp_path, stated, taken):
+    manifest = part(tmp_path, golden={"absolute": stated})
+    golden = pack(DATA / "metadata.tflite", "--version", "1", "--manifest", manifest).manifest.golden
+    assert golden.absolute == taken if taken else golden.absolute > stated
+
+
+def test_a_folder_that_allows_less_than_the_kernels_need_is_told(tmp_path, capsys):
+    inputs = np.full((1, 1, 4), 0.3, np.float32)
+    outputs = np.array([[[1.15, 1.1501, 1.15]]], np.float32)
+    golden = io.BytesIO()
+    np.savez(golden, input_0=inputs, output_0=outputs)
+    folder = write_bundle(tmp_path / "b", files={"golden.npz": golden.getvalue()}, golden={"absolute": 1e-5})
+    assert main(["pack", str(folder), "-o", str(tmp_path / "x.edgm")]) == 4
+    assert "and its manifest allows less: other boards may refuse it" in capsys.readouterr().err
+
+
+def test_values_that_the_model_cannot_store_are_refused_above_a_fifth(pack, tmp_path):
+    """Pixels from 0 to 255 where the model takes -1 to 1 are white pictures, whatever they show."""
+    manifest = part(tmp_path, labels=["red", "green", "blue"], postprocess={"kind": "classification"})
+    line = (DATA / "int8.tflite", "--version", "1", "--channels", "a,b,c,d", "--manifest", manifest, "--golden")
+    np.save(tmp_path / "pixels.npy", np.full((5, 4), 100.0))
+    complaint = pack(*line, tmp_path / "pixels.npy", code=4)
+    assert "pixels.npy: 100% of the input values are cut off, as they are beyond -0.9924 to 1, which is" in complaint
+    assert '[{"step":"none"}] lets the pixels of a picture in as they are' in complaint
+    np.save(tmp_path / "few.npy", [[100.0, 0.5, 0.25, 0.0], [0.5, 0.25, 0.0, 0.0]])
+    pack(*line, tmp_path / "few.npy")
+
+
+EXPECTED = "red\n-\nblue\n"
+WINDOWS = [[4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 4, 0]]
+
+
+@pytest.fixture
+def held(pack, tmp_path):
+    """Pack with these windows and the labels that they are known to have."""
+
+    def run(labels, code=0, **said):
+        np.save(tmp_path / "windows.npy", np.array(WINDOWS, np.float32))
+        (tmp_path / "expected.txt").write_text(labels)
+        manifest = part(tmp_path, **({"preprocess": [{"step": "none"}]} | said))
+        options = ("--manifest", manifest, "--expect", tmp_path / "expected.txt")
+        return pack(
+            DATA / "metadata.tflite", "--version", "1", "--golden", tmp_path / "windows.npy", *options, code=code
+        )
+
+    return run
+
+
+def test_golden_samples_are_held_to_the_labels_that_they_are_known_to_have(held):
+    assert golden(held(EXPECTED))["input_0"].reshape(2, 4).tolist() == [WINDOWS[0], WINDOWS[2]]
+    complaint = held("blue\n-\nblue\n", code=4)
+    assert "the model says 'red' (3.000) of window 0, and " in complaint
+    assert "expected.txt, line 1, has 'blue'" in complaint
+
+
+def test_a_wrong_path_to_the_model_does_not_prove_itself(held):
+    turned = [{"step": "normalise", "mean": [2], "std": [-1e-3]}]
+    assert "std" in held(EXPECTED, code=4, preprocess=turned)
+    clipped = [{"step": "clip", "low": -1, "high": 0}]
+    assert "the model says 'red' (1.000) of window 2" in held(EXPECTED, code=4, preprocess=clipped)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ("red\nblue\n", "expected.txt has 2 lines, and "),
+        ("red\n-\nviolet\n", "expected.txt, line 3: the model has no label 'violet'"),
+        ("-\n-\n-\n", "expected.txt has no labels"),
+    ],
+)
+def test_labels_that_cannot_be_held(held, labels, complaint):
+    assert complaint in held(labels, code=4)
+
+
+def test_anomalies_are_held_too(pack, tmp_path):
+    np.save(tmp_path / "windows.npy", np.array([[0.0], [9.0]], np.float32))
+    said = {"kind": "anomaly", "score": "output", "decision": {"threshold": 5.0}}
+    line = (DATA / "stateful.tflite", "--version", "1", "--channels", "x", "--golden", tmp_path / "windows.npy")
+    for labels, code in (("normal\nanomaly\n", 0), ("normal\nnormal\n", 4)):
+        (tmp_path / "expected.txt").write_text(labels)
+        pack(*line, "--manifest", part(tmp_path, postprocess=said), "--expect", tmp_path / "expected.txt", code=code)
+
+
+def test_labels_without_windows_or_of_a_regression(pack, tmp_path):
+    (tmp_path / "expected.txt").write_text("red\n")
+    options = ("--version", "1", "--expect", tmp_path / "expected.txt")
+    assert "give --golden too" in pack(DATA / "metadata.tflite", *options, code=4)
+    np.save(tmp_path / "windows.npy", np.zeros((1, 4), np.float32))
+    manifest = part(tmp_path, postprocess={"kind": "regression", "names": ["a", "b", "c"]})
+    complaint = pack(
+        *(DATA / "metadata.tflite", *options, "--golden", tmp_path / "windows.npy", "--manifest", manifest), code=4
+    )
+    assert "a regression has no labels" in complaint
+
+
+def picture(name, side):
+    with Image.open(real_model(f"images/{name}")) as opened:
+        return np.asarray(opened.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("window", [None, {"length": 1, "hop": 1, "sample_shape": [128, 128, 3], "dtype": "uint8"}])
+def test_pixels_go_in_as_they_are_whoever_describes_the_picture(pack, tmp_path, window):
+    parrot = picture("parrot.jpg", 128)
+    np.save(tmp_path / "windows.npy", parrot[None, None])
+    (tmp_path / "expected.txt").write_text("macaw\n")
+    said = ("--manifest", part(tmp_path, window=window)) if window else ()
+    model = real_model("mobilenet_v1_0.25_128_quant.tflite")
+    line = ("--version", "1", "--golden", tmp_path / "windows.npy", "--expect", tmp_path / "expected.txt")
+    bundle = pack(model, *line, *said)
+    assert bundle.manifest.preprocess == (NoStep(),)
+    assert np.array_equal(golden(bundle)["input_0"][0, 0], parrot)
+
+
+def test_a_float_picture_whose_normalisation_nobody_states_is_not_packed(pack, tmp_path):
+    window = {"length": 1, "hop": 1, "sample_shape": [32, 32, 3], "dtype": "uint8"}
+    model = real_model("mlperf_tiny_resnet_cifar10_fp32.tflite")
+    complaint = pack(model, "--version", "1", "--manifest", part(tmp_path, window=window), code=4)
+    assert "nothing says how the values of a picture of shape [32, 32, 3] go into a float32 tensor" in complaint
+    assert '{"preprocess":[{"step":"normalise","mean":["MEAN"],"std":["STD"]}]}' in complaint
+    said = part(tmp_path, window=window, preprocess=[{"step": "none"}])
+    assert pack(model, "--version", "1", "--manifest", said).manifest.preprocess == (NoStep(),)
 
 
 # Variants

@@ -1,0 +1,79 @@
+"""The labels that golden windows are known to have, from a file of one line a window; "-" for a window of none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edged.api import Anomaly, Classification, ControlError, Outcome
+from edged.core.manifest import Classify, Detect, Manifest
+
+MAX_BYTES = 16 << 20
+ANOMALY, NORMAL = "anomaly", "normal"
+
+
+class Expected:
+    """The label of each window, by its number; those that have none are left out."""
+
+    def __init__(self, file: Path, manifest: Manifest) -> None:
+        """Read the file.
+
+        Raises:
+            ControlError: it cannot be read, or names a label that the model does not have.
+        """
+        self._file = file
+        self._lines = _lines(file)
+        match manifest.postprocess:
+            case Classify():
+                known: tuple[str, ...] = manifest.labels
+            case Detect():
+                known = (ANOMALY, NORMAL)
+            case _:
+                raise ControlError(f"{file}: a regression has no labels to be held to", hint="leave out --expect")
+        unknown = next((number for number, label in self._labels() if label not in known), None)
+        if unknown is not None:
+            shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+            raise ControlError(
+                f"{file}, line {unknown + 1}: the model has no label {self._lines[unknown][:80]!r}",
+                hint=f"its labels: {shown}; - for a window that is not to be held to one",
+            )
+
+    def windows(self, count: int, golden: Path) -> list[int]:
+        """The numbers of the windows that have a label. Raises ControlError unless there are `count` lines."""
+        if len(self._lines) != count:
+            raise ControlError(
+                f"{self._file} has {len(self._lines)} lines, and {golden} {count} windows",
+                hint="write the label of a window on each line, and - for a window that is not to be held to one",
+            )
+        return [number for number, _ in self._labels()]
+
+    def hold(self, window: int, outcome: Outcome) -> None:
+        """Hold what the model says of a window against its label. Raises ControlError where it is another."""
+        label = self._lines[window]
+        match outcome:
+            case Classification(label=said, score=score):
+                words = f"{said!r} ({score:.3f})"
+            case Anomaly(score=score, threshold=threshold):
+                said = ANOMALY if score >= threshold else NORMAL
+                words = f"{said!r} ({score:.4g}, the threshold is {threshold:.4g})"
+            case _:
+                return
+        if said != label:
+            raise ControlError(
+                f"the model says {words} of window {window}, and {self._file}, line {window + 1}, has {label!r}",
+                hint="check `preprocess`, the units and the order of the labels; - if the model may be wrong there",
+            )
+
+    def _labels(self) -> list[tuple[int, str]]:
+        return [(number, label) for number, label in enumerate(self._lines) if label != "-"]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+        lines = [line.strip() for line in data.decode("utf-8-sig").rstrip("\n").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ControlError(f"{file} cannot be read: {error}", hint="it must be text with a label a line") from error
+    if len(data) > MAX_BYTES or not any(line not in ("", "-") for line in lines):
+        raise ControlError(f"{file} has no labels, or too many", hint="it must be text with a label a line")
+    return lines

@@ -1,0 +1,129 @@
+"""Measures how far the runtime's own kernels are apart on golden samples, which is what a sound board may be off by.
+
+A board may compute with other kernels than the workstation: another processor's, or an older runtime's. So the
+tolerance of golden samples is half as wide again as what XNNPACK, the built-in and the reference kernels differ by
+here, and at least a quantisation step; a sample that they decide differently is no golden one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from edged.api import Backend, ControlError, EdgedError, Runner
+from edged.backends.tflite import OtherKernels, TfliteBackend
+from edged.core.manifest import Classify, Golden, Manifest
+from edged.core.tensors import decides_otherwise, difference
+from edged.ctl.golden import Sample
+
+_MARGIN = 1.5
+_LEAST_STEPS = 1.0
+_LEAST_SHARE = 1e-4
+"""Of the greatest value of an output that is not quantised: sums in another order differ by less."""
+
+
+class Spread(NamedTuple):
+    """The worst difference in steps of a quantised output and in any other, and the samples decided otherwise."""
+
+    steps: float
+    absolute: float
+    otherwise: frozenset[int]
+
+
+def spread(samples: list[Sample], manifest: Manifest, runner: Runner) -> Spread:
+    """Run the samples on other kernels, from rest, and compare."""
+    deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
+    worst = {True: 0.0, False: 0.0}
+    otherwise = set()
+    runner.reset()
+    for index, sample in enumerate(samples):
+        outputs = zip(manifest.outputs, runner.run(sample.inputs), sample.outputs, strict=True)
+        for number, (spec, got, expected) in enumerate(outputs):
+            quantised = bool(spec.scale)
+            worst[quantised] = max(worst[quantised], difference(got, expected))
+            if number == deciding and decides_otherwise(got, expected):
+                otherwise.add(index)
+    return Spread(worst[True], worst[False], frozenset(otherwise))
+
+
+def measure(samples: list[Sample], manifest: Manifest, model: Path, backend: Backend) -> Spread | None:
+    """The spread over all other kernels of the runtime; None for a backend that has no others."""
+    found = []
+    for other in _others(backend):
+        with (
+            suppress(EdgedError),
+            _loaded(other, model, manifest.signature) as runner,
+        ):  # not every op is in all of them
+            found.append(spread(samples, manifest, runner))
+    if not found:
+        return None
+    return Spread(
+        max(each.steps for each in found),
+        max(each.absolute for each in found),
+        frozenset().union(*(each.otherwise for each in found)),
+    )
+
+
+def tolerance(found: Spread, samples: list[Sample], manifest: Manifest) -> Golden:
+    """The tolerance for samples on which the kernels are so far apart."""
+    floats = [
+        float(np.abs(np.nan_to_num(output.astype(np.float64))).max(initial=0.0))
+        for sample in samples
+        for spec, output in zip(manifest.outputs, sample.outputs, strict=True)
+        if not spec.scale
+    ]
+    least = Golden().steps if manifest.variants else _LEAST_STEPS  # an accelerator rounds as it likes
+    return Golden(
+        steps=float(max(least, ceil(_MARGIN * found.steps))),
+        absolute=_rounded(min(1e30, max(_MARGIN * found.absolute, _LEAST_SHARE * max(floats, default=0.0), 1e-6))),
+    )
+
+
+def words(found: Spread, manifest: Manifest) -> str:
+    """How far the kernels are apart, in words."""
+    parts = []
+    if any(spec.scale for spec in manifest.outputs):
+        parts.append(f"{found.steps:g} quantisation steps")
+    if any(not spec.scale for spec in manifest.outputs):
+        parts.append(f"{found.absolute:.2g}")
+    return f"the runtime's own kernels (XNNPACK, built-in, reference) are up to {' and '.join(parts)} apart"
+
+
+def without(samples: list[Sample], otherwise: frozenset[int]) -> list[Sample]:
+    """The samples that all kernels decide alike. Raises ControlError if there is none."""
+    kept = [sample for index, sample in enumerate(samples) if index not in otherwise]
+    if not kept:
+        raise ControlError(
+            "the runtime's own kernels decide differently on every golden sample",
+            hint="give --golden windows of which the model is surer",
+        )
+    return kept
+
+
+def _others(backend: Backend) -> list[Backend]:
+    if type(backend) is not TfliteBackend:
+        return []
+    return [
+        OtherKernels(threads=backend.threads, runtime=backend.runtime, reference=reference)
+        for reference in (False, True)
+    ]
+
+
+@contextmanager
+def _loaded(backend: Backend, model: Path, signature: str | None) -> Iterator[Runner]:
+    runner = backend.load(model, signature=signature)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def _rounded(value: float) -> float:
+    """Two digits, rounded up."""
+    scale = 10.0 ** (np.floor(np.log10(value)) - 1)
+    return float(f"{ceil(value / scale) * scale:.1e}")
