@@ -9,6 +9,10 @@ Only "always" waits for the disk: `put` returns when its message is committed, t
 meanwhile, so that a pipeline has told nobody of a result that a power cut could take back. It does not wait for a disk
 that fails, hangs or has no budget left: inferring goes on, the health says so, and each such message is counted `late`.
 
+The file may be deleted or replaced while it is open, by `rm` or by a backup put in the folder's place. What is written
+then is lost when the process ends. So the keeper looks for that in each turn, at least once a second while anything is
+owed, and copies all that it has into a file at the path, which outlives the process again.
+
 A message in memory may have a home, the segment on disk that holds it as well; a segment is deleted when all messages
 at home there are settled. Messages beyond what is soon needed are on disk only, and counted as `behind` in their line.
 """
@@ -38,6 +42,7 @@ from edged.outbox.shelf import (
     SET_ASIDE,
     Connect,
     Found,
+    Place,
     Segment,
     Shelf,
     ShelfError,
@@ -45,6 +50,7 @@ from edged.outbox.shelf import (
     Wear,
     is_damaged,
     open_database,
+    place,
 )
 from edged.outbox.spool import MAX_PARKED, Aside, DiskStats, Entry, Line, MemorySpool, Parked, SpoolStats, count, size
 
@@ -135,6 +141,8 @@ class DiskSpool(MemorySpool):
         self._pace = _Pace(clock)
         self._thread = Thread(target=self._run, name="spool", daemon=True)
         self._shelf: Shelf | None = None
+        self._astray = False  # the open file is not the one at the path, and could not be copied there yet
+        self._place: Place | None = None  # of the file that was opened last
         self._looked = False
         self._hungry = True
         self._closing = False
@@ -146,6 +154,7 @@ class DiskSpool(MemorySpool):
         self._next_commit = clock() + self.options.commit_seconds
         self._last_key = 0
         self._inherited = 0  # the last key that an earlier process has used
+        self._first_id = -(1 << 60)  # of entries that are read from the file
         self._homes: dict[int, Home] = {}  # by entry
         self._resident: dict[int, Home] = {}  # by segment
         self._growing: dict[str, Growing] = {}
@@ -171,6 +180,8 @@ class DiskSpool(MemorySpool):
                 count(self._drops, message.origin, "full")
                 return
             self._pace.count(message.origin)
+            if self._is_idle:
+                self._tick.notify()
             super().put(message)
             if policy.durability == "always":
                 self._await_commit(message)
@@ -214,7 +225,7 @@ class DiskSpool(MemorySpool):
             self._thread.join(seconds)
         with self._lock:
             entries = sorted(entry for line in self._lines.values() for entry in line.entries())
-            return [entry.message for entry in entries if entry.id not in self._homes]
+            return [entry.message for entry in entries if self._astray or entry.id not in self._homes]
 
     @property
     def stats(self) -> SpoolStats:
@@ -350,12 +361,19 @@ class DiskSpool(MemorySpool):
         while not closing or (self._anew and self._clock() >= self._next_commit):
             with self._lock:
                 if not self._closing:
+                    self._tick.wait_for(lambda: not self._is_idle or self._hungry or self._closing)
                     self._tick.wait_for(lambda: self._hungry or self._closing, self._patience())
                 closing = self._closing
                 self._hungry = False
             self._turn(closing)
         if self._shelf is not None:
             self._shelf.close()
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing is owed and nothing is to be done: until a message is put, nothing need be looked at."""
+        owed = self.depth or self._parked or self._doomed
+        return not owed and self._looked and not self._failed and not self._over_budget
 
     def _patience(self) -> float:
         """Whatever is put when a commit is due calls; this is for what grows late, and for a commit to come."""
@@ -367,9 +385,13 @@ class DiskSpool(MemorySpool):
         unread = self._unread + 1
         try:
             if self._failed and not closing and self._busy_since < self._next_commit:
+                if self._shelf is not None:  # it is astray: what is in it can be sent all the same
+                    self._fetch(self._shelf)
                 return
             if self._shelf is None and self._something_is_there():
                 self._open()
+            if self._shelf is not None and not self._shelf.is_in_place:
+                self._return_to_place(self._shelf)
             if self._failed and self._shelf is not None and not closing:
                 with suppress(ShelfError):  # what is full can be read, and what cannot be read be written, all the same
                     self._fetch(self._shelf)
@@ -401,7 +423,12 @@ class DiskSpool(MemorySpool):
         """Whether the file has, or may have, what is to be sent."""
         if not self._looked:
             return salvage.is_there(self.file)
-        return any(line.behind for line in self._lines.values())
+        return self._is_another or any(line.behind for line in self._lines.values())
+
+    @property
+    def _is_another(self) -> bool:
+        """Whether the file that was opened last, and is closed, is not the one at the path."""
+        return self._place is not None and place(self.file) != self._place
 
     def _recovered(self) -> None:
         over = self._over_budget
@@ -416,7 +443,7 @@ class DiskSpool(MemorySpool):
 
     def _trouble(self, error: ShelfError) -> None:
         """The file is of no use now. What is in memory is to be saved again; what was on disk only may come back."""
-        if self._shelf is not None:
+        if self._shelf is not None and not self._astray:  # one that is astray is the only one there is: keep it open
             self._shelf.close()
             self._shelf = None
         with self._lock:
@@ -463,6 +490,7 @@ class DiskSpool(MemorySpool):
         log.error("%s; it is now %s, and %d messages of it were saved", error.message, aside, saved.messages)
         with self._lock:
             self._aside = (*self._aside, Aside(str(aside), saved.messages))[-salvage.KEEP_ASIDE :]
+            self._place = None
             if self._looked:
                 self._go_on_with(saved)
 
@@ -485,14 +513,73 @@ class DiskSpool(MemorySpool):
             line.behind = behind.get(origin, 0)
 
     def _open(self) -> None:
-        """A file that was there before is opened again with all that was known of it."""
+        """A file that was there before is opened again with all that was known of it, unless it is another one."""
+        another = self._is_another
         self._shelf = Shelf(self.file, self._connect)
-        if not self._looked:
+        self._place = self._shelf.place
+        if another:
+            found = self._shelf.look()
+            log.warning("%s was deleted or replaced while it could not be used", self.file)
+            with self._lock:
+                self._go_on_with(salvage.Saved({}, set()))
+                self._shift_keys(found.last_key)
+                self._adopt(found)
+        elif not self._looked:
             found = self._shelf.look()
             self._wear.take_over(self._shelf.read_wear())
             with self._lock:
                 self._adopt(found)
             self._looked_now()
+
+    def _return_to_place(self, old: Shelf) -> None:
+        """Have all that is in the open file at the path again, beside what is there now. Raises ShelfError."""
+        self._astray = True
+        error = ShelfError(f"{self.file} was deleted or replaced while it was in use", hint=_LEAVE_ALONE)
+        self._degrade(error)
+        try:
+            if old.place is not None and place(self.file) == old.place:  # only its log is gone, so far not needed
+                old.settle()
+                old.close()
+                self._shelf = Shelf(self.file, self._connect)
+            else:
+                self._shelf = self._copy(old)
+                old.close()
+        except ShelfError as failure:  # whatever is wrong with what is there now, it is not this file that is damaged
+            raise ShelfError(f"{error.message}, and {failure.message}", hint=failure.hint) from failure
+        self._place = self._shelf.place
+        self._astray = False
+        log.warning("%s; %d messages that wait were saved there again", error.message, self.depth)
+
+    def _copy(self, old: Shelf) -> Shelf:
+        """A file at the path with all that is in this one, after whatever is there."""
+        old.withdraw_log()
+        try:
+            new = Shelf(self.file, self._connect)
+        except ShelfError as error:
+            if not (error.damaged or error.other):
+                raise
+            salvage.set_aside(self.file, "other")
+            new = Shelf(self.file, self._connect)
+        try:
+            found = new.look()
+            new.take_over(old, found.last_key)
+        except BaseException:
+            new.close()
+            raise
+        with self._lock:
+            self._shift_keys(found.last_key)
+            self._adopt(found)
+        return new
+
+    def _shift_keys(self, shift: int) -> None:
+        """Each segment has a key that is so much higher. What will be read from the file gets ids of its own."""
+        self._resident = {key + shift: home._replace(key=key + shift) for key, home in self._resident.items()}
+        self._homes = {entry_id: self._resident[home.key + shift] for entry_id, home in self._homes.items()}
+        self._growing = {origin: last._replace(key=last.key + shift) for origin, last in self._growing.items()}
+        self._doomed = {key + shift for key in self._doomed}
+        self._last_key += shift
+        self._inherited += shift
+        self._first_id -= 1 << 60
 
     def _looked_now(self) -> None:
         """What was left behind is known, so that nothing new goes before it."""
@@ -502,9 +589,9 @@ class DiskSpool(MemorySpool):
 
     def _adopt(self, found: Found) -> None:
         self._last_key = max(self._last_key, found.last_key)  # what is being saved has its key already
-        self._inherited = found.last_key
+        self._inherited = max(self._inherited, found.last_key)
         for origin, waiting in found.waiting.items():
-            self._line(origin).behind = waiting
+            self._line(origin).behind += waiting
         self._doomed |= {segment.key for segment in found.parked[:-MAX_PARKED]}
         for segment in found.parked[-MAX_PARKED:]:
             for entry in self._move_in(segment):
@@ -518,7 +605,7 @@ class DiskSpool(MemorySpool):
         late, estimated = self._lateness(segment.stamp)
         inherited = segment.key <= self._inherited
         entries = [
-            Entry((segment.key << 10 | index) - (1 << 60), _later(message, late, estimated), inherited)
+            Entry((segment.key << 10 | index) + self._first_id, _later(message, late, estimated), inherited)
             for index, message in enumerate(segment.messages)
         ]
         home = Home(segment.key, {entry.id for entry in entries}, len(entries))
@@ -944,6 +1031,9 @@ class _Pace:
         if elapsed > _PACE_SECONDS:
             self._counts, self._before, self._since = {}, rates, self._clock()
         return either
+
+
+_LEAVE_ALONE = "stop edged before its state folder is changed, deleted or restored"
 
 
 def _bug(error: Exception) -> ShelfError:

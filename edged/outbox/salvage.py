@@ -17,7 +17,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from edged.outbox.shelf import APPLICATION, MAX_SEGMENT, SCHEMA, Connect, Segment, Shelf, ShelfError, border, unpack
+from edged.outbox.shelf import (
+    APPLICATION,
+    MAX_SEGMENT,
+    SCHEMA,
+    Connect,
+    Segment,
+    Shelf,
+    ShelfError,
+    border,
+    log_of,
+    unpack,
+)
 
 KEEP_ASIDE = 3
 """So many damaged files are kept, the latest; and of other files, which are not ours to delete, no more are moved."""
@@ -129,8 +140,8 @@ def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
             shutil.copyfile(file, copy)
             with copy.open("r+b") as mended:
                 mended.write(header)
-            if _log_of(file).exists():
-                shutil.copyfile(_log_of(file), _log_of(copy))
+            if log_of(file).exists():
+                shutil.copyfile(log_of(file), log_of(copy))
         yield copy
     finally:
         with border(file):
@@ -239,19 +250,15 @@ def _take_place(file: Path) -> None:
     _sync(file.parent)
 
 
-def _log_of(file: Path) -> Path:
-    return file.with_name(file.name + "-wal")
-
-
 def _delete(file: Path) -> None:
     file.unlink(missing_ok=True)
-    _log_of(file).unlink(missing_ok=True)
+    log_of(file).unlink(missing_ok=True)
 
 
 def _rename(file: Path, to: Path) -> None:
     """The log first: without it a file is older, and with another's it is a mixture."""
-    if _log_of(file).exists():
-        _log_of(file).rename(_log_of(to))
+    if log_of(file).exists():
+        log_of(file).rename(log_of(to))
     file.rename(to)
 
 

@@ -32,6 +32,9 @@ MAX_SEGMENT = 512
 """No more messages are put into one segment, and no more bytes of payload than:"""
 MAX_SEGMENT_BYTES = 256 << 10
 
+Place = tuple[int, int]
+"""A file's device and inode, which no other file has as long as it is open."""
+
 Connect = Callable[[str], sqlite3.Connection]
 """Opens a database file. For tests, who need disks that fail."""
 
@@ -113,9 +116,35 @@ class Shelf:
         try:
             with border(file):
                 self._prepare()
-        except ShelfError:
+                self._places = _places(file)
+        except BaseException:
             self.close()
             raise
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the open files are still those at their paths: somebody may have deleted or replaced them."""
+        return None not in self._places and _places(self.file) == self._places
+
+    @property
+    def place(self) -> Place | None:
+        """Where the open database is, whatever has become of its path."""
+        return self._places[0]
+
+    def withdraw_log(self) -> None:
+        """Delete the open log's name: it would be taken for the log of another database that is at the path now."""
+        with border(self.file):
+            log = log_of(self.file)
+            if place(log) == self._places[1]:
+                log.unlink(missing_ok=True)
+
+    def take_over(self, other: Shelf, shift: int) -> None:
+        """Copy all segments of another file, with keys that are so much higher."""
+        with self.transaction():
+            for table, columns in (("segment", "?, ?, ?, ?, ?, ?, ?"), ("body", "?, ?")):
+                rows = other._db.execute(f"SELECT * FROM {table}")
+                moved = ((key + shift, *row) for key, *row in rows)
+                self._db.executemany(f"INSERT INTO {table} VALUES ({columns})", moved)
 
     def look(self) -> Found:
         """What is there."""
@@ -320,6 +349,8 @@ def border(file: Path) -> Iterator[None]:
     """What SQLite and the system raise becomes a ShelfError."""
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite names a table, and where its name is damaged the message is no text
+        raise ShelfError(f"{file} cannot be used: {error}", hint=SET_ASIDE, damaged=True) from error
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _read_only(file.parent):
@@ -339,6 +370,25 @@ def _read_only(folder: Path) -> bool:
         return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     except OSError:
         return False
+
+
+def place(file: Path) -> Place | None:
+    """Which file is at a path, None where there is none that could be reached."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _places(file: Path) -> tuple[Place | None, Place | None]:
+    """Which files are at the paths of a database and of its log."""
+    return place(file), place(log_of(file))
+
+
+def log_of(file: Path) -> Path:
+    """The path of a database's write-ahead log."""
+    return file.with_name(file.name + "-wal")
 
 
 def _make_folder(folder: Path) -> None:

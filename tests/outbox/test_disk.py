@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -668,6 +669,131 @@ def test_a_folder_that_cannot_be_made_is_a_reason_and_no_end(make: Make, tmp_pat
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
+
+
+def after_a_kill(make: Make, spool: DiskSpool, count: int) -> list[Entry]:
+    """What the next process has, of which there are so many, if this one is killed now."""
+    folder = spool.file.parent
+    ours = folder.with_name("killed")
+    shutil.copytree(folder, ours)
+    spool.close(PATIENCE)
+    shutil.rmtree(folder)
+    ours.rename(folder)
+    return drain(make(), count)
+
+
+def in_place(spool: DiskSpool) -> bool:
+    return spool.file.exists() and saved(spool) and spool.health.state == "running"
+
+
+@pytest.mark.parametrize("names", [("spool.db", "spool.db-wal"), ("spool.db",), ("spool.db-wal",)])
+def test_what_waits_is_saved_again_where_the_file_was_deleted(make: Make, names: tuple[str, ...]) -> None:
+    spool = make()
+    fill(spool, 3 * SOON)
+    until(lambda: saved(spool) and spool.stats.on_disk)
+    for name in names:
+        (spool.file.parent / name).unlink()
+    fill(spool, 10, first=3 * SOON)
+    until(lambda: in_place(spool))
+
+    assert spool.stats.dropped == 0
+    assert numbers(after_a_kill(make, spool, 3 * SOON + 10)) == list(range(3 * SOON + 10))
+
+
+def test_a_folder_swapped_for_a_backup_has_both_in_order(make: Make, tmp_path: Path) -> None:
+    before = make()
+    fill(before, 1500)
+    before.close(PATIENCE)
+    shutil.copytree(tmp_path / "spool", tmp_path / "backup")
+    spool = make()
+    drain(spool, 1500)
+    fill(spool, 3 * SOON, first=1500)
+    until(lambda: saved(spool) and spool.stats.on_disk)
+    (tmp_path / "spool").rename(tmp_path / "old")
+    (tmp_path / "backup").rename(tmp_path / "spool")
+    fill(spool, 10, first=1500 + 3 * SOON)
+    until(lambda: in_place(spool) and spool.depth == 1510 + 3 * SOON)
+
+    expected = list(range(1510 + 3 * SOON))
+    assert sorted(numbers(after_a_kill(make, spool, len(expected)))) == expected
+
+
+def test_messages_under_way_while_the_file_is_replaced_are_acknowledged_all_the_same(make: Make) -> None:
+    spool = make()
+    fill(spool, 100)
+    until(lambda: saved(spool))
+    spool.resume()
+    flying = spool.take(50)
+    spool.file.unlink()
+    until(lambda: in_place(spool))
+    spool.ack([entry.id for entry in flying])
+    spool.release()
+
+    assert numbers(after_a_kill(make, spool, 50))[-50:] == list(range(50, 100))
+
+
+def test_a_file_of_others_in_the_place_of_ours_is_set_aside(make: Make, tmp_path: Path) -> None:
+    spool = make()
+    fill(spool, 100)
+    until(lambda: saved(spool))
+    (tmp_path / "stranger").write_bytes(b"not a database, but longer than a header of one would be: " * 20)
+    (tmp_path / "stranger").replace(spool.file)
+    until(lambda: in_place(spool) and (tmp_path / "spool/other-1.db").exists())
+
+    assert numbers(after_a_kill(make, spool, 100)) == list(range(100))
+
+
+def test_a_file_that_cannot_be_replaced_yet_is_read_on(make: Make, tmp_path: Path) -> None:
+    spool = make()
+    fill(spool, 3 * SOON)
+    until(lambda: saved(spool) and spool.stats.on_disk)
+    (tmp_path / "spool").rename(tmp_path / "old")
+    (tmp_path / "spool").write_bytes(b"a file is in the way of the folder")
+    until(lambda: spool.health.state == "degraded" and "was deleted or replaced" in spool.health.reason)
+    assert spool.stats.disk is not None
+    assert spool.stats.disk.loss_seconds is None
+    spool.resume()
+
+    assert numbers(drain(spool, 3 * SOON)) == list(range(3 * SOON))
+
+
+def test_a_file_that_was_deleted_while_it_could_not_be_used_is_missed(make: Make) -> None:
+    fails, connect = failing("disk I/O error", "INSERT")
+    spool = make(connect=connect)
+    fill(spool, 100)
+    until(lambda: saved(spool))
+    fails.set()
+    fill(spool, 1, first=100)
+    until(lambda: spool.health.state == "degraded")
+    for file in spool.file.parent.iterdir():
+        file.unlink()
+    fails.clear()
+    until(lambda: in_place(spool))
+
+    assert numbers(after_a_kill(make, spool, 101)) == list(range(101))
+
+
+def test_nothing_is_looked_at_while_nothing_is_owed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "LOOK_SECONDS", 0.01)
+    spool = make()
+    spool.resume()
+    fill(spool, 10)
+    drain(spool, 10)
+    count_turns(spool, 100)  # those that see to what was acknowledged
+    asleep = count_turns(spool)
+    fill(spool, 1)
+    awake = count_turns(spool)
+
+    assert (asleep, awake) == (0, 3)
+
+
+def count_turns(spool: DiskSpool, most: int = 3) -> int:
+    """The turns of the keeper, until there were so many or none came for a hundred times as long as one lasts."""
+    turns = 0
+    with spool._lock:
+        while turns < most and spool._turned.wait(1.0):
+            turns += 1
+    return turns
 
 
 class Wall:

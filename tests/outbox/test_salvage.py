@@ -127,6 +127,14 @@ def test_of_a_page_of_bodies_only_what_is_on_it_is_lost(
         assert 0 < each.saved < len(numbers)  # some had been sent before it was met
 
 
+def test_a_name_that_is_no_text_any_more_is_damage(whole: Whole, caplog: pytest.LogCaptureFixture) -> None:
+    data = bytearray(whole)
+    data[3885] = 0x80  # in the schema, which is on the first page
+    with opened(bytes(data)) as spool:
+        everything(spool)
+    assert "spool.db cannot be used: 'utf-8' codec can't decode byte 0x80" in caplog.text
+
+
 def test_a_page_number_beyond_all_that_can_be_is_no_disk_that_is_full(
     whole: Whole, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 from random import randbytes
+from threading import Event
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -89,7 +90,9 @@ class DiskMachine(MemoryMachine):
     def open(self) -> Spool:
         status = Status("spool", time.monotonic, lambda name, health: None)
         spool = DiskSpool(Path(self.folder.name), SpoolOptions(commit_seconds=0), POLICIES, status=status)
-        spool.start(lambda: None)
+        looked = Event()
+        spool.start(looked.set)
+        assert looked.wait(PATIENCE)  # a file that is deleted before it is opened is lost
         return spool
 
     @rule()
@@ -97,6 +100,11 @@ class DiskMachine(MemoryMachine):
         self.lose_the_connection()
         assert self.spool.close(PATIENCE) == []
         self.spool = self.open()
+
+    @rule(names=st.sampled_from([("spool.db", "spool.db-wal"), ("spool.db",), ("spool.db-wal",)]))
+    def delete(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            (Path(self.folder.name) / name).unlink(missing_ok=True)
 
     def teardown(self) -> None:
         self.spool.close(PATIENCE)
