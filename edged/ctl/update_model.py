@@ -9,8 +9,9 @@ device has what it builds on; where that comes to nothing, the bundle is. Of a U
 that the bundle is beside it, with .edgm.
 
 With --model, BUNDLE is a bare .tflite file. It takes over window, preprocessing, labels and postprocessing from the
-version it replaces, and has to have the same tensors; golden samples it has none, so it proves little. Boards that ask
-for signatures do not take it: pack and sign it.
+version it replaces, and has to have the same tensors; golden samples it has none, so it proves little. Labels in its
+TFLite metadata that are new are its own, which is told; it is refused where the decision names one that is gone. Boards
+that ask for signatures do not take it: pack and sign it.
 
 The update belongs to the device: Ctrl-C only stops watching. With --confirm-within it is taken back unless somebody
 says `edgectl confirm MODEL` in that time.

@@ -70,7 +70,8 @@ def adopt(file: Path, bare: Bare, before: Bundle, floor: Version) -> Arrival:
         return Arrival(file, _head_of(before), bare=True)
     latest = max(floor, manifest.version, key=manifests.version_key)
     base = replace(manifest, name=bare.model)
-    return Arrival(file, inherit(data, base, bare.version or next_version(latest)), bare=True)
+    old = read_bare(before.model) if manifest.backend == "tflite" else None
+    return Arrival(file, inherit(data, base, bare.version or next_version(latest), old), bare=True)
 
 
 def _head_of(bundle: Bundle) -> Head:

@@ -2,7 +2,8 @@
 
 Its window, channels, preprocessing, labels, postprocessing, needs, limits and reference statistics are those of the
 version before; its tensors must be the same in number, shape and dtype. How they are quantised is the file's own, for
-that is how numbers are stored and not what they mean. Golden samples cannot be inherited, as another model answers
+that is how numbers are stored and not what they mean. Labels and normalisation in its TFLite metadata that are others
+than in the file before are its own too. Golden samples cannot be inherited, as another model answers
 otherwise: so a bare file proves no more than that it loads and runs, and is only taken where unsigned versions are.
 
 `inherit` makes the head of a container, always the same of the same file, version and contract: what is sent again
@@ -23,9 +24,12 @@ from edged.core import container
 from edged.core import manifest as manifests
 from edged.core.container import Head, measure
 from edged.core.errors import BundleError, StoreError
-from edged.core.manifest import MAX_FILE_BYTES, Manifest, Name, Version
-from edged.core.tflite_file import inspect
+from edged.core.labels import numbered
+from edged.core.listing import some
+from edged.core.manifest import MAX_FILE_BYTES, Classify, Manifest, Name, Version
+from edged.core.tflite_file import TfliteFile, inspect
 from edged.core.types import TensorSpec
+from edged.models.bundle import steps_in
 from edged.models.delta import as_stream
 
 SUFFIX = ".tflite"
@@ -80,13 +84,17 @@ def read(tflite: Path) -> bytes:
     return data
 
 
-def inherit(data: bytes, base: Manifest, version: str) -> Head:
+def inherit(data: bytes, base: Manifest, version: str, before_it: bytes | None = None) -> Head:
     """The head of the container that a bare file's bytes make, with the contract of the version `base`.
 
+    `before_it` are the bytes of that version's file: what the metadata of both say alike, its manifest has overruled.
+
     Raises:
-        BundleError: it is damaged, or its tensors are others; the message names the first.
+        BundleError: it is damaged, or its tensors are others; the message names the first. Or its labels are others,
+            and the contract names one that it lacks.
     """
     before = f"{base.name} {base.version}"
+    old = inspect(before_it) if before_it is not None and is_bare(before_it) else None
     if base.signature is not None:
         raise BundleError(f"{before} is one signature of a file with several", hint=_PACK)
     found = inspect(data)
@@ -102,7 +110,54 @@ def inherit(data: bytes, base: Manifest, version: str) -> Head:
         golden=None,
         variants=(),
     )
+    manifest = _with_own_labels(_with_own_steps(manifest, found, old, before), found, old, before)
     return Head(manifest, manifests.encode(manifest), b"")
+
+
+def own_parts(manifest: Manifest, base: Manifest) -> list[str]:
+    """What `inherit` took from the file and not from the version before, in words."""
+    parts = []
+    if manifest.labels != base.labels:
+        parts.append(f"labels ({some(manifest.labels, 3)})")
+    if manifest.preprocess != base.preprocess:
+        parts.append("normalisation")
+    return parts
+
+
+def _with_own_labels(manifest: Manifest, found: TfliteFile, old: TfliteFile | None, before: str) -> Manifest:
+    labels = _labels_in(found, manifest)
+    if not labels or labels in (manifest.labels, _labels_in(old, manifest)):
+        return manifest
+    assert isinstance(manifest.postprocess, Classify)
+    decision, reference = manifest.postprocess.decision, manifest.reference
+    named = {*decision.thresholds, *decision.background, *(reference.shares if reference else ())}
+    lost = sorted(named - set(labels))
+    if lost or len(labels) != len(manifest.labels):
+        lacking = f"and no {lost[0]!r}, which {before} names" if lost else f"{len(labels)} of them"
+        raise BundleError(
+            f"the labels in the file's metadata are others than those of {before}: {some(labels, 3)}, {lacking}",
+            hint=_PACK,
+        )
+    return replace(manifest, labels=labels)
+
+
+def _labels_in(file: TfliteFile | None, manifest: Manifest) -> tuple[str, ...]:
+    post = manifest.postprocess
+    if file is None or not isinstance(post, Classify) or post.output >= len(file.output_metadata):
+        return ()
+    return numbered(file.output_metadata[post.output].labels)
+
+
+def _with_own_steps(manifest: Manifest, found: TfliteFile, old: TfliteFile | None, before: str) -> Manifest:
+    own, olds = (steps_in(manifest, file) if file else () for file in (found, old))
+    if not own or own in (manifest.preprocess, olds):
+        return manifest
+    if manifest.preprocess != olds:
+        raise BundleError(
+            f"the file's metadata state another normalisation than before, and {before} has preprocessing of its own",
+            hint=_PACK,
+        )
+    return replace(manifest, preprocess=own)
 
 
 def stand_for(head: Head, file: IO[bytes]) -> IO[bytes]:

@@ -35,6 +35,7 @@ from edged.core.manifest import (
     File,
     Input,
     Manifest,
+    Step,
 )
 from edged.core.tflite_file import TfliteFile, inspect
 
@@ -320,15 +321,20 @@ def _complete(manifest: Manifest, model: Path) -> Manifest:
 def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
     """The manifest with the preprocessing and labels of the file in place of those that it leaves out."""
     if not manifest.preprocess:
-        fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
-        tensors = tuple(manifest.inputs[index].tensor for index in fed)
-        metadata = tuple(structure.input_metadata[index] for index in fed if index < len(structure.input_metadata))
-        manifest = replace(manifest, preprocess=derived.default_steps(manifest.window, tensors, metadata))
+        manifest = replace(manifest, preprocess=steps_in(manifest, structure))
     post = manifest.postprocess
     if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
         manifest = replace(manifest, labels=numbered(structure.output_metadata[post.output].labels))
     manifests.encode(manifest)  # it holds what the metadata say to the bounds of a manifest
     return manifest
+
+
+def steps_in(manifest: Manifest, structure: TfliteFile) -> tuple[Step, ...]:
+    """The preprocessing that a file asks for by its metadata, or has by default."""
+    fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
+    tensors = tuple(manifest.inputs[index].tensor for index in fed)
+    metadata = tuple(structure.input_metadata[index] for index in fed if index < len(structure.input_metadata))
+    return derived.default_steps(manifest.window, tensors, metadata)
 
 
 def bare_name(tflite: Path) -> str:

@@ -38,6 +38,7 @@ from edged.core.record import Phase
 from edged.core.verdict import Failure, Verdict
 from edged.models import arrival as arrivals
 from edged.models.arrival import Arrival
+from edged.models.bare import own_parts
 from edged.models.bundle import MANIFEST, Bundle
 from edged.models.disk import ASIDE, Disk
 from edged.models.job import Ending, Event, Job, Options, Outcome, Report
@@ -369,8 +370,11 @@ class Updater:
         arrival = await _on_thread(arrivals.adopt, file, bare, bundle, facts.ledger.floor)
         job.name(arrival.head)
         if job.digest != before:
-            text = f"version {job.version} inherits the contract of {bundle.manifest.version}"
-            self._say(name, "update.inherited", f"{text}, but no golden samples: it can only prove that it runs", job)
+            text = f"version {job.version} inherits the contract of {bundle.manifest.version}, but no golden samples: "
+            text += "it can only prove that it runs"
+            if own := own_parts(arrival.head.manifest, bundle.manifest):
+                text += f". The file has its own {' and '.join(own)}, which are taken"
+            self._say(name, "update.inherited", text, job)
         return arrival
 
     async def _renew(self, job: Job, arrival: Arrival, facts: Facts) -> None:

@@ -21,8 +21,9 @@ from edged.models.disk import Disk, Kernel
 from edged.models.job import Options
 from edged.models.store import Shelf
 from edged.models.trust import Trust
-from tests.bundles import DATA
+from tests.bundles import DATA, write_bundle
 from tests.containers import MODEL, container
+from tests.labelled import relabelled
 from tests.updating import NAME, Rig, digest_of, manifest, write_container
 
 
@@ -298,6 +299,24 @@ def test_a_bare_file_is_above_the_floor_of_what_was_rolled_back(rig):
 
     job = asyncio.run(scenario())
     assert (job.state, job.version) == ("done", "1.5")
+
+
+def test_a_bare_file_keeps_no_old_labels_against_its_own(tmp_path):
+    """Classes in another order: the old labels would be confidently wrong."""
+    rig = Rig(tmp_path, factory=())
+    write_bundle(rig.factory / NAME / "1.0", model="metadata.tflite")
+    file = rig.folder / "other.tflite"
+    file.write_bytes(relabelled(["blue", "red", "green"]))
+
+    async def scenario():
+        await rig.boot()
+        return await rig.ended(rig.updater.install(file, Options(bare=Bare(model=NAME))))
+
+    job = asyncio.run(scenario())
+    assert (job.state, job.version) == ("done", "1.1")
+    texts = {event.id: event.text for event in job.events}
+    assert texts["update.inherited"].endswith(". The file has its own labels (blue, red, green), which are taken")
+    assert open_folder(rig.shelf.version(rig.ledger.active)).manifest.labels == ("blue", "red", "green")
 
 
 @pytest.mark.parametrize(
