@@ -157,6 +157,10 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
     waits: some milliseconds with each window, on a slow card tens of them (see `edgectl spool`). When there is no room,
     `drop` says what goes: the "oldest" message, the "newest", or, to "thin" them out, all but every `keep_every`th.
     Messages of a higher `priority` are sent first and dropped last.
+
+    `publish` says which results the broker gets: "all", those with which the decision or the values change ("changes"),
+    or one in so many seconds. What is decided now is retained beside them in any case, and replaced at most every
+    `decision_seconds`.
     """
 
     source: Name
@@ -168,6 +172,8 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
     drop: Drop = "oldest"
     keep_every: Annotated[int, Meta(ge=2, le=1000)] = 2
     priority: Annotated[int, Meta(ge=0, le=9)] = 0
+    publish: Literal["all", "changes"] | Annotated[float, Meta(gt=0, le=86_400)] = "all"
+    decision_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 1.0
 
     @property
     def policy(self) -> Policy:
@@ -530,13 +536,25 @@ def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Descri
         version=__version__,
         broker=config.mqtt.broker,
         tls=config.mqtt.tls,
-        pipelines=tuple(pipeline_output(name, manifests[entry.model]) for name, entry in config.pipelines.items()),
+        pipelines=tuple(
+            msgspec.structs.replace(
+                pipeline_output(name, manifests[entry.model]),
+                source=entry.source,
+                published=publishes(config, entry),
+            )
+            for name, entry in config.pipelines.items()
+        ),
         sources=tuple(config.sources),
         models=tuple(config.models),
         accelerated=tuple(
             name for name, entry in config.models.items() if _may_be_accelerated(entry.delegate, manifests[name])
         ),
     )
+
+
+def publishes(config: Config, entry: PipelineEntry) -> bool:
+    """Whether a pipeline's results go to the broker."""
+    return any(config.sinks[sink].kind == "mqtt" for sink in entry.sinks)
 
 
 def _may_be_accelerated(wanted: str, manifest: Manifest | None) -> bool:

@@ -31,6 +31,7 @@ from edged.config import (
     Config,
     ConfigErrors,
     ModelEntry,
+    PipelineEntry,
     UpdateOptions,
     changes,
     check_models,
@@ -38,12 +39,13 @@ from edged.config import (
     find_bundle,
     load,
     model_paths,
+    publishes,
 )
 from edged.control.clock import REFRESH, KernelClock
 from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
-from edged.core import contract, discovery, protocol
+from edged.core import contract, discovery, protocol, vitals
 from edged.core.acceleration import Standing
 from edged.core.container import Head
 from edged.core.decide import Keep
@@ -53,7 +55,9 @@ from edged.core.metrics import render
 from edged.core.record import Recorder, UpdateStep, encode_acceleration, encode_state, encode_step
 from edged.core.topics import Topics
 from edged.desired import Desires
-from edged.flow.delivery import Delivery, Drain
+from edged.flow.decision import LatestDecision
+from edged.flow.delivery import Delivery, Drain, Selection, Sender
+from edged.flow.dependent import LIVE, DependentStatus
 from edged.flow.pipeline import Pipeline, stuck
 from edged.flow.reader import Reader
 from edged.log import set_up
@@ -294,6 +298,7 @@ class Daemon:
         self._notifier = notifier
         self.changing = asyncio.Lock()
         self._feeding = threading.Lock()
+        self._depending = threading.Lock()
         self._page: Web | None = None
         self._announcer: Announcer | None = None
         self._torn = False
@@ -404,6 +409,9 @@ class Daemon:
         parts.clock.refresh()
         for reader in parts.sources.values():
             reader.look()
+        for part in parts.pipelines.values():
+            if part.decision is not None:
+                part.decision.flush()
         spool = parts.publisher.spool.stats
         details = {"version": __version__, "boot": parts.boot, "dropped": spool.drops, "refused": spool.parks}
         state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)
@@ -455,7 +463,11 @@ class Daemon:
         for name in names.pipelines:
             entry = config.pipelines[name]
             begins_at = self._next_seq.get(name, 0)
-            parts.pipelines[name] = PipelinePart(entry, self._status("pipeline", name), begins_at=begins_at)
+            status = DependentStatus(name, time.monotonic, partial(self._changed, "pipeline"))
+            self._publish("pipeline", name, status.health)
+            decision = self._decision(name, status) if publishes(config, entry) else None
+            parts.pipelines[name] = PipelinePart(entry, status, decision, begins_at=begins_at)
+            self._depend(entry.source)
         for name in dict.fromkeys(config.pipelines[name].model for name in names.pipelines):
             await self.board.load(name)
         for name in names.sources:
@@ -560,7 +572,11 @@ class Daemon:
             columns=contract.match(manifest.window, info, entry.source, entry.model),
             patient=info.patient,
             capacity=entry.queue,
-            sinks=[*(parts.sinks.get(sink) or self._delivery(sink) for sink in outbox_first), parts.watchers],
+            sinks=[
+                *(self._sender(entry, sink) for sink in outbox_first),
+                *([part.decision] if part.decision else []),
+                parts.watchers,
+            ],
             status=part.status,
             clock=time.monotonic,
             source_rate=source_rate,
@@ -577,6 +593,19 @@ class Daemon:
             clock=time.monotonic,
             supervision=entry.supervision,
         )
+
+    def _sender(self, entry: PipelineEntry, sink: str) -> Sender:
+        """Where a pipeline leaves what it has for a sink."""
+        sender = self.parts.sinks.get(sink) or self._delivery(sink)
+        if entry.publish == "all" or self.parts.config.sinks[sink].kind != "mqtt":
+            return sender
+        return Selection(sender, entry.publish)
+
+    def _decision(self, name: str, status: DependentStatus) -> LatestDecision:
+        parts = self.parts
+        publish = partial(parts.publisher.publish_state, parts.topics.decision(name))
+        seconds = parts.config.pipelines[name].decision_seconds
+        return LatestDecision(parts.recorder, status, publish, seconds=seconds, clock=time.monotonic)
 
     def _delivery(self, name: str) -> Delivery:
         parts = self.parts
@@ -610,6 +639,18 @@ class Daemon:
         remedy = f" ({health.hint})" if health.hint else ""
         log.log(level, "%s %s is %s%s%s", kind, name, health.state, why, remedy, extra={kind: name})
         self._publish(kind, name, health)
+        if kind == "source":
+            self._depend(name)
+
+    def _depend(self, source: str) -> None:
+        """Have the pipelines of a source say what its health means for them. Any thread."""
+        with self._depending:  # so that the newest health is told last
+            reader = self.parts.sources.get(source)
+            if reader is None:  # it is not there yet, or leaves, and its pipelines with it
+                return
+            for part in list(self.parts.pipelines.values()):
+                if part.entry.source == source:
+                    part.status.depend(vitals.failure(source, reader.status.health))
 
     def _accelerator_changed(self, model: str, name: str, standing: Standing | None) -> None:
         """On whichever thread it happens."""
@@ -652,10 +693,16 @@ class Daemon:
         return {name for name, part in self.parts.pipelines.items() if part.flow is None}
 
     def _publish(self, kind: str, name: str, health: Health) -> None:
+        parts = self.parts
         topic = _STATE_TOPICS.get(kind)
         if topic is not None:
-            parts = self.parts
             parts.publisher.publish_state(topic(parts.topics, name), encode_state(name, health, parts.clock))
+        if kind == "pipeline" and health.state not in LIVE:  # after the state, so that nobody takes it for a decision
+            part = parts.pipelines.get(name)
+            if part is not None and part.decision is not None:
+                part.decision.withdraw()
+            else:  # what an earlier life of the daemon has left there
+                parts.publisher.forget_state(parts.topics.decision(name))
 
     def _forget(self, names: Names) -> None:
         """Take back the retained states of what is no longer there."""

@@ -29,7 +29,9 @@ from edged.core.health import Health, Status
 from edged.core.metrics import Family, Sample, render
 from edged.core.record import Recorder
 from edged.core.topics import Topics
+from edged.flow.decision import LatestDecision
 from edged.flow.delivery import Drain
+from edged.flow.dependent import DependentStatus
 from edged.flow.pipeline import Pipeline
 from edged.flow.reader import Reader
 from edged.flow.slot import Served, Tally
@@ -83,12 +85,15 @@ class PipelinePart:
     While a model is handed over to a version with other windows, `spare` gathers those of the one before, which may
     have to come back.
 
+    What it decides now is its `decision`, None where none of its sinks is the broker.
+
     Its windows are numbered from `begins_at`, and go on where an earlier flow of the same name left off: no two results
     of a boot ever share an id.
     """
 
     entry: PipelineEntry
-    status: Status
+    status: DependentStatus
+    decision: LatestDecision | None = None
     flow: Pipeline | None = None
     spare: Pipeline | None = None
     served: Served | None = None
@@ -397,8 +402,8 @@ class _Tap:
 def overall(parts: Parts) -> Health:
     """The daemon's own health: as bad as the worst of its pipelines, and of the way in and out."""
     healths = [
-        *((f"pipeline {name}", part.status.health) for name, part in parts.pipelines.items()),
         *((f"source {name}", reader.status.health) for name, reader in parts.sources.items()),
+        *((f"pipeline {name}", part.status.health) for name, part in parts.pipelines.items()),
         *((f"sink {name}", drain.delivery.status.health) for name, drain in parts.sinks.items()),
         ("mqtt", parts.publisher.status.health),
         ("spool", parts.publisher.spool.health),

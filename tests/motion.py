@@ -5,6 +5,7 @@ All versions share one model file: what tells them apart is their manifest, whic
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import subprocess
@@ -50,6 +51,14 @@ PROBATION = {"seconds": 0.2, "windows": 5}
 def config(*, pace: int = 200, recording: Path = RECORDING) -> str:
     """A board that cuts a window every `10 / pace` seconds."""
     return CONFIG.format(recording=recording, pace=pace)
+
+
+def lines(first: int, count: int) -> bytes:
+    """Samples of the recording as the sensor sends them."""
+    with RECORDING.open() as file:
+        rows = list(csv.reader(file))[1:]
+    # A reader that opens a port in the middle of a line throws away what is left of it: begin with an end.
+    return b"\n" + b"".join(",".join(rows[index][:7]).encode() + b"\n" for index in range(first, first + count))
 
 
 def long_recording(folder: Path, times: int = 75) -> Path:

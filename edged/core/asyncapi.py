@@ -7,19 +7,39 @@ from typing import Any
 import msgspec
 
 from edged.core.description import Description, PipelineOutput
-from edged.core.record import AcceleratorState, AnomalyResult, ClassificationResult, RegressionResult, State, UpdateStep
+from edged.core.record import (
+    AcceleratorState,
+    AnomalyDecision,
+    AnomalyResult,
+    ClassificationDecision,
+    ClassificationResult,
+    RegressionDecision,
+    RegressionResult,
+    State,
+    UpdateStep,
+)
 from edged.core.topics import OFFLINE, ONLINE, STOPPED
 
-_RECORDS = {"classification": ClassificationResult, "regression": RegressionResult, "anomaly": AnomalyResult}
-_SCHEMA_REF = "#/components/schemas/{name}"
-
 Json = dict[str, Any]
+Records = dict[str, type[msgspec.Struct]]
+
+_RESULTS: Records = {
+    "classification": ClassificationResult,
+    "regression": RegressionResult,
+    "anomaly": AnomalyResult,
+}
+_DECISIONS: Records = {
+    "classification": ClassificationDecision,
+    "regression": RegressionDecision,
+    "anomaly": AnomalyDecision,
+}
+_SCHEMA_REF = "#/components/schemas/{name}"
 
 
 def document(description: Description) -> Json:
     """The document: a channel for each topic, an operation for each since the device only sends, and the schemas."""
     topics = description.topics
-    records = [State, UpdateStep, AcceleratorState, *_RECORDS.values()]
+    records = [State, UpdateStep, AcceleratorState, *_RESULTS.values(), *_DECISIONS.values()]
     _, schemas = msgspec.json.schema_components(records, ref_template=_SCHEMA_REF)
     availability = {"type": "string", "enum": [word.decode() for word in (ONLINE, OFFLINE, STOPPED)]}
     state = {"$ref": _SCHEMA_REF.format(name="State")}
@@ -55,7 +75,11 @@ def document(description: Description) -> Json:
     for pipeline in description.pipelines:
         name = pipeline.name
         add(f"pipeline_{name}", topics.pipeline_state(name), f"How the pipeline {name} is.", state, retained=True)
-        add(f"result_{name}", topics.result(name), f"What the pipeline {name} says.", _result(pipeline), retained=False)
+        if pipeline.published:
+            result, decision = _record(pipeline, _RESULTS), _record(pipeline, _DECISIONS)
+            add(f"result_{name}", topics.result(name), f"What the pipeline {name} says.", result, retained=False)
+            what = f"What the pipeline {name} decides now; empty while it does not run."
+            add(f"decision_{name}", topics.decision(name), what, decision, retained=True)
     found: Json = {
         "asyncapi": "3.0.0",
         "info": {"title": f"edged on {topics.device}", "version": description.version},
@@ -70,9 +94,9 @@ def document(description: Description) -> Json:
     return found
 
 
-def _result(pipeline: PipelineOutput) -> Json:
-    """The schema of a pipeline's results: its kind's, narrowed to its own labels or values."""
-    refs = {kind: {"$ref": _SCHEMA_REF.format(name=record.__name__)} for kind, record in _RECORDS.items()}
+def _record(pipeline: PipelineOutput, records: Records) -> Json:
+    """The schema of a pipeline's results or decisions: its kind's, narrowed to its own labels or values."""
+    refs = {kind: {"$ref": _SCHEMA_REF.format(name=record.__name__)} for kind, record in records.items()}
     if pipeline.kind == "unknown":
         return {"oneOf": list(refs.values())}
     base = refs[pipeline.kind]

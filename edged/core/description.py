@@ -21,12 +21,17 @@ class Value(msgspec.Struct, frozen=True):
 
 
 class PipelineOutput(msgspec.Struct, frozen=True):
-    """What a pipeline says: one of `labels`, or `values`. Its kind is unknown while its model cannot be read."""
+    """What a pipeline says: one of `labels`, or `values`. Its kind is unknown while its model cannot be read.
+
+    It gets its windows from `source`, and its results are `published` where one of its sinks is the broker.
+    """
 
     name: str
     kind: Kind
     labels: tuple[str, ...] = ()
     values: tuple[Value, ...] = ()
+    source: str = ""
+    published: bool = True
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,12 +13,17 @@ from typing import Any
 import msgspec
 
 from edged.core.description import Description, PipelineOutput
+from edged.core.topics import Topics
 
 MAX_OPTIONS = 100
 
 Component = dict[str, Any]
 
-_PROBLEM = "{{ 'ON' if value_json.state in ('degraded', 'quarantined', 'failed') else 'OFF' }}"
+# A state that is taken back is an empty message, which is no JSON: then there is no `value_json`.
+_SAID = "(value_json | default({}, true))"
+_PROBLEM = f"{{{{ 'ON' if {_SAID}.state in ('degraded', 'quarantined', 'failed') else 'OFF' }}}}"
+_WORKS = f"{{{{ 'online' if {_SAID}.state in ('running', 'degraded') else 'offline' }}}}"
+_UNKNOWN = "None"  # Home Assistant's payload for a value that is not known
 _STATES = ["starting", "running", "degraded", "failed", "stopped"]
 
 
@@ -45,13 +50,7 @@ def announcement(description: Description, previous: Mapping[str, str]) -> dict[
             "sw_version": description.version,
         },
         "o": {"name": "edged", "sw_version": description.version},
-        # "stopped" would be no news to Home Assistant: it knows two payloads and ignores others
-        "availability": [
-            {
-                "topic": topics.availability,
-                "value_template": "{{ 'online' if value == 'online' else 'offline' }}",
-            }
-        ],
+        "availability": [_device_works(topics)],
         "cmps": {**_removals(description, previous, now), **now},
     }
 
@@ -72,8 +71,15 @@ def components(description: Description) -> dict[str, Component]:
     for pipeline in description.pipelines:
         prefix = _prefix(pipeline)
         found[f"{prefix}problem"] = _problem(f"{pipeline.name} problem", topics.pipeline_state(pipeline.name))
-        for name, component in _outputs(pipeline, topics.result(pipeline.name)).items():
-            found[prefix + name] = component
+        for name, component in _outputs(pipeline, topics.decision(pipeline.name)).items():
+            found[prefix + name] = component | {
+                "availability_mode": "all",
+                "availability": [
+                    _device_works(topics),
+                    {"topic": topics.pipeline_state(pipeline.name), "value_template": _WORKS},
+                    {"topic": topics.source_state(pipeline.source), "value_template": _WORKS},
+                ],
+            }
     for source in description.sources:
         found[f"source_{source}_problem"] = _problem(f"Source {source} problem", topics.source_state(source))
     for model in description.models:
@@ -101,32 +107,40 @@ def _removals(description: Description, previous: Mapping[str, str], now: Mappin
     return {name: {"p": previous[name]} for name in gone}
 
 
+def _device_works(topics: Topics) -> dict[str, str]:
+    # "stopped" would be no news to Home Assistant: it knows two payloads and ignores others
+    template = "{{ 'online' if value == 'online' else 'offline' }}"
+    return {"topic": topics.availability, "value_template": template}
+
+
 def _prefix(pipeline: PipelineOutput) -> str:
     return f"pipeline_{pipeline.name}_"
 
 
-def _outputs(pipeline: PipelineOutput, result: str) -> dict[str, Component]:
+def _outputs(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
     name = pipeline.name
+    if not pipeline.published:
+        return {}
     match pipeline.kind:
         case "classification":
-            return {"class": _class(pipeline, result), "score": _score(f"{name} score", result)}
+            return {"class": _class(pipeline, decision), "score": _score(f"{name} score", decision)}
         case "anomaly":
             anomalous = {
                 "p": "binary_sensor",
                 "name": f"{name} anomaly",
                 "device_class": "problem",
-                "state_topic": result,
-                "value_template": "{{ 'ON' if value_json.anomalous else 'OFF' }}",
+                "state_topic": decision,
+                "value_template": _known("'ON' if said.anomalous else 'OFF'"),
             }
-            return {"anomaly": anomalous, "score": _score(f"{name} score", result)}
+            return {"anomaly": anomalous, "score": _score(f"{name} score", decision)}
         case "regression":
             return {
                 f"value_{value.name}": {
                     "p": "sensor",
                     "name": f"{name} {value.name}",
                     "state_class": "measurement",
-                    "state_topic": result,
-                    "value_template": f"{{{{ value_json['values']['{value.name}'] }}}}",
+                    "state_topic": decision,
+                    "value_template": _known(f"said['values'][{value.name!r}]"),
                     **({"unit_of_measurement": value.unit} if value.unit else {}),
                 }
                 for value in pipeline.values
@@ -134,12 +148,17 @@ def _outputs(pipeline: PipelineOutput, result: str) -> dict[str, Component]:
     return {}
 
 
-def _class(pipeline: PipelineOutput, result: str) -> Component:
+def _known(expression: str) -> str:
+    """A template of what is `said`, or that it is unknown while nothing is decided and the message is empty."""
+    return f"{{% set said = {_SAID} %}}{{{{ {expression} if said else '{_UNKNOWN}' }}}}"
+
+
+def _class(pipeline: PipelineOutput, decision: str) -> Component:
     component: Component = {
         "p": "sensor",
         "name": pipeline.name,
-        "state_topic": result,
-        "value_template": "{{ value_json.decision or 'none' }}",
+        "state_topic": decision,
+        "value_template": _known("said.decision or 'none'"),
     }
     options = list(dict.fromkeys([*pipeline.labels, "none"]))
     if 1 < len(options) <= MAX_OPTIONS:
@@ -147,14 +166,14 @@ def _class(pipeline: PipelineOutput, result: str) -> Component:
     return component
 
 
-def _score(name: str, result: str) -> Component:
+def _score(name: str, decision: str) -> Component:
     return {
         "p": "sensor",
         "name": name,
         "state_class": "measurement",
         "suggested_display_precision": 2,
-        "state_topic": result,
-        "value_template": "{{ value_json.score }}",
+        "state_topic": decision,
+        "value_template": _known("said.score"),
     }
 
 
@@ -178,6 +197,6 @@ def _state(state: str) -> Component:
         "options": list(_STATES),
         "entity_category": "diagnostic",
         "state_topic": state,
-        "value_template": "{{ value_json.state }}",
+        "value_template": f"{{{{ {_SAID}.state | default('{_UNKNOWN}') }}}}",
         "json_attributes_topic": state,
     }

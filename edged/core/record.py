@@ -13,9 +13,10 @@ import msgspec
 from edged.core.acceleration import Standing, StandingState
 from edged.core.health import Health
 from edged.core.health import State as HealthState
-from edged.core.types import Anomaly, Classification, Prediction
+from edged.core.types import Anomaly, Classification, Prediction, Regression
 
 RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"
+DECISION_SCHEMA: Literal["edged.decision/1"] = "edged.decision/1"
 STATE_SCHEMA: Literal["edged.state/1"] = "edged.state/1"
 UPDATE_SCHEMA: Literal["edged.update/1"] = "edged.update/1"
 ACCELERATOR_SCHEMA: Literal["edged.accelerator/1"] = "edged.accelerator/1"
@@ -88,6 +89,44 @@ class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False, omit_defaults=
     replayed: bool = False
 
 
+class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What a pipeline decides now, retained: replaced as it changes, empty while the pipeline does not run.
+
+    `time` is when the last sample of the window arrived that says so, in Unix seconds, to be believed as far as the
+    clock was `synchronised`.
+    """
+
+    schema: Literal["edged.decision/1"] = DECISION_SCHEMA
+    device: str
+    pipeline: str
+    model: str
+    version: str
+    time: float
+    synchronised: bool
+
+
+class ClassificationDecision(DecisionRecord, frozen=True, kw_only=True, tag="classification"):
+    """The label that is decided over time (null for none), and the best label of the window with its score."""
+
+    decision: str | None
+    label: str
+    score: float
+
+
+class RegressionDecision(DecisionRecord, frozen=True, kw_only=True, tag="regression"):
+    """Named real values."""
+
+    values: dict[str, float]
+
+
+class AnomalyDecision(DecisionRecord, frozen=True, kw_only=True, tag="anomaly"):
+    """Whether it is decided that windows are too far from what the model knows, and how far the window is."""
+
+    anomalous: bool
+    score: float
+    threshold: float
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """How a part is and since when (Unix seconds); `hint` says what to do about it, `details` whatever helps."""
 
@@ -142,6 +181,23 @@ class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
     total: int | None = None
 
 
+TIME_DECIMALS = 4
+"""Wall-clock times are told to a tenth of a millisecond; no clock of a board is truer."""
+
+DURATION_DECIMALS = 6
+
+SCORE_DIGITS = 4
+"""Significant digits of a score: an 8-bit model knows 256 of them, and a float one is not surer."""
+
+VALUE_DIGITS = 6
+"""Significant digits of a value: what a 32-bit float holds, without the noise of its conversion to 64 bits."""
+
+
+def worth(value: float, digits: int) -> float:
+    """The value with so many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _UNSYNCHRONISED = b'"synchronised":false'
@@ -167,20 +223,38 @@ class Recorder:
             prediction.version,
             seq,
             f"{self._boot}:{name}:{seq}",
-            clock.at(prediction.time),
+            round(clock.at(prediction.time), TIME_DECIMALS),
             clock.synchronised,
-            prediction.latency,
-            prediction.inference,
+            round(prediction.latency, DURATION_DECIMALS),
+            round(prediction.inference, DURATION_DECIMALS),
         )
-        start = msgspec.UNSET if prediction.start is None else clock.at(prediction.start)
+        start = msgspec.UNSET if prediction.start is None else round(clock.at(prediction.start), TIME_DECIMALS)
         if isinstance(outcome, Classification):
-            scores = {score.label: score.score for score in outcome.scores}
-            return ClassificationResult(
-                *common, outcome.label, outcome.score, scores, outcome.decision, outcome.changed, start
-            )
+            scores = {score.label: worth(score.score, SCORE_DIGITS) for score in outcome.scores}
+            score = worth(outcome.score, SCORE_DIGITS)
+            return ClassificationResult(*common, outcome.label, score, scores, outcome.decision, outcome.changed, start)
         if isinstance(outcome, Anomaly):
-            return AnomalyResult(*common, outcome.score, outcome.threshold, outcome.anomalous, outcome.changed, start)
-        return RegressionResult(*common, outcome.values, start)
+            score = worth(outcome.score, SCORE_DIGITS)
+            return AnomalyResult(*common, score, outcome.threshold, outcome.anomalous, outcome.changed, start)
+        return RegressionResult(*common, _values(outcome), start)
+
+    def decision(self, prediction: Prediction) -> DecisionRecord:
+        """The record of what is decided with a prediction."""
+        outcome, clock = prediction.outcome, self._clock
+        common: dict[str, Any] = {
+            "device": self._device,
+            "pipeline": prediction.pipeline,
+            "model": prediction.model,
+            "version": prediction.version,
+            "time": round(clock.at(prediction.time), TIME_DECIMALS),
+            "synchronised": clock.synchronised,
+        }
+        if isinstance(outcome, Regression):
+            return RegressionDecision(**common, values=_values(outcome))
+        score = worth(outcome.score, SCORE_DIGITS)
+        if isinstance(outcome, Anomaly):
+            return AnomalyDecision(**common, anomalous=outcome.anomalous, score=score, threshold=outcome.threshold)
+        return ClassificationDecision(**common, decision=outcome.decision, label=outcome.label, score=score)
 
     def encode(self, prediction: Prediction) -> bytes:
         """The record of a prediction as JSON."""
@@ -190,6 +264,10 @@ class Recorder:
         """The record of a prediction as plain values, for whoever writes JSON by other means."""
         plain: dict[str, Any] = msgspec.to_builtins(self.record(prediction))
         return plain
+
+
+def _values(outcome: Regression) -> dict[str, float]:
+    return {name: worth(value, VALUE_DIGITS) for name, value in outcome.values.items()}
 
 
 def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
@@ -205,8 +283,10 @@ def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
         return payload
     match record:
         case {"synchronised": False, "time": float(time), "latency": float(latency)}:
-            right = clock.at(created - latency)
-            moved = {"start": right - (time - record["start"])} if isinstance(record.get("start"), float) else {}
+            right = round(clock.at(created - latency), TIME_DECIMALS)
+            moved = {}
+            if isinstance(record.get("start"), float):
+                moved["start"] = round(right - (time - record["start"]), TIME_DECIMALS)
             return _encode({**record, "time": right, **moved, "synchronised": True})
     return payload
 

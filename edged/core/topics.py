@@ -8,9 +8,10 @@
     <prefix>/<device>/models/<name>/accelerator how its accelerator stands                          retained
     <prefix>/<device>/models/<name>/desired     heard: where to look for another version            retained by others
     <prefix>/<device>/pipelines/<name>/state    a state record                                      retained
+    <prefix>/<device>/pipelines/<name>/decision what is decided now, empty while nothing is                 retained
     <prefix>/<device>/pipelines/<name>/result   a result record, one per prediction             never retained
 
-Only state is retained: a retained result would be shown as new to whoever subscribes, however old it is.
+Only what is so now is retained: a retained result would be shown as new to a late subscriber, however old it is.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Topics(msgspec.Struct, frozen=True):
     def pipeline_state(self, name: str) -> str:
         """The state of a pipeline."""
         return f"{self.prefix}/{self.device}/pipelines/{name}/state"
+
+    def decision(self, pipeline: str) -> str:
+        """What a pipeline decides now."""
+        return f"{self.prefix}/{self.device}/pipelines/{pipeline}/decision"
 
     def result(self, pipeline: str) -> str:
         """The results of a pipeline."""

@@ -12,10 +12,13 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from edged.core.health import State
+from edged.core.health import Health, State
 
 STABLE = 10.0
 """Seconds after which an opened source counts as having worked, and the next retry is quick again."""
+
+STALLED = "stalled"
+"""How the reason of a source begins that is open and silent."""
 
 _PERIOD = 10.0
 _MARKS = 10
@@ -50,6 +53,18 @@ class Verdict(NamedTuple):
     state: State
     reason: str = ""
     hint: str = ""
+
+
+def failure(source: str, health: Health) -> Health | None:
+    """What the health of a source means for the pipelines that it feeds: why they get no samples; None if they do."""
+    if health.state == "degraded" and health.reason.startswith(STALLED):
+        state: State = "failed"
+    elif health.state in ("failed", "stopped"):
+        state = health.state
+    else:
+        return None
+    reason = f"its source {source!r}: {health.reason}" if health.reason else ""
+    return Health(state, reason, health.hint, health.since)
 
 
 class Vitals:
@@ -104,7 +119,7 @@ class Vitals:
         if stalled:
             return Verdict(
                 "degraded",
-                f"stalled: no sample for {self._stall_after:g} s",
+                f"{STALLED}: no sample for {self._stall_after:g} s",
                 "check the sensor's power and cable; if it is meant to be slow, set supervision.stall_after",
             )
         if self._heard is None:

@@ -8,11 +8,19 @@ import logging
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import Literal, Protocol
 
-from edged.api import EdgedError, Prediction, Sink
+from edged.api import EdgedError, Prediction, Regression, Sink
 from edged.core.health import Status
 
 log = logging.getLogger("edged.sinks")
+
+
+class Sender(Protocol):
+    """Where a pipeline leaves its predictions."""
+
+    def send(self, prediction: Prediction) -> None:
+        """Take one. Never raises, and waits for nothing but the disk, where its pipeline wants that."""
 
 
 class Delivery:
@@ -51,6 +59,29 @@ class Delivery:
         """Flush and let go."""
         if self._sink is not None:
             self._sink.close()
+
+
+class Selection:
+    """Hands on the predictions with which a decision turns or values differ ("changes"), or one in so many seconds."""
+
+    def __init__(self, sink: Sender, publish: Literal["changes"] | float) -> None:
+        self._sink = sink
+        self._publish = publish
+        self._last: Prediction | None = None
+
+    def send(self, prediction: Prediction) -> None:
+        """Hand it on, if it is one of those."""
+        if self._is_due(prediction):
+            self._last = prediction
+            self._sink.send(prediction)
+
+    def _is_due(self, prediction: Prediction) -> bool:
+        last, outcome = self._last, prediction.outcome
+        if self._publish != "changes":
+            return last is None or prediction.time - last.time >= self._publish
+        if isinstance(outcome, Regression):
+            return last is None or outcome != last.outcome
+        return outcome.changed
 
 
 class Drain:

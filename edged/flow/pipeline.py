@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from math import prod
 from threading import Event, Thread
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from edged.core.health import Status
 from edged.core.manifest import WindowSpec
 from edged.core.metrics import Latency
 from edged.core.window import Windower
+from edged.flow.delivery import Sender
 from edged.flow.mailbox import Mailbox
 from edged.flow.slot import Served, Slot
 
@@ -33,13 +34,6 @@ _BREAKS_HINT = (
 _BEHIND_HINT = (
     "give the model an accelerator or a longer hop, or the board less to do; edgectl pipelines counts the rest"
 )
-
-
-class Sender(Protocol):
-    """Where a pipeline leaves its predictions."""
-
-    def send(self, prediction: Prediction) -> None:
-        """Take one. Never raises, and waits for nothing but the disk, where its pipeline wants that."""
 
 
 class Pipeline:

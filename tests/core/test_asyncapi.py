@@ -56,7 +56,7 @@ def test_every_topic_is_a_channel() -> None:
         "edged/board/models/tank/state",
         "edged/board/models/tank/update",
         *(f"edged/board/pipelines/{name}/{leaf}" for name in ("motion", "tank", "pump", "broken")
-          for leaf in ("state", "result")),
+          for leaf in ("state", "result", "decision")),
     }  # fmt: skip
 
 
@@ -65,6 +65,14 @@ def test_only_results_are_not_retained() -> None:
     fleeting = {name for name, operation in operations.items() if not operation["bindings"]["mqtt"]["retain"]}
 
     assert fleeting == {f"send_result_{name}" for name in ("motion", "tank", "pump", "broken")}
+
+
+def test_what_goes_to_no_broker_has_no_channel() -> None:
+    quiet = Description(
+        topics=Topics("edged", "board"), version="1.0", pipelines=(PipelineOutput("x", "anomaly", published=False),)
+    )
+
+    assert set(document(quiet)["channels"]) == {"availability", "state", "pipeline_x"}
 
 
 def test_every_reference_leads_somewhere_and_it_is_all_json() -> None:

@@ -47,12 +47,32 @@ def test_a_classification_has_a_class_a_score_and_a_health() -> None:
         "pipeline_motion_problem",
     }
     label = components["pipeline_motion_class"]
-    assert label["state_topic"] == "edged/board/pipelines/motion/result"
+    assert label["state_topic"] == "edged/board/pipelines/motion/decision"
     assert label["options"] == ["walking", "resting", "none"]
-    assert components["pipeline_motion_score"]["value_template"] == "{{ value_json.score }}"
+    assert components["pipeline_motion_score"]["state_topic"] == "edged/board/pipelines/motion/decision"
     health = components["pipeline_motion_problem"]
     assert (health["p"], health["device_class"]) == ("binary_sensor", "problem")
     assert health["state_topic"] == "edged/board/pipelines/motion/state"
+
+
+def test_what_a_pipeline_says_is_there_only_while_device_pipeline_and_source_are() -> None:
+    motion = PipelineOutput("motion", "classification", labels=("walking",), source="imu")
+    components = discovery.components(describe(motion))
+    label = components["pipeline_motion_class"]
+
+    assert label["availability_mode"] == "all"
+    assert [each["topic"] for each in label["availability"]] == [
+        "edged/board/availability",
+        "edged/board/pipelines/motion/state",
+        "edged/board/sources/imu/state",
+    ]
+    assert "availability" not in components["pipeline_motion_problem"]  # it says that the source is dead
+
+
+def test_what_goes_to_no_broker_is_no_entity_that_is_never_known() -> None:
+    quiet = PipelineOutput("motion", "classification", labels=("walking",), published=False)
+
+    assert set(discovery.components(describe(quiet))) == {"state", "source_imu_problem", "pipeline_motion_problem"}
 
 
 def test_a_thousand_labels_are_not_listed() -> None:
@@ -68,7 +88,6 @@ def test_a_regression_has_a_sensor_for_each_value() -> None:
 
     level = components["pipeline_tank_value_level"]
     assert level["unit_of_measurement"] == "m"
-    assert level["value_template"] == "{{ value_json['values']['level'] }}"
     assert "unit_of_measurement" not in components["pipeline_tank_value_count"]
 
 

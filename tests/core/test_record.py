@@ -99,6 +99,20 @@ def test_a_result_of_a_window_whose_start_nobody_knows_has_none(outcome: Outcome
     assert (right["time"], right["synchronised"], "start" in right) == (1_700_000_012.0, True, False)
 
 
+def test_figures_are_written_as_exactly_as_they_are_known() -> None:
+    clock = SynchronisedClock()
+    scores = (Score("walking", 0.9804688096046448), Score("resting", 0.0000123456))
+    outcome = Classification("walking", 0.9804688096046448, scores, "walking", False)
+    prediction = Prediction("motion", "gait", "1.2", 7, 10.00001234, 12.123456789, 0.000912345678, 0.0002, outcome)
+    record = Recorder("board", "b00t", clock).result(prediction)
+
+    assert (record["time"], record["start"]) == (1_700_000_012.1235, 1_700_000_010.0)
+    assert (record["latency"], record["inference"]) == (0.000912, 0.0002)
+    assert (record["score"], record["scores"]) == (0.9805, {"walking": 0.9805, "resting": 0.00001235})
+    assert RECORDER.result(predict(Regression({"level": 21.399999618530273})))["values"] == {"level": 21.4}
+    assert RECORDER.result(predict(Anomaly(0.0312345678, 0.03, True, True)))["score"] == 0.03123
+
+
 def test_scores_are_written_best_first() -> None:
     encoded = RECORDER.encode(predict(CASES[0][0]))
     assert list(json.loads(encoded)["scores"]) == ["walking", "resting"]

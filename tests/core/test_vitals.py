@@ -3,7 +3,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edged.core.vitals import Backoff, FlatLine, Supervision, Verdict, Vitals
+from edged.core.health import Health
+from edged.core.vitals import Backoff, FlatLine, Supervision, Verdict, Vitals, failure
 
 
 def sensor(rate: float | None = 100.0, **supervision: float) -> Vitals:
@@ -169,3 +170,19 @@ def test_a_source_that_had_worked_is_retried_quickly() -> None:
     delays = [backoff.delay(0.0, 0.0) for _ in range(6)]
     assert all(later > earlier for earlier, later in pairwise(delays))
     assert backoff.delay(10.0, 0.0) == delays[0]
+
+
+@pytest.mark.parametrize(
+    ("health", "state"),
+    [
+        (Health("starting", "", "", 0.0), None),
+        (Health("running", "", "", 0.0), None),
+        (Health("degraded", "mostly garbage", "", 0.0), None),
+        (Health(*Vitals(Supervision(), 100.0, 0.0).verdict(5.0), 0.0), "failed"),  # it is stalled
+        (Health("failed", "it is not there", "", 0.0), "failed"),
+        (Health("stopped", "the recording has ended", "", 0.0), "stopped"),
+    ],
+)
+def test_what_the_health_of_a_source_means_for_its_pipelines(health: Health, state: str | None) -> None:
+    meant = failure("wrist", health)
+    assert (meant and (meant.state, meant.reason)) == (state and (state, f"its source 'wrist': {health.reason}"))

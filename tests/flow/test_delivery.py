@@ -1,13 +1,17 @@
 from threading import Event, get_ident
 
-from edged.api import Classification, DeviceError, Prediction, StoreError
+import pytest
+
+from edged.api import Anomaly, Classification, DeviceError, Outcome, Prediction, Regression, StoreError
 from edged.core.health import Status
-from edged.flow.delivery import Delivery, Drain
+from edged.flow.delivery import Delivery, Drain, Selection
+
+WALKING = Classification("walking", 0.9, (), "walking", False)
+TURNED = Classification("running", 0.9, (), "running", True)
 
 
-def prediction(seq: int) -> Prediction:
-    outcome = Classification("walking", 0.9, (), "walking", False)
-    return Prediction("motion", "motion", "1.0.0", seq, 0.0, 1.0, 0.001, 0.0005, outcome)
+def prediction(seq: int, outcome: Outcome = WALKING) -> Prediction:
+    return Prediction("motion", "motion", "1.0.0", seq, 0.0, float(seq), 0.001, 0.0005, outcome)
 
 
 def status() -> Status:
@@ -110,3 +114,21 @@ def test_a_retryable_error_keeps_its_hint():
     delivery = Delivery(lambda: sink, status())
     delivery.send(prediction(0))
     assert delivery.status.health.reason == "the display is gone"
+
+
+@pytest.mark.parametrize(
+    ("publish", "outcomes", "sent"),
+    [
+        ("changes", [WALKING, TURNED, WALKING, TURNED], [1, 3]),
+        ("changes", [Anomaly(0.1, 0.5, False, False), Anomaly(0.9, 0.5, True, True)], [1]),
+        ("changes", [Regression({"x": 1.0}), Regression({"x": 1.0}), Regression({"x": 2.0})], [0, 2]),
+        (2.5, [WALKING] * 8, [0, 3, 6]),
+        (2.5, [WALKING, TURNED, WALKING, WALKING], [0, 3]),
+    ],
+)
+def test_a_selection_of_what_a_pipeline_says(publish, outcomes, sent):
+    sink = ListSink()
+    selection = Selection(sink, publish)
+    for seq, outcome in enumerate(outcomes):
+        selection.send(prediction(seq, outcome))
+    assert sink.sent == sent

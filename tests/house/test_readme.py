@@ -51,5 +51,6 @@ def test_its_table_of_topics_is_that_of_the_code():
         topics.model_update("<name>"),
         topics.model_desired("<name>"),
         topics.pipeline_state("<name>"),
+        topics.decision("<name>"),
         topics.result("<name>"),
     }

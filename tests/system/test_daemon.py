@@ -1,6 +1,5 @@
 """The real daemon with a real broker, a real model, and a pseudo-terminal for a sensor."""
 
-import csv
 import json
 import os
 import signal
@@ -14,8 +13,8 @@ import pytest
 
 from tests.broker import Broker, Subscriber, free_port
 from tests.edged_process import PATIENCE, Edged, SerialPort
+from tests.motion import RECORDING, lines
 
-RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
 MOTION = Path(__file__).parents[2] / "firmware_models" / "motion" / "1.0.0"
 
 MQTT = '[device]\nname = "board"\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\n'
@@ -51,14 +50,6 @@ OPENED = "source wrist is open"
 
 def replay(pace: str = '"fast"') -> str:
     return REPLAY.format(recording=RECORDING, pace=pace)
-
-
-def lines(first: int, count: int) -> bytes:
-    """Samples of the recording as the sensor sends them."""
-    with RECORDING.open() as file:
-        rows = list(csv.reader(file))[1:]
-    # A reader that opens a port in the middle of a line throws away what is left of it: begin with an end.
-    return b"\n" + b"".join(",".join(rows[index][:7]).encode() + b"\n" for index in range(first, first + count))
 
 
 @pytest.fixture
@@ -374,7 +365,7 @@ def test_home_assistant_learns_of_a_pipeline_and_of_its_end(broker: Broker, subs
     config = MQTT.format(port=broker.port) + "home_assistant = true\n"
     daemon = edged(config + replay("50"))
     announced = json.loads(subscriber.wait_for(topic).payload)["cmps"]
-    assert announced["pipeline_replayed_class"]["state_topic"] == "edged/board/pipelines/replayed/result"
+    assert announced["pipeline_replayed_class"]["state_topic"] == "edged/board/pipelines/replayed/decision"
     assert daemon.stop() == 0
     daemon = edged(config)
     removed = {"p": "sensor"}

@@ -1,0 +1,84 @@
+"""What a pipeline decides now, as one retained message that is replaced: the present, where results are history.
+
+A result is queued until the broker has it, so after an outage hundreds of old ones arrive at once. A listener that
+shows how things are, like Home Assistant, hears this topic instead: it changes at most every so many seconds, is never
+replayed, and is empty while the pipeline does not run and so decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from threading import Lock
+
+import msgspec
+
+from edged.api import Prediction
+from edged.core.record import DecisionRecord, Recorder
+from edged.core.types import Regression
+from edged.flow.dependent import DependentStatus
+
+
+class LatestDecision:
+    """The last sender of a pipeline: publishes what it decides as that changes, at most every `seconds`.
+
+    A decision that turns waits only for `seconds` since the last turn, not for what was published of scores and values
+    in between. The worker calls `send`; another thread calls `flush` now and then, for a pipeline that falls silent.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        status: DependentStatus,
+        publish: Callable[[bytes], None],
+        *,
+        seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._recorder = recorder
+        self._status = status
+        self._publish = publish
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = Lock()
+        self._untold: Prediction | None = None
+        self._turned = False
+        self._told: DecisionRecord | None = None
+        self._next = -inf
+        self._next_turn = -inf
+
+    def send(self, prediction: Prediction) -> None:
+        """Take what is decided now, and publish it unless something was published just now."""
+        outcome = prediction.outcome
+        self._turned = self._turned or (not isinstance(outcome, Regression) and outcome.changed)
+        self._untold = prediction
+        if self._clock() >= (self._next_turn if self._turned else self._next):
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish what waits, if its time has come."""
+        with self._lock:
+            now = self._clock()
+            prediction, turned = self._untold, self._turned
+            if prediction is None or now < (self._next_turn if turned else self._next) or not self._status.live:
+                return
+            self._untold, self._turned = None, False
+            self._next = now + self._seconds
+            self._next_turn = self._next if turned else self._next_turn
+            record = self._recorder.decision(prediction)
+            if self._told is None or record != _at(self._told, record):
+                self._told = record
+                self._publish(msgspec.json.encode(record))
+
+    def withdraw(self) -> None:
+        """Publish that nothing is decided: the pipeline does not run."""
+        with self._lock:
+            self._untold = self._told = None
+            self._turned = False
+            self._next = self._next_turn = -inf
+            self._publish(b"")
+
+
+def _at(told: DecisionRecord, now: DecisionRecord) -> DecisionRecord:
+    """The same as was told, with the time of another: what is left to differ is worth telling."""
+    return msgspec.structs.replace(told, time=now.time, synchronised=now.synchronised)

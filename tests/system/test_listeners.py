@@ -1,0 +1,176 @@
+"""What the real daemon tells subscribers and Home Assistant over a real broker: how things are, not how they were."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.broker import Broker, Subscriber
+from tests.edged_process import Edged, SerialPort
+from tests.flaky_proxy import FlakyProxy
+from tests.home_assistant import HomeAssistant
+from tests.motion import RECORDING, lines
+
+MQTT = '[device]\nname = "{name}"\n[mqtt]\nhost = "127.0.0.1"\nport = {port}\nhome_assistant = true\n'
+
+SERIAL = """
+[sources.wrist]
+kind = "serial"
+port = "{link}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+sequence = "seq"
+rate = 10
+[sources.wrist.supervision]
+retry_min = 0.1
+{supervision}
+[pipelines.motion]
+source = "wrist"
+model = "motion"
+"""
+
+REPLAY = """
+[sources.recorded]
+kind = "replay"
+path = "{recording}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = {pace}
+loop = true
+[pipelines.replayed]
+source = "recorded"
+model = "motion"
+{more}
+"""
+
+CLASS = "pipeline_motion_class"
+
+
+def mqtt(port: int, name: str = "board") -> str:
+    return MQTT.format(port=port, name=name)
+
+
+def replay(pace: int = 10, more: str = "") -> str:
+    return REPLAY.format(recording=RECORDING, pace=pace, more=more)
+
+
+class Listener(Subscriber):
+    """Home Assistant as a subscriber, who has heard all that came so far."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port, "edged/#", "homeassistant/#")
+        self.home = HomeAssistant()
+        self.heard: list[Any] = []
+
+    def until(self, accept: Callable[[dict[str, str]], bool]) -> dict[str, str]:
+        """Listen until the states of the entities are as wanted; those states."""
+
+        def hear(message: Any) -> bool:
+            self.heard.append(message)
+            self.home.hear(message.topic, message.payload)
+            return accept(self.home.states)
+
+        if not accept(self.home.states):
+            self.next(hear)
+        return self.home.states
+
+    def until_state(self, entity: str, state: str) -> dict[str, str]:
+        """Listen until one entity is in this state."""
+        return self.until(lambda states: states.get(entity) == state)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with Broker(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def listener(broker: Broker) -> Iterator[Listener]:
+    with Listener(broker.port) as listening:
+        yield listening
+
+
+def health(daemon: Edged, part: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(each["health"] for each in daemon.call(part) if each["name"] == name)
+    return found
+
+
+def test_a_sensor_that_is_unplugged_leaves_no_answer_behind(tmp_path: Path, broker: Broker, listener: Listener, edged):
+    sensor = SerialPort(tmp_path / "imu")
+    daemon = edged(mqtt(broker.port) + SERIAL.format(link=sensor.link, supervision=""))
+    daemon.wait_for_log("source wrist is open")
+    sensor.write(lines(0, 50))
+    listener.until_state(CLASS, "standing")
+    sensor.unplug()
+    states = listener.until_state(CLASS, "unavailable")
+    assert listener.until_state("pipeline_motion_problem", "on")["source_wrist_problem"] == "on"
+    source, pipeline = health(daemon, "sources", "wrist"), health(daemon, "pipelines", "motion")
+    assert (pipeline["state"], pipeline["reason"]) == ("failed", f"its source 'wrist': {source['reason']}")
+    assert states["pipeline_motion_score"] == "unavailable"
+    with Subscriber(broker.port, "edged/board/pipelines/motion/decision", "edged/board/state") as latecomer:
+        assert latecomer.next().topic == "edged/board/state"  # there is no decision to be found
+    sensor.plug()
+    daemon.wait_for_log("source wrist is open", times=2)
+    sensor.write(lines(0, 50))
+    listener.until_state(CLASS, "standing")
+    listener.until_state("pipeline_motion_problem", "off")
+    assert [state for entity, state in listener.home.history if entity == CLASS if state != "none"][-4:] == [
+        "standing",
+        "unavailable",
+        "unknown",
+        "standing",
+    ]
+
+
+def test_a_sensor_that_falls_silent_leaves_no_answer_behind(tmp_path: Path, broker: Broker, listener: Listener, edged):
+    sensor = SerialPort(tmp_path / "imu")
+    daemon = edged(mqtt(broker.port) + SERIAL.format(link=sensor.link, supervision="stall_after = 0.5"))
+    daemon.wait_for_log("source wrist is open")
+    sensor.write(lines(0, 50))
+    listener.until_state(CLASS, "standing")
+    listener.until_state(CLASS, "unavailable")
+    assert health(daemon, "pipelines", "motion")["reason"] == "its source 'wrist': stalled: no sample for 0.5 s"
+
+
+def test_a_recording_that_has_ended_leaves_no_answer_behind(broker: Broker, listener: Listener, edged):
+    edged(mqtt(broker.port) + replay(100).replace("loop = true", ""))
+    listener.until_state("pipeline_replayed_class", "unavailable")
+    listener.until(lambda states: ("pipeline_replayed_class", "walking") in listener.home.history)
+    listener.until_state("pipeline_replayed_class", "unavailable")
+    assert listener.home.states["pipeline_replayed_problem"] == "off"
+
+
+def test_after_an_outage_the_past_is_no_present(broker: Broker, listener: Listener, edged):
+    decision, result = ("edged/board/pipelines/replayed/" + leaf for leaf in ("decision", "result"))
+    with FlakyProxy(broker.port) as link:
+        daemon = edged(mqtt(link.port) + replay(100))
+        listener.wait_for(decision)
+        link.refuse()
+        listener.wait_for("edged/board/availability", b"offline")
+        while daemon.call("status")["mqtt"]["spool"]["depth"] < 50:  # each call waits for the daemon
+            pass
+        link.refuse(False)
+        heard, waited = [], []
+        while len(waited) < 50:
+            heard.append(listener.next())
+            if heard[-1].topic == result and b'"replayed":true' in heard[-1].payload:
+                waited.append(json.loads(heard[-1].payload))
+    decided = [json.loads(each.payload) for each in heard if each.topic == decision]
+    assert decided[0]["time"] > waited[-1]["time"]
+    assert len(decided) < 10
+    assert not any("replayed" in each for each in decided)
+
+
+@pytest.mark.parametrize("publish", ['"changes"', "5"])
+def test_results_are_thinned_out_as_configured(publish: str, broker: Broker, edged):
+    with Subscriber(broker.port, "edged/board/pipelines/replayed/result") as subscriber:
+        edged(mqtt(broker.port) + replay(100, f"publish = {publish}"))
+        results = [json.loads(subscriber.next().payload) for _ in range(3)]
+    if publish == "5":
+        assert all(later["time"] - earlier["time"] >= 4.9 for earlier, later in pairwise(results))
+    else:
+        assert all(each["changed"] for each in results)
+        assert len({each["seq"] for each in results}) == 3
