@@ -72,13 +72,17 @@ class Door(Protocol):
 
 @dataclass(eq=False)
 class Coming:
-    """What comes, as far as it is known: the thread that takes it writes, anybody reads."""
+    """What comes, as far as it is known: the thread that takes it writes, anybody reads.
+
+    While it is `quiet` nothing is published of how much there is: it may be anything, from anywhere.
+    """
 
     phase: Literal["receiving", "fetching"]
     model: str
     version: str = ""
     digest: str = ""
     transfer: Transfer | None = None
+    quiet: bool = False
 
     @property
     def received(self) -> int:
@@ -93,6 +97,7 @@ class Coming:
     def name(self, head: Head) -> None:
         """Its head is there."""
         self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
+        self.quiet = False
 
     def event(self, kind: str, text: str, outcome: Outcome = "") -> Event:
         """A step of it, now."""
@@ -105,8 +110,8 @@ class Coming:
             digest=self.digest,
             phase="" if outcome else self.phase,
             outcome=outcome,
-            bytes=self.received,
-            total=self.total,
+            bytes=None if self.quiet else self.received,
+            total=None if self.quiet else self.total,
         )
 
 

@@ -120,6 +120,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         clock=daemon.parts.clock,
         say=daemon.tell,
         fetch=config.updates.fetch,
+        urls=_urls(config).values(),
     )
     desires = Desires(updates.fetches, daemon.board, daemon.tell)
     daemon.on_wish = desires.hear
@@ -129,11 +130,11 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         """After a reload: what [updates] says, and where the models may come from."""
         options = daemon.parts.config.updates
         updater.abide_by(_trust(options), _keep(options))
-        updates.fetches.options = options.fetch
-        desires.look_at(_urls(daemon.parts.config), options.check_every)
+        updates.fetches.abide_by(options.fetch, _urls(daemon.parts.config).values())
+        desires.look_at(_urls(daemon.parts.config), options.check_every, daemon.parts.config.device.name)
 
     daemon.on_reload = follow_config
-    desires.look_at(_urls(config), config.updates.check_every)
+    desires.look_at(_urls(config), config.updates.check_every, config.device.name)
     proving = Proving(daemon.parts.accelerators, daemon.board.subjects, daemon.tunings, daemon.serve_anew)
     operations = Operations(daemon.parts, daemon.reload, updates, proving)
     server = Server(runtime_dir / protocol.SOCKET, operations, group=config.control.group)

@@ -4,6 +4,10 @@ A fetch is written down beside what has come of it, so that a daemon that is bac
 URL decides how far it gets: of what serves already, or may not come in, only the head is fetched, for some URLs are
 looked at again and again; a delta that comes to nothing here is followed by the bundle beside it. Fetches have threads
 of their own, and wait for one that is free.
+
+An operator asks for some of them; the others are wishes, from a message or the configuration. Wishes are fetched under
+the rules of models/origins.py, one per model at a time, and never keep an operator waiting. What is published of a
+failed wish is one of a few words: a message must not make the board tell what it finds in its network.
 """
 
 from __future__ import annotations
@@ -12,41 +16,55 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlunsplit
 
 import msgspec
 
-from edged.api import BundleError, ControlError, EdgedError
+from edged.api import BundleError, ConfigError, ControlError, EdgedError
 from edged.coming import Coming, Door, Standing, Updater
 from edged.core import container, delta
 from edged.core.container import Head
-from edged.models.answer import mask, parse_url
+from edged.models.answer import FetchError, NotBundleError, NotFoundError, mask, parse_url
+from edged.models.bare import is_bare
 from edged.models.delta import VersionCheck
 from edged.models.fetch import Fetcher, FetchOptions, transfer_id
 from edged.models.incoming import Incoming, Transfer
-from edged.models.job import Event, Job, Options, Outcome
+from edged.models.job import Ending, Event, Job, Options, Outcome
 from edged.models.line import AbandonedError
+from edged.models.origins import PolicyError
 
-MAX_FETCHES = 4
-"""So many at a time, and the others wait; and no more than:"""
+MAX_WISHES = 4
+MAX_ASKED = 2
+"""So many wishes, and so many fetches that operators asked for, are fetched at a time, and the others wait."""
+
 MAX_JOBS = 50
-"""of which none is remembered when there are as many later ones."""
+"""No more of each are under way, and none is remembered when there are as many later ones."""
 
 log = logging.getLogger("edged.models")
 
 
 class Fetches:
-    """Fetches as `options` say, which may be replaced at any time; `say` hears of those the updater never knew of."""
+    """Fetches as `options` say; `urls` are those of models in the configuration.
+
+    `say` hears of those the updater never knew of.
+    """
 
     def __init__(
-        self, incoming: Incoming, updater: Updater, door: Door, say: Callable[[Event], None], options: FetchOptions
+        self,
+        incoming: Incoming,
+        updater: Updater,
+        door: Door,
+        say: Callable[[Event], None],
+        options: FetchOptions,
+        urls: Collection[str] = (),
     ) -> None:
-        self.options = options
+        self.abide_by(options, urls)
         self._incoming = incoming
         self._updater = updater
         self._door = door
@@ -55,14 +73,19 @@ class Fetches:
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._threads = ThreadPoolExecutor(MAX_FETCHES, thread_name_prefix="fetch")
+        self._threads = ThreadPoolExecutor(MAX_WISHES + MAX_ASKED, thread_name_prefix="fetch")
+        self._wishes, self._asked = asyncio.Semaphore(MAX_WISHES), asyncio.Semaphore(MAX_ASKED)
+
+    def abide_by(self, options: FetchOptions, urls: Collection[str]) -> None:
+        """From now on, fetch as these say."""
+        self._options, self._policy = options, options.policy(urls)
 
     def resume(self) -> None:
         """Go on with what an earlier run has left."""
         for order in self._incoming.orders().values():
             with contextlib.suppress(EdgedError, msgspec.MsgspecError, UnicodeDecodeError):  # the card may have rotted
                 left = msgspec.json.decode(order, type=_Order)
-                self.fetch(left.url, left.options, left.model)
+                self.fetch(left.url, left.options, left.model, operator=left.operator)
 
     async def stop(self) -> None:
         """End them all, but for a look-up of a name; what has come is kept, and gone on with in the next run."""
@@ -94,11 +117,16 @@ class Fetches:
         fetch = self._all.get(job.id)
         return fetch.progress if fetch else None
 
-    def fetch(self, url: str, options: Options, model: str = "") -> Job:
+    def wish(self, model: str) -> Job | None:
+        """The wish for a model that is being fetched, if one is."""
+        return next((each.job for each in self._under_way() if not each.operator and each.wanted == model), None)
+
+    def fetch(self, url: str, options: Options, model: str = "", *, operator: bool = False) -> Job:
         """Fetch a container and install it, all as one job; a fetch of this URL that is under way is that job.
 
-        `model` is what is looked for there, where that is known. A delta (.edgd) that comes to nothing here is followed
-        by the bundle (.edgm) beside it.
+        `model` is what is looked for there, where that is known; the latest wish for a model takes the place of the one
+        before. What an `operator` asks for takes the place of a wish for the same. A delta (.edgd) that comes to
+        nothing here is followed by the bundle (.edgm) beside it.
 
         Raises:
             BundleError: it is a bare file, and only signed versions may come in.
@@ -108,33 +136,47 @@ class Fetches:
             raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
         if options.bare:
             self._door.admit_bare()
-        under_way = [fetch for fetch in self._all.values() if not fetch.job.ended.is_set()]
-        for fetch in under_way:
-            if (fetch.url, fetch.job.options.bare) == (url, options.bare):
-                _refuse_other_terms(fetch.job, options)
-                return fetch.job
-        if len(under_way) >= MAX_JOBS:
+        before = [each for each in self._all.values() if each.url == url and not each.job.ended.is_set()]
+        for each in before:
+            stays = not each.called_off and (each.operator or each.installing or not operator)
+            if stays and each.job.options.bare == options.bare:
+                _refuse_other_terms(each.job, options)
+                return each.job
+        if sum(each.operator == operator for each in self._under_way()) >= MAX_JOBS:
             raise ControlError(
                 f"{MAX_JOBS} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
             )
+        for each in self._under_way():
+            if operator and each in before and not each.operator:
+                each.call_off("an operator asked for the same, and that takes its place")
+            elif model and not operator and not each.operator and each.wanted == model:
+                each.call_off(f"another wish for {model} takes its place")
         job = Job(f"fetch-{next(self._numbers)}", options, model)
-        fetch = _Fetch(url, job, Fetcher(self.options), Coming("fetching", model))
+        fetcher = Fetcher(self._options, self._policy, guarded=not operator)
+        fetch = _Fetch(url, job, fetcher, Coming("fetching", model, quiet=not operator), operator, model)
         self._forget_oldest()
         self._all[job.id] = fetch
-        task = asyncio.get_running_loop().create_task(self._bring(fetch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        fetch.task = asyncio.get_running_loop().create_task(self._bring(fetch, [each.job for each in before]))
+        self._tasks.add(fetch.task)
+        fetch.task.add_done_callback(self._tasks.discard)
         return fetch.job
+
+    def _under_way(self) -> list[_Fetch]:
+        """Those that go on; one that was called off is as good as gone."""
+        return [each for each in self._all.values() if not each.job.ended.is_set() and not each.called_off]
 
     def _forget_oldest(self) -> None:
         """Make room for one more. What is under way is not forgotten: nobody could watch it then, nor end it."""
-        if len(self._all) >= MAX_JOBS:
-            del self._all[next(name for name, fetch in self._all.items() if fetch.job.ended.is_set())]
+        ended = [name for name, fetch in self._all.items() if fetch.job.ended.is_set()]
+        if len(self._all) >= MAX_JOBS and ended:
+            del self._all[ended[0]]
 
-    async def _bring(self, fetch: _Fetch) -> None:
-        """The life of a fetch, from the first byte to the end of the install."""
+    async def _bring(self, fetch: _Fetch, before: list[Job]) -> None:
+        """The life of a fetch, from the first byte, once those `before` have ended, to the end of the install."""
         job = fetch.job
         try:
+            for each in before:
+                await each.ended.wait()
             full = _full_beside(fetch.url)
             installed = await self._bring_from(fetch, fetch.url)
             if full and any(event.id == "update.full_needed" for event in job.events):
@@ -144,25 +186,30 @@ class Fetches:
             job.end(installed.state, installed.text, installed.hint)
         except _PresentError as error:
             job.end("done", error.message)
+        except AbandonedError as error:
+            job.end("failed", fetch.called_off or error.message)
         except EdgedError as error:
-            self._end_fetch(fetch, "refused" if isinstance(error, BundleError) else "failed", error)
+            self._end_fetch(fetch, error)
         except asyncio.CancelledError:
-            job.end("failed", "the daemon stopped; what has come is gone on with when it is back")
+            job.end("failed", fetch.called_off or "the daemon stopped; what has come is gone on with when it is back")
             raise
         except Exception as error:  # or it would be under way for ever, and so would whoever waits for it
             log.exception("the fetch of %s met a bug", mask(fetch.url))
             told = EdgedError(
                 f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback"
             )
-            self._end_fetch(fetch, "failed", told)
+            self._end_fetch(fetch, told)
 
     async def _bring_from(self, fetch: _Fetch, url: str) -> Job | None:
         """Fetch and install what is at a URL; the install, None for a delta that could come to nothing."""
         job = fetch.job
+        fetch.begun = False
         try:
-            standing = Standing(await self._updater.models())
-            loop = asyncio.get_running_loop()
-            transfer = await loop.run_in_executor(self._threads, self._fetch_all, fetch, url, standing)
+            async with self._asked if fetch.operator else self._wishes:
+                standing = Standing(await self._updater.models())
+                fetch.begun = True
+                loop = asyncio.get_running_loop()
+                transfer = await loop.run_in_executor(self._threads, self._fetch_all, fetch, url, standing)
         except _BaseMissingError as error:
             if not _full_beside(url):
                 raise
@@ -205,10 +252,15 @@ class Fetches:
         check = None if options.bare else partial(VersionCheck, approve)
         transfer = fetch.coming.transfer = self._incoming.open(transfer_id(url), check=check)
         try:
-            transfer.order(msgspec.json.encode(_Order(url, options, fetch.coming.model)))
+            transfer.order(msgspec.json.encode(_Order(url, options, fetch.coming.model, fetch.operator)))
             fetch.fetcher.fetch(url, transfer, progress=fetch.went_on)
-        except AbandonedError:  # the daemon stops, and goes on with it when it is back
-            transfer.close()
+            if options.bare and not _begins_bare(transfer.path):  # which the updater would take for its verdict
+                raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="check the URL")
+        except AbandonedError:
+            if fetch.called_off:
+                transfer.give_up()
+            else:  # the daemon stops, and goes on with it when it is back
+                transfer.close()
             raise
         except BundleError:  # it is not worth going on with
             transfer.discard()
@@ -218,9 +270,17 @@ class Fetches:
             raise
         return transfer
 
-    def _end_fetch(self, fetch: _Fetch, state: Literal["refused", "failed"], error: EdgedError) -> None:
-        """It came to nothing before the updater knew of it."""
-        self._note(fetch, f"update.{state}", error.message, state)
+    def _end_fetch(self, fetch: _Fetch, error: EdgedError) -> None:
+        """It came to nothing before the updater knew of it. Of a wish, only a sound head can be refused for good."""
+        known = fetch.operator or bool(fetch.coming.digest)
+        judged = isinstance(error, BundleError) and (fetch.operator or (known and not error.retryable))
+        state: Ending = "refused" if judged or isinstance(error, PolicyError) else "failed"
+        plain = fetch.operator or (known and not isinstance(error, FetchError))
+        text = error.message if plain else _in_general(error)
+        if text != error.message:
+            place = "" if isinstance(error, FetchError) else f"{mask(fetch.url)}: "  # which those say themselves
+            log.warning("the wish for %s failed: %s%s", fetch.wanted, place, error, extra={"model": fetch.wanted})
+        self._note(fetch, f"update.{state}", text, state)
         fetch.job.end(state, error.message, error.hint)
 
     def _note(self, fetch: _Fetch, kind: str, text: str, outcome: Outcome = "") -> None:
@@ -232,14 +292,36 @@ class Fetches:
 
 @dataclass(eq=False)
 class _Fetch:
-    """A fetch, and the installs it leads to: of a delta, of the full bundle. Its thread writes `progress`."""
+    """A fetch, and the installs it leads to: of a delta, of the full bundle. Its thread writes `progress`.
+
+    It is for the model that is `wanted`, and has `begun` once there was a thread for it.
+    """
 
     url: str
     job: Job
     fetcher: Fetcher
     coming: Coming
+    operator: bool
+    wanted: str
+    task: asyncio.Task[None] | None = None
+    begun: bool = False
+    called_off: str = ""
     installs: list[Job] = field(default_factory=list)
     progress: dict[str, Any] | None = None
+
+    @property
+    def installing(self) -> bool:
+        """Whether all of it is here, and with the updater."""
+        return any(not each.ended.is_set() for each in self.installs)
+
+    def call_off(self, why: str) -> None:
+        """End it before it is installed; what has come is kept."""
+        if not self.installing:
+            self.called_off = why
+            self.fetcher.cancel()
+            if self.task and not self.begun:  # it may not even have seen its first line
+                self.job.end("failed", why)
+                self.task.cancel()
 
     def went_on(self, received: int, total: int | None, rate: float) -> None:
         self.progress = {"bytes": received, "total": total, "rate": rate}
@@ -251,6 +333,7 @@ class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
     options: Options
     model: str
+    operator: bool = False
 
 
 class _BaseMissingError(BundleError):
@@ -259,6 +342,25 @@ class _BaseMissingError(BundleError):
 
 class _PresentError(BundleError):
     """There is no need to fetch the rest of it."""
+
+
+def _in_general(error: EdgedError) -> str:
+    """What is published of a wish that failed, for whoever made it may not know more."""
+    match error:
+        case PolicyError():
+            return "refused by policy"
+        case NotFoundError():
+            return "not found"
+        case BundleError() | NotBundleError():
+            return "not a bundle"
+        case FetchError() | ConfigError():
+            return "unreachable"
+    return error.message
+
+
+def _begins_bare(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return is_bare(opened.read(8))
 
 
 def _refuse_other_terms(job: Job, asked: Options) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -76,10 +76,14 @@ class Updates:
         clock: WallClock,
         say: Callable[[Event], None] = lambda event: None,
         fetch: FetchOptions | None = None,
+        urls: Collection[str] = (),
         idle: float = IDLE_SECONDS,
         tell_every: float = TELL_SECONDS,
     ) -> None:
-        """`say` hears how far what comes is, every `tell_every` seconds; `idle` is when a sender counts as gone."""
+        """`say` hears how far what comes is, every `tell_every` seconds; `idle` is when a sender counts as gone.
+
+        `urls` are those of models in the configuration.
+        """
         self._incoming = incoming
         self._updater = updater
         self._door = door
@@ -87,7 +91,7 @@ class Updates:
         self._say = say
         self._tell_every = tell_every
         self._idle = idle
-        self.fetches = Fetches(incoming, updater, door, say, fetch or FetchOptions())
+        self.fetches = Fetches(incoming, updater, door, say, fetch or FetchOptions(), urls)
         self._receiving: dict[str, _Receiving] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
@@ -265,7 +269,7 @@ class Updates:
     async def _fetch(self, args: dict[str, Any]) -> dict[str, Any]:
         ask = _understood(args, _Url)
         options = ask.options(mask(ask.url), ask.bare)
-        return {"job": self.fetches.fetch(ask.url, options, ask.bare.model if ask.bare else "").id}
+        return {"job": self.fetches.fetch(ask.url, options, ask.bare.model if ask.bare else "", operator=True).id}
 
     async def _tell_progress(self) -> None:
         """Say how far everything is that comes, of which it is known what it is, and that has got further."""
@@ -276,7 +280,8 @@ class Updates:
                 *(each.coming for each in self._receiving.values() if each.job is None),
                 *self.fetches.coming,
             ]
-            news = [each for each in coming if each.model and each.received > told.get(id(each), 0)]
+            known = [each for each in coming if each.model and not each.quiet]
+            news = [each for each in known if each.received > told.get(id(each), 0)]
             told = {id(each): each.received for each in coming}
             for each in news:
                 self._say(each.event(f"update.{each.phase}", f"{each.received} of {each.total or 'unknown'} bytes"))

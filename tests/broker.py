@@ -59,7 +59,8 @@ class Broker:
     """mosquitto with its files in `folder`; the same port however often it is stopped and started.
 
     `passwords` are by user and turn anonymous clients away, `acl` is the text of an access control file, `lines` are
-    further lines of configuration. With `certificates` it speaks TLS, and wants a client's if `client_certificates`.
+    further lines of configuration; `within` is a command that runs it. With `certificates` it speaks TLS, and wants a
+    client's if `client_certificates`.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Broker:
         certificates: Certificates | None = None,
         client_certificates: bool = False,
         lines: Sequence[str] = (),
+        within: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
+        self._within = within
         self.log: list[str] = []
         self._config = folder / "mosquitto.conf"
         config = [f"listener {self.port} 127.0.0.1", "user root", "persistence false", "log_dest stderr"]
@@ -90,7 +93,8 @@ class Broker:
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        self._process = subprocess.Popen(["mosquitto", "-c", self._config], stderr=subprocess.PIPE, text=True)
+        command = [*self._within, "mosquitto", "-c", self._config]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.log.append(line)

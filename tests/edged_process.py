@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import tty
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ PATIENCE = 20.0
 
 
 class Edged:
-    """`python -m edged` in `folder`, with `config` as its edged.toml. `log` grows as it speaks."""
+    """`python -m edged` in `folder`, with `config` as its edged.toml. `log` grows as it speaks.
 
-    def __init__(self, folder: Path, config: str, **environ: str) -> None:
+    `within` is a command that runs it.
+    """
+
+    def __init__(self, folder: Path, config: str, *, within: Sequence[str] = (), **environ: str) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.folder = folder
         self.config = folder / "edged.toml"
@@ -30,6 +34,7 @@ class Edged:
         self.state_dir = folder / "state"
         self.log: list[str] = []
         self._environ = environ
+        self._within = within
         self._heard = threading.Condition()
         self.configure(config)
 
@@ -39,7 +44,7 @@ class Edged:
 
     def start(self, *arguments: str) -> None:
         """Start it. Returns at once; `wait_for_log` or a subscriber tells how far it is."""
-        command = [sys.executable, "-m", "edged", "--config", str(self.config)]
+        command = [*self._within, sys.executable, "-m", "edged", "--config", str(self.config)]
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)]
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **self._environ}

@@ -19,6 +19,7 @@ from edged.core.container import Head
 from edged.core.ledger import Installed, Ledger, Rejection
 from edged.models.bare import Bare
 from edged.models.bundle import examine
+from edged.models.fetch import FetchOptions
 from edged.models.incoming import Incoming
 from edged.models.job import Event, Job, Options, Report
 from edged.updates import Updates
@@ -170,13 +171,17 @@ class Door:
 class Board:
     """A socket in `folder`, served from a thread for as long as the `with` statement lasts."""
 
-    def __init__(self, folder: Path, *, idle: float = 60.0) -> None:
+    def __init__(
+        self, folder: Path, *, idle: float = 60.0, fetch: FetchOptions | None = None, urls: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         self.runtime_dir = folder / "run"
         self.incoming = folder / "incoming"
         self.said: list[Event] = []
         self._heard = threading.Condition()
         self._idle = idle
+        self._fetch = fetch
+        self._urls = urls
 
     def __enter__(self) -> Board:
         started = threading.Event()
@@ -207,6 +212,11 @@ class Board:
             assert self._heard.wait_for(found, 20), self.said
         return found()[0]
 
+    def wait_for_times(self, kind: str, times: int) -> None:
+        """Wait until so many steps of this kind have been told of."""
+        with self._heard:
+            assert self._heard.wait_for(lambda: [event.id for event in self.said].count(kind) >= times, 20), self.said
+
     def _hear(self, event: Event) -> None:
         with self._heard:
             self.said.append(event)
@@ -226,7 +236,7 @@ class Board:
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         self.updater = ScriptedUpdater()
-        incoming = Incoming(self.incoming, max_bytes=64 << 20, max_transfers=4)
+        incoming = Incoming(self.incoming, max_bytes=64 << 20, max_transfers=8)
         self.door = Door()
         self.updates = Updates(
             incoming,
@@ -234,6 +244,8 @@ class Board:
             door=self.door,
             clock=Clock(),
             say=self._hear,
+            fetch=self._fetch,
+            urls=self._urls,
             idle=self._idle,
             tell_every=0.02,
         )

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import fcntl
 import os
+import socket
 import threading
 import time
 from functools import partial
@@ -12,14 +13,15 @@ from msgspec.structs import replace
 import edged.updates
 from edged.api import BundleError, ControlError, StoreError
 from edged.ctl.client import connect
-from edged.fetches import MAX_FETCHES, MAX_JOBS
+from edged.fetches import MAX_ASKED, MAX_JOBS, MAX_WISHES
 from edged.models.bare import Bare
+from edged.models.fetch import FetchOptions
 from edged.models.incoming import Transfer
 from edged.models.job import Options
 from edged.updates import MAX_CHUNK
 from tests.containers import MODEL
 from tests.receiving import Board, bundle, names
-from tests.web_server import WebServer, cut_after, silence, status
+from tests.web_server import WebServer, cut_after, redirect, silence, status
 
 BUNDLE = bundle()
 NAMES = names(BUNDLE)
@@ -326,11 +328,72 @@ def test_fetches_beyond_those_that_may_be_under_way_wait_for_their_turn(board, a
     with WebServer(BUNDLE) as server:
         server.orders += [held] * 6
         jobs = [ask("fetch", url=server.url(f"/{number}.edgm"))["job"] for number in range(6)]
-        for _ in range(MAX_FETCHES):
+        for _ in range(MAX_ASKED):
             assert arrived.acquire(timeout=10)
         free.set()
         assert ["404" in watch(job)[-1]["text"] for job in jobs] == [True] * 6
-    assert max(most) == MAX_FETCHES
+    assert max(most) == MAX_ASKED
+
+
+def trickle(asked, stop):
+    """The first bytes of a bundle and then nothing, as slow as is allowed."""
+
+    def order(handler):
+        handler.answer(200, {"Content-Length": str(len(BUNDLE))}, BUNDLE[:100])
+        asked.release()
+        stop.wait()
+
+    return order
+
+
+def test_an_operator_does_not_wait_for_wishes_that_come_to_no_end(tmp_path):
+    asked, stop = threading.Semaphore(0), threading.Event()
+    with WebServer(BUNDLE) as slow, WebServer(BUNDLE) as server, Board(tmp_path, urls=(slow.url(),)) as board:
+        slow.orders += [trickle(asked, stop)] * (MAX_WISHES + 1)
+        for number in range(MAX_WISHES + 1):
+            board.run(fetch(board, slow.url(f"/{number}.edgm"), f"model-{number}"))
+        for _ in range(MAX_WISHES):
+            assert asked.acquire(timeout=20)
+        job = connect(str(board.runtime_dir)).call("fetch", url=server.url())
+        *_, end = connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])
+        assert end["state"] == "done"
+        assert len(slow.requests) == MAX_WISHES
+        stop.set()
+
+
+def test_of_wishes_for_one_model_the_latest_is_fetched(tmp_path):
+    asked, stop = threading.Semaphore(0), threading.Event()
+    with WebServer(BUNDLE) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        server.orders += [trickle(asked, stop)]
+        for number in range(MAX_JOBS):
+            board.run(fetch(board, server.url(f"/{number}.edgm")))
+            assert number or asked.acquire(timeout=20)
+        call, stream = connect(str(board.runtime_dir)).call, connect(str(board.runtime_dir)).stream
+        assert [*stream("job-watch", id=call("jobs")[-1]["job"])][-1]["state"] == "done"
+        jobs = call("jobs")
+        assert {job["text"] for job in jobs[:-1]} == {"another wish for colours takes its place"}
+        assert [event.id for event in board.said if event.outcome] == []
+        stop.set()
+
+
+def test_what_an_operator_asks_for_takes_the_place_of_a_wish_for_the_same(tmp_path):
+    asked, stop = threading.Semaphore(0), threading.Event()
+    with WebServer(BUNDLE) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        call = connect(str(board.runtime_dir)).call
+        server.orders += [trickle(asked, stop)] * MAX_WISHES
+        for number in range(MAX_WISHES):
+            board.run(fetch(board, server.url(f"/{number}.edgm"), f"model-{number}"))
+            assert asked.acquire(timeout=20)
+        board.run(fetch(board, server.url("/waits.edgm"), "model-w"))
+        for path in ("/waits.edgm", "/0.edgm"):
+            job = call("fetch", url=server.url(path), confirm_within=60)
+            *_, end = connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])
+            assert end["state"] == "done"
+            board.updater.serve("a" * 64, "1.0")
+        states = {job["job"]: job["text"] for job in call("jobs")}
+        assert [options.confirm_within for _, options in board.updater.installed] == [60, 60]
+        assert states["fetch-1"] == states["fetch-5"] == "an operator asked for the same, and that takes its place"
+        stop.set()
 
 
 def test_a_url_that_brings_what_nobody_trusts(board, ask, watch):
@@ -358,17 +421,134 @@ def test_how_far_it_is_is_told_while_it_comes(board, ask, send):
     assert (said.bytes, said.total) == (90_000, len(BUNDLE))
 
 
-def test_how_a_fetch_ended_that_brought_nothing_is_told(board, ask):
-    with WebServer(BUNDLE) as server:
-        server.orders.append(status(404))
-        board.run(fetch(board, server.url()))
+def web_page(handler):
+    handler.answer(200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><title>Welcome to the hotel</title>")
+
+
+def empty(handler):
+    handler.answer(200, {})
+
+
+def hang_up(handler):
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("order", "text", "details"),
+    [
+        (status(404), "not found", "the server answers 404"),
+        (status(403), "not found", "the server answers 403"),
+        (web_page, "not a bundle", "a web page came instead of a bundle"),
+        (empty, "not a bundle", "an empty file came"),
+        (lambda handler: handler.answer(200, {}, b"root:x:0:0:root:/root:/bin/sh"), "not a bundle", "not a container"),
+        (hang_up, "unreachable", "no progress for 0.1 s"),
+    ],
+    ids=["404", "403", "a web page", "nothing", "another file", "no answer"],
+)
+def test_little_is_published_of_a_wish_that_failed_and_all_of_it_logged(tmp_path, caplog, order, text, details):
+    options = FetchOptions(origins=("http://127.0.0.1",), proxy="none", stall_seconds=0.1, pause=0.01)
+    with WebServer(b"") as server, Board(tmp_path, fetch=options, urls=(server.url(),)) as board:
+        server.orders += [order] * 100
+        board.run(fetch(board, server.url("/secret.edgm")))
         said = board.wait_for("update.failed")
-    assert (said.model, said.outcome, said.phase) == ("colours", "failed", "")
-    assert "404" in said.text
+        [job] = connect(str(board.runtime_dir)).call("jobs")
+    assert (said.model, said.text, said.outcome, said.phase) == ("colours", text, "failed", "")
+    assert (said.bytes, said.total) == (None, None)
+    assert details in job["text"]
+    assert details in caplog.text
 
 
-async def fetch(board, url, **options):
-    board.updates.fetches.fetch(url, Options(**options), "colours")
+def test_how_much_there_is_at_a_url_is_not_published_before_it_is_known_what(tmp_path):
+    arrived, go_on, told = threading.Event(), threading.Event(), threading.Event()
+
+    def part_of_the_head(handler):
+        handler.answer(200, {"Content-Length": "123456"}, BUNDLE[:100])
+        arrived.set()
+        go_on.wait()
+
+    def half(handler):
+        handler.answer(200, {"Content-Length": str(len(BUNDLE))}, BUNDLE[:150_000])
+        told.wait()
+
+    with WebServer(BUNDLE) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        server.tags = False
+        server.orders += [part_of_the_head, half]
+        board.run(fetch(board, server.url()))
+        assert arrived.wait(20)
+        board.run(asyncio.sleep(0.1))  # within which it would be told of
+        assert board.said == []
+        go_on.set()
+        assert board.wait_for("update.fetching", received=100_000).total is not None
+        told.set()
+
+
+def test_a_verdict_on_a_version_is_published(tmp_path):
+    with WebServer(bundle(signatures=b"mallory was here")) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        board.run(fetch(board, server.url()))
+        assert board.wait_for("update.refused").text == "mallory is not an allowed signer"
+
+
+def test_a_wish_for_a_place_in_this_network_is_refused(tmp_path):
+    with WebServer(BUNDLE) as server, WebServer(BUNDLE) as other, Board(tmp_path, urls=(other.url(),)) as board:
+        board.run(fetch(board, server.url()))
+        assert board.wait_for("update.refused").text == "refused by policy"
+        other.orders.append(redirect(server.url()))
+        board.run(fetch(board, other.url("/other.edgm")))
+        board.wait_for_times("update.refused", 2)
+        [first, second] = connect(str(board.runtime_dir)).call("jobs")
+        assert f"http://127.0.0.1:{server.port} is at 127.0.0.1, which is" in first["text"]
+        assert f"http://127.0.0.1:{server.port} is at 127.0.0.1, which is" in second["text"]
+        assert (server.requests, len(other.requests)) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"origins": ()}, "the configuration does not name http://models.example"),
+        ({"origins": ("https://models.example",)}, "the configuration does not name http://models.example"),
+        ({"token_file": "a-token"}, "the configuration does not name http://models.example"),
+        ({"cert_file": "a", "key_file": "b"}, "the configuration does not name http://models.example"),
+        ({"proxy": "http://127.0.0.1:1"}, "would be asked through a proxy"),
+    ],
+)
+def test_a_wish_for_another_origin_is_refused_where_the_configuration_says_so(tmp_path, options, complaint):
+    with Board(tmp_path, fetch=FetchOptions(**{"proxy": "none", **options})) as board:
+        board.run(fetch(board, "http://models.example/colours.edgm"))
+        board.wait_for("update.refused")
+        [job] = connect(str(board.runtime_dir)).call("jobs")
+    assert complaint in job["text"]
+    assert "origins in [updates.fetch]" in job["hint"]
+
+
+def test_what_an_operator_asks_for_is_fetched_from_anywhere_and_still_is_after_a_restart(tmp_path):
+    options = FetchOptions(origins=())
+    with WebServer(BUNDLE) as server:
+        stop, asked = threading.Event(), threading.Event()
+        server.orders += [cut_after(100_000), silence(stop, asked)]
+        with Board(tmp_path, fetch=options) as board:
+            connect(str(board.runtime_dir)).call("fetch", url=server.url())
+            assert asked.wait(20)
+        stop.set()
+        with Board(tmp_path, fetch=options) as board:
+            [job] = connect(str(board.runtime_dir)).call("jobs")
+            *_, end = connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])
+    assert end["state"] == "done"
+
+
+def test_what_a_wish_began_is_no_operator_s_after_a_restart(tmp_path):
+    with WebServer(BUNDLE) as server:
+        stop, asked = threading.Event(), threading.Event()
+        server.orders += [cut_after(100_000), silence(stop, asked)]
+        with Board(tmp_path, urls=(server.url(),)) as board:
+            board.run(fetch(board, server.url()))
+            assert asked.wait(20)
+        stop.set()
+        with Board(tmp_path) as board:
+            assert board.wait_for("update.refused").text == "refused by policy"
+
+
+async def fetch(board, url, model="colours", **options):
+    return board.updates.fetches.fetch(url, Options(**options), model)
 
 
 def test_what_was_rejected_is_not_fetched_once_that_is_seen(board, ask, watch):

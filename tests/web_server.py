@@ -40,10 +40,11 @@ Order = Callable[["Handler"], None]
 
 
 class WebServer:
-    """Serves `content` at every path, on a loopback port; over TLS with a `context`."""
+    """Serves `content` at every path, on a loopback port or that of another `address`; over TLS with a `context`."""
 
-    def __init__(self, content: bytes, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, content: bytes, context: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
         self.content = content
+        self.address = address
         self.tags = True
         self.orders: deque[Order] = deque()
         self.requests: list[Request] = []
@@ -54,8 +55,9 @@ class WebServer:
         port: int = self._server.server_address[1]
         return port
 
-    def url(self, path: str = "/model.edgm", host: str = "127.0.0.1") -> str:
-        return f"{'https' if self._context else 'http'}://{host}:{self.port}{path}"
+    def url(self, path: str = "/model.edgm", host: str = "") -> str:
+        place = host or (f"[{self.address}]" if ":" in self.address else self.address)
+        return f"{'https' if self._context else 'http'}://{place}:{self.port}{path}"
 
     @property
     def etag(self) -> str:
@@ -63,7 +65,7 @@ class WebServer:
 
     def __enter__(self) -> WebServer:
         handler = type("OurHandler", (Handler,), {"web": self, "context": self._context})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = (_Server6 if ":" in self.address else _Server)((self.address, 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         return self
@@ -79,6 +81,10 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: clients that hang up, or fail a handshake, are what the tests are about."""
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class Handler(BaseHTTPRequestHandler):

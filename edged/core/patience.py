@@ -41,6 +41,7 @@ class Patience:
         self._end = now + limits.total
         self._stalled = now + limits.stall
         self._furthest = self._longest = position
+        self._left = 0
         self._failures = 0
 
     def reached(self, position: int, now: float) -> None:
@@ -52,8 +53,13 @@ class Patience:
             self._failures = 0
 
     def start_again(self) -> None:
-        """It is another file from now on, and every byte of it is progress."""
-        self._furthest = 0
+        """It is another file from now on, and every byte of it is progress.
+
+        That is so only if there has been progress beyond where the last one was left: a server that has everybody start
+        again and again leads nowhere.
+        """
+        if self._furthest > self._left:
+            self._left, self._furthest = self._furthest, 0
 
     def exhausted(self, moved: int, total: int | None, now: float) -> str:
         """Why there is none left after `moved` bytes for a file of `total`; "" while there is.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from edged.core.errors import EdgedError
 
@@ -19,6 +19,14 @@ MAX_URL = 4096
 
 class FetchError(EdgedError):
     """A file could not be fetched. `retryable` if asking again, later, may help."""
+
+
+class NotFoundError(FetchError):
+    """The server answers, and does not give it."""
+
+
+class NotBundleError(FetchError):
+    """Something else came, as from a network that wants a log-in first: it may be there another time."""
 
 
 class Asked(NamedTuple):
@@ -63,7 +71,8 @@ class Redirect(NamedTuple):
 Answer = Body | Whole | StartAgain | TryAgain | Redirect
 
 _REMEDIES = {
-    401: "check the token or the password",
+    401: "check the token or the password; a token goes to servers named in the configuration only: see origins in "
+    "[updates.fetch]",
     403: "the server does not give it to us: check the token, or whether the link has expired",
     404: "check the URL",
     407: "check the user and password of the proxy",
@@ -88,7 +97,7 @@ def understand(status: int, headers: Mapping[str, str], asked: Asked) -> Answer:
         return Redirect(headers["location"])
     if status in _PASSING or status >= 500:
         return TryAgain(f"the server answers {status}", _retry_after(headers))
-    raise FetchError(f"the server answers {status}", hint=_REMEDIES.get(status, "check the URL"))
+    raise NotFoundError(f"the server answers {status}", hint=_REMEDIES.get(status, "check the URL"))
 
 
 def _whole(headers: Mapping[str, str], asked: Asked) -> Body | TryAgain:
@@ -98,6 +107,14 @@ def _whole(headers: Mapping[str, str], asked: Asked) -> Body | TryAgain:
         return TryAgain("a web page comes instead of the rest")
     total = None if "transfer-encoding" in headers else _number(headers.get("content-length", ""))
     return Body(0, total, _tag(headers))
+
+
+def is_page(content_type: str, start: bytes) -> bool:
+    """Whether what begins like this is a web page, and no model that a server only takes for one."""
+    if start[4:8] == b"TFL3" or any(magic.startswith(start[:4]) for magic in (b"edgm", b"edgd")):
+        return False
+    text = start[:100].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return content_type.lower().startswith("text/html") or text.startswith((b"<!doctype html", b"<html"))
 
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)", re.ASCII)
@@ -202,13 +219,15 @@ def is_host(name: str | None) -> bool:
 
 
 def follow(source: SplitResult, location: str) -> SplitResult:
-    """Where a redirect leads. User and password never come from a redirect.
+    """Where a redirect leads; `location` is Latin-1, as headers are read. User and password never come from a redirect.
+
+    Blanks and other signs that URLs have not are written as a browser would have them.
 
     Raises:
         FetchError: it leads out of HTTP, or from https to http.
     """
     try:
-        target = parse_url(urljoin(source.geturl(), location))
+        target = parse_url(_in_ascii(urljoin(source.geturl(), _decoded(location).strip())))
     except (FetchError, ValueError) as error:
         raise FetchError(
             f"the server sends us on to {mask(location)!r}, which is no http or https URL", hint="check the URL"
@@ -218,6 +237,27 @@ def follow(source: SplitResult, location: str) -> SplitResult:
             f"the server sends us on from https to {mask(target.geturl())}", hint="have it redirect to https only"
         )
     return target._replace(netloc=target.netloc.rpartition("@")[2], fragment="")
+
+
+def _decoded(header: str) -> str:
+    """A header that is in UTF-8, though it was read as Latin-1; or as it was read, where it is not."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
+
+
+def _in_ascii(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    host, colon, port = place.partition(":")
+    if not place.isascii():
+        host = host.encode("idna").decode()
+    path, query = (quote(part, safe=_URL_SIGNS) for part in (parts.path, parts.query))
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{host}{colon}{port}", path=path, query=query, fragment=""))
+
+
+_URL_SIGNS = "".join(chr(code) for code in range(0x21, 0x7F))
 
 
 def origin(parts: SplitResult) -> tuple[str, str, int]:

@@ -15,7 +15,8 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from typing import Annotated
 
@@ -29,17 +30,21 @@ from edged.models.answer import (
     Asked,
     Body,
     FetchError,
+    NotBundleError,
     Redirect,
     StartAgain,
     TryAgain,
     Whole,
     follow,
+    is_page,
     mask,
+    origin,
     parse_url,
     understand,
 )
 from edged.models.incoming import Transfer
 from edged.models.line import Client, Pace, Scissors, find_proxies, identify, parse_proxy
+from edged.models.origins import Policy, parse_origin
 
 log = logging.getLogger("edged.models")
 
@@ -63,15 +68,20 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How models are fetched. The defaults suit a 2G link that drops every few minutes.
 
     A server's certificate is always verified, against `ca_file` or else the system's authorities; `cert_file` and
-    `key_file` are our own. The first line of `token_file` is sent as a bearer token, over https only. Neither goes to
-    another host that a server redirects to. Relative file names are credentials of the service.
+    `key_file` are our own. The first line of `token_file` is sent as a bearer token, over https only. Both go only to
+    `origins`, each written as https://models.example.org:8443, and to those of the models' `url`, and never to another
+    host that a server redirects to. Relative file names are credentials of the service.
+
+    What no operator asked for is fetched only from these origins, where there are `origins`; where there are none,
+    from others too, but only from public addresses, not through a proxy, and not at first while there are credentials.
 
     `proxy` is the URL of an HTTP proxy for all hosts but those in `no_proxy` (a list with commas), "none" is none;
     without it $http_proxy, $https_proxy and $no_proxy hold.
 
     A connection is given up when it brings less than `low_speed` bytes a second over `low_speed_seconds`, and then
     asked for again, after `pause` seconds, and twice as long after each time without progress, at most
-    `longest_pause`. A server that asks us to wait is obeyed up to `longest_wait` seconds.
+    `longest_pause`. A server that asks us to wait is obeyed up to `longest_wait` seconds. The head of a bundle, which
+    says what it is, must come at `head_speed`, and is no progress before all of it is here.
 
     It is over after `stall_seconds` without progress, after `max_seconds` altogether, or when `max_traffic` times the
     size of the file has been received. What has come is kept for another time.
@@ -81,10 +91,12 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cert_file: Text = ""
     key_file: Text = ""
     token_file: Text = ""
+    origins: Annotated[tuple[Text, ...], Meta(max_length=100)] | None = None
     proxy: Text = ""
     no_proxy: Text = ""
     low_speed: Annotated[float, Meta(ge=0, le=1e9)] = 100.0
     low_speed_seconds: Seconds = 60.0
+    head_speed: Annotated[float, Meta(ge=0, le=1e9)] = 500.0
     pause: Seconds = 1.0
     longest_pause: Seconds = 60.0
     longest_wait: Seconds = 900.0
@@ -97,6 +109,16 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError("cert_file and key_file go together", hint="give both or neither")
         if self.proxy not in ("", "none"):
             parse_proxy(self.proxy)
+        for each in self.origins or ():
+            parse_origin(each)
+
+    def policy(self, urls: Iterable[str]) -> Policy:
+        """The rules for what is fetched, where the configuration names these `urls` of models."""
+        named = {parse_origin(each) for each in self.origins or ()}
+        for url in urls:
+            with suppress(FetchError):  # it is told of when it is fetched
+                named.add(origin(parse_url(url)))
+        return Policy(frozenset(named), self.origins is not None, bool(self.token_file or self.cert_file))
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,10 +139,15 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fetcher:
-    """Fetches one file after the other, on any thread, until it is cancelled."""
+    """Fetches one file after the other, on any thread, until it is cancelled.
 
-    def __init__(self, options: FetchOptions) -> None:
+    Credentials go to origins that the `policy` names; where it is `guarded`, all the rest of the policy holds too.
+    """
+
+    def __init__(self, options: FetchOptions, policy: Policy | None = None, *, guarded: bool = False) -> None:
         self._options = options
+        self._policy = policy or options.policy(())
+        self._guarded = guarded
         self._scissors = Scissors()
 
     def fetch(self, url: str, into: Transfer, *, progress: Progress | None = None) -> Fetched:
@@ -133,7 +160,7 @@ class Fetcher:
             ConfigError: an option names a file that cannot be used.
         """
         try:
-            return _Fetch(self._options, self._scissors, url, into, progress).run()
+            return _Fetch(self._options, self._policy, self._guarded, self._scissors, url, into, progress).run()
         except FetchError as error:
             raise type(error)(f"{mask(url)}: {error.message}", hint=error.hint, retryable=error.retryable) from error
         finally:
@@ -155,6 +182,8 @@ class _Fetch:
     def __init__(
         self,
         options: FetchOptions,
+        policy: Policy,
+        guarded: bool,
         scissors: Scissors,
         url: str,
         into: Transfer,
@@ -162,6 +191,10 @@ class _Fetch:
     ) -> None:
         self._began = time.monotonic()
         self._home = parse_url(url)
+        if guarded:
+            policy.admit(self._home, redirected=False)
+        self._policy = policy
+        self._guarded = guarded
         self._scissors = scissors
         self._into = into
         self._resumed = into.received
@@ -169,10 +202,12 @@ class _Fetch:
         self._patience = Patience(_limits(options), into.received, self._began, random.random)
         self._client = Client(
             identify(options.ca_file, options.cert_file, options.key_file, options.token_file),
-            find_proxies(options.proxy, options.no_proxy),
-            Pace(options.low_speed, options.low_speed_seconds),
-            scissors,
-            self._count,
+            policy,
+            guarded=guarded,
+            proxies=find_proxies(options.proxy, options.no_proxy),
+            pace=Pace(lambda: options.head_speed if into.awaits_head else options.low_speed, options.low_speed_seconds),
+            scissors=scissors,
+            received=self._count,
         )
         self._moved = self._connections = self._cuts = self._restarts = 0
         self._damages: Counter[int] = Counter()
@@ -220,7 +255,9 @@ class _Fetch:
         """The answer, with its body still to be read, from wherever the redirects lead."""
         asked = self._asked()
         target = self._home
-        for _ in range(MAX_REDIRECTS + 1):
+        for redirects in range(MAX_REDIRECTS + 1):
+            if self._guarded:
+                self._policy.admit(target, redirected=redirects > 0)
             self._connections += 1
             response = self._client.get(target, self._home, _request(asked, fresh=bool(self._damages)))
             headers = {name.lower(): str(value) for name, value in response.headers.items()}
@@ -241,14 +278,27 @@ class _Fetch:
             self._start_again(body.total, body.tag)
         elif into.total is None and body.total is not None:
             into.expect(body.total)
+        if body.total == 0:
+            raise self._another("an empty file")
         while into.received != into.total:
             left = _PIECE if into.total is None else into.total - into.received
             data = response.read1(min(_PIECE, left))
             if not data:
+                if not into.received and (response.chunked or not into.checked):
+                    raise self._another("an empty file")
                 return self._end(into)
+            if not into.received and is_page(response.headers.get("Content-Type", ""), data):
+                raise self._another("a web page")
             into.append(data)
             self._went_on()
         return Whole()
+
+    def _another(self, what: str) -> NotBundleError:
+        """Something that may have been sent by somebody on the way, and is no reason not to ask another time."""
+        self._scissors.check()
+        wanted = "a bundle" if self._into.checked else "a model file"
+        hint = "check the URL, and whether the network wants a log-in first"
+        return NotBundleError(f"{what} came instead of {wanted}", hint=hint, retryable=True)
 
     def _end(self, into: Transfer) -> Whole | TryAgain:
         """The body has ended. Where nobody knows how long the file is, that is its end."""
@@ -260,7 +310,8 @@ class _Fetch:
 
     def _went_on(self) -> None:
         now = time.monotonic()
-        self._patience.reached(self._into.received, now)
+        if not self._into.awaits_head:
+            self._patience.reached(self._into.received, now)
         self._meter.update(self._into, now)
         self._give_up_when_exhausted("", now)
 

@@ -289,6 +289,11 @@ class Transfer:
         return self._check is not None
 
     @property
+    def awaits_head(self) -> bool:
+        """Whether a check reads along, and has not seen yet what this is."""
+        return self._check is not None and self._check.total is None
+
+    @property
     def total(self) -> int | None:
         """The whole length in bytes, as soon as it is known."""
         return self._record.total

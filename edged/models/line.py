@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from threading import Event, Lock
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
@@ -24,17 +24,18 @@ from edged import __version__
 from edged.core.errors import ConfigError
 from edged.credentials import find
 from edged.models.answer import FetchError, is_host, mask, origin
+from edged.models.origins import Policy
 
 _MAX_SECRET = 4096
 
 
 class Pace(NamedTuple):
-    """The least speed: `least` bytes a second over `seconds`, and a byte at least.
+    """The least speed: `least()` bytes a second over `seconds`, and a byte at least.
 
     Connecting and sending may take as long.
     """
 
-    least: float
+    least: Callable[[], float]
     seconds: float
 
 
@@ -140,7 +141,7 @@ class _Inflow(io.RawIOBase):
         now = time.monotonic()
         if now < self._deadline:
             return
-        if not self._count or self._count < self._pace.least * self._pace.seconds:
+        if not self._count or self._count < self._pace.least() * self._pace.seconds:
             raise TooSlowError(f"only {self._count} bytes came within {self._pace.seconds:g} s")
         self._count, self._deadline = 0, now + self._pace.seconds
 
@@ -218,17 +219,25 @@ def parse_proxy(url: str) -> SplitResult:
 
 
 class Client:
-    """Asks web servers for files, one at a time. `received` hears of every byte that comes in."""
+    """Asks web servers for files, one at a time. `received` hears of every byte that comes in.
+
+    Credentials go to origins that the `policy` names. A `guarded` client asks nobody else inside the board's network.
+    """
 
     def __init__(
         self,
         identity: Identity,
+        policy: Policy,
+        *,
+        guarded: bool,
         proxies: dict[str, str],
         pace: Pace,
         scissors: Scissors,
         received: Callable[[int], None],
     ) -> None:
         self._identity = identity
+        self._policy = policy
+        self._guarded = guarded
         self._proxies = proxies
         self._pace = pace
         self._scissors = scissors
@@ -238,6 +247,7 @@ class Client:
         """The answer, with its body still to be read; `home` is where the fetch began, whom our credentials are for.
 
         Raises:
+            PolicyError: it is guarded, and may not ask there.
             FetchError: it is no use: a certificate is wrong, or a proxy refuses.
             OSError, HTTPException: it may work at another time.
             AbandonedError: the line was cut.
@@ -252,13 +262,14 @@ class Client:
     def _get(self, target: SplitResult, home: SplitResult, headers: dict[str, str]) -> HTTPResponse:
         at_home = origin(target) == origin(home)
         proxy = self._proxy(target)
-        sock = self._dial(proxy or target)
+        sock = self._dial_proxy(proxy, target) if proxy else self._dial(target, guarded=self._guarded)
         path = f"{target.path or '/'}{'?' if target.query else ''}{target.query}"
         asked = {"Host": _place(target), **headers, **(self._credentials(home) if at_home else {})}
         if target.scheme == "https":
             if proxy:
                 self._tunnel(sock, proxy, target)
-            sock = self._secure(sock, target, self._identity.certified if at_home else self._identity.anonymous)
+            ours = at_home and origin(home) in self._policy.named
+            sock = self._secure(sock, target, self._identity.certified if ours else self._identity.anonymous)
         elif proxy:
             path = f"http://{_place(target)}{path}"
             asked |= _basic("Proxy-Authorization", proxy)
@@ -269,10 +280,24 @@ class Client:
         _, host, port = origin(target)
         return parse_proxy(url) if url and not proxy_bypass(f"{host}:{port}", self._proxies) else None
 
-    def _dial(self, target: SplitResult) -> socket.socket:
+    def _dial_proxy(self, proxy: SplitResult, target: SplitResult) -> socket.socket:
+        if self._guarded:
+            self._policy.admit_proxied(target)
+        try:
+            return self._dial(proxy, guarded=False)
+        except OSError as error:
+            self._scissors.check()
+            raise OSError(f"the proxy {_place(proxy)} cannot be reached: {error.strerror or error}") from error
+
+    def _dial(self, target: SplitResult, *, guarded: bool) -> socket.socket:
+        """Connect to one of the addresses, looked up once: a second look-up might give others than were checked."""
         _, host, port = origin(target)
         refusal = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        if guarded:
+            for family, _, _, _, address in addresses:
+                self._policy.admit_address(target, str(address[0]), ours=_is_ours(family, address))
+        for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(self._pace.seconds)
             self._scissors.watch(sock)
@@ -288,7 +313,11 @@ class Client:
         _, host, port = origin(target)
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         headers = {"Host": place, **_basic("Proxy-Authorization", proxy)}
-        answer = _exchange(Line(sock, self._pace, self._received), "CONNECT", place, headers)
+        try:
+            answer = _exchange(Line(sock, self._pace, self._received), "CONNECT", place, headers)
+        except (OSError, HTTPException) as error:
+            self._scissors.check()
+            raise OSError(f"the proxy {_place(proxy)} does not answer: {error}") from error
         if answer.status in (401, 403, 405, 407):
             raise FetchError(
                 f"the proxy {_place(proxy)} answers {answer.status} to a connection to {place}",
@@ -307,8 +336,8 @@ class Client:
     def _credentials(self, home: SplitResult) -> dict[str, str]:
         if home.username is not None:
             return _basic("Authorization", home)
-        # A token is worth keeping: it is never sent in the clear.
-        token = self._identity.token if home.scheme == "https" else ""
+        # A token is worth keeping: it is never sent in the clear, nor to whom only a message names.
+        token = self._identity.token if home.scheme == "https" and origin(home) in self._policy.named else ""
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -320,6 +349,16 @@ def _exchange(line: Line, method: str, path: str, headers: dict[str, str]) -> HT
     response = HTTPResponse(cast(socket.socket, line), method=method)
     response.begin()
     return response
+
+
+def _is_ours(family: int, address: Any) -> bool:
+    """Whether a connection to this address would end at this board. Nothing is sent to find out."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return bool(probe.getsockname()[0] == address[0])
+    except OSError:  # there is no way there, as the attempt to connect will tell
+        return False
 
 
 def _place(parts: SplitResult) -> str:

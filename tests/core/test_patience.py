@@ -77,6 +77,15 @@ def test_another_file_is_progress_from_its_first_byte():
     assert rest.exhausted(1, 1000, now=189) == ""
 
 
+def test_starting_again_and_again_is_no_progress():
+    rest = patience()
+    for now in (10, 20, 30, 40):
+        rest.reached(30, now)
+        rest.start_again()
+    assert rest.exhausted(120, 1000, now=119) == ""
+    assert rest.exhausted(120, 1000, now=120) == "there was no progress for 100 s"
+
+
 def test_a_server_that_asks_for_time_is_given_it():
     rest = patience()
     assert rest.wait(50) == 51

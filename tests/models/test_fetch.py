@@ -222,7 +222,38 @@ def test_what_is_no_web_server_is_told(tmp_path: Path) -> None:
         fetch(f"http://127.0.0.1:{port}/", tmp_path, stall_seconds=0.1)
 
 
+@pytest.mark.parametrize("tags", [True, False])
+def test_a_server_that_sends_the_same_bytes_for_each_range_leads_nowhere(tmp_path: Path, tags: bool) -> None:
+    def same(handler) -> None:
+        headers = {"Content-Range": f"bytes 0-29999/{len(BUNDLE)}"}
+        handler.answer(206, headers, BUNDLE[:30_000])
+
+    with WebServer(BUNDLE) as server:
+        server.tags = tags
+        server.orders.extend(repeat(same, 100_000))
+        with pytest.raises(FetchError, match=r"no progress for 0\.5 s") as refusal:
+            fetch(server.url(), tmp_path, check=check, stall_seconds=0.5, max_traffic=1000)
+        assert refusal.value.retryable
+
+
 # Redirects
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        (b"/new models/m.edgm", "/new%20models/m.edgm"),
+        (b"  /m.edgm ", "/m.edgm"),
+        ("/modèles/m.edgm?für=alle boards".encode(), "/mod%C3%A8les/m.edgm?f%C3%BCr=alle%20boards"),
+        ("/modèles/m.edgm".encode("latin-1"), "/mod%C3%A8les/m.edgm"),
+        (b"/a%20b/m.edgm?x=%2F#here", "/a%20b/m.edgm?x=%2F"),
+    ],
+)
+def test_redirects_are_followed_as_browsers_do(tmp_path: Path, location: bytes, path: str) -> None:
+    with WebServer(FILE) as server:
+        server.orders.append(redirect(location.decode("latin-1")))
+        assert fetch(server.url(), tmp_path)[0] == FILE
+        assert server.requests[1].path == path
 
 
 def test_redirects_are_followed(tmp_path: Path) -> None:
@@ -279,8 +310,43 @@ def test_a_bad_file_is_given_up_on(tmp_path: Path) -> None:
 
 def test_a_page_that_asks_to_log_in_is_no_bundle(tmp_path: Path) -> None:
     page = b"<!DOCTYPE html><title>Welcome to the hotel's network</title>"
-    with WebServer(page) as server, pytest.raises(BundleError, match="not a container"):
+    with WebServer(page) as server, pytest.raises(FetchError, match="a web page came instead of a bundle") as refusal:
         fetch(server.url(), tmp_path, check=check)
+    assert refusal.value.retryable
+
+
+def test_a_page_of_words_is_a_page_whatever_it_says_of_itself(tmp_path: Path) -> None:
+    def page(handler) -> None:
+        handler.answer(200, {"Content-Type": "text/html; charset=utf-8"}, b"Please log in")
+
+    with WebServer(BUNDLE) as server:
+        server.orders += [redirect("/portal?from=model.edgm"), page]
+        with pytest.raises(FetchError, match="a web page came instead of a bundle"):
+            fetch(server.url(), tmp_path, check=check)
+        server.orders.append(page)
+        with pytest.raises(FetchError, match="a web page came instead of a model file"):
+            fetch(server.url("/m.tflite"), tmp_path)
+
+
+def test_a_bundle_is_one_whatever_the_server_takes_it_for(tmp_path: Path) -> None:
+    with WebServer(BUNDLE) as server:
+        server.orders.append(lambda handler: handler.answer(200, {"Content-Type": "text/html"}, BUNDLE))
+        assert fetch(server.url(), tmp_path, check=check)[0] == BUNDLE
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_nothing_is_no_bundle(tmp_path: Path, bare: bool, chunked: bool) -> None:
+    def nothing(handler) -> None:
+        headers = {"Content-Length": None, "Transfer-Encoding": "chunked"} if chunked else {}
+        handler.answer(200, headers, b"0\r\n\r\n" if chunked else b"")
+
+    with WebServer(BUNDLE) as server:
+        server.orders.append(nothing)
+        with pytest.raises(FetchError, match="an empty file came instead of") as refusal:
+            fetch(server.url(), tmp_path, check=None if bare else check)
+        assert refusal.value.retryable
+        assert len(server.requests) == 1
 
 
 def test_a_page_that_asks_to_log_in_costs_nothing_of_what_has_come(tmp_path: Path) -> None:

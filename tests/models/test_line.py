@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from edged.core.container import MAGIC, PREFIX
 from edged.core.errors import ConfigError
 from edged.models.answer import FetchError
 from edged.models.fetch import Fetcher, FetchOptions
+from edged.models.incoming import ContainerCheck
 from edged.models.line import AbandonedError
 from tests.broker import PATIENCE, Certificates, make_certificates
+from tests.containers import colours, container, entry
 from tests.fetching import fetch, open_transfer, options
 from tests.web_server import ForwardProxy, Handler, WebServer, drip, redirect, silence, status
 
@@ -49,6 +52,11 @@ def serving(certificates: Certificates, *, client: bool = False) -> ssl.SSLConte
 def own(certificates: Certificates) -> dict[str, str]:
     """Options that name our certificate."""
     return {"cert_file": str(certificates.client), "key_file": str(certificates.client_key)}
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port."""
+    return url.rpartition("/")[0]
 
 
 # TLS
@@ -131,7 +139,7 @@ def test_a_server_may_want_our_certificate(tmp_path: Path, certificates: Certifi
         with pytest.raises(FetchError, match="refuses our certificate, or that we have none") as refusal:
             fetch(url, tmp_path, ca_file=ca_file)
         assert "cert_file" in refusal.value.hint
-        assert fetch(url, tmp_path, ca_file=ca_file, **own(certificates))[0] == FILE
+        assert fetch(url, tmp_path, ca_file=ca_file, origins=(origin(url),), **own(certificates))[0] == FILE
 
 
 def test_a_port_without_tls_is_told(tmp_path: Path) -> None:
@@ -177,9 +185,38 @@ def test_a_token_stays_at_home(tmp_path: Path, certificates: Certificates) -> No
     token.write_text("swordfish\n")
     with WebServer(FILE, serving(certificates)) as home, WebServer(FILE, serving(certificates)) as other:
         home.orders.append(redirect(other.url(host="localhost")))
-        fetch(home.url(host="localhost"), tmp_path, ca_file=str(certificates.ca), token_file=str(token))
+        url, names = home.url(host="localhost"), (origin(home.url(host="localhost")), origin(other.url()))
+        fetch(url, tmp_path, ca_file=str(certificates.ca), token_file=str(token), origins=names)
         assert [request.headers["Authorization"] for request in home.requests] == ["Bearer swordfish"]
         assert [request.headers["Authorization"] for request in other.requests] == [None]
+
+
+@pytest.mark.parametrize("names", [None, (), ("https://models.example", "http://localhost", "https://localhost:1")])
+def test_credentials_go_to_nobody_whom_the_configuration_does_not_name(
+    tmp_path: Path, certificates: Certificates, names: tuple[str, ...] | None
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("swordfish\n")
+    ca_file = str(certificates.ca)
+    with WebServer(FILE, serving(certificates)) as server:
+        url = server.url(host="localhost")
+        fetch(url, tmp_path, ca_file=ca_file, token_file=str(token), origins=names)
+        assert [request.headers["Authorization"] for request in server.requests] == [None]
+    with (
+        WebServer(FILE, serving(certificates, client=True)) as server,
+        pytest.raises(FetchError, match="refuses our certificate, or that we have none"),
+    ):
+        fetch(server.url(host="localhost"), tmp_path, ca_file=ca_file, origins=names, **own(certificates))
+
+
+def test_the_url_of_a_model_is_named_by_the_configuration(tmp_path: Path, certificates: Certificates) -> None:
+    token = tmp_path / "token"
+    token.write_text("swordfish\n")
+    given = options(ca_file=str(certificates.ca), token_file=str(token))
+    with WebServer(FILE, serving(certificates)) as server, open_transfer(tmp_path) as transfer:
+        policy = given.policy([server.url("/stable/motion.edgm", host="localhost"), "no url at all"])
+        Fetcher(given, policy).fetch(server.url("/beta/motion.edgm", host="localhost"), transfer)
+        assert [request.headers["Authorization"] for request in server.requests] == ["Bearer swordfish"]
 
 
 def test_a_token_is_never_sent_in_the_clear(tmp_path: Path) -> None:
@@ -223,6 +260,21 @@ def test_a_proxy_carries_tls_and_sees_nothing_of_it(tmp_path: Path, certificates
         assert fetch(url, tmp_path, proxy=proxy.url, ca_file=str(certificates.ca))[0] == FILE
         [request] = proxy.requests
         assert (request.method, request.path) == ("CONNECT", f"localhost:{server.port}")
+
+
+def test_a_proxy_that_is_not_there_is_named_as_the_proxy(tmp_path: Path) -> None:
+    for url in ("http://models.example/", "https://models.example/"):
+        with pytest.raises(FetchError, match=r"last: the proxy 127\.0\.0\.1:1 cannot be reached: Connection refused"):
+            fetch(url, tmp_path, proxy="http://127.0.0.1:1", stall_seconds=0.05)
+        with pytest.raises(FetchError, match=r"last: the proxy no-proxy\.invalid:3128 cannot be reached: .*not known"):
+            fetch(url, tmp_path, proxy="http://no-proxy.invalid:3128", stall_seconds=0.05)
+
+
+def test_a_proxy_that_does_not_answer_is_named_as_the_proxy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(FetchError, match=r"last: the proxy 127\.0\.0\.1:\d+ does not answer: only 0 bytes came"):
+            fetch("https://models.example/", tmp_path, proxy=proxy, stall_seconds=0.05, low_speed_seconds=0.1)
 
 
 def test_a_proxy_that_refuses_is_told(tmp_path: Path) -> None:
@@ -279,6 +331,23 @@ def test_headers_that_drip_are_left(tmp_path: Path, stop: threading.Event) -> No
         content, fetched = fetch(server.url(), tmp_path, low_speed=2000, low_speed_seconds=0.2)
         assert content == FILE
         assert fetched.cuts >= 1
+
+
+def test_a_head_has_to_come_faster_than_the_rest(tmp_path: Path, stop: threading.Event) -> None:
+    manifest = colours(files={"model.tflite": entry(FILE), "notes.bin": entry(FILE)})
+    with WebServer(container(manifest, body=FILE * 2)) as server:
+        server.orders.append(drip(stop, 0.01))
+        speeds = {"low_speed": 1, "low_speed_seconds": 0.2, "head_speed": 5000}
+        _, fetched = fetch(server.url(), tmp_path, check=lambda: ContainerCheck(lambda head: None), **speeds)
+        assert fetched.cuts >= 1
+
+
+def test_a_head_is_no_progress_before_all_of_it_is_here(tmp_path: Path, stop: threading.Event) -> None:
+    """As long as nobody can tell what it is, others wait for the thread."""
+    with WebServer(PREFIX.pack(MAGIC, 100_000, 0) + FILE) as server:
+        server.orders += repeat(drip(stop, 0.01), 1000)
+        with pytest.raises(FetchError, match=r"no progress for 0\.5 s"):
+            fetch(server.url(), tmp_path, check=lambda: ContainerCheck(lambda head: None), stall_seconds=0.5)
 
 
 def test_a_server_without_a_word_is_left_where_any_speed_will_do(tmp_path: Path, stop: threading.Event) -> None:

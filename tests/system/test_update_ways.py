@@ -121,7 +121,8 @@ def test_a_bare_file_that_a_message_wishes_for_serves_as_the_version_it_says(tmp
         WebServer(another_model(tmp_path).read_bytes()) as server,
         Subscriber(broker.port, "edged/board/models/motion/update") as subscriber,
     ):
-        daemon = edged(config() + with_mqtt(broker))
+        origins = f'[updates.fetch]\norigins = ["{server.url("")}"]\n'
+        daemon = edged(config() + with_mqtt(broker) + origins)
         assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE  # its probation is short
         wish = json.dumps({"url": server.url("/retrained.tflite"), "version": "1.4.0"})
         subscriber.client.publish("edged/board/models/motion/desired", wish, qos=1)
@@ -273,14 +274,15 @@ def test_a_reload_waits_for_an_update_only_where_that_is_in_its_way(tmp_path: Pa
     assert serving(daemon) == "1.0.0"
 
 
-def test_a_url_is_looked_at_as_soon_as_it_is_configured(tmp_path: Path, broker: Broker, edged):
+def test_a_url_is_looked_at_soon_after_it_is_configured(tmp_path: Path, broker: Broker, edged):
     new = bundle(tmp_path, "1.1.0", files={"notes.bin": bytes(range(256)) * 1000})
     with (
         WebServer(new.read_bytes()) as server,
         Subscriber(broker.port, "edged/board/models/motion/update") as subscriber,
     ):
         daemon = edged(config() + with_mqtt(broker))
-        daemon.configure(config() + with_mqtt(broker) + f'[models.motion]\nurl = "{server.url()}"\n')
+        looked_at = f'[models.motion]\nurl = "{server.url()}"\n[updates]\ncheck_every = 10\n'
+        daemon.configure(config() + with_mqtt(broker) + looked_at)
         assert edgectl(daemon, "reload").code == DONE
         ended = json.loads(subscriber.next(lambda message: b"update.ended" in message.payload).payload)
     assert (ended["version"], ended["outcome"], ended["phase"]) == ("1.1.0", "done", "")
@@ -296,7 +298,7 @@ def test_of_what_could_not_serve_here_only_the_head_is_fetched(tmp_path: Path, b
         Subscriber(broker.port, "edged/board/models/motion/update") as subscriber,
     ):
         server.orders.append(cut_after(200_000))
-        edged(config() + with_mqtt(broker) + f'[models.motion]\nurl = "{server.url()}"\n')
+        edged(config() + with_mqtt(broker) + f'[models.motion]\nurl = "{server.url()}"\n[updates]\ncheck_every = 10\n')
         ended = json.loads(subscriber.next().payload)
         assert len(server.requests) == 1
     assert (ended["version"], ended["outcome"]) == ("1.1.0", "refused")

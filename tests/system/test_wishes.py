@@ -1,0 +1,153 @@
+"""What a message may make a board do, and what not: a daemon, a broker and web servers in namespaces of their own.
+
+A wish that is refused must not have caused as much as a connection.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.broker import PATIENCE, Broker, Certificates, Subscriber, make_certificates
+from tests.edged_process import Edged
+from tests.motion import bundle, config, serving
+from tests.namespaces import BOARD_ADDRESS, INTERNET_ADDRESS, Namespaces
+from tests.web_server import ForwardProxy, WebServer, redirect, status
+
+DESIRED = "edged/board/models/motion/desired"
+UPDATES = "edged/board/models/motion/update"
+
+INSIDE = ("10.0.0.7", "172.16.0.7", "192.168.1.7", "169.254.169.254", "100.64.0.7", "fd00::7")
+"""Addresses of servers in the networks that the board is in, or its provider is."""
+
+
+class Rig:
+    """The two namespaces, a broker in the board's, and whatever else a test starts."""
+
+    def __init__(self, folder: Path, spaces: Namespaces, stack: ExitStack) -> None:
+        self.folder = folder
+        self.spaces = spaces
+        self._stack = stack
+        self.broker = Broker(folder, within=self._within(spaces.board))
+        stack.enter_context(self.broker)
+        self.subscriber = spaces.run(spaces.board, lambda: Subscriber(self.broker.port, UPDATES))
+        stack.enter_context(self.subscriber)
+
+    def daemon(self, options: str = "") -> Edged:
+        text = f'{config()}[mqtt]\nhost = "127.0.0.1"\nport = {self.broker.port}\n'
+        text += f"[updates]\ncheck_every = 10\n[updates.fetch]\npause = 0.01\nstall_seconds = 1\n{options}"
+        daemon = Edged(self.folder, text, within=self._within(self.spaces.board))
+        self._stack.enter_context(daemon)
+        daemon.wait_for_log(" serves: ")
+        return daemon
+
+    def server(
+        self, space: str, address: str, content: bytes = b"", context: ssl.SSLContext | None = None
+    ) -> WebServer:
+        server = WebServer(content, context, address)
+        self.spaces.run(space, server.__enter__)
+        self._stack.callback(server.__exit__)
+        return server
+
+    def proxy(self) -> ForwardProxy:
+        proxy = ForwardProxy(refuse=502)
+        self.spaces.run(self.spaces.board, proxy.__enter__)
+        self._stack.callback(proxy.__exit__)
+        return proxy
+
+    def wish(self, url: str) -> tuple[str, str]:
+        """Have somebody wish for a URL: the outcome and the text that are published of it."""
+        wish = json.dumps({"url": url})
+        self.subscriber.client.publish(DESIRED, wish, qos=1, retain=True).wait_for_publish(PATIENCE)
+        ended = json.loads(self.subscriber.next(lambda message: json.loads(message.payload)["outcome"]).payload)
+        return ended["outcome"], ended["text"]
+
+    def _within(self, space: str) -> tuple[str, ...]:
+        return "ip", "netns", "exec", space
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with ExitStack() as stack:
+        spaces = stack.enter_context(Namespaces())
+        yield Rig(tmp_path, spaces, stack)
+
+
+REFUSED = ("refused", "refused by policy")
+
+
+def test_a_wish_leads_to_public_addresses_only(rig: Rig, tmp_path: Path):
+    spaces = rig.spaces
+    spaces.add_addresses(*INSIDE)
+    new = bundle(tmp_path, "1.1.0").read_bytes()
+    public = rig.server(spaces.internet, INTERNET_ADDRESS, new)
+    inside = [rig.server(spaces.internet, address) for address in INSIDE]
+    inside += [rig.server(spaces.board, address) for address in ("127.0.0.1", "::1", BOARD_ADDRESS)]
+    urls = [server.url() for server in inside]
+    port = inside[-3].port
+    urls += [
+        inside[-3].url(host=host) for host in ("localhost", "127.1", "2130706433", "0.0.0.0", "[::ffff:127.0.0.1]")
+    ]
+    daemon = rig.daemon()
+    told = {url: rig.wish(url) for url in urls}
+    for url in urls:
+        public.orders.append(redirect(url))
+        told[f"to {url}"] = rig.wish(public.url(f"/{len(told)}.edgm"))
+    assert told == dict.fromkeys(told, REFUSED)
+    assert [server.requests for server in inside] == [[]] * len(inside)
+    assert f"http://127.0.0.1:{port} is at 127.0.0.1, which is" in "".join(daemon.log)
+    assert rig.wish(public.url()) == ("done", "motion: version 1.1.0 is confirmed; version 1.1.0 serves")
+    assert serving(daemon) == "1.1.0"
+
+
+def test_a_server_in_this_network_is_fetched_from_where_the_configuration_names_it(rig: Rig, tmp_path: Path):
+    rig.spaces.add_addresses("192.168.1.7")
+    server = rig.server(rig.spaces.internet, "192.168.1.7", bundle(tmp_path, "1.1.0").read_bytes())
+    other = rig.server(rig.spaces.internet, "192.168.1.7")
+    public = rig.server(rig.spaces.internet, INTERNET_ADDRESS)
+    rig.daemon(f'origins = ["{server.url("")}"]\n')
+    assert [rig.wish(each.url()) for each in (other, public)] == [REFUSED, REFUSED]
+    assert (other.requests, public.requests) == ([], [])
+    assert rig.wish(server.url())[0] == "done"
+
+
+def test_a_token_is_sent_where_the_configuration_says_and_nowhere_else(rig: Rig, tmp_path: Path):
+    certificates = make_certificates(tmp_path, "localhost")
+    token = tmp_path / "token"
+    token.write_text("swordfish\n")
+    public = rig.server(rig.spaces.board, "127.0.0.1", context=tls(certificates))
+    named = rig.server(rig.spaces.board, "127.0.0.1", context=tls(certificates))
+    daemon = rig.daemon(
+        f'ca_file = "{certificates.ca}"\ntoken_file = "{token}"\n'
+        f'[models.motion]\nurl = "{named.url("/stable.edgm", host="localhost")}"\n'
+    )
+    named.orders += [status(404)] * 100
+    assert rig.wish(public.url("/1.edgm", host="localhost")) == REFUSED
+    assert public.requests == []
+    assert rig.wish(named.url("/2.edgm", host="localhost")) == ("failed", "not found")
+    assert {request.headers["Authorization"] for request in named.requests} == {"Bearer swordfish"}
+    job = daemon.call("fetch", url=public.url("/3.edgm", host="localhost"))["job"]
+    daemon.wait_for_log("/3.edgm")
+    assert daemon.call("job", id=job)["state"] != "done"
+    assert [request.headers["Authorization"] for request in public.requests] == [None]
+
+
+def test_nothing_is_asked_for_through_a_proxy_but_what_the_configuration_names(rig: Rig):
+    rig.spaces.add_addresses("192.168.1.7")
+    proxy = rig.proxy()
+    rig.daemon(f'proxy = "{proxy.url}"\n[models.anomaly]\nurl = "http://192.168.1.7/"\n')
+    assert rig.wish("http://192.168.1.7:8080/m.edgm") == REFUSED
+    assert rig.wish("https://models.example/m.edgm") == REFUSED
+    assert rig.wish("http://192.168.1.7/m.edgm") == ("failed", "unreachable")
+    assert {request.path for request in proxy.requests} <= {"http://192.168.1.7/m.edgm", "http://192.168.1.7/"}
+
+
+def tls(certificates: Certificates) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server, certificates.server_key)
+    return context
