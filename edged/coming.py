@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from edged.api import BundleError, ControlError
 from edged.core.container import Head
 from edged.core.ledger import admit
-from edged.models.bare import Bare
+from edged.core.manifest import version_key
+from edged.models.bare import Bare, next_version, nothing_to_inherit
 from edged.models.incoming import Transfer
 from edged.models.job import Event, Job, Options, Outcome, Report
 
@@ -142,3 +143,15 @@ class Standing:
                 admit(free, name, digest, version, model.active, allow_downgrade=allow_downgrade, named=model.named)
             except ControlError as error:
                 raise BundleError(error.message, hint=error.hint) from error
+
+    def admit_bare(self, bare: Bare, *, allow_downgrade: bool) -> None:
+        """Raises BundleError if a bare file may not come in, or there is nothing that it could inherit from."""
+        known = {model.name: model for model in self.models}
+        model = known.get(bare.model)
+        if model is None:
+            raise BundleError(f"there is no model {bare.model!r}", hint=f"there is {', '.join(known) or 'none'}")
+        if not model.factory and not model.ledger.versions:
+            raise nothing_to_inherit(bare.model)
+        latest = max(model.ledger.floor, model.active, key=version_key)
+        version = bare.version or next_version(latest)
+        self.admit(bare.model, "", version, allow_downgrade=allow_downgrade)

@@ -147,7 +147,8 @@ class Updates:
         """Where to go on with a container or a delta, or what makes that unnecessary.
 
         {"offset": so many bytes are here}, {"job": which installs it, and the terms it was begun with},
-        {"present": true} as it serves already, or {"missing": the base} where a delta would be of no use.
+        {"present": true} as it serves already, or is installed and `unused` by any pipeline, or {"missing": the base}
+        where a delta would be of no use.
         """
         self._refuse_when_stopping()
         ask = _understood(args, _Open)
@@ -194,22 +195,29 @@ class Updates:
         return _begun(receiving.job)
 
     async def _known(self, ask: _Open) -> dict[str, Any]:
-        """What makes it unnecessary to send a container, if anything does. Raises BundleError if it was rejected."""
+        """What makes it unnecessary to send a container, if anything does. Raises BundleError if it may not come in."""
         receiving = self._receiving.get(ask.id)
         if receiving and receiving.job:
             return _begun(receiving.job)
         if ask.bare:
             self._door.admit_bare()
-            return {"present": True} if self._door.serves_file(ask.bare, ask.digest) else {}
+            if self._door.serves_file(ask.bare, ask.digest):
+                return {"present": True}
         for job in self._updater.jobs():
             if job.digest == ask.digest and not job.ended.is_set():
                 return _begun(self.fetches.job_of(job))
         standing = Standing(await self._updater.models())
+        if ask.bare:
+            standing.admit_bare(ask.bare, allow_downgrade=ask.allow_downgrade)
+            return {}
         standing.refuse_rejected(ask.digest)
         for model in standing.models:
-            active = model.ledger.active or model.serving
-            if ask.digest == active and model.serving in (active, None):
+            if ask.digest == model.serving:
                 return {"present": True}
+            if ask.digest == model.ledger.active and model.serving is None:
+                return {"present": True, "unused": True}
+        if ask.name and ask.number:
+            standing.admit(ask.name, ask.digest, ask.number, allow_downgrade=ask.allow_downgrade)
         return {"missing": ask.base} if ask.base and ask.base not in standing.bases else {}
 
     def _open(self, ask: _Open, coming: Coming) -> Transfer:
@@ -459,12 +467,19 @@ def _bare(model: str | None, version: str | None) -> Bare | None:
 
 
 class _Open(_Ask, frozen=True, kw_only=True):
-    """`digest` is that of a version's manifest, or of the file if that is `bare`."""
+    """`digest` is that of a version's manifest, or of the file if that is `bare`.
+
+    The `name` and `number` of a version that is no bare file, and `allow_downgrade`, are what the daemon refuses it by
+    before it is sent. All of it is looked at again when it is here.
+    """
 
     id: Digest
     size: Annotated[int, Meta(ge=1, le=2 * MAX_BUNDLE_BYTES)]
     digest: Digest
     base: Digest | None = None
+    name: Name | None = None
+    number: Version | None = None
+    allow_downgrade: bool = False
     model: Name | None = None
     version: Version | None = None
 

@@ -63,6 +63,7 @@ class ScriptedUpdater:
         self.go = asyncio.Event()
         self.go.set()
         self.asked: list[Any] = []
+        self.named = ""
         self.installed: list[tuple[bytes, Options]] = []
         self.serve("a" * 64, "1.0")
         self._jobs: list[Job] = []
@@ -115,12 +116,21 @@ class ScriptedUpdater:
         return tuple(self._jobs)
 
     async def models(self) -> tuple[Report, ...]:
-        active = self.ledger.versions[self.serving].version
-        report = Report(name=NAME, serving=self.serving, active=active, ledger=self.ledger, factory={}, unfit={})
+        assert self.ledger.active
+        active = self.ledger.versions[self.ledger.active].version
+        report = Report(
+            name=NAME,
+            serving=self.serving,
+            active=active,
+            ledger=self.ledger,
+            factory={},
+            unfit={},
+            named=self.named,
+        )
         return (report,)
 
     def serve(self, digest: str, version: str) -> None:
-        self.serving = digest
+        self.serving: str | None = digest
         known = {digest: Installed(version=version, confirmed=True)}
         self.ledger = Ledger(schema="edged.ledger/1", active=digest, versions=known)
 

@@ -106,6 +106,51 @@ def wait_until_unlocked(folder):
     os.close(descriptor)
 
 
+ANNOUNCED = {**NAMES, "name": "colours", "number": "2.0"}
+
+
+def test_an_older_version_is_refused_before_it_is_sent(board, ask):
+    board.updater.serve("a" * 64, "3.0")
+    with pytest.raises(BundleError, match=r"colours 2\.0 is older than 3\.0, .*--allow-downgrade"):
+        ask("receive-open", **ANNOUNCED)
+    assert ask("receive-open", **ANNOUNCED, allow_downgrade=True) == {"offset": 0}
+
+
+def test_what_is_pinned_is_told_before_anything_is_sent(board, ask):
+    board.updater.ledger = replace(board.updater.ledger, pinned=True)
+    bare = {**NAMES, "model": "colours"}
+    for announced in (ANNOUNCED, bare, {**bare, "version": "1.1"}):
+        with pytest.raises(BundleError, match=r"colours is pinned to 1\.0 \(let go of it"):
+            ask("receive-open", **announced)
+
+
+def test_another_version_than_the_configuration_names_is_refused_before_it_is_sent(board, ask):
+    board.updater.named = "1.0"
+    with pytest.raises(BundleError, match=r"the configuration has colours stay with version 1\.0"):
+        ask("receive-open", **ANNOUNCED)
+
+
+@pytest.mark.parametrize(
+    ("bare", "why"),
+    [
+        ({"model": "shapes"}, r"there is no model 'shapes' \(there is colours\)"),
+        ({"model": "colours", "version": "0.9"}, r"colours 0\.9 is older than 1\.0"),
+    ],
+)
+def test_a_bare_file_that_may_not_come_in_is_refused_before_it_is_sent(ask, bare, why):
+    with pytest.raises(BundleError, match=why):
+        ask("receive-open", **NAMES, **bare)
+
+
+def test_what_is_active_is_told_to_serve_only_where_it_does(board, ask):
+    board.updater.serve(NAMES["digest"], "2.0")
+    assert ask("receive-open", **NAMES) == {"present": True}
+    board.updater.serving = None
+    assert ask("receive-open", **NAMES) == {"present": True, "unused": True}
+    board.updater.serving = ""
+    assert ask("receive-open", **NAMES) == {"offset": 0}
+
+
 def test_two_senders_help_each_other(board, ask, send):
     ask("receive-open", **NAMES)
     assert send(end=100_000) == 100_000

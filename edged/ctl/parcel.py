@@ -29,6 +29,7 @@ class Parcel:
 
     def __init__(self, head: Head | deltas.Head, file: IO[bytes]) -> None:
         version, self.base = (head.version, head.base) if isinstance(head, deltas.Head) else (head, "")
+        self._manifest = version.manifest
         self.version = f"{version.manifest.name} {version.manifest.version}"
         self.title = f"a delta for {self.version}" if self.base else self.version
         self.id = head.transfer
@@ -39,7 +40,8 @@ class Parcel:
     @property
     def announcement(self) -> dict[str, Any]:
         """What `receive-open` is told of it."""
-        return {"id": self.id, "size": self.size, "digest": self.digest, "base": self.base or None}
+        named = {"name": self._manifest.name, "number": self._manifest.version}
+        return {"id": self.id, "size": self.size, "digest": self.digest, "base": self.base or None, **named}
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at its end. From any thread.

@@ -22,7 +22,7 @@ from edged.ctl.client import UnreachableError
 from edged.ctl.parcel import Parcel
 from edged.ctl.ssh import Line, LineError
 from edged.ctl.tables import size
-from edged.ctl.telling import Outcome, Teller, follow, tell_terms
+from edged.ctl.telling import Outcome, Teller, follow, present, tell_terms
 
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -94,14 +94,15 @@ class Push:
             line.greet()
             self._met = True
             if not self.job:
-                present = self._bring(line)
-                if present:
-                    return Outcome("done", f"{self._parcel.version} is what {self.host} has already")
+                answer = self._bring(line)
+                if "present" in answer:
+                    return present(answer, self._parcel.version, f"is what {self.host} has already")
             return self._watch(line)
 
-    def _bring(self, line: Line) -> bool:
-        """Send what is missing, and have it installed. Whether nothing need be done."""
-        answer = line.ask("receive-open", **self._parcel.announcement)
+    def _bring(self, line: Line) -> dict[str, Any]:
+        """Send what is missing, and have it installed; the last answer, with `present` where nothing need be done."""
+        allow = self._wishes["allow_downgrade"]
+        answer: dict[str, Any] = line.ask("receive-open", allow_downgrade=allow, **self._parcel.announcement)
         if "missing" in answer:
             self._teller.step(
                 "push.base_missing", f"{self._parcel.title} is of no use: what it builds on is not on {self.host}"
@@ -113,7 +114,7 @@ class Push:
             answer = line.ask("receive-done", id=self._parcel.id, **self._wishes)
         tell_terms(answer, self._wishes, self._teller)
         self.job = answer.get("job", "")
-        return "present" in answer
+        return answer
 
     def _take_next(self) -> None:
         self._parcel, *self._rest = self._rest

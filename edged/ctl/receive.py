@@ -39,7 +39,7 @@ DAEMON_SECONDS = 120.0
 """The daemon may have to read back what it has, verify signatures, and wait for a slow card."""
 
 _ASKED = {
-    "receive-open": {"id", "size", "digest", "base", "model", "version"},
+    "receive-open": {"id", "size", "digest", "base", "name", "number", "model", "version", "allow_downgrade"},
     "receive-done": {"id", "allow_downgrade", "confirm_within"},
     "job-watch": {"id", "after", "digest"},
 }

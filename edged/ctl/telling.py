@@ -147,6 +147,14 @@ def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
     return Outcome("failed", "the daemon ended before the update did", "see how it went: edgectl models")
 
 
+def present(answer: dict[str, Any], version: str, serves: str) -> Outcome:
+    """How it ended where a device has the version already: it `serves` there, as these words say, or is not used."""
+    if answer.get("unused"):
+        hint = "name the model in a pipeline, then: edgectl reload"
+        return Outcome("installed", f"{version} is installed already, and no pipeline uses it", hint)
+    return Outcome("done", f"{version} {serves}")
+
+
 def tell_terms(answer: dict[str, Any], wishes: dict[str, Any], teller: Teller) -> None:
     """Who `wishes` to have to confirm what is brought is not to believe so where somebody else was first to bring it.
 

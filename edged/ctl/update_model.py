@@ -29,7 +29,7 @@ from edged.core.errors import BundleError, ControlError
 from edged.ctl import exits, tables
 from edged.ctl.client import UnreachableError, connect
 from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
-from edged.ctl.telling import Console, Outcome, Teller, follow, tell_terms
+from edged.ctl.telling import Console, Outcome, Teller, follow, present, tell_terms
 
 if TYPE_CHECKING:
     from edged.ctl.parcel import Parcel
@@ -138,7 +138,7 @@ def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: dict[str, An
         teller.step("update.base_missing", f"{parcel.title} is of no use: what it builds on is not there")
         return Outcome("full_needed", "the full bundle is needed")
     if parcel and "present" in answer:
-        return Outcome("done", f"{parcel.version} is what serves already")
+        return present(answer, parcel.version, "is what serves already")
     job = answer["job"]
     try:
         return follow(connect(args.runtime_dir).stream("job-watch", id=job), teller)
@@ -157,7 +157,8 @@ def _fetch(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> 
 def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], teller: Teller) -> dict[str, Any]:
     """What became of it: the `job` that installs it, `present`, or what is `missing`."""
     call = connect(args.runtime_dir).call
-    answer: dict[str, Any] = call("receive-open", timeout=DAEMON_SECONDS, **parcel.announcement)
+    allow = wishes["allow_downgrade"]
+    answer: dict[str, Any] = call("receive-open", timeout=DAEMON_SECONDS, allow_downgrade=allow, **parcel.announcement)
     if "offset" in answer:
         offset = answer["offset"]
         teller.step("update.sending", f"giving {parcel.title} to the daemon, {tables.size(parcel.size)}")

@@ -65,6 +65,14 @@ def next_version(version: str) -> str:
     return f"{front}{dot}{int(last) + 1}"
 
 
+def nothing_to_inherit(model: str) -> BundleError:
+    """The error for a bare file that would be the first version of its model."""
+    return BundleError(
+        f"there is no version of {model} whose contract it could inherit",
+        hint="pack it, which says all of it: edgectl pack",
+    )
+
+
 def read(tflite: Path) -> bytes:
     """The file.
 

@@ -38,7 +38,7 @@ from edged.core.record import Phase
 from edged.core.verdict import Failure, Verdict
 from edged.models import arrival as arrivals
 from edged.models.arrival import Arrival
-from edged.models.bare import own_parts
+from edged.models.bare import nothing_to_inherit, own_parts
 from edged.models.bundle import MANIFEST, Bundle
 from edged.models.disk import ASIDE, Disk
 from edged.models.job import Ending, Event, Job, Options, Outcome, Report
@@ -362,10 +362,7 @@ class Updater:
         facts = await self._look(name)
         before = target(facts)
         if not before:
-            raise BundleError(
-                f"there is no version of {name} whose contract it could inherit",
-                hint="pack it, which says all of it: edgectl pack",
-            )
+            raise nothing_to_inherit(name)
         bundle = await _on_thread(self._store.open, name, before)
         arrival = await _on_thread(arrivals.adopt, file, bare, bundle, facts.ledger.floor)
         job.name(arrival.head)

@@ -122,3 +122,22 @@ def test_a_reload_serves_what_has_taken_the_place_of_a_file_at_a_path(tmp_path: 
     assert edgectl(daemon, "reload").code == DONE
     assert serving(daemon) == "1.2"
     assert len(list((daemon.state_dir / "unpacked").iterdir())) == 1
+
+
+def test_an_update_is_done_only_where_the_version_answers(tmp_path: Path, edged: Callable[..., Edged]):
+    models = f'[models.mine]\npath = "{at_a_container(tmp_path)}"\n'
+    daemon = edged(CONFIG + models + 'version = "1.0"\n')
+    code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1"))
+    assert (code, output.splitlines()[0]) == (REFUSED, "the configuration has mine stay with version 1.0")
+    code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1", "other"))
+    assert (code, "version 1.1 is confirmed; no pipeline uses it" in output) == (NOT_RUNNING, True), output
+    code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1", "other"))
+    assert (code, "is installed already, and no pipeline uses it" in output) == (NOT_RUNNING, True), output
+    daemon.configure(CONFIG + models)
+    assert edgectl(daemon, "reload").code == DONE
+    assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1")).code == DONE
+    assert serving(daemon) == "1.1"
+    daemon.configure(CONFIG + models + 'version = "1.0"\n')
+    assert edgectl(daemon, "reload").code == DONE
+    assert serving(daemon) == "1.0"
+    assert edgectl(daemon, "rollback", "mine").code == FAILED

@@ -80,6 +80,18 @@ def test_what_is_there_already_is_done_at_once(board, sshd, file):
     assert link.up < 10_000
 
 
+def test_what_may_not_come_in_is_told_before_it_is_sent(board, sshd, file):
+    board.updater.serve("a" * 64, "3.0")
+    with FlakyProxy(sshd.port) as link:
+        code, output, _ = push(sshd, file, port=link.port)
+    assert (code, output.splitlines()[0]) == (
+        6,
+        f"{sshd.host} refuses it: colours 2.0 is older than 3.0, and versions only go up",
+    )
+    assert link.up < 10_000
+    assert push(sshd, file, "--allow-downgrade")[0] == 0
+
+
 def test_a_link_that_breaks_all_the_time(board, sshd, file):
     lengths = random.Random(1)
     with FlakyProxy(sshd.port, cut_up_after=iter(lambda: lengths.randint(60_000, 120_000), 0)) as link:
