@@ -116,7 +116,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
     updates = Updates(
         incoming,
         updater,
-        door=Door(daemon, updater.now, loop),
+        door=Door(daemon, updater.verify, loop),
         clock=daemon.parts.clock,
         say=daemon.tell,
         fetch=config.updates.fetch,
@@ -194,6 +194,7 @@ def _updater(daemon: Daemon, config: Config, store: Store) -> Updater:
         run=daemon.parts.boot,
         say=daemon.tell,
         keep=_keep(config.updates),
+        synchronised=lambda: daemon.parts.clock.synchronised,
     )
 
 
@@ -212,14 +213,16 @@ def _urls(config: Config) -> dict[str, str]:
 class Door:
     """What the configuration as it is now, and what serves now, say to what would come in."""
 
-    def __init__(self, daemon: Daemon, now: Callable[[], float], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, daemon: Daemon, verify: Callable[[Head], tuple[str, ...]], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._daemon = daemon
-        self._now = now
+        self._verify = verify
         self._loop = loop
 
     def approve(self, head: Head) -> None:
         """Before more than the head of a container is taken: nobody fills a disk with what nobody signed."""
-        self._trust.verify(head.data, head.signatures, self._now())
+        self._verify(head)
 
     def fit(self, head: Head) -> None:
         """Before all of it is fetched, perhaps again and again. It is the loop that changes what this looks at."""
@@ -238,7 +241,7 @@ class Door:
 
     def admit_bare(self) -> None:
         """Raises BundleError where only signed versions may come in."""
-        self._trust.admit_bare()
+        _trust(self._daemon.parts.config.updates).admit_bare()
 
     def serves(self, head: Head) -> bool:
         """Whether it is the version that answers now."""
@@ -250,10 +253,6 @@ class Door:
         if manifest is None:
             return False
         return manifest.files[manifest.model].sha256 == sha256 and bare.version in (None, manifest.version)
-
-    @property
-    def _trust(self) -> Trust:
-        return _trust(self._daemon.parts.config.updates)
 
 
 async def _reload_quietly(daemon: Daemon) -> None:

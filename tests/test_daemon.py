@@ -218,7 +218,7 @@ def test_only_for_what_stays_is_a_fetch_thrown_away(refusal, judged):
         raise refusal
 
     async def ask() -> EdgedError:
-        door = Door(SimpleNamespace(board=SimpleNamespace(fit=fit)), time.time, asyncio.get_running_loop())
+        door = Door(SimpleNamespace(board=SimpleNamespace(fit=fit)), lambda head: (), asyncio.get_running_loop())
         with pytest.raises(EdgedError) as raised:
             await asyncio.to_thread(door.fit, read_head(bundle()))
         return raised.value
@@ -231,7 +231,7 @@ def test_a_fetch_that_cannot_be_judged_now_is_tried_again(monkeypatch):
     monkeypatch.setattr(edged.daemon, "ASK_SECONDS", 0.01)
     loop = asyncio.new_event_loop()  # which does not come round to it
     with pytest.raises(EdgedError, match="the daemon is busy") as raised:
-        Door(SimpleNamespace(), time.time, loop).fit(read_head(bundle()))
+        Door(SimpleNamespace(), lambda head: (), loop).fit(read_head(bundle()))
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     assert raised.value.retryable

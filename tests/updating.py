@@ -181,11 +181,15 @@ class Rig:
         self.updater = Updater(
             self.store,
             self.board,
-            **{"trust": Trust(self.folder / "signers", required=False), **self.settings, **settings},
+            **{
+                "trust": Trust(self.folder / "signers", required=False),
+                "wall": lambda: 0.0,
+                **self.settings,
+                **settings,
+            },
             run=run,
             say=self.say,
             clock=self.clock,
-            wall=lambda: 0.0,
         )
         try:
             self.board.load(self.store.find(NAME))

@@ -31,6 +31,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +43,7 @@ from msgspec.structs import replace
 from edged import plugins
 from edged.api import Backend, BundleError, ControlError, Runner
 from edged.backends.delegates import KNOWN
+from edged.control.clock import kernel_synchronised
 from edged.core import container, labels
 from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
@@ -69,6 +71,7 @@ from edged.models.bundle import (
 from edged.models.delta import make_delta
 from edged.models.disk import Disk
 from edged.models.selftest import Proof, check_tensors, golden_samples, prove
+from edged.models.trust import AHEAD_SECONDS
 
 Part = TypeVar("Part", Manifest, Golden, Variant)
 
@@ -269,6 +272,7 @@ def _check_variant(bundle: Bundle, variant: Variant) -> None:
 def _sealed(folder: Path) -> Head:
     """What the container of a folder begins with: the manifest as it is, or with the digests of chunks it lacks."""
     head = examine(folder)
+    _check_date(head.manifest)
     if all(file.chunks for file in head.manifest.files.values()):
         return head
     if head.signatures:
@@ -416,6 +420,17 @@ def _with_steps(model: Path, manifest: Manifest) -> Manifest:
         f"{model}: nothing says how the values of a picture of shape {list(shape)} go into a {dtype} tensor",
         hint=f'{fill_in(model, {"preprocess": [NORMALISE]})}; values that go in as they are have [{{"step":"none"}}]',
     )
+
+
+def _check_date(manifest: Manifest) -> None:
+    """Warn of a date that boards would refuse, and of a clock that may be wrong: a version of 2034 outlives keys."""
+    ahead = manifest.created - time.time()
+    if ahead > AHEAD_SECONDS:
+        day = f"{datetime.fromtimestamp(manifest.created, UTC):%Y-%m-%d}"
+        _note(f"the manifest says that it was made on {day}, which is yet to come: boards that know the time refuse it")
+    elif ahead > -AHEAD_SECONDS and not kernel_synchronised():
+        now = time.strftime("%Y-%m-%d %H:%M")
+        _note(f"this computer's clock says {now} and is not synchronised: boards refuse what is dated a day ahead")
 
 
 def _now() -> int:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from edged.api import BundleError
+from edged.control.clock import kernel_synchronised
 from edged.ctl import exits, tables
 from edged.ctl.bundles import version_line
 from edged.models.bundle import examine
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     trust = Trust(args.allowed_signers, args.revoked, args.threshold)
     try:
         head = examine(args.bundle)
-        signers = trust.verify(head.data, head.signatures, time.time())
+        now = time.time()
+        signers = trust.verify(head.data, head.signatures, now, now if kernel_synchronised() else None)
     except BundleError as error:
         if args.json:
             tables.show_json({"valid": False, "problem": error.message, "hint": error.hint})

@@ -27,6 +27,9 @@ _SECONDS = 30.0
 _MAX_WORDS = 300
 _LATEST = 253_402_300_799  # the last second of the year 9999
 
+AHEAD_SECONDS = 86400
+"""How far ahead of the right time a manifest may say that it was made."""
+
 
 class Trust(msgspec.Struct, frozen=True):
     """Whom this device trusts.
@@ -41,23 +44,30 @@ class Trust(msgspec.Struct, frozen=True):
     threshold: int = 1
     required: bool = True
 
-    def verify(self, manifest: bytes, signatures: bytes, now: float) -> tuple[str, ...]:
+    def verify(self, manifest: bytes, signatures: bytes, now: float, today: float | None = None) -> tuple[str, ...]:
         """The principals who signed this manifest, in the order of their signatures.
 
         `now` is in Unix seconds: the clock, or the newest `created` of a trusted manifest if that is later, as a board
-        may have no clock. What the manifest itself states as `created` counts in the same way.
+        may have no clock. What the manifest itself states as `created` counts in the same way. `today` is what a
+        synchronised clock says, where there is one: nothing can have been made later.
 
         Raises:
             BundleError: too few have signed it, and why each further signature does not count; `retryable` if time may
-                tell, where a key is not valid yet.
+                tell, where a key is not valid yet. Or it says that it was made on a day that is yet to come.
             ConfigError: this device cannot verify signatures as it is set up; `retryable` if it is short of something.
         """
         found = formats.parse(signatures)
+        created = manifests.decode(manifest).created
+        if today is not None and created > today + AHEAD_SECONDS:
+            raise BundleError(
+                f"it says that it was made on {_day(created)}, and today is {_day(today)}",
+                hint="correct the clock of the computer that packs it, then pack and sign it again",
+            )
         if not self.required and not (found and self.allowed_signers.exists()):
             return ()
         if not found:
             raise BundleError("the bundle is not signed", hint="sign it: edgectl sign BUNDLE --key ~/.ssh/id_ed25519")
-        moment = max(now, manifests.decode(manifest).created)
+        moment = max(now, created)
         principals: dict[str, None] = {}
         refusals: list[BundleError] = []
         try:
@@ -112,7 +122,7 @@ class Trust(msgspec.Struct, frozen=True):
         good, words = self._ssh_keygen("find-principals", signature, moment)
         if good and words:
             return words.splitlines()[0]
-        day = f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y-%m-%d}"
+        day = _day(moment)
         if "key has expired" in words:
             raise BundleError(
                 f"{signature.key} is no longer valid on {day}",
@@ -196,6 +206,10 @@ def _run(action: str, signature: bytes, options: Sequence[str], message: bytes) 
         file.flush()
         command = ["ssh-keygen", "-Y", action, "-s", f"/proc/self/fd/{file.fileno()}", *options]
         return subprocess.run(command, input=message, capture_output=True, timeout=_SECONDS, pass_fds=[file.fileno()])
+
+
+def _day(moment: float) -> str:
+    return f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y-%m-%d}"
 
 
 def _seconds(moment: float) -> float:

@@ -29,6 +29,7 @@ from msgspec.structs import replace
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
 from edged.core import probation
+from edged.core.container import Head
 from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, in_use, target
 from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError
 from edged.core.ledger import Candidate, Installed, Ledger
@@ -43,7 +44,7 @@ from edged.models.bundle import MANIFEST, Bundle
 from edged.models.disk import ASIDE, Disk
 from edged.models.job import Ending, Event, Job, Options, Outcome, Report
 from edged.models.store import FactoryVersion, Shelf, Store, open_version
-from edged.models.trust import Trust
+from edged.models.trust import AHEAD_SECONDS, Trust
 
 log = logging.getLogger("edged.models")
 
@@ -116,6 +117,7 @@ class Updater:
         disk: Disk | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        synchronised: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._board = board
@@ -126,6 +128,7 @@ class Updater:
         self._disk = disk or Disk()
         self._clock = clock
         self._wall = wall
+        self._synchronised = synchronised
         self._memories: dict[str, _Memory] = {}
         self._jobs: deque[Job] = deque(maxlen=MAX_JOBS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -257,11 +260,18 @@ class Updater:
         """The latest jobs of this run of the daemon, the oldest first."""
         return tuple(self._jobs)
 
-    def now(self) -> float:
-        """Unix seconds: what the clock says or, as a board may have none, the newest signed time seen. Any thread."""
+    def verify(self, head: Head) -> tuple[str, ...]:
+        """Who signed a version. Raises what Trust.verify does. Not on the event loop's thread.
+
+        The time is what the clock says or, as a board may have none, the newest signed time seen. A time that a
+        synchronised clock knows to be yet to come is none: some signer's clock was wrong.
+        """
+        now = self._wall()
+        today = now if self._synchronised() else None
         ledgers = [memory.ledger for memory in list(self._memories.values()) if memory.ledger]
         seen = [each.created for ledger in ledgers for each in ledger.versions.values() if each.signers]
-        return max([self._wall(), *seen])
+        known = [created for created in seen if today is None or created <= today + AHEAD_SECONDS]
+        return self._trust.verify(head.data, head.signatures, max([now, *known]), today)
 
     async def models(self) -> tuple[Report, ...]:
         """How every model stands."""
@@ -313,7 +323,7 @@ class Updater:
         facts = await self._look(name)
         ledger, memory = facts.ledger, self._memory(name)
         head = arrival.head
-        signers = await _on_thread(self._trust.verify, head.data, head.signatures, self.now())
+        signers = await _on_thread(self.verify, head)
         self._say(name, "update.verified", f"version {job.version} is signed by {', '.join(signers) or 'nobody'}", job)
         if ledger.candidate is not None and ledger.candidate.digest == job.digest:
             if job.options.confirm_within not in (0.0, ledger.candidate.confirm_within):

@@ -52,6 +52,27 @@ def golden(bundle):
         return dict(arrays)
 
 
+# The date
+
+
+@pytest.mark.parametrize(
+    ("epoch", "synchronised", "said"),
+    [
+        ("2040000000", True, "it was made on 2034-08-24, which is yet to come: boards that know the time refuse it"),
+        ("", False, "and is not synchronised: boards refuse what is dated a day ahead"),
+        ("", True, ""),
+        ("1700000000", False, ""),
+    ],
+)
+def test_a_clock_that_may_be_wrong_is_told(tmp_path, capsys, monkeypatch, epoch, synchronised, said):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    monkeypatch.setattr("edged.ctl.pack.kernel_synchronised", lambda: synchronised)
+    assert main(["pack", str(DATA / "metadata.tflite"), "--version", "1", "-o", str(tmp_path / "out.edgm")]) == 0
+    told = capsys.readouterr().err
+    assert said in told
+    assert bool(said) == ("boards" in told)
+
+
 # Reference statistics
 
 

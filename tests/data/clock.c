@@ -1,8 +1,10 @@
-/* A clock that is wrong by CLOCK_SHIFT seconds, for a process that has this preloaded and all its children. */
+/* A clock that is wrong by CLOCK_SHIFT seconds, for a process that has this preloaded and all its children.
+ * With CLOCK_SYNCHRONISED the kernel vouches for it. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,4 +35,9 @@ time_t time(time_t *there)
     if (there)
         *there = now.tv_sec;
     return now.tv_sec;
+}
+
+int adjtimex(struct timex *state)
+{
+    return getenv("CLOCK_SYNCHRONISED") ? TIME_OK : syscall(SYS_adjtimex, state);
 }

@@ -174,6 +174,19 @@ def test_a_manifest_s_own_date_does_not_help_an_expired_key(trust, keys, tmp_pat
         trust(UNTIL_2030).verify(manifest, sign(manifest, keys["alice"]), unix(2100))
 
 
+def test_a_manifest_of_a_day_that_is_yet_to_come_is_refused_where_the_clock_is_right(trust, keys, tmp_path):
+    """It would make every key that is valid until then useless, for its date counts where a board has no clock."""
+    manifest = (write_bundle(tmp_path / "dated", created=int(unix(2034))) / "manifest.json").read_bytes()
+    signature = sign(manifest, keys["alice"])
+    with pytest.raises(BundleError, match="made on 2034-01-01, and today is 2026-01-01") as refused:
+        trust().verify(manifest, signature, NOW, today=NOW)
+    assert "correct the clock" in refused.value.hint
+    assert trust().verify(manifest, signature, NOW) == ("alice@example.com",)
+    assert trust().verify(manifest, signature, NOW, today=unix(2033, 12, 31)) == ("alice@example.com",)
+    with pytest.raises(BundleError, match="made on 2034-01-01"):
+        trust(required=False).verify(manifest, b"", NOW, today=NOW)
+
+
 # Certificates
 
 

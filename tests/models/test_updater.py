@@ -190,7 +190,7 @@ def test_a_board_without_a_clock_takes_it_to_be_no_earlier_than_what_it_has_trus
         def __init__(self):
             self.moments = []
 
-        def verify(self, manifest, signatures, now):
+        def verify(self, manifest, signatures, now, today):
             self.moments.append(now)
             return ("ann@example.org",)
 
@@ -205,6 +205,27 @@ def test_a_board_without_a_clock_takes_it_to_be_no_earlier_than_what_it_has_trus
     asyncio.run(scenario())
     assert notary.moments == [0, 1_900_000_000, 1_900_000_000]
     assert {each.signers for each in rig.ledger.versions.values()} == {("ann@example.org",)}
+
+
+def test_a_version_of_a_day_that_is_yet_to_come_does_not_count_once_the_clock_is_right(rig):
+    """It came in while the board did not know the time; the signer's clock was wrong."""
+    times = []
+
+    class Notary:
+        def verify(self, manifest, signatures, now, today):
+            times.append((now, today))
+            return ("ann@example.org",)
+
+    async def scenario():
+        synchronised = False
+        await rig.boot(trust=Notary(), wall=lambda: 1_800_000_000.0, synchronised=lambda: synchronised)
+        for version, created in (("1.1", 2_000_000_000), ("1.2", 1_800_000_100), ("1.3", 0)):
+            write_container(rig.folder, version, created=created)
+            await rig.ended(rig.updater.install(rig.folder / f"{version}.edgm", Options()))
+            synchronised = True
+
+    asyncio.run(scenario())
+    assert times == [(1_800_000_000, None), (1_800_000_000, 1_800_000_000), (1_800_000_100, 1_800_000_000)]
 
 
 def test_what_does_not_fit_is_refused_and_leaves_nothing(rig):

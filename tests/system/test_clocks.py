@@ -18,6 +18,7 @@ from tests.motion import ROOT, bundle, config, edgectl, incoming, ledger, litter
 
 DONE, REFUSED = 0, 6
 SPRING, SUMMER = (int(datetime(2026, month, 15, tzinfo=UTC).timestamp()) for month in (3, 6))
+FAR = int(datetime(2034, 6, 15, tzinfo=UTC).timestamp())
 SIGNERS = """
 always@example.org namespaces="edged-bundle" {always}
 young@example.org namespaces="edged-bundle",valid-after="20260101" {young}
@@ -43,9 +44,10 @@ def board_in(tmp_path: Path, library: Path) -> Iterator[Callable[[int], Edged]]:
     (tmp_path / "signers").write_text(SIGNERS.format(**{name: signing.public(key) for name, key in keys.items()}))
     policy = f'[updates]\nrequire_signature = true\nallowed_signers = "{tmp_path}/signers"\n'
 
-    def start(year: int) -> Edged:
+    def start(year: int, *, synchronised: bool = False) -> Edged:
         shift = round(datetime(year, 1, 2, tzinfo=UTC).timestamp() - time.time())
-        daemon = Edged(tmp_path, config() + policy, LD_PRELOAD=str(library), CLOCK_SHIFT=str(shift))
+        environ = {"CLOCK_SYNCHRONISED": "1"} if synchronised else {}
+        daemon = Edged(tmp_path, config() + policy, LD_PRELOAD=str(library), CLOCK_SHIFT=str(shift), **environ)
         boards.append(daemon)
         daemon.start()
         assert f"{year}-01-0" in daemon.wait_for_log(" serves: ")
@@ -61,6 +63,30 @@ def signed(folder: Path, version: str, who: str, created: int = 0) -> Path:
     made = bundle(folder, version, created=created)
     seal(made, folder / who)
     return made
+
+
+def test_a_version_of_a_day_that_is_yet_to_come_is_refused_where_the_clock_is_right(
+    tmp_path: Path, board_in: Callable[..., Edged]
+):
+    """It would make a key that is valid until then useless for ever."""
+    daemon = board_in(2026, synchronised=True)
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.1.0", "always", FAR))
+    assert (said.code, "made on 2034-06-15, and today is 2026-01-0" in said.output) == (REFUSED, True), said.output
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.2.0", "spring"))
+    assert said.code == DONE, said.output
+
+
+def test_a_version_of_a_day_that_is_yet_to_come_does_no_harm_once_the_clock_is_right(
+    tmp_path: Path, board_in: Callable[..., Edged]
+):
+    daemon = board_in(2026)
+    assert edgectl(daemon, "update-model", signed(tmp_path, "1.1.0", "always", FAR)).code == DONE
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.2.0", "spring"))
+    assert (said.code, "no longer valid on 2034-06-15" in said.output) == (REFUSED, True), said.output
+    assert daemon.stop() == 0
+    daemon = board_in(2026, synchronised=True)
+    said = edgectl(daemon, "update-model", signed(tmp_path, "1.2.0", "spring"))
+    assert said.code == DONE, said.output
 
 
 @pytest.mark.parametrize("year", [1970, 2100])
