@@ -7,7 +7,7 @@ file of which it is said what it is for.
 A container is sent in chunks that say where they belong, to a transfer that is called after what is in it. So it does
 not matter who sends a chunk, nor how often: senders of the same container help each other along, and one that has lost
 its connection goes on where the container ends now. What was taken outlives the connection at once, and a power cut
-but for the last window of `Incoming`; `receive-open` always tells where to go on.
+but for the last window of `Incoming`, unless a chunk was to be durable; `receive-open` always tells where to go on.
 
 One thread does all the work on the files that are sent. What the daemon fetches by itself is in fetches.py.
 """
@@ -451,6 +451,8 @@ def _take(transfer: Transfer, chunk: _Chunk) -> int:
         )
     if chunk.offset + len(chunk.data) > there:
         transfer.append(chunk.data[there - chunk.offset :])
+    if chunk.durable:
+        transfer.sync()
     return transfer.received
 
 
@@ -492,6 +494,7 @@ class _Chunk(_Ask, frozen=True, kw_only=True):
     id: Digest
     offset: Annotated[int, Meta(ge=0)]
     data: Annotated[bytes, Meta(min_length=1, max_length=MAX_CHUNK)]
+    durable: bool = False
 
 
 class _Install(_Ask, frozen=True, kw_only=True):

@@ -20,7 +20,10 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 class Sshd:
-    """Logs the user who runs the tests in with `key`, and with `forced_key` too, for the forced command alone."""
+    """Logs the user who runs the tests in with `key`, and with others for a forced command alone.
+
+    `forced_key` may bring bundles, `downgrading_key` older versions too, and `greeting_key` only gets a greeting.
+    """
 
     def __init__(self, folder: Path, runtime_dir: Path) -> None:
         if SSHD is None or shutil.which("ssh") is None:
@@ -31,6 +34,7 @@ class Sshd:
         self.folder = folder
         self.user = getpass.getuser()
         self.key, self.forced_key, self._host_key = (make_key(folder, name) for name in ("key", "forced", "host"))
+        self.downgrading_key, self.greeting_key = (make_key(folder, name) for name in ("downgrading", "greeting"))
         self._commands = folder / "bin"
         self._install_edgectl(runtime_dir)
         self._write_files()
@@ -89,7 +93,12 @@ class Sshd:
         script.chmod(0o755)
 
     def _write_files(self) -> None:
-        allowed = [public(self.key), f'command="{self.command}",restrict {public(self.forced_key)}']
+        forced = {
+            self.forced_key: self.command,
+            self.downgrading_key: f"{self.command} --allow-downgrade",
+            self.greeting_key: "echo Welcome to board!",
+        }
+        allowed = [public(self.key), *(f'command="{does}",restrict {public(key)}' for key, does in forced.items())]
         (self.folder / "authorized_keys").write_text("\n".join([*allowed, ""]))
         (self.folder / "known_hosts").write_text(f"board {public(self._host_key)}\n")
         settings = {

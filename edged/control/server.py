@@ -125,7 +125,8 @@ class Server:
     async def _answer(self, client: _Connection, request: Request) -> bool:
         """Answer, and say whether the connection goes on."""
         if request.verb in self._operations.changes:
-            log.info("%s, asked for by %s", request.verb, client.peer())
+            terms = " with allow_downgrade" if request.args.get("allow_downgrade") is True else ""
+            log.info("%s%s, asked for by %s", request.verb, terms, client.peer())
         if request.verb in self._operations.streams:
             await client.while_there(self._stream(client, request))
             return False

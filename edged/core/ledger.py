@@ -168,10 +168,9 @@ def admit(
             hint=f"wait for its end, or stop it with `edgectl rollback {name}`",
             retryable=True,
         )
-    floor = max(ledger.floor, active, key=version_key)
-    if version_key(version) < version_key(floor) and not allow_downgrade:
+    if is_downgrade(ledger, version, active) and not allow_downgrade:
         raise BundleError(
-            f"{name} {version} is older than {floor}, and versions only go up",
+            f"{name} {version} is older than {_floor(ledger, active)}, and versions only go up",
             hint="if that is what you want, say so with --allow-downgrade",
         )
 
@@ -182,6 +181,15 @@ def held_by_configuration(name: str, named: str) -> ControlError:
         f"the configuration has {name} stay with version {named}",
         hint=f"take `version` out of [models.{name}], then: edgectl reload",
     )
+
+
+def is_downgrade(ledger: Ledger, version: str, active: str) -> bool:
+    """Whether a version is older than one that has been confirmed here; `active` is the active version's number."""
+    return version_key(version) < version_key(_floor(ledger, active))
+
+
+def _floor(ledger: Ledger, active: str) -> str:
+    return max(ledger.floor, active, key=version_key)
 
 
 def offered(ledger: Ledger, digest: str, version: Installed, confirm_within: float) -> Ledger:

@@ -32,6 +32,11 @@ from edged.core.errors import (
 SOCKET = "edged.sock"
 MAX_REQUEST = 64 << 10
 MAX_REPLY = 16 << 20
+
+BEGIN_WITH_MARK = "--begin-with-mark"
+MARK = b"edgectl answers\n"
+"""The line that an `edgectl` with that first argument begins its answer with: no other program's is taken for it."""
+
 _MAX_ID = 1 << 53  # what every JSON reader holds exactly
 
 _VERB = re.compile(r"[a-z][a-z0-9-]{0,63}")

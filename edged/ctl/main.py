@@ -8,7 +8,8 @@ Every verb finds in `args` the global options: `config`, a list of files; `state
 or None for wherever a daemon is found; `json`; and `host` and `ssh`, the devices to work on and how to get there. Files
 and folders are strings, as pathlib is slow to import.
 
-With --host a verb is run on that device, by its own edgectl, all but `update-model`, which has files of ours to bring.
+With --host a verb is run on that device, by its own edgectl (remote.py), all but `update-model`, which has files of
+ours to bring.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from edged import __version__
-from edged.core.errors import ControlError, EdgedError
+from edged.core.errors import EdgedError
+from edged.core.protocol import BEGIN_WITH_MARK, MARK
 from edged.ctl import exits
 from edged.ctl.client import UnreachableError
 
@@ -58,12 +60,14 @@ VERBS = {
     "version": ("edged.ctl.version", "the versions of edged and of what it runs on"),
 }
 
+SSH = "ssh"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code."""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a dot shows a "?"
     try:
-        words = sys.argv[1:] if argv is None else argv
+        words = _answered(sys.argv[1:] if argv is None else argv)
         args = _parse(words)
         code: int = _there(args, words) if args.host and args.verb != "update-model" else args.run(args)
         sys.stdout.flush()
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at the end
         return exits.BROKEN_PIPE
-    except OSError as error:  # standard output is a full disk, or there is no ssh here
+    except OSError as error:  # standard output is a full disk
         print(f"edgectl: {error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.FAILED
@@ -98,7 +102,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """What stands after a verb, and what may stand before it too."""
     module = import_module(VERBS[verb][0])
-    parser = argparse.ArgumentParser(prog=f"edgectl {verb}", description=module.__doc__, parents=[common_options()])
+    parser = argparse.ArgumentParser(
+        prog=f"edgectl {verb}", description=module.__doc__, parents=[common_options()], allow_abbrev=False
+    )
     module.add_arguments(parser)
     return parser
 
@@ -115,6 +121,7 @@ def outer_parser() -> argparse.ArgumentParser:
         epilog=f"verbs (edgectl VERB --help says more):\n{verbs}\n\nexit codes:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common_options()],
+        allow_abbrev=False,
     )
     parser.set_defaults(
         config=None,
@@ -122,7 +129,7 @@ def outer_parser() -> argparse.ArgumentParser:
         state_dir=os.environ.get("EDGED_STATE_DIR", "/var/lib/edged"),
         json=False,
         host=None,
-        ssh=os.environ.get("EDGECTL_SSH", "ssh"),
+        ssh=os.environ.get("EDGECTL_SSH", SSH),
     )
     parser.add_argument("--version", action="version", version=f"edgectl {__version__}")
     parser.add_argument("verb", help=argparse.SUPPRESS)
@@ -145,24 +152,59 @@ def common_options() -> argparse.ArgumentParser:
     )
     options.add_argument("--json", action="store_true", help="answer in JSON")
     options.add_argument(
-        "--host", metavar="[USER@]HOST", action="append", help="on that device, over SSH; update-model takes several"
+        "--host",
+        metavar="[USER@]HOST",
+        action="append",
+        type=host,
+        help="on that device, over SSH; update-model takes several",
     )
-    options.add_argument("--ssh", metavar="COMMAND", help="how to get there, with options (EDGECTL_SSH; ssh)")
+    options.add_argument(
+        "--ssh", metavar="COMMAND", type=ssh_command, help="how to get there, with options (EDGECTL_SSH; ssh)"
+    )
     return options
+
+
+def host(text: str) -> str:
+    """A device, named as for ssh. Raises ArgumentTypeError."""
+    user, at, name = text.rpartition("@")
+    if not name or text.startswith("-") or name.startswith("-") or (at and not user) or not _one_word(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no [USER@]HOST")
+    return text
+
+
+def ssh_command(text: str) -> str:
+    """A command line that a shell would understand. Raises ArgumentTypeError."""
+    if text == SSH:
+        return text
+    import shlex  # which asking the daemon of this device need not wait for
+
+    try:
+        understood = bool(shlex.split(text))
+    except ValueError:
+        understood = False
+    if not understood:
+        raise argparse.ArgumentTypeError(f"{text!r} is no command")
+    return text
+
+
+def _one_word(text: str) -> bool:
+    return text.isprintable() and len(text.split()) == 1
+
+
+def _answered(words: Sequence[str]) -> Sequence[str]:
+    """Begin the answer with the mark where an edgectl elsewhere asks for that; the rest of the command line."""
+    if words[:1] != [BEGIN_WITH_MARK]:
+        return words
+    sys.stdout.buffer.write(MARK)
+    sys.stdout.buffer.flush()
+    return words[1:]
 
 
 def _there(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Run the same on the one device that is named."""
-    import subprocess
+    from edged.ctl import remote
 
-    from edged.ctl import ssh
-
-    if len(args.host) > 1:
-        raise ControlError(f"{args.verb} works on one device at a time", hint="name one --host")
-    rest = iter(words)
-    ours = ("--host", "--ssh")
-    kept = [word for word in rest if not (word.startswith(ours) and ("=" in word or next(rest, "") is not None))]
-    return subprocess.call(ssh.command(args.ssh, args.host[0], ["edgectl", *kept]))
+    return remote.run(args, words)
 
 
 def _complain(error: EdgedError) -> None:

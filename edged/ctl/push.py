@@ -24,8 +24,21 @@ from edged.ctl.ssh import Line, LineError
 from edged.ctl.tables import size
 from edged.ctl.telling import Outcome, Teller, follow, present, tell_terms
 
-_PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
+_LARGEST_PIECE = 64 << 10
+_SMALLEST_PIECE = 1 << 10
+
+
+def fitting(piece: int, brought: int) -> int:
+    """How large the next pieces are after a cut, where those of `piece` bytes have `brought` so many in all.
+
+    What was on its way is lost with each cut, and each piece is synced at the far end: few are too large, many too
+    small.
+    """
+    if brought < 4 * piece:
+        return max(piece // 2, _SMALLEST_PIECE)
+    return min(piece * 2, _LARGEST_PIECE) if brought >= 16 * piece else piece
 
 
 class Push:
@@ -57,6 +70,7 @@ class Push:
         self._seen = 0.0
         self._progress = 0
         self._connections = 0
+        self._piece = _LARGEST_PIECE
         limits = Limits(
             stall=stall,
             total=math.inf,
@@ -90,7 +104,9 @@ class Push:
     def _connect(self) -> Outcome:
         """One connection, for as long as it holds."""
         self._connections += 1
-        with Line(self._ssh, self.host, may_ask=self._may_ask and not self._met, first=not self._met) as line:
+        words = ["--allow-downgrade"] if self._wishes["allow_downgrade"] else []
+        may_ask = self._may_ask and not self._met
+        with Line(self._ssh, self.host, words, may_ask=may_ask, first=not self._met, tell=self._tell_silence) as line:
             line.greet()
             self._met = True
             if not self.job:
@@ -102,7 +118,9 @@ class Push:
     def _bring(self, line: Line) -> dict[str, Any]:
         """Send what is missing, and have it installed; the last answer, with `present` where nothing need be done."""
         allow = self._wishes["allow_downgrade"]
-        answer: dict[str, Any] = line.ask("receive-open", allow_downgrade=allow, **self._parcel.announcement)
+        answer: dict[str, Any] = line.ask(
+            "receive-open", piece=self._piece, allow_downgrade=allow, **self._parcel.announcement
+        )
         if "missing" in answer:
             self._teller.step(
                 "push.base_missing", f"{self._parcel.title} is of no use: what it builds on is not on {self.host}"
@@ -128,11 +146,20 @@ class Push:
             self._announced = parcel
             here = f", of which {size(offset)} are there" if offset else ""
             self._teller.step("push.sending", f"sending {parcel.title} to {self.host}: {size(parcel.size)}{here}")
-        for there in line.send(parcel.read, offset, parcel.size):
-            self._teller.progress(there, parcel.size)
-            self._went_on(there)
+        self._went_on(offset)  # an acknowledgement may have been cut off
+        there = offset
+        try:
+            for there in line.send(parcel.read, offset, parcel.size, self._piece):
+                self._teller.progress(there, parcel.size)
+                self._went_on(there)
+        except LineError:
+            self._piece = fitting(self._piece, there - offset)
+            raise
         connections = f", after {self._connections} connections" if self._connections > 1 else ""
         self._teller.step("push.sent", f"all of it is there{connections}")
+
+    def _tell_silence(self, text: str) -> None:
+        self._teller.step("push.silence", text)
 
     def _watch(self, line: Line) -> Outcome:
         items = line.stream("job-watch", id=self.job, after=self._seen, digest=self._parcel.digest)

@@ -2,13 +2,15 @@
 
     command="edgectl receive --stdio",restrict ssh-ed25519 AAAA... alice@example.com
 
-Whoever has such a key can bring bundles and watch what becomes of them, and nothing else; what the sender wanted run
-instead is not looked at. Who signed a bundle counts as always.
+Whoever has such a key can bring bundles and watch what becomes of them, and nothing else: any other command is refused.
+An older version than the one that serves is only taken where the line says `receive --stdio --allow-downgrade`. Who
+signed a bundle counts as always.
 
 What is spoken is the control protocol, of which only these are passed on to the daemon:
 
     receive-open    and where there is something to send, the bare bytes follow, from the offset in the answer to the
-                    size in the question; each time some have been taken, an event tells up to where
+                    size in the question; after each `piece` of so many bytes, once it is durable, an event tells up to
+                    where
     receive-done    install it
     job-watch       the steps of the job
 
@@ -21,6 +23,7 @@ import argparse
 import base64
 import os
 import select
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +35,7 @@ from edged.ctl import exits
 from edged.ctl.client import UnreachableError, connect
 
 CHUNK = 32 << 10
+MAX_PIECE = 1 << 20
 SILENCE_SECONDS = 120.0
 """A sender that says nothing for so long has gone, though nobody has told us."""
 
@@ -39,7 +43,7 @@ DAEMON_SECONDS = 120.0
 """The daemon may have to read back what it has, verify signatures, and wait for a slow card."""
 
 _ASKED = {
-    "receive-open": {"id", "size", "digest", "base", "name", "number", "model", "version", "allow_downgrade"},
+    "receive-open": {"id", "size", "digest", "base", "name", "number", "model", "version", "allow_downgrade", "piece"},
     "receive-done": {"id", "allow_downgrade", "confirm_within"},
     "job-watch": {"id", "after", "digest"},
 }
@@ -50,13 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stdio", action="store_true", required=True, help="speak with the sender on standard input and output"
     )
+    parser.add_argument(
+        "--allow-downgrade", action="store_true", help="let the sender bring an older version than the one that serves"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve one sender, until it leaves."""
+    """Serve one sender, until it leaves. Raises ControlError where sshd was asked to run anything else."""
+    _refuse_another_command(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
     sender = Sender(0, 1)
     try:
-        _serve(sender, args.runtime_dir)
+        _serve(sender, args.runtime_dir, allow_downgrade=args.allow_downgrade)
     except UnreachableError as error:  # the daemon may be about to start
         sender.say(protocol.encode_error(1, ControlError(error.message, hint=error.hint, retryable=True)))
         return exits.UNREACHABLE
@@ -115,12 +123,31 @@ class Sender:
             raise SenderGone from error
 
 
-def _serve(sender: Sender, runtime_dir: str | None) -> None:
+def _refuse_another_command(asked: str) -> None:
+    """A forced command is run whatever was asked for, which sshd puts into the environment."""
+    try:
+        words = shlex.split(asked)
+    except ValueError:
+        words = [asked]
+    if words and words[1:2] != ["receive"]:
+        raise ControlError(
+            "this key may only bring bundles, with update-model; nothing else was done",
+            hint="use another key, or have the command taken from its line in authorized_keys on the device",
+        )
+
+
+def _serve(sender: Sender, runtime_dir: str | None, *, allow_downgrade: bool) -> None:
     sender.say(protocol.encode_ok(0, {"edged": __version__}))
     while request := sender.ask():
         known = _ASKED.get(request.verb, set())
         if not known or not request.args.keys() <= known:
             raise ControlError(f"{request.verb!r} cannot be asked here", hint="only bundles can be brought here")
+        if request.args.get("allow_downgrade") and not allow_downgrade:
+            raise ControlError(
+                "this key may not bring an older version with --allow-downgrade",
+                hint="allow it in the key's line of authorized_keys on the device:\n"
+                'command="edgectl receive --stdio --allow-downgrade"',
+            )
         match request.verb:
             case "receive-open":
                 _receive(sender, request, runtime_dir)
@@ -133,27 +160,37 @@ def _serve(sender: Sender, runtime_dir: str | None) -> None:
 
 
 def _receive(sender: Sender, request: Request, runtime_dir: str | None) -> None:
+    piece = request.args.pop("piece", CHUNK)
+    if not isinstance(piece, int) or not 1 <= piece <= MAX_PIECE:
+        raise ControlError(f"a piece of {piece!r} bytes is impossible", hint=f"from 1 to {MAX_PIECE}")
     answer = _call(runtime_dir, request)
     sender.say(protocol.encode_ok(request.id, answer))
     if "offset" not in answer:
         return
-    for offset in _pass_on(sender, request.args["id"], answer["offset"], request.args["size"], runtime_dir):
+    for offset in _pass_on(sender, request.args["id"], answer["offset"], request.args["size"], piece, runtime_dir):
         sender.say(protocol.encode_event(request.id, {"offset": offset}))
 
 
-def _pass_on(sender: Sender, name: str, offset: int, size: int, runtime_dir: str | None) -> Iterator[int]:
-    """Give the daemon what comes, as it comes: what it has taken is there, whatever happens to the line."""
+def _pass_on(sender: Sender, name: str, offset: int, size: int, piece: int, runtime_dir: str | None) -> Iterator[int]:
+    """Give the daemon what comes, as it comes, and yield where each piece ends, once it is durable."""
     while offset < size:
-        data = sender.take(size - offset)
-        yield give(runtime_dir, name, offset, data)
-        offset += len(data)
+        end = min(offset + piece, size)
+        while offset < end:
+            data = sender.take(end - offset)
+            give(runtime_dir, name, offset, data, durable=offset + len(data) == end)
+            offset += len(data)
+        yield offset
 
 
-def give(runtime_dir: str | None, name: str, offset: int, data: bytes) -> int:
-    """Have the daemon take a chunk of a transfer; how many bytes of it there are now. Raises EdgedError."""
+def give(runtime_dir: str | None, name: str, offset: int, data: bytes, *, durable: bool = False) -> int:
+    """Have the daemon take a chunk of a transfer, and answer once it is `durable`; how many bytes of it there are now.
+
+    Raises EdgedError.
+    """
     text = base64.b64encode(data).decode()
     call = connect(runtime_dir).call
-    there: int = call("receive-chunk", timeout=DAEMON_SECONDS, id=name, offset=offset, data=text)["offset"]
+    answer = call("receive-chunk", timeout=DAEMON_SECONDS, id=name, offset=offset, data=text, durable=durable)
+    there: int = answer["offset"]
     return there
 
 

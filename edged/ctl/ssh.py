@@ -11,6 +11,7 @@ import select
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -26,15 +27,20 @@ OPTIONS = (
     *("-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4"),
 )
 
-WINDOW = 64 << 10
-"""Bytes that may be on their way, and so may have to be sent again after a cut."""
+QUIET_SECONDS = 20.0
+"""The user is told when nothing has come from the far end for so long, and again each time that has doubled.
+
+More than the device's sign of life while a job is watched.
+"""
+
+SSH_FAILED = 255
+"""The exit code of ssh itself; any other is that of what it ran."""
 
 _PIECE = 16 << 10
 _SILENCE_SECONDS = 90.0
 _LOGIN_SECONDS = 300.0
 _MAX_NOISE = 64 << 10
 _MAX_COMPLAINT = 4096
-_SSH_FAILED = 255
 _GREETING = b'{"id":0,"ok":{"edged":'
 
 _FINAL = {
@@ -54,28 +60,35 @@ class LineError(ControlError):
 
 def command(ssh: str, host: str, words: Sequence[str], options: Sequence[str] = ()) -> list[str]:
     """The command line that runs `words` on a host; `ssh` is a command with options of its own."""
-    if host.startswith("-"):
-        raise ControlError(f"{host!r} is no host", hint="name it as for ssh: user@host")
     return [*shlex.split(ssh), *options, "--", host, shlex.join(words)]
+
+
+def not_run(ssh: str, error: OSError) -> UnreachableError:
+    """The complaint that `ssh` is no command of this machine."""
+    return UnreachableError(f"{ssh} cannot be run: {error.strerror}", hint="install OpenSSH's client")
 
 
 class Line:
     """A connection to `edgectl receive` on a host; use it in a `with` statement. Everything raises EdgedError.
 
-    `first` is for a host that has never answered: it may be asked for a password, and a name that is not known is a
-    mistake rather than a bad link.
+    `words` are more arguments of `edgectl receive`. `first` is for a host that has never answered: it may be asked for
+    a password, and a name that is not known is a mistake rather than a bad link. `tell` hears of a far end that has
+    fallen silent, and of one that answers again.
     """
 
-    def __init__(self, ssh: str, host: str, *, may_ask: bool, first: bool) -> None:
+    def __init__(
+        self, ssh: str, host: str, words: Sequence[str], *, may_ask: bool, first: bool, tell: Callable[[str], None]
+    ) -> None:
         options = OPTIONS if may_ask else (*OPTIONS, "-oBatchMode=yes")
         self._host = host
+        self._tell = tell
         self._first = first
         self._heard = b""
         self._greeted = False
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 closed in __exit__
         try:
             self._process = subprocess.Popen(
-                command(ssh, host, RECEIVE, options),
+                command(ssh, host, (*RECEIVE, *words), options),
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -83,7 +96,7 @@ class Line:
             )
         except OSError as error:
             self._complaints.close()
-            raise UnreachableError(f"{ssh} cannot be run: {error.strerror}", hint="install OpenSSH's client") from error
+            raise not_run(ssh, error) from error
         assert self._process.stdin
         assert self._process.stdout
         self._to = self._process.stdin.fileno()
@@ -122,11 +135,14 @@ class Line:
         while (reply := self._reply()).kind == "event":
             yield reply.value
 
-    def send(self, read: Callable[[int, int], bytes], offset: int, size: int) -> Iterator[int]:
-        """Send bare bytes from `offset` to `size`, and yield up to where the far end has taken them."""
+    def send(self, read: Callable[[int, int], bytes], offset: int, size: int, piece: int) -> Iterator[int]:
+        """Send bare bytes from `offset` to `size`, and yield up to where they are durable at the far end.
+
+        Two pieces at most are on their way: one that is written there, and one that comes.
+        """
         taken = sent = offset
         while sent < size or taken < size:
-            room = min(size, taken + WINDOW) - sent
+            room = min(size, taken + 2 * piece) - sent
             if self._wait(write=room > 0):
                 taken = max(taken, self._reply().value["offset"])
                 yield taken
@@ -143,7 +159,7 @@ class Line:
 
     def _next_line(self, patience: float) -> bytes:
         while b"\n" not in self._heard and len(self._heard) <= protocol.MAX_REPLY:
-            if not select.select([self._from], [], [], patience)[0]:
+            if not any(self._select(patience, read=True, write=False)):
                 raise LineError(f"{self._host} says nothing any more")
             data = os.read(self._from, _PIECE)
             if not data:
@@ -156,12 +172,27 @@ class Line:
         """Wait until there is something to read, which is told, or until it can be written."""
         if read and b"\n" in self._heard:
             return True
-        readable, writable, _ = select.select(
-            [self._from] if read else [], [self._to] if write else [], [], _SILENCE_SECONDS
-        )
+        readable, writable = self._select(_SILENCE_SECONDS, read=read, write=write)
         if not readable and not writable:
             raise LineError(f"{self._host} takes nothing any more")
-        return bool(readable)
+        return readable
+
+    def _select(self, patience: float, *, read: bool, write: bool) -> tuple[bool, bool]:
+        """Whether there is something to read, and whether it can be written; neither once `patience` is over."""
+        began, quiet = time.monotonic(), QUIET_SECONDS
+        while True:
+            wait = min(quiet, patience) - (time.monotonic() - began)
+            sources, sinks = [self._from] if read else [], [self._to] if write else []
+            readable, writable, _ = select.select(sources, sinks, [], max(0.0, wait))
+            waited = time.monotonic() - began
+            if readable or writable or waited >= patience:
+                break
+            if waited >= quiet:
+                self._tell(f"nothing has come from {self._host} for {waited:.0f} s; still waiting")
+                quiet *= 2
+        if readable and quiet > QUIET_SECONDS:
+            self._tell(f"{self._host} answers again, after {waited:.0f} s")
+        return bool(readable), bool(writable)
 
     def _write(self, data: bytes) -> int:
         try:
@@ -176,13 +207,13 @@ class Line:
         try:
             code = self._process.wait(10.0)
         except subprocess.TimeoutExpired:
-            code = _SSH_FAILED
+            code = SSH_FAILED
         said = self._last_complaint()
         for words, hint in _FINAL.items():
             lasting = words != "Could not resolve hostname" or self._first
             if words in said and lasting:
                 return UnreachableError(f"{self._host}: {said}", hint=hint)
-        if code != _SSH_FAILED and not self._greeted:
+        if code != SSH_FAILED and not self._greeted:
             return UnreachableError(
                 f"{self._host}: {said or f'what ran there ended ({code}) and said nothing'}",
                 hint=f"look: ssh {self._host} {shlex.join(RECEIVE)}",

@@ -344,6 +344,10 @@ class Updater:
             allow_downgrade=job.options.allow_downgrade,
             named=self._board.named(name),
         )
+        if ledgers.is_downgrade(ledger, job.version, active):
+            origin = job.options.origin or "an unknown place"
+            text = f"version {job.version} from {origin} is a downgrade, for which --allow-downgrade was given"
+            self._say(name, "update.downgrade", text, job)
         await self._unpack(job, arrival)
         facts = await self._look(name)  # older versions may have had to make room
         offered = ledgers.offered(

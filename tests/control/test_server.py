@@ -290,11 +290,13 @@ def test_who_changes_something_is_logged(path, caplog):
             peer = await Peer.at(path)
             await peer.ask("status")
             await peer.ask("reload")
+            await peer.ask("reload", allow_downgrade=True)
 
     caplog.set_level(logging.INFO, "edged.control")
     asyncio.run(scenario())
     assert [record.message for record in caplog.records] == [
-        f"reload, asked for by user {os.getuid()}, process {os.getpid()}"
+        f"reload, asked for by user {os.getuid()}, process {os.getpid()}",
+        f"reload with allow_downgrade, asked for by user {os.getuid()}, process {os.getpid()}",
     ]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from edged import __version__
+from tests.containers import colours, container
 
 
 def test_help_shows_every_verb_and_exit_code(edgectl):
@@ -111,9 +112,35 @@ def test_output_that_cannot_be_written(command):
     assert (process.returncode, complaints) == (4, "edgectl: [Errno 28] No space left on device\n")
 
 
-def test_a_device_that_cannot_be_reached_for_want_of_ssh(edgectl):
-    assert edgectl("--ssh", "no-such-ssh", "--host", "pi", "status") == (
-        4,
-        "",
-        "edgectl: [Errno 2] No such file or directory: 'no-such-ssh'\n",
-    )
+@pytest.mark.parametrize("verb", ["status", "update-model"])
+def test_a_device_that_cannot_be_reached_for_want_of_ssh(edgectl, tmp_path, verb):
+    bundle = tmp_path / "colours-2.0.edgm"
+    bundle.write_bytes(container(colours()))
+    words = [verb, bundle] if verb == "update-model" else [verb]
+    code, output, complaints = edgectl("--ssh", "no-such-ssh", "--host", "pi", *words)
+    assert code == 5
+    assert "no-such-ssh cannot be run: No such file or directory" in output + complaints
+    assert "install OpenSSH's client" in output + complaints
+
+
+@pytest.mark.parametrize(
+    "host", ["", "-oProxyCommand=reboot", "pi@", "@board", "pi@-v", "two words", "tab\t", "bell\a"]
+)
+@pytest.mark.parametrize("verb", ["status", "update-model"])
+def test_a_malformed_host_is_a_wrong_command_line(edgectl, host, verb):
+    words = ["x.edgm"] if verb == "update-model" else []
+    code, output, complaints = edgectl(f"--host={host}", verb, *words)
+    assert (code, output) == (2, "")
+    assert f"--host: {host!r} is no [USER@]HOST" in complaints
+
+
+@pytest.mark.parametrize("ssh", ["", "ssh 'unclosed"])
+def test_a_malformed_ssh_command_is_a_wrong_command_line(edgectl, ssh):
+    code, output, complaints = edgectl("--ssh", ssh, "--host", "pi", "status")
+    assert (code, output) == (2, "")
+    assert "is no command" in complaints
+
+
+def test_an_abbreviated_host_is_a_wrong_command_line(edgectl):
+    """It would be taken for one, and then be passed on to the device as well."""
+    assert edgectl("--hos", "pi", "status")[0] == 2

@@ -1,12 +1,14 @@
 """Pushing through an `ssh` that a test wrote: what is made of all that a login can say."""
 
+import json
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.receiving import Board, bundle
+from edged.ctl.push import fitting
+from tests.receiving import Board, bundle, names
 
 BUNDLE = bundle()
 EDGECTL = f'{sys.executable} -c "import sys; from edged.ctl.main import main; sys.exit(main())"'
@@ -124,11 +126,29 @@ def test_whoever_stops_watching_is_told_how_to_look_again(start, board, receive)
     board.do(board.updater.go.set)
 
 
-@pytest.mark.parametrize("host", ["-oProxyCommand=reboot", ""])
-def test_a_host_that_is_none(command, tmp_path, host):
-    process = command("--host=" + host, "status")
-    assert process.communicate(timeout=20)[0] == ""
-    assert process.returncode != 0
+@pytest.mark.parametrize(
+    ("piece", "brought", "next_piece"),
+    [
+        (64 << 10, 0, 32 << 10),  # nothing came through: smaller
+        (8 << 10, 26_000, 4 << 10),
+        (4 << 10, 26_000, 4 << 10),  # some six: they fit
+        (1 << 10, 0, 1 << 10),
+        (4 << 10, 64 << 10, 8 << 10),  # many: larger
+        (64 << 10, 8 << 20, 64 << 10),
+    ],
+)
+def test_pieces_fit_the_link(piece, brought, next_piece):
+    assert fitting(piece, brought) == next_piece
+
+
+@pytest.mark.parametrize("piece", [0, -1, 1 << 30, "64", 0.5, None])
+def test_a_piece_that_is_impossible_is_refused(board, receive, piece):
+    ask = {"id": 1, "verb": "receive-open", "args": {**names(BUNDLE), "piece": piece}}
+    done = subprocess.run(
+        ["sh", "-c", receive], input=json.dumps(ask) + "\n", capture_output=True, text=True, timeout=20
+    )
+    assert "bytes is impossible" in done.stdout.splitlines()[1]
+    assert board.parts() == []
 
 
 def test_whoever_comes_second_is_told_whose_terms_hold(start, board, receive):
@@ -162,6 +182,7 @@ def test_whoever_missed_the_answer_is_not_told_that_others_terms_hold(start, boa
         '{"id": 1, "verb": "rollback", "args": {"model": "colours"}}',
         '{"id": 1, "verb": "receive-chunk", "args": {}}',
         '{"id": 1, "verb": "receive-done", "args": {"origin": "the moon"}}',
+        '{"id": 1, "verb": "receive-chunk", "args": {"durable": true}}',
         '{"id": 1, "verb": "job-watch", "args": {"timeout": 5}}',
     ],
 )

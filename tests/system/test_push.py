@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -37,8 +38,9 @@ def file(tmp_path):
     return path
 
 
-def start(sshd, *words, port=None, key=None, host=None):
-    code = "import sys; from edged.ctl.main import main; sys.exit(main())"
+def start(sshd, *words, port=None, key=None, host=None, first="pass"):
+    """Start edgectl; `first` is a statement that is executed before."""
+    code = f"{first}; import sys; from edged.ctl.main import main; sys.exit(main())"
     to = ["--ssh", sshd.ssh(port or sshd.port, key=key), "--host", host or sshd.host]
     return subprocess.Popen(
         [sys.executable, "-c", code, *to, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -108,11 +110,114 @@ def test_a_key_for_the_forced_command_alone(board, sshd, file):
     code, output, _ = push(sshd, file, key=sshd.forced_key)
     assert code == 0
     assert output.endswith("version 2.0 serves\n")
-    for words in (["status"], ["rollback", "colours"]):
-        code, output, _ = finish(start(sshd, *words, key=sshd.forced_key))
-        assert output.startswith('{"id":0,"ok":{"edged":')
-        assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["status"], ["rollback", "colours"], ["rollback", "receive"], ["job", "wait", "1"]])
+def test_a_key_for_the_forced_command_alone_can_do_nothing_else(board, sshd, words):
+    code, output, complaints = finish(start(sshd, *words, key=sshd.forced_key))
+    assert (code, output) == (4, "")
+    assert "this key may only bring bundles, with update-model; nothing else was done" in complaints
+    assert f"{sshd.host} did not run `edgectl {words[0]}`" in complaints
     assert board.updater.asked == []
+
+
+def test_another_programs_answer_is_not_taken_for_edgectls(board, sshd):
+    code, output, complaints = finish(start(sshd, "rollback", "colours", key=sshd.greeting_key))
+    assert (code, output) == (4, "")
+    assert "did not run `edgectl rollback`; what ran instead ended (0) and said: Welcome to board!" in complaints
+    assert board.updater.asked == []
+
+
+def test_an_older_version_needs_the_key_that_allows_it(board, sshd, file):
+    with FlakyProxy(sshd.port) as link:
+        code, output, _ = push(sshd, file, "--allow-downgrade", key=sshd.forced_key, port=link.port)
+    assert code == 6
+    assert "this key may not bring an older version with --allow-downgrade" in output
+    assert "edgectl receive --stdio --allow-downgrade" in output
+    assert link.up < 10_000  # it was said before anything was sent
+    assert board.updater.installed == []
+    code, _, _ = push(sshd, file, "--allow-downgrade", key=sshd.downgrading_key)
+    assert (code, board.updater.installed[0][1].allow_downgrade) == (0, True)
+
+
+def test_a_key_that_may_do_all_may_bring_an_older_version(board, sshd, file):
+    assert push(sshd, file, "--allow-downgrade")[0] == 0
+    assert board.updater.installed[0][1].allow_downgrade
+
+
+def test_every_verb_of_a_host_that_cannot_be_reached_ends_with_5(board, sshd, file):
+    with FlakyProxy(sshd.port) as link:
+        link.refuse()
+        code, _, complaints = finish(start(sshd, "status", port=link.port))
+        assert (code, link.connections > 0) == (5, True)
+        assert f"{sshd.host}: the connection failed or broke" in complaints
+        assert push(sshd, file, "--give-up-after", "0s", port=link.port)[0] == 5
+
+
+def test_a_watch_whose_connection_breaks_ends_with_5(board, sshd, file):
+    board.do(board.updater.go.clear)
+    with FlakyProxy(sshd.port) as link:
+        pushing = start(sshd, "update-model", file)
+        while "signed by" not in pushing.stdout.readline():
+            pass
+        watching = start(sshd, "job", "wait", "1", port=link.port)
+        while "signed by" not in watching.stdout.readline():
+            pass
+        link.drop()
+        code, _, complaints = finish(watching)
+    board.do(board.updater.go.set)
+    assert code == 5
+    assert f"{sshd.host}: the connection failed or broke" in complaints
+    assert finish(pushing)[0] == 0
+
+
+def test_a_link_that_is_cut_every_20_to_40_kilobytes(board, sshd, file):
+    lengths = random.Random(1)
+    with FlakyProxy(sshd.port, cut_up_after=iter(lambda: lengths.randint(20_000, 40_000), 0)) as link:
+        code, output, complaints = push(sshd, file, port=link.port)
+    assert (code, complaints) == (0, "")
+    assert board.updater.installed[0][0] == BUNDLE
+    assert link.cuts >= 13
+    assert link.up < 2 * len(BUNDLE)
+    pauses = [float(pause) for pause in re.findall(r"trying again in ([0-9.]+) s", output)]
+    assert len(pauses) >= 13
+    assert max(pauses[5:]) <= 0.4  # after progress it is not waited for long, however many cuts there were
+
+
+def test_what_is_acknowledged_outlives_the_daemon(tmp_path, file):
+    """Nothing was closed in an orderly way: what counts is what the record beside the file says."""
+    folder = tmp_path / "board"
+    with Sshd(tmp_path / "sshd", folder / "run") as sshd, Board(folder) as board:
+        with FlakyProxy(sshd.port, cut_up_after=[150_000]) as link:
+            process = start(sshd, "update-model", file, port=link.port)
+            while "trying again" not in process.stdout.readline():
+                pass
+            link.refuse()
+            process.kill()
+            process.communicate()
+        record = json.loads((board.incoming / names(BUNDLE)["id"] / "transfer.json").read_text())
+    assert record["durable"] >= 64 << 10
+
+
+def test_a_direction_that_is_dead_is_told_while_it_lasts(board, sshd, file):
+    soon = "import edged.ctl.ssh; edged.ctl.ssh.QUIET_SECONDS = 0.2"
+    with FlakyProxy(sshd.port, rate=200_000) as link:
+        process = start(sshd, "update-model", file, port=link.port, first=soon)
+        wait_for(board, 100_000)
+        link.blackhole()
+        until(process, f"nothing has come from {sshd.host} for ")
+        link.blackhole(False)
+        until(process, f"{sshd.host} answers again, after ")
+        code, _, complaints = finish(process)
+    assert (code, complaints) == (0, "")
+
+
+def until(process, text):
+    """Read what it says, until this is in a line."""
+    line = "before the first"
+    while text not in line:
+        line = process.stdout.readline()
+        assert line, f"it ended, and never said {text!r}"
 
 
 def test_two_pushes_at_once(board, sshd, file):
