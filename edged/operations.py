@@ -25,6 +25,7 @@ from edged.api import ControlError, Prediction, RunnerInfo
 from edged.config import Config, ConfigErrors, PipelineEntry
 from edged.control.clock import KernelClock
 from edged.core.acceleration import StandingState
+from edged.core.errors import some
 from edged.core.health import Health, Status
 from edged.core.metrics import Family, Sample, render
 from edged.core.record import Recorder
@@ -431,8 +432,7 @@ def summary(parts: Parts) -> str:
     """One line for `systemctl status`: what is served, and how fast."""
     serving = sum(part.status.health.state == "running" for part in parts.pipelines.values())
     shown = [_served(name, part, parts.models) for name, part in islice(parts.pipelines.items(), _AT_A_GLANCE)]
-    more = len(parts.pipelines) - len(shown)
-    listed = ", ".join([*shown, *([f"{more} more"] if more else [])])
+    listed = some(shown, _AT_A_GLANCE, of=len(parts.pipelines))
     link = "connected" if parts.publisher.connected else "not connected"
     return f"{serving} of {len(parts.pipelines)} pipelines running{listed and ': '}{listed}; MQTT {link}"
 
@@ -610,4 +610,4 @@ def _refusal(error: ConfigErrors | None) -> dict[str, Any] | None:
 
 
 def _known(names: dict[str, Any]) -> str:
-    return "there are: " + ", ".join(sorted(names)) if names else "the configuration has none"
+    return f"there are: {some(sorted(names))}" if names else "the configuration has none"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.core.errors import ConfigError
+from edged.core.errors import ConfigError, some
 from edged.core.manifest import WindowSpec
 from edged.core.types import SourceInfo
+
+MAX_CHANNEL_PROBLEMS = 5
 
 
 def match(spec: WindowSpec, info: SourceInfo, source: str, model: str) -> NDArray[np.intp] | None:
@@ -45,7 +47,7 @@ def _shape_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]
     if len(info.shape) != 1:
         return [(f"a sample has the shape {list(info.shape)}, the model takes rows of channels", remedy)]
     if not info.channels and info.shape != spec.shape:
-        names = ", ".join(channel.name for channel in spec.channels)
+        names = some([channel.name for channel in spec.channels])
         return [
             (
                 f"a sample has {info.shape[0]} columns without names, the model takes {len(spec.channels)}: {names}",
@@ -56,15 +58,16 @@ def _shape_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]
 
 
 def _channel_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]:
-    problems = []
+    problems: list[tuple[str, str]] = []
     names = info.channels or tuple(channel.name for channel in spec.channels)
+    known = set(names)
     units = dict(zip(names, info.units, strict=False))
     for channel in spec.channels:
         unit = units.get(channel.name, "")
-        if channel.name not in names:
+        if channel.name not in known:
             problems.append(
                 (
-                    f"there is no channel {channel.name!r} among {', '.join(names)}",
+                    f"there is no channel {channel.name!r} among {some(names)}",
                     "name the source's channels as the model does",
                 )
             )
@@ -75,6 +78,10 @@ def _channel_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str
                     "have the source deliver the model's units",
                 )
             )
+    more = len(problems) - MAX_CHANNEL_PROBLEMS
+    if more > 0:
+        _, remedy = problems[MAX_CHANNEL_PROBLEMS]
+        problems[MAX_CHANNEL_PROBLEMS:] = [(f"and {more} more of its channels do not fit", remedy)]
     return problems
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+from edged.core.errors import some
 from edged.core.labels import numbered
 from edged.core.manifest import MAX_NAMES, Channel, Classify, Decision, Normalise, NoStep, Step, WindowSpec
 from edged.core.tflite_file import MAX_LABELS, TensorMetadata, TfliteFile
@@ -254,8 +255,7 @@ def _words(tensor: TensorSpec) -> str:
 
 
 def _few(tensors: tuple[TensorSpec, ...]) -> str:
-    more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
-    return ", ".join(f"{each.name[:80]} {_words(each)}" for each in tensors[:4]) + more
+    return some([f"{each.name[:80]} {_words(each)}" for each in tensors[:4]], 4, of=len(tensors))
 
 
 def _open_shape(structure: TfliteFile) -> str:
@@ -264,4 +264,4 @@ def _open_shape(structure: TfliteFile) -> str:
 
 
 def _listed(numbers: tuple[float, ...]) -> str:
-    return ", ".join(f"{number:g}" for number in numbers[:4])
+    return some([f"{number:g}" for number in numbers], 4)

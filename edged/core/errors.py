@@ -1,8 +1,11 @@
 """Every error `edged` raises on purpose, split by whose fault it is.
 
 The message says what is wrong and where; the hint says what to do next to somebody at the far end of an SSH
-session. Foreign exceptions are wrapped in one of these once, at the border of the wing that met them.
+session. Foreign exceptions are wrapped in one of these once, at the border of the wing that met them. Lists in messages
+are cut with a count: `some`.
 """
+
+from collections.abc import Sequence
 
 
 class EdgedError(Exception):
@@ -40,3 +43,10 @@ class StoreError(EdgedError):
 
 class ControlError(EdgedError):
     """The operator asked for something that cannot be done."""
+
+
+def some(names: Sequence[str], most: int = 10, *, of: int | None = None, by: str = ", ") -> str:
+    """The first few names, and how many more there are; what is given may be the first ones `of` so many."""
+    count = len(names) if of is None else of
+    more = f" and {count - most} more" if count > most else ""
+    return by.join(names[:most]) + more

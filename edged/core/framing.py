@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from edged.core.errors import ConfigError
+from edged.core.errors import ConfigError, some
 
 MAX_LINE = 16_384
 MAX_FRAME = 4096
@@ -559,7 +559,7 @@ def _checked_columns(signal: Signal, columns: tuple[str, ...], option: str) -> t
                 raise ConfigError(f"{what} names {name!r} {count} times", hint="give each its own name")
     for name in (*signal.channels, *filter(None, [signal.sequence])):
         if name not in columns:
-            raise ConfigError(f"{name!r} is not in {option}", hint=f"{option} has {', '.join(columns) or 'nothing'}")
+            raise ConfigError(f"{name!r} is not in {option}", hint=f"{option} has {some(columns) or 'nothing'}")
     if signal.sequence in signal.channels:
         raise ConfigError(f"sequence {signal.sequence!r} is also a channel", hint="take it out of channels")
     for what, given in (("scale", signal.scale), ("offset", signal.offset)):

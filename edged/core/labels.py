@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from edged.core.errors import ControlError
+from edged.core.errors import ControlError, some
 
 MAX_LABEL = 200
 MAX_FILE_BYTES = 16 << 20
@@ -62,8 +62,7 @@ def numbered(labels: Sequence[str]) -> tuple[str, ...]:
 def renamed(before: Sequence[str], after: Sequence[str]) -> str:
     """Which labels `numbered` has changed, in words; "" for none."""
     changes = [f"{one!r} is {other!r}" for one, other in zip(before, after, strict=True) if one != other]
-    more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
-    return f"labels that are not unique are numbered: {', '.join(changes[:3])}{more}" if changes else ""
+    return f"labels that are not unique are numbered: {some(changes, 3)}" if changes else ""
 
 
 def read(data: bytes, file: str, scores: int) -> LabelFile:

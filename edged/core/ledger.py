@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from edged.core.errors import BundleError, ControlError, StoreError
+from edged.core.errors import BundleError, ControlError, StoreError, some
 from edged.core.manifest import Digest, Version, version_key
 
 BOOTS = 3
@@ -308,7 +308,7 @@ def forgiven(ledger: Ledger, name: str, digest: str) -> Ledger:
     """
     found = [each for each in ledger.rejected if digest and each.startswith(digest)]
     if len(found) != 1:
-        known = ", ".join(each[:12] for each in ledger.rejected) or "none"
+        known = some([each[:12] for each in ledger.rejected]) or "none"
         raise ControlError(
             f"{len(found)} rejected versions of {name} begin with {digest!r}", hint=f"there are: {known}"
         )
@@ -324,5 +324,5 @@ def _chosen(ledger: Ledger, name: str, to: str) -> str | None:
     for digest, each in reversed(there.items()):
         if to == each.version or (len(to) >= 8 and digest.startswith(to)):
             return digest
-    known = ", ".join(["factory", *(each.version for each in there.values())])
+    known = some(["factory", *(each.version for each in there.values())])
     raise ControlError(f"{name} has no confirmed version {to!r} on this board", hint=f"there are: {known}")

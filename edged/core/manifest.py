@@ -168,10 +168,13 @@ class Classify(Strict, frozen=True, kw_only=True, tag="classification", tag_fiel
 
 
 class Regress(Strict, frozen=True, kw_only=True, tag="regression", tag_field="kind"):
-    """Each element of the output `output` is a value with a name and a unit."""
+    """Each element of the output `output` is a value with a name and a unit.
+
+    More than 1,000 values have no names: they are an array, in the order of the output's elements.
+    """
 
     output: Annotated[int, Meta(ge=0, le=255)] = 0
-    names: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)]
+    names: Annotated[tuple[Name, ...], Meta(max_length=MAX_NAMES)] = ()
     units: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_length=1000)] = ()
 
 
@@ -598,9 +601,12 @@ def _check_regress(manifest: Manifest, regress: Regress) -> None:
     _check_no_labels(manifest)
     values = prod(_output(manifest, regress.output).shape)
     _check_unique("postprocess.names", list(regress.names))
-    if len(regress.names) != values:
-        _refuse("postprocess.names", f"there are {len(regress.names)} for {values} values")
-    if len(regress.units) not in (0, values):
+    if values > MAX_VALUES:
+        _refuse("postprocess.output", f"has {values} values, and {MAX_VALUES} are allowed")
+    if len(regress.names) != (values if values <= MAX_NAMES else 0):
+        more = f": more than {MAX_NAMES} have no names" if values > MAX_NAMES else ""
+        _refuse("postprocess.names", f"there are {len(regress.names)} for {values} values{more}")
+    if len(regress.units) not in (0, len(regress.names)):
         _refuse("postprocess.units", f"there are {len(regress.units)} for {values} values")
 
 

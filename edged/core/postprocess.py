@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.core.errors import ConfigError, ModelError
+from edged.core.errors import ConfigError, ModelError, some
 from edged.core.manifest import Classify, Decision, Detect, Manifest, Regress
 from edged.core.tensors import dequantise
 from edged.core.types import Anomaly, Arrays, Classification, Outcome, Regression, Score
@@ -99,6 +99,8 @@ class _Regressor:
 
     def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Regression:
         values = dequantise(self._spec, outputs[self._index]).reshape(-1).tolist()
+        if not self._names:
+            return Regression([_sound(value) for value in values])
         return Regression({name: _sound(value) for name, value in zip(self._names, values, strict=True)})
 
     def reset(self) -> None:
@@ -268,7 +270,7 @@ def _check(decision: Decision, labels: tuple[str, ...]) -> None:
     if unknown:
         raise ConfigError(
             f"the decision names the label {min(unknown)!r}, which the model does not have",
-            hint=f"its labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}",
+            hint=f"its labels: {some(labels, 20)}",
         )
     if len(labels) == 1 and not (decision.thresholds.get(labels[0], decision.threshold)):
         raise ConfigError(

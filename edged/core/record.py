@@ -71,9 +71,9 @@ class ClassificationResult(Result, frozen=True, tag="classification", gc=False, 
 
 
 class RegressionResult(Result, frozen=True, tag="regression", gc=False, omit_defaults=True):
-    """Named real values."""
+    """Named real values, or an array of them where they are more than 1,000."""
 
-    values: dict[str, float]
+    values: dict[str, float] | list[float]
     start: float | msgspec.UnsetType = msgspec.UNSET
     replayed: bool = False
 
@@ -116,7 +116,7 @@ class ClassificationDecision(DecisionRecord, frozen=True, kw_only=True, tag="cla
 class RegressionDecision(DecisionRecord, frozen=True, kw_only=True, tag="regression"):
     """Named real values."""
 
-    values: dict[str, float]
+    values: dict[str, float] | list[float]
 
 
 class AnomalyDecision(DecisionRecord, frozen=True, kw_only=True, tag="anomaly"):
@@ -266,7 +266,9 @@ class Recorder:
         return plain
 
 
-def _values(outcome: Regression) -> dict[str, float]:
+def _values(outcome: Regression) -> dict[str, float] | list[float]:
+    if isinstance(outcome.values, list):
+        return [worth(value, VALUE_DIGITS) for value in outcome.values]
     return {name: worth(value, VALUE_DIGITS) for name, value in outcome.values.items()}
 
 

@@ -107,9 +107,9 @@ class Classification(msgspec.Struct, frozen=True, tag="classification", tag_fiel
 
 
 class Regression(msgspec.Struct, frozen=True, tag="regression", tag_field="kind"):
-    """Named real values."""
+    """Named real values, or an array of them where they are too many to be named."""
 
-    values: dict[str, float]
+    values: dict[str, float] | list[float]
 
 
 class Anomaly(msgspec.Struct, frozen=True, tag="anomaly", tag_field="kind"):

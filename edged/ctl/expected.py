@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edged.api import Anomaly, Classification, ControlError, Outcome
+from edged.core.errors import some
 from edged.core.manifest import Classify, Detect, Manifest
 
 MAX_BYTES = 16 << 20
@@ -31,10 +32,9 @@ class Expected:
                 raise ControlError(f"{file}: a regression has no labels to be held to", hint="leave out --expect")
         unknown = next((number for number, label in self._labels() if label not in known), None)
         if unknown is not None:
-            shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
             raise ControlError(
                 f"{file}, line {unknown + 1}: the model has no label {self._lines[unknown][:80]!r}",
-                hint=f"its labels: {shown}; - for a window that is not to be held to one",
+                hint=f"its labels: {some(known)}; - for a window that is not to be held to one",
             )
 
     def windows(self, count: int, golden: Path) -> list[int]:

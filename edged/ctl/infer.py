@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from edged.api import Anomaly, Chunk, Classification, ControlError, Outcome, Regression, Runner
 from edged.core import contract
+from edged.core.errors import some
 from edged.core.manifest import Manifest, WindowSpec
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
@@ -29,6 +31,7 @@ from edged.ctl.clipping import Clipping
 from edged.ctl.offline import find_model, load_model
 from edged.sources.replay import ReplaySource
 
+MAX_COLUMNS = 12
 PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -197,5 +200,8 @@ def _cells(outcome: Outcome, width: int) -> list[tuple[str, str]]:
                 ("  THRESHOLD", f"{threshold:11.6g}"),
                 ("ANOMALOUS", "yes" if anomalous else "no"),
             ]
-        case Regression(values=values):
+        case Regression(values=values) if isinstance(values, dict) and len(values) <= MAX_COLUMNS:
             return [(f"{name:>11}", f"{value:{max(11, len(name))}.6g}") for name, value in values.items()]
+        case Regression(values=values):
+            first = islice(values.items() if isinstance(values, dict) else enumerate(values), MAX_COLUMNS)
+            return [("VALUES", some([f"{name} {value:.6g}" for name, value in first], MAX_COLUMNS, of=len(values)))]

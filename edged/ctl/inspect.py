@@ -1,33 +1,50 @@
-"""Show what is in a bundle, once every digest in it has been verified.
+"""Show what is in a bundle, once every digest in it has been verified, or in a bare .tflite file.
 
-Who is said to have signed it is shown too, but not whether that is true: that is what `edgectl verify` tells.
+Who is said to have signed it is shown too, but not whether that is true: that is what `edgectl verify` tells. Of a
+.tflite file its tensors, metadata and ops are shown, what is certain of them, and the part of a manifest for the rest.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edged.core.container import Head
+from edged.core.derived import Side
+from edged.core.errors import BundleError, some
 from edged.core.manifest import Classify, Detect, Limits, Manifest, Needs, Probation, Regress, Step, Variant, WindowSpec
 from edged.core.signatures import parse
+from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import exits, tables
-from edged.models.bundle import examine
+from edged.models.bare import SUFFIX
+from edged.models.bundle import certain, examine, fill_in, read_structure
+
+MAX_LINES = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which bundle."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgm file, or a bundle's folder")
+    what = "an .edgm file, a bundle's folder, or a .tflite file"
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=what)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show it."""
+    if args.bundle.suffix == SUFFIX:
+        structure = read_structure(args.bundle)
+        if args.json:
+            tables.show_json(_bare_fields(args.bundle, structure))
+        else:
+            tables.show(_lines(_bare_facts(args.bundle, structure)))
+        return exits.DONE
     head = examine(args.bundle)
     if args.json:
         tables.show_json(_fields(head))
@@ -48,8 +65,77 @@ def _fields(head: Head) -> dict[str, Any]:
 
 def lines(head: Head) -> Iterator[str]:
     """What a person wants to know of it, a fact a line."""
-    for title, text in _facts(head):
+    return _lines(_facts(head))
+
+
+def _lines(facts: Iterator[tuple[str, str]]) -> Iterator[str]:
+    for title, text in facts:
         yield f"{title:12}  {tables.plain(text)}"
+
+
+def _bare_fields(file: Path, structure: TfliteFile) -> dict[str, Any]:
+    obstacle, sides = _use(structure)
+    return {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "inputs": msgspec.to_builtins(structure.inputs),
+        "outputs": msgspec.to_builtins(structure.outputs),
+        "input_metadata": msgspec.to_builtins(structure.input_metadata),
+        "output_metadata": msgspec.to_builtins(structure.output_metadata),
+        "nodes": structure.nodes,
+        "ops": structure.ops,
+        "custom_ops": structure.custom_ops,
+        "signatures": [signature.name for signature in structure.signatures],
+        "obstacle": obstacle,
+        "derived": [side.fact for side in sides if side.fact],
+        "problems": [side.problem for side in sides if side.problem],
+        "part": {key: part for side in sides for key, part in side.part.items()},
+    }
+
+
+def _use(structure: TfliteFile) -> tuple[str, Iterable[Side]]:
+    """Why it cannot be used, and its two sides; "" and none of them for the other."""
+    try:
+        return "", certain(structure)
+    except BundleError as error:
+        return str(error), ()
+
+
+def _bare_facts(file: Path, structure: TfliteFile) -> Iterator[tuple[str, str]]:
+    yield "file", f"{file.name}, {tables.size(file.stat().st_size)}, with no manifest"
+    for title, tensors, metadata in (
+        ("inputs", structure.inputs, structure.input_metadata),
+        ("outputs", structure.outputs, structure.output_metadata),
+    ):
+        for index, (name, tensor) in enumerate(_titled(title, tensors)):
+            yield name, _tensor(tensor)
+            if index < len(metadata) and (said := _metadata(metadata[index])):
+                yield "", f"  its metadata: {said}"
+    yield "ops", f"{some(structure.ops, MAX_LINES)}, in {structure.nodes} nodes"
+    for title, signature in _titled("signatures", [signature.name for signature in structure.signatures]):
+        yield title, signature
+    obstacle, sides = _use(structure)
+    if obstacle:
+        yield "cannot run", obstacle
+    for title, fact in _titled("derived", [side.fact for side in sides if side.fact]):
+        yield title, fact
+    for title, problem in _titled("not certain", [side.problem for side in sides if side.problem]):
+        yield title, problem
+    if part := {key: part for side in sides for key, part in side.part.items()}:
+        yield "to do", fill_in(file, part)
+
+
+def _metadata(said: TensorMetadata) -> str:
+    words = [said.name] if said.name else []
+    if said.content:
+        words.append(said.content + (f" at {said.sample_rate} a second" if said.sample_rate else ""))
+    if said.mean:
+        words.append(f"normalised by mean {_value(said.mean)}, std {_value(said.std)}")
+    if said.threshold is not None:
+        words.append(f"threshold {said.threshold:g}")
+    if said.labels:
+        words.append(f"{len(said.labels)} labels: {some(said.labels)}")
+    return "; ".join(words)
 
 
 def _facts(head: Head) -> Iterator[tuple[str, str]]:
@@ -93,7 +179,7 @@ def _titled(title: str, items: Any) -> Iterator[tuple[str, Any]]:
 def _window(window: WindowSpec) -> str:
     rate = f" at {window.rate:g} a second" if window.rate else ""
     names = [f"{channel.name} [{channel.unit}]" if channel.unit else channel.name for channel in window.channels]
-    what = f"of {', '.join(names)}" if names else f"of shape {list(window.sample_shape)}"
+    what = f"of {some(names)}" if names else f"of shape {list(window.sample_shape)}"
     return f"{window.length} samples{rate} {what}, a new one every {window.hop}"
 
 
@@ -116,10 +202,9 @@ def _says(manifest: Manifest) -> str:
     match manifest.postprocess:
         case Classify():
             labels = manifest.labels
-            shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-            return f"one of {len(labels)} labels: {shown}" if labels else "one of the labels in the model file"
-        case Regress(names=names):
-            return f"values of {', '.join(names)}"
+            return f"one of {len(labels)} labels: {some(labels)}" if labels else "one of the labels in the model file"
+        case Regress(names=names, output=output):
+            return f"values of {some(names)}" if names else f"{prod(manifest.outputs[output].shape)} values"
         case Detect(decision=decision):
             return f"an anomaly at {decision.threshold:g} or more"
 
@@ -132,10 +217,15 @@ def _reference(manifest: Manifest) -> list[str]:
     rows = zip(names, reference.mean, reference.std, reference.min, reference.max, strict=True)
     return [
         f"{reference.windows} windows",
-        *(f"{name}: {mean:g} ± {std:g}, {low:g} to {high:g}" for name, mean, std, low, high in rows),
-        *(f"{label}: {share:.1%}" for label, share in reference.shares.items()),
+        *_cut([f"{name}: {mean:g} ± {std:g}, {low:g} to {high:g}" for name, mean, std, low, high in rows]),
+        *_cut([f"{label}: {share:.1%}" for label, share in reference.shares.items()]),
         *([f"scores: {', '.join(f'{score:g}' for score in reference.scores)}"] if reference.scores else []),
     ]
+
+
+def _cut(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    return [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else lines
 
 
 def _stated(part: Needs | Limits | Probation) -> str:
@@ -144,4 +234,13 @@ def _stated(part: Needs | Limits | Probation) -> str:
 
 
 def _listed(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {msgspec.json.encode(value).decode()}" for name, value in fields.items())
+    return ", ".join(f"{name} {_value(value)}" for name, value in fields.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{some([_value(each) for each in value[:MAX_LINES]], MAX_LINES, of=len(value), by=',')}]"
+    if isinstance(value, dict) and len(value) > MAX_LINES:
+        first = dict(islice(value.items(), MAX_LINES))
+        return f"{msgspec.json.encode(first).decode()} and {len(value) - MAX_LINES} more"
+    return msgspec.json.encode(value).decode()

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from edged.core.errors import some
 from edged.ctl import exits, tables
 from edged.ctl.client import connect
 
@@ -38,7 +39,7 @@ def _row(model: dict[str, Any]) -> tables.Row:
     cells = [
         model["version"] or "-",
         model["origin"] or "-",
-        ",".join(model["pipelines"]) or "-",
+        some(model["pipelines"], 8, by=",") or "-",
         tables.size(model["bytes"]),
         _runner(model["runner"], isolated=model["isolated"]),
         _proof(model["proof"]),

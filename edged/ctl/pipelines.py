@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+from edged.core.errors import some
 from edged.ctl import exits, tables
 from edged.ctl.client import connect
 
@@ -39,7 +41,9 @@ def outcome(record: dict[str, Any]) -> str:
         case "anomaly":
             return f"{'anomalous' if record['anomalous'] else 'normal'} {_number(record['score'])}"
         case _:
-            return ", ".join(f"{name} {_number(value)}" for name, value in record["values"].items())
+            values = record["values"]
+            named = values.items() if isinstance(values, dict) else enumerate(values)
+            return some([f"{name} {_number(value)}" for name, value in islice(named, 5)], 4, of=len(values))
 
 
 def _row(pipeline: dict[str, Any]) -> tables.Row:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from edged.core.errors import some
 from edged.ctl import exits, tables
 from edged.ctl.client import connect
 
@@ -34,7 +35,7 @@ def lines(sources: list[dict[str, Any]]) -> Iterator[str]:
 def _row(source: dict[str, Any]) -> tables.Row:
     cells = [
         source["kind"],
-        ",".join(source["channels"]) or "-",
+        some(source["channels"], 8, by=",") or "-",
         _hertz(source["rate"]),
         _hertz(source["measured_rate"]),
         *(str(source[count]) for count in ("samples", "lost", "reconnects")),

@@ -23,9 +23,8 @@ from msgspec.structs import replace
 from edged.core import container
 from edged.core import manifest as manifests
 from edged.core.container import Head, measure
-from edged.core.errors import BundleError, StoreError
+from edged.core.errors import BundleError, StoreError, some
 from edged.core.labels import numbered
-from edged.core.listing import some
 from edged.core.manifest import MAX_FILE_BYTES, Classify, Manifest, Name, Version
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.core.types import TensorSpec

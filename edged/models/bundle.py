@@ -206,6 +206,14 @@ def derive(tflite: Path, name: str = "") -> Bundle:
         raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
 
 
+def read_structure(tflite: Path) -> TfliteFile:
+    """What is in a .tflite file. Raises BundleError where it is none, or cannot be read."""
+    try:
+        return inspect(_read(tflite, MAX_FILE_BYTES))
+    except BundleError as error:
+        raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
+
+
 def certain(structure: TfliteFile) -> Derived:
     """What a .tflite file leaves no doubt of. Raises BundleError where no CPU can run it."""
     if structure.obstacle:

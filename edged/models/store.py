@@ -35,7 +35,7 @@ from edged.core import container
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
 from edged.core.container import Head
-from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError
+from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError, some
 from edged.core.ledger import EMPTY, Installed, Ledger, standing
 from edged.core.manifest import version_key
 from edged.models.bare import SUFFIX as BARE
@@ -254,7 +254,7 @@ class Store:
                 damaged.append(error)
         if damaged:
             raise damaged[0]
-        raise MissingModelError(f"the model {name!r} has no version {version}", hint=f"there is {', '.join(versions)}")
+        raise MissingModelError(f"the model {name!r} has no version {version}", hint=f"there is {some(versions)}")
 
     def open(self, name: str, digest: str) -> Bundle:
         """Open and verify the version with this digest.
@@ -350,7 +350,7 @@ class Store:
     def _suggestion(self, name: str) -> str:
         names = self.names()
         close = difflib.get_close_matches(name, names, n=1)
-        known = f"there is {', '.join(names)}" if names else "install one"
+        known = f"there is {some(names)}" if names else "install one"
         return f"did you mean {close[0]!r}? {known}" if close else known
 
 

@@ -31,7 +31,7 @@ from edged.core import manifest as manifests
 from edged.core import probation
 from edged.core.container import Head
 from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, in_use, target
-from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError
+from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError, some
 from edged.core.ledger import Candidate, Installed, Ledger
 from edged.core.manifest import Manifest, Probation, version_key
 from edged.core.probation import Observed, Watch
@@ -725,7 +725,7 @@ class Updater:
     def _known(self, name: str) -> str:
         """The name of a model there is. Raises ControlError for any other."""
         if name not in self._names():
-            raise ControlError(f"there is no model {name!r}", hint=f"there is {', '.join(self._names()) or 'none'}")
+            raise ControlError(f"there is no model {name!r}", hint=f"there is {some(self._names()) or 'none'}")
         return name
 
     def _names(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Literal
 
 from edged.api import DeviceError, Outcome, Prediction, Recorder, Sink, SinkConfig, SinkContext
@@ -61,4 +62,7 @@ def _words(outcome: Outcome) -> str:
     if isinstance(outcome, Anomaly):
         verdict = "anomalous" if outcome.anomalous else "normal"
         return f"{verdict} {outcome.score:.4g} (threshold {outcome.threshold:.4g})"
-    return " ".join(f"{name}={value:.6g}" for name, value in outcome.values.items())
+    if isinstance(outcome.values, list):
+        return f"{len(outcome.values)} values"
+    shown = [f"{name}={value:.6g}" for name, value in islice(outcome.values.items(), 10)]
+    return " ".join([*shown, *([f"and {len(outcome.values) - 10} more"] if len(outcome.values) > 10 else [])])

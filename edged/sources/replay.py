@@ -19,6 +19,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from edged.api import Chunk, ConfigError, DeviceError, Source, SourceConfig, SourceInfo
+from edged.core.errors import some
 from edged.core.framing import MAX_LINE, Faults, Run, Signal, csv_decoder, finite_runs
 from edged.sources.columns import Channels, Rate, Units, row
 
@@ -111,7 +112,7 @@ class ReplaySource(SourceConfig, frozen=True, kw_only=True):
             return  # the file's first line has the last word
         for name in filter(None, (*self.channels, self.time)):
             if name not in self._columns():
-                raise ConfigError(f"{name!r} is not in columns", hint=f"columns has {', '.join(self._columns())}")
+                raise ConfigError(f"{name!r} is not in columns", hint=f"columns has {some(self._columns())}")
 
 
 class Recording(Protocol):

@@ -73,6 +73,23 @@ def test_what_does_not_fit_is_named(spec: WindowSpec, info: SourceInfo, problem:
     assert caught.value.hint
 
 
+def test_many_channels_that_are_missing_are_cut_with_a_count() -> None:
+    """An autoencoder of 640 channels on a wrong source: `config check` printed 640 clauses."""
+    model = WindowSpec(length=1, hop=1, channels=tuple(Channel(name=f"c{index}") for index in range(640)))
+    info = SourceInfo(shape=(50,), channels=tuple(f"s{index}" for index in range(50)))
+    with pytest.raises(ConfigError) as caught:
+        match(model, info, "imu", "autoencoder")
+    among = "among s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 and 40 more"
+    clauses = [f"there is no channel 'c{index}' {among}" for index in range(5)]
+    assert caught.value.message == (
+        "the source 'imu' does not fit the model 'autoencoder': "
+        + "; ".join([*clauses, "and 635 more of its channels do not fit"])
+    )
+    with pytest.raises(ConfigError) as caught:
+        match(model, SourceInfo(shape=(50,)), "imu", "autoencoder")
+    assert caught.value.message.endswith("the model takes 640: c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 630 more")
+
+
 def test_everything_that_does_not_fit_is_in_one_message() -> None:
     info = SourceInfo(shape=(2,), channels=("ax", "az"), units=("mg", "mg"), rate=100.0)
     with pytest.raises(ConfigError) as caught:

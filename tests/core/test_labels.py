@@ -21,7 +21,7 @@ def test_what_was_numbered_is_said():
     assert renamed(["a", "b"], ["a", "b"]) == ""
     assert renamed(["a"] * 2, ["a", "a (2)"]) == "labels that are not unique are numbered: 'a' is 'a (2)'"
     before = ["a"] * 6
-    assert renamed(before, numbered(before)).endswith("'a' is 'a (4)', and 2 more")
+    assert renamed(before, numbered(before)).endswith("'a' is 'a (4)' and 2 more")
 
 
 @pytest.mark.parametrize(

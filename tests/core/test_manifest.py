@@ -101,6 +101,11 @@ def test_a_regression():
     assert manifest.postprocess.names == ("x", "y", "z")
 
 
+def test_a_regression_of_more_values_than_can_be_named():
+    many = motion(REGRESSION, postprocess__names=[], postprocess__units=[], outputs__0__shape=[1, 1001])
+    assert decode(many).postprocess == Regress()
+
+
 def test_an_anomaly():
     manifest = decode(motion(DETECTION))
     assert isinstance(manifest.postprocess, Detect)
@@ -303,6 +308,15 @@ def test_what_is_no_manifest_is_refused(data, reason):
         (motion(postprocess__decision__k=6), r"postprocess.decision: k \(6\) is more than n \(5\)"),
         (motion(REGRESSION, postprocess__names=["x", "y"]), "postprocess.names: there are 2 for 3 values"),
         (motion(REGRESSION, postprocess__names=["x", "x", "y"]), "postprocess.names: 'x' is there twice"),
+        (motion(REGRESSION, postprocess__names=[]), "postprocess.names: there are 0 for 3 values"),
+        (
+            motion(REGRESSION, postprocess__names=["x"], postprocess__units=[], outputs__0__shape=[1, 1001]),
+            "postprocess.names: there are 1 for 1001 values: more than 1000 have no names",
+        ),
+        (
+            motion(REGRESSION, postprocess__names=[], postprocess__units=[], outputs__0__shape=[1, 100_001]),
+            "postprocess.output: has 100001 values, and 100000 are allowed",
+        ),
         (motion(REGRESSION, postprocess__units=["m"]), "postprocess.units: there are 1 for 3 values"),
         (motion(REGRESSION, labels=["a", "b", "c"]), "labels: only a classification has them"),
         (motion(DETECTION, outputs__0__shape=[1, 99, 2]), "postprocess.score: 198 elements cannot rebuild the 200"),

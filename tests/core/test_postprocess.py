@@ -349,6 +349,15 @@ def test_a_decision_that_cannot_be_is_refused(rule: Postprocess, decision: Decis
     assert caught.value.hint
 
 
+def test_many_values_are_an_array() -> None:
+    spec = TensorSpec(name="y", shape=(1, 1001), dtype="float32")
+    postprocess = Postprocessor(manifest(spec, Regress()), None)
+    outcome = postprocess([np.arange(1001, dtype=np.float32)], None, 0.0)
+    assert outcome == Regression([float(value) for value in range(1001)])
+    with pytest.raises(ModelError, match="NaN"):
+        postprocess([np.full(1001, np.nan, np.float32)], None, 0.0)
+
+
 @pytest.mark.parametrize("decision", [Decision(), Decision(thresholds={"wake": 0.0}, threshold=0.5)])
 def test_a_single_label_without_a_threshold_is_refused_for_it_would_always_be_decided(decision: Decision) -> None:
     with pytest.raises(ConfigError, match="no threshold for 'wake', which as the only label would always be decided"):

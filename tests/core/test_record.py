@@ -69,6 +69,7 @@ CASES: list[tuple[Outcome, type[Any], dict[str, Any]]] = [
         },
     ),
     (Regression({"level": 1.5}), RegressionResult, {"kind": "regression", "values": {"level": 1.5}}),
+    (Regression([0.5, 1.5]), RegressionResult, {"kind": "regression", "values": [0.5, 1.5]}),
     (
         Anomaly(0.5, 0.125, True, True),
         AnomalyResult,

@@ -9,7 +9,8 @@ from PIL import Image
 
 from edged.api import ControlError
 from edged.core.manifest import WindowSpec
-from edged.ctl.infer import picture
+from edged.core.types import Regression
+from edged.ctl.infer import _cells, picture
 from edged.ctl.main import main
 from tests.bundles import DATA, write_bundle
 from tests.real_models import real_model
@@ -89,6 +90,14 @@ def test_values_have_columns_of_their_own(tmp_path, capsys):
         "    SEQ    TIME s         left        right  a_long_named_value",
         "      0      0.00            2            3                   4",
     ]
+
+
+def test_many_values_are_cut_with_a_count():
+    outcome = Regression({f"v{index}": float(index) for index in range(13)})
+    assert _cells(outcome, 8) == [
+        ("VALUES", "v0 0, v1 1, v2 2, v3 3, v4 4, v5 5, v6 6, v7 7, v8 8, v9 9, v10 10, v11 11 and 1 more")
+    ]
+    assert _cells(Regression([0.5] * 1404), 8)[0][1].endswith("11 0.5 and 1392 more")
 
 
 def test_anomalies_are_held_against_their_threshold(tmp_path, capsys):

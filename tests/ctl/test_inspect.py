@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edged.ctl.main import main
-from tests.bundles import write_bundle
+from tests.bundles import DATA, write_bundle
 from tests.containers import MODEL, NOTES, colours, container
 from tests.signing import signature
 
@@ -73,6 +73,61 @@ def test_variants(tmp_path, capsys):
 def test_a_folder(tmp_path, capsys):
     assert main(["inspect", str(write_bundle(tmp_path / "colours"))]) == 0
     assert "signed by     nobody" in capsys.readouterr().out
+
+
+def shown(file, capsys):
+    assert main(["inspect", str(file)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_bare_file_and_what_is_derived_from_it(capsys):
+    assert shown(DATA / "metadata.tflite", capsys) == [
+        "file          metadata.tflite, 1.55 kB, with no manifest",
+        "inputs        serving_default_x:0: float32 [1, 4]",
+        "                its metadata: reading; normalised by mean [2.0], std [4.0]",
+        "outputs       PartitionedCall:0: float32 [1, 3]",
+        "                its metadata: colour; threshold 0.25; 3 labels: red, green, blue",
+        "ops           FULLY_CONNECTED, in 1 nodes",
+        "signatures    serving_default",
+        "derived       1 samples of 4 channels, called c0 and so on, normalised as its metadata say",
+        "              3 scores, by its labels; the labels are its metadata's",
+    ]
+
+
+def test_a_bare_file_and_what_has_to_be_said_of_it(capsys):
+    lines = shown(DATA / "stateful.tflite", capsys)
+    assert lines[-3:-1] == [
+        "not certain   the meaning of its input is not certain: float32 [1, 1]",
+        "              its output of the op READ_VARIABLE is not certain to be scores: float32 [1, 1]",
+    ]
+    assert lines[-1].startswith(
+        "to do         complete this part of a manifest, save it as part.json, and run edgectl pack"
+    )
+    assert lines[-1].endswith('"postprocess":{"kind":"regression","output":0,"names":["v0"]}}')
+
+
+def test_a_bare_file_that_no_cpu_runs(capsys):
+    assert shown(DATA / "edgetpu.tflite", capsys)[-1].startswith(
+        "cannot run    it is compiled for the Edge TPU and does not run on a CPU (use the model it was compiled from"
+    )
+
+
+def test_a_bare_file_for_a_machine(capsys):
+    assert main(["inspect", str(DATA / "float.tflite"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["inputs"] == [
+        {"name": "serving_default_x:0", "shape": [1, 4], "dtype": "float32", "scale": 0.0, "zero_point": 0}
+    ]
+    assert (told["ops"], told["derived"], told["obstacle"]) == (["FULLY_CONNECTED"], [], "")
+    assert told["part"]["postprocess"] == {"kind": "regression", "output": 0, "names": ["v0", "v1", "v2"]}
+
+
+def test_a_long_list_is_cut_with_a_count(tmp_path, capsys):
+    names = [f"v{index}" for index in range(640)]
+    output = {"name": "y", "shape": [1, 640], "dtype": "float32"}
+    rule = {"kind": "regression", "names": names}
+    folder = write_bundle(tmp_path / "b", labels=None, outputs=[output], postprocess=rule)
+    assert "says          values of v0, v1, v2, v3, v4, v5, v6, v7, v8, v9 and 630 more" in shown(folder, capsys)
 
 
 @pytest.mark.parametrize(

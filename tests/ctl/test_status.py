@@ -96,6 +96,19 @@ def test_colour_is_for_terminals_and_for_those_who_like_it(command, daemon, envi
     os.close(terminal)
 
 
+def test_lists_are_cut_with_a_count(edgectl, daemon):
+    """30 pipelines of 640 values each: the status had 123 kB."""
+    names = [f"v{index}" for index in range(640)]
+    daemon.status = copy.deepcopy(daemon.status)
+    daemon.status["sources"][0]["channels"] = names
+    for last in (dict.fromkeys(names, 0.5), [0.5] * 1404):
+        daemon.status["pipelines"][0]["last"] = {"kind": "regression", "values": last}
+        shown = edgectl("status")[1]
+        assert f" 0.5 and {len(last) - 4} more" in shown
+        assert "v7 and 632 more" in shown
+        assert len(shown) < 3000
+
+
 def test_nothing_configured(edgectl, daemon):
     daemon.status = {**daemon.status, "pipelines": [], "sources": [], "models": [], "sinks": []}
     unsaid = {"broker": "", "connected": False, "sent": 0, "last_sent_ago": None}
