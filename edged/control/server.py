@@ -4,6 +4,9 @@ Whoever may open the socket may ask: its permissions are the access control, and
 connect. Each connection is one task that takes one request at a time. Nothing a client does can grow without bound:
 there are few connections, a request is at most 64 KiB, a silent client is let go after a minute, and one that does not
 read its answer after ten seconds, with no more than that answer waiting for it.
+
+Nor can clients keep an operator out: where all places are taken, the client that has been silent for longest makes
+room, and streams of one verb, such as those that watch, never take all places.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import logging
 import os
 import socket
 import struct
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +31,15 @@ from edged.core.errors import ControlError, EdgedError
 from edged.core.protocol import Request
 
 MAX_CONNECTIONS = 16
+
+MAX_STREAMS = 12
+"""So many clients at a time may have streams of the same verb."""
+
+_AT_ONCE = 4
+"""So few clients are accepted at once that one's request is read before those after it could have it make room."""
+
+_WAITING = 100
+"""So many clients may wait to be accepted; the kernel refuses those that come then."""
 
 _OVERFLOW_USER = 65534
 
@@ -48,7 +62,7 @@ class Operations(Protocol):
         """Those that change something: the log says who asked."""
 
     async def call(self, verb: str, args: dict[str, Any]) -> Any:
-        """Do it. Raises EdgedError, which the client is told."""
+        """Do it. Of `changes`, `args` say who has "asked_by". Raises EdgedError, which the client is told."""
 
     def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """Yield what happens. Raises EdgedError, which the client is told; closed when the client leaves."""
@@ -77,7 +91,8 @@ class Server:
         self._group = group
         self._idle = idle
         self._patience = patience
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], _Connection] = {}
+        self._streaming: Counter[str] = Counter()
         self._open = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -88,7 +103,10 @@ class Server:
         """
         async with contextlib.AsyncExitStack() as opened:
             listener = _claim(self.path, self._mode, self._group, opened)
-            server = await asyncio.start_unix_server(self._accept, sock=listener, limit=protocol.MAX_REQUEST)
+            server = await asyncio.start_unix_server(
+                self._accept, sock=listener, limit=protocol.MAX_REQUEST, backlog=_AT_ONCE
+            )
+            listener.listen(_WAITING)  # asyncio accepts as many at once as it was told may wait
             opened.callback(server.close)
             self._open = opened.pop_all()
 
@@ -100,13 +118,24 @@ class Server:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= MAX_CONNECTIONS and not self._make_room():
             writer.write(protocol.encode_error(None, _TOO_MANY))
             writer.close()
             return
-        connection = asyncio.create_task(self._serve(_Connection(reader, writer, self._patience)))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
+        client = _Connection(reader, writer, self._patience)
+        connection = asyncio.create_task(self._serve(client))
+        self._connections[connection] = client
+        connection.add_done_callback(lambda done: self._connections.pop(done, None))
+
+    def _make_room(self) -> bool:
+        """Let go of the client that has been silent for longest; False if all have a request that is being answered."""
+        silent = [(client.silent_since, task) for task, client in self._connections.items() if client.silent_since]
+        if not silent:
+            return False
+        _, longest = min(silent, key=lambda each: each[0])
+        self._connections.pop(longest).send_now(protocol.encode_error(None, _MADE_ROOM))
+        longest.cancel()
+        return True
 
     async def _serve(self, client: _Connection) -> None:
         try:
@@ -127,10 +156,17 @@ class Server:
         if request.verb in self._operations.changes:
             terms = " with allow_downgrade" if request.args.get("allow_downgrade") is True else ""
             log.info("%s%s, asked for by %s", request.verb, terms, client.peer())
-        if request.verb in self._operations.streams:
-            await client.while_there(self._stream(client, request))
+            request.args["asked_by"] = client.peer()
+        if request.verb in self._operations.streams and self._streaming[request.verb] < MAX_STREAMS:
+            self._streaming[request.verb] += 1
+            try:
+                await client.while_there(self._stream(client, request))
+            finally:
+                self._streaming[request.verb] -= 1
             return False
         try:
+            if request.verb in self._operations.streams:
+                raise _too_many_streams(request.verb)
             if request.verb not in self._operations.calls:
                 raise self._unknown(request.verb)
             line = protocol.encode_ok(request.id, await self._operations.call(request.verb, request.args))
@@ -167,14 +203,17 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._patience = patience
+        self.silent_since: float | None = time.monotonic()  # None while a request is being answered
         # Sending waits until the kernel has everything, so that one answer at most is kept for a client.
         writer.transport.set_write_buffer_limits(high=0)
 
     async def next(self, idle: float) -> Request | None:
         """The next request; None if the client has left, even in the middle of a line."""
+        self.silent_since = time.monotonic()
         try:
             async with asyncio.timeout(idle):
                 line = await self._reader.readuntil(b"\n")
+            self.silent_since = None
         except asyncio.IncompleteReadError:
             return None
         except asyncio.LimitOverrunError:
@@ -182,6 +221,10 @@ class _Connection:
                 f"the request is longer than {protocol.MAX_REQUEST} bytes", hint="end every request with a newline"
             ) from None
         return protocol.decode_request(line)
+
+    def send_now(self, line: bytes) -> None:
+        """Send a line as far as the client reads it at once."""
+        self._writer.write(line)
 
     async def send(self, line: bytes) -> None:
         """Send a line. Raises TimeoutError if the client does not read it."""
@@ -222,6 +265,21 @@ _TOO_MANY = ControlError(
     hint="close a few, or try again in a minute",
     retryable=True,
 )
+
+
+_MADE_ROOM = ControlError(
+    f"{MAX_CONNECTIONS} clients were connected, and this one was silent for longest",
+    hint="ask again",
+    retryable=True,
+)
+
+
+def _too_many_streams(verb: str) -> ControlError:
+    return ControlError(
+        f"{MAX_STREAMS} clients have a stream of {verb!r}, which is the limit",
+        hint="close one of them, or try again in a minute",
+        retryable=True,
+    )
 
 
 def _claim(path: Path, mode: int, group: str | None, opened: contextlib.AsyncExitStack) -> socket.socket:

@@ -267,19 +267,60 @@ def test_a_client_that_never_reads_is_let_go(path, verb):
     asyncio.run(scenario())
 
 
-def test_more_clients_than_the_limit_are_told_so(path):
+def test_the_client_that_was_silent_for_longest_makes_room(path):
     async def scenario():
         async with serving(path):
             peers = [await Peer.at(path) for _ in range(MAX_CONNECTIONS)]
-            for peer in peers:
+            for peer in [*peers, peers[0]]:
                 await peer.ask("status")
-            refused = await Peer.at(path)
-            problem = (await refused.reply())["error"]
+            assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
+            problem = (await peers[1].reply())["error"]
+            assert problem["message"] == "16 clients were connected, and this one was silent for longest"
+            assert problem["retryable"]
+            assert await peers[1].reply() is None
+            assert (await peers[0].ask("status"))["ok"] == {"verb": "status"}
+
+    asyncio.run(scenario())
+
+
+def test_clients_that_never_say_anything_keep_nobody_out(path):
+    async def scenario():
+        async with serving(path):
+            mute = [await Peer.at(path) for _ in range(3 * MAX_CONNECTIONS)]
+            mute[-1].send(b'{"id": 1')
+            assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
+
+    asyncio.run(scenario())
+
+
+def test_streams_of_one_verb_do_not_take_all_places(path):
+    async def scenario():
+        async with serving(path):
+            watching = [await Peer.at(path) for _ in range(MAX_CONNECTIONS)]
+            answers = [await peer.ask("wait") for peer in watching]
+            assert answers[:12] == [{"id": 1, "event": "here"}] * 12
+            problem = answers[12]["error"]
+            assert problem["message"] == "12 clients have a stream of 'wait', which is the limit"
+            assert problem["retryable"]
+            assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
+            watching[0].close()
+            while "error" in (answer := await (await Peer.at(path)).ask("wait")):
+                pass
+            assert answer == {"id": 1, "event": "here"}
+
+    asyncio.run(scenario())
+
+
+def test_a_client_is_refused_where_all_others_are_being_answered(path):
+    async def scenario():
+        async with serving(path):
+            peers = [await Peer.at(path) for _ in range(MAX_CONNECTIONS)]
+            for peer, verb in zip(peers, ["wait"] * 12 + ["flood"] * 4, strict=True):
+                peer.send({"id": 1, "verb": verb, "args": {}})
+                await peer.reader.read(1)
+            problem = (await (await Peer.at(path)).reply())["error"]
             assert "16 clients are connected" in problem["message"]
             assert problem["retryable"]
-            peers[0].writer.write_eof()
-            await peers[0].gone()
-            assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
 
     asyncio.run(scenario())
 
