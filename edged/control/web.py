@@ -1,13 +1,17 @@
 """The optional page for machines: `GET /metrics` for Prometheus and `GET /healthz` for whoever watches.
 
 It listens on loopback unless told otherwise, has no way to change anything, and reads no more of a request than its
-head: 8 KiB, within five seconds, from at most eight clients at once.
+head: 8 KiB, within five seconds, from at most eight clients at once, of which the oldest makes room for another.
+
+A request must name the host by address or as localhost: a web page whose own name was made to lead here (DNS rebinding)
+can have a browser ask, but not under any name but its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
@@ -52,7 +56,7 @@ class Web:
         self._trouble = trouble
         self._patience = patience
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
 
     async def start(self) -> None:
         """Listen.
@@ -79,11 +83,12 @@ class Web:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.cancel()
         connection = asyncio.create_task(self._serve(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
+        self._connections[connection] = None
+        connection.add_done_callback(lambda done: self._connections.pop(done, None))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -107,7 +112,10 @@ class Web:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             return Response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        match head.split(b"\r\n", 1)[0].split(b" "):
+        request, *fields = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+        if not _is_ours(fields):
+            return Response(HTTPStatus.MISDIRECTED_REQUEST, _MISDIRECTED)
+        match request.split(b" "):
             case [b"GET", target, b"HTTP/1.1" | b"HTTP/1.0"]:
                 return self._page(target.split(b"?", 1)[0])
             case [_, _, b"HTTP/1.1" | b"HTTP/1.0"]:
@@ -122,6 +130,18 @@ class Web:
             trouble = self._trouble()
             return Response(HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK, f"{trouble or 'ok'}\n")
         return Response(HTTPStatus.NOT_FOUND, "try /metrics or /healthz\n")
+
+
+_MISDIRECTED = "ask for this page by the host's address, or as localhost\n"
+
+
+def _is_ours(fields: list[bytes]) -> bool:
+    """Whether a request names the host, as a browser always does, only in ways in which no other name can lead here."""
+    split = (field.partition(b":") for field in fields)
+    return all(_OURS.fullmatch(value.strip()) for name, _, value in split if name.strip().lower() == b"host")
+
+
+_OURS = re.compile(rb"(?:localhost|\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE)
 
 
 def _encode(response: Response) -> bytes:

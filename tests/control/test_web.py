@@ -39,7 +39,7 @@ def answer_to(request, **options):
 
 
 def test_the_metrics_page():
-    assert answer_to(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") == (
+    assert answer_to(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") == (
         "HTTP/1.1 200 OK\r\n"
         "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
         "Content-Length: 13\r\n"
@@ -85,15 +85,40 @@ def test_half_a_request_is_given_up():
     assert answer_to(b"GET /metr", patience=0.05) == ""
 
 
-def test_no_more_clients_than_the_limit():
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9090", "127.0.0.1:9090", "192.168.1.7", "[::1]:9090"])
+def test_the_host_by_address_or_as_localhost_is_answered(host):
+    answer = answer_to(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.endswith("\r\n\r\nok\n")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Host: attacker.example",
+        "host:attacker.example:9090",
+        "Host: 127.0.0.1.attacker.example",
+        "Host: localhost.attacker.example",
+        "Host: 127.0.0.1@attacker.example",
+        "Host: 2130706433",
+        "Host:",
+        "Host: localhost\r\nHost: attacker.example",
+    ],
+)
+def test_a_name_that_was_made_to_lead_here_is_refused(fields):
+    answer = answer_to(f"GET /metrics HTTP/1.1\r\n{fields}\r\n\r\n".encode())
+    assert answer.startswith("HTTP/1.1 421 Misdirected Request\r\n")
+    assert answer.endswith("\r\n\r\nask for this page by the host's address, or as localhost\n")
+
+
+def test_of_more_clients_than_the_limit_the_oldest_makes_room():
     async def scenario():
         async with serving() as web:
-            waiting = [await asyncio.open_connection("127.0.0.1", web.port) for _ in range(MAX_CONNECTIONS)]
-            reader, _ = await asyncio.open_connection("127.0.0.1", web.port)
+            waiting = [await asyncio.open_connection("127.0.0.1", web.port) for _ in range(MAX_CONNECTIONS + 1)]
             with contextlib.suppress(ConnectionResetError):
-                assert await reader.read() == b""
-            waiting[0][1].write(b"GET /healthz HTTP/1.1\r\n\r\n")
-            assert (await waiting[0][0].read()).endswith(b"ok\n")
+                assert await waiting[0][0].read() == b""
+            for reader, writer in (waiting[1], waiting[-1]):
+                writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
+                assert (await reader.read()).endswith(b"ok\n")
 
     asyncio.run(scenario())
 
