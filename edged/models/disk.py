@@ -55,12 +55,12 @@ class Kernel:
 
     def make_folder(self, path: Path) -> None:
         """Make a folder."""
-        path.mkdir(mode=0o750)
+        path.mkdir(mode=0o700)
 
     def write(self, path: Path, pieces: Iterable[bytes]) -> None:
         """Write a whole file, instead of what is there."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, 0o640), "wb") as file:
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             file.writelines(pieces)
 
     def link(self, path: Path, to: str) -> None:

@@ -184,10 +184,10 @@ class Incoming:
         return tuple(folder.name for folder in stale if _remove_unless_open(folder))
 
     def _claim(self, folder: Path) -> int:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             if not folder.is_dir():
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
                 self._sync_folder()
             try:
                 return _lock(folder)

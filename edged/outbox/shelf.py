@@ -111,6 +111,7 @@ class Shelf:
         self.file = file
         with border(file):
             _make_folder(file.parent)
+            _make_private(file)
             self._db = connect(str(file))
             self._db.text_factory = lambda text: text.decode(errors="replace")
         try:
@@ -393,12 +394,21 @@ def log_of(file: Path) -> Path:
 
 def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
         descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _make_private(file: Path) -> None:
+    """Have nobody else read what waits; SQLite gives a database's log the same permissions."""
+    try:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 class _Body(msgspec.Struct, array_like=True):

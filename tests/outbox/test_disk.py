@@ -830,3 +830,14 @@ def test_without_the_time_nothing_is_thrown_away_too_early(make: Make) -> None:
     [entry] = drain(later, 1)
     assert entry.message.created == pytest.approx(10.0)
     assert entry.message.estimated
+
+
+def test_a_file_that_others_could_read_is_theirs_to_read_no_more(make: Make) -> None:
+    spool = make()
+    fill(spool, 1)
+    spool.close(PATIENCE)
+    spool.file.chmod(0o644)
+    fill(again := make(), 1)
+    until(lambda: saved(again))
+
+    assert {file.stat().st_mode & 0o777 for file in again.file.parent.iterdir()} == {0o600}

@@ -1,10 +1,11 @@
 """Two real programs and one state folder: the second is told who has it, and nothing in it changes."""
 
 import json
+import os
 from pathlib import Path
 
 from tests.edged_process import PATIENCE, Edged
-from tests.motion import config, edgectl
+from tests.motion import bundle, config, edgectl
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -32,6 +33,24 @@ def test_edgectl_tune_for_another_runtime_folder_is_refused(edged, tmp_path: Pat
     assert said.code == 4
     assert f"is in use by edged (process {daemon.process.pid}, runtime folder {ours})" in said.output
     assert not (daemon.state_dir / "tuning").exists()
+
+
+def test_the_state_is_its_users_alone_whatever_the_umask(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        daemon = Edged(tmp_path, config() + '[mqtt]\nhost = "127.0.0.1"\nport = 1\n')
+        with daemon:
+            daemon.wait_for_log(" serves: ")
+            said = edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0"))
+            assert said.code == 0, said.output
+            while not list(daemon.state_dir.glob("spool/spool.db-wal")):
+                pass
+            found = [daemon.state_dir, *daemon.state_dir.rglob("*")]
+            modes = {(each.name, each.lstat().st_mode & 0o777) for each in found if not each.is_symlink()}
+    finally:
+        os.umask(before)
+    assert {name for name, _ in modes} >= {"state", "spool.db", "spool.db-wal", "state.json", "versions", "incoming"}
+    assert {each for each in modes if each[1] & 0o077} == {("holder.json", 0o644)}
 
 
 def test_a_daemon_that_was_killed_leaves_the_folder_to_the_next(edged):
