@@ -460,7 +460,9 @@ def _take(transfer: Transfer, chunk: _Chunk) -> int:
 
 
 class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Arguments of a verb."""
+    """Arguments of a verb. `asked_by` is who asks, as the control socket's server says."""
+
+    asked_by: str = ""
 
 
 def _bare(model: str | None, version: str | None) -> Bare | None:
@@ -504,7 +506,11 @@ class _Install(_Ask, frozen=True, kw_only=True):
     def options(self, origin: str, bare: Bare | None) -> Options:
         """For the updater."""
         return Options(
-            origin=origin, bare=bare, allow_downgrade=self.allow_downgrade, confirm_within=self.confirm_within
+            origin=origin,
+            asked_by=self.asked_by,
+            bare=bare,
+            allow_downgrade=self.allow_downgrade,
+            confirm_within=self.confirm_within,
         )
 
 

@@ -22,11 +22,13 @@ from edged.models.bare import Bare
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What may be asked of an install.
 
-    `origin` says where the container came from. It is a bare file where it is said what that is for. Who asks for
-    `confirm_within` seconds has that long, from when the version serves, to confirm it; else it is reverted.
+    `origin` says where the container came from, and `asked_by` who asks, as the kernel knows them. It is a bare file
+    where it is said what that is for. Who asks for `confirm_within` seconds has that long, from when the version
+    serves, to confirm it; else it is reverted.
     """
 
     origin: str = ""
+    asked_by: str = ""
     bare: Bare | None = None
     allow_downgrade: bool = False
     confirm_within: float = 0.0

@@ -345,8 +345,8 @@ class Updater:
             named=self._board.named(name),
         )
         if ledgers.is_downgrade(ledger, job.version, active):
-            origin = job.options.origin or "an unknown place"
-            text = f"version {job.version} from {origin} is a downgrade, for which --allow-downgrade was given"
+            origin, who = job.options.origin or "an unknown place", job.options.asked_by or "nobody who is known"
+            text = f"version {job.version} from {origin} is a downgrade, for which --allow-downgrade was given by {who}"
             self._say(name, "update.downgrade", text, job)
         await self._unpack(job, arrival)
         facts = await self._look(name)  # older versions may have had to make room

@@ -131,10 +131,10 @@ def test_another_version_has_to_wait(rig):
 def test_an_older_version_comes_in_only_if_that_is_wanted(rig):
     refused = play(rig, rig.installed("1.2"), rig.installed("1.1"))
     assert (refused.state, refused.text) == ("refused", "colours 1.1 is older than 1.2, and versions only go up")
-    allowed = play(rig, rig.installed("1.1", allow_downgrade=True))
+    allowed = play(rig, rig.installed("1.1", allow_downgrade=True, asked_by="user 7, process 8"))
     assert allowed.state == "done"
     assert [event.text for event in allowed.events if event.id == "update.downgrade"] == [
-        "version 1.1 from a test is a downgrade, for which --allow-downgrade was given"
+        "version 1.1 from a test is a downgrade, for which --allow-downgrade was given by user 7, process 8"
     ]
     assert (rig.board.version, rig.ledger.floor) == ("1.1", "1.2")
 
