@@ -30,6 +30,7 @@ from edged.core.types import (
     Chunk,
     Classification,
     Message,
+    Obstacle,
     Outcome,
     Prediction,
     Regression,
@@ -53,6 +54,7 @@ __all__ = [
     "EdgedError",
     "Message",
     "ModelError",
+    "Obstacle",
     "Outbox",
     "Outcome",
     "Prediction",
@@ -81,7 +83,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 @runtime_checkable
 class Source(Protocol):
-    """An opened sensor. One thread reads it; it is closed by that thread."""
+    """An opened sensor. One thread reads it; it is closed by that thread.
+
+    A source may also have `refused`, a text: how the last input looked that it threw away; and `obstacle`, an
+    `Obstacle` or None: why what comes does not become samples. Both are shown while they help.
+    """
 
     def read(self, timeout: float) -> Chunk | None:
         """Wait up to `timeout` seconds for samples; None if none came.

@@ -282,6 +282,7 @@ class Operations:
                 "lost": reader.lost,
                 "reconnects": reader.reconnects,
                 "faults": dict(reader.faults),
+                "refused": reader.refused,
                 "health": self._health(reader.status.health),
             }
             for name, reader in self._parts.sources.items()

@@ -5,17 +5,20 @@ rows into segments of float samples in their units. Between them travels the one
 about: where the stream was torn. A piece that is thrown away is a None among the pieces, and becomes `lost` on the
 segment after it. Where samples carry a sequence number, that number alone says what was lost.
 
-A wire may carry anything, for ever: every splitter keeps a bounded rest, everything thrown away is counted by reason in
-`faults`, and nothing here raises on input. Only the options can be wrong, which is a ConfigError from the `*_decoder`
-functions at the end: start reading there.
+Lines that are not ours (comments, headers, other sentences of a talker) are passed over: they tear nothing. A wire may
+carry anything, for ever: every splitter keeps a bounded rest, everything thrown away is counted by reason in `faults`,
+and nothing here raises on input. Only the options can be wrong, which is a ConfigError from the `*_decoder` functions
+at the end: start reading there.
 """
 
 import binascii
+import json
 import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, reduce
+from operator import xor
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -23,6 +26,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from edged.core.errors import ConfigError, some
+from edged.core.types import MAX_SHOWN, Obstacle
 
 MAX_LINE = 16_384
 MAX_FRAME = 4096
@@ -30,8 +34,7 @@ MAX_GAP = 1_000_000
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-Crc = Literal["none", "crc8", "crc16-ccitt", "crc16-modbus", "crc32"]
-Faults = Counter[str]
+Crc = Literal["none", "crc8", "crc16-ccitt", "crc16-modbus", "crc32", "sum8", "sum8-negated", "sum16", "xor8"]
 Pieces = list[bytes | None]
 Row = tuple[list[float], int]
 T = TypeVar("T")
@@ -49,6 +52,37 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     modulus: int = 0
     scale: float | tuple[float, ...] = 1.0
     offset: float | tuple[float, ...] = 0.0
+
+
+class Lines(msgspec.Struct, frozen=True, kw_only=True):
+    """How lines end, and which of them are ours.
+
+    `end` is what ends a line; without it CR, LF and both do. Lines that begin with one of `comment` are passed over,
+    and so are those that begin with none of `prefix`, if there is one, or have other values than `select` gives for
+    columns or keys. With `nmea` a line ends in `*` and the checksum of what stands between the `$` and that.
+    """
+
+    end: bytes = b""
+    comment: tuple[str, ...] = ("#",)
+    prefix: tuple[str, ...] = ()
+    select: dict[str, str] = {}
+    nmea: bool = False
+
+
+class Faults(Counter[str]):
+    """How often input was thrown away, by reason; `last` is how the last of it looked, escaped."""
+
+    last: str = ""
+
+    def count(self, reason: str, thrown_away: bytes) -> None:
+        """Count a piece that is thrown away."""
+        self[reason] += 1
+        self.last = escaped(thrown_away)
+
+
+def escaped(data: bytes) -> str:
+    """The beginning of a piece of input in printable characters, at most 80."""
+    return repr(data[:MAX_SHOWN])[2:-1][:MAX_SHOWN]
 
 
 class Segment(NamedTuple):
@@ -69,9 +103,7 @@ class Run(NamedTuple):
 class Decoder:
     """Blocks of bytes, cut anywhere, to segments of samples; `faults` counts what was thrown away, by reason."""
 
-    def __init__(
-        self, parse: Callable[[bytes], Iterable[Run]], signal: Signal, faults: Faults, dtype: DTypeLike = np.float32
-    ) -> None:
+    def __init__(self, parse: "Text | Binary", signal: Signal, faults: Faults, dtype: DTypeLike = np.float32) -> None:
         self.faults = faults
         self._parse = parse
         self._scale = np.asarray(signal.scale, dtype=np.float64)
@@ -88,6 +120,11 @@ class Decoder:
             for finite in finite_runs(run if self._raw else self._in_units(run), self.faults):
                 segments.extend(self._unbroken(finite))
         return segments
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """Why no sample comes of what comes, where that is not among the faults."""
+        return self._parse.obstacle
 
     def _in_units(self, run: Run) -> Run:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is sorted out next
@@ -148,6 +185,7 @@ def finite_runs(run: Run, faults: Faults) -> Iterator[Run]:
     good = (magnitude <= _FLOAT32_MAX).reshape(count, -1).all(axis=1)
     bad = np.flatnonzero(~good).tolist()
     faults["not a finite number"] += len(bad)
+    faults.last = " ".join(f"{value:g}" for value in run.values[bad[-1]].ravel()[:8].tolist())[:MAX_SHOWN]
     start, torn = 0, run.torn
     for stop in [*bad, count]:
         yield Run(run.values[start:stop], run.numbers[start:stop], torn)
@@ -165,7 +203,13 @@ class Delimited:
     """
 
     def __init__(self, delimiter: bytes, limit: int, faults: Faults, *, midway: bool) -> None:
-        self._delimiter = delimiter
+        """Without a `delimiter` lines are cut: at CR, LF or both."""
+        self.unended = 0
+        """Bytes since the last delimiter."""
+        self.ended = False
+        """Whether there ever was one."""
+        self._lines = not delimiter
+        self._delimiter = delimiter or b"\n"
         self._limit = limit
         self._faults = faults
         self._rest = b""
@@ -173,23 +217,29 @@ class Delimited:
 
     def __call__(self, block: bytes) -> Pieces:
         """The pieces completed by this block."""
+        if self._lines:
+            block = block.replace(b"\r", b"\n")
         *whole, self._rest = (self._rest + block).split(self._delimiter)
+        if whole:
+            self.ended = True
+            self.unended = len(self._rest)
+        else:
+            self.unended += len(block)
         if self._skipping and whole:
             self._skipping = False
             del whole[0]
         pieces: Pieces = [self._checked(piece) for piece in whole]
-        if self._skipping:
-            self._rest = b""
-        elif len(self._rest) > self._limit:
+        if not self._skipping and len(self._rest) > self._limit:
             pieces.append(self._checked(self._rest))
-            self._rest = b""
             self._skipping = True
+        if self._skipping:  # of a delimiter, a part may have come
+            self._rest = self._rest[len(self._rest) - len(self._delimiter) + 1 :]
         return pieces
 
     def _checked(self, piece: bytes) -> bytes | None:
         if len(piece) <= self._limit:
             return piece
-        self._faults["too long"] += 1
+        self._faults.count("too long", piece)
         return None
 
 
@@ -236,7 +286,7 @@ class Synced:
         if not (self._believable() or data.startswith(frame.sync, start + frame.size)):
             return start
         end = start
-        while len(data) - end >= frame.size and data.startswith(frame.sync, end) and frame.sound(data, end):
+        while len(data) - end >= frame.size and not frame.fault(data, end):
             end += frame.size
         return end
 
@@ -244,7 +294,7 @@ class Synced:
         size, sync = self._frame.size, self._frame.sync
         if self._locked:
             self._locked = False
-            self._faults["bad CRC" if data.startswith(sync, start) else "out of sync"] += 1
+            self._faults.count(self._frame.fault(data, start), data[start : start + size])
             self._passed = -size
         found = data.find(sync, start + 1)
         if found < 0:
@@ -252,6 +302,7 @@ class Synced:
         self._passed += found - start
         if self._passed >= size:
             self._faults["out of sync"] += self._passed // size
+            self._faults.last = escaped(data[max(start, found - size) : found])
             self._passed %= size
         return found
 
@@ -266,22 +317,24 @@ class Cobs:
         self._frame = frame
         self._faults = faults
         stuffed = frame.size + frame.size // 254 + 1
-        self._split = Delimited(b"\0", stuffed, faults, midway=True)
+        self.split = Delimited(b"\0", stuffed, faults, midway=True)
 
     def __call__(self, block: bytes) -> Pieces:
         """The frames completed by this block, stuffing removed."""
-        return [piece and self._checked(unstuffed(piece)) for piece in self._split(block) if piece != b""]
+        return [piece and self._checked(piece) for piece in self.split(block) if piece != b""]
 
-    def _checked(self, frame: bytes | None) -> bytes | None:
+    def _checked(self, piece: bytes) -> bytes | None:
+        frame = unstuffed(piece)
         if frame is None:
-            self._faults["bad COBS"] += 1
+            fault = "bad COBS"
         elif len(frame) != self._frame.size:
-            self._faults["wrong length"] += 1
-        elif not self._frame.sound(frame, 0):
-            self._faults["bad CRC"] += 1
+            fault = "wrong length"
         else:
-            return frame
-        return None
+            fault = self._frame.fault(frame, 0)
+        if fault:
+            self._faults.count(fault, piece)
+            return None
+        return frame
 
 
 def unstuffed(piece: bytes) -> bytes | None:
@@ -319,13 +372,25 @@ def stretches(pieces: Iterable[T | None]) -> Iterator[tuple[list[T], bool]]:
 
 
 class Text:
-    """One row a line, by a function that reads a line or raises `GarbageError`. Empty lines are nothing."""
+    """One row a line, by functions that read a line or raise `GarbageError`. Empty lines are nothing.
 
-    def __init__(self, split: Delimited, read: Callable[[bytes], Row], channels: int, faults: Faults) -> None:
+    `pick` takes off a line what is not for `read`; either gives None for a line that is passed over.
+    """
+
+    def __init__(
+        self,
+        split: Delimited,
+        pick: Callable[[bytes], bytes | None],
+        read: Callable[[bytes], Row | None],
+        channels: int,
+        faults: Faults,
+    ) -> None:
         self._split = split
+        self._pick = pick
         self._read = read
         self._channels = channels
         self._faults = faults
+        self._passed_over = 0
 
     def __call__(self, block: bytes) -> Iterator[Run]:
         """The rows completed by this block."""
@@ -333,50 +398,150 @@ class Text:
             values = np.array([row for row, _ in rows], dtype=np.float64).reshape(-1, self._channels)
             yield Run(values, [number for _, number in rows], torn)
 
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """Why no row comes: lines do not end, or all are passed over."""
+        if self._passed_over:
+            return Obstacle(
+                f"{self._passed_over} lines came and all were passed over", "check comment, prefix and select"
+            )
+        return no_end(self._split, "line", "set end to what ends a line, in hex, and check baud")
+
     def _rows(self, block: bytes) -> Iterator[Row | None]:
         for line in self._split(block):
             if line is None:
                 yield None
-            elif not line.isspace() and line:
-                yield self._row(line)
+                continue
+            if line.isspace() or not line:
+                continue
+            try:
+                picked = self._pick(line)
+                row = None if picked is None else self._read(picked)
+            except GarbageError as garbage:
+                self._faults.count(str(garbage), line)
+                self._passed_over = 0
+                yield None
+                continue
+            if row is None:
+                self._passed_over += 1
+            else:
+                self._passed_over = 0
+                yield row
 
-    def _row(self, line: bytes) -> Row | None:
-        try:
-            return self._read(line)
-        except GarbageError as garbage:
-            self._faults[str(garbage)] += 1
-            return None
+
+def no_end(split: Delimited, what: str, hint: str) -> Obstacle | None:
+    """The obstacle that bytes come and no end of a line or frame does."""
+    if not split.unended or (split.ended and split.unended < _LONG):
+        return None
+    return Obstacle(f"{split.unended} bytes came and no end of {what}", hint)
+
+
+_LONG = 256
+"""So many bytes without an end are odd even where there was one before."""
 
 
 class GarbageError(Exception):
     """A line that is none of ours, and why."""
 
 
-class CsvLine:
-    """Reads a line of numbers: those of `channels`, and the sequence number, out of `columns`."""
+class Picked:
+    """Takes prefix and checksum off the lines that are ours. A line with control characters in it is damaged."""
 
-    def __init__(self, signal: Signal, columns: tuple[str, ...], separator: str) -> None:
+    def __init__(self, lines: Lines) -> None:
+        self._comment = tuple(text.encode() for text in lines.comment)
+        self._prefix = tuple(text.encode() for text in lines.prefix)
+        self._nmea = lines.nmea
+
+    def __call__(self, line: bytes) -> bytes | None:
+        """What there is to read of a line; None for one that is passed over. Raises GarbageError."""
+        if self._comment and line.lstrip().startswith(self._comment) and is_text(line):
+            return None
+        if self._nmea:
+            line = _without_checksum(line)
+        if not self._prefix:
+            return line
+        for prefix in self._prefix:
+            if line.startswith(prefix):
+                return line[len(prefix) :]
+        _refuse_damaged(line)
+        return None
+
+
+def is_text(line: bytes) -> bool:
+    """Whether a line is printable, as what a device says on purpose is."""
+    try:
+        return line.decode().replace("\t", " ").strip().isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def _refuse_damaged(line: bytes) -> None:
+    """Raises GarbageError for a line that seems to be another's, and may be a damaged one of ours."""
+    if not is_text(line):
+        raise GarbageError("not text")
+
+
+_NMEA = re.compile(rb"([$!]([^*]*))\*([0-9A-Fa-f]{2})")
+
+
+def _without_checksum(line: bytes) -> bytes:
+    found = _NMEA.fullmatch(line.strip())
+    if found is None:
+        raise GarbageError("no NMEA checksum")
+    if xor8(found[2]) != int(found[3], 16):
+        raise GarbageError("bad NMEA checksum")
+    return found[1]
+
+
+class CsvLine:
+    """Reads a line of numbers: those of `channels`, and the sequence number, out of `columns`.
+
+    A line that repeats the names of the columns is passed over.
+    """
+
+    def __init__(self, signal: Signal, columns: tuple[str, ...], separator: str, select: dict[str, str]) -> None:
         self._width = len(columns)
         self._separator = None if separator == " " else separator.encode()
+        self._names = [name.encode() for name in columns]
         self._places = [columns.index(name) for name in signal.channels]
         self._counter = columns.index(signal.sequence) if signal.sequence else None
+        self._select = [(columns.index(name), value.encode()) for name, value in select.items()]
 
-    def __call__(self, line: bytes) -> Row:
-        """One row. Raises GarbageError."""
+    def __call__(self, line: bytes) -> Row | None:
+        """One row, or None. Raises GarbageError."""
         parts = line.split(self._separator)
+        for place, value in self._select:
+            if place < len(parts) and parts[place].strip() != value:
+                _refuse_damaged(line)
+                return None
         if len(parts) != self._width:
             raise GarbageError("wrong number of columns")
         try:
-            row = [float(parts[place]) for place in self._places]
-            return row, 0 if self._counter is None else int(parts[self._counter])
+            row = [_number(parts[place]) for place in self._places]
+            return row, 0 if self._counter is None else _whole(parts[self._counter])
         except ValueError:
+            if [part.strip(b' "\t') for part in parts] == self._names:
+                return None
             raise GarbageError("not a number") from None
+
+
+def _number(text: bytes) -> float:
+    """A decimal number. Raises ValueError, also for what is one to Python alone: 1_0."""
+    if b"_" in text:
+        raise ValueError
+    return float(text)
+
+
+def _whole(text: bytes) -> int:
+    if b"_" in text:
+        raise ValueError
+    return int(text)
 
 
 class JsonLine:
     """Reads a JSON object with a key for each channel, whatever else it holds, or an array of numbers in `columns`."""
 
-    def __init__(self, signal: Signal, columns: tuple[str, ...]) -> None:
+    def __init__(self, signal: Signal, columns: tuple[str, ...], select: dict[str, str]) -> None:
         keys = [*signal.channels, signal.sequence] if signal.sequence else list(signal.channels)
         self._names = [f"key_{index}" for index in range(len(signal.channels))]
         fields: list[tuple[str, type]] = [(name, float) for name in self._names]
@@ -384,29 +549,58 @@ class JsonLine:
             fields.append(("counter", int))
         record = msgspec.defstruct("Record", fields, rename=dict(zip((n for n, _ in fields), keys, strict=True)))
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(record | list[float])
+        self._objects: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
         self._width = len(columns)
         self._places = [columns.index(name) for name in signal.channels]
         self._counter = columns.index(signal.sequence) if signal.sequence else None
+        self._quoted = [b'"%b"' % key.encode() for key in keys]
+        self._select = select
 
-    def __call__(self, line: bytes) -> Row:
-        """One row. Raises GarbageError."""
+    def __call__(self, line: bytes) -> Row | None:
+        """One row, or None. Raises GarbageError."""
         try:
+            if self._select and self._is_other(self._objects.decode(line)):
+                return None
             found = self._decoder.decode(line)
         except msgspec.ValidationError:
             raise GarbageError("wrong JSON keys or types") from None
         except (msgspec.DecodeError, RecursionError):
             raise GarbageError("not JSON") from None
         if not isinstance(found, list):
+            if any(line.count(key) > 1 for key in self._quoted) and _has_key_twice(line):
+                raise GarbageError("a JSON key twice")
             return [getattr(found, name) for name in self._names], getattr(found, "counter", 0)
         if len(found) != self._width:
             raise GarbageError("wrong number of columns")
-        return [found[place] for place in self._places], 0 if self._counter is None else int(found[self._counter])
+        number = 0 if self._counter is None else found[self._counter]
+        if number % 1:
+            raise GarbageError("wrong JSON keys or types")
+        return [found[place] for place in self._places], int(number)
+
+    def _is_other(self, found: Any) -> bool:
+        if not isinstance(found, dict):
+            return False
+        given = {key: found.get(key) for key in self._select}
+        return any(
+            (item if isinstance(item, str) else json.dumps(item)) != self._select[key] for key, item in given.items()
+        )
+
+
+def _has_key_twice(line: bytes) -> bool:
+    """Whether an object has a key twice, at the top: msgspec takes the last one."""
+    keys: list[str] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> None:
+        keys[:] = [key for key, _ in pairs]  # the outermost object is the last to be complete
+
+    json.loads(line, object_pairs_hook=keep)
+    return len(set(keys)) < len(keys)
 
 
 class Binary:
     """Rows out of frames."""
 
-    def __init__(self, split: Callable[[bytes], Pieces], frame: "Frame") -> None:
+    def __init__(self, split: "Synced | Cobs", frame: "Frame") -> None:
         self._split = split
         self._frame = frame
 
@@ -415,17 +609,38 @@ class Binary:
         for frames, torn in stretches(self._split(block)):
             yield self._frame.unpack(b"".join(frames), torn)
 
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """Why no row comes: frames do not end."""
+        if isinstance(self._split, Synced):  # which counts all that it passes over as out of sync
+            return None
+        return no_end(self._split.split, "frame", "COBS has a zero byte after each: check cobs and baud")
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells a sound frame: the checksum `crc` after the struct, and the bytes `end` after that.
+
+    The checksum is that of the bytes of the frame from the first to before the second of `range`; without it of the
+    struct.
+    """
+
+    crc: Crc = "none"
+    range: tuple[int, int] | None = None
+    end: bytes = b""
+
 
 class Frame:
-    """The layout of one frame: sync bytes, then a struct, then the CRC of that struct in the struct's byte order."""
+    """The layout of one frame: sync bytes, a struct, its checksum in the struct's byte order, and constant bytes."""
 
-    def __init__(self, signal: Signal, layout: str, fields: tuple[str, ...], sync: bytes, crc: Crc) -> None:
-        body = struct.calcsize(layout)
-        crc_bytes, self._crc = CRCS[crc]
+    def __init__(self, signal: Signal, layout: str, fields: tuple[str, ...], sync: bytes, check: Check) -> None:
+        crc_bytes, self._crc = CRCS[check.crc]
         self.sync = sync
-        self.size = len(sync) + body + crc_bytes
-        self.has_crc = crc != "none"
-        self._end = len(sync) + body
+        self.has_crc = check.crc != "none"
+        self._crc_at = len(sync) + struct.calcsize(layout)
+        self._end_at = self._crc_at + crc_bytes
+        self._first, self._last = check.range or (len(sync), self._crc_at)
+        self._end = check.end
+        self.size = self._end_at + len(check.end)
         self._order: Literal["little", "big"] = "little" if layout[0] == "<" else "big"
         formats, offsets = _items(layout)
         self._dtype = np.dtype(
@@ -439,13 +654,16 @@ class Frame:
         self._channels = signal.channels
         self._sequence = signal.sequence
 
-    def sound(self, data: bytes, start: int) -> bool:
-        """Whether the CRC of the frame at `start`, which must be all there, is right."""
-        if not self.has_crc:
-            return True
-        end = start + self._end
-        stored = int.from_bytes(data[end : start + self.size], self._order)
-        return self._crc(data[start + len(self.sync) : end]) == stored
+    def fault(self, data: bytes, start: int) -> str:
+        """What is wrong with the frame at `start`, which must be all there; "" if nothing is."""
+        if not data.startswith(self.sync, start):
+            return "out of sync"
+        if not data.startswith(self._end, start + self._end_at):
+            return "bad end"
+        stored = int.from_bytes(data[start + self._crc_at : start + self._end_at], self._order)
+        if self.has_crc and self._crc(data[start + self._first : start + self._last]) != stored:
+            return "bad CRC"
+        return ""
 
     def unpack(self, frames: bytes, torn: bool) -> Run:
         """The rows of whole frames that stand side by side."""
@@ -496,16 +714,43 @@ def crc16_ccitt(data: bytes) -> int:
     return binascii.crc_hqx(data, 0xFFFF)
 
 
+def sum8(data: bytes) -> int:
+    """The sum of all bytes, its lowest byte."""
+    return sum(data) & 0xFF
+
+
+def sum8_negated(data: bytes) -> int:
+    """What makes the sum of all bytes zero."""
+    return -sum(data) & 0xFF
+
+
+def sum16(data: bytes) -> int:
+    """The sum of all bytes, its lowest two."""
+    return sum(data) & 0xFFFF
+
+
+def xor8(data: bytes) -> int:
+    """All bytes combined by exclusive or."""
+    return reduce(xor, data, 0)
+
+
 CRCS: dict[Crc, tuple[int, Callable[[bytes], int]]] = {
     "none": (0, lambda _: 0),
     "crc8": (1, crc8),
     "crc16-ccitt": (2, crc16_ccitt),
     "crc16-modbus": (2, crc16_modbus),
     "crc32": (4, binascii.crc32),  # the one of Ethernet and zip (CRC-32/ISO-HDLC)
+    "sum8": (1, sum8),
+    "sum8-negated": (1, sum8_negated),
+    "sum16": (2, sum16),
+    "xor8": (1, xor8),
 }
 
 
 # Options: what a source's table may ask for
+
+ANY_LINES = Lines()
+UNCHECKED = Check()
 
 
 def csv_decoder(
@@ -513,6 +758,7 @@ def csv_decoder(
     columns: tuple[str, ...] = (),
     *,
     separator: str = ",",
+    lines: Lines = ANY_LINES,
     midway: bool = True,
     dtype: DTypeLike = np.float32,
 ) -> Decoder:
@@ -520,30 +766,59 @@ def csv_decoder(
 
     `midway` says that the first line may be the tail of one. Raises ConfigError.
     """
-    faults = Faults()
-    line = CsvLine(signal, _checked_columns(signal, columns or _default_columns(signal), "columns"), separator)
-    split = Delimited(b"\n", MAX_LINE, faults, midway=midway)
-    return Decoder(Text(split, line, len(signal.channels), faults), signal, faults, dtype)
+    columns = _checked_columns(signal, columns or _default_columns(signal), "columns")
+    for name in lines.select:
+        if name not in columns:
+            raise ConfigError(f"select names {name!r}", hint=f"columns has {', '.join(columns)}")
+    return _text_decoder(signal, CsvLine(signal, columns, separator, lines.select), lines, midway=midway, dtype=dtype)
 
 
-def json_decoder(signal: Signal, columns: tuple[str, ...] = ()) -> Decoder:
+def json_decoder(signal: Signal, columns: tuple[str, ...] = (), *, lines: Lines = ANY_LINES) -> Decoder:
     """JSON lines: an object with a key for each channel, or an array in the order of `columns`. Raises ConfigError."""
+    columns = _checked_columns(signal, columns or _default_columns(signal), "columns")
+    return _text_decoder(signal, JsonLine(signal, columns, lines.select), lines)
+
+
+def _text_decoder(
+    signal: Signal,
+    read: Callable[[bytes], Row | None],
+    lines: Lines,
+    *,
+    midway: bool = True,
+    dtype: DTypeLike = np.float32,
+) -> Decoder:
     faults = Faults()
-    line = JsonLine(signal, _checked_columns(signal, columns or _default_columns(signal), "columns"))
-    split = Delimited(b"\n", MAX_LINE, faults, midway=True)
-    return Decoder(Text(split, line, len(signal.channels), faults), signal, faults)
+    split = Delimited(lines.end, MAX_LINE, faults, midway=midway)
+    return Decoder(Text(split, Picked(lines), read, len(signal.channels), faults), signal, faults, dtype)
 
 
-def binary_decoder(signal: Signal, layout: str, fields: tuple[str, ...], *, sync: bytes, crc: Crc) -> Decoder:
+def binary_decoder(
+    signal: Signal, layout: str, fields: tuple[str, ...], *, sync: bytes, check: Check = UNCHECKED
+) -> Decoder:
     """Frames of one struct, each item named by `fields`; without sync bytes they are COBS. Raises ConfigError."""
     _check_layout(layout, fields)
     _checked_columns(signal, fields, "fields")
+    _check_range(check, len(sync) + struct.calcsize(layout))
     if signal.sequence and not signal.modulus:
         signal = msgspec.structs.replace(signal, modulus=_counter_modulus(layout, fields.index(signal.sequence)))
     faults = Faults()
-    frame = Frame(signal, layout, fields, sync, crc)
+    frame = Frame(signal, layout, fields, sync, check)
     split = Synced(frame, faults) if sync else Cobs(frame, faults)
     return Decoder(Binary(split, frame), signal, faults)
+
+
+def _check_range(check: Check, size: int) -> None:
+    if check.range is None:
+        return
+    if check.crc == "none":
+        raise ConfigError(
+            "crc_range means nothing without crc", hint="say in crc which checksum it is, or leave it out"
+        )
+    first, last = check.range
+    if not 0 <= first < last <= size:
+        raise ConfigError(
+            f"crc_range is {first} to {last}", hint=f"give two numbers from 0 to {size}, where the checksum stands"
+        )
 
 
 def _default_columns(signal: Signal) -> tuple[str, ...]:
@@ -577,7 +852,7 @@ def _checked_columns(signal: Signal, columns: tuple[str, ...], option: str) -> t
 
 _NUMPY_CODES = {"b": "i1", "h": "i2", "i": "i4", "l": "i4", "q": "i8", "e": "f2", "f": "f4", "d": "f8"}
 _NUMPY_CODES |= {code.upper(): f"u{name[1]}" for code, name in _NUMPY_CODES.items() if name[0] == "i"}
-_LAYOUT = re.compile(rf"[<>!](\d{{0,4}}[x{''.join(_NUMPY_CODES)}])+")
+_LAYOUT = re.compile(rf"[<>!]([0-9]{{0,4}}[x{''.join(_NUMPY_CODES)}])+")
 
 
 def _check_layout(layout: str, fields: tuple[str, ...]) -> None:
@@ -601,7 +876,7 @@ def _items(layout: str) -> tuple[list[str], list[int]]:
     formats: list[str] = []
     offsets: list[int] = []
     offset = 0
-    for count, code in re.findall(r"(\d*)(\w)", layout):
+    for count, code in re.findall(r"([0-9]*)(\w)", layout):
         for _ in range(int(count or 1)):
             if code != "x":
                 formats.append(order + _NUMPY_CODES[code])

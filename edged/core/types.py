@@ -34,12 +34,26 @@ class Chunk(NamedTuple):
 
     `samples` has shape `(n, *SourceInfo.shape)` with n >= 1, and is only valid until the next read.
     `time` is when the last of them arrived. `lost` counts the samples missing just before the first one: 0 when
-    the stream went on without a break, and at least 1 when it broke and the number is unknown.
+    the stream went on without a break, and at least 1 when it broke and the number is unknown. `anew` says that
+    another stream begins with the first one, as a recording that is played again: no window spans that, and nothing
+    is lost.
     """
 
     samples: NDArray[Any]
     time: float
     lost: int = 0
+    anew: bool = False
+
+
+MAX_SHOWN = 80
+"""So many characters of input that was thrown away are shown."""
+
+
+class Obstacle(NamedTuple):
+    """Why what a source receives does not become samples, and what to do about it."""
+
+    reason: str
+    hint: str
 
 
 class Window(NamedTuple):

@@ -5,6 +5,8 @@ so that an operator is told once and sees how long it has been so; the moving fi
 """
 
 from collections import deque
+from itertools import pairwise
+from statistics import median
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -70,7 +72,9 @@ def failure(source: str, health: Health) -> Health | None:
 class Vitals:
     """What one opening of a source shows over time; `rate` is the stated one, None where there is nothing to hold to.
 
-    Shares and the measured rate are taken over the last 10 s, or the last 50 samples of a slow source.
+    Shares and the measured rate are taken over the last 10 s, or the last 50 samples of a slow source. A busy board
+    reads late, and then much at once: rates go by when samples arrived, as the source has it, and must be off in most
+    parts of that time and over all of it.
     """
 
     def __init__(self, supervision: Supervision, rate: float | None, now: float) -> None:
@@ -85,8 +89,13 @@ class Vitals:
         self._marks: deque[_Totals] = deque([self._totals], maxlen=_MARKS + 1)
         self._faults = 0
 
-    def observe(self, samples: int, lost: int, faults: int, flat: bool, now: float) -> None:
-        """Take in one read: samples it gave (0 for none), lost before them, faults so far, whether nothing changed."""
+    def observe(
+        self, samples: int, lost: int, faults: int, flat: bool, now: float, arrived: float | None = None
+    ) -> None:
+        """Take in one read: samples it gave (0 for none), lost before them, faults so far, whether nothing changed.
+
+        The last of the samples `arrived` then, by default now.
+        """
         self._faults = faults
         if not samples:
             return
@@ -94,27 +103,31 @@ class Vitals:
         if resumed or not flat:
             self._changed = now
         self._heard = now
-        self._totals = _Totals(now, self._totals.samples + samples, self._totals.lost + lost, faults)
+        time = now if arrived is None else arrived
+        self._totals = _Totals(time, self._totals.samples + samples, self._totals.lost + lost, faults)
         if resumed:  # what piled up in the meantime says nothing of the rate
             self._marks.clear()
-        if not self._marks or now - self._marks[-1].time >= self._period / _MARKS:
+        if not self._marks or time - self._marks[-1].time >= self._period / _MARKS:
             self._marks.append(self._totals)
 
     @property
     def measured_rate(self) -> float | None:
         """Samples per second of late; None before a second has been measured."""
         first, last = self._marks[0], self._totals
-        elapsed = last.time - first.time
-        return (last.samples - first.samples) / elapsed if elapsed >= 1.0 else None
+        return _rate(first, last) if last.time - first.time >= 1.0 else None
+
+    def silent(self, now: float) -> bool:
+        """Whether no sample has come for so long that the source is stalled."""
+        return now - (self._opened if self._heard is None else self._heard) >= self._stall_after
 
     def verdict(self, now: float) -> Verdict:
         """How it is: "starting" until the first sample, then "running" or "degraded"."""
-        stalled = now - (self._opened if self._heard is None else self._heard) >= self._stall_after
+        stalled = self.silent(now)
         if self._garbage(stalled):
             return Verdict(
                 "degraded",
                 "mostly garbage",
-                "check baud, format and wiring; its faults say what is wrong with the input",
+                "check the format, and a port's baud and wiring; edgectl sources shows what was refused last, and why",
             )
         if stalled:
             return Verdict(
@@ -134,7 +147,8 @@ class Vitals:
             return Verdict(
                 "degraded",
                 f"more than {100 * self._supervision.loss_tolerance:.3g} % of the samples are lost",
-                "check baud and cable, and whether the board is overloaded; set supervision.loss_tolerance",
+                "check the sensor and its connection (a port's baud and cable), and whether the board is overloaded; "
+                "or set supervision.loss_tolerance",
             )
         return self._drift() or Verdict("running")
 
@@ -155,7 +169,10 @@ class Vitals:
             return None
         if self._totals.time - self._marks[0].time < 0.8 * self._period:
             return None
-        if abs(measured / stated - 1) <= tolerance:
+        mostly = median(
+            _rate(before, after) for before, after in pairwise((*self._marks, self._totals)) if before.time < after.time
+        )
+        if not (min(measured, mostly) > stated * (1 + tolerance) or max(measured, mostly) < stated * (1 - tolerance)):
             return None
         return Verdict(
             "degraded",
@@ -169,6 +186,10 @@ class _Totals(NamedTuple):
     samples: int
     lost: int
     faults: int
+
+
+def _rate(before: _Totals, after: _Totals) -> float:
+    return (after.samples - before.samples) / (after.time - before.time)
 
 
 class FlatLine:

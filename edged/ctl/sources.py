@@ -41,7 +41,9 @@ def _row(source: dict[str, Any]) -> tables.Row:
         *(str(source[count]) for count in ("samples", "lost", "reconnects")),
         ", ".join(f"{reason}: {count}" for reason, count in source["faults"].items()) or "-",
     ]
-    return tables.Row(source["name"], source["health"], cells)
+    refused = source.get("refused")  # an older daemon does not say
+    below = [f"      last refused: {tables.plain(refused)}"] if refused else []
+    return tables.Row(source["name"], source["health"], cells, below)
 
 
 def _hertz(rate: float | None) -> str:

@@ -95,7 +95,8 @@ class Pipeline:
         if self.mailbox.make_room(now, serving=self.slot.current is not None):
             self._tell(now)
         self._since_window += len(chunk.samples)
-        for window in self._windower.push(chunk.samples, chunk.time, chunk.lost, self._source_rate()):
+        broken = max(chunk.lost, chunk.anew)
+        for window in self._windower.push(chunk.samples, chunk.time, broken, self._source_rate()):
             self.windows += 1
             self._since_window = 0
             self.mailbox.put(window)

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from threading import Event, Lock, Thread
 from typing import Protocol
 
-from edged.api import Chunk, DeviceError, EdgedError, Source, SourceConfig
+from edged.api import Chunk, DeviceError, EdgedError, Obstacle, Source, SourceConfig
 from edged.core.health import Status
-from edged.core.vitals import Backoff, FlatLine, Supervision, Vitals
+from edged.core.types import MAX_SHOWN
+from edged.core.vitals import Backoff, FlatLine, Supervision, Verdict, Vitals
 
 log = logging.getLogger("edged.flow")
 
@@ -38,7 +39,8 @@ class Reader:
     """Keeps a source open and feeds from it.
 
     `feeds` may be replaced whole at any time. `samples` and `lost` count since the start, `reconnects` every opening
-    after the first, `faults` what the source threw away, by reason. `measured_rate` is in samples per second of late,
+    after the first, `faults` what the source threw away, by reason, and `refused` how the last of that looked.
+    `measured_rate` is in samples per second of late,
     `last_sample` when one last arrived and `next_try` when a failed source is opened again (CLOCK_MONOTONIC seconds);
     None where there is none.
 
@@ -63,11 +65,13 @@ class Reader:
         self.lost = 0
         self.reconnects = 0
         self.faults: dict[str, int] = {}
+        self.refused = ""
         self.feed_errors = 0
         self.measured_rate: float | None = None
         self.last_sample: float | None = None
         self.next_try: float | None = None
         self._asked: float | None = None
+        self._obstacle: Obstacle | None = None
         self._config = config
         self._clock = clock
         self._supervision = supervision
@@ -136,15 +140,17 @@ class Reader:
         judge_at = 0.0
         try:
             while not self._stopping.is_set():
-                self._asked = self._clock()
+                self._asked = asked = self._clock()
                 chunk = source.read(READ_TIMEOUT)
                 self._asked, now = None, self._clock()
                 faults = sum(source.faults.values())
                 if chunk is None:
+                    now = min(now, asked + READ_TIMEOUT)  # what came later, while the process was held up, is unread
                     vitals.observe(0, 0, faults, False, now)
                 else:
                     self._check(chunk)
-                    vitals.observe(len(chunk.samples), chunk.lost, faults, flat_line.same(chunk.samples), now)
+                    flat = flat_line.same(chunk.samples)
+                    vitals.observe(len(chunk.samples), chunk.lost, faults, flat, now, chunk.time)
                     if silent:
                         silent = False
                         judge_at = now
@@ -154,7 +160,7 @@ class Reader:
                 if now >= judge_at:
                     judge_at = now + JUDGE_EVERY
                     self.faults = dict(before + Counter(source.faults))
-                    self._judge(vitals, now)
+                    self._judge(vitals, source, now)
         finally:
             self.faults = dict(before + Counter(source.faults))
             self.measured_rate = None
@@ -180,9 +186,14 @@ class Reader:
                     self.feed_errors += 1
                     self._complain("feeding a pipeline", error)
 
-    def _judge(self, vitals: Vitals, now: float) -> None:
+    def _judge(self, vitals: Vitals, source: Source, now: float) -> None:
         self.measured_rate = vitals.measured_rate
+        self.refused = str(getattr(source, "refused", ""))[:MAX_SHOWN]
         verdict = vitals.verdict(now)
+        obstacle = getattr(source, "obstacle", None) if vitals.silent(now) else None
+        self._obstacle = obstacle and (self._obstacle or obstacle)  # a figure that moves would be news each time
+        if self._obstacle:
+            verdict = Verdict("degraded", *self._obstacle)
         if verdict.state != "starting":  # until then a source that had failed stays so
             self.status.set(*verdict)
 

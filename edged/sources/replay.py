@@ -7,6 +7,7 @@ samples are.
 
 import math
 import os
+import re
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -156,6 +157,11 @@ class Player:
         """Rows that could not be used, by reason."""
         return self._recording.faults
 
+    @property
+    def refused(self) -> str:
+        """The last of these rows."""
+        return self._recording.faults.last
+
     def read(self, timeout: float) -> Chunk | None:
         """The next chunk, once it is due."""
         if self._next is None:
@@ -165,7 +171,7 @@ class Player:
         wait = self._next.time - self._clock()
         if wait > 0:
             self._sleep(min(wait, timeout))
-            if wait > timeout:
+            if wait > timeout and self._clock() < self._next.time:  # a busy machine may have slept longer
                 return None
         chunk, self._next = self._next, None
         return chunk
@@ -175,14 +181,12 @@ class Player:
         self._recording.close()
 
     def _due_chunks(self) -> Iterator[Chunk]:
-        """The chunks, each with the time at which it is due; the seam between two rounds is a break."""
+        """The chunks, each with the time at which it is due; each round is a stream of its own."""
         due = self._clock()
-        seam = 0
+        anew = False
         while True:
             began, played, first = due, 0, 0.0
-            for rows, missing in self._pieces():
-                lost = max(missing, seam)
-                seam = 0
+            for rows, lost in self._pieces():
                 samples = rows[:, :-1] if self._timed else rows
                 if self._timed:
                     first = first if played else float(rows[0, -1])
@@ -190,12 +194,13 @@ class Player:
                 played += lost + len(rows)
                 if not self._timed:
                     due = began + played / self._pace if self._pace else self._clock()
-                yield Chunk(_as_sensors_give(samples), due, lost)
+                yield Chunk(_as_sensors_give(samples), due, lost, anew)
+                anew = False
             if not played:
                 raise DeviceError("the recording holds no sample that can be used", hint="see its faults")
             if not self._loop:
                 return
-            seam = 1
+            anew = True
 
     def _pieces(self) -> Iterator[tuple[NDArray[Any], int]]:
         for rows, lost in self._recording.play():
@@ -214,8 +219,9 @@ class CsvRecording:
         try:
             _refuse_large(path.name, path.stat().st_size)
             with path.open("rb") as file:
-                names = columns or _names(file.readline(MAX_LINE))
-                self._begin = file.tell()
+                head = _END_OF_LINE.split(file.read(MAX_LINE), 1)[0]
+            names = columns or _names(head)
+            self._begin = 0 if columns else len(head)
             self._decoder = csv_decoder(signal, names, midway=False, dtype=np.float64)
             self._file = path.open("rb")
         except OSError as error:
@@ -236,6 +242,9 @@ class CsvRecording:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+_END_OF_LINE = re.compile(rb"[\r\n]")
 
 
 def _names(header: bytes) -> tuple[str, ...]:

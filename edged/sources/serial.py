@@ -16,8 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from edged.api import Chunk, ConfigError, DeviceError, Source, SourceConfig, SourceInfo
-from edged.core.framing import Crc, Decoder, Segment, Signal, binary_decoder, csv_decoder, json_decoder
+from edged.api import Chunk, ConfigError, DeviceError, Obstacle, Source, SourceConfig, SourceInfo
+from edged.core.framing import (
+    Check,
+    Crc,
+    Decoder,
+    Lines,
+    Segment,
+    Signal,
+    binary_decoder,
+    csv_decoder,
+    json_decoder,
+)
 from edged.sources.columns import Channel, Channels, Rate, Units, row
 
 if TYPE_CHECKING:
@@ -29,11 +39,15 @@ _LET_IN = "sudo edgectl devices allow --restart"
 _IN_EVERY_SANDBOX = {"console", "ptmx", "tty"}
 
 _OPTIONS_OF = {
-    "csv": ("separator", "columns"),
-    "json": ("columns",),
-    "binary": ("struct", "fields", "sync", "cobs", "crc"),
+    "csv": ("separator", "columns", "comment", "prefix", "select", "crc"),
+    "json": ("columns", "comment", "prefix", "select"),
+    "binary": ("struct", "fields", "sync", "cobs", "crc", "crc_range"),
 }
+_OPTIONS_OF_SOME = {option: None for options in _OPTIONS_OF.values() for option in options}
 
+Beginning = Annotated[str, Meta(min_length=1, max_length=64)]
+Beginnings = Beginning | Annotated[tuple[Beginning, ...], Meta(max_length=64)]
+Hex = Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}){0,8}\Z")]
 PerChannel = float | Annotated[tuple[float, ...], Meta(max_length=1024)]
 
 
@@ -48,12 +62,19 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
 
     `format` is one of
     "csv": a line of numbers, parted by `separator` (a space: by any blanks). `columns` names all of a line's columns in
-    their order, by default the counter, if any, and the channels.
+    their order, by default the counter, if any, and the channels. A line of just these names is passed over. With
+    `crc = "nmea"` each line begins with $ or ! and ends with * and its checksum.
     "json": a line with an object that has a key for each channel, or an array of numbers in the order of `columns`.
     "binary": a frame that is a `struct` as Python's struct module writes it ("<H6h"), each item named by `fields`. It
-    begins with `sync`, bytes in hex, or `cobs = true` says that frames are COBS and parted by zero bytes. `crc` is
-    that of the struct and follows it in the struct's byte order: "crc8" (SMBus), "crc16-ccitt" (from 0xFFFF),
-    "crc16-modbus" or "crc32" (Ethernet).
+    begins with `sync`, bytes in hex, or `cobs = true` says that frames are COBS and parted by zero bytes. `crc` is its
+    checksum, which follows the struct in the struct's byte order: "crc8" (SMBus), "crc16-ccitt" (from 0xFFFF),
+    "crc16-modbus", "crc32" (Ethernet), "sum8", "sum8-negated" (all bytes with it give 0), "sum16" or "xor8". It is that
+    of the struct, or of the bytes of the frame that `crc_range` names: [0, 30] are the first thirty.
+
+    `end`, bytes in hex, is what ends a line, by default CR, LF or both; of a frame it is what follows the checksum.
+    Lines that are no samples are passed over: those that begin with a `comment` (default "#"; one or a list); where
+    there is a `prefix` (one or a list), those that do not begin with it, and from the others it is taken off; and those
+    that have other values than `select` gives for columns or keys: select = {type = "imu"}.
     """
 
     port: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -70,9 +91,14 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
     columns: Channels = ()
     struct: Annotated[str, Meta(max_length=1000)] = ""
     fields: Annotated[tuple[Channel, ...], Meta(max_length=4096)] = ()
-    sync: Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}){0,8}\Z")] = ""
+    sync: Hex = ""
     cobs: bool = False
-    crc: Crc = "none"
+    crc: Crc | Literal["nmea"] = "none"
+    crc_range: tuple[int, int] | None = None
+    end: Hex = ""
+    comment: Beginnings = "#"
+    prefix: Beginnings = ()
+    select: Annotated[dict[Channel, Annotated[str, Meta(max_length=200)]], Meta(max_length=64)] = {}  # noqa: RUF012, msgspec copies it
 
     def describe(self) -> SourceInfo:
         """What the options promise."""
@@ -93,24 +119,44 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
             scale=self.scale,
             offset=self.offset,
         )
+        end = bytes.fromhex(self.end)
+        if self.format == "binary":
+            return self._binary_decoder(signal, end)
+        if self.crc not in ("none", "nmea"):
+            raise ConfigError(f'crc = "{self.crc}" is for format = "binary"', hint='lines may have crc = "nmea"')
+        lines = Lines(
+            end=end,
+            comment=_beginnings(self.comment),
+            prefix=_beginnings(self.prefix),
+            select=self.select,
+            nmea=self.crc == "nmea",
+        )
         if self.format == "csv":
-            return csv_decoder(signal, self.columns, separator=self.separator)
-        if self.format == "json":
-            return json_decoder(signal, self.columns)
+            return csv_decoder(signal, self.columns, separator=self.separator, lines=lines)
+        return json_decoder(signal, self.columns, lines=lines)
+
+    def _binary_decoder(self, signal: Signal, end: bytes) -> Decoder:
         if bool(self.sync) == self.cobs:
             raise ConfigError(
                 "binary frames need either sync or cobs", hint='say how a frame begins: sync = "aa55", or cobs = true'
             )
-        return binary_decoder(signal, self.struct, self.fields, sync=bytes.fromhex(self.sync), crc=self.crc)
+        if self.crc == "nmea":
+            raise ConfigError('crc = "nmea" is for format = "csv"', hint="name the checksum of the frame, or none")
+        check = Check(crc=self.crc, range=self.crc_range, end=end)
+        return binary_decoder(signal, self.struct, self.fields, sync=bytes.fromhex(self.sync), check=check)
 
     def _refuse_options_of_other_formats(self) -> None:
         default = type(self)(port=self.port, channels=self.channels)
-        for option in ("separator", "columns", "struct", "fields", "sync", "cobs", "crc"):
+        for option in _OPTIONS_OF_SOME:
             if option not in _OPTIONS_OF[self.format] and getattr(self, option) != getattr(default, option):
                 formats = " or ".join(f'"{name}"' for name, options in _OPTIONS_OF.items() if option in options)
                 raise ConfigError(
                     f'{option} means nothing for format = "{self.format}"', hint=f"it is for format = {formats}"
                 )
+
+
+def _beginnings(option: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (option,) if isinstance(option, str) else option
 
 
 class SerialPort:
@@ -133,6 +179,16 @@ class SerialPort:
     def faults(self) -> dict[str, int]:
         """What could not be understood, by reason."""
         return self._decoder.faults
+
+    @property
+    def refused(self) -> str:
+        """The beginning of the last line or frame that was thrown away, escaped."""
+        return self._decoder.faults.last
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """Why no sample comes of the bytes that come."""
+        return self._decoder.obstacle
 
     def read(self, timeout: float) -> Chunk | None:
         """All that has come; None if no sample is complete yet."""

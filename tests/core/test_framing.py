@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from edged.core.errors import ConfigError
 from edged.core.framing import (
+    ANY_LINES,
     MAX_LINE,
+    Check,
     Continuity,
     Decoder,
+    Lines,
     Segment,
     Signal,
     binary_decoder,
@@ -22,6 +25,7 @@ from edged.core.framing import (
     json_decoder,
     unstuffed,
 )
+from edged.core.types import Obstacle
 
 XY = Signal(channels=("x", "y"))
 COUNTED = Signal(channels=("x", "y"), sequence="n")
@@ -31,9 +35,9 @@ def plain(segments: list[Segment]) -> list[tuple[list[list[float]], int]]:
     return [(segment.samples.tolist(), segment.lost) for segment in segments]
 
 
-def lines(signal: Signal = XY, columns: tuple[str, ...] = (), separator: str = ",") -> Decoder:
+def lines(signal: Signal = XY, columns: tuple[str, ...] = (), separator: str = ",", ours: Lines = ANY_LINES) -> Decoder:
     """A decoder that has seen the end of the line it joined in."""
-    decoder = csv_decoder(signal, columns, separator=separator)
+    decoder = csv_decoder(signal, columns, separator=separator, lines=ours)
     assert decoder.decode(b"5,6\n") == []
     return decoder
 
@@ -95,6 +99,12 @@ class TestText:
             (b"1,nan", "not a finite number"),
             (b"-inf,2", "not a finite number"),
             (b"1,1e39", "not a finite number"),
+            (b"1_0,2", "not a number"),  # in Python it is 10.0
+            (b"0x10,2", "not a number"),
+            ("١,2".encode(), "not a number"),
+            ("２,2".encode(), "not a number"),
+            (b"# \xff\x00", "wrong number of columns"),
+            (b"y,x", "not a number"),
             (b"1," + b"2" * MAX_LINE, "too long"),
         ],
     )
@@ -114,6 +124,11 @@ class TestText:
             (b'{"x": 1, "y": true}', "wrong JSON keys or types"),
             (b"[1, 2, 3]", "wrong number of columns"),
             (b"[1, 1e300]", "not a finite number"),
+            (b"[1, Infinity]", "not JSON"),
+            (b'{"x": 1, "y": 2, "x": 3}', "a JSON key twice"),
+            (b'{"x": 1, "y": "2"}', "wrong JSON keys or types"),
+            (b'{"x": 1, "y": 0x10}', "not JSON"),
+            (b'{"x": 1, "y": 1_0}', "not JSON"),
         ],
     )
     def test_bad_json_is_counted(self, line: bytes, reason: str) -> None:
@@ -132,6 +147,98 @@ class TestText:
             assert decoder.decode(b"1" * 65_536) == []
         assert plain(decoder.decode(b"1\n3,4\n")) == [([[3.0, 4.0]], 1)]
         assert decoder.faults == {"too long": 1}
+
+    @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n", b"\n\r"])
+    def test_lines_end_in_cr_lf_or_both(self, end: bytes) -> None:
+        assert plain(csv_decoder(XY).decode(end.join([b"9,9", b"1,2", b"3,4", b""]))) == [([[1.0, 2.0], [3.0, 4.0]], 0)]
+
+    @pytest.mark.parametrize("end", [b"\0", b";\r\n", b"\r"])
+    def test_lines_end_as_they_are_said_to(self, end: bytes) -> None:
+        decoder = csv_decoder(XY, lines=Lines(end=end))
+        wire = end.join([b"9,9", b"1,2", b"x" * 20_000, b"3,4", b""])
+        got = [each for byte in wire for each in plain(decoder.decode(bytes([byte])))]
+        assert got == [([[1.0, 2.0]], 0), ([[3.0, 4.0]], 1)]
+
+    @pytest.mark.parametrize(
+        ("ours", "other"),
+        [
+            (Lines(), b"# x and y follow"),
+            (Lines(), b"x,y"),
+            (Lines(), b' "x" , y\t'),
+            (Lines(comment=("//", "T")), b"  T=21.5,0"),
+            (Lines(prefix=("acc:",)), b"gyr:7,7"),
+            (Lines(prefix=("acc:",)), "température 7,7".encode()),
+            (Lines(select={"kind": "acc"}), b"7,7,gyr"),
+            (Lines(select={"kind": "acc"}), b"7,7,gyr,7"),
+        ],
+    )
+    def test_a_line_that_is_not_ours_tears_nothing(self, ours: Lines, other: bytes) -> None:
+        columns = ("x", "y", "kind") if ours.select else ("x", "y")
+        mark = b"acc:" if ours.prefix else b""
+        kind = b",acc" if ours.select else b""
+        decoder = lines(columns=columns, ours=ours) if not mark and not kind else csv_decoder(XY, columns, lines=ours)
+        sample = b"%b1,2%b\n" % (mark, kind)
+        assert plain(decoder.decode(b"\n" + sample + other + b"\n" + sample)) == [([[1.0, 2.0], [1.0, 2.0]], 0)]
+        assert decoder.faults == {}
+
+    @pytest.mark.parametrize("ours", [Lines(prefix=("acc:",)), Lines(select={"y": "2"}), Lines(comment=("1",))])
+    def test_a_damaged_line_is_never_passed_over(self, ours: Lines) -> None:
+        decoder = csv_decoder(XY, lines=ours)
+        assert decoder.decode(b"\n1\xfe,3\n") == []
+        assert sum(decoder.faults.values()) == 1
+        assert decoder.faults.last == "1\\xfe,3"
+
+    def test_json_of_another_kind_is_passed_over(self) -> None:
+        decoder = json_decoder(XY, lines=Lines(select={"type": "imu", "id": "3"}))
+        wire = b'\n{"type":"imu","id":3,"x":1,"y":2}\n{"type":"gps","id":3}\n{"type":"imu","id":4,"x":9,"y":9}\n'
+        assert plain(decoder.decode(wire + b'{"y":2,"x":1,"type":"imu","id":3}\n')) == [([[1.0, 2.0], [1.0, 2.0]], 0)]
+        assert decoder.faults == {}
+
+    def test_an_nmea_checksum_is_held(self) -> None:
+        decoder = csv_decoder(XY, ("talker", "x", "y"), lines=Lines(nmea=True, select={"talker": "$AB"}))
+        wire = b"\n$AB,1,2*00\r\n$AC,1,2*01\r\n$AB,1,2*00\r\n$AB,3,2*00\r\n$AB,1,2\r\n$AB,1,2*00\r\n"
+        assert plain(decoder.decode(wire)) == [([[1.0, 2.0], [1.0, 2.0]], 0), ([[1.0, 2.0]], 1)]
+        assert decoder.faults == {"bad NMEA checksum": 1, "no NMEA checksum": 1}
+
+    def test_the_last_line_that_was_refused_is_shown_in_printable_characters(self) -> None:
+        decoder = lines()
+        decoder.decode(b"oops\n1,\x1b[2J\xff'" + b"z" * 100 + b"\n")
+        assert decoder.faults.last == "1,\\x1b[2J\\xff'" + "z" * 66
+        decoder.decode(b"1,nan\n")
+        assert decoder.faults.last == "1 nan"
+
+    def test_bytes_without_an_end_of_line_are_counted_and_named(self) -> None:
+        decoder = csv_decoder(XY)
+        assert decoder.obstacle is None
+        assert decoder.decode(b"1.25,2.5;" * 40) == []
+        assert decoder.decode(b"1.25,2.5;" * 5) == []
+        assert decoder.obstacle == Obstacle(
+            "405 bytes came and no end of line", "set end to what ends a line, in hex, and check baud"
+        )
+        decoder.decode(b"\n1,2\n3,")
+        assert decoder.obstacle is None
+        decoder.decode(b"x" * 100_000)
+        assert decoder.obstacle
+        assert decoder.obstacle.reason == "100002 bytes came and no end of line"
+
+    def test_lines_that_are_all_passed_over_are_counted_and_named(self) -> None:
+        decoder = lines(ours=Lines(comment=("1",)))
+        decoder.decode(b"1,2\n1,3\n")
+        assert decoder.obstacle == Obstacle("2 lines came and all were passed over", "check comment, prefix and select")
+        decoder.decode(b"2,2\n")
+        assert decoder.obstacle is None
+
+    @given(st.lists(st.sampled_from([b"1,2", b"x,y", b"# c", b"", b"oops"]), max_size=20), st.data())
+    def test_lines_end_where_they_end_however_blocks_are_cut(self, parts: list[bytes], data: st.DataObject) -> None:
+        decoder = lines()
+        wire = b"".join(part + data.draw(st.sampled_from([b"\r", b"\n", b"\r\n"])) for part in parts)
+        count = 0
+        while wire:
+            cut = data.draw(st.integers(1, len(wire)))
+            count += sum(len(segment.samples) for segment in decoder.decode(wire[:cut]))
+            wire = wire[cut:]
+        assert count == parts.count(b"1,2")
+        assert sum(decoder.faults.values()) == parts.count(b"oops")
 
     @given(st.lists(st.tuples(st.integers(-999, 999), st.integers(-999, 999)), max_size=30), st.data())
     def test_where_blocks_are_cut_makes_no_difference(self, rows: list[tuple[int, int]], data: st.DataObject) -> None:
@@ -161,7 +268,7 @@ class TestSequence:
 
     def test_the_number_alone_says_what_was_lost(self) -> None:
         decoder = lines(COUNTED)
-        assert plain(decoder.decode(b"7,1,1\n# warming up\n8,2,2\n")) == [([[1.0, 1.0]], 0), ([[2.0, 2.0]], 0)]
+        assert plain(decoder.decode(b"7,1,1\nwarming up\n8,2,2\n")) == [([[1.0, 1.0]], 0), ([[2.0, 2.0]], 0)]
 
     @pytest.mark.parametrize(
         ("modulus", "numbers", "lost"),
@@ -180,6 +287,17 @@ class TestSequence:
         continuity = Continuity(modulus)
         assert [continuity.lost_before(number) for number in numbers] == lost
 
+    @pytest.mark.parametrize("number", [b"7_1", b"0x7", b"7.0", "٧".encode(), b"9" * 5000])
+    def test_a_number_that_is_whole_to_python_alone_is_refused(self, number: bytes) -> None:
+        decoder = lines(COUNTED)
+        assert decoder.decode(number + b",1,1\n") == []
+        assert decoder.faults == {"not a number": 1}
+
+    def test_json_gives_a_whole_number_in_an_array_too(self) -> None:
+        decoder = json_decoder(COUNTED)
+        assert plain(decoder.decode(b"\n[7,1,1]\n[8.5,2,2]\n[9,3,3]\n")) == [([[1.0, 1.0]], 0), ([[3.0, 3.0]], 1)]
+        assert decoder.faults == {"wrong JSON keys or types": 1}
+
     def test_json_carries_it_by_key(self) -> None:
         decoder = json_decoder(COUNTED)
         assert plain(decoder.decode(b'\n{"n":1,"x":1,"y":1}\n{"n":3,"x":2,"y":2}\n')) == [
@@ -188,7 +306,7 @@ class TestSequence:
         ]
 
     def test_a_binary_counter_wraps_at_its_own_width(self) -> None:
-        decoder = binary_decoder(COUNTED, "<Bhh", ("n", "x", "y"), sync=b"\xaa", crc="crc8")
+        decoder = binary_decoder(COUNTED, "<Bhh", ("n", "x", "y"), sync=b"\xaa", check=Check(crc="crc8"))
         wire = b"".join(framed(struct.pack("<Bhh", n, n, 0)) for n in (254, 255, 0, 3))
         assert plain(decoder.decode(wire)) == [([[254.0, 0.0], [255.0, 0.0], [0.0, 0.0]], 0), ([[3.0, 0.0]], 2)]
 
@@ -199,40 +317,40 @@ def framed(body: bytes) -> bytes:
 
 class TestBinary:
     def test_frames_with_sync_bytes(self) -> None:
-        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55", crc="none")
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55")
         wire = b"".join(b"\xaa\x55" + struct.pack("<hh", x, -x) for x in (1, 2, 3))
         assert plain(decoder.decode(wire)) == [([[1.0, -1.0], [2.0, -2.0], [3.0, -3.0]], 0)]
         assert decoder.faults == {}
 
     def test_a_big_endian_struct_with_padding_and_items_nobody_wants(self) -> None:
-        decoder = binary_decoder(XY, ">Bxfh", ("status", "y", "x"), sync=b"\xaa\x55", crc="crc32")
+        decoder = binary_decoder(XY, ">Bxfh", ("status", "y", "x"), sync=b"\xaa\x55", check=Check(crc="crc32"))
         body = struct.pack(">Bxfh", 9, 0.5, 300)
         assert plain(decoder.decode(b"\xaa\x55" + body + struct.pack(">I", binascii.crc32(body)))) == [
             ([[300.0, 0.5]], 0)
         ]
 
     def test_joining_midway_is_no_fault(self) -> None:
-        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa", crc="crc8")
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa", check=Check(crc="crc8"))
         frame = framed(struct.pack("<hh", 1, 2))
         (segment,) = decoder.decode(frame[3:] + frame)
         assert segment.samples.tolist() == [[1.0, 2.0]]
         assert decoder.faults == {}
 
     def test_without_a_crc_the_first_frame_needs_a_second(self) -> None:
-        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa\x55", crc="none")
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa\x55")
         chance = b"\x01\xaa\x55\x07"  # looks like a beginning
         assert decoder.decode(chance + b"\xaa\x55\x01\x02") == []
         assert plain(decoder.decode(b"\xaa\x55\x03\x04")) == [([[1.0, 2.0], [3.0, 4.0]], 1)]
 
     def test_a_wrong_crc_costs_its_frame(self) -> None:
-        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", crc="crc8")
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", check=Check(crc="crc8"))
         good = [framed(bytes([n, n])) for n in (1, 2, 3)]
         wire = good[0] + good[1][:-1] + b"\x99" + good[2]
         assert plain(decoder.decode(wire)) == [([[1.0, 1.0]], 0), ([[3.0, 3.0]], 1)]
         assert decoder.faults == {"bad CRC": 1}
 
     def test_a_missing_byte_is_found_and_counted(self) -> None:
-        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55", crc="crc16-modbus")
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55", check=Check(crc="crc16-modbus"))
         frames = []
         for n in range(4):
             body = struct.pack("<hh", n, n)
@@ -242,7 +360,7 @@ class TestBinary:
         assert sum(decoder.faults.values()) == 1
 
     def test_cobs(self) -> None:
-        decoder = binary_decoder(COUNTED, "<Hhh", ("n", "x", "y"), sync=b"", crc="crc16-ccitt")
+        decoder = binary_decoder(COUNTED, "<Hhh", ("n", "x", "y"), sync=b"", check=Check(crc="crc16-ccitt"))
         wire = b"\0"
         for n in (0, 1, 2):
             body = struct.pack("<Hhh", n, 256, -1)
@@ -259,7 +377,7 @@ class TestBinary:
         ],
     )
     def test_bad_cobs_is_counted(self, piece: bytes, reason: str) -> None:
-        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"", crc="none")
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"")
         assert plain(decoder.decode(b"\0" + piece + b"\0" + stuffed(b"\1\0") + b"\0")) == [([[1.0, 0.0]], 1)]
         assert decoder.faults == {reason: 1}
 
@@ -268,15 +386,61 @@ class TestBinary:
         assert 0 not in stuffed(frame)
         assert unstuffed(stuffed(frame)) == frame
 
+    @pytest.mark.parametrize(
+        ("sync", "layout", "check", "frame", "value"),
+        [
+            # From the data sheets: CO2 of an MH-Z19, fine dust of an SDS011, distance of a TFmini.
+            (b"\xff\x86", ">H4B", Check(crc="sum8-negated", range=(1, 8)), "ff86 0260 47000000 d1", 608.0),
+            (b"\xaa\xc0", "<HHBB", Check(crc="sum8", end=b"\xab"), "aac0 d404 3a0a a160 1d ab", 1236.0),
+            (b"\x59\x59", "<HHBB", Check(crc="sum8", range=(0, 8)), "5959 9600 3412 0000 8e", 150.0),
+            (b"\x02", ">H4x", Check(crc="xor8", range=(0, 7), end=b"\x03"), "02 0102 04080000 0d 03", 258.0),
+            (b"\x42\x4d", ">HH", Check(crc="sum16", range=(0, 6)), "424d 000a 0102 009c", 10.0),
+        ],
+    )
+    def test_checksums_of_sensors(self, sync: bytes, layout: str, check: Check, frame: str, value: float) -> None:
+        fields = tuple("xabcd"[: len(struct.unpack(layout, bytes(struct.calcsize(layout))))])
+        wire = bytes.fromhex(frame)
+        decoder = binary_decoder(Signal(channels=("x",)), layout, fields, sync=sync, check=check)
+        assert plain(decoder.decode(wire + wire)) == [([[value], [value]], 0)]
+        for bit in range(8 * len(wire)):
+            flipped = bytearray(wire)
+            flipped[bit // 8] ^= 1 << bit % 8
+            decoder = binary_decoder(Signal(channels=("x",)), layout, fields, sync=sync, check=check)
+            got = plain(decoder.decode(wire + flipped + wire))
+            assert got == [([[value]], 0), ([[value]], 1)], f"bit {bit}"
+            assert decoder.faults
+
+    def test_the_constant_end_of_a_frame_is_held(self) -> None:
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", check=Check(end=b"\x55"))
+        assert plain(decoder.decode(b"\xaa\1\2\x55\xaa\3\4\x54\xaa\5\6\x55\xaa\7\x08\x55\xaa")) == [
+            ([[1.0, 2.0]], 0),
+            ([[5.0, 6.0], [7.0, 8.0]], 1),
+        ]
+        assert decoder.faults == {"bad end": 1}
+        assert decoder.faults.last == "\\xaa\\x03\\x04T"
+
+    def test_a_frame_of_cobs_may_have_a_sum(self) -> None:
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"", check=Check(crc="sum8", range=(0, 1)))
+        assert plain(decoder.decode(b"\0" + stuffed(b"\1\2\1") + b"\0" + stuffed(b"\3\2\1") + b"\0")) == [
+            ([[1.0, 2.0]], 0)
+        ]
+        assert decoder.faults == {"bad CRC": 1}
+
+    def test_frames_without_an_end_are_counted_and_named(self) -> None:
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"")
+        decoder.decode(b"\1" * 40)
+        assert decoder.obstacle
+        assert decoder.obstacle.reason == "40 bytes came and no end of frame"
+
     def test_not_a_number_in_a_float_field(self) -> None:
-        decoder = binary_decoder(XY, "<dd", ("x", "y"), sync=b"\xaa\x55", crc="none")
+        decoder = binary_decoder(XY, "<dd", ("x", "y"), sync=b"\xaa\x55")
         wire = b"".join(b"\xaa\x55" + struct.pack("<dd", 1, value) for value in (1.0, float("nan"), 1e300, 2.0))
         assert plain(decoder.decode(wire)) == [([[1.0, 1.0]], 0), ([[1.0, 2.0]], 1)]
         assert decoder.faults == {"not a finite number": 2}
 
     def test_no_warning_whatever_the_bits_of_a_float(self) -> None:
         decoder = binary_decoder(
-            Signal(channels=("x", "y"), scale=1e30, offset=1.0), "<fd", ("x", "y"), sync=b"\xaa\x55", crc="none"
+            Signal(channels=("x", "y"), scale=1e30, offset=1.0), "<fd", ("x", "y"), sync=b"\xaa\x55"
         )
         signalling = bytes.fromhex("0100807f")
         with warnings.catch_warnings():
@@ -291,9 +455,9 @@ class TestBinary:
 WIRES = {
     "csv": lambda: csv_decoder(COUNTED),
     "json": lambda: json_decoder(COUNTED),
-    "sync": lambda: binary_decoder(COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa", crc="none"),
-    "sync and CRC": lambda: binary_decoder(COUNTED, "<Hhd", ("n", "x", "y"), sync=b"\xaa", crc="crc8"),
-    "COBS": lambda: binary_decoder(COUNTED, "<Hhe", ("n", "x", "y"), sync=b"", crc="none"),
+    "sync": lambda: binary_decoder(COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa"),
+    "sync and CRC": lambda: binary_decoder(COUNTED, "<Hhd", ("n", "x", "y"), sync=b"\xaa", check=Check(crc="crc8")),
+    "COBS": lambda: binary_decoder(COUNTED, "<Hhe", ("n", "x", "y"), sync=b""),
 }
 
 
@@ -340,6 +504,10 @@ def test_no_bytes_are_too_strange(wire: str, blocks: list[bytes]) -> None:
         ({"layout": "<n"}, "is not a layout"),
         ({"layout": "<4s"}, "is not a layout"),
         ({"layout": "<hhh"}, "has 3 items, fields names 2"),
+        ({"layout": "<٣h"}, "is not a layout"),
+        ({"check": Check(range=(0, 2))}, "crc_range means nothing without crc"),
+        ({"check": Check(crc="sum8", range=(0, 6))}, "crc_range is 0 to 6"),
+        ({"check": Check(crc="sum8", range=(2, 2))}, "crc_range is 2 to 2"),
         ({"layout": "<9999d"}, "79992 bytes"),
         ({"fields": ("x", "x")}, "names 'x' 2 times"),
         ({"fields": ("x", "z")}, "'y' is not in fields"),
@@ -352,7 +520,7 @@ def test_no_bytes_are_too_strange(wire: str, blocks: list[bytes]) -> None:
     ],
 )
 def test_options_that_contradict_one_another(options: dict[str, object], says: str) -> None:
-    given_options = {"signal": XY, "layout": "<hh", "fields": ("x", "y"), "sync": b"\xaa", "crc": "none"} | options
+    given_options = {"signal": XY, "layout": "<hh", "fields": ("x", "y"), "sync": b"\xaa"} | options
     with pytest.raises(ConfigError, match="(?s)" + says) as error:
         binary_decoder(**given_options)  # type: ignore[arg-type]
     assert error.value.hint

@@ -2,6 +2,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edged.core.health import Health
 from edged.core.vitals import Backoff, FlatLine, Supervision, Verdict, Vitals, failure
@@ -128,6 +130,48 @@ def test_drift_takes_a_while_to_be_sure_of() -> None:
     vitals = sensor()
     beat(vitals, 0, 8, samples=50)
     assert vitals.verdict(7.0) == Verdict("running")
+
+
+def read_late(arrivals: list[float], held_up: list[tuple[float, float]], block: int) -> list[Verdict]:
+    """Verdicts on a port that is read once samples have come, but not from a moment to another, `block` at a time."""
+    vitals = Vitals(Supervision(), 10.0, arrivals[0] - 0.1)
+    verdicts, now, waiting = [], arrivals[0], list(arrivals)
+    while waiting:
+        now = max(now, waiting[0])
+        now = next((end for begin, end in held_up if begin <= now < end), now)
+        count = min(block, sum(arrival <= now for arrival in waiting))
+        del waiting[:count]
+        vitals.observe(count, 0, 0, False, now, now)
+        verdicts.append(vitals.verdict(now))
+    return verdicts
+
+
+@pytest.mark.parametrize("begin", [0.0, 0.3, 1.0, 4.9, 9.8, 10.0, 14.9])
+@pytest.mark.parametrize("seconds", [0.9, 1.5, 3.0, 8.0])
+@pytest.mark.parametrize("block", [3, 5, 1000])
+def test_a_busy_board_is_no_drift(begin: float, seconds: float, block: int) -> None:
+    arrivals = [100 + n / 10 for n in range(400)]
+    start = 100 + begin
+    held_up = [(start, start + seconds), (start + 13, start + 13 + seconds)]
+    assert set(read_late(arrivals, held_up, block)) == {Verdict("running")}
+
+
+@given(st.lists(st.floats(0, 30), max_size=100), st.integers(1, 20))
+def test_a_source_that_says_when_samples_came_never_drifts_for_being_read_late(pauses: list[float], chunk: int) -> None:
+    vitals = Vitals(Supervision(), 10.0, 0.0)
+    now = 0.0
+    for number, pause in enumerate(pauses, start=1):
+        now = max(now, number * chunk / 10) + pause
+        vitals.observe(chunk, 0, 0, False, now, number * chunk / 10)
+        assert vitals.verdict(now) == Verdict("running")
+
+
+@pytest.mark.parametrize("actual", [8.0, 12.0])
+@pytest.mark.parametrize("begin", [1.0, 9.0])
+def test_a_drift_shows_on_a_busy_board_too(actual: float, begin: float) -> None:
+    arrivals = [100 + n / actual for n in range(300)]
+    says = "slower" if actual < 10 else "faster"
+    assert says in read_late(arrivals, [(100 + begin, 101.5 + begin)], 1000)[-1].reason
 
 
 def test_any_rate_is_right_where_none_is_stated() -> None:

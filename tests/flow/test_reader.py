@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edged.api import Chunk, DeviceError, Source, SourceConfig, SourceInfo
+from edged.api import Chunk, DeviceError, Obstacle, Source, SourceConfig, SourceInfo
 from edged.core.health import Health, Status
 from edged.core.vitals import Supervision
 from edged.flow.reader import Reader
+from edged.sources.replay import ReplaySource
 from edged.sources.serial import SerialSource
 
 PROMPT = Supervision(retry_min=0.001, retry_max=0.001)
@@ -48,7 +49,7 @@ class Scripted:
         if isinstance(act, float):
             self._clock.now += act
             return None
-        return act
+        return act and act._replace(time=self._clock.now)
 
     def close(self) -> None:
         self.closed = True
@@ -258,10 +259,35 @@ def test_a_reader_that_was_never_started_can_be_stopped() -> None:
 
 
 def test_a_silent_sensor_is_stalled_until_it_speaks() -> None:
-    _, listener = read(Script(openings=[[chunk(1), 3.0, chunk(2)]]))
+    _, listener = read(Script(openings=[[chunk(1), *[0.5] * 5, chunk(2)]]))
     assert listener.next()[0] == "running"
     assert listener.next()[:2] == ("degraded", "stalled: no sample for 2 s")
     assert listener.next()[0] in ("running", "stopped")
+
+
+def test_a_read_that_is_held_up_on_a_busy_board_is_no_stall() -> None:
+    _, listener = read(Script(openings=[[chunk(1), 60.0, chunk(2), None, chunk(3)]]))
+    assert [listener.next()[0] for _ in range(2)] == ["running", "stopped"]
+
+
+def test_what_comes_and_is_no_sample_is_named_with_the_figure_it_had_at_first() -> None:
+    class Mute(Scripted):
+        refused = "\\x00oops"
+
+        @property
+        def obstacle(self) -> Obstacle | None:
+            count = int(10 * (self._clock.now - 100.0))
+            return Obstacle(f"{count} bytes came and no end of line", "set end") if count else None
+
+    class Muted(Script, frozen=True, kw_only=True):
+        def open(self) -> Source:
+            return Mute(self.openings.pop(0), self.clock)
+
+    reader, listener = read(Muted(openings=[[*[0.5] * 20, chunk(1)]], clock=Clock()))
+    assert listener.next() == ("degraded", "20 bytes came and no end of line", "set end")
+    assert listener.next()[0] == "running"
+    assert ended(reader)
+    assert reader.refused == "\\x00oops"
 
 
 def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
@@ -322,7 +348,7 @@ def test_a_source_that_has_answered_late_is_not_said_not_to_when_it_is_tried_aga
 
 
 def test_garbage_is_shown_and_counted_across_reconnects() -> None:
-    script = Script(openings=[[{"bad CRC": 5}, 3.0, DeviceError("unplugged")], [{"bad CRC": 2, "too long": 1}]])
+    script = Script(openings=[[{"bad CRC": 5}, *[0.5] * 5, DeviceError("unplugged")], [{"bad CRC": 2, "too long": 1}]])
     reader, listener = read(script)
     assert listener.next()[:2] == ("degraded", "mostly garbage")
     assert ended(reader)
@@ -335,6 +361,26 @@ def test_a_patient_source_has_no_rate_to_drift_from() -> None:
     assert [listener.next()[0] for _ in range(2)] == ["running", "stopped"]
     _, listener = read(Script(openings=[acts]))
     assert "slower than the stated 100" in listener.wait_for("degraded").reason
+
+
+def test_a_recording_that_is_played_again_and_again_has_lost_nothing(tmp_path: Path) -> None:
+    class Enough(Collector):
+        def push(self, chunk: Chunk) -> None:
+            super().push(chunk)
+            if len(self.chunks) == 300:
+                enough.set()
+
+    enough, feed, listener = Event(), Enough(), Listener()
+    file = tmp_path / "short.csv"
+    file.write_text("x\n1\n2\n3\n")
+    config = ReplaySource(path=file, channels=("x",), pace="fast", loop=True)
+    reader = Reader("imu", config, (feed,), Status("imu", time.monotonic, listener), time.monotonic, PROMPT)
+    reader.start()
+    assert enough.wait(5)
+    reader.stop()
+    assert ended(reader)
+    assert reader.lost == 0
+    assert [listener.next()[0] for _ in range(2)] == ["running", "stopped"]
 
 
 def test_one_broken_source_is_not_noticed_by_another() -> None:

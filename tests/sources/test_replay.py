@@ -132,7 +132,7 @@ def test_the_end_stays_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "npy"])
-def test_the_seam_of_a_loop_is_a_break(tmp_path: Path, suffix: str) -> None:
+def test_each_round_of_a_loop_is_a_stream_of_its_own_and_nothing_is_lost(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"walk.{suffix}"
     if suffix == "csv":
         written(file, "x\n1\n2\n3")
@@ -140,13 +140,24 @@ def test_the_seam_of_a_loop_is_a_break(tmp_path: Path, suffix: str) -> None:
         saved(file, [[1.0], [2.0], [3.0]])
     source = ReplaySource(path=file, channels=("x",), pace="fast", chunk=2, loop=True).open()
     chunks = [next_chunk(source) for _ in range(5)]
-    assert [(chunk.samples[:, 0].tolist(), chunk.lost) for chunk in chunks if chunk] == [
-        ([1.0, 2.0], 0),
-        ([3.0], 0),
-        ([1.0, 2.0], 1),
-        ([3.0], 0),
-        ([1.0, 2.0], 1),
+    assert [(chunk.samples[:, 0].tolist(), chunk.lost, chunk.anew) for chunk in chunks if chunk] == [
+        ([1.0, 2.0], 0, False),
+        ([3.0], 0, False),
+        ([1.0, 2.0], 0, True),
+        ([3.0], 0, False),
+        ([1.0, 2.0], 0, True),
     ]
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_lines_of_a_file_end_in_cr_lf_or_both(tmp_path: Path, end: str) -> None:
+    file = tmp_path / "walk.csv"
+    file.write_bytes(end.join(["x,y", "1,2", "# a remark", "3,1_0", "5,6"]).encode())
+    source = ReplaySource(path=file, channels=("y",), pace="fast").open()
+    chunks = [(chunk.samples.ravel().tolist(), chunk.lost) for chunk in iter(lambda: next_chunk(source), None)]
+    assert chunks == [([2.0], 0), ([6.0], 1)]
+    assert source.faults == {"not a number": 1}
+    assert source.refused == "3,1_0"
 
 
 class Time:
@@ -182,7 +193,17 @@ def test_by_its_own_seconds() -> None:
     assert (chunk.samples.tolist(), chunk.time) == ([[1.0], [2.0]], 50.25)
     assert player.read(1.0) is None  # not due for 1.75 s
     assert clock.now == 51.25
-    assert next_chunk(player) == (pytest.approx(np.array([[3.0], [4.0]])), 52.0, 0)
+    assert next_chunk(player) == (pytest.approx(np.array([[3.0], [4.0]])), 52.0, 0, False)
+
+
+def test_a_chunk_that_fell_due_while_the_board_was_busy_comes_at_once() -> None:
+    player, clock = timed_player([[1.0], [2.0]], pace=0.5)
+    player.read(0.0)
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + 60.0)  # type: ignore[method-assign]
+    player._sleep = clock.sleep
+    chunk = player.read(1.0)
+    assert chunk is not None
+    assert chunk.time == 54.0
 
 
 def test_seconds_that_go_back_are_played_at_once() -> None:

@@ -24,8 +24,9 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         """All of it, however slowly it is read."""
-        while data:
-            data = data[os.write(self._master, data[:1024]) :]
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._master, rest[:1024]) :]
 
     def unplug(self) -> None:
         for end in (self._master, self._slave):
@@ -115,6 +116,54 @@ def test_binary_frames_from_options(wire: Wire) -> None:
     )
     wire.send(bytes.fromhex("aa55 0000 0400 0600 028b"))
     assert take(source).samples.tolist() == [[2.0, 3.0]]
+
+
+def test_a_flipped_bit_in_a_frame_of_a_pms5003_is_refused(wire: Wire) -> None:
+    """It was published as 2058 ug/m3 for 10."""
+    source = opened(
+        wire,
+        b"",
+        channels=("pm10",),
+        format="binary",
+        struct=">14H",
+        fields=("length", "pm1", "pm25", "pm10", *(f"rest{n}" for n in range(10))),
+        sync="424d",
+        crc="sum16",
+        crc_range=(0, 30),
+    )
+    frame = bytes.fromhex("424d 001c 0005 0008 000a 0005 0008 000a 03b4 0116 0030 0007 0003 0000 9700 0278")
+    flipped = bytearray(frame)
+    flipped[8] ^= 0x08
+    wire.send(frame + flipped + frame)
+    got = [(chunk.samples.tolist(), chunk.lost) for chunk in chunks(source, samples=2)]
+    assert got == [([[10.0]], 0), ([[10.0]], 1)]
+    assert source.faults == {"bad CRC": 1}
+
+
+def test_sentences_of_a_talker_that_are_not_ours_are_passed_over(wire: Wire) -> None:
+    source = opened(
+        wire,
+        channels=("latitude", "longitude", "altitude"),
+        crc="nmea",
+        prefix=["$GPGGA,", "$GNGGA,"],
+        columns=(
+            *("time", "latitude", "north", "longitude", "east", "fix", "satellites", "hdop", "altitude"),
+            *("m", "geoid", "m2", "age", "station"),
+        ),
+    )
+    ours = b"$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,*47\r\n"
+    other = b"$GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W*6A\r\n"
+    wire.send(ours + other + ours + ours.replace(b"545.4", b"145.4") + ours)
+    got = [(chunk.samples[:, 2].tolist(), chunk.lost) for chunk in chunks(source, samples=3)]
+    assert got == [(pytest.approx([545.4, 545.4]), 0), (pytest.approx([545.4]), 1)]
+    assert source.faults == {"bad NMEA checksum": 1}
+    assert source.refused.startswith("$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,145.4")
+
+
+def test_lines_that_end_in_nul(wire: Wire) -> None:
+    source = opened(wire, b"\0", end="00")
+    wire.send(b"1,2\0" + b"3,4\0")
+    assert [row for chunk in chunks(source, samples=2) for row in chunk.samples.tolist()] == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_silence_is_no_chunk(wire: Wire) -> None:
@@ -214,7 +263,12 @@ def test_the_hint_for_a_port_that_is_not_ours_to_open() -> None:
     [
         ({"units": ("g",)}, "units has 1 entries for 2 channels"),
         ({"columns": ("x",)}, "'y' is not in columns"),
-        ({"crc": "crc8"}, 'crc means nothing for format = "csv"'),
+        ({"crc": "crc8"}, 'crc = "crc8" is for format = "binary"'),
+        ({"crc_range": (0, 3)}, 'crc_range means nothing for format = "csv"'),
+        ({"format": "json", "crc": "nmea"}, 'crc means nothing for format = "json"'),
+        ({"format": "binary", "sync": "aa", "crc": "nmea"}, 'crc = "nmea" is for format = "csv"'),
+        ({"format": "binary", "sync": "aa", "prefix": "x"}, 'prefix means nothing for format = "binary"'),
+        ({"select": {"kind": "imu"}}, "select names 'kind'"),
         ({"format": "json", "separator": ";"}, 'separator means nothing for format = "json"'),
         ({"format": "binary", "struct": "<hh", "fields": ("x", "y")}, "either sync or cobs"),
         (

@@ -66,6 +66,14 @@ def test_a_chunk_comes_when_its_last_sample_is_due() -> None:
     assert (len(chunk.samples), chunk.time, time.now) == (5, 50.5, 50.5)
 
 
+def test_a_chunk_that_fell_due_while_the_board_was_busy_comes_at_once() -> None:
+    time = Time()
+    source = Synthesizer(SyntheticSource(channels=("x",), rate=1.0, chunk=5), time, lambda seconds: time.sleep(60.0))
+    chunk = source.read(0.5)
+    assert chunk is not None
+    assert (chunk.time, time.now) == (55.0, 110.0)
+
+
 def test_units_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="units has 1 entries for 2 channels"):
         SyntheticSource(channels=("x", "y"), units=("g",)).describe()

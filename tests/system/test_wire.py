@@ -1,0 +1,111 @@
+"""What sensors really send, on a pseudo-terminal to the real daemon: headers, other sentences, odd line ends."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.edged_process import Edged, SerialPort
+from tests.motion import RECORDING, edgectl
+
+CONFIG = """
+[device]
+name = "board"
+[sources.wrist]
+kind = "serial"
+port = "{port}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+{options}
+[pipelines.motion]
+source = "wrist"
+model = "motion"
+"""
+
+OPENED = "source wrist is open"
+SERVES = "pipeline motion is running"
+
+
+class Board:
+    """A daemon, and a sensor that speaks as `options` of the source say."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sensor = SerialPort(folder / "imu")
+        self.daemon = Edged(folder, "")
+
+    def start(self, options: str = "") -> None:
+        """Start it, and wait until it reads."""
+        self.configure(options)
+        self.daemon.start()
+        self.daemon.wait_for_log(OPENED)
+
+    def configure(self, options: str) -> None:
+        """Write other options."""
+        self.daemon.configure(CONFIG.format(port=self.sensor.link, options=options))
+
+    def say(self, samples: int, end: bytes = b"\n", *, every: int, else_: bytes, before: bytes = b"") -> None:
+        """So many samples, with `before` each, and something else before each `every`th of them."""
+        with RECORDING.open() as file:
+            rows = [before + ",".join(row[1:7]).encode() for row in csv.reader(file)][1:]
+        lines = [line for n in range(samples) for line in ([else_] if n % every == 0 else []) + [rows[n]]]
+        self.sensor.write(end + b"".join(line + end for line in lines))
+
+    def source(self) -> dict[str, Any]:
+        """How its source is."""
+        (found,) = self.daemon.call("sources")
+        return dict(found)
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    board = Board(tmp_path)
+    yield board
+    board.daemon.__exit__()
+
+
+@pytest.mark.parametrize(
+    ("options", "end", "else_"),
+    [
+        ("", b"\n", b"ax,ay,az,gx,gy,gz"),
+        ("", b"\r", b"# calibrated"),
+        ('end = "00"\ncomment = ["#", "T="]', b"\0", b"T=21.5"),
+        (
+            'columns = ["kind", "ax", "ay", "az", "gx", "gy", "gz"]\nselect = {kind = "imu"}',
+            b"\r\n",
+            b"gps,1,2,3,4,5,6",
+        ),
+    ],
+)
+def test_lines_that_are_no_samples_tear_no_window(board: Board, options: str, end: bytes, else_: bytes) -> None:
+    """Before each 30 samples of a window of 40: there was never a result."""
+    board.start(options)
+    board.say(80, end, every=30, else_=else_, before=b"imu," if "select" in options else b"")
+    board.daemon.wait_for_log(SERVES)
+    source = board.source()
+    assert (source["lost"], source["faults"]) == (0, {})
+
+
+def test_a_pipeline_that_cannot_complete_a_window_says_why_and_edgectl_shows_what_was_refused(board: Board) -> None:
+    board.start()
+    board.say(130, every=30, else_=b"battery \x1b[31m3.7 V" + b"!" * 100)
+    said = board.daemon.wait_for_log("pipeline motion is degraded")
+    assert "no window is complete: its 40 samples never come without a break" in said
+    assert "comment, prefix or select" in said
+    shown = edgectl(board.daemon, "sources").output
+    assert "last refused: battery \\x1b[31m3.7 V" + "!" * 59 + "\n" in shown
+    board.configure('comment = "battery"')
+    board.daemon.reload()
+    board.daemon.wait_for_log("reloaded: sources.wrist")
+    board.daemon.wait_for_log(OPENED, times=2)
+    board.say(80, every=30, else_=b"battery 3.7 V")
+    board.daemon.wait_for_log(SERVES)
+
+
+def test_bytes_without_an_end_of_line_are_named(board: Board) -> None:
+    board.start()
+    board.sensor.write(b"1,2,3,4,5,6;" * 40)
+    said = board.daemon.wait_for_log("source wrist is degraded")
+    assert "480 bytes came and no end of line" in said
+    assert "set end to what ends a line, in hex, and check baud" in said
