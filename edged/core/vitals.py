@@ -126,7 +126,7 @@ class Vitals:
         if self._garbage(stalled):
             return Verdict(
                 "degraded",
-                "mostly garbage",
+                f"{STALLED}: only garbage comes" if stalled else "mostly garbage",
                 "check the format, and a port's baud and wiring; edgectl sources shows what was refused last, and why",
             )
         if stalled:

@@ -17,7 +17,7 @@ from typing import Protocol
 from edged.api import Chunk, DeviceError, EdgedError, Obstacle, Source, SourceConfig
 from edged.core.health import Status
 from edged.core.types import MAX_SHOWN
-from edged.core.vitals import Backoff, FlatLine, Supervision, Verdict, Vitals
+from edged.core.vitals import STALLED, Backoff, FlatLine, Supervision, Verdict, Vitals
 
 log = logging.getLogger("edged.flow")
 
@@ -193,7 +193,7 @@ class Reader:
         obstacle = getattr(source, "obstacle", None) if vitals.silent(now) else None
         self._obstacle = obstacle and (self._obstacle or obstacle)  # a figure that moves would be news each time
         if self._obstacle:
-            verdict = Verdict("degraded", *self._obstacle)
+            verdict = Verdict("degraded", f"{STALLED}: {self._obstacle.reason}", self._obstacle.hint)
         if verdict.state != "starting":  # until then a source that had failed stays so
             self.status.set(*verdict)
 

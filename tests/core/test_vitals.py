@@ -62,7 +62,7 @@ def test_a_stall_ends_with_the_next_sample() -> None:
 def test_only_garbage_is_called_garbage_not_silence() -> None:
     vitals = sensor()
     vitals.observe(0, 0, 50, False, 2.5)
-    assert vitals.verdict(2.5).reason == "mostly garbage"
+    assert vitals.verdict(2.5).reason == "stalled: only garbage comes"
 
 
 def test_more_garbage_than_samples() -> None:
