@@ -34,6 +34,7 @@ from edged.core.tuning import Choice, Environment, Library, Record, Surroundings
 from edged.core.verdict import Verdict, hold_latency
 from edged.models.agreement import Agreement, agreement
 from edged.models.bundle import Bundle
+from edged.models.selftest import shaped
 
 if TYPE_CHECKING:  # imported when there is something to accelerate, which on most boards there is not
     from edged.backends.accelerated import AcceleratedRunner, Counts
@@ -525,7 +526,7 @@ def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:
     Raises:
         EdgedError: it does not load there, or fails.
     """
-    twin = backend.load(bundle.model, signature=bundle.manifest.signature)
+    twin = shaped(backend, bundle.manifest).load(bundle.model, signature=bundle.manifest.signature)
     try:
         return agreement(bundle, twin)
     finally:

@@ -34,7 +34,7 @@ from edged.desired import Wish
 from edged.flow.pipeline import Pipeline
 from edged.flow.slot import Served, Tally
 from edged.models.bundle import Bundle
-from edged.models.selftest import Proof, prove
+from edged.models.selftest import Proof, prove, shaped
 from edged.models.store import BRING, VERSIONS
 from edged.models.trial import Allowance, try_out
 from edged.operations import ModelPart, Parts, PipelinePart
@@ -265,6 +265,7 @@ class ModelBoard:
         return served, proof
 
     def _load(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
+        backend = shaped(backend, bundle.manifest)
         if self._parts.config.models[model].isolate:
             return self._parts.accelerators.isolate(model, bundle, backend)
         return backend.load(bundle.model, signature=bundle.manifest.signature)

@@ -65,7 +65,7 @@ from edged.models.bare import Bare
 from edged.models.disk import Disk
 from edged.models.incoming import Incoming
 from edged.models.job import Event
-from edged.models.selftest import prove
+from edged.models.selftest import prove, shaped
 from edged.models.store import BRING, MissingModelError, Store
 from edged.models.trust import Trust
 from edged.models.tunings import Tunings
@@ -789,7 +789,7 @@ def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> No
     say(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
     for name, entry in config.models.items():
         bundle = find_bundle(name, entry, store)
-        runner = entry.options.load(bundle.model, signature=bundle.manifest.signature)
+        runner = shaped(entry.options, bundle.manifest).load(bundle.model, signature=bundle.manifest.signature)
         try:
             proof = prove(bundle, runner)
         finally:

@@ -33,7 +33,7 @@ from edged.core.tuning import MAX_TEXT, Measurement, Record, choose
 from edged.hardware import temperature
 from edged.models.agreement import Agreement, Comparison, agreement
 from edged.models.bundle import Bundle
-from edged.models.selftest import check_tensors
+from edged.models.selftest import check_tensors, shaped
 from edged.models.tunings import Tunings
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def _not_ready(subject: Subject, candidate: Candidate, survey: Survey) -> Findin
 
 def _twin(subject: Subject) -> tuple[Agreement, Latency]:
     """What the model says on the CPU, in this process, and how fast it is there."""
-    twin = subject.backend.load(subject.bundle.model, signature=subject.bundle.manifest.signature)
+    manifest = subject.bundle.manifest
+    twin = shaped(subject.backend, manifest).load(subject.bundle.model, signature=manifest.signature)
     try:
         agreed = agreement(subject.bundle, twin)
         return agreed, _latency(agreed.times(twin, PROOF_RUNS, PROOF_SECONDS))

@@ -34,11 +34,13 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
 
     `threads` is the number of threads of one interpreter: more than 1 helps large models, and makes quantised ones far
     slower under tflite-runtime; 0 for as many as `edgectl tune` found best, or 1. `runtime` is "auto" for
-    ai-edge-litert if installed, else tflite-runtime.
+    ai-edge-litert if installed, else tflite-runtime. `shapes` are those of the inputs, which a model's manifest states:
+    axes that the file leaves open are resized to them.
     """
 
     threads: Annotated[int, Meta(ge=0, le=16)] = 0
     runtime: Literal["auto", "ai-edge-litert", "tflite-runtime"] = "auto"
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def load(self, file: Path, *, signature: str | None = None) -> TfliteRunner:
         """Load a .tflite file. The tensors carry a signature's own names where one is asked for.
@@ -54,10 +56,12 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
         runtime = _import_runtime(self.runtime)
         threads = self.threads or 1
         info = RunnerInfo(backend="tflite", runtime=runtime.title, threads=threads, nodes=structure.nodes)
-        kernels = self.kernels
-        return _load(
-            file, structure, signature, info, lambda: _open_interpreter(runtime, file, threads, kernels=kernels)
-        )
+        shapes = self.shapes if signature is None or len(self.shapes) == 1 else ()  # a signature has its own order
+
+        def open_interpreter() -> _Opened:
+            return _open_interpreter(runtime, file, threads, kernels=self.kernels, shapes=shapes)
+
+        return _load(file, structure, signature, info, open_interpreter)
 
     @property
     def kernels(self) -> str:
@@ -330,6 +334,7 @@ def _open_interpreter(
     delegate: str = "",
     delegates: list[Any] | None = None,
     kernels: str = "AUTO",
+    shapes: tuple[tuple[int, ...], ...] = (),
 ) -> _Opened:
     try:
         interpreter = runtime.module.Interpreter(
@@ -340,6 +345,7 @@ def _open_interpreter(
         )
         # The runtime's own delegate for the CPU takes its nodes as tensors are allocated, and is not to be counted.
         delegated = _count_delegated(interpreter._get_ops_details()) if delegates else 0
+        _resize(interpreter, shapes)
         interpreter.allocate_tensors()
     except MemoryError as error:
         raise ModelError(
@@ -348,6 +354,15 @@ def _open_interpreter(
     except (ValueError, RuntimeError, SystemError) as error:
         raise (_explain_delegated(file, delegate, error) if delegates else _explain(file, runtime, error)) from error
     return _Opened(interpreter, delegated)
+
+
+def _resize(interpreter: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Give inputs with open axes these shapes, as far as they fit."""
+    for details, shape in zip(interpreter.get_input_details(), shapes, strict=False):
+        signature = tuple(int(size) for size in details["shape_signature"])
+        fits = len(signature) == len(shape) and all(a in (-1, b) for a, b in zip(signature, shape, strict=True))
+        if fits and shape != tuple(int(size) for size in details["shape"]):
+            interpreter.resize_tensor_input(details["index"], shape, strict=True)
 
 
 def _count_delegated(ops: list[dict[str, Any]]) -> int:

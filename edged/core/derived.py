@@ -159,10 +159,14 @@ def _looks_like_a_picture(tensor: TensorSpec) -> bool:
 
 
 def _window_part(structure: TfliteFile) -> dict[str, Any]:
-    """A window that fills the first input."""
+    """A window that fills the first input; SIZE stands for what the file leaves open."""
     tensor = structure.inputs[0] if structure.inputs else TensorSpec(name="", shape=(1,), dtype="float32")
     if _looks_like_a_picture(tensor):
         return {"length": 1, "hop": 1, "sample_shape": list(tensor.shape[1:]), "dtype": "uint8"}
+    opened = structure.dynamic[0] if structure.dynamic else ()
+    sizes: list[Any] = ["SIZE" if axis in opened else size for axis, size in enumerate(tensor.shape)]
+    if opened and (opened != (0,) or tensor.shape[0] != 1):
+        return {"length": 1, "hop": 1, "sample_shape": sizes[1:] or sizes}
     match tensor.shape:
         case (1, *rest) if len(rest) > 2:
             return {"length": 1, "hop": 1, "sample_shape": rest}
@@ -238,7 +242,10 @@ def _output_part(structure: TfliteFile) -> dict[str, Any]:
     """A postprocessing that would do: of an autoencoder an anomaly, of anything else values."""
     if not structure.outputs:
         return {}
-    count = prod(structure.outputs[0].shape)
+    shape = structure.outputs[0].shape
+    count = prod(shape)
+    if not shape:  # only the runtime knows
+        return {"postprocess": {"kind": "regression", "output": 0, "names": ["NAME"]}}
     if len(structure.outputs) == 1 and len(structure.inputs) == 1 and 1 < count == prod(structure.inputs[0].shape):
         decision = {"threshold": "THRESHOLD"}
         return {"postprocess": {"kind": "anomaly", "score": "mean_squared_error", "decision": decision}}

@@ -109,7 +109,7 @@ def _others(backend: Backend) -> list[Backend]:
     if type(backend) is not TfliteBackend:
         return []
     return [
-        OtherKernels(threads=backend.threads, runtime=backend.runtime, reference=reference)
+        OtherKernels(**{name: getattr(backend, name) for name in backend.__struct_fields__}, reference=reference)
         for reference in (False, True)
     ]
 

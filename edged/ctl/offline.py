@@ -12,7 +12,7 @@ from edged.config import find_bundle, load
 from edged.core import container
 from edged.models import bare
 from edged.models.bundle import Bundle
-from edged.models.selftest import check_tensors
+from edged.models.selftest import check_tensors, shaped
 from edged.models.store import FACTORY, Store, open_path
 
 MODEL_HELP = "a model's name, a bundle's folder, an .edgm file or a .tflite file"
@@ -57,7 +57,7 @@ def load_model(bundle: Bundle, backend: Backend, signature: str | None = None) -
     Raises:
         EdgedError: it does not load, or is not what its manifest says.
     """
-    runner = backend.load(bundle.model, signature=signature or bundle.manifest.signature)
+    runner = shaped(backend, bundle.manifest).load(bundle.model, signature=signature or bundle.manifest.signature)
     try:
         check_tensors(bundle.manifest, runner)
     except BaseException:

@@ -73,7 +73,7 @@ from edged.models.disk import Disk
 from edged.models.selftest import Proof, check_tensors, golden_samples, prove
 from edged.models.trust import AHEAD_SECONDS
 
-Part = TypeVar("Part", Manifest, Golden, Variant)
+Part = TypeVar("Part")
 
 _KINDS: dict[str, Any] = {
     "backend": str,
@@ -294,7 +294,7 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     if args.card:
         _copy(args.card, folder / _CARD)
     variants = _variants(args.variant or [], said, name, folder)
-    backend = _backend(said)
+    backend = _sized(_backend(said), args, said)
     runner = backend.load(folder / name, signature=said.get("signature"))
     try:
         manifest = _describe(args, said, name, variants, runner)
@@ -358,6 +358,49 @@ def _copy(source: Path, target: Path) -> None:
 def _backend(said: dict[str, Any]) -> Backend:
     backend: Backend = plugins.load("backends", said.get("backend", "tflite"))()
     return backend
+
+
+class _Sizes(msgspec.Struct):
+    """What a window in a part of a manifest says of its size."""
+
+    length: int = 1
+    sample_shape: list[int] = []
+    channels: list[Any] = []
+
+
+class _Shape(msgspec.Struct):
+    shape: list[int] = []
+
+
+class _Fed(msgspec.Struct):
+    """What an input in a part of a manifest says of its size."""
+
+    tensor: _Shape = msgspec.field(default_factory=_Shape)
+
+
+def _sized(backend: Backend, args: argparse.Namespace, said: dict[str, Any]) -> Backend:
+    """The backend, told what becomes of the axes that the file leaves open: what the manifest states, or the window."""
+    if not hasattr(backend, "shapes"):
+        return backend
+    structure = inspect(args.model.read_bytes())
+    if not any(structure.dynamic):
+        return backend
+    window = _convert(said.get("window", {}), _Sizes, "window")
+    fed = [args.window or window.length, *(window.sample_shape or [len(args.channels or window.channels)])]
+    stated = _convert(said.get("inputs", [{}] * len(structure.inputs)), list[_Fed], "inputs")
+    shapes = tuple(
+        tuple(each.tensor.shape or _filled(tensor.shape, axes, fed))
+        for tensor, axes, each in zip(structure.inputs, structure.dynamic, stated, strict=False)
+    )
+    return replace(backend, shapes=shapes)
+
+
+def _filled(shape: tuple[int, ...], axes: tuple[int, ...], fed: list[int]) -> Sequence[int]:
+    """The shape with its open axes so wide that it holds a window; as it is where no window fits."""
+    for filled in ([1, *fed], fed, [1, *fed[1:]] if fed[0] == 1 else [], [1, prod(fed)], [prod(fed)]):
+        if len(filled) == len(shape) and all(axis in axes or filled[axis] == shape[axis] for axis in range(len(shape))):
+            return filled
+    return shape
 
 
 def _describe(
@@ -543,7 +586,7 @@ def _stated(said: dict[str, Any], name: str) -> float:
     return float((said.get("golden") or {}).get(name, 0.0))
 
 
-def _convert(fields: dict[str, Any], kind: type[Part], what: str) -> Part:
+def _convert(fields: Any, kind: type[Part], what: str) -> Part:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:

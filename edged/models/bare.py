@@ -207,7 +207,8 @@ def _matched(
     if len(said) != len(found):
         raise BundleError(f"{before} has {len(said)} {kind} tensors, and the file {len(found)}", hint=_PACK)
     for index, (one, other) in enumerate(zip(said, found, strict=True)):
-        if _kind(one) != _kind(other):
+        sized = replace(other, shape=other.shape or one.shape)  # a file gives none to what only the runtime can size
+        if _kind(one) != _kind(sized):
             raise BundleError(
                 f"{kind} {index}, {one.name!r}, is {_words(one)} in {before}, and {_words(other)} in the file",
                 hint=_PACK,

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from edged.api import Arrays, BundleError, ModelError, Runner, TensorSpec
+from edged.api import Arrays, Backend, BundleError, ModelError, Runner, TensorSpec
 from edged.core.manifest import Classify, Golden, Manifest
 from edged.core.tensors import difference, disagreement
 from edged.models.bundle import Bundle
@@ -69,6 +70,13 @@ def prove(bundle: Bundle, runner: Runner) -> Proof:
     return Proof(len(inputs[0]), worst)
 
 
+def shaped(backend: Backend, manifest: Manifest) -> Backend:
+    """The backend, told the shapes of a model's inputs, if it is one that resizes those that the file leaves open."""
+    if not hasattr(backend, "shapes"):
+        return backend
+    return replace(backend, shapes=tuple(each.tensor.shape for each in manifest.inputs))
+
+
 def check_tensors(manifest: Manifest, model: Tensors) -> None:
     """Hold shape, dtype and quantisation of a model's tensors against the manifest's; names may differ.
 
@@ -92,8 +100,11 @@ def _differs(manifest: Manifest, said: str, found: str) -> BundleError:
 
 
 def _same(one: TensorSpec, other: TensorSpec) -> bool:
-    return (one.shape, one.dtype, one.zero_point) == (other.shape, other.dtype, other.zero_point) and math.isclose(
-        one.scale, other.scale, rel_tol=1e-6
+    """Whether a tensor is as stated; a file gives no shape to those that only the runtime can size."""
+    return (
+        other.shape in (one.shape, ())
+        and (one.dtype, one.zero_point) == (other.dtype, other.zero_point)
+        and math.isclose(one.scale, other.scale, rel_tol=1e-6)
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from edged.api import Arrays, Backend, BundleError, DeviceError, EdgedError, Runner, StoreError
 from edged.core.verdict import Failure, Verdict
 from edged.models.bundle import Bundle, open_folder
-from edged.models.selftest import golden_samples, prove
+from edged.models.selftest import golden_samples, prove, shaped
 
 STAGES = (
     "starting",
@@ -67,7 +67,8 @@ def _try(request: Request, say: Callable[[str], None]) -> Verdict:
         say(next(stages))
         bundle = open_folder(Path(request.folder))
         say(next(stages))
-        runner = _backend(request).load(bundle.model, signature=bundle.manifest.signature)
+        backend = shaped(_backend(request), bundle.manifest)
+        runner = backend.load(bundle.model, signature=bundle.manifest.signature)
         failure = "wrong"
         say(next(stages))
         proof = prove(bundle, runner)

@@ -83,6 +83,21 @@ def test_a_quantised_model(name, dtype, tolerance):
     assert real(runner.outputs[0], output) == pytest.approx(np.array([[1.5, 0.5, 1.25]]), abs=tolerance)
 
 
+def test_open_axes_are_resized_to_the_shapes_that_are_stated():
+    runner = TfliteBackend(shapes=((3, 4),)).load(DATA / "open.tflite")
+    assert (runner.inputs[0].shape, runner.outputs[0].shape) == ((3, 4), (3, 3))
+    (output,) = runner.run([np.ones((3, 4), np.float32)])
+    assert output.tolist() == [[1.5] * 3] * 3
+    runner.close()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 3, 4), (1, 4)])
+def test_axes_that_the_file_states_stay_as_they_are(shape):
+    runner = TfliteBackend(shapes=(shape,)).load(DATA / "open.tflite")
+    assert runner.inputs[0].shape == (1, 4)
+    runner.close()
+
+
 def test_a_dynamic_range_model():
     if runtime() == "tflite-runtime":
         # It is older than the converter that made this file, and says so.

@@ -181,9 +181,10 @@ def test_golden_samples_of_a_recording(pack):
     assert len(set(arrays["output_0"].argmax(-1).ravel())) == 4  # spread over all four activities
 
 
+COLOURS = DATA / "colours.txt"
 COLOURS_OF_A_AND_B = (
     *(DATA / "float.tflite", "--version", "1", "--channels", "a,b"),
-    *("--labels", Path(__file__).parents[1] / "data" / "colours.txt"),
+    *("--labels", COLOURS),
 )
 
 
@@ -387,6 +388,19 @@ def test_pixels_go_in_as_they_are_whoever_describes_the_picture(pack, tmp_path, 
     assert np.array_equal(golden(bundle)["input_0"][0, 0], parrot)
 
 
+DETECTIONS = [f"score{index}" for index in range(10)]
+
+
+@pytest.mark.parametrize(("name", "best"), [("cat.bmp", 0.719), ("grace_hopper.bmp", 0.711)])
+def test_a_real_detector_sees_the_picture_that_it_is_shown(pack, tmp_path, name, best):
+    """Quantised by the tensor's scale all pictures were white: 0.113, "proven on 2 samples"."""
+    np.save(tmp_path / "windows.npy", picture(name, 300)[None, None])
+    said = part(tmp_path, postprocess={"kind": "regression", "output": 2, "names": DETECTIONS})
+    model = real_model("coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite")
+    bundle = pack(model, "--version", "1", "--manifest", said, "--golden", tmp_path / "windows.npy")
+    assert golden(bundle)["output_2"][0, 0, 0] == pytest.approx(best, abs=0.1)
+
+
 def test_a_float_picture_whose_normalisation_nobody_states_is_not_packed(pack, tmp_path):
     window = {"length": 1, "hop": 1, "sample_shape": [32, 32, 3], "dtype": "uint8"}
     model = real_model("mlperf_tiny_resnet_cifar10_fp32.tflite")
@@ -395,6 +409,38 @@ def test_a_float_picture_whose_normalisation_nobody_states_is_not_packed(pack, t
     assert '{"preprocess":[{"step":"normalise","mean":["MEAN"],"std":["STD"]}]}' in complaint
     said = part(tmp_path, window=window, preprocess=[{"step": "none"}])
     assert pack(model, "--version", "1", "--manifest", said).manifest.preprocess == (NoStep(),)
+
+
+# Open shapes
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"window": {"length": 3, "hop": 3, "channels": [{"name": name} for name in "abcd"]}},
+        {
+            "window": {"length": 3, "hop": 3, "channels": [{"name": name} for name in "abcd"]},
+            "inputs": [{"tensor": {"shape": [3, 4]}}],
+        },
+    ],
+)
+def test_open_axes_are_resized_to_what_the_manifest_states(pack, tmp_path, capsys, said):
+    names = [f"y{index}" for index in range(9)]
+    np.save(tmp_path / "samples.npy", np.arange(24, dtype=np.float32).reshape(6, 4))
+    manifest = part(tmp_path, **said, postprocess={"kind": "regression", "names": names})
+    bundle = pack(DATA / "open.tflite", "--version", "1", "--manifest", manifest, "--golden", tmp_path / "samples.npy")
+    assert bundle.manifest.inputs[0].tensor.shape == (3, 4)
+    assert bundle.manifest.outputs[0].shape == (3, 3)
+    assert golden(bundle)["output_0"][0].tolist() == [[1.0, 1.5, 2.0], [3.0, 3.5, 4.0], [5.0, 5.5, 6.0]]
+    capsys.readouterr()
+    assert main(["infer", str(tmp_path / "samples.npy"), "--model", str(bundle.folder), "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [first["values"]["y0"], second["values"]["y0"]] == [1.0, 7.0]
+
+
+def test_an_open_axis_that_nothing_states_is_asked_for(pack):
+    complaint = pack(DATA / "open.tflite", "--version", "1", "--channels", "a,b,c", "--labels", COLOURS, code=4)
+    assert "does not hold a window of" in complaint
 
 
 # Variants

@@ -31,6 +31,7 @@ def main() -> None:
     write("edgetpu.tflite", with_op(convert(affine), custom=b"edgetpu-custom-op"))
     write("custom_op.tflite", with_op(convert(affine), custom=b"my-op"))
     write("too_new.tflite", with_op(convert(affine), version=99))
+    write("open.tflite", with_open_rows(convert(affine)))
     write("metadata.tflite", with_metadata(convert(affine)))
 
 
@@ -140,6 +141,16 @@ def pack(model: schema.ModelT) -> bytes:
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def with_open_rows(model: bytes) -> bytes:
+    """The model with an input of as many rows as it is resized to."""
+    unpacked = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(model, 0))
+    (graph,) = unpacked.subgraphs
+    for index in (*graph.inputs, *graph.outputs):
+        tensor = graph.tensors[index]
+        tensor.shapeSignature = [-1, tensor.shape[1]]
+    return pack(unpacked)
 
 
 def with_metadata(model: bytes) -> bytes:

@@ -251,6 +251,7 @@ def test_the_name_is_the_file_s_made_fit(tmp_path):
         ("int8.tflite", "the meaning of its input is not certain: int8 [1, 4] of scale 0.00781", '"channels":['),
         ("two_by_two.tflite", "it has 2 inputs: serving_default_b:0 float32 [1, 3], ", '"inputs":[{},{"channels":'),
         ("dynamic.tflite", "the meaning of its input is not certain: float32 [4]", '"window":{"length":4,"hop":4,'),
+        ("open.tflite", "the meaning of its input is not certain: float32 [1, 4]", '"window":{"length":1,"hop":1,'),
         ("stateful.tflite", "its output of the op READ_VARIABLE is not certain to be scores", '"names":["v0"]'),
         # A decisive reason comes alone: nothing that could be filled in would help.
         ("custom_op.tflite", "it needs the custom op my-op", "convert the model without it"),

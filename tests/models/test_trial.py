@@ -128,6 +128,17 @@ def test_a_sound_version_may_serve_and_is_measured(tmp_path):
     assert (verdict.runner.backend, verdict.runner.threads) == ("tflite", 2)
 
 
+def test_an_input_of_open_shape_is_resized_to_what_the_manifest_states(tmp_path):
+    parts = {
+        "window": {"length": 3, "hop": 3, "channels": [{"name": name} for name in "abcd"]},
+        "inputs": [{"tensor": {"name": "x", "shape": [3, 4], "dtype": "float32"}}],
+        "outputs": [{"name": "y", "shape": [3, 3], "dtype": "float32"}],
+        "labels": None,
+        "postprocess": {"kind": "regression", "names": [f"y{index}" for index in range(9)]},
+    }
+    assert tried(write_bundle(tmp_path / "v", model="open.tflite", **parts), TfliteBackend()).ok
+
+
 def test_a_version_with_no_golden_samples_is_timed_all_the_same(tmp_path):
     verdict = tried(write_bundle(tmp_path), TfliteBackend())
     assert verdict.ok, verdict
