@@ -468,9 +468,9 @@ class Picked:
 
 
 def is_text(line: bytes) -> bool:
-    """Whether a line is printable, as what a device says on purpose is."""
+    """Whether a line is printable, perhaps in colours (ESC), as what a device says on purpose is."""
     try:
-        return line.decode().replace("\t", " ").strip().isprintable()
+        return line.translate(None, b"\t\x1b").decode().strip().isprintable()
     except UnicodeDecodeError:
         return False
 

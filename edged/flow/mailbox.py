@@ -15,7 +15,10 @@ from typing import Literal, NamedTuple
 from edged.core.types import Window
 
 LAG = 5.0
-"""Seconds for which more than `capacity` windows may wait before the worker counts as behind."""
+"""Seconds for which more than `capacity` windows may wait, and not become fewer, before the worker is behind."""
+
+GAINING = 0.95
+"""Windows that have become fewer than this share of the most that waited are being worked off."""
 
 RECOVERY = 10.0
 """Seconds without a dropped window after which the worker no longer counts as behind."""
@@ -44,6 +47,7 @@ class Mailbox:
         self._last_chunk = 0.0
         self._caught_up = _Counts(0.0, 0, 0)
         self._crowded_for = 0.0
+        self._most = 0
         self._behind_until = float("-inf")
         self._why = ""
 
@@ -65,12 +69,14 @@ class Mailbox:
             return False
         depth = self.depth
         taken = self._came - self.dropped - depth
-        if depth <= self._capacity or not serving:
+        self._crowded_for += min(now - self._last_chunk, _LONGEST_GAP)
+        self._last_chunk = now
+        self._most = max(self._most, depth)
+        gaining = self._crowded_for >= LAG and depth < GAINING * self._most
+        if depth <= self._capacity or not serving or gaining:
             self._caught_up = _Counts(now, self._came, taken)
             self._crowded_for = 0.0
-        else:
-            self._crowded_for += min(now - self._last_chunk, _LONGEST_GAP)
-        self._last_chunk = now
+            self._most = depth
         late = serving and (self._crowded_for >= LAG or now < self._behind_until)
         dropped = self._drop(depth - (self._capacity if late else self._room))
         if not (dropped and serving):

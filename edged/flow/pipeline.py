@@ -25,14 +25,17 @@ from edged.flow.slot import Served, Slot
 log = logging.getLogger("edged.flow")
 
 ROOM_BYTES = 8 << 20
-"""What samples may wait for a model that keeps up, as after a while in which the board was busy."""
+"""What windows may take that wait for a model that keeps up, as after a while in which the board was busy."""
+
+_OVERHEAD_BYTES = 256
+"""What a window takes beside its samples."""
 
 _BREAKS_HINT = (
     "see in edgectl sources what is lost or refused; have lines that are no samples passed over with the source's "
     "comment, prefix or select"
 )
 _BEHIND_HINT = (
-    "give the model an accelerator or a longer hop, or the board less to do; edgectl pipelines counts the rest"
+    "give the model an accelerator or a longer hop, or the board less to do; edgectl pipelines counts what is dropped"
 )
 
 
@@ -67,7 +70,7 @@ class Pipeline:
         self.status = status
         self.slot = Slot()
         self.sinks: tuple[Sender, ...] = tuple(sinks)
-        self.mailbox = Mailbox(capacity, ROOM_BYTES // _fresh_bytes(spec), patient=patient)
+        self.mailbox = Mailbox(capacity, ROOM_BYTES // (_fresh_bytes(spec) + _OVERHEAD_BYTES), patient=patient)
         self.stopped = False
         self.windows = 0
         self.predictions = 0

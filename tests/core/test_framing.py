@@ -168,6 +168,7 @@ class TestText:
             (Lines(comment=("//", "T")), b"  T=21.5,0"),
             (Lines(prefix=("acc:",)), b"gyr:7,7"),
             (Lines(prefix=("acc:",)), "température 7,7".encode()),
+            (Lines(prefix=("acc:",)), b"\x1b[0;32mI (1234) wifi:\tconnected\x1b[0m"),
             (Lines(select={"kind": "acc"}), b"7,7,gyr"),
             (Lines(select={"kind": "acc"}), b"7,7,gyr,7"),
         ],

@@ -66,6 +66,19 @@ def test_chunks_that_come_at_once_after_a_stop_wait_their_turn() -> None:
     assert (mailbox.dropped, mailbox.behind(160.0)) == (0, "")
 
 
+def test_a_worker_that_gains_on_what_waits_is_not_behind() -> None:
+    mailbox = Mailbox(2, 10_000)
+    worker = iter(mailbox)
+    put(mailbox, 0, 1000, 100.0)
+    came = 1000
+    for second in range(101, 160):
+        put(mailbox, came, 10, float(second))
+        came += 10
+        take(worker, min(25, mailbox.depth))
+    assert (mailbox.dropped, mailbox.behind(160.0)) == (0, "")
+    assert mailbox.depth < 1000
+
+
 def test_a_worker_that_does_not_catch_up_is_behind_and_has_the_latest_windows_left() -> None:
     mailbox = crowded(2, 5)
     assert (mailbox.dropped, mailbox.behind(104.0)) == (0, "")
