@@ -49,6 +49,7 @@ class Mailbox:
         self._crowded_for = 0.0
         self._most = 0
         self._behind_until = float("-inf")
+        self._late_until = float("-inf")
         self._why = ""
 
     @property
@@ -77,13 +78,15 @@ class Mailbox:
             self._caught_up = _Counts(now, self._came, taken)
             self._crowded_for = 0.0
             self._most = depth
-        late = serving and (self._crowded_for >= LAG or now < self._behind_until)
-        dropped = self._drop(depth - (self._capacity if late else self._room))
+        late = serving and (self._crowded_for >= LAG or now < self._late_until)
+        dropped = self._drop_down_to(self._capacity if late else self._room)
         if not (dropped and serving):
             return False
         if not self.behind(now):
             self._why = self._figure(now, taken)
         self._behind_until = now + RECOVERY
+        if late:  # and not only short of room
+            self._late_until = self._behind_until
         return True
 
     def put(self, window: Window) -> None:
@@ -119,16 +122,18 @@ class Mailbox:
         if self._seats is not None:
             self._seats.put(True)
 
-    def _drop(self, count: int) -> int:
+    def _drop_down_to(self, allowed: int) -> int:
+        """Drop the oldest windows, while the worker may take some too; how many were dropped."""
         dropped = 0
-        while dropped < count:
+        for _ in range(self.depth):
+            if self.depth <= allowed:
+                break
             try:
                 oldest = self._waiting.get_nowait()
-            except Empty:  # the worker took them in between
+            except Empty:
                 break
             if oldest is None or oldest == "nudge":
                 self._waiting.put(oldest)
-                count -= 1
             else:
                 dropped += 1
         self.dropped += dropped

@@ -111,6 +111,16 @@ def test_memory_is_bounded_for_a_worker_that_hangs() -> None:
     assert mailbox.behind(100.0) == "behind: it took 0 of the 49 windows of the last 1 s"
 
 
+def test_a_worker_that_was_short_of_room_for_a_moment_loses_no_more_than_that() -> None:
+    mailbox = Mailbox(2, 50)
+    for chunk in range(4):
+        put(mailbox, 20 * chunk, 20, 100.0)
+    put(mailbox, 80, 1, 101.0)
+    assert mailbox.behind(101.0)
+    assert take_all(mailbox) == list(range(30, 81))
+    assert mailbox.dropped == 30
+
+
 def test_windows_wait_for_as_long_as_nothing_serves() -> None:
     mailbox = Mailbox(2, 1000)
     for second in range(60):
