@@ -41,7 +41,7 @@ from edged.config import (
     model_paths,
     publishes,
 )
-from edged.control.clock import REFRESH, KernelClock
+from edged.control.clock import REFRESH, KernelClock, SetNotice
 from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
@@ -149,6 +149,14 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    clock_set = SetNotice()
+
+    def follow_clock() -> None:
+        clock_set.take()
+        daemon.refresh()
+
+    if clock_set.descriptor >= 0:
+        loop.add_reader(clock_set.descriptor, follow_clock)
 
     async def start() -> None:
         async with daemon.changing:  # who asks for a reload from now on waits until there is something to change
@@ -184,6 +192,9 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
         await updater.stop()
         await daemon.stop(DRAIN_SECONDS)
         await server.stop()
+        if clock_set.descriptor >= 0:
+            loop.remove_reader(clock_set.descriptor)
+            clock_set.close()
 
 
 def _updater(daemon: Daemon, config: Config, store: Store) -> Updater:
@@ -406,7 +417,8 @@ class Daemon:
     def refresh(self) -> None:
         """Keep the clock right, the daemon's own state current, and an eye on sources that hang."""
         parts = self.parts
-        parts.clock.refresh()
+        if parts.clock.refresh():
+            self._publish_anew()
         for reader in parts.sources.values():
             reader.look()
         for part in parts.pipelines.values():
@@ -416,6 +428,16 @@ class Daemon:
         details = {"version": __version__, "boot": parts.boot, "dropped": spool.drops, "refused": spool.parks}
         state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)
         parts.publisher.publish_state(parts.topics.state, state)
+
+    def _publish_anew(self) -> None:
+        """Publish the retained states again, since the clock was set and they say since when they are so."""
+        parts = self.parts
+        for kind, family in (("source", parts.sources), ("model", parts.models), ("pipeline", parts.pipelines)):
+            for name, part in family.items():
+                self._publish(kind, name, part.status.health)
+        for model, (name, standing) in parts.accelerators.standings().items():
+            state = encode_acceleration(model, name, standing, parts.clock)
+            parts.publisher.publish_state(parts.topics.model_accelerator(model), state)
 
     async def _reload(self, new: Config, touched: Changes, *, anew: bool) -> None:
         parts = self.parts

@@ -1,17 +1,33 @@
 """Wall-clock time for monotonic moments, and whether to believe it.
 
 Inside, time is CLOCK_MONOTONIC. A board without a real-time clock starts in 1970 and jumps when the network brings
-the time, so the difference of the two clocks is measured anew every few seconds by `refresh`, and whoever stamps
-results reads two attributes and asks the system nothing.
+the time, so the difference of the two clocks is measured anew by `refresh`: every few seconds, and at once when the
+clock was set, of which `SetNotice` tells.
+
+An era is the time from one jump to the next. A moment is told by the difference in its own era where the clock was
+synchronised then, else in the first later era of which that can be said, else by the latest.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import math
+import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
 
-REFRESH = 5.0  # seconds between refreshes; a jump of the wall clock shows in results this late
+log = logging.getLogger("edged.control")
+
+REFRESH = 5.0
+"""Seconds between refreshes."""
+
+JUMP = 0.1
+"""So many seconds of difference are a jump: an NTP client that only slews needs minutes for them."""
+
+MAX_ERAS = 16
 
 _TIME_ERROR = 5
 _TIMEX_BYTES = 512  # struct timex is 208 bytes at most; all zero, it asks and changes nothing
@@ -21,6 +37,14 @@ def kernel_synchronised() -> bool:
     """Whether the kernel holds the clock to be disciplined by a time source: what adjtimex(2) returns."""
     state: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
     return 0 <= state < _TIME_ERROR  # -1: the call is forbidden here, and nobody knows
+
+
+class Era(NamedTuple):
+    """From `since`, in CLOCK_MONOTONIC seconds, until the next jump: Unix time less that, and whether to believe it."""
+
+    since: float
+    offset: float
+    synchronised: bool
 
 
 class KernelClock:
@@ -33,15 +57,69 @@ class KernelClock:
         ask: Callable[[], bool] = kernel_synchronised,
     ) -> None:
         self._wall, self._monotonic, self._ask = wall, monotonic, ask
-        self._asked = self.synchronised = ask()
-        self._offset = wall() - monotonic()
+        self._asked = ask()
+        self._eras: tuple[Era, ...] = (Era(-math.inf, wall() - monotonic(), self._asked),)  # replaced whole
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether a time source vouches for the clock, and it was not set since the last refresh."""
+        latest = self._eras[-1]
+        return latest.synchronised and abs(self._wall() - self._monotonic() - latest.offset) < JUMP
 
     def at(self, monotonic: float) -> float:
         """Unix seconds at a CLOCK_MONOTONIC moment of this boot."""
-        return monotonic + self._offset
+        eras = self._eras
+        if monotonic < eras[-1].since:
+            known = (era for era, after in pairwise(eras) if monotonic < after.since and era.synchronised)
+            return monotonic + next(known, eras[-1]).offset
+        return monotonic + eras[-1].offset
 
-    def refresh(self) -> None:
-        """Measure again. `synchronised` turns true one refresh late, so that no reader sees it beside the old time."""
+    def refresh(self) -> bool:
+        """Measure again; whether the clock was set meanwhile.
+
+        `synchronised` turns true one refresh late, so that no reader sees it beside the old time.
+        """
         before, self._asked = self._asked, self._ask()
-        self._offset = self._wall() - self._monotonic()
-        self.synchronised = before and self._asked
+        now = self._monotonic()
+        *earlier, latest = self._eras
+        offset = self._wall() - now
+        jumped = abs(offset - latest.offset) >= JUMP
+        if jumped:
+            era = Era(now, offset, synchronised=False)
+            self._eras = (*earlier, latest, era)[-MAX_ERAS:]
+            log.warning("the clock was set: it jumped by %+.1f s", offset - latest.offset)
+        else:
+            self._eras = (*earlier, Era(latest.since, offset, before and self._asked))
+        return jumped
+
+
+class SetNotice:
+    """A descriptor that becomes readable when the wall clock is set: timerfd_create(2) with TFD_TIMER_CANCEL_ON_SET.
+
+    `descriptor` is -1 where the kernel has none to give.
+    """
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None)
+        self.descriptor: int = libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
+        never = (ctypes.c_long * 4)(0, 0, _NEVER, 0)  # struct itimerspec: no interval, and when it ends
+        if self.descriptor >= 0 and libc.timerfd_settime(self.descriptor, _ABSTIME | _CANCEL_ON_SET, never, None) < 0:
+            self.close()
+
+    def take(self) -> None:
+        """Have it be readable again only when the clock is set once more."""
+        try:
+            os.read(self.descriptor, 8)
+        except OSError:
+            pass  # ECANCELED: that is how it says so
+
+    def close(self) -> None:
+        """Let go of the descriptor. May be called twice."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+_ABSTIME = 1
+_CANCEL_ON_SET = 2
+_NEVER = 1 << 33 if ctypes.sizeof(ctypes.c_long) == 8 else (1 << 31) - 1

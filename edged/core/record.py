@@ -228,7 +228,9 @@ class Recorder:
             round(prediction.latency, DURATION_DECIMALS),
             round(prediction.inference, DURATION_DECIMALS),
         )
-        start = msgspec.UNSET if prediction.start is None else round(clock.at(prediction.start), TIME_DECIMALS)
+        start: float | msgspec.UnsetType = msgspec.UNSET
+        if prediction.start is not None:  # by the clock's reading at the end: it may have been set within the window
+            start = round(clock.at(prediction.time) - (prediction.time - prediction.start), TIME_DECIMALS)
         if isinstance(outcome, Classification):
             scores = {score.label: worth(score.score, SCORE_DIGITS) for score in outcome.scores}
             score = worth(outcome.score, SCORE_DIGITS)

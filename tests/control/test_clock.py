@@ -1,6 +1,7 @@
+import select
 import time
 
-from edged.control.clock import KernelClock, kernel_synchronised
+from edged.control.clock import KernelClock, SetNotice, kernel_synchronised
 
 
 class Board:
@@ -35,6 +36,61 @@ def test_a_clock_that_loses_its_source_is_doubted_at_once():
     board.synchronised = False
     clock.refresh()
     assert not clock.synchronised
+
+
+def test_a_clock_that_was_set_is_not_believed_before_that_is_noticed():
+    board = Board(wall=1_700_000_000.0, monotonic=10.0, synchronised=True)
+    clock = board.clock()
+    board.wall += 2 * 86_400
+    assert not clock.synchronised
+
+
+def test_what_was_made_before_the_clock_was_set_keeps_its_time():
+    board = Board(wall=1_700_000_000.0, monotonic=10.0, synchronised=True)
+    clock = board.clock()
+    board.wall, board.monotonic, board.synchronised = 1_700_172_810.0, 20.0, False
+    assert clock.refresh()
+    assert not clock.synchronised
+    assert clock.at(15.0) == 1_700_000_005.0
+    assert clock.at(21.0) == 1_700_172_811.0
+
+
+def test_what_was_made_while_the_time_was_not_known_is_told_by_the_first_that_is():
+    board = Board(wall=0.0, monotonic=10.0, synchronised=False)
+    clock = board.clock()
+    board.wall, board.monotonic, board.synchronised = 1_700_000_000.0, 20.0, True
+    assert [clock.refresh(), clock.refresh(), clock.synchronised] == [True, False, True]
+    board.wall, board.monotonic, board.synchronised = 1_800_000_000.0, 30.0, False
+    clock.refresh()
+    assert clock.at(15.0) == 1_699_999_995.0
+
+
+def test_a_clock_that_is_only_slewed_is_believed_all_the_time():
+    board = Board(wall=1_700_000_000.0, monotonic=10.0, synchronised=True)
+    clock = board.clock()
+    board.wall, board.monotonic = 1_700_000_005.003, 15.0
+    assert clock.synchronised
+    assert not clock.refresh()
+    assert (clock.synchronised, clock.at(15.0)) == (True, 1_700_000_005.003)
+
+
+def test_a_clock_that_is_set_all_the_time_takes_no_more_memory():
+    board = Board(wall=1_700_000_000.0, monotonic=10.0, synchronised=True)
+    clock = board.clock()
+    for _ in range(100):
+        board.wall, board.monotonic = board.wall + 10, board.monotonic + 1
+        clock.refresh()
+    assert len(clock._eras) == 16
+    assert clock.at(board.monotonic) == board.wall
+
+
+def test_nobody_is_told_that_the_clock_was_set_while_it_was_not():
+    notice = SetNotice()
+    assert notice.descriptor >= 0
+    assert select.select([notice.descriptor], [], [], 0) == ([], [], [])
+    notice.take()
+    notice.close()
+    notice.close()
 
 
 def test_this_machine():

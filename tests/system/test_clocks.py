@@ -3,16 +3,22 @@
 Of validity dates of keys counts the clock, or the newest signed time that the board has seen where that is later.
 """
 
+import contextlib
+import json
+import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import signing
+from tests.broker import Broker, Subscriber
 from tests.edged_process import Edged
 from tests.motion import ROOT, bundle, config, edgectl, incoming, ledger, litter, seal, serving
 
@@ -131,3 +137,57 @@ def test_a_board_in_2100_says_that_a_key_is_over(tmp_path: Path, board_in: Calla
     said = edgectl(daemon, "update-model", signed(tmp_path, "1.2.0", "young", SPRING))
     assert said.code == DONE, said.output
     assert litter(daemon) == incoming(daemon) == set()
+
+
+TWO_DAYS = 2 * 86400
+BROKER = '[mqtt]\nhost = "127.0.0.1"\nport = {port}\n'
+
+
+@pytest.fixture
+def set_later(tmp_path: Path, library: Path) -> Iterator[Callable[..., tuple[Edged, Subscriber, Callable[[], None]]]]:
+    """A board, somebody who hears it, and what sets its clock two days ahead."""
+    with contextlib.ExitStack() as opened:
+
+        def start(**environ: str) -> tuple[Edged, Subscriber, Callable[[], None]]:
+            fifo = tmp_path / "set"
+            os.mkfifo(fifo)
+            broker = opened.enter_context(Broker(tmp_path))
+            subscriber = opened.enter_context(Subscriber(broker.port, "edged/board/#"))
+            environ = {"CLOCK_SHIFT": str(TWO_DAYS), "CLOCK_SET": str(fifo), "LD_PRELOAD": str(library), **environ}
+            daemon = Edged(tmp_path, config() + BROKER.format(port=broker.port), **environ)
+            opened.enter_context(daemon)
+            return daemon, subscriber, lambda: fifo.write_bytes(b"set") and None
+
+        yield start
+
+
+def test_no_result_is_vouched_for_across_a_jump(set_later):
+    daemon, subscriber, set_clock = set_later(CLOCK_SYNCHRONISED="1")
+
+    def result() -> dict[str, Any]:
+        return json.loads(subscriber.wait_for("edged/board/pipelines/motion/result").payload)  # type: ignore[no-any-return]
+
+    before = result()
+    set_clock()
+    results = [result()]
+    while not (results[-1]["synchronised"] and results[-1]["time"] - before["time"] > TWO_DAYS / 2):
+        results.append(result())
+    daemon.wait_for_log("the clock was set: it jumped by +17280")
+    states = [(each["time"] - before["time"] > TWO_DAYS / 2, each["synchronised"]) for each in results]
+    assert [state for state, _ in groupby(states)][-2:] == [(True, False), (True, True)]
+    assert set(states) <= {(False, True), (False, False), (True, False), (True, True)}
+    assert states.index((True, False)) < states.index((True, True))
+    for each in results:
+        assert each["time"] - each["start"] == pytest.approx(before["time"] - before["start"], abs=0.5)
+
+
+def test_retained_states_are_told_by_the_clock_as_it_was_set(set_later):
+    _, subscriber, set_clock = set_later()
+    subscriber.wait_for("edged/board/pipelines/motion/result")
+    set_clock()
+    for topic in ("edged/board/sources/wrist/state", "edged/board/pipelines/motion/state"):
+        subscriber.next(
+            lambda message, topic=topic: (
+                message.topic == topic and json.loads(message.payload)["since"] > time.time() + TWO_DAYS / 2
+            )
+        )
