@@ -238,6 +238,8 @@ class ModelBoard:
         part.served = tuple(each.served for each in self._users(model).values() if each.served is not None)
         part.proof = proof
         part.status.set("running", f"version {bundle.manifest.version}")
+        for fact in bundle.derived:
+            log.info("%s: derived from %s: %s", model, bundle.manifest.model, fact, extra={"model": model})
 
     def _prepare(self, model: str, bundle: Bundle, backend: Backend, each: PipelinePart) -> tuple[Served, Proof]:
         """Load a version for one pipeline and have it prove itself. Raises EdgedError, whatever a backend raises."""

@@ -84,6 +84,20 @@ def tolerance(found: Spread, samples: list[Sample], manifest: Manifest) -> Golde
     )
 
 
+def share(golden: Golden, samples: list[Sample], manifest: Manifest) -> float:
+    """The greatest share of the range of an output that a tolerance is; the range is that of its dtype, or as seen."""
+    shares = [0.0]
+    for index, spec in enumerate(manifest.outputs):
+        if spec.scale:
+            limits = np.iinfo(spec.numpy_dtype)
+            shares.append(golden.steps / (limits.max - limits.min))
+        else:
+            seen = np.stack([sample.outputs[index].astype(np.float64) for sample in samples])
+            reach = float(np.ptp(seen)) or float(np.abs(seen).max(initial=0.0))
+            shares.append(golden.absolute / reach if reach else 0.0)
+    return max(shares)
+
+
 def words(found: Spread, manifest: Manifest) -> str:
     """How far the kernels are apart, in words."""
     parts = []

@@ -102,6 +102,8 @@ _DESCRIBING = (
     "variant",
 )
 _CARD = "CARD.md"
+MUCH = 0.2
+"""The share of an output's range from which on a tolerance says little."""
 
 
 class VariantOption(NamedTuple):
@@ -441,8 +443,10 @@ def _certain(args: argparse.Namespace, said: dict[str, Any], structure: TfliteFi
     if missing:
         problems = "; ".join(side.problem for side in wanted if side.problem)
         raise BundleError(f"{args.model}: {problems}", hint=fill_in(args.model, missing))
+    has_labels = args.labels is not None or "labels" in said
     for side in wanted:
-        _note(f"derived from {args.model.name}: {side.fact}")
+        if side.fact:
+            _note(f"derived from {args.model.name}: {side.fact.partition('; ')[0] if has_labels else side.fact}")
     fields: dict[str, Any] = {"postprocess": {"kind": "classification"}} if args.labels else {}
     for side in sides:
         fields |= msgspec.to_builtins(dict(side.fields))
@@ -566,6 +570,11 @@ def _golden(
     allowed = [f"{chosen.steps:g} steps"] * any(spec.scale for spec in manifest.outputs)
     allowed += [f"{chosen.absolute:g}"] * any(not spec.scale for spec in manifest.outputs)
     _note(f"{kernels.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
+    share = kernels.share(chosen, samples, manifest)
+    if share > MUCH:
+        _note(
+            f"that is {share:.0%} of what an output ranges over: such samples prove little. Give others with --golden"
+        )
     return samples, chosen
 
 

@@ -269,6 +269,15 @@ def test_the_tolerance_is_what_the_runtimes_own_kernels_differ_by(pack, tmp_path
     assert f"so golden outputs may be off by {golden.steps:g} steps" in said
 
 
+def test_samples_on_which_the_kernels_are_far_apart_are_said_to_prove_little(tmp_path, capsys):
+    """A pose of noise: where nobody is, the kernels find keypoints here or there."""
+    names = [f"v{index}" for index in range(51)]
+    said = part(tmp_path, postprocess={"kind": "regression", "names": names})
+    line = ["pack", real_model("movenet_single_pose_lightning_ptq.tflite"), "--version", "1", "--manifest", said]
+    assert main([*map(str, [*line, "-o", tmp_path / "x.edgm"])]) == 0
+    assert "these samples prove little" in capsys.readouterr().err
+
+
 def test_a_model_that_all_kernels_compute_alike_is_held_more_tightly(pack):
     golden = pack(DATA / "metadata.tflite", "--version", "1").manifest.golden
     assert 1e-6 <= golden.absolute <= 1e-3
