@@ -227,7 +227,7 @@ def load(paths: Sequence[Path]) -> Config:
         ConfigErrors: something is wrong, and everything that is. Files that cannot be read come first and alone, for
             half a configuration is full of errors that are not there.
     """
-    tables = Tables(_convert)
+    tables = Tables(_convert, _belongs)
     unread: list[Problem] = []
     for path in _files(paths, unread):
         _read(path, tables, unread)
@@ -319,6 +319,18 @@ def _convert(kind: type, value: Any, file: str) -> Any:
     if kind is Path and isinstance(value, str) and value and "\0" not in value:
         return Path(file).parent / value
     raise ValueError
+
+
+def _belongs(key: str) -> str:
+    """Name the tables that have a key, as a hint; only a mistake has to wait for the import of all kinds."""
+    tables: dict[str, Any] = {"[pipelines.X]": PipelineEntry, "[pipelines.X.decision]": Decision}
+    for family in ("sinks", "sources"):
+        for kind in plugins.BUILT_IN[family]:
+            tables[f'[{family}.X] with kind = "{kind}"'] = plugins.load(family, kind)
+    tables |= {"[models.X]": ModelKeys, '[models.X] with backend = "tflite"': plugins.load("backends", "tflite")}
+    tables |= {f"[{field.name}]": field.type for field in msgspec.structs.fields(Config) if field.name in SINGLE_TABLES}
+    homes = [table for table, struct in tables.items() if key in struct.__struct_fields__]
+    return f"{key} belongs in {' or '.join(homes)}" if homes else ""
 
 
 # -- making sense of it ---------------------------------------------------------------------------------------------

@@ -309,6 +309,15 @@ def test_every_error_is_told_at_once(write: Write) -> None:
     [
         ("[pipeline.p]", ("pipeline", "an unknown key", 'did you mean "pipelines"?')),
         ("sources = 3", ("sources", "3", "")),
+        ("[log]\nexpiry = 60", ("log.expiry", "an unknown key", 'expiry belongs in [sinks.X] with kind = "mqtt"')),
+        (
+            "[log]\nthreshold = 1",
+            ("log.threshold", "an unknown key", "threshold belongs in [pipelines.X.decision] or [updates]"),
+        ),
+        (
+            "[log]\nthreads = 1",
+            ("log.threads", "an unknown key", 'threads belongs in [models.X] with backend = "tflite"'),
+        ),
         ("[[sources]]", ("sources", "[a table]", "")),
         ("[sources]\nx = 3", ("sources.x", "3", "write [sources.x] above its keys")),
         ("[sources.X]", ("sources.X", 'the name "X"', "")),

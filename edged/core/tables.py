@@ -49,14 +49,16 @@ class Problem(msgspec.Struct, frozen=True):
 class Tables:
     """A document of tables within tables, where each key came from, and the problems found in it so far.
 
-    `hook(type, value, file)` makes values of types that msgspec does not know, as its `dec_hook` does.
+    `hook(type, value, file)` makes values of types that msgspec does not know, as its `dec_hook` does. `belongs(key)`
+    is a hint naming the tables that a key belongs in, "" for none.
     """
 
-    def __init__(self, hook: Callable[[type, Any, str], Any]) -> None:
+    def __init__(self, hook: Callable[[type, Any, str], Any], belongs: Callable[[str], str] = lambda key: "") -> None:
         self.root: dict[str, Any] = {}
         self.origins: dict[Place, str] = {}
         self.problems: list[Problem] = []
         self._hook = hook
+        self._belongs = belongs
 
     def merge(self, table: dict[str, Any], file: str) -> None:
         """Lay the content of one more file over what is there: tables are merged, anything else replaces."""
@@ -93,7 +95,8 @@ class Tables:
         """Note every key of the table at a place that is not one of `known`."""
         for key in self.keys(place):
             if key not in known:
-                hint = _secret_hint(key, known) or did_you_mean(key, known)
+                elsewhere = self._belongs(key) if place else ""
+                hint = _secret_hint(key, known) or elsewhere or did_you_mean(key, known)
                 self.refuse((*place, key), "an unknown key", listed(known), hint)
 
     def struct(self, place: Place, kind: type[S], *, beside: Collection[str] = ()) -> S | None:

@@ -18,6 +18,10 @@ class UnreachableError(ControlError):
     """No daemon answers."""
 
 
+class ForbiddenError(UnreachableError):
+    """There is a daemon's socket, which this user may not open."""
+
+
 class Client:
     """A connection to the daemon, for one question."""
 
@@ -91,7 +95,7 @@ def _unreachable(failures: dict[str, OSError]) -> UnreachableError:
     reasons = "; ".join(f"{path}: {error.strerror or error}" for path, error in failures.items())
     for path, error in failures.items():
         if isinstance(error, PermissionError):
-            return UnreachableError(f"the daemon's socket is not yours to open: {reasons}", hint=_way_in(path))
+            return ForbiddenError(f"the daemon's socket is not yours to open: {reasons}", hint=_way_in(path))
     return UnreachableError(
         f"no daemon answers: {reasons}",
         hint="start it: sudo systemctl start edged\nor say where it runs: edgectl --runtime-dir DIR",

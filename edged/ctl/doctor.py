@@ -34,7 +34,7 @@ from edged.core.manifest import NO_DELEGATES, Variant
 from edged.core.tables import Problem
 from edged.ctl import exits, tables
 from edged.ctl.allow import COMMAND, USER, Access, wanted
-from edged.ctl.client import UnreachableError, connect
+from edged.ctl.client import ForbiddenError, UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.devices import daemon_runs
 from edged.ctl.offline import load_model, models_of
@@ -486,8 +486,8 @@ def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
     try:
         status = connect(runtime_dir).call("status")
         spool = connect(runtime_dir).call("spool")
-    except UnreachableError as error:
-        yield Check("daemon", "warn", error.message, error.hint)
+    except UnreachableError as error:  # that it does not run may be meant so
+        yield Check("daemon", "fail" if isinstance(error, ForbiddenError) else "warn", error.message, error.hint)
         return
     except EdgedError as error:
         yield Check("daemon", "fail", error.message, error.hint)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edged import plugins
@@ -51,13 +54,31 @@ def default_backend(bundle: Bundle) -> Backend:
     return backend
 
 
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keep the INFO lines of a runtime that writes to standard error itself from the user; pass everything else on."""
+    with tempfile.TemporaryFile() as said:
+        errors = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(errors, 2)
+            os.close(errors)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(b"INFO: "):
+                    os.write(2, line)
+
+
 def load_model(bundle: Bundle, backend: Backend, signature: str | None = None) -> Runner:
     """The model loaded, and its tensors held against its manifest.
 
     Raises:
         EdgedError: it does not load, or is not what its manifest says.
     """
-    runner = shaped(backend, bundle.manifest).load(bundle.model, signature=signature or bundle.manifest.signature)
+    with without_chatter():
+        runner = shaped(backend, bundle.manifest).load(bundle.model, signature=signature or bundle.manifest.signature)
     try:
         check_tensors(bundle.manifest, runner)
     except BaseException:

@@ -381,6 +381,19 @@ def daemon(daemon):
     return daemon
 
 
+def test_a_daemon_whose_socket_may_not_be_opened_is_a_failure(tmp_path):
+    (tmp_path / "run").mkdir(mode=0)
+    with unprivileged():
+        (check,) = doctor.check_daemon(str(tmp_path / "run"))
+    assert check.verdict == "fail"
+    assert "not yours to open" in check.found
+
+
+def test_a_daemon_that_is_not_there_may_be_meant_so(tmp_path):
+    (check,) = doctor.check_daemon(str(tmp_path))
+    assert check.verdict == "warn"
+
+
 def test_a_daemon_that_runs(daemon, runtime_dir):
     assert list(doctor.check_daemon(str(runtime_dir))) == [
         Check("daemon", "ok", "edged 0.1.0 runs, up 1 d 2 h"),

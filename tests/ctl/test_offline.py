@@ -1,8 +1,9 @@
 """What the verbs that need no daemon take for the models of this device."""
 
 import argparse
+import os
 
-from edged.ctl.offline import find_model, models_of
+from edged.ctl.offline import find_model, models_of, without_chatter
 from tests.models.test_store import Installer
 
 
@@ -19,3 +20,10 @@ def test_an_installed_version_goes_before_the_factorys(tmp_path):
 
 def test_with_nothing_installed_there_are_the_factorys(tmp_path):
     assert set(models_of(arguments(tmp_path / "nowhere")).names()) >= {"motion", "anomaly", "digits"}
+
+
+def test_what_a_runtime_says_for_information_is_kept_from_the_user(capfd):
+    with without_chatter():
+        os.write(2, b"INFO: Created a delegate.\nERROR: It has no kernel.\n")
+    os.write(2, b"INFO: and so on\n")
+    assert capfd.readouterr().err == "ERROR: It has no kernel.\nINFO: and so on\n"
