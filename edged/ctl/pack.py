@@ -572,9 +572,7 @@ def _golden(
     _note(f"{kernels.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
     share = kernels.share(chosen, samples, manifest)
     if share > MUCH:
-        _note(
-            f"that is {share:.0%} of what an output ranges over: such samples prove little. Give others with --golden"
-        )
+        _note(f"that is {share:.0%} of what an output ranges over: these samples prove little, give others: --golden")
     return samples, chosen
 
 
