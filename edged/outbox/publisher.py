@@ -70,7 +70,7 @@ class Publisher:
     Any thread may call `put`, the states' methods and `subscribe` at any time; only `put` may wait, for the disk, where
     a pipeline wants that. `broker` is where the broker is, `connected` whether it has accepted us, `protocol` with
     which version of MQTT it last did. `reconnects` counts the connections after the first. With a `wall` clock, results
-    that waited for it to be synchronised leave with the right times.
+    that waited for it to be synchronised leave with the right times. `chance()` in [0, 1) spreads devices apart.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Publisher:
         status: Status,
         clock: Callable[[], float] = time.monotonic,
         wall: WallClock | None = None,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.broker = options.broker
         self.spool = spool
@@ -92,6 +93,7 @@ class Publisher:
         self._topics = topics
         self._clock = clock
         self._wall = wall
+        self._chance = chance
         self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
         self._states = States()
         self._handlers: dict[str, Handler] = {}
@@ -208,10 +210,11 @@ class Publisher:
                 failures = 1 if delivered or self._clock() - since > STEADY_SECONDS else failures + 1
                 unreachable = error.unreachable
                 if error.over and not last:
+                    self._hold_back()
                     continue
             if last:
                 break
-            self._pause(backoff(failures, random.random()), probing=unreachable)
+            self._pause(backoff(failures, self._chance()), probing=unreachable)
         if left := self.spool.depth:
             log.warning("stopped, with %d messages that the broker does not have", left)
         self.status.set("stopped")
@@ -299,9 +302,17 @@ class Publisher:
         while not self._stopping and (left := until - self._clock()) > 0:
             probe = probing and self.spool.depth > 0
             began = self._clock()
-            if self._wake.wait(min(left, PROBE_SECONDS) if probe else left, self._network.fileno()):
+            until_probe = PROBE_SECONDS * (0.75 + self._chance() / 2)  # or all boards would knock in step
+            if self._wake.wait(min(left, until_probe) if probe else left, self._network.fileno()):
                 left = FIRST_RETRY / 2 - (self._clock() - until + seconds)
                 self._wake.wait(max(0.0, left))
+                self._hold_back()
                 return
             if probe and self._clock() - began >= PROBE_SECONDS / 2 and reachable(self._address, min(left, 2.0)):
+                self._hold_back()
                 return
+
+    def _hold_back(self) -> None:
+        """Wait a moment: other boards have learned just now, too, that the broker can be reached again."""
+        if not self._stopping:
+            self._wake.wait(FIRST_RETRY / 2 * self._chance())

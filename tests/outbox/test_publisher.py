@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -454,3 +455,39 @@ def test_the_first_retry_comes_within_a_second_and_none_later_than_half_a_minute
     assert [backoff(1, chance) for chance in (0.0, 0.5, 1.0)] == pytest.approx([0.3, 0.45, 0.6])
     assert [backoff(failures, 0.0) for failures in (2, 3, 4)] == pytest.approx([0.6, 1.2, 2.4])
     assert backoff(1_000_000, 1.0) == 30.0
+
+
+class VirtualTime:
+    """A clock, and what is waited with: time passes as it is waited for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.changes_at = math.inf
+        """When the network changes."""
+
+    def clock(self) -> float:
+        return self.now
+
+    def wait(self, timeout: float, other: int | None = None) -> bool:
+        changed = other is not None and self.now <= self.changes_at <= self.now + timeout
+        self.now = self.changes_at if changed else self.now + timeout
+        return changed
+
+
+@pytest.mark.parametrize(
+    ("chance", "changes_at", "seconds"),
+    [(0.0, math.inf, 0.375), (0.5, math.inf, 0.65), (1.0, math.inf, 0.925), (0.0, 0.1, 0.3), (1.0, 0.1, 0.6)],
+)
+def test_boards_that_learn_at_one_moment_that_the_broker_is_back_do_not_come_at_one(
+    chance: float, changes_at: float, seconds: float
+) -> None:
+    time = VirtualTime()
+    time.changes_at = changes_at
+    with server(lambda connection: None) as port:
+        options = MqttOptions(host="127.0.0.1", port=port)
+        quiet = Status("mqtt", time.clock, lambda _name, _health: None)
+        publisher = Publisher(options, TOPICS, MemorySpool(), quiet, clock=time.clock, chance=lambda: chance)
+        publisher.put(message(1))
+        publisher._wake = time  # type: ignore[assignment]
+        publisher._pause(30.0, probing=True)
+    assert time.now == pytest.approx(seconds)
