@@ -70,9 +70,11 @@ def components(description: Description) -> dict[str, Component]:
     found = {"state": _state(topics.state)}
     for pipeline in description.pipelines:
         prefix = _prefix(pipeline)
-        found[f"{prefix}problem"] = _problem(f"{pipeline.name} problem", topics.pipeline_state(pipeline.name))
+        found[_free(found, prefix, "problem")] = _problem(
+            f"{pipeline.name} problem", topics.pipeline_state(pipeline.name)
+        )
         for name, component in _outputs(pipeline, topics.decision(pipeline.name)).items():
-            found[prefix + name] = component | {
+            found[_free(found, prefix, name)] = component | {
                 "availability_mode": "all",
                 "availability": [
                     _device_works(topics),
@@ -90,6 +92,11 @@ def components(description: Description) -> dict[str, Component]:
     for name, component in found.items():
         component["unique_id"] = f"edged_{topics.device}_{name}"
     return found
+
+
+def _free(found: Mapping[str, Any], prefix: str, name: str) -> str:
+    """An id that no component has yet: with underscores in names, those of two pipelines may run together to one."""
+    return f"{prefix}{name}" if f"{prefix}{name}" not in found else f"{prefix}.{name}"
 
 
 class _Announced(msgspec.Struct):

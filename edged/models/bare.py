@@ -105,7 +105,8 @@ def inherit(data: bytes, base: Manifest, version: str, before_it: bytes | None =
     if base.signature is not None:
         raise BundleError(f"{before} is one signature of a file with several", hint=_PACK)
     found = inspect(data)
-    tensors = _matched("input", before, tuple(each.tensor for each in base.inputs), found.inputs)
+    inputs, outputs = _resized(base, found)
+    tensors = _matched("input", before, tuple(each.tensor for each in base.inputs), inputs)
     manifest = replace(
         base,
         version=version,
@@ -113,7 +114,7 @@ def inherit(data: bytes, base: Manifest, version: str, before_it: bytes | None =
         description=f"A bare file, with the contract of {before}.",
         files={base.model: measure(data)},
         inputs=tuple(replace(each, tensor=tensor) for each, tensor in zip(base.inputs, tensors, strict=True)),
-        outputs=_matched("output", before, base.outputs, found.outputs),
+        outputs=_matched("output", before, base.outputs, outputs),
         golden=None,
         variants=(),
     )
@@ -198,6 +199,26 @@ class BareCheck:
         self.verified = 0
         self._head = b""
         self._whole = hashlib.sha256()
+
+
+def _resized(base: Manifest, found: TfliteFile) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The file's inputs, those of open shape as the version before resizes them, and the outputs that come of that."""
+    stated = tuple(each.tensor.shape for each in base.inputs)
+    inputs = tuple(
+        replace(tensor, shape=shape) if _fits(tensor.shape, shape, axes) else tensor
+        for tensor, shape, axes in zip(found.inputs, stated, found.dynamic, strict=False)
+    )
+    inputs += found.inputs[len(inputs) :]
+    if inputs == found.inputs:
+        return inputs, found.outputs
+    return inputs, tuple(replace(tensor, shape=()) for tensor in found.outputs)  # only the runtime can size them
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+    """Whether a shape with open axes can be another."""
+    return len(shape) == len(wanted) and all(
+        axis in axes or one == other for axis, (one, other) in enumerate(zip(shape, wanted, strict=True))
+    )
 
 
 def _matched(

@@ -91,6 +91,17 @@ def test_a_regression_has_a_sensor_for_each_value() -> None:
     assert "unit_of_measurement" not in components["pipeline_tank_value_count"]
 
 
+def test_names_that_run_together_make_no_entity_of_two() -> None:
+    tank = PipelineOutput("tank", "regression", values=(Value("score"), Value("problem")))
+    wave = PipelineOutput("tank_value", "anomaly")
+    alone = len(discovery.components(describe())) + 3 + 3
+    components = discovery.components(describe(tank, wave))
+    assert len(components) == alone
+    assert components["pipeline_tank_value_score"]["name"] == "tank score"
+    assert components["pipeline_tank_value_.score"]["name"] == "tank_value score"
+    assert len({component["unique_id"] for component in components.values()}) == alone
+
+
 def test_an_anomaly_has_a_problem_and_a_score() -> None:
     components = discovery.components(describe(PUMP))
 

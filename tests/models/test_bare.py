@@ -86,6 +86,20 @@ def test_labels_that_are_too_few_are_refused():
         inherited(relabelled(["rot", "blau"]), colours(), METADATA)
 
 
+def test_an_open_shape_is_that_of_the_version_before():
+    base = colours(
+        window={"length": 3, "hop": 3, "channels": [{"name": name} for name in "abcd"]},
+        inputs=[{"tensor": {"name": "x", "shape": [3, 4], "dtype": "float32"}}],
+        outputs=[{"name": "y", "shape": [3, 3], "dtype": "float32"}],
+        labels=[],
+        postprocess={"kind": "regression", "names": [f"y{index}" for index in range(9)]},
+    )
+    found = inherited((DATA / "open.tflite").read_bytes(), base, None)
+    assert (found.inputs, found.outputs) == (base.inputs, base.outputs)
+    with pytest.raises(BundleError, match=r"input 0, 'x', is float32 \[3, 4\] in colours 1\.0, and float32 \[1, 4\]"):
+        inherited(FLOAT, base, None)
+
+
 def test_the_head_is_always_the_same():
     base = msgspec.structs.replace(colours(), created=1)
     assert inherit(METADATA, base, "2", FLOAT) == inherit(METADATA, base, "2", FLOAT)
