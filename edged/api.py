@@ -153,6 +153,17 @@ class Backend(Options, frozen=True, kw_only=True):
         """
         raise NotImplementedError
 
+    def title(self) -> str:
+        """Name and version of the runtime, as in RunnerInfo; "" if only a loaded model tells.
+
+        The daemon remembers under this title which models a child process has loaded, run and closed without harm.
+        Models of a backend without a title are proven in a child at every start.
+
+        Raises:
+            ModelError: no runtime is installed.
+        """
+        return ""
+
 
 class Outbox(Protocol):
     """Where a sink leaves messages for the broker."""

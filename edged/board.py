@@ -34,9 +34,10 @@ from edged.desired import Wish
 from edged.flow.pipeline import Pipeline
 from edged.flow.slot import Served, Tally
 from edged.models.bundle import Bundle
+from edged.models.proofs import Proofs
 from edged.models.selftest import Proof, prove, shaped
 from edged.models.store import BRING, VERSIONS
-from edged.models.trial import Allowance, try_out
+from edged.models.trial import Allowance, available_bytes, try_out
 from edged.operations import ModelPart, Parts, PipelinePart
 from edged.proving import Subject
 
@@ -55,8 +56,11 @@ Build = Callable[[str, Manifest], Pipeline]
 class ModelBoard:
     """Has models serve in the daemon's pipelines. `build` makes a pipeline's flow, `feed` has the readers follow."""
 
-    def __init__(self, parts: Parts, build: Build, feed: Callable[[], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, parts: Parts, proofs: Proofs, build: Build, feed: Callable[[], None], clock: Callable[[], float]
+    ) -> None:
         self._parts = parts
+        self._proofs = proofs
         self._build = build
         self._feed = feed
         self._clock = clock
@@ -64,22 +68,46 @@ class ModelBoard:
 
     # What the daemon asks
 
-    async def load(self, model: str) -> None:
-        """Have the bundle that a model has serve in all its pipelines that do not run yet. What fails says so."""
+    async def load(self, model: str) -> bool:
+        """Have the bundle that a model has serve in all its pipelines that do not run yet. What fails says so.
+
+        False, and nothing is loaded, where the model is new to this board: `prove` it first.
+        """
         part = self._parts.models[model]
-        idle = {name: each for name, each in self._users(model).items() if each.flow is None}
+        idle = self._idle(model)
         if part.bundle is None:
             why = part.status.health
             for each in idle.values():
                 each.status.set(why.state, f"its model {model!r}: {why.reason}", why.hint)
-            return
+            return True
         for name, each in idle.items():  # one that does not fit its source is no reason for the others not to run
             try:
+                if not await asyncio.to_thread(
+                    self._proofs.holds, part.bundle, self._backend(model, part.bundle.manifest)
+                ):
+                    self._await_proof(model, part, idle)
+                    return False
                 await self._serve(model, part.bundle, {name: each})
             except EdgedError as error:
                 each.status.set("failed", error.message, error.hint)
                 if isinstance(error, ModelError | BundleError):
                     part.status.set("failed", error.message, error.hint)
+        return True
+
+    async def prove(self, model: str) -> bool:
+        """Have a child process load, run and close the bundle that a model has; whether it may be loaded here then."""
+        part = self._parts.models[model]
+        assert part.bundle is not None  # or `load` would have had nothing to prove
+        try:
+            await self._proofs.ensure(part.bundle, self._backend(model, part.bundle.manifest))
+        except EdgedError as error:
+            if self._parts.models.get(model) is part:
+                for each in self._idle(model).values():
+                    each.status.set("failed", f"its model {model!r}: {error.message}", error.hint)
+                if not part.served:  # else another version of it serves by now
+                    part.status.set("failed", error.message, error.hint)
+            return False
+        return True
 
     # What the updater asks: see models/updater.py
 
@@ -128,7 +156,7 @@ class ModelBoard:
         part = self._parts.models.get(model)
         delegates = self._parts.accelerators.fit(manifest, self._wanted(model))
         if part is not None and part.runner is not None:  # else nobody knows what it would run on: the trial will show
-            require(manifest, part.runner.runtime, delegates, _available_bytes() + self._given_up(model, part))
+            require(manifest, part.runner.runtime, delegates, available_bytes() + self._given_up(model, part))
         for each in self._users(model).values():
             self._match(model, manifest, each)
             decision_for(each.entry, manifest)
@@ -142,6 +170,8 @@ class ModelBoard:
         backend = self._backend(model, bundle.manifest)
         verdict = await try_out(bundle.folder, bundle.manifest, backend, Allowance())
         self._measured[model] = (bundle.folder, verdict.rss_bytes)
+        if verdict.failure in ("", "slow"):
+            await self._proofs.remember(bundle, backend)
         if verdict.failure not in ("", "slow") or not isinstance(backend, TfliteBackend):
             return verdict
         needed = self._is_needed(model, bundle.manifest)
@@ -174,6 +204,7 @@ class ModelBoard:
         if bundle is None:
             self._let_go(model, part)
             return
+        await self._proofs.ensure(bundle, self._backend(model, bundle.manifest))
         users = self._users(model)
         running = {name: each for name, each in users.items() if _runs(each)}
         if running and part.bundle is not None and self._hands_over(model, bundle):
@@ -203,7 +234,7 @@ class ModelBoard:
         return {
             name: Subject(name, part.bundle, self._wanted(name), self._backend(name, part.bundle.manifest))
             for name, part in self._parts.models.items()
-            if part.bundle is not None
+            if part.bundle is not None and part.served
         }
 
     async def serve_anew(self, model: str) -> None:
@@ -306,7 +337,7 @@ class ModelBoard:
     def _hands_over(self, model: str, bundle: Bundle) -> bool:
         """Whether what serves has to go before this version is loaded."""
         needed = self._takes(model, bundle) * len(self._users(model))
-        return hands_over(self._parts.config.models[model].swap, needed=needed, available=_available_bytes())
+        return hands_over(self._parts.config.models[model].swap, needed=needed, available=available_bytes())
 
     def _given_up(self, model: str, part: ModelPart) -> int:
         """Bytes of memory that what serves makes free for the next version, where it can go before that is loaded."""
@@ -426,6 +457,15 @@ class ModelBoard:
         part.bundle, part.digest, part.served, part.proof = None, "", (), None
         part.status.set("failed", reason, hint)
 
+    def _await_proof(self, model: str, part: ModelPart, idle: dict[str, PipelinePart]) -> None:
+        part.status.set("starting", "it is new to this board, and is tried in a process of its own first")
+        for each in idle.values():
+            each.status.set("starting", f"its model {model!r} is tried in a process of its own first")
+
+    def _idle(self, model: str) -> dict[str, PipelinePart]:
+        """The pipelines of a model that have no flow yet."""
+        return {name: each for name, each in self._users(model).items() if each.flow is None}
+
     def _users(self, model: str) -> dict[str, PipelinePart]:
         return {name: each for name, each in list(self._parts.pipelines.items()) if each.entry.model == model}
 
@@ -460,12 +500,3 @@ def hands_over(swap: Swap, *, needed: int, available: int) -> bool:
 def _together(on_cpu: Verdict, accelerated: Verdict) -> Verdict:
     """The verdict of a version that works in both places: as it is where it will serve."""
     return replace(accelerated, rss_bytes=on_cpu.rss_bytes, seconds=on_cpu.seconds + accelerated.seconds)
-
-
-def _available_bytes() -> int:
-    """Memory that can be had without swapping: MemAvailable of proc_meminfo(5)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return 1 << 62  # a kernel that does not say is older than 3.14

@@ -12,11 +12,11 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -65,8 +65,11 @@ from edged.models.bare import Bare
 from edged.models.disk import Disk
 from edged.models.incoming import Incoming
 from edged.models.job import Event
-from edged.models.selftest import prove, shaped
+from edged.models.proofs import FILE as PROOFS
+from edged.models.proofs import Proofs
+from edged.models.selftest import Proof
 from edged.models.store import BRING, MissingModelError, Store
+from edged.models.trial import prove_apart
 from edged.models.trust import Trust
 from edged.models.tunings import Tunings
 from edged.models.updater import Updater
@@ -79,6 +82,11 @@ from edged.proving import Proving
 from edged.updates import Updates
 
 log = logging.getLogger("edged.daemon")
+
+T = TypeVar("T")
+
+TRIAL_PATIENCE = 10.0
+"""How long a start or a reload waits for models that are new to this board. Everything else serves meanwhile."""
 
 DRAIN_SECONDS = 8.0
 """How long a clean stop may take: windows in hand are finished and messages sent for so long, then it is over."""
@@ -330,7 +338,10 @@ class Daemon:
             started=now,
             loaded=now,
         )
-        self.board = ModelBoard(self.parts, self._build, self._feed, time.monotonic)
+        self.proofs = Proofs(state_dir / PROOFS)
+        self._trials: set[asyncio.Task[Any]] = set()
+        self._on_trial: set[str] = set()  # models that are new to this board
+        self.board = ModelBoard(self.parts, self.proofs, self._build, self._feed, time.monotonic)
 
     async def start(self) -> None:
         """Bring everything up: the spool, models and pipelines, what feeds them, then the link to the broker."""
@@ -339,7 +350,7 @@ class Daemon:
         mqtt = parts.config.mqtt
         if mqtt.home_assistant:
             self._announcer = Announcer(mqtt.discovery_prefix, parts.config.device.name, parts.publisher)
-        await self._bring_up(_everything(parts.config))
+        unproven = await self._bring_up(_everything(parts.config))
         self.refresh()
         loop = asyncio.get_running_loop()
 
@@ -349,6 +360,7 @@ class Daemon:
         parts.publisher.subscribe(parts.topics.model_desired("+"), hear)
         parts.publisher.start()
         await self._open_page()
+        await self._prove(unproven)
         await asyncio.to_thread(self._tidy)
 
     async def stop(self, deadline: float) -> None:
@@ -357,6 +369,9 @@ class Daemon:
         A reload that is in hand comes first, unless it hangs, and none begins any more.
         """
         end = time.monotonic() + deadline
+        for trial in list(self._trials):
+            trial.cancel()
+        await self.proofs.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.changing.acquire(), deadline / 2)
         await self._take_down(_everything(self.parts.config), end)
@@ -462,7 +477,7 @@ class Daemon:
             self._forget(_removed(touched))
             parts.config, self._store.paths = new, model_paths(new)
             parts.publisher.spool.policies = _policies(new)
-            await self._bring_up(_arriving(touched))
+            await self._prove(await self._bring_up(_arriving(touched)))
             if "metrics" in touched.tables:
                 await self._close_page()
                 await self._open_page()
@@ -472,8 +487,11 @@ class Daemon:
         parts.loaded = time.monotonic()
         parts.refused = None
 
-    async def _bring_up(self, names: Names) -> None:
-        """Build what is named from the configuration as it is now. What cannot be built is in a state that says why."""
+    async def _bring_up(self, names: Names) -> list[str]:
+        """Build what is named from the configuration as it is now. What cannot be built is in a state that says why.
+
+        The models that are new to this board are not loaded, but returned: `_prove` them.
+        """
         parts = self.parts
         config = parts.config
         await asyncio.to_thread(parts.accelerators.configure, config.delegates, config.accelerators)
@@ -490,16 +508,56 @@ class Daemon:
             decision = self._decision(name, status) if publishes(config, entry) else None
             parts.pipelines[name] = PipelinePart(entry, status, decision, begins_at=begins_at)
             self._depend(entry.source)
-        for name in dict.fromkeys(config.pipelines[name].model for name in names.pipelines):
-            await self.board.load(name)
+        models = dict.fromkeys(config.pipelines[name].model for name in names.pipelines)
+        unproven = [name for name in models if not await self.board.load(name)]
         for name in names.sources:
             parts.sources[name] = self._reader(name)
         self._feed()
-        for name in names.sources:
-            parts.sources[name].start()
+        self._on_trial.update(unproven)
+        self._start_sources()
         if self._announcer:
             manifests = {name: part.bundle.manifest if part.bundle else None for name, part in parts.models.items()}
             self._announcer.announce(describe(config, manifests))
+        return unproven
+
+    async def _prove(self, names: Sequence[str]) -> None:
+        """Load models that are new to this board once each has passed its trial: those that take long, later."""
+        trials = {name: self._begin(self.board.prove(name)) for name in names}
+        if trials:
+            await asyncio.wait(trials.values(), timeout=TRIAL_PATIENCE)
+        for name, trial in trials.items():
+            if not trial.done():
+                self._begin(self._load_later(name, self.parts.models[name], trial))
+                continue
+            if trial.result():
+                await self.board.load(name)
+            self._on_trial.discard(name)
+        self._start_sources()
+
+    async def _load_later(self, name: str, part: ModelPart, trial: asyncio.Task[bool]) -> None:
+        """Load a model whose trial takes long, unless a reload has put another in its place meanwhile."""
+        passed = await trial
+        async with self.changing:
+            if passed and self.parts.models.get(name) is part:
+                async with self.hold({name}):
+                    await self.board.load(name)
+            self._on_trial.discard(name)
+            self._start_sources()
+
+    def _start_sources(self) -> None:
+        """Have the sources read. One waits while none but models on trial have use for it: a recording would end."""
+        for name, reader in self.parts.sources.items():
+            users = [part for part in self.parts.pipelines.values() if part.entry.source == name]
+            awaited = any(part.entry.model in self._on_trial for part in users)
+            if not reader.is_started and (not awaited or any(part.flow is not None for part in users)):
+                reader.start()
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin what `stop` ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._trials.add(task)
+        task.add_done_callback(self._trials.discard)
+        return task
 
     async def _take_down(self, names: Names, end: float) -> None:
         """Stop what is named, sources first, so that each part still has its next one while it finishes.
@@ -711,8 +769,9 @@ class Daemon:
             log.warning("what was unpacked cannot be removed: %s", error)
 
     def _idle(self) -> set[str]:
-        """The pipelines that could not be built."""
-        return {name for name, part in self.parts.pipelines.items() if part.flow is None}
+        """The pipelines that could not be built; those whose model is still on trial need nothing."""
+        pipelines = self.parts.pipelines.items()
+        return {name for name, part in pipelines if part.flow is None and part.entry.model not in self._on_trial}
 
     def _publish(self, kind: str, name: str, health: Health) -> None:
         parts = self.parts
@@ -802,7 +861,7 @@ def _named(touched: Changes) -> list[str]:
 
 
 def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> None:
-    """What `edged --check` does: load the configuration, every model and plug-in, and run the golden samples.
+    """What `edged --check` does: load the configuration and every plug-in, and prove every model in a child process.
 
     Raises:
         EdgedError: the first model that fails, or every problem of the configuration.
@@ -811,12 +870,10 @@ def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> No
     say(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
     for name, entry in config.models.items():
         bundle = find_bundle(name, entry, store)
-        runner = shaped(entry.options, bundle.manifest).load(bundle.model, signature=bundle.manifest.signature)
-        try:
-            proof = prove(bundle, runner)
-        finally:
-            runner.close()
-        say(f"model {name} {bundle.manifest.version} on {runner.info.runtime}: {proof}")
+        verdict = asyncio.run(prove_apart(bundle, entry.options))
+        assert verdict.runner is not None  # as it is of every verdict that is good
+        proof = Proof(verdict.samples, verdict.worst)
+        say(f"model {name} {bundle.manifest.version} on {verdict.runner.runtime}: {proof}")
 
 
 def _checked(files: Sequence[Path], store: Store) -> Config:

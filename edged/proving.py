@@ -104,7 +104,12 @@ def prove(accelerators: Accelerators, subjects: Collection[Subject]) -> Iterator
         try:
             yield from _prove(accelerators, subject)
         except EdgedError as error:
-            yield _finding(subject, "fails", reason=error.message, hint=error.hint)
+            yield failing(subject, error)
+
+
+def failing(subject: Subject, error: EdgedError) -> Finding:
+    """The finding of a model that does not load or run at all."""
+    return _finding(subject, "fails", reason=error.message, hint=error.hint)
 
 
 def _prove(accelerators: Accelerators, subject: Subject) -> Iterator[Finding]:

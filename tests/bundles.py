@@ -2,8 +2,13 @@
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -37,3 +42,41 @@ def write_bundle(
         json.dumps({key: value for key, value in manifest.items() if value is not None})
     )
     return folder
+
+
+KILLERS = {"load": (864, 232), "run": (1415, 2)}
+"""Where and how one byte of tests/data/stateful.tflite is changed so that the runtime dies as it loads or runs it."""
+
+
+def killer(folder: Path, stage: str) -> Path:
+    """The bundle of a model, `killer`, that ends the process that loads or runs it with SIGSEGV.
+
+    Other versions of the runtime may not die of it: then the test is skipped.
+    """
+    offset, value = KILLERS[stage]
+    data = bytearray((DATA / "stateful.tflite").read_bytes())
+    data[offset] = value
+    bundle = write_bundle(
+        folder / "killer",
+        files={"model.tflite": bytes(data)},
+        name="killer",
+        window={"length": 1, "hop": 1, "channels": [{"name": "c0"}]},
+        inputs=[{"tensor": {"name": "x", "shape": [1, 1], "dtype": "float32"}}],
+        outputs=[{"name": "total", "shape": [1, 1], "dtype": "float32"}],
+        labels=[],
+        postprocess={"kind": "regression", "names": ["total"]},
+    )
+    command = [sys.executable, "-c", _LOAD_AND_RUN, str(bundle / "model.tflite")]
+    if subprocess.run(command, check=False).returncode != -signal.SIGSEGV:
+        pytest.skip("this version of the runtime does not die of it")
+    return bundle
+
+
+_LOAD_AND_RUN = """
+import sys
+from pathlib import Path
+import numpy as np
+from edged.backends.tflite import TfliteBackend
+runner = TfliteBackend().load(Path(sys.argv[1]))
+runner.run([np.zeros(spec.shape, spec.dtype) for spec in runner.inputs])
+"""

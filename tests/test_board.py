@@ -80,7 +80,8 @@ def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | Non
     parts = SimpleNamespace(config=SimpleNamespace(models={"colours": entry}), accelerators=accelerators)
     needs = SimpleNamespace(delegates=())
     manifest = SimpleNamespace(version="1.1.0", backend="tflite", needs=needs, limits=Limits())
-    board = ModelBoard(parts, build=None, feed=None, clock=None)
+    proofs = FakeProofs()
+    board = ModelBoard(parts, proofs, build=None, feed=None, clock=None)
     return asyncio.run(board.try_out("colours", SimpleNamespace(folder="1.1.0", manifest=manifest)))
 
 
@@ -102,6 +103,27 @@ class Loader:
         specs = TensorSpec(name="x", shape=(1, 4), dtype="float32"), TensorSpec(name="y", shape=(1, 3), dtype="float32")
         self.loaded.append(FakeRunner(specs[:1], specs[1:], lambda inputs: [np.zeros((1, 3), np.float32)]))
         return self.loaded[-1]
+
+
+class FakeProofs:
+    """Every model is proven, but those of the versions in `new`, which turn out as `verdict`."""
+
+    def __init__(self, *new: str, verdict: ModelError | None = None) -> None:
+        self.new = set(new)
+        self.verdict = verdict
+        self.remembered: list[str] = []
+
+    def holds(self, bundle, backend):
+        return bundle.manifest.version not in self.new
+
+    async def ensure(self, bundle, backend):
+        if not self.holds(bundle, backend):
+            if self.verdict is not None:
+                raise self.verdict
+            self.new.remove(bundle.manifest.version)
+
+    async def remember(self, bundle, backend):
+        self.remembered.append(bundle.manifest.version)
 
 
 def status(name):
@@ -127,7 +149,8 @@ class Rig:
             sources={},
             accelerators=Accelerators(lambda *_: None),
         )
-        self.board = ModelBoard(self.parts, self.build, feed=lambda: None, clock=float)
+        self.proofs = FakeProofs()
+        self.board = ModelBoard(self.parts, self.proofs, self.build, feed=lambda: None, clock=float)
 
     def build(self, name, manifest):
         if name in self.unbuilt:
@@ -151,6 +174,10 @@ class Rig:
 
     def running(self):
         return {name: each.flow is not None and not each.flow.stopped for name, each in self.parts.pipelines.items()}
+
+    def health(self):
+        parts = {**self.parts.models, **self.parts.pipelines}
+        return {name: each.status.health.state for name, each in parts.items()}
 
     def close(self):
         """Have the workers end, and with them what serves."""
@@ -209,4 +236,44 @@ def test_a_flow_that_cannot_be_made_is_not_taken_for_one_that_serves(tmp_path, s
     rig.swap(active)
     assert rig.running() == {"one": True, "two": True}
     assert rig.board.serving("colours") == digest(active.folder)
+    rig.close()
+
+
+# Models that are new to the board
+
+
+def test_a_model_is_not_loaded_before_it_has_proven_itself(tmp_path):
+    backend = Loader()
+    rig = Rig(tmp_path, backend)
+    rig.proofs.new = {"1.0"}
+    rig.parts.models["colours"].bundle = rig.bundle("1.0")
+    assert not asyncio.run(rig.board.load("colours"))
+    assert (backend.turns, rig.health()) == (0, {"colours": "starting", "one": "starting", "two": "starting"})
+    assert asyncio.run(rig.board.prove("colours"))
+    assert asyncio.run(rig.board.load("colours"))
+    assert rig.running() == {"one": True, "two": True}
+    rig.close()
+
+
+def test_one_that_does_harm_is_failed_and_never_loaded(tmp_path):
+    backend = Loader()
+    rig = Rig(tmp_path, backend)
+    rig.proofs.new, rig.proofs.verdict = {"1.0"}, ModelError("it crashed", hint="use another")
+    rig.parts.models["colours"].bundle = rig.bundle("1.0")
+    assert not asyncio.run(rig.board.prove("colours"))
+    assert (backend.turns, rig.health()) == (0, {"colours": "failed", "one": "failed", "two": "failed"})
+    assert rig.parts.pipelines["one"].status.health.reason == "its model 'colours': it crashed"
+    assert rig.board.subjects() == {}
+
+
+@pytest.mark.parametrize("swap", ["overlap", "handover"])
+def test_a_version_that_does_harm_leaves_what_serves_alone(tmp_path, swap):
+    backend = Loader()
+    rig = Rig(tmp_path, backend, swap)
+    rig.load(rig.bundle("1.0"))
+    rig.proofs.new, rig.proofs.verdict = {"1.1"}, ModelError("it crashed")
+    with pytest.raises(ModelError, match="it crashed"):
+        rig.swap(rig.bundle("1.1"))
+    assert (backend.turns, rig.running()) == (2, {"one": True, "two": True})
+    assert not any(runner.closed for runner in backend.loaded)
     rig.close()

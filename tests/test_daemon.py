@@ -1,6 +1,7 @@
 """The daemon's parts as they come and go, in this process: what the tests of the real one cannot hold still."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -260,3 +261,103 @@ def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch
     monkeypatch.setattr(edged.daemon, "set_up", lambda level: None)
     life = edged.daemon.run([file], tmp_path / "run", tmp_path, Store(FACTORY, tmp_path / "models"))
     asyncio.run(asyncio.wait_for(life, 10))
+
+
+# Models that are new to the board
+
+SLOW = '''
+from edged.backends.tflite import TfliteBackend
+
+class SlowBackend(TfliteBackend, frozen=True, kw_only=True):
+    """Loads once somebody has opened the fifo to write, and closed it; only in a child process."""
+    fifo: str
+
+    def load(self, file, *, signature=None):
+        import os
+        if "EDGED_CHILD" in os.environ:
+            open(self.fifo).read()
+        return super().load(file, signature=signature)
+'''
+SLOW_PIPELINE = """
+[sources.ankle]
+kind = "replay"
+path = "{recording}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+[models.slow]
+backend = "slow"
+path = "{path}"
+fifo = "{fifo}"
+[pipelines.slow]
+source = "ankle"
+model = "slow"
+sinks = []
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path, install_plugin, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A configuration with a model whose first trial goes on until somebody writes into `tmp_path / "fifo"`."""
+    install_plugin("slow", SLOW, "backends", slow="slow:SlowBackend")
+    monkeypatch.setattr(edged.daemon, "TRIAL_PATIENCE", 0.0)
+    os.mkfifo(tmp_path / "fifo")
+    path = shutil.copytree(MOTION, tmp_path / "motion-of-another-backend")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "backend": "slow"}))
+    recording = Path(__file__).parents[1] / "demo" / "recording.csv"
+    return SOURCE + PIPELINE + SLOW_PIPELINE.format(recording=recording, path=path, fifo=tmp_path / "fifo")
+
+
+def states(daemon: Daemon) -> dict[str, str]:
+    return {name: part.status.health.state for name, part in daemon.parts.models.items()}
+
+
+async def first_windows(daemon: Daemon, *pipelines: str) -> dict[str, int]:
+    """The number of the first window that each of these pipelines answers from now on."""
+    found: dict[str, int] = {}
+    async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(20):
+        async for result in watched:
+            found.setdefault(result["pipeline"], result["seq"])
+            if found.keys() >= set(pipelines):
+                break
+    return found
+
+
+def test_a_model_whose_first_trial_takes_long_serves_from_its_end_on_and_misses_nothing(tmp_path, slow):
+    async def scenario() -> None:
+        async with running(tmp_path, slow) as daemon:
+            assert (await first_windows(daemon, "motion")).keys() == {"motion"}
+            assert states(daemon) == {"motion": "running", "slow": "starting"}
+            watching = asyncio.create_task(first_windows(daemon, "slow"))
+            await asyncio.to_thread((tmp_path / "fifo").write_text, "go on")
+            assert (await watching)["slow"] == 0  # its recording did not begin without it
+            assert states(daemon) == {"motion": "running", "slow": "running"}
+
+    asyncio.run(scenario())
+
+
+def test_a_reload_does_not_wait_for_a_first_trial(tmp_path, slow):
+    async def scenario() -> None:
+        async with running(tmp_path, slow) as daemon:
+            writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)  # once the child is there
+            assert await reload(daemon, slow + "queue = 5\n") == ["pipelines.slow"]
+            assert states(daemon)["slow"] == "starting"
+            assert await reload(daemon, SOURCE + PIPELINE) == ["sources.ankle", "models.slow", "pipelines.slow"]
+            os.close(writing)
+            while daemon.proofs.is_busy:
+                await asyncio.sleep(0.01)
+            assert states(daemon) == {"motion": "running"}
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_ends_a_first_trial(tmp_path, slow):
+    async def scenario() -> None:
+        async with running(tmp_path, slow) as daemon:
+            writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)
+        with pytest.raises(BrokenPipeError):
+            os.write(writing, b"is anybody there?")
+        os.close(writing)
+        assert daemon.parts.models == {}
+
+    asyncio.run(scenario())

@@ -111,6 +111,10 @@ class FakeBackend(Backend, frozen=True, kw_only=True):
         answers = _Answers(model, self.delay)
         return FakeRunner(model.inputs, model.outputs, answers.next, fail_on=self.fail_on, forget=answers.start_over)
 
+    def title(self) -> str:
+        """The same as in RunnerInfo."""
+        return "fake"
+
 
 def _read(file: Path) -> FakeModel:
     try:

@@ -23,7 +23,7 @@ from edged.core.manifest import WindowSpec
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.ctl import exits, tables
-from edged.ctl.offline import find_model, load_model, models_of
+from edged.ctl.offline import find_model, load_model, models_of, prove_first
 from edged.models.bundle import Bundle
 
 MAX_RUNS = 1_000_000
@@ -68,6 +68,7 @@ def _measure_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
     bundle, backend = find_model(name, args)
     if args.threads:
         backend = _with_threads(backend, args.threads)
+    prove_first(bundle, backend, args)
     begun = time.perf_counter()
     runner = load_model(bundle, backend)
     try:

@@ -7,6 +7,7 @@ daemon's group. It exits with 1 if anything failed; a warning is what may be mea
 from __future__ import annotations
 
 import argparse
+import asyncio
 import getpass
 import grp
 import os
@@ -37,10 +38,10 @@ from edged.ctl.allow import COMMAND, USER, Access, wanted
 from edged.ctl.client import ForbiddenError, UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.devices import daemon_runs
-from edged.ctl.offline import load_model, models_of
+from edged.ctl.offline import models_of
 from edged.models.bundle import Bundle
-from edged.models.selftest import prove
 from edged.models.store import Store
+from edged.models.trial import prove_apart
 from edged.outbox.options import MqttOptions
 
 BROKER_SECONDS = 3.0
@@ -181,17 +182,14 @@ def check_models_work(config: Config, store: Store) -> Iterator[Check]:
         except EdgedError:
             continue  # told by check_config
         try:
-            runner = load_model(bundle, entry.options)
-            try:
-                proof = prove(bundle, runner)
-            finally:
-                runner.close()
+            verdict = asyncio.run(prove_apart(bundle, entry.options))
         except EdgedError as error:
             yield Check("model", "fail", f"{name}: {error.message}", error.hint)
         else:
             title = f"{name} {bundle.manifest.version}"
-            if proof.samples:
-                yield Check("model", "ok", f"{title}: {proof.samples} golden samples, off by {proof.worst:.3g} at most")
+            if verdict.samples:
+                golden = f"{verdict.samples} golden samples, off by {verdict.worst:.3g} at most"
+                yield Check("model", "ok", f"{title}: {golden}")
             else:
                 yield Check("model", "warn", f"{title}: loads, but has no golden samples", "make a bundle with some")
 

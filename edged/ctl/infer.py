@@ -28,7 +28,7 @@ from edged.core.preprocess import Preprocessor
 from edged.core.window import Windower
 from edged.ctl import exits, tables
 from edged.ctl.clipping import Clipping
-from edged.ctl.offline import find_model, load_model
+from edged.ctl.offline import find_model, load_model, prove_first
 from edged.sources.replay import ReplaySource
 
 MAX_COLUMNS = 12
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     bundle, backend = find_model(args.model, args)
     for fact in bundle.derived:
         print(f"edgectl: derived from {bundle.manifest.model}: {fact}", file=sys.stderr)
+    prove_first(bundle, backend, args, args.signature)
     runner = load_model(bundle, backend, args.signature)
     try:
         clipping = Clipping(bundle.manifest)

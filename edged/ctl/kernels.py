@@ -7,8 +7,7 @@ here, and at least a quantisation step; a sample that they decide differently is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from edged.backends.tflite import OtherKernels, TfliteBackend
 from edged.core.manifest import Classify, Golden, Manifest
 from edged.core.tensors import decides_otherwise, difference
 from edged.ctl.golden import Sample
+from edged.ctl.offline import loaded_apart
 
 _MARGIN = 1.5
 _LEAST_STEPS = 1.0
@@ -57,7 +57,7 @@ def measure(samples: list[Sample], manifest: Manifest, model: Path, backend: Bac
     for other in _others(backend):
         with (
             suppress(EdgedError),
-            _loaded(other, model, manifest.signature) as runner,
+            loaded_apart(model.name, other, model, manifest.signature) as runner,
         ):  # not every op is in all of them
             found.append(spread(samples, manifest, runner))
     if not found:
@@ -126,15 +126,6 @@ def _others(backend: Backend) -> list[Backend]:
         OtherKernels(**{name: getattr(backend, name) for name in backend.__struct_fields__}, reference=reference)
         for reference in (False, True)
     ]
-
-
-@contextmanager
-def _loaded(backend: Backend, model: Path, signature: str | None) -> Iterator[Runner]:
-    runner = backend.load(model, signature=signature)
-    try:
-        yield runner
-    finally:
-        runner.close()
 
 
 def _rounded(value: float) -> float:

@@ -1,8 +1,9 @@
-"""What the verbs that run a model themselves share: finding the model, and loading it as the daemon would."""
+"""What the verbs that run a model themselves share: to find, to prove and to load it as the daemon does."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +12,16 @@ from pathlib import Path
 
 from edged import plugins
 from edged.api import Backend, Runner
+from edged.backends.isolated import Host
+from edged.child import Leash
 from edged.config import find_bundle, load
 from edged.core import container
 from edged.models import bare
 from edged.models.bundle import Bundle
+from edged.models.proofs import FILE, Proofs
 from edged.models.selftest import check_tensors, shaped
 from edged.models.store import FACTORY, Store, open_path
+from edged.models.trial import PROOF_SECONDS, available_bytes, prove_apart
 
 MODEL_HELP = "a model's name, a bundle's folder, an .edgm file or a .tflite file"
 
@@ -69,10 +74,32 @@ def without_chatter() -> Iterator[None]:
             for line in said:
                 if not line.startswith(b"INFO: "):
                     os.write(2, line)
+def prove_first(bundle: Bundle, backend: Backend, args: argparse.Namespace, signature: str | None = None) -> None:
+    """Have a child process load, run and close a model before this one does; not again if the daemon has had that done.
+
+    Raises:
+        EdgedError: the model does not work, or kills or hangs the process that runs it.
+    """
+    if not Proofs(Path(args.state_dir) / FILE).holds(bundle, backend, signature):
+        asyncio.run(prove_apart(bundle, backend, signature=signature))
+
+
+@contextmanager
+def loaded_apart(name: str, backend: Backend, file: Path, signature: str | None = None) -> Iterator[Runner]:
+    """A model in a process of its own, for a file that nothing is known of yet; `name` is what errors call it.
+
+    Raises:
+        EdgedError: the model does not load; its runner raises DeviceError if the process dies of it.
+    """
+    host = Host(name, Leash(memory=available_bytes(), niceness=0))
+    try:
+        yield host.load(backend, file, signature=signature, deadline=PROOF_SECONDS, load_seconds=PROOF_SECONDS)
+    finally:
+        host.close()
 
 
 def load_model(bundle: Bundle, backend: Backend, signature: str | None = None) -> Runner:
-    """The model loaded, and its tensors held against its manifest.
+    """The model loaded, for whoever did `prove_first`, and its tensors held against its manifest.
 
     Raises:
         EdgedError: it does not load, or is not what its manifest says.

@@ -26,6 +26,7 @@ delta is all that is made.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shutil
 import sys
@@ -55,7 +56,7 @@ from edged.ctl import exits, kernels, tables
 from edged.ctl.bundles import save, version_line
 from edged.ctl.expected import Expected
 from edged.ctl.golden import Sample, answered, npz, random_samples, samples_of
-from edged.ctl.offline import default_backend, load_model
+from edged.ctl.offline import default_backend, loaded_apart
 from edged.ctl.reference import reference_of
 from edged.models.bundle import (
     MANIFEST,
@@ -70,7 +71,8 @@ from edged.models.bundle import (
 )
 from edged.models.delta import make_delta
 from edged.models.disk import Disk
-from edged.models.selftest import Proof, check_tensors, golden_samples, prove
+from edged.models.selftest import Proof, check_tensors, golden_samples
+from edged.models.trial import prove_apart
 from edged.models.trust import AHEAD_SECONDS
 
 Part = TypeVar("Part")
@@ -240,14 +242,10 @@ def _refuse_descriptions(args: argparse.Namespace) -> None:
 def _prove(folder: Path) -> Proof:
     """Open, load and prove a bundle as a board would."""
     bundle = open_folder(folder)
-    runner = load_model(bundle, default_backend(bundle))
-    try:
-        proof = prove(bundle, runner)
-    finally:
-        runner.close()
+    verdict = asyncio.run(prove_apart(bundle, default_backend(bundle)))
     for variant in bundle.manifest.variants:
         _check_variant(bundle, variant)
-    return proof
+    return Proof(verdict.samples, verdict.worst)
 
 
 def _check_variant(bundle: Bundle, variant: Variant) -> None:
@@ -297,16 +295,13 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
         _copy(args.card, folder / _CARD)
     variants = _variants(args.variant or [], said, name, folder)
     backend = _sized(_backend(said), args, said)
-    runner = backend.load(folder / name, signature=said.get("signature"))
-    try:
+    with loaded_apart(args.model.name, backend, folder / name, said.get("signature")) as runner:
         manifest = _describe(args, said, name, variants, runner)
         samples, tolerance = _golden(args, said, manifest, folder / name, backend, runner)
         if args.reference:
             reference = reference_of(args.reference, manifest, runner)
             watch = replace(manifest.probation, max_label_shift=shift)
             manifest = replace(manifest, reference=reference, probation=watch)
-    finally:
-        runner.close()
     (folder / Golden().file).write_bytes(npz(samples))
     files = {path.name: measure(path.read_bytes()) for path in sorted(folder.iterdir())}
     manifest = replace(manifest, files=files, golden=tolerance)

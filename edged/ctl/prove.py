@@ -8,12 +8,15 @@ Without a MODEL all are looked at. It exits with 1 if one computes something els
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
+from edged.accelerators import Accelerators
+from edged.core.errors import EdgedError
 from edged.ctl import exits, tables
+from edged.ctl.offline import prove_first
 from edged.ctl.proving import steps, subjects
-from edged.proving import prove
+from edged.proving import Finding, Subject, failing, prove
 
 _BAD = ("disagrees", "fails")
 _DOTS = {"agrees": "running", "disagrees": "failed", "fails": "failed", "not ready": "degraded", "cpu": "stopped"}
@@ -31,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         args,
         "prove",
         {"model": args.model},
-        lambda accelerators, config: prove(accelerators, subjects(args, config, args.model)),
+        lambda accelerators, config: _proven(accelerators, subjects(args, config, args.model), args),
     ):
         found.append(each)
         if not args.json:
@@ -39,6 +42,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         tables.show_json(found)
     return exits.BAD if any(each["state"] in _BAD for each in found) else exits.DONE
+
+
+def _proven(accelerators: Accelerators, subjects: Collection[Subject], args: argparse.Namespace) -> Iterator[Finding]:
+    """Findings of models that this process may load: of those that kill the process that runs them, that they do."""
+    for subject in subjects:
+        try:
+            prove_first(subject.bundle, subject.backend, args)
+        except EdgedError as error:
+            yield failing(subject, error)
+        else:
+            yield from prove(accelerators, [subject])
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:

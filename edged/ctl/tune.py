@@ -20,6 +20,7 @@ from edged.accelerators import Accelerators
 from edged.config import Config
 from edged.core.errors import ControlError
 from edged.ctl import exits, tables
+from edged.ctl.offline import prove_first
 from edged.ctl.proving import names, steps, subjects
 from edged.models.tunings import Tunings
 from edged.proving import MAX_SECONDS, TUNE_SECONDS, Step, tune
@@ -59,6 +60,7 @@ def _tuned(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         state = Path(args.state_dir)
         with StateLock(state, "edgectl tune", hint=_IN_USE):
             (subject,) = subjects(args, config, name)
+            prove_first(subject.bundle, subject.backend, args)
             folder = state / "tuning"
             yield from tune(accelerators, subject, Tunings(folder), time.time(), args.seconds)
             if os.geteuid() == 0:

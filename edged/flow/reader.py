@@ -80,6 +80,11 @@ class Reader:
         self._complaints: set[str] = set()
         self._thread = Thread(target=self._run, name=f"source-{name}", daemon=True)
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it has begun to read, at some time."""
+        return self._thread.ident is not None
+
     def start(self) -> None:
         """Begin to read."""
         self._thread.start()

@@ -47,7 +47,7 @@ _BLOCK = 256 << 10
 class Bundle(msgspec.Struct, frozen=True):
     """A verified manifest, the folder it was found in, and the identity of the version: see `digest`.
 
-    `derived` says how the manifest of a bare file was made.
+    `derived` says how the manifest of a bare file was made; empty where there is a manifest.
     """
 
     manifest: Manifest
@@ -59,6 +59,11 @@ class Bundle(msgspec.Struct, frozen=True):
     def model(self) -> Path:
         """The model file."""
         return self.folder / self.manifest.model
+
+    @property
+    def path(self) -> Path:
+        """The path that it was opened from: its folder, or the bare file."""
+        return self.model if self.derived else self.folder
 
     def file(self, name: str) -> Path:
         """The path of a file the manifest lists. Raises BundleError if it lists none of that name."""

@@ -1,8 +1,9 @@
 """A trial: before a version may serve, a child process loads it as it will be loaded to serve, and has it prove itself.
 
-`try_out` starts the child (`trial_child`, on a leash), hears what it says, ends it, and judges. The child measures;
-`judge` holds that against the limits, and says what it means when there is nothing to hold. What happens in the child
-is the version's fault, and a verdict. That no child could be started is not, and an error.
+`try_out` is for updates, `prove_apart` for any other model that this process is about to load for the first time. Both
+start the child (`trial_child`, on a leash), hear what it says, end it, and judge. The child measures; `judge` holds
+that against the limits, and says what it means when there is nothing to hold. What happens in the child is the
+version's fault, and a verdict. That no child could be started is not, and an error.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from edged.api import Backend, ModelError
+from edged.api import Backend, BundleError, EdgedError, ModelError
 from edged.child import Child, Leash, out_of_memory, printable, spawn
-from edged.core.manifest import Manifest
+from edged.core.manifest import Limits, Manifest
 from edged.core.verdict import Verdict, hold_latency
+from edged.models.bundle import Bundle
 from edged.models.trial_child import MEMORY_HINT, STAGES, Request
 
 MAX_STDOUT_BYTES = 64 << 10
 MAX_STDERR_BYTES = 2 << 10
+MAX_QUOTE = 200
+PROOF_SECONDS = 120.0
+"""How long a model may take to prove itself before it is loaded: slow boards need long for a large one's samples."""
+
 _TIMING_SECONDS = 3.0
 _SECONDS_TO_DIE = 5.0
 _PIPE_BYTES = 1 << 20
@@ -58,9 +64,55 @@ async def try_out(folder: Path, manifest: Manifest, backend: Backend, allowance:
     Raises:
         ModelError: no child could be started; to try again later may succeed.
     """
-    seconds = min(allowance.seconds, manifest.limits.seconds or allowance.seconds)
-    child = _start(folder, backend, seconds, allowance.memory)
-    return judge(await _follow(child, seconds), manifest, allowance)
+    return await _try(Bundle(manifest, folder), backend, allowance, timing_seconds=_TIMING_SECONDS)
+
+
+async def prove_apart(bundle: Bundle, backend: Backend, *, signature: str | None = None) -> Verdict:
+    """Have a child process load, run and close a model that this process is about to load; its verdict.
+
+    The manifest's limits do not apply: they are for updates. `signature` is the one to run instead of the manifest's.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        ModelError: the model does not work, or kills or hangs the process that runs it. `retryable`: it may work later.
+    """
+    unlimited = replace(bundle, manifest=replace(bundle.manifest, limits=Limits()))
+    allowance = Allowance(seconds=PROOF_SECONDS, memory=max(Allowance().memory, available_bytes()))
+    verdict = await _try(unlimited, backend, allowance, timing_seconds=0.0, signature=signature)
+    if not verdict.ok:
+        raise _error(bundle.manifest, verdict)
+    return verdict
+
+
+async def _try(
+    bundle: Bundle, backend: Backend, allowance: Allowance, *, timing_seconds: float, signature: str | None = None
+) -> Verdict:
+    limits = bundle.manifest.limits
+    seconds = min(allowance.seconds, limits.seconds or allowance.seconds)
+    request = Request(
+        path=str(bundle.path.absolute()),
+        sha256=bundle.manifest.files[bundle.manifest.model].sha256,
+        backend=class_path(backend),
+        options=msgspec.to_builtins(backend),
+        signature=signature,
+        timing_seconds=min(timing_seconds, seconds / 4),
+    )
+    child = _start(bundle.path.name, request, seconds, allowance.memory)
+    return judge(await _follow(child, seconds), bundle.manifest, allowance)
+
+
+def class_path(backend: Backend) -> str:
+    """The class of a backend, as "module:Class"."""
+    return f"{type(backend).__module__}:{type(backend).__qualname__}"
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping: MemAvailable of proc_meminfo(5)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 1 << 62  # a kernel that does not say is older than 3.14
 
 
 def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
@@ -86,20 +138,13 @@ def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
 # Starting and following the child
 
 
-def _start(folder: Path, backend: Backend, seconds: float, memory: int) -> Child:
-    kind = type(backend)
-    request = Request(
-        folder=str(folder.absolute()),
-        backend=f"{kind.__module__}:{kind.__qualname__}",
-        options=msgspec.to_builtins(backend),
-        timing_seconds=min(_TIMING_SECONDS, seconds / 4),
-    )
+def _start(name: str, request: Request, seconds: float, memory: int) -> Child:
     leash = Leash(memory=memory, processor=math.ceil(seconds * (os.cpu_count() or 1)))
     try:
         return spawn("edged.models.trial_child", leash, msgspec.json.encode(request).decode())
     except OSError as error:
         raise ModelError(
-            f"the self-test of {folder.name} cannot be started: {error.strerror}",
+            f"the self-test of {name} cannot be started: {error.strerror}",
             hint=_SCARCE,
             retryable=True,
         ) from error
@@ -200,9 +245,22 @@ def _hold(measured: Verdict, manifest: Manifest, allowance: Allowance) -> Verdic
     return hold_latency(measured, limits)
 
 
+def _error(manifest: Manifest, verdict: Verdict) -> EdgedError:
+    """A verdict as the error of whoever wants to load the model."""
+    if verdict.failure == "damaged":
+        return BundleError(verdict.reason, hint=verdict.hint)
+    reason = verdict.reason
+    if verdict.failure in ("crashed", "hung", "memory", "silent"):  # the others name the model
+        said = [line for line in verdict.stderr.splitlines() if not line.startswith("INFO:")]
+        reason = f"{manifest.name} {manifest.version}: {reason}" + (
+            f"; it said: {said[-1][:MAX_QUOTE]}" if said else ""
+        )
+    return ModelError(reason, hint=verdict.hint, retryable=verdict.failure in ("hindered", "memory"))
+
+
 _NOT_BEGUN = "its self-test ended before it had begun"
 _SCARCE = "free some memory, or end other processes"
-_CRASHED = "the model or its backend ends the process that runs it; see what it said on standard error"
+_CRASHED = "the model or its backend ends the process that runs it: use another version of the model or the runtime"
 _HUNG = "it hangs, or needs more time than limits.seconds in its manifest and this board allow"
 
 

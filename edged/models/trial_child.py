@@ -22,7 +22,7 @@ import numpy as np
 
 from edged.api import Arrays, Backend, BundleError, DeviceError, EdgedError, Runner, StoreError
 from edged.core.verdict import Failure, Verdict
-from edged.models.bundle import Bundle, open_folder
+from edged.models.bundle import Bundle, derive, open_folder
 from edged.models.selftest import golden_samples, prove, shaped
 
 STAGES = (
@@ -40,14 +40,17 @@ MEMORY_HINT = "a smaller model is needed, or a board with more memory"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to try: the bundle in `folder`, on the class `backend` ("module:Class") with `options`.
+    """What to try: the bundle at `path`, on the class `backend` ("module:Class") with `options`.
 
-    `timing_seconds` is how long inferences are timed, once LEAST_RUNS of them have been.
+    `path` is a folder or a bare file. `sha256` is that of its model file, and `signature` the one to run instead of the
+    manifest's. `timing_seconds` is how long inferences are timed, once LEAST_RUNS of them have been.
     """
 
-    folder: str
+    path: str
+    sha256: str
     backend: str
     options: dict[str, Any]
+    signature: str | None = None
     timing_seconds: float
 
 
@@ -65,10 +68,10 @@ def _try(request: Request, say: Callable[[str], None]) -> Verdict:
     failure: Failure = "unfit"
     try:
         say(next(stages))
-        bundle = open_folder(Path(request.folder))
+        bundle = _open(Path(request.path), request.sha256)
         say(next(stages))
         backend = shaped(_backend(request), bundle.manifest)
-        runner = backend.load(bundle.model, signature=bundle.manifest.signature)
+        runner = backend.load(bundle.model, signature=request.signature or bundle.manifest.signature)
         failure = "wrong"
         say(next(stages))
         proof = prove(bundle, runner)
@@ -86,6 +89,14 @@ def _try(request: Request, say: Callable[[str], None]) -> Verdict:
         rss_bytes=_peak_rss(),
         runner=runner.info,
     )
+
+
+def _open(path: Path, sha256: str) -> Bundle:
+    """The bundle at a path. Raises BundleError if it is not sound, StoreError if its model is another one by now."""
+    bundle = open_folder(path) if path.is_dir() else derive(path)
+    if bundle.manifest.files[bundle.manifest.model].sha256 != sha256:
+        raise StoreError(f"{bundle.model} was replaced while it was on trial", hint="try again once it is in place")
+    return bundle
 
 
 def _backend(request: Request) -> Backend:

@@ -62,6 +62,9 @@ It waits for twice as long from one time to the next, for what serves in one of 
 
 MAX_AGAIN_SECONDS = 3600.0
 
+START_SECONDS = 60.0
+"""How long the start of the daemon waits for what an earlier run has left: the service manager waits for the daemon."""
+
 STOP_SECONDS = 4.0
 """How long the end of a run may wait for what is being done on other threads."""
 
@@ -138,9 +141,14 @@ class Updater:
     # Its life
 
     async def start(self) -> None:
-        """Go on with whatever an earlier run has left; when this returns, the best there is serves."""
-        for name in self._store.installed():
-            await self._resume(name)
+        """Go on with whatever an earlier run has left; when this returns, the best there is serves.
+
+        What takes longer than START_SECONDS, as trials of models that hang do, goes on meanwhile.
+        """
+        resuming = self._spawn(self._resume_all())
+        done, _ = await asyncio.wait([resuming], timeout=START_SECONDS)
+        for task in done:
+            task.result()
 
     async def run(self) -> None:
         """Keep watching what is under way, until cancelled; what is being done then is for `stop` to wait for."""
@@ -602,6 +610,10 @@ class Updater:
             await self._do(name, Record(change(facts.ledger), event, text), facts)
             memory.unfit.clear()
             await self._settle(name)
+
+    async def _resume_all(self) -> None:
+        for name in self._store.installed():
+            await self._resume(name)
 
     async def _resume(self, name: str) -> None:
         """Begin where an earlier run ended, which may have been killed before what it renamed was durable.

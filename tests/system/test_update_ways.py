@@ -254,7 +254,7 @@ from edged.backends.tflite import TfliteBackend
 class HangingBackend(TfliteBackend, frozen=True, kw_only=True):
     "Takes its time on trial."
     def load(self, file, *, signature=None):
-        time.sleep(15 if "EDGED_CHILD" in os.environ else 0)
+        time.sleep(15 if "EDGED_CHILD" in os.environ and file.parent.name != "1.0.0" else 0)
         return TfliteBackend.load(self, file, signature=signature)
 """
 
