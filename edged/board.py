@@ -28,7 +28,7 @@ from edged.core.manifest import Manifest
 from edged.core.needs import require
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
-from edged.core.probation import Observed, delegate_fault
+from edged.core.probation import AnsweredTime, Observed, delegate_fault
 from edged.core.verdict import Verdict
 from edged.desired import Wish
 from edged.flow.pipeline import Pipeline
@@ -217,7 +217,7 @@ class ModelBoard:
         part = self._parts.models[model]
         tallies = part.tallies
         return Observed(
-            seconds=self._clock() - part.since,
+            seconds=max((tally.time.seconds for tally in tallies), default=0.0),
             windows=sum(tally.windows for tally in tallies),
             errors=sum(tally.errors for tally in tallies),
             latency_p99=max((tally.latency.percentiles()["p99"] or 0.0 for tally in tallies), default=0.0),
@@ -283,7 +283,8 @@ class ModelBoard:
                 if isinstance(backend, TfliteBackend):
                     wanted, priority = self._wanted(model), each.entry.priority
                     runner = self._parts.accelerators.put(model, bundle, wanted, backend, runner, priority)
-                served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), Tally())
+                tally = Tally(time=AnsweredTime(self._period(manifest, each)))
+                served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), tally)
             except BaseException:
                 runner.close()
                 raise
@@ -438,6 +439,11 @@ class ModelBoard:
             change_and_feed()
         else:
             reader.between_chunks(change_and_feed, CHUNK_SECONDS)
+
+    def _period(self, manifest: Manifest, each: PipelinePart) -> float | None:
+        """The seconds from one window to the next, None where neither model nor source states a rate."""
+        rate = manifest.window.rate or self._parts.config.sources[each.entry.source].options.describe().rate
+        return manifest.window.hop / rate if rate else None
 
     def _match(self, model: str, manifest: Manifest, each: PipelinePart) -> None:
         """Raises ConfigError where the source of a pipeline cannot give what a version needs."""

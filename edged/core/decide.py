@@ -28,8 +28,9 @@ The phases of an update, by `Ledger.candidate`:
 
 `active` is always the last version that was confirmed, so going back is nothing but serving `active` again, and needs
 no network. A candidate is rejected (remembered, refused at once from then on, removed), reverted (kept, and may be
-offered again) or damaged (removed, and may be sent again); `Fault` says which. Where no pipeline uses the model there
-is nothing to watch, and probation ends as it begins.
+offered again) or damaged (removed, and may be sent again); `Fault` says which. Where no pipeline has used the model
+since the candidate was offered there is nothing to watch, and probation ends as it begins. Where one did and was taken
+away, probation is suspended until one does again, or an operator rolls back.
 
 What serves is not stored but derived, in `ranking`: the candidate on probation, else `active`, else `previous`, else
 the factory's versions, newest first, else any other that was once confirmed; of these the first that is sound. Where
@@ -54,7 +55,19 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from edged.core.ledger import BOOTS, Candidate, Ledger, awaited, confirmed, counted, proven, rejected, standing, without
+from edged.core.ledger import (
+    BOOTS,
+    Candidate,
+    Ledger,
+    awaited,
+    confirmed,
+    counted,
+    proven,
+    rejected,
+    standing,
+    used,
+    without,
+)
 
 # Facts and steps
 
@@ -199,6 +212,8 @@ def _judge(facts: Facts) -> Record | None:
     if candidate.run != facts.run:
         text = f"{name} has this run of the daemon for its {candidate.phase}, and {candidate.boots_left - 1} more"
         return Record(counted(ledger, candidate, facts.run), "update.counted", text)
+    if candidate.unused and facts.serving is not None:
+        return Record(used(ledger, candidate), "update.used", f"a pipeline uses the model, and so {name} is watched")
     if candidate.phase == "trial" and facts.trial == "good":
         return Record(proven(ledger, candidate), "update.proven", f"{name} has passed its self-test")
     if _passed(facts, candidate):
@@ -267,11 +282,20 @@ def _fault_of_runs(candidate: Candidate) -> Fault | None:
     return None
 
 
+def is_suspended(facts: Facts) -> bool:
+    """Whether the candidate is on probation, and the pipeline that used the model was taken away."""
+    candidate = facts.ledger.candidate
+    on_probation = candidate is not None and candidate.phase == "probation" and not candidate.unused
+    return on_probation and facts.serving is None
+
+
 def _passed(facts: Facts, candidate: Candidate) -> bool:
-    """Whether probation is over. Where no pipeline uses the model there is nothing to watch."""
+    """Whether probation is over. Where no pipeline has ever used the model there is nothing to watch."""
     if candidate.phase != "probation" or awaited(candidate):
         return False
-    return facts.serving is None or (facts.serving == candidate.digest and facts.watched == "good")
+    if facts.serving is None:
+        return candidate.unused
+    return facts.serving == candidate.digest and facts.watched == "good"
 
 
 def _dropped(ledger: Ledger, candidate: Candidate, fault: Fault) -> Ledger:

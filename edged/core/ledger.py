@@ -46,7 +46,8 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """The version under way. `run` is the run of the daemon that `boots_left` was last counted for.
 
-    `confirm_within` is how many seconds an operator has to confirm it once it serves; 0 where nobody need.
+    `confirm_within` is how many seconds an operator has to confirm it once it serves; 0 where nobody need. `unused` is
+    whether no pipeline has used the model since it was offered.
     """
 
     digest: Digest
@@ -54,6 +55,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     boots_left: Annotated[int, Meta(ge=0, le=BOOTS)] = BOOTS
     run: str = ""
     confirm_within: Annotated[float, Meta(ge=0)] = 0.0
+    unused: bool = False
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,14 +194,14 @@ def _floor(ledger: Ledger, active: str) -> str:
     return max(ledger.floor, active, key=version_key)
 
 
-def offered(ledger: Ledger, digest: str, version: Installed, confirm_within: float) -> Ledger:
-    """With a version that passed the checks as the candidate."""
+def offered(ledger: Ledger, digest: str, version: Installed, confirm_within: float, *, unused: bool = False) -> Ledger:
+    """With a version that passed the checks as the candidate; `unused` if no pipeline uses the model."""
     known = ledger.versions.get(digest)
     version = replace(version, confirmed=known is not None and known.confirmed)
     others = {each: ledger.versions[each] for each in ledger.versions if each != digest}
     return replace(
         ledger,
-        candidate=Candidate(digest=digest, confirm_within=confirm_within),
+        candidate=Candidate(digest=digest, confirm_within=confirm_within, unused=unused),
         versions={**others, digest: version},
     )
 
@@ -215,6 +217,11 @@ def given_back(ledger: Ledger, run: str) -> Ledger:
     if candidate is None or candidate.run != run or awaited(candidate):
         return ledger
     return replace(ledger, candidate=replace(candidate, run="", boots_left=candidate.boots_left + 1))
+
+
+def used(ledger: Ledger, candidate: Candidate) -> Ledger:
+    """With a pipeline that uses the model, which is watched from then on."""
+    return replace(ledger, candidate=replace(candidate, unused=False))
 
 
 def proven(ledger: Ledger, candidate: Candidate) -> Ledger:

@@ -275,11 +275,11 @@ class Reference(Strict, frozen=True, kw_only=True):
 class Probation(Strict, frozen=True, kw_only=True):
     """How long a new version is watched as it serves, and what sends it back to where it came from.
 
-    It lasts `seconds` and `windows`, whichever ends later. It is failed by more than `max_error_share` of the windows
-    ending in an error or in NaN, by a latency above `max_latency_p99` seconds, by `constant_windows` outputs in a row
-    that are the same to the last bit, and by more or fewer decisions an hour than stated. In the end it is failed too
-    where more than the share `max_label_shift` of the windows had to have another label to be shared out among the
-    labels as in the reference.
+    It lasts for `seconds` in which windows were answered, and for so many `windows` that were, whichever ends later. It
+    is failed by more than `max_error_share` of the windows ending in an error or in NaN, by a latency above
+    `max_latency_p99` seconds, by `constant_windows` outputs in a row that are the same to the last bit, and by more or
+    fewer decisions an hour than stated. In the end it is failed too where more than the share `max_label_shift` of the
+    windows had to have another label to be shared out among the labels as in the reference.
     """
 
     seconds: Annotated[float, Meta(ge=0, le=1e7)] = 300.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,6 +14,17 @@ from edged.core.manifest import Probation
 
 HOUR = 3600.0
 
+FEW = 3
+"""So many periods may lie between two answers for all of that time to count."""
+
+GRAIN = 0.1
+"""Seconds: answers that are closer together than this are counted together."""
+
+MAX_PERIOD = 60.0
+"""The longest period, in seconds, that is taken from the gaps seen where no rate is stated."""
+
+_GAPS = 15
+
 RECOVERY = 60.0
 """Seconds an accelerator may be brought back for before its trouble counts against the version."""
 
@@ -20,10 +32,10 @@ RECOVERY = 60.0
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """What a version did since it began to serve in this run of the daemon.
 
-    `errors` counts those of the `windows` that ended in an error or in NaN, `constant` how many outputs in a row were
-    the same up to now, `decisions` those that were let through, and `labels` how often each label was the best.
-    `latency_p99` is in seconds, 0 while it is not known. `delegate_fault` says what is wrong with the accelerator it
-    should run on, "" for nothing.
+    `seconds` are those in which windows were answered: see AnsweredTime. `errors` counts those of the `windows` that
+    ended in an error or in NaN, `constant` how many outputs in a row were the same up to now, `decisions` those that
+    were let through, and `labels` how often each label was the best. `latency_p99` is in seconds, 0 while it is not
+    known. `delegate_fault` says what is wrong with the accelerator it should run on, "" for nothing.
     """
 
     seconds: float = 0.0
@@ -34,6 +46,40 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     decisions: int = 0
     labels: dict[str, int] = {}
     delegate_fault: str = ""
+
+
+class AnsweredTime:
+    """The seconds in which windows were answered. One thread adds, anybody reads `seconds`.
+
+    A gap between two answers counts up to FEW periods of the windows that were answered since the gap before, so that
+    time in which the daemon, the sensor or the board stood still does not count. `period` is the seconds from one
+    window to the next; None where no rate is stated, and then the median of the latest gaps stands for it.
+    """
+
+    def __init__(self, period: float | None = None) -> None:
+        self.seconds = 0.0
+        self._period = period
+        self._gaps: deque[float] = deque(maxlen=_GAPS)
+        self._since: float | None = None
+        self._answers = 0
+
+    def add(self, now: float) -> None:
+        """Count an answer, given at `now` by a monotonic clock."""
+        self._answers += 1
+        if self._since is None:
+            self._since, self._answers = now, 0
+        gap = now - self._since
+        if gap < GRAIN:
+            return
+        self.seconds += min(gap, FEW * self._covered())
+        self._gaps.append(gap)
+        self._since, self._answers = now, 0
+
+    def _covered(self) -> float:
+        """The seconds that the windows stand for that were answered since the last gap."""
+        if self._period is not None:
+            return self._answers * self._period
+        return min(sorted(self._gaps)[len(self._gaps) // 2], MAX_PERIOD) if self._gaps else 0.0
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -51,7 +97,7 @@ def judge(limits: Probation, seen: Observed, usual: Mapping[str, float] | None =
     reason = _failure(limits, seen, usual or {})
     if reason:
         return Watch("failed", reason)
-    over = seen.seconds >= limits.seconds and seen.windows >= limits.windows
+    over = seen.seconds >= limits.seconds and seen.windows - seen.errors >= limits.windows
     return Watch("good" if over else "watching")
 
 
@@ -76,7 +122,7 @@ def label_shift(usual: Mapping[str, float], labels: Mapping[str, int]) -> float:
 
 
 def _failure(limits: Probation, seen: Observed, usual: Mapping[str, float]) -> str:
-    enough = seen.windows >= limits.windows
+    enough = seen.windows - seen.errors >= limits.windows
     over = enough and seen.seconds >= limits.seconds
     hours = max(seen.seconds, limits.seconds) / HOUR
     least, most = limits.min_decisions_per_hour, limits.max_decisions_per_hour

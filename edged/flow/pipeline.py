@@ -194,7 +194,7 @@ class Pipeline:
         self._expected = window.seq + 1
         now = self._clock()
         latency = now - window.time
-        tally.add(outcome, inference)
+        tally.add(outcome, inference, now)
         self.inference.add(inference)
         self.latency.add(latency)
         self._tell(now)

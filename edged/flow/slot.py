@@ -18,6 +18,7 @@ from edged.core.manifest import Manifest
 from edged.core.metrics import Latency
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
+from edged.core.probation import AnsweredTime
 
 log = logging.getLogger("edged.flow")
 
@@ -27,7 +28,7 @@ class Tally:
     """What one version did since it began to serve in one pipeline. The worker writes, anybody reads.
 
     `constant` is how many times in a row it has said the very same by now; `decisions` counts those that were let
-    through anew, and `labels` how often each label was the best.
+    through anew, and `labels` how often each label was the best. `time` is that in which it answered.
     """
 
     windows: int = 0
@@ -36,10 +37,11 @@ class Tally:
     constant: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     latency: Latency = field(default_factory=Latency)
+    time: AnsweredTime = field(default_factory=AnsweredTime)
     _last: object = None
 
-    def add(self, outcome: Outcome, seconds: float) -> None:
-        """Count a window that became an outcome, and how long the model took."""
+    def add(self, outcome: Outcome, seconds: float, now: float) -> None:
+        """Count a window that became an outcome `now`, and how long the model took."""
         match outcome:
             case Classification(label=label, score=score):
                 said: object = (label, score)
@@ -53,6 +55,7 @@ class Tally:
         self._last = said
         self.decisions += isinstance(outcome, Classification | Anomaly) and outcome.changed
         self.latency.add(seconds)
+        self.time.add(now)
 
 
 class Served(NamedTuple):

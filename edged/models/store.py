@@ -458,7 +458,7 @@ def _entries(folder: Path) -> list[Path]:
     """What is in a folder; nothing where there is no such folder."""
     try:
         return list(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

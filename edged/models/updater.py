@@ -30,7 +30,22 @@ from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
 from edged.core import probation
 from edged.core.container import Head
-from edged.core.decide import Answer, Facts, Fault, Keep, Link, Record, Remove, Serve, Step, Try, decide, in_use, target
+from edged.core.decide import (
+    Answer,
+    Facts,
+    Fault,
+    Keep,
+    Link,
+    Record,
+    Remove,
+    Serve,
+    Step,
+    Try,
+    decide,
+    in_use,
+    is_suspended,
+    target,
+)
 from edged.core.errors import BundleError, ControlError, EdgedError, ModelError, StoreError, some
 from edged.core.ledger import Candidate, Installed, Ledger
 from edged.core.manifest import Manifest, Probation, version_key
@@ -369,6 +384,7 @@ class Updater:
                 installed=self._wall(),
             ),
             job.options.confirm_within,
+            unused=facts.serving is None,
         )
         memory.trial = "open"
         memory.unfit.pop(job.digest, None)
@@ -472,6 +488,7 @@ class Updater:
             elif memory.again_at is None:
                 memory.again_at = self._clock() + memory.pause
             memory.unsettled = facts.ledger.candidate is not None or bool(barred) or hopeful
+            self._note_suspension(name, facts)
             self._end_jobs(name, facts)
         except StoreError as error:  # it could not even be looked at
             complaint = str(error)
@@ -479,6 +496,16 @@ class Updater:
         if complaint and complaint != memory.complaint:
             self._say(name, "update.hindered", complaint)
         memory.complaint = complaint
+
+    def _note_suspension(self, name: str, facts: Facts) -> None:
+        """Say so when the candidate's probation is suspended; that it goes on is told by what serves then."""
+        memory, candidate = self._memory(name), facts.ledger.candidate
+        suspended = is_suspended(facts)
+        if suspended and not memory.suspended and candidate is not None:
+            number = self._number(name, facts, candidate.digest)
+            text = f"the probation of version {number} is suspended: no pipeline uses {name} any more"
+            self._say(name, "update.suspended", f"{text} (have one use it again, or: edgectl rollback {name})")
+        memory.suspended = suspended
 
     async def _look(self, name: str, barred: frozenset[type[Step]] = frozenset(), room: int = 0) -> Facts:
         """What is. `room` is how many bytes are wanted, for which old versions may have to go."""
@@ -759,6 +786,7 @@ class _Memory:
     unfit: dict[str, Fault] = field(default_factory=dict)
     trial: Answer = "open"
     serving_since: float | None = None
+    suspended: bool = False
     factory: dict[str, FactoryVersion] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     ending: tuple[Ending, str, str] | None = None

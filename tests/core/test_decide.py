@@ -21,8 +21,10 @@ IDLE = replace(EMPTY, active=ACTIVE, previous=OLD, floor="1.1", versions={OLD: V
 BAD = Fault("rejected", "it answers wrongly")
 
 
-def under_way(phase, run="this", boots_left=1, confirm_within=0.0):
-    candidate = Candidate(digest=NEW, phase=phase, run=run, boots_left=boots_left, confirm_within=confirm_within)
+def under_way(phase, run="this", boots_left=1, confirm_within=0.0, unused=False):
+    candidate = Candidate(
+        digest=NEW, phase=phase, run=run, boots_left=boots_left, confirm_within=confirm_within, unused=unused
+    )
     return replace(IDLE, candidate=candidate, versions=VERSIONS)
 
 
@@ -39,6 +41,7 @@ def event(step):
 
 TRIAL = under_way("trial")
 PROBATION = under_way("probation")
+UNUSED = under_way("probation", unused=True)
 
 EXAMPLES = [
     # What serves
@@ -75,7 +78,11 @@ EXAMPLES = [
     ("it misbehaves", facts(PROBATION, serving=NEW, watched=BAD), "update.rejected"),
     ("what it did before it served is not held against it", facts(PROBATION, serving="", watched=BAD), Serve(NEW)),
     ("it keeps its limits", facts(PROBATION, serving=NEW, watched="good"), "update.confirmed"),
-    ("no pipeline uses it, so there is nothing to watch", facts(PROBATION, serving=None), "update.confirmed"),
+    ("no pipeline ever used it, so there is nothing to watch", facts(UNUSED, serving=None), "update.confirmed"),
+    ("a pipeline uses it after all", facts(UNUSED), "update.used"),
+    ("the pipeline that used it was taken away", facts(PROBATION, serving=None), None),
+    ("and the operator who confirms it does not end the probation",
+     facts(under_way("probation"), serving=None, watched="good", waited=1e6), None),
     ("the daemon died in it", facts(under_way("probation", run="before")), "update.counted"),
     ("until it is counted, the active version serves",
      facts(under_way("probation", run="before"), serving="", barred={Record}), Serve(ACTIVE)),
@@ -202,7 +209,10 @@ LEDGERS = [
     for ledger, active, previous in product(
         [
             IDLE,
-            *(under_way(*args) for args in product(["trial", "probation"], ["this", "before"], [0, 2], [0.0, 9.0])),
+            *(
+                under_way(*args)
+                for args in product(["trial", "probation"], ["this", "before"], [0, 2], [0.0, 9.0], [False, True])
+            ),
         ],
         [None, ACTIVE],
         [None, OLD],
@@ -261,7 +271,7 @@ def hold(found, step):
             assert ledger.active is None or ledger.active in ledger.versions
             if ledger.active != before.active:
                 assert found.serving in (ledger.active, None)
-                assert found.watched == "good" or found.serving is None
+                assert found.watched == "good" or (found.serving is None and before.candidate.unused)
         case Serve(digest):
             assert digest not in found.unfit
             candidate = found.ledger.candidate

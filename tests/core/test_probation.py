@@ -2,7 +2,7 @@ import pytest
 
 from edged.core.acceleration import MISSING, Standing
 from edged.core.manifest import Probation
-from edged.core.probation import Observed, Watch, delegate_fault, judge, label_shift
+from edged.core.probation import AnsweredTime, Observed, Watch, delegate_fault, judge, label_shift
 
 USUAL = {"walking": 1.0}
 LIMITS = Probation(seconds=60, windows=20, max_error_share=0.1)
@@ -52,6 +52,56 @@ def test_within_its_limits(limits, seen, state):
 )  # fmt: skip
 def test_beyond_a_limit(limits, seen, reason):
     assert judge(limits, seen, USUAL) == Watch("failed", reason)
+
+
+def test_a_window_that_ended_in_an_error_is_no_answer():
+    limits = Probation(seconds=60, windows=20, max_error_share=0.5)
+    assert judge(limits, Observed(seconds=60, windows=20, errors=1)) == Watch("watching")
+    assert judge(limits, Observed(seconds=60, windows=21, errors=1)) == Watch("good")
+
+
+def answered(*moments: float, period: float | None = None) -> float:
+    """The seconds that count of these moments at which windows were answered."""
+    time = AnsweredTime(period)
+    for moment in moments:
+        time.add(moment)
+    return round(time.seconds, 4)
+
+
+def every(period: float, begin: float, end: float) -> list[float]:
+    return [begin + period * number for number in range(round((end - begin) / period) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("moments", "period", "seconds"),
+    [
+        ([], 1.0, 0.0),
+        ([5.0], 1.0, 0.0),
+        (every(1.0, 0, 20), 1.0, 20.0),
+        (every(1.25, 0, 20), 1.0, 20.0),  # somewhat late
+        ([*every(1.0, 0, 10), *every(1.0, 80, 90)], 1.0, 23.0),  # stopped for 70 s
+        ([*every(0.0625, 0, 1), *every(0.0625, 71, 72)], 0.0625, 2.1875),  # a fast one
+        ([*every(1.0, 0, 10), *[80.0] * 70, *every(1.0, 81, 90)], 1.0, 23.0),  # what has waited comes all at once
+        ([moment for second in range(11) for moment in [float(second)] * 10], 0.1, 10.0),  # ten at a time
+        ([0.0, 3600.0, 7200.0], 3600.0, 7200.0),
+        ([0.0, 3600.0], 1.0, 3.0),
+    ],
+)
+def test_time_counts_in_which_windows_were_answered(moments, period, seconds):
+    assert answered(*moments, period=period) == seconds
+
+
+@pytest.mark.parametrize(
+    ("moments", "seconds"),
+    [
+        (every(1.0, 0, 20), 19.0),  # of the first gap nobody knows whether it is a usual one
+        ([*every(1.0, 0, 10), *every(1.0, 80, 90)], 22.0),
+        ([0.0, *every(1.0, 70, 80)], 10.0),
+        (every(600.0, 0, 6000), 9 * 180.0),  # the median counts for 60 s at most
+    ],
+)
+def test_without_a_stated_rate_the_usual_gap_is_the_period(moments, seconds):
+    assert answered(*moments) == seconds
 
 
 @pytest.mark.parametrize(
