@@ -286,7 +286,11 @@ class Store:
         if self._unpacked is None:
             return
         needed = {digest for name in self.paths for digest in self.factory(name)}
-        for folder in _entries(self._unpacked):
+        try:
+            unpacked = _entries(self._unpacked)
+        except OSError as error:
+            raise refusal(self._unpacked, error) from error
+        for folder in unpacked:
             if folder.name not in needed:
                 disk.remove(folder)
 
@@ -458,7 +462,7 @@ def _entries(folder: Path) -> list[Path]:
     """What is in a folder; nothing where there is no such folder."""
     try:
         return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
 
 
