@@ -23,7 +23,7 @@ MAX_TITLE = 200
 
 
 class SafeLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model that did no harm: the SHA-256 of its `file`, the signature that ran, and on what it ran.
+    """A model that did no harm: the SHA-256 of its `file`, the signature that ran, the `shapes` of its inputs, on what.
 
     `backend` is the class ("module:Class"), `runtime` its title, "" where it has none, and `processor` a digest of what
     identifies the processor.
@@ -31,6 +31,7 @@ class SafeLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     file: Digest
     signature: Annotated[str, Meta(max_length=MAX_TITLE)] | None
+    shapes: tuple[tuple[int, ...], ...]
     backend: Annotated[str, Meta(max_length=MAX_TITLE)]
     runtime: Annotated[str, Meta(max_length=MAX_TITLE)]
     processor: Digest

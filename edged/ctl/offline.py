@@ -74,6 +74,8 @@ def without_chatter() -> Iterator[None]:
             for line in said:
                 if not line.startswith(b"INFO: "):
                     os.write(2, line)
+
+
 def prove_first(bundle: Bundle, backend: Backend, args: argparse.Namespace, signature: str | None = None) -> None:
     """Have a child process load, run and close a model before this one does; not again if the daemon has had that done.
 

@@ -125,6 +125,7 @@ def _load_of(bundle: Bundle, backend: Backend, signature: str | None = None) -> 
     return SafeLoad(
         file=manifest.files[manifest.model].sha256,
         signature=signature or manifest.signature,
+        shapes=tuple(each.tensor.shape for each in manifest.inputs),
         backend=class_path(backend)[-MAX_TITLE:],
         runtime=backend.title()[:MAX_TITLE],
         processor=_processor(),

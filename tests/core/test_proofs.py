@@ -9,7 +9,12 @@ from edged.core.proofs import MAX_PROOFS, MAX_RECORD_BYTES, SafeLoad, decode, en
 
 def load(number: int = 0) -> SafeLoad:
     return SafeLoad(
-        file=f"{number:064x}", signature=None, backend="mine:Backend", runtime="mine 2.3.0", processor="b" * 64
+        file=f"{number:064x}",
+        signature=None,
+        shapes=((1, 4),),
+        backend="mine:Backend",
+        runtime="mine 2.3.0",
+        processor="b" * 64,
     )
 
 
