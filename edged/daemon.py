@@ -643,7 +643,7 @@ class Daemon:
 
         def source_rate() -> float | None:
             reader = parts.sources.get(entry.source)
-            return info.rate or (reader.measured_rate if reader else None)
+            return info.pace or info.rate or (reader.measured_rate if reader else None)
 
         outbox_first = sorted(entry.sinks, key=parts.sinks.__contains__)  # on disk before anybody else is told
         return Pipeline(

@@ -18,14 +18,16 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `shape` is the shape of one sample: `(6,)` for six channels, `(96, 96, 3)` for a picture.
     `channels` and `units` name the columns where a sample is a row of channels; empty means unstated.
-    `rate` is in samples per second; None where only the sensor knows. A `patient` source can wait while the pipeline
-    catches up (a recording played as fast as possible); physics cannot.
+    `rate` is in samples per second; None where only the sensor knows. `pace` is how many a second arrive, where that is
+    another number: of a recording that is played faster or slower than it was made. A `patient` source can wait while
+    the pipeline catches up (a recording played as fast as possible); physics cannot.
     """
 
     shape: tuple[int, ...]
     channels: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     rate: float | None = None
+    pace: float | None = None
     patient: bool = False
 
 

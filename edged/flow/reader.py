@@ -137,7 +137,8 @@ class Reader:
         self.status.set("stopped")
 
     def _serve(self, source: Source) -> None:
-        vitals = Vitals(self._supervision, None if self.info.patient else self.info.rate, self._clock())
+        expected = None if self.info.patient else self.info.pace or self.info.rate
+        vitals = Vitals(self._supervision, expected, self._clock())
         flat_line = FlatLine()
         before = Counter(self.faults)
         reopened = self.samples > 0

@@ -12,7 +12,9 @@ Units = Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_leng
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 
 
-def row(channels: Channels, units: Units, rate: Rate | None, *, patient: bool = False) -> SourceInfo:
+def row(
+    channels: Channels, units: Units, rate: Rate | None, *, pace: Rate | None = None, patient: bool = False
+) -> SourceInfo:
     """What a source of such samples delivers. Raises ConfigError if units do not fit channels."""
     if len(set(channels)) < len(channels):
         raise ConfigError("channels names one twice", hint="give each channel its own name")
@@ -21,4 +23,4 @@ def row(channels: Channels, units: Units, rate: Rate | None, *, patient: bool = 
             f"units has {len(units)} entries for {len(channels)} channels",
             hint='give one for each channel, "" where there is none, or leave units out',
         )
-    return SourceInfo(shape=(len(channels),), channels=channels, units=units, rate=rate, patient=patient)
+    return SourceInfo(shape=(len(channels),), channels=channels, units=units, rate=rate, pace=pace, patient=patient)

@@ -58,10 +58,11 @@ class ReplaySource(SourceConfig, frozen=True, kw_only=True):
         """What the options promise; for pictures, what the file's header says."""
         self._check()
         patient = self.pace == "fast"
-        rate = self.rate if isinstance(self.pace, str) else self.rate or self.pace
+        pace = None if isinstance(self.pace, str) else self.pace
+        rate = self.rate or pace
         if self.channels:
-            return row(self.channels, self.units, rate, patient=patient)
-        return SourceInfo(shape=self._sample_shape(), rate=rate, patient=patient)
+            return row(self.channels, self.units, rate, pace=pace, patient=patient)
+        return SourceInfo(shape=self._sample_shape(), rate=rate, pace=pace, patient=patient)
 
     def open(self) -> Source:
         """Open the file."""

@@ -61,11 +61,12 @@ class Script(SourceConfig, frozen=True, kw_only=True):
     openings: list[Any]
     clock: Clock = Clock()
     rate: float | None = 100.0
+    pace: float | None = None
     patient: bool = False
     opened: list[Scripted] = []  # noqa: RUF012, msgspec copies it
 
     def describe(self) -> SourceInfo:
-        return SourceInfo(shape=(1,), channels=("x",), rate=self.rate, patient=self.patient)
+        return SourceInfo(shape=(1,), channels=("x",), rate=self.rate, pace=self.pace, patient=self.patient)
 
     def open(self) -> Source:
         acts = self.openings.pop(0)
@@ -362,6 +363,12 @@ def test_a_patient_source_has_no_rate_to_drift_from() -> None:
     assert [listener.next()[0] for _ in range(2)] == ["running", "stopped"]
     _, listener = read(Script(openings=[acts]))
     assert "slower than the stated 100" in listener.wait_for("degraded").reason
+
+
+def test_a_recording_is_held_to_the_pace_that_it_is_played_at() -> None:
+    acts = [act for _ in range(20) for act in (1.0, chunk(1, 2))]
+    _, listener = read(Script(openings=[acts], pace=2.0))
+    assert [listener.next()[0] for _ in range(2)] == ["running", "stopped"]
 
 
 def test_a_recording_that_is_played_again_and_again_has_lost_nothing(tmp_path: Path) -> None:

@@ -232,6 +232,11 @@ def test_the_rate_is_that_of_the_recording(options: dict[str, Any], rate: float 
     assert (info.rate, info.patient) == (rate, patient)
 
 
+@pytest.mark.parametrize(("pace", "arrive"), [("recorded", None), ("fast", None), (400.0, 400.0)])
+def test_a_recording_arrives_at_the_pace_it_is_played_at(pace: Any, arrive: float | None) -> None:
+    assert ReplaySource(path=Path(PATH), channels=("x",), rate=100.0, pace=pace).describe().pace == arrive
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

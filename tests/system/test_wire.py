@@ -1,6 +1,8 @@
 """What sensors really send, on a pseudo-terminal to the real daemon: headers, other sentences, odd line ends."""
 
 import csv
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.edged_process import Edged, SerialPort
-from tests.motion import RECORDING, edgectl
+from tests.motion import FACTORY, RECORDING, edgectl
 
 CONFIG = """
 [device]
@@ -45,7 +47,9 @@ class Board:
         """Write other options."""
         self.daemon.configure(CONFIG.format(port=self.sensor.link, options=options))
 
-    def say(self, samples: int, end: bytes = b"\n", *, every: int, else_: bytes, before: bytes = b"") -> None:
+    def say(
+        self, samples: int, end: bytes = b"\n", *, every: int = 1000, else_: bytes = b"", before: bytes = b""
+    ) -> None:
         """So many samples, with `before` each, and something else before each `every`th of them."""
         with RECORDING.open() as file:
             rows = [before + ",".join(row[1:7]).encode() for row in csv.reader(file)][1:]
@@ -85,6 +89,24 @@ def test_lines_that_are_no_samples_tear_no_window(board: Board, options: str, en
     board.daemon.wait_for_log(SERVES)
     source = board.source()
     assert (source["lost"], source["faults"]) == (0, {})
+
+
+def test_a_window_starts_by_the_measured_rate_where_none_is_stated(board: Board, tmp_path: Path) -> None:
+    """It started when it ended."""
+    model = tmp_path / "free"
+    shutil.copytree(FACTORY, model)
+    manifest = json.loads((model / "manifest.json").read_bytes())
+    del manifest["window"]["rate"]
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    config = CONFIG.replace("rate = 10\n", "").replace('model = "motion"', 'model = "free"')
+    board.daemon.configure(config.format(port=board.sensor.link, options="") + f'[models.free]\npath = "{model}"\n')
+    board.daemon.start()
+    board.daemon.wait_for_log(OPENED)
+    last: dict[str, Any] = {}
+    while "start" not in last:  # until the rate has been measured, which takes a second
+        board.say(10)
+        last = board.daemon.call("pipelines")[0]["last"] or {}
+    assert last["start"] < last["time"]
 
 
 def test_a_pipeline_that_cannot_complete_a_window_says_why_and_edgectl_shows_what_was_refused(board: Board) -> None:
