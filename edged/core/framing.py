@@ -505,6 +505,7 @@ class CsvLine:
         self._names = [name.encode() for name in columns]
         self._places = [columns.index(name) for name in signal.channels]
         self._counter = columns.index(signal.sequence) if signal.sequence else None
+        self._numbers = self._places if self._counter is None else [*self._places, self._counter]
         self._select = [(columns.index(name), value.encode()) for name, value in select.items()]
 
     def __call__(self, line: bytes) -> Row | None:
@@ -517,25 +518,14 @@ class CsvLine:
         if len(parts) != self._width:
             raise GarbageError("wrong number of columns")
         try:
-            row = [_number(parts[place]) for place in self._places]
-            return row, 0 if self._counter is None else _whole(parts[self._counter])
+            if b"_" in line and any(b"_" in parts[place] for place in self._numbers):
+                raise ValueError  # to Python, 1_0 is 10
+            row = [float(parts[place]) for place in self._places]
+            return row, 0 if self._counter is None else int(parts[self._counter])
         except ValueError:
             if [part.strip(b' "\t') for part in parts] == self._names:
                 return None
             raise GarbageError("not a number") from None
-
-
-def _number(text: bytes) -> float:
-    """A decimal number. Raises ValueError, also for what is one to Python alone: 1_0."""
-    if b"_" in text:
-        raise ValueError
-    return float(text)
-
-
-def _whole(text: bytes) -> int:
-    if b"_" in text:
-        raise ValueError
-    return int(text)
 
 
 class JsonLine:
