@@ -557,7 +557,7 @@ class JsonLine:
         except (msgspec.DecodeError, RecursionError):
             raise GarbageError("not JSON") from None
         if not isinstance(found, list):
-            if any(line.count(key) > 1 for key in self._quoted) and _has_key_twice(line):
+            if (b"\\" in line or any(line.count(key) > 1 for key in self._quoted)) and _has_key_twice(line):
                 raise GarbageError("a JSON key twice")
             return [getattr(found, name) for name in self._names], getattr(found, "counter", 0)
         if len(found) != self._width:
@@ -577,13 +577,16 @@ class JsonLine:
 
 
 def _has_key_twice(line: bytes) -> bool:
-    """Whether an object has a key twice, at the top: msgspec takes the last one."""
+    """Whether an object has a key twice, at the top, or cannot be told: msgspec takes the last one."""
     keys: list[str] = []
 
     def keep(pairs: list[tuple[str, Any]]) -> None:
         keys[:] = [key for key, _ in pairs]  # the outermost object is the last to be complete
 
-    json.loads(line, object_pairs_hook=keep)
+    try:
+        json.loads(line, object_pairs_hook=keep)
+    except (ValueError, RecursionError):  # numbers without end, or nested without end, beside what is ours
+        return True
     return len(set(keys)) < len(keys)
 
 

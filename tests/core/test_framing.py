@@ -87,7 +87,8 @@ class TestText:
     def test_json_objects_and_arrays(self) -> None:
         decoder = json_decoder(XY)
         decoder.decode(b"\n")
-        assert plain(decoder.decode(b'{"y": 2, "x": 1, "name": "imu"}\n[3, 4.5]\n')) == [([[1.0, 2.0], [3.0, 4.5]], 0)]
+        wire = b'{"y": 2, "x": 1, "name": "x", "at": {"x": 9, "\\u0078": 9}}\n[3, 4.5]\n'
+        assert plain(decoder.decode(wire)) == [([[1.0, 2.0], [3.0, 4.5]], 0)]
 
     @pytest.mark.parametrize(
         ("line", "reason"),
@@ -126,6 +127,8 @@ class TestText:
             (b"[1, 1e300]", "not a finite number"),
             (b"[1, Infinity]", "not JSON"),
             (b'{"x": 1, "y": 2, "x": 3}', "a JSON key twice"),
+            (b'{"x": 1, "y": 2, "\\u0078": 3}', "a JSON key twice"),
+            (b'{"x": 1, "y": 2, "q": "x", "r": "x", "s": %b}' % (b"9" * 9000), "a JSON key twice"),
             (b'{"x": 1, "y": "2"}', "wrong JSON keys or types"),
             (b'{"x": 1, "y": 0x10}', "not JSON"),
             (b'{"x": 1, "y": 1_0}', "not JSON"),
@@ -458,6 +461,14 @@ WIRES = {
     "json": lambda: json_decoder(COUNTED),
     "sync": lambda: binary_decoder(COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa"),
     "sync and CRC": lambda: binary_decoder(COUNTED, "<Hhd", ("n", "x", "y"), sync=b"\xaa", check=Check(crc="crc8")),
+    "csv with rules": lambda: csv_decoder(
+        COUNTED, ("n", "x", "y", "kind"), lines=Lines(prefix=("a", "b"), select={"kind": "imu"}, comment=("%",))
+    ),
+    "NMEA": lambda: csv_decoder(COUNTED, lines=Lines(nmea=True)),
+    "json with rules": lambda: json_decoder(COUNTED, lines=Lines(prefix=("{", "["), select={"kind": "imu"})),
+    "sync, sum and end": lambda: binary_decoder(
+        COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa", check=Check(crc="sum8", range=(0, 5), end=b"\x55")
+    ),
     "COBS": lambda: binary_decoder(COUNTED, "<Hhe", ("n", "x", "y"), sync=b""),
 }
 
