@@ -55,7 +55,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lines(msgspec.Struct, frozen=True, kw_only=True):
-    """How lines end, and which of them are ours.
+    """Rules for lines: how they end, and which of them are ours.
 
     `end` is what ends a line; without it CR, LF and both do. Lines that begin with one of `comment` are passed over,
     and so are those that begin with none of `prefix`, if there is one, or have other values than `select` gives for
@@ -70,7 +70,7 @@ class Lines(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Faults(Counter[str]):
-    """How often input was thrown away, by reason; `last` is how the last of it looked, escaped."""
+    """Counts of input that was thrown away, by reason; `last` is the last of it, escaped."""
 
     last: str = ""
 
@@ -123,7 +123,7 @@ class Decoder:
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """Why no sample comes of what comes, where that is not among the faults."""
+        """The reason why no sample comes of what comes, where that is not among the faults."""
         return self._parse.obstacle
 
     def _in_units(self, run: Run) -> Run:
@@ -207,7 +207,7 @@ class Delimited:
         self.unended = 0
         """Bytes since the last delimiter."""
         self.ended = False
-        """Whether there ever was one."""
+        """True once there was one."""
         self._lines = not delimiter
         self._delimiter = delimiter or b"\n"
         self._limit = limit
@@ -400,7 +400,7 @@ class Text:
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """Why no row comes: lines do not end, or all are passed over."""
+        """The reason why no row comes: lines do not end, or all are passed over."""
         if self._passed_over:
             return Obstacle(
                 f"{self._passed_over} lines came and all were passed over", "check comment, prefix and select"
@@ -430,14 +430,14 @@ class Text:
 
 
 def no_end(split: Delimited, what: str, hint: str) -> Obstacle | None:
-    """The obstacle that bytes come and no end of a line or frame does."""
+    """Return the obstacle that bytes come and no end of a line or frame does."""
     if not split.unended or (split.ended and split.unended < _LONG):
         return None
     return Obstacle(f"{split.unended} bytes came and no end of {what}", hint)
 
 
 _LONG = 256
-"""So many bytes without an end are odd even where there was one before."""
+"""Bytes without an end that are odd even where there was an end before."""
 
 
 class GarbageError(Exception):
@@ -453,7 +453,7 @@ class Picked:
         self._nmea = lines.nmea
 
     def __call__(self, line: bytes) -> bytes | None:
-        """What there is to read of a line; None for one that is passed over. Raises GarbageError."""
+        """Return the part of a line to read; None for a line that is passed over. Raises GarbageError."""
         if self._comment and line.lstrip().startswith(self._comment) and is_text(line):
             return None
         if self._nmea:
@@ -468,7 +468,7 @@ class Picked:
 
 
 def is_text(line: bytes) -> bool:
-    """Whether a line is printable, perhaps in colours (ESC), as what a device says on purpose is."""
+    """Tell if a line is printable, perhaps in colours (ESC): a device that says something on purpose prints it."""
     try:
         return line.translate(None, b"\t\x1b").decode().strip().isprintable()
     except UnicodeDecodeError:
@@ -577,7 +577,7 @@ class JsonLine:
 
 
 def _has_key_twice(line: bytes) -> bool:
-    """Whether an object has a key twice, at the top, or cannot be told: msgspec takes the last one."""
+    """Tell if an object has a key twice at the top, or that cannot be told: msgspec takes the last one."""
     keys: list[str] = []
 
     def keep(pairs: list[tuple[str, Any]]) -> None:
@@ -604,14 +604,14 @@ class Binary:
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """Why no row comes: frames do not end."""
+        """The reason why no row comes: frames do not end."""
         if isinstance(self._split, Synced):  # which counts all that it passes over as out of sync
             return None
         return no_end(self._split.split, "frame", "COBS has a zero byte after each: check cobs and baud")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """What tells a sound frame: the checksum `crc` after the struct, and the bytes `end` after that.
+    """Signs of a sound frame: the checksum `crc` after the struct, and the bytes `end` after that.
 
     The checksum is that of the bytes of the frame from the first to before the second of `range`; without it of the
     struct.
@@ -648,7 +648,7 @@ class Frame:
         self._sequence = signal.sequence
 
     def fault(self, data: bytes, start: int) -> str:
-        """What is wrong with the frame at `start`, which must be all there; "" if nothing is."""
+        """Return the fault of the frame at `start`, which must be all there; "" for none."""
         if not data.startswith(self.sync, start):
             return "out of sync"
         if not data.startswith(self._end, start + self._end_at):
@@ -713,7 +713,7 @@ def sum8(data: bytes) -> int:
 
 
 def sum8_negated(data: bytes) -> int:
-    """What makes the sum of all bytes zero."""
+    """The byte that makes the sum of all bytes zero."""
     return -sum(data) & 0xFF
 
 
@@ -723,7 +723,7 @@ def sum16(data: bytes) -> int:
 
 
 def xor8(data: bytes) -> int:
-    """All bytes combined by exclusive or."""
+    """The exclusive or of all bytes."""
     return reduce(xor, data, 0)
 
 

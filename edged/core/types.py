@@ -48,11 +48,11 @@ class Chunk(NamedTuple):
 
 
 MAX_SHOWN = 80
-"""So many characters of input that was thrown away are shown."""
+"""Characters that are shown of input that was thrown away."""
 
 
 class Obstacle(NamedTuple):
-    """Why what a source receives does not become samples, and what to do about it."""
+    """The reason why bytes that a source receives do not become samples, and what to do about it."""
 
     reason: str
     hint: str

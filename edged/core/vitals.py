@@ -117,7 +117,7 @@ class Vitals:
         return _rate(first, last) if last.time - first.time >= 1.0 else None
 
     def silent(self, now: float) -> bool:
-        """Whether no sample has come for so long that the source is stalled."""
+        """Tell if no sample has come for so long that the source is stalled."""
         return now - (self._opened if self._heard is None else self._heard) >= self._stall_after
 
     def verdict(self, now: float) -> Verdict:

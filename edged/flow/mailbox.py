@@ -54,17 +54,17 @@ class Mailbox:
 
     @property
     def depth(self) -> int:
-        """How many windows wait."""
+        """The number of windows that wait."""
         return self._waiting.qsize()
 
     def behind(self, now: float) -> str:
-        """Why windows have been dropped of late, "" if none has."""
+        """Return why windows have been dropped of late, "" if none has."""
         return self._why if now < self._behind_until else ""
 
     def make_room(self, now: float, *, serving: bool = True) -> bool:
-        """Drop what waits beyond its room before a chunk is put in; whether that was because the worker is behind.
+        """Drop what waits beyond its room before a chunk is put in. Return true if the worker is behind.
 
-        While nothing is `serving`, as in a handover, it is not.
+        While nothing is `serving`, as in a handover, it is not behind.
         """
         if self._seats is not None:
             return False
@@ -123,7 +123,7 @@ class Mailbox:
             self._seats.put(True)
 
     def _drop_down_to(self, allowed: int) -> int:
-        """Drop the oldest windows, while the worker may take some too; how many were dropped."""
+        """Drop the oldest windows, while the worker may take some too. Return how many were dropped."""
         dropped = 0
         for _ in range(self.depth):
             if self.depth <= allowed:
@@ -148,7 +148,7 @@ class Mailbox:
 
 
 class _Counts(NamedTuple):
-    """How many windows had come by a moment, and how many of them the worker had taken."""
+    """The windows that had come by a moment, and those of them that the worker had taken."""
 
     time: float
     came: int

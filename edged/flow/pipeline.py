@@ -25,10 +25,10 @@ from edged.flow.slot import Served, Slot
 log = logging.getLogger("edged.flow")
 
 ROOM_BYTES = 8 << 20
-"""What windows may take that wait for a model that keeps up, as after a while in which the board was busy."""
+"""Memory for windows that wait for a model that keeps up, as after a while in which the board was busy."""
 
 _OVERHEAD_BYTES = 256
-"""What a window takes beside its samples."""
+"""Memory of a window beside its samples."""
 
 _BREAKS_HINT = (
     "see in edgectl sources what is lost or refused; have lines that are no samples passed over with the source's "
@@ -211,13 +211,13 @@ class Pipeline:
         )
 
     def _tell(self, now: float) -> None:
-        """Say how the pipeline is where no window has failed."""
+        """Set the state of a pipeline in which no window has failed."""
         behind = self.mailbox.behind(now)
         self.status.set(*(("degraded", behind, _BEHIND_HINT) if behind else ("running",)))
 
 
 def _fresh_bytes(spec: WindowSpec) -> int:
-    """How many bytes of samples a window does not share with the one before it."""
+    """Return the bytes of samples that a window does not share with the one before it."""
     return min(spec.length, spec.hop) * prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 

@@ -187,7 +187,7 @@ class SerialPort:
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """Why no sample comes of the bytes that come."""
+        """The reason why no sample comes of the bytes that come."""
         return self._decoder.obstacle
 
     def read(self, timeout: float) -> Chunk | None:

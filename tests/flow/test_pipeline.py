@@ -47,6 +47,17 @@ def bug_at_first() -> Callable[[Arrays], Arrays]:
     return function
 
 
+def waiting_for(gate: Event, held: Event) -> Callable[[Arrays], Arrays]:
+    """A model that sets `held` and waits for `gate` at each window."""
+
+    def function(inputs: Arrays) -> Arrays:
+        held.set()
+        assert gate.wait(5)
+        return sign(inputs)
+
+    return function
+
+
 def runner(function: Callable[[Arrays], Arrays] = sign, **faults: object) -> FakeRunner:
     return FakeRunner((INPUT,), (OUTPUT,), function, **faults)  # type: ignore[arg-type]
 
@@ -275,14 +286,8 @@ def test_a_chunk_of_many_windows_loses_none(pipeline: Pipeline, probe: Probe):
 
 def test_a_slow_pipeline_does_not_hold_up_its_neighbours(pipeline: Pipeline, probe: Probe):
     gate, held, mine = Event(), Event(), Probe()
-
-    def slow(inputs: Arrays) -> Arrays:
-        held.set()
-        assert gate.wait(5)
-        return sign(inputs)
-
     neighbour = flow(mine)
-    pipeline.serve(serving(runner(slow)))
+    pipeline.serve(serving(runner(waiting_for(gate, held))))
     neighbour.serve(serving(runner()))
     for each in (pipeline, neighbour):
         each.push(chunk(1.0))
@@ -302,13 +307,7 @@ def test_a_slow_pipeline_does_not_hold_up_its_neighbours(pipeline: Pipeline, pro
 
 def test_a_pipeline_that_is_behind_is_degraded_with_the_figure_and_recovers_by_itself(pipeline: Pipeline, probe: Probe):
     gate, held = Event(), Event()
-
-    def slow(inputs: Arrays) -> Arrays:
-        held.set()
-        assert gate.wait(5)
-        return sign(inputs)
-
-    pipeline.serve(serving(runner(slow)))
+    pipeline.serve(serving(runner(waiting_for(gate, held))))
     pipeline.push(chunk(1.0))
     assert held.wait(5)
     for _ in range(10):
