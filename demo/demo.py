@@ -161,6 +161,14 @@ def listen(
     return scores
 
 
+def edgectl() -> str:
+    """How to call edgectl from here: it is beside this Python, which need not be on the PATH."""
+    beside = Path(sys.executable).with_name("edgectl")
+    if not beside.exists():
+        return f"{sys.executable} -m edged.ctl"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
+
+
 def play(seconds: float) -> Counter[bool | None]:
     """Start everything, listen, and stop everything in reverse."""
     messages: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
@@ -180,7 +188,7 @@ def play(seconds: float) -> Counter[bool | None]:
         sensor.start()
         running.callback(sensor.stop)
         print(f"sensor {sensor.port}, broker {kind} on port {port}, log {folder / 'edged.log'}")
-        print(f"ask it yourself: edgectl --runtime-dir {folder / 'run'} status\n", flush=True)
+        print(f"ask it yourself: {edgectl()} --runtime-dir {folder / 'run'} status\n", flush=True)
         try:
             return listen(sensor, messages, daemon, seconds)
         finally:

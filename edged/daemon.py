@@ -41,6 +41,7 @@ from edged.config import (
     model_paths,
     publishes,
 )
+from edged.config_warnings import warnings
 from edged.control.clock import REFRESH, KernelClock, SetNotice
 from edged.control.server import Server
 from edged.control.systemd import Notifier
@@ -53,6 +54,7 @@ from edged.core.health import Health, Status
 from edged.core.manifest import MAX_BUNDLE_BYTES, Manifest
 from edged.core.metrics import render
 from edged.core.record import Recorder, UpdateStep, encode_acceleration, encode_state, encode_step
+from edged.core.tables import Problem
 from edged.core.topics import Topics
 from edged.desired import Desires
 from edged.flow.decision import LatestDecision
@@ -329,6 +331,7 @@ class Daemon:
         self.parts = Parts(
             boot=boot,
             files=tuple(files),
+            state_dir=state_dir,
             config=config,
             clock=clock,
             recorder=Recorder(config.device.name, boot, clock),
@@ -337,6 +340,7 @@ class Daemon:
             accelerators=Accelerators(self._accelerator_changed, records=self.tunings.read),
             started=now,
             loaded=now,
+            metrics_page=Status("metrics", time.monotonic, partial(self._changed, "page")),
         )
         self.proofs = Proofs(state_dir / PROOFS)
         self._trials: set[asyncio.Task[Any]] = set()
@@ -387,7 +391,7 @@ class Daemon:
         async with self.changing:
             self._notifier.reloading()
             try:
-                new = await asyncio.to_thread(_checked, self.parts.files, self._store)
+                new, doubts = await asyncio.to_thread(_checked, self.parts.files, self._store)
                 anew_models = self._failed() | await asyncio.to_thread(self._replaced)
                 touched = changes(self.parts.config, new, models=anew_models, pipelines=self._idle())
                 anew = self._torn or bool(_ALL_ANEW & set(touched.tables))
@@ -403,6 +407,9 @@ class Daemon:
                 self.refresh()
                 self._notifier.ready()
             self.on_reload()
+            self.parts.warnings = doubts
+            for doubt in doubts:
+                log.warning("%s", doubt)
             await asyncio.to_thread(self._tidy)
             changed = _named(touched)
             log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
@@ -418,6 +425,8 @@ class Daemon:
         log.info("%s: %s", event.model, event.text, extra={"model": event.model, "step": event.id})
         parts = self.parts
         parts.steps[event.model, event.id] += 1
+        if event.id == "update.serving":  # a first version, or one that says otherwise
+            self._announce()
         if not event.model:  # it was no bundle, so nobody knows of what
             return
         fields = msgspec.structs.asdict(event) | {"time": parts.clock.at(event.time)}
@@ -515,9 +524,7 @@ class Daemon:
         self._feed()
         self._on_trial.update(unproven)
         self._start_sources()
-        if self._announcer:
-            manifests = {name: part.bundle.manifest if part.bundle else None for name, part in parts.models.items()}
-            self._announcer.announce(describe(config, manifests))
+        self._announce()
         return unproven
 
     async def _prove(self, names: Sequence[str]) -> None:
@@ -590,6 +597,13 @@ class Daemon:
             parts.models.pop(name, None)
             parts.accelerators.forget(name)
 
+    def _announce(self) -> None:
+        """Tell Home Assistant what there is, where it listens."""
+        if self._announcer:
+            models = self.parts.models.items()
+            manifests = {name: part.bundle.manifest if part.bundle else None for name, part in models}
+            self._announcer.announce(describe(self.parts.config, manifests))
+
     async def _open_page(self) -> None:
         """Serve metrics, if a port is configured; a port that is taken is no reason not to infer."""
         parts = self.parts
@@ -599,14 +613,16 @@ class Daemon:
         try:
             await page.start()
         except ControlError as error:
-            log.error("%s", error)
+            parts.metrics_page.set("failed", error.message, error.hint)
         else:
             self._page = page
+            parts.metrics_page.set("running")
 
     async def _close_page(self) -> None:
         if self._page is not None:
             await self._page.stop()
             self._page = None
+        self.parts.metrics_page.set("stopped")
 
     async def _hang_up(self, end: float) -> None:
         """Send what waits, leave the broker, and save the rest; a second is always spent on trying."""
@@ -866,7 +882,9 @@ def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> No
     Raises:
         EdgedError: the first model that fails, or every problem of the configuration.
     """
-    config = _checked(files, store)
+    config, doubts = _checked(files, store)
+    for doubt in doubts:
+        say(f"warning: {doubt}")
     say(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
     for name, entry in config.models.items():
         bundle = find_bundle(name, entry, store)
@@ -876,10 +894,10 @@ def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> No
         say(f"model {name} {bundle.manifest.version} on {verdict.runner.runtime}: {proof}")
 
 
-def _checked(files: Sequence[Path], store: Store) -> Config:
-    """The configuration, held against the models it names. Raises ConfigErrors."""
+def _checked(files: Sequence[Path], store: Store) -> tuple[Config, tuple[Problem, ...]]:
+    """The configuration, held against the models it names, and what in it has no effect. Raises ConfigErrors."""
     config = load(files)
     problems = check_models(config, store)
     if problems:
         raise ConfigErrors(problems)
-    return config
+    return config, warnings(config, store)

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from edged import __version__
 from edged.accelerators import Accelerators
-from edged.api import ControlError, Prediction, RunnerInfo
+from edged.api import ControlError, EdgedError, Prediction, RunnerInfo
 from edged.config import Config, ConfigErrors, PipelineEntry
 from edged.control.clock import KernelClock
 from edged.core.acceleration import StandingState
@@ -29,6 +29,7 @@ from edged.core.errors import some
 from edged.core.health import Health, Status
 from edged.core.metrics import Family, Sample, render
 from edged.core.record import Recorder
+from edged.core.tables import Problem
 from edged.core.topics import Topics
 from edged.flow.decision import LatestDecision
 from edged.flow.delivery import Drain
@@ -50,6 +51,11 @@ _AT_A_GLANCE = 4
 
 RELOAD_SECONDS = 5.0
 """Whoever asks for a reload waits for it so long."""
+
+DISK_SECONDS = 5.0
+"""Whoever asks for the models' versions waits for the disk so long."""
+
+_UNKNOWN: dict[str, Any] = {"pinned": None, "versions": None}
 
 
 @dataclass
@@ -129,6 +135,7 @@ class Parts:
 
     boot: str
     files: tuple[Path, ...]
+    state_dir: Path
     config: Config
     clock: KernelClock
     publisher: Publisher
@@ -137,7 +144,9 @@ class Parts:
     recorder: Recorder
     started: float
     loaded: float
+    metrics_page: Status
     refused: ConfigErrors | None = None
+    warnings: tuple[Problem, ...] = ()
     refused_at: float = 0.0
     steps: Counter[tuple[str, str]] = field(default_factory=Counter)
     sources: dict[str, Reader] = field(default_factory=dict)
@@ -168,6 +177,7 @@ class Operations:
             "release": self._release,
         }
         self._do_reload = reload
+        self._versions = updates.versions
         self._reloads: set[asyncio.Future[list[str]]] = set()
 
         self._streams = {**updates.streams, **proving.streams, "watch": self._watch}
@@ -212,7 +222,7 @@ class Operations:
             "mqtt": self._mqtt(),
             "pipelines": await self._pipelines(args),
             "sources": await self._sources(args),
-            "models": await self._models(args),
+            "models": self._serving_models(),
             "sinks": [
                 {
                     "name": name,
@@ -224,7 +234,8 @@ class Operations:
                 for name, drain in parts.sinks.items()
             ],
             "config": {
-                "files": [str(file) for file in parts.files],
+                "files": [str(file.absolute()) for file in parts.files],
+                "state_dir": str(parts.state_dir.absolute()),
                 "loaded": parts.clock.at(parts.loaded),
                 "error": _refusal(parts.refused),
             },
@@ -289,6 +300,17 @@ class Operations:
         ]
 
     async def _models(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every model that is configured or installed, with its versions: None where the disk does not tell in time."""
+        known: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(EdgedError, TimeoutError):
+            async with asyncio.timeout(DISK_SECONDS):
+                known = await self._versions()
+        configured = self._serving_models()
+        names = {model["name"] for model in configured}
+        unused = [self._unused(name) for name, each in known.items() if name not in names and _is_installed(each)]
+        return [{**model, **known.get(model["name"], _UNKNOWN)} for model in [*configured, *unused]]
+
+    def _serving_models(self) -> list[dict[str, Any]]:
         pipelines = self._parts.pipelines.items()
         return [
             {
@@ -307,6 +329,20 @@ class Operations:
             }
             for name, part in self._parts.models.items()
         ]
+
+    def _unused(self, name: str) -> dict[str, Any]:
+        """A model that is installed and that no configuration names."""
+        hint = f'name it in a pipeline: model = "{name}", then: edgectl reload'
+        health = Health("stopped", "no pipeline uses it", hint, self._parts.started)
+        return {
+            **dict.fromkeys(("version", "digest", "origin", "choice"), ""),
+            **dict.fromkeys(("runner", "proof", "accelerator")),
+            "name": name,
+            "pipelines": [],
+            "bytes": 0,
+            "isolated": False,
+            "health": self._health(health),
+        }
 
     def _accelerator(self, model: str) -> dict[str, Any] | None:
         """How the accelerator of a model stands, None where it has none."""
@@ -327,19 +363,32 @@ class Operations:
         name = args.get("accelerator")
         if not isinstance(name, str):
             raise ControlError("it is not said which accelerator", hint="name one: edgectl release NAME")
+        standings = self._parts.accelerators.standings().values()
+        at_fault = any(accelerator == name and standing.is_fault for accelerator, standing in standings)
         self._parts.accelerators.release(name)
-        return {"released": name}
+        return {"released": name, "changed": at_fault}
 
     async def _metrics(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"text": render(families(self._parts))}
 
     async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
-        """What changed; or, as long as it is not `done`, that it goes on by itself: an update may be in its way."""
+        """What changed, and what has no effect.
+
+        While it is not `done` it goes on by itself, as an update may be in its way. What is in `restart` takes effect
+        when the daemon is started again.
+        """
         reloading = asyncio.ensure_future(self._do_reload())
         self._reloads.add(reloading)
         reloading.add_done_callback(self._reloads.discard)
         done, _ = await asyncio.wait([reloading], timeout=RELOAD_SECONDS)
-        return {"changed": reloading.result() if done else [], "done": bool(done)}
+        changed = reloading.result() if done else []
+        warnings = list(map(str, self._parts.warnings)) if done else []
+        return {
+            "changed": changed,
+            "done": bool(done),
+            "restart": sorted({"control"} & {*changed}),
+            "warnings": warnings,
+        }
 
     async def _spool(self, args: dict[str, Any]) -> dict[str, Any]:
         publisher = self._parts.publisher
@@ -409,6 +458,7 @@ def overall(parts: Parts) -> Health:
         *((f"sink {name}", drain.delivery.status.health) for name, drain in parts.sinks.items()),
         ("mqtt", parts.publisher.status.health),
         ("spool", parts.publisher.spool.health),
+        ("metrics", parts.metrics_page.health),
         *(
             (f"model {model} on {name}", Health("degraded", standing.reason, standing.hint, standing.since))
             for model, (name, standing) in parts.accelerators.standings().items()
@@ -608,6 +658,11 @@ def _refusal(error: ConfigErrors | None) -> dict[str, Any] | None:
     if error is None:
         return None
     return {"message": error.message, "problems": [str(problem) for problem in error.problems]}
+
+
+def _is_installed(known: dict[str, Any]) -> bool:
+    """Whether any version of a model came otherwise than with the factory."""
+    return any("factory" not in each["roles"] for each in known["versions"])
 
 
 def _known(names: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from edged.models.bare import Bare, BareCheck
 from edged.models.delta import VersionCheck
 from edged.models.fetch import FetchOptions
 from edged.models.incoming import Check, Incoming, Transfer
-from edged.models.job import Event, Job, Options
+from edged.models.job import Event, Job, Options, Report
 
 IDLE_SECONDS = 60.0
 """A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""
@@ -381,8 +381,9 @@ class Updates:
 
     async def _pin(self, args: dict[str, Any]) -> dict[str, Any]:
         ask = _understood(args, _Pin)
+        was = {report.name: report.ledger.pinned for report in await self._updater.models()}.get(ask.model)
         await self._updater.pin(ask.model, ask.pinned)
-        return await self._standing(ask.model)
+        return {**await self._standing(ask.model), "changed": was != ask.pinned}
 
     async def _clear_rejection(self, args: dict[str, Any]) -> dict[str, Any]:
         ask = _understood(args, _Rejection)
@@ -392,13 +393,20 @@ class Updates:
     async def _standing(self, model: str) -> dict[str, Any]:
         """What serves, after what was decided."""
         report = next(report for report in await self._updater.models() if report.name == model)
-        known = report.ledger.versions.get(report.serving or "")
         return {
             "model": model,
             "serving": report.serving,
-            "version": known.version if known else "",
+            "version": _number(report, report.serving or ""),
             "factory": report.serving in report.factory,
             "pinned": report.ledger.pinned,
+            "under_way": report.ledger.candidate is not None,
+        }
+
+    async def versions(self) -> dict[str, dict[str, Any]]:
+        """The versions of each model that are here or were rejected. Raises StoreError."""
+        return {
+            report.name: {"pinned": report.ledger.pinned, "versions": list(_versions(report))}
+            for report in await self._updater.models()
         }
 
     # Threads and tasks
@@ -454,6 +462,34 @@ def _take(transfer: Transfer, chunk: _Chunk) -> int:
     if chunk.durable:
         transfer.sync()
     return transfer.received
+
+
+def _number(report: Report, digest: str) -> str:
+    known = report.ledger.versions.get(digest)
+    return known.version if known else report.factory.get(digest, "")
+
+
+def _versions(report: Report) -> Iterator[dict[str, Any]]:
+    """What there is of a model, the installed versions first, and what each is."""
+    ledger = report.ledger
+    for digest in dict.fromkeys((*reversed(ledger.versions), *report.factory, *ledger.rejected)):
+        rejection = ledger.rejected.get(digest)
+        roles = {
+            "serves": digest == report.serving,
+            "under way": ledger.candidate is not None and digest == ledger.candidate.digest,
+            "active": digest == ledger.active != report.serving,
+            "previous": digest == ledger.previous,
+            "factory": digest in report.factory,
+            "rejected": rejection is not None,
+            "out of order": digest in report.unfit,
+        }
+        reason = report.unfit[digest].reason if digest in report.unfit else rejection.reason if rejection else ""
+        yield {
+            "version": _number(report, digest) or (rejection.version if rejection else ""),
+            "digest": digest,
+            "roles": [role for role, plays in roles.items() if plays],
+            "reason": reason,
+        }
 
 
 # What is asked, as it must be

@@ -105,6 +105,7 @@ class ScriptedUpdater:
 
     async def pin(self, name: str, pinned: bool) -> None:
         self.asked.append(("pin", name, pinned))
+        self.ledger = replace(self.ledger, pinned=pinned)
 
     async def forget_rejection(self, name: str, digest: str) -> None:
         self.asked.append(("forget", name, digest))

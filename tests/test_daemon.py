@@ -71,7 +71,7 @@ async def reload(daemon: Daemon, config: str) -> list[str]:
 
 
 def operations(daemon: Daemon) -> Operations:
-    nothing = SimpleNamespace(calls={}, streams={}, changes=frozenset())
+    nothing = SimpleNamespace(calls={}, streams={}, changes=frozenset(), versions=None)
     return Operations(daemon.parts, daemon.reload, nothing, nothing)
 
 

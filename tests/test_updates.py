@@ -274,15 +274,20 @@ def test_a_chunk_out_of_place(ask):
 
 
 def test_what_an_operator_decides(board, ask):
-    serves = {"model": "colours", "serving": "a" * 64, "version": "1.0", "factory": False, "pinned": False}
+    told = {"model": "colours", "serving": "a" * 64, "version": "1.0", "factory": False}
+    serves = {**told, "pinned": False, "under_way": False}
     assert ask("rollback", model="colours", to="1.0") == serves
     assert ask("confirm", model="colours") == serves
-    assert ask("pin", model="colours", pinned=True) == serves
+    assert ask("pin", model="colours", pinned=True) == {**told, "pinned": True, "under_way": False, "changed": True}
+    assert ask("pin", model="colours", pinned=True)["changed"] is False
+    assert ask("pin", model="colours", pinned=False)["changed"] is True
     assert ask("clear-rejection", model="colours", digest="abc") == serves
     assert board.updater.asked == [
         ("rollback", "colours", "1.0"),
         ("confirm", "colours"),
         ("pin", "colours", True),
+        ("pin", "colours", True),
+        ("pin", "colours", False),
         ("forget", "colours", "abc"),
     ]
 

@@ -164,17 +164,20 @@ def admit(
     if named and version_key(version) != version_key(named):
         raise held_by_configuration(name, named)
     if ledger.candidate is not None:
-        under_way = ledger.versions[ledger.candidate.digest].version
-        raise ControlError(
-            f"{name} {under_way} is under way ({ledger.candidate.phase})",
-            hint=f"wait for its end, or stop it with `edgectl rollback {name}`",
-            retryable=True,
-        )
+        raise _under_way(ledger, ledger.candidate, name)
     if is_downgrade(ledger, version, active) and not allow_downgrade:
         raise BundleError(
             f"{name} {version} is older than {_floor(ledger, active)}, and versions only go up",
             hint="if that is what you want, say so with --allow-downgrade",
         )
+
+
+def _under_way(ledger: Ledger, candidate: Candidate, name: str) -> ControlError:
+    return ControlError(
+        f"{name} {ledger.versions[candidate.digest].version} is under way ({candidate.phase})",
+        hint=f"wait for its end, or stop it with `edgectl rollback {name}`",
+        retryable=True,
+    )
 
 
 def held_by_configuration(name: str, named: str) -> ControlError:
@@ -232,6 +235,17 @@ def proven(ledger: Ledger, candidate: Candidate) -> Ledger:
 def awaited(candidate: Candidate) -> bool:
     """Whether it serves until an operator confirms it, or nobody does."""
     return candidate.phase == "probation" and candidate.confirm_within > 0
+
+
+def pinned(ledger: Ledger, name: str, *, on: bool) -> Ledger:
+    """With the model staying with what it has, or free again.
+
+    Raises:
+        ControlError: another version is under way, which would serve all the same.
+    """
+    if on and ledger.candidate is not None:
+        raise _under_way(ledger, ledger.candidate, name)
+    return replace(ledger, pinned=on)
 
 
 def vouched(ledger: Ledger, name: str) -> Ledger:
@@ -296,7 +310,7 @@ def rolled_back(ledger: Ledger, name: str, to: str = "", *, has_factory: bool = 
         if chosen == ledger.active:
             return ledger
     if chosen == ledger.active or (chosen is None and not has_factory):
-        raise ControlError(f"{name} has nothing to go back to", hint="`edgectl models` shows what there is")
+        raise _nothing_before(ledger, name, to)
     if ledger.active is not None:
         ledger = rejected(ledger, ledger.active, by_hand)
     return replace(
@@ -304,6 +318,25 @@ def rolled_back(ledger: Ledger, name: str, to: str = "", *, has_factory: bool = 
         active=chosen,
         previous=None if chosen == ledger.previous else ledger.previous,
         rejected={each: ledger.rejected[each] for each in ledger.rejected if each != chosen},
+    )
+
+
+def _nothing_before(ledger: Ledger, name: str, to: str) -> ControlError:
+    """The error for a rollback that would change nothing."""
+    serving = ledger.versions[ledger.active].version if ledger.active else "the factory's version"
+    if to == "factory" and ledger.active:
+        return ControlError(f"there is no factory version of {name}", hint="see what there is: edgectl models")
+    if to:
+        return ControlError(f"{name} is at {serving} already", hint="see what else there is: edgectl models")
+    others = [each.version for digest, each in ledger.versions.items() if each.confirmed and digest != ledger.active]
+    if not others:
+        return ControlError(
+            f"{name} has nothing to go back to: no other version was confirmed here",
+            hint="bring one: edgectl update-model FILE",
+        )
+    return ControlError(
+        f"{name} has nothing to go back to by itself",
+        hint=f"name a version: edgectl rollback {name} --to VERSION; there are: {', '.join(others)}",
     )
 
 

@@ -18,6 +18,7 @@ from msgspec.structs import asdict
 
 from edged.config import Config, ConfigErrors, check_models, effective, load
 from edged.config_warnings import warnings
+from edged.core.errors import ControlError
 from edged.core.tables import Place, Problem, dotted
 from edged.ctl import exits, tables
 from edged.ctl.offline import models_of
@@ -32,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
+    if args.origin and args.action == "check":
+        raise ControlError("--origin goes with show", hint="edgectl config show --origin")
     paths = [args.file] if args.file else [Path(file) for file in args.config]
     return _check(paths, args) if args.action == "check" else _show(paths, args.origin, args.json)
 

@@ -14,4 +14,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    return decide(args, "confirm", "is confirmed")
+    return decide(args, "confirm", "is confirmed", meanwhile=", and the rest of its probation goes on")

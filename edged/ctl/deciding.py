@@ -12,12 +12,17 @@ _SECONDS = 180.0
 """Going back loads a model, and has it answer."""
 
 
-def decide(args: argparse.Namespace, verb: str, what: str, **more: Any) -> int:
-    """Ask the daemon, and print `what` was decided and what serves now."""
+def decide(args: argparse.Namespace, verb: str, what: str, *, idle: str = "", meanwhile: str = "", **more: Any) -> int:
+    """Ask the daemon, and print `what` was decided and what serves now.
+
+    `idle` is printed instead if nothing has changed by it, and `meanwhile` as well where a version is under way.
+    """
     answer = connect(args.runtime_dir).call(verb, timeout=_SECONDS, model=args.model, **more)
     if args.json:
         tables.show_json(answer)
     else:
-        serving = answer["version"] or ("the factory's version" if answer["factory"] else "nothing")
-        tables.show([tables.plain(f"{args.model} {what}; {serving} serves")])
+        told = idle if idle and not answer["changed"] else what
+        told += meanwhile if answer["under_way"] else ""
+        serving = "no pipeline uses it" if answer["serving"] is None else f"{answer['version'] or 'nothing'} serves"
+        tables.show([tables.plain(f"{args.model} {told}; {serving}")])
     return exits.DONE

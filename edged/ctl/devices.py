@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
+    if args.action == "list" and (args.dry_run or args.restart):
+        raise ControlError("--dry-run and --restart go with allow", hint="edgectl devices allow --dry-run")
+    if args.action == "allow" and args.probe:
+        raise ControlError("--probe does not go with allow", hint="edgectl devices --probe")
     if args.action == "allow":
         from edged.ctl import allow  # which imports much
 

@@ -114,6 +114,8 @@ def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping:
 
 def _chunks(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
     if args.file.suffix.lower() in PICTURES:
+        if args.columns or args.array:
+            raise ControlError("a picture has no columns or arrays", hint="leave out --columns and --array")
         return iter([Chunk(picture(args.file, manifest.window), 0.0)])
     return _recording(args, manifest)
 

@@ -25,6 +25,7 @@ from edged.core.errors import EdgedError
 from edged.core.protocol import BEGIN_WITH_MARK, MARK
 from edged.ctl import exits
 from edged.ctl.client import UnreachableError
+from edged.ctl.whereabouts import settle
 
 VERBS = {
     "status": ("edged.ctl.status", "how the daemon is, and what to do about whatever is not running"),
@@ -90,11 +91,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line in two steps: the verb, then what its own module understands."""
     parser = outer_parser()
     args, rest = parser.parse_known_args(argv)
+    if args.verb is None:
+        parser.error("name a verb, as in `edgectl status`; `edgectl --help` lists them")
     if args.verb not in VERBS:
         parser.error(_no_such_verb(args.verb))
     verb_parser(args.verb).parse_intermixed_args([*rest, *args.rest], args)  # options may stand between the words
     args.host = args.host or []
-    args.config = args.config or [os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml")]
+    if not args.host:  # elsewhere, the edgectl there finds its own
+        settle(args)
     args.run = import_module(VERBS[args.verb][0]).run
     return args
 
@@ -126,13 +130,13 @@ def outer_parser() -> argparse.ArgumentParser:
     parser.set_defaults(
         config=None,
         runtime_dir=os.environ.get("EDGED_RUNTIME_DIR"),
-        state_dir=os.environ.get("EDGED_STATE_DIR", "/var/lib/edged"),
+        state_dir=None,
         json=False,
         host=None,
         ssh=os.environ.get("EDGECTL_SSH", SSH),
     )
     parser.add_argument("--version", action="version", version=f"edgectl {__version__}")
-    parser.add_argument("verb", help=argparse.SUPPRESS)
+    parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
@@ -144,11 +148,11 @@ def common_options() -> argparse.ArgumentParser:
         "--config",
         metavar="FILE",
         action="append",
-        help="the configuration; conf.d/*.toml beside it is read too (EDGED_CONFIG; /etc/edged/edged.toml)",
+        help="the configuration, and conf.d/*.toml beside it (EDGED_CONFIG; the daemon's; /etc/edged/edged.toml)",
     )
     options.add_argument("--runtime-dir", metavar="DIR", help="where the daemon's socket is (EDGED_RUNTIME_DIR)")
     options.add_argument(
-        "--state-dir", metavar="DIR", help="what outlives the daemon (EDGED_STATE_DIR; /var/lib/edged)"
+        "--state-dir", metavar="DIR", help="what outlives the daemon (EDGED_STATE_DIR; the daemon's; /var/lib/edged)"
     )
     options.add_argument("--json", action="store_true", help="answer in JSON")
     options.add_argument(

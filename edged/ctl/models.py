@@ -1,6 +1,7 @@
 """What serves: each model with its version and origin, what it runs on, and how it did in its self-test.
 
-Below a model that has an accelerator stands how that is, since when and why, and what to do about it.
+Below a model that has an accelerator stands how that is, since when and why, and what to do about it. Below a model of
+which there is more than what serves stands every version that is here or was rejected, for `rollback` and `forget`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _row(model: dict[str, Any]) -> tables.Row:
         _runner(model["runner"], isolated=model["isolated"]),
         _proof(model["proof"]),
     ]
-    notes = (*_accelerator(model["accelerator"]), *_choice(model["choice"]))
+    notes = (*_accelerator(model["accelerator"]), *_choice(model["choice"]), *_versions(model))
     return tables.Row(model["name"], model["health"], cells, notes)
 
 
@@ -59,6 +60,19 @@ def _accelerator(found: dict[str, Any] | None) -> Iterator[str]:
 def _choice(why: str) -> Iterator[str]:
     if why:
         yield f"      {tables.plain(why)}"
+
+
+def _versions(model: dict[str, Any]) -> Iterator[str]:
+    """Each version that a model has, where a status has not left them out."""
+    if model.get("pinned"):
+        yield "      pinned: no other version is installed"
+    versions = model.get("versions", [])
+    if versions is None:
+        yield "      its versions cannot be read from the disk"
+    elif len(versions) > 1 or any(each["reason"] for each in versions):
+        for each in versions:
+            reason = f": {tables.plain(each['reason'])}" if each["reason"] else ""
+            yield f"      {each['version']:8} {each['digest'][:12]}  {', '.join(each['roles'])}{reason}"
 
 
 def standing(found: dict[str, Any]) -> str:

@@ -15,4 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    return decide(args, "pin", "is not pinned any more" if args.off else "is pinned", pinned=not args.off)
+    if args.off:
+        return decide(args, "pin", "is not pinned any more", idle="was not pinned", pinned=False)
+    return decide(args, "pin", "is pinned", idle="was pinned already", pinned=True)

@@ -19,5 +19,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         tables.show_json(answer)
     else:
-        tables.show([tables.plain(f"{args.accelerator} is tried again; edgectl models shows what comes of it")])
+        idle = f"{args.accelerator} has no fault to be released from; nothing has changed"
+        told = f"{args.accelerator} is tried again; edgectl models shows what comes of it"
+        tables.show([tables.plain(told if answer["changed"] else idle)])
     return exits.DONE

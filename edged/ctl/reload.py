@@ -19,6 +19,9 @@ def run(args: argparse.Namespace) -> int:
         tables.show_json(answer)
     else:
         late = "it waits for an update that is under way, and takes effect after that; see `edgectl status`"
-        changed = answer["changed"] or ["nothing has changed"]
-        tables.show(map(tables.plain, changed if answer["done"] else [late]))
+        later = [f"{table}: takes effect when the daemon is started again" for table in answer["restart"]]
+        changed = [name for name in answer["changed"] if name not in answer["restart"]]
+        told = [*changed, *later] or ["nothing has changed"]
+        doubts = [f"warning: {doubt}" for doubt in answer["warnings"]]
+        tables.show(map(tables.plain, [*told, *doubts] if answer["done"] else [late]))
     return exits.DONE

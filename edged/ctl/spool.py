@@ -1,7 +1,7 @@
 """What waits for the broker, where, and how soon it will be gone; and what the broker refused, with its reasons.
 
 `edgectl spool retry NUMBER...` sends refused messages again, `edgectl spool drop NUMBER...` forgets them; `--all` is
-all of them.
+all of them. They exit with 1 if any of the messages is not there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it, or act on what was refused."""
+    if args.action == "show" and (args.numbers or args.all):
+        raise ControlError("it is not said what to do with these messages", hint="edgectl spool retry, or drop")
     if args.action == "show":
         spool = connect(args.runtime_dir).call("spool")
         if args.json:
@@ -33,13 +35,15 @@ def run(args: argparse.Namespace) -> int:
         return exits.DONE
     if bool(args.numbers) == args.all:
         raise ControlError("it is not said which messages", hint="give their numbers, or --all")
+    asked = len(set(args.numbers))
     answer = connect(args.runtime_dir).call(f"spool-{args.action}", numbers="all" if args.all else args.numbers)
     if args.json:
         tables.show_json(answer)
     else:
         done = "wait to be sent again" if args.action == "retry" else "are forgotten"
-        tables.show([f"{answer['count']} messages {done}"])
-    return exits.DONE if answer["count"] else exits.BAD
+        of_all = f" of {asked}" if answer["count"] < asked else ""
+        tables.show([f"{answer['count']}{of_all} messages {done}"])
+    return exits.DONE if answer["count"] >= max(1, asked) else exits.BAD
 
 
 def loss(disk: dict[str, Any] | None) -> str:

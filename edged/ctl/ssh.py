@@ -48,10 +48,14 @@ _FINAL = {
     "Too many authentication failures": "name the key in ~/.ssh/config: IdentityFile, IdentitiesOnly",
     "Host key verification failed": "compare its key, then connect once by hand: ssh HOST",
     "Could not resolve hostname": "check the name, or give it an address in ~/.ssh/config",
+    "Connection refused": "check its port in ~/.ssh/config, and that sshd runs there",
     "Bad configuration option": "see ~/.ssh/config",
     "command not found": "install edged there, or have its edgectl on the PATH of that user",
 }
 """What ssh or the far end complains of where trying again does not help."""
+
+_AT_FIRST = ("Could not resolve hostname", "Connection refused")
+"""Of these, what passes where the host has answered before: it may be restarting."""
 
 
 class LineError(ControlError):
@@ -210,7 +214,7 @@ class Line:
             code = SSH_FAILED
         said = self._last_complaint()
         for words, hint in _FINAL.items():
-            lasting = words != "Could not resolve hostname" or self._first
+            lasting = words not in _AT_FIRST or self._first
             if words in said and lasting:
                 return UnreachableError(f"{self._host}: {said}", hint=hint)
         if code != SSH_FAILED and not self._greeted:

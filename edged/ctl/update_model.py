@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edged.ctl.parcel import Parcel
     from edged.ctl.push import Push
 
+_GIVE_UP_SECONDS = 600.0
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -55,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--give-up-after",
         type=seconds,
-        default=600.0,
         metavar="TIME",
         help="over SSH: how long to try without progress (10m)",
     )
@@ -95,6 +95,8 @@ def seconds(text: str) -> float:
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     """Raises ControlError for options that do not go together."""
+    if args.give_up_after is not None and not args.host:
+        raise ControlError("--give-up-after goes with --host", hint="leave it out: a daemon takes a file at once")
     if args.host and _is_url(args.bundle):
         raise ControlError("over SSH it is a file that is brought", hint="ssh HOST edgectl update-model URL")
     if args.delta and _is_url(args.bundle):
@@ -191,11 +193,12 @@ def _push(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: dict[str,
     from edged.ctl.push import Push
 
     alone = len(args.host) == 1
+    stall = _GIVE_UP_SECONDS if args.give_up_after is None else args.give_up_after
     pushes = []
     for host in dict.fromkeys(args.host):
         teller = Teller(console, "" if alone else host)
         _remind(teller, args.confirm_within, f" --host {host}")
-        push = Push(host, parcels, wishes, teller, ssh=args.ssh, may_ask=alone, stall=args.give_up_after)
+        push = Push(host, parcels, wishes, teller, ssh=args.ssh, may_ask=alone, stall=stall)
         pushes.append((push, teller))
     return _all_at_once(pushes, console)
 

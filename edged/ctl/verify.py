@@ -1,7 +1,8 @@
 """Verify a bundle as a board does: every digest, and who signed it.
 
-It exits with 0 if the bundle is sound and signed by enough of the allowed signers, and with 1 if not. The file of
-allowed signers, and that of revoked keys, are those of ssh-keygen(1); the namespace is `edged-bundle`:
+It exits with 0 if the bundle is sound and signed by enough of the allowed signers, and with 1 if not. Whose signatures
+count is what [updates] of the configuration says, unless --allowed-signers names others. The file of allowed signers,
+and that of revoked keys, are those of ssh-keygen(1); the namespace is `edged-bundle`:
 
     alice@example.com namespaces="edged-bundle",valid-before="20300101Z" ssh-ed25519 AAAA...
 """
@@ -12,7 +13,8 @@ import argparse
 import time
 from pathlib import Path
 
-from edged.api import BundleError
+from edged.api import BundleError, ControlError
+from edged.config import ConfigErrors, load
 from edged.control.clock import kernel_synchronised
 from edged.ctl import exits, tables
 from edged.ctl.bundles import version_line
@@ -23,14 +25,14 @@ from edged.models.trust import Trust
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to verify, and whom to trust."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgm file, or a bundle's folder")
-    parser.add_argument("--allowed-signers", type=Path, required=True, metavar="FILE", help="whose keys count")
+    parser.add_argument("--allowed-signers", type=Path, metavar="FILE", help="whose keys count (default: [updates])")
     parser.add_argument("--revoked", type=Path, metavar="FILE", help="keys that count no more: a KRL, or public keys")
-    parser.add_argument("--threshold", type=_count, default=1, metavar="K", help="signers needed (default: 1)")
+    parser.add_argument("--threshold", type=_count, metavar="K", help="signers needed")
 
 
 def run(args: argparse.Namespace) -> int:
     """Say who signed it, or what is wrong."""
-    trust = Trust(args.allowed_signers, args.revoked, args.threshold)
+    trust = _trust(args)
     try:
         head = examine(args.bundle)
         now = time.time()
@@ -48,6 +50,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         tables.show([f"{version_line(head)} is sound and signed by {tables.plain(', '.join(signers))}"])
     return exits.DONE
+
+
+def _trust(args: argparse.Namespace) -> Trust:
+    """Whom to trust: as the configuration says or, with a file of signers, as the command line alone does."""
+    if args.allowed_signers:
+        return Trust(args.allowed_signers, args.revoked, args.threshold or 1)
+    try:
+        options = load([Path(file) for file in args.config]).updates
+    except ConfigErrors as error:
+        raise ControlError(
+            f"whose signatures count is not known: {error.message}", hint="name them: --allowed-signers FILE"
+        ) from error
+    return Trust(options.allowed_signers, args.revoked or options.revoked, args.threshold or options.threshold)
 
 
 def _count(text: str) -> int:

@@ -58,7 +58,7 @@ from edged.models.bare import nothing_to_inherit, own_parts
 from edged.models.bundle import MANIFEST, Bundle
 from edged.models.disk import ASIDE, Disk
 from edged.models.job import Ending, Event, Job, Options, Outcome, Report
-from edged.models.store import FactoryVersion, Shelf, Store, open_version
+from edged.models.store import BRING, FactoryVersion, Shelf, Store, open_version
 from edged.models.trust import AHEAD_SECONDS, Trust
 
 log = logging.getLogger("edged.models")
@@ -270,9 +270,15 @@ class Updater:
         )
 
     async def pin(self, name: str, pinned: bool) -> None:
-        """Have a model stay with what it has, or let go of it."""
+        """Have a model stay with what it has, or let go of it.
+
+        Raises:
+            ControlError: it has nothing to stay with, or another version is under way.
+        """
+        if pinned and self._known(name) not in self._store.names():
+            raise ControlError(f"{name} has no version that it could stay with", hint=BRING)
         text = "pinned to what it has" if pinned else "not pinned any more"
-        await self._change(name, lambda ledger: replace(ledger, pinned=pinned), "update.pinned", text)
+        await self._change(name, lambda ledger: ledgers.pinned(ledger, name, on=pinned), "update.pinned", text)
 
     async def forget_rejection(self, name: str, digest: str) -> None:
         """Let a rejected version, by its digest or how that begins, be tried again. Raises ControlError."""

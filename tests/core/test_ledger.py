@@ -210,17 +210,22 @@ def test_only_to_what_was_confirmed_here(to):
 
 
 @pytest.mark.parametrize(
-    ("ledger", "to", "has_factory"),
+    ("ledger", "to", "has_factory", "why"),
     [
-        (EMPTY, "", True),
-        (replace(LEDGER, previous=None), "", False),
-        (LEDGER, "1.1", True),
-        (LEDGER, "factory", False),
+        (EMPTY, "", True, r"motion has nothing to go back to: no other version was confirmed here \(bring one"),
+        (replace(LEDGER, previous=None), "", False, r"nothing to go back to by itself \(name a .*; there are: 1\.0\)"),
+        (LEDGER, "1.1", True, r"motion is at 1\.1 already \(see what else there is: edgectl models\)"),
+        (EMPTY, "factory", True, "motion is at the factory's version already"),
     ],
 )
-def test_there_must_be_something_to_go_back_to(ledger, to, has_factory):
-    with pytest.raises(ControlError, match="motion has nothing to go back to"):
+def test_there_must_be_something_to_go_back_to(ledger, to, has_factory, why):
+    with pytest.raises(ControlError, match=why):
         rolled_back(ledger, "motion", to, has_factory=has_factory)
+
+
+def test_a_model_that_the_factory_has_nothing_of_cannot_go_back_to_that():
+    with pytest.raises(ControlError, match="there is no factory version of motion"):
+        rolled_back(LEDGER, "motion", "factory", has_factory=False)
 
 
 def test_a_pinned_model_is_not_rolled_back():

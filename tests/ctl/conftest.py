@@ -150,7 +150,7 @@ class FakeOperations:
                 return self.status
             case "metrics":
                 return {"text": "edged_info 1\n"}
-            case "reload":
+            case "reload" if "reload" not in self.answers:
                 raise ConfigError("the new configuration is wrong", hint="edgectl config check")
             case _:
                 return self.answers[verb] if verb in self.answers else self.status[verb]

@@ -32,6 +32,12 @@ def test_a_verb_that_is_not_there(edgectl):
     assert complaints.endswith("there is no verb 'statsu': did you mean 'status'?\n")
 
 
+def test_without_a_verb_one_is_asked_for(edgectl):
+    code, output, complaints = edgectl()
+    assert (code, output) == (2, "")
+    assert complaints.endswith("name a verb, as in `edgectl status`; `edgectl --help` lists them\n")
+
+
 @pytest.mark.parametrize(
     "line", [[], ["status", "--jsn"], ["status", "now"], ["watch", "--count", "0"], ["--x", "watch"]]
 )

@@ -79,6 +79,7 @@ def test_only_the_first_connection_may_ask_for_a_password(push, board, receive):
     [
         ("pi@board: Permission denied (publickey).", 255, "ssh-add"),
         ("Host key verification failed.", 255, "connect once by hand"),
+        ("ssh: connect to host board port 22: Connection refused", 255, "that sshd runs there"),
         ("ssh: Could not resolve hostname board: Name or service not known", 255, "check the name"),
         ("bash: line 1: edgectl: command not found", 127, "install edged there"),
         ("sh: 1: edgectl: not found", 127, "look: ssh board edgectl receive --stdio"),
@@ -95,11 +96,21 @@ def test_where_trying_again_does_not_help(push, said, code, hint):
 
 def test_where_it_may(push, board, receive):
     code, output, _, calls = push(
-        f'[ $1 = 1 ] && {{ echo "ssh: connect to host board port 22: Connection refused" >&2; exit 255; }}; {receive}'
+        f'[ $1 = 1 ] && {{ echo "ssh: connect to host board port 22: Connection timed out" >&2; exit 255; }}; {receive}'
+    )
+    assert code == 0
+    assert "Connection timed out; trying again in" in output
+    assert len(calls) == 2
+
+
+def test_a_board_that_has_answered_before_may_be_restarting(push, board, receive):
+    refused = 'echo "ssh: connect to host board port 22: Connection refused" >&2; exit 255'
+    code, output, _, calls = push(
+        f"[ $1 = 1 ] && {receive} < /dev/null && exit 255; [ $1 = 2 ] && {{ {refused}; }}; {receive}"
     )
     assert code == 0
     assert "Connection refused; trying again in" in output
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_a_file_that_is_cut_short_while_it_is_sent(push, board, receive, tmp_path):

@@ -54,6 +54,22 @@ def test_signatures_add_up_and_each_key_has_one(bundle, keys, allowed, capsys):
     assert json.loads(capsys.readouterr().out)["signers"] == ["bob@example.com", "alice@example.com"]
 
 
+def test_whose_signatures_count_is_what_the_configuration_says(tmp_path, bundle, keys, allowed, capsys):
+    assert main(["sign", str(bundle), "--key", str(keys["alice"])]) == 0
+    config = tmp_path / "edged.toml"
+    config.write_text('[updates]\nallowed_signers = "allowed_signers"\n')
+    assert main(["--config", str(config), "verify", str(bundle)]) == 0
+    config.write_text('[updates]\nallowed_signers = "allowed_signers"\nthreshold = 2\n')
+    capsys.readouterr()
+    assert main(["--config", str(config), "verify", str(bundle)]) == 1
+    assert "1 of the 2 signatures needed" in capsys.readouterr().out
+    assert main(["--config", str(config), "verify", str(bundle), "--threshold", "1"]) == 0
+    assert main(["--config", str(tmp_path / "none.toml"), "verify", str(bundle)]) == 4
+    complaint = capsys.readouterr().err
+    assert "whose signatures count is not known" in complaint
+    assert "name them: --allowed-signers FILE" in complaint
+
+
 def test_a_folder(tmp_path, keys, allowed):
     folder = write_bundle(tmp_path / "colours")
     assert main(["sign", str(folder), "--key", str(keys["alice"])]) == 0

@@ -81,6 +81,11 @@ def test_refused_messages_are_named_by_their_numbers_or_all(edgectl, daemon):
     assert daemon.asked == [("spool-retry", {"numbers": [4, 5]}), ("spool-drop", {"numbers": "all"})]
 
 
+def test_messages_that_are_not_there_are_told(edgectl, daemon):
+    daemon.answers["spool-retry"] = {"count": 1}
+    assert edgectl("spool", "retry", "4", "5", "5") == (1, "1 of 2 messages wait to be sent again\n", "")
+
+
 def test_nothing_is_done_to_messages_that_are_not_named(edgectl, daemon):
     code, _, complaint = edgectl("spool", "drop")
     assert code == 4

@@ -175,7 +175,7 @@ def test_jobs(edgectl, board, file):
         (["rollback", "colours", "--to", "factory"], ("rollback", "colours", "factory"), "colours is rolled back"),
         (["confirm", "colours"], ("confirm", "colours"), "colours is confirmed; 1.0 serves"),
         (["pin", "colours"], ("pin", "colours", True), "colours is pinned; 1.0 serves"),
-        (["pin", "colours", "--off"], ("pin", "colours", False), "colours is not pinned any more; 1.0 serves"),
+        (["pin", "colours", "--off"], ("pin", "colours", False), "colours was not pinned; 1.0 serves"),
         (["forget", "colours", "abc"], ("forget", "colours", "abc"), "colours may try abc again; 1.0 serves"),
     ],
     ids=str,

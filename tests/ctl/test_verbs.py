@@ -32,14 +32,68 @@ def test_a_model_on_the_cpu_in_a_process_of_its_own(edgectl, daemon):
 
 
 def test_an_accelerator_is_released(edgectl, daemon):
-    daemon.answers["release"] = {"released": "edgetpu"}
+    daemon.answers["release"] = answer = {"released": "edgetpu", "changed": True}
     assert edgectl("release", "edgetpu") == (
         0,
         "edgetpu is tried again; edgectl models shows what comes of it\n",
         "",
     )
-    assert daemon.asked == [("release", {"accelerator": "edgetpu"})]
-    assert json.loads(edgectl("release", "edgetpu", "--json")[1]) == {"released": "edgetpu"}
+    assert [(verb, args["accelerator"]) for verb, args in daemon.asked] == [("release", "edgetpu")]
+    assert json.loads(edgectl("release", "edgetpu", "--json")[1]) == answer
+    daemon.answers["release"] = {"released": "edgetpu", "changed": False}
+    assert edgectl("release", "edgetpu")[1] == "edgetpu has no fault to be released from; nothing has changed\n"
+
+
+def test_a_reload_tells_what_takes_no_effect_yet_or_none_at_all(edgectl, daemon):
+    daemon.answers["reload"] = {
+        "changed": ["control", "pipelines.motion"],
+        "done": True,
+        "restart": ["control"],
+        "warnings": ["edged.toml: sinks.file: found no pipeline uses it"],
+    }
+    assert edgectl("reload")[:2] == (
+        0,
+        "pipelines.motion\n"
+        "control: takes effect when the daemon is started again\n"
+        "warning: edged.toml: sinks.file: found no pipeline uses it\n",
+    )
+    daemon.answers["reload"] = {"changed": [], "done": True, "restart": [], "warnings": []}
+    assert edgectl("reload")[1] == "nothing has changed\n"
+
+
+def test_a_models_versions_are_listed_for_who_wants_to_go_back_or_forget(edgectl, daemon):
+    versions = [
+        {"version": "1.2", "digest": "b" * 64, "roles": ["serves"], "reason": ""},
+        {"version": "1.0", "digest": "a" * 64, "roles": ["factory"], "reason": ""},
+        {"version": "1.3", "digest": "c" * 64, "roles": ["rejected"], "reason": "it is too slow"},
+    ]
+    model = daemon.status["models"][0] | {"accelerator": None, "pinned": True}
+    daemon.answers["models"] = [model | {"versions": versions}]
+    assert [line.split() for line in edgectl("models")[1].splitlines()[2:]] == [
+        ["pinned:", "no", "other", "version", "is", "installed"],
+        ["1.2", "b" * 12, "serves"],
+        ["1.0", "a" * 12, "factory"],
+        ["1.3", "c" * 12, "rejected:", "it", "is", "too", "slow"],
+    ]
+    daemon.answers["models"] = [model | {"versions": None}]
+    assert edgectl("models")[1].splitlines()[-1].strip() == "its versions cannot be read from the disk"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["spool", "show", "3"], "it is not said what to do with these messages"),
+        (["spool", "--all"], "it is not said what to do with these messages"),
+        (["devices", "--dry-run"], "--dry-run and --restart go with allow"),
+        (["devices", "allow", "--probe"], "--probe does not go with allow"),
+        (["config", "check", "--origin"], "--origin goes with show"),
+        (["update-model", "x.edgm", "--give-up-after", "1m"], "--give-up-after goes with --host"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(edgectl, daemon, words, complaint):
+    code, output, complaints = edgectl(*words)
+    assert (code, output) == (4, "")
+    assert complaint in complaints
 
 
 def test_metrics_are_passed_through(edgectl, daemon):

@@ -106,9 +106,10 @@ def test_a_version_that_is_sent_twice_at_once_is_installed_once(rig):
 def test_whoever_comes_second_is_told_whose_terms_hold(rig):
     async def scenario():
         await rig.boot()
-        jobs = [rig.install("1.1"), rig.install("1.1", confirm_within=600.0), rig.install("1.1")]
-        for job in jobs:
-            await job.released.wait()
+        jobs = []
+        for confirm_within in (0.0, 600.0, 0.0):
+            jobs.append(rig.install("1.1", confirm_within=confirm_within))
+            await jobs[-1].released.wait()
         await rig.pass_probation()
         return jobs
 
@@ -778,6 +779,23 @@ def test_a_pinned_model_stays_with_what_it_has(rig):
     job = play(rig, ask(rig, "pin", NAME, True), rig.installed("1.1"))
     assert (job.state, job.text) == ("refused", "colours is pinned to 1.0")
     assert play(rig, ask(rig, "pin", NAME, False), rig.installed("1.1")).state == "done"
+
+
+def test_a_model_is_not_pinned_while_another_version_is_under_way(rig):
+    async def scenario():
+        await rig.boot()
+        await begin(rig, "1.1")
+        with pytest.raises(ControlError, match=r"colours 1\.1 is under way \(probation\)"):
+            await rig.updater.pin(NAME, True)
+
+    asyncio.run(scenario())
+    assert not rig.ledger.pinned
+
+
+def test_a_model_of_which_nothing_is_here_cannot_be_pinned(tmp_path):
+    rig = Rig(tmp_path, factory=())
+    with pytest.raises(ControlError, match=r"colours has no version that it could stay with \(bring one"):
+        play(rig, ask(rig, "pin", NAME, True))
 
 
 @pytest.mark.parametrize("name", ["shapes", "", "../factory"])

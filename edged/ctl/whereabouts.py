@@ -1,0 +1,42 @@
+"""Find the configuration and the state folder for the verbs that need no daemon.
+
+They are those of the daemon that answers, if one does, or else the system's. What the command line or the environment
+says counts before both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from edged.core.errors import EdgedError
+from edged.ctl.client import connect
+
+SYSTEM_CONFIG = "/etc/edged/edged.toml"
+SYSTEM_STATE_DIR = "/var/lib/edged"
+READERS = ("asyncapi", "bench", "config", "devices", "doctor", "infer", "prove", "support-bundle", "verify")
+"""The verbs that ask the daemon. `tune` and `devices allow` write as root, and so take nobody's word."""
+
+_SECONDS = 3.0
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fill in `config` and `state_dir` where nobody has said them."""
+    if not args.config and (said := os.environ.get("EDGED_CONFIG")):
+        args.config = [said]
+    args.state_dir = args.state_dir or os.environ.get("EDGED_STATE_DIR")
+    reads = args.verb in READERS and getattr(args, "action", "") != "allow"
+    known = _known(args.runtime_dir) if reads and not (args.config and args.state_dir) else {}
+    args.config = args.config or known.get("files") or [SYSTEM_CONFIG]
+    args.state_dir = args.state_dir or known.get("state_dir") or SYSTEM_STATE_DIR
+
+
+def _known(runtime_dir: str | None) -> dict[str, Any]:
+    """What the daemon that answers says of its configuration; nothing where none does."""
+    try:
+        status: dict[str, Any] = connect(runtime_dir).call("status", timeout=_SECONDS)
+    except EdgedError:
+        return {}
+    found: dict[str, Any] = status["config"]
+    return found
