@@ -6,7 +6,9 @@ A wish that is refused must not have caused as much as a connection.
 from __future__ import annotations
 
 import json
+import random
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +17,9 @@ import pytest
 
 from tests.broker import PATIENCE, Broker, Certificates, Subscriber, make_certificates
 from tests.edged_process import Edged
-from tests.motion import bundle, config, serving
+from tests.motion import bundle, config, edgectl, serving
 from tests.namespaces import BOARD_ADDRESS, INTERNET_ADDRESS, Namespaces
-from tests.web_server import ForwardProxy, WebServer, redirect, status
+from tests.web_server import ForwardProxy, Handler, Order, WebServer, drip, redirect, status
 
 DESIRED = "edged/board/models/motion/desired"
 UPDATES = "edged/board/models/motion/update"
@@ -64,6 +66,10 @@ class Rig:
         """Have somebody wish for a URL: the outcome and the text that are published of it."""
         wish = json.dumps({"url": url})
         self.subscriber.client.publish(DESIRED, wish, qos=1, retain=True).wait_for_publish(PATIENCE)
+        return self.ended()
+
+    def ended(self) -> tuple[str, str]:
+        """The next outcome that is published, and the text."""
         ended = json.loads(self.subscriber.next(lambda message: json.loads(message.payload)["outcome"]).payload)
         return ended["outcome"], ended["text"]
 
@@ -151,3 +157,56 @@ def tls(certificates: Certificates) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.server, certificates.server_key)
     return context
+
+
+def web_page(handler: Handler) -> None:
+    handler.answer(200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><title>Welcome to the hotel</title>")
+
+
+def nothing(handler: Handler) -> None:
+    handler.answer(200, {})
+
+
+@pytest.mark.parametrize(
+    ("orders", "text"),
+    [
+        ([web_page], "not a bundle"),
+        ([redirect("/portal?wants=motion.edgm"), web_page], "not a bundle"),
+        ([nothing], "not a bundle"),
+        ([status(500)] * 1000, "unreachable"),
+        ([status(404)], "not found"),
+    ],
+    ids=["a log-in page", "a redirect to one", "nothing", "trouble", "not there yet"],
+)
+def test_a_wish_is_fetched_when_what_was_in_the_way_is_over(rig: Rig, tmp_path: Path, orders: list[Order], text: str):
+    server = rig.server(rig.spaces.internet, INTERNET_ADDRESS, bundle(tmp_path, "1.1.0").read_bytes())
+    server.orders += orders
+    daemon = rig.daemon()
+    assert rig.wish(server.url()) == ("failed", text)
+    server.orders.clear()
+    daemon.reload()
+    assert rig.ended() == ("done", "motion: version 1.1.0 is confirmed; version 1.1.0 serves")
+
+
+MANY = ("motion", "anomaly", "digits", "fourth", "fifth")
+
+
+def test_an_operator_does_not_wait_for_servers_that_send_a_few_bytes_a_second(rig: Rig, tmp_path: Path):
+    asked, stop = threading.Semaphore(0), threading.Event()
+
+    def trickle(handler: Handler) -> None:
+        asked.release()
+        drip(stop, 1 / 240)(handler)
+
+    new = bundle(tmp_path, "1.1.0")
+    endless = bundle(tmp_path, "1.2.0", files={"noise.bin": random.Random(1).randbytes(600_000)})
+    slow = rig.server(rig.spaces.internet, INTERNET_ADDRESS, endless.read_bytes())
+    slow.orders += [trickle] * 1000
+    server = rig.server(rig.spaces.board, "127.0.0.1", new.read_bytes())
+    daemon = rig.daemon("".join(f'[models.{name}]\nurl = "{slow.url(f"/{name}.edgm")}"\n' for name in MANY))
+    for _ in range(4):
+        assert asked.acquire(timeout=PATIENCE)
+    said = edgectl(daemon, "update-model", server.url())
+    stop.set()
+    assert said.code == 0, said.output
+    assert serving(daemon) == "1.1.0"
