@@ -657,9 +657,9 @@ class Daemon:
         entry = part.entry
         info = parts.config.sources[entry.source].options.describe()
 
-        def source_rate() -> float | None:
+        def rate() -> float | None:
             reader = parts.sources.get(entry.source)
-            return info.pace or info.rate or (reader.measured_rate if reader else None)
+            return info.pace or manifest.window.rate or info.rate or (reader.measured_rate if reader else None)
 
         outbox_first = sorted(entry.sinks, key=parts.sinks.__contains__)  # on disk before anybody else is told
         return Pipeline(
@@ -675,7 +675,7 @@ class Daemon:
             ],
             status=part.status,
             clock=time.monotonic,
-            source_rate=source_rate,
+            rate=rate,
             next_seq=part.next_seq,
         )
 

@@ -42,13 +42,11 @@ class Windower:
         self._begun = False
         self.next_seq = next_seq
 
-    def push(
-        self, samples: NDArray[Any], time: float, lost: int = 0, source_rate: float | None = None
-    ) -> Iterator[Window]:
+    def push(self, samples: NDArray[Any], time: float, lost: int = 0, rate: float | None = None) -> Iterator[Window]:
         """Take samples `(n, *sample shape)` in; the last arrived at `time`, and `lost` are missing before the first.
 
-        Iterate to the end. A window's time is when its own last sample arrived, reckoned back from `time` at the rate
-        that the model states, else at `source_rate`, and so is its start. `seq` goes up by one with every window, and
+        Iterate to the end. A window's time is when its own last sample arrived, reckoned back from `time` at `rate`, by
+        default the one that the model states, and so is its start. `seq` goes up by one with every window, and
         once more where samples were lost: the window they broke off counts as one that is missing.
 
         Raises:
@@ -58,7 +56,7 @@ class Windower:
         if lost:
             self._break_off()
         self._begun = True
-        rate = self._rate or source_rate
+        rate = rate or self._rate
         count = len(samples)
         begin = 0
         while count - begin >= self._missing:

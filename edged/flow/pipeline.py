@@ -6,7 +6,7 @@ Read `_work` first: it is the hot path, and all of it. A window that fails costs
 
 import logging
 from collections.abc import Callable, Sequence
-from math import prod
+from math import inf, prod
 from threading import Event, Thread
 from typing import Self
 
@@ -26,6 +26,9 @@ log = logging.getLogger("edged.flow")
 
 ROOM_BYTES = 8 << 20
 """Memory for windows that wait for a model that keeps up, as after a while in which the board was busy."""
+
+FINISH_SECONDS = 4.0
+"""Time for windows that wait when a pipeline is stopped; those that are left then are dropped."""
 
 _OVERHEAD_BYTES = 256
 """Memory of a window beside its samples."""
@@ -58,12 +61,12 @@ class Pipeline:
         sinks: Sequence[Sender],
         status: Status,
         clock: Callable[[], float],
-        source_rate: Callable[[], float | None] = lambda: None,
+        rate: Callable[[], float | None] = lambda: None,
         next_seq: int = 0,
     ) -> None:
         """`next_seq` is the number of the first window: where a pipeline of the same name left off.
 
-        `source_rate` says how many samples a second come, as far as that is known; the model may state no rate.
+        `rate` says how many samples a second arrive, None if it is not known or as the model says.
         """
         self.name = name
         self.window = spec
@@ -81,10 +84,11 @@ class Pipeline:
         self.busy_since: float | None = None
         self._windower = Windower(spec, columns, next_seq)
         self._since_window = 0
-        self._source_rate = source_rate
+        self._rate = rate
         self._clock = clock
         self._expected = next_seq
         self._retired = False
+        self._finish_by = inf
         self._thread = Thread(target=self._work, name=f"pipeline-{name}", daemon=True)
 
     @property
@@ -99,7 +103,7 @@ class Pipeline:
             self._tell(now)
         self._since_window += len(chunk.samples)
         broken = max(chunk.lost, chunk.anew)
-        for window in self._windower.push(chunk.samples, chunk.time, broken, self._source_rate()):
+        for window in self._windower.push(chunk.samples, chunk.time, broken, self._rate()):
             self.windows += 1
             self._since_window = 0
             self.mailbox.put(window)
@@ -129,8 +133,10 @@ class Pipeline:
         return gone
 
     def stop(self) -> None:
-        """Take no more windows; the worker ends once it has done those that wait."""
+        """Take no more windows; the worker ends once it has done those that wait, or as many as it has time for."""
         self.stopped = True
+        if not self._retired:
+            self._finish_by = self._clock() + FINISH_SECONDS
         self.slot.end()
         self.mailbox.close()
 
@@ -148,8 +154,10 @@ class Pipeline:
     def _work(self) -> None:
         for window in self.mailbox:
             served = self.slot.take()
-            self.busy_since = self._clock()
-            if served is not None and window is not None:
+            self.busy_since = now = self._clock()
+            if window is not None and now > self._finish_by:
+                self.mailbox.dropped += 1
+            elif served is not None and window is not None:
                 prediction = self._predict(served, window)
                 if prediction is not None:
                     for sink in self.sinks:

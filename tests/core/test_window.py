@@ -70,11 +70,11 @@ def test_a_window_has_the_time_of_its_own_last_sample() -> None:
     assert times == [pytest.approx(99.7), pytest.approx(99.9)]
 
 
-def times(windower: Windower, samples: NDArray, source_rate: float | None = None) -> list[tuple[float, float | None]]:
+def times(windower: Windower, samples: NDArray, rate: float | None = None) -> list[tuple[float, float | None]]:
     """Start and time of the windows that samples complete whose last one arrives at second 100."""
     return [
         (window.start and pytest.approx(window.start), pytest.approx(window.time))
-        for window in windower.push(samples, 100.0, source_rate=source_rate)
+        for window in windower.push(samples, 100.0, rate=rate)
     ]
 
 
@@ -82,9 +82,9 @@ def test_a_window_starts_as_many_periods_before_its_end_as_it_has_samples_but_on
     assert times(Windower(spec(3, 2, rate=10.0), None), row(1, 2, 3, 4, 5)) == [(99.6, 99.8), (99.8, 100.0)]
 
 
-def test_the_rate_of_the_source_serves_where_the_model_states_none() -> None:
+def test_the_rate_at_which_samples_arrive_serves_where_it_is_told() -> None:
     assert times(Windower(spec(3, 2), None), row(1, 2, 3, 4, 5), 10.0) == [(99.6, 99.8), (99.8, 100.0)]
-    assert times(Windower(spec(3, 2, rate=10.0), None), row(1, 2, 3), 99.0) == [(99.8, 100.0)]
+    assert times(Windower(spec(3, 2, rate=10.0), None), row(1, 2, 3), 100.0) == [(99.98, 100.0)]
 
 
 def test_a_window_has_the_time_of_its_chunk_and_no_start_where_no_rate_is_known() -> None:

@@ -228,6 +228,18 @@ def test_stopping_finishes_what_waits_and_closes_the_model(pipeline: Pipeline, p
     assert probe.states[-1] == ("stopped", "")
 
 
+def test_stopping_drops_what_there_is_no_time_for(pipeline: Pipeline, probe: Probe):
+    gate, held = Event(), Event()
+    pipeline.serve(serving(runner(waiting_for(gate, held))))
+    pipeline.push(chunk(1.0, count=40))
+    assert held.wait(5)
+    pipeline.stop()
+    probe.now += 5.0
+    gate.set()
+    assert pipeline.join(5)
+    assert (pipeline.predictions, pipeline.mailbox.dropped) == (1, 9)
+
+
 def test_a_flow_that_goes_on_from_another_cuts_the_windows_that_this_would_have_cut(pipeline: Pipeline, probe: Probe):
     pipeline.serve(serving(runner()))
     pipeline.push(chunk(1.0, count=6))  # of windows of 4 samples, one and a half
@@ -351,7 +363,7 @@ def test_a_window_starts_when_its_first_sample_came_at_the_rate_of_the_source(pr
         sinks=[probe],
         status=Status("sign", probe.clock, probe.hear),
         clock=probe.clock,
-        source_rate=lambda: next(rates),
+        rate=lambda: next(rates),
     )
     made.serve(serving(runner()))
     for time in (98.0, 99.0):
