@@ -12,7 +12,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from edged.core.errors import some
-from edged.core.labels import numbered
+from edged.core.labels import numbered, renamed
 from edged.core.manifest import MAX_NAMES, Channel, Classify, Decision, Normalise, NoStep, Step, WindowSpec
 from edged.core.tflite_file import MAX_LABELS, TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
@@ -234,6 +234,8 @@ def _scores(structure: TfliteFile, tensor: TensorSpec, said: TensorMetadata) -> 
     labels = numbered(said.labels) if named else tuple(f"class_{index}" for index in range(count))
     kind = f": {_SCORES[last_op]}, by its last op {last_op}" if last_op in _SCORES else ", by its labels"
     names = "the labels are its metadata's" if named else "it names no labels, so they are class_0 and so on"
+    if named and (changed := renamed(said.labels, labels)):
+        names += f", and {changed}"
     fields = {"labels": labels, "postprocess": Classify(decision=Decision(threshold=threshold))}
     return _sure(fields, f"{count} scores{kind}; {names}")
 

@@ -12,19 +12,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.api import Arrays, Backend, ConfigError, Runner
-from edged.core.manifest import WindowSpec
+from edged.api import Arrays, Backend, BundleError, ConfigError, Runner
+from edged.core.container import measure
+from edged.core.manifest import MAX_NAMES, SCHEMA, Input, Manifest, Regress, WindowSpec, encode
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.ctl import exits, tables
-from edged.ctl.offline import find_model, load_model, models_of, prove_first
-from edged.models.bundle import Bundle
+from edged.ctl.offline import default_backend, find_model, load_model, models_of, prove_first
+from edged.models.bare import SUFFIX
+from edged.models.bundle import MANIFEST, Bundle, bare_name, open_folder, read_structure
 
 MAX_RUNS = 1_000_000
 _DEFAULT_RUNS = 1000
@@ -65,7 +70,11 @@ def _count(text: str) -> int:
 
 
 def _measure_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    bundle, backend = find_model(name, args)
+    with TemporaryDirectory(prefix="edgectl-bench-") as scratch:
+        return _measure_bundle(*_find(name, args, Path(scratch)), args)
+
+
+def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         backend = _with_threads(backend, args.threads)
     prove_first(bundle, backend, args)
@@ -85,6 +94,40 @@ def _measure_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "runs": len(next(iter(times.values()))),
         "seconds": {way: _percentiles(taken) for way, taken in times.items()},
     }
+
+
+def _find(name: str, args: argparse.Namespace, scratch: Path) -> tuple[Bundle, Backend]:
+    """A model to measure: how long it takes can be said of a bare file whose meaning is not certain, too."""
+    try:
+        return find_model(name, args)
+    except BundleError:
+        bundle = _without_meaning(Path(name), scratch) if name.endswith(SUFFIX) else None
+        if bundle is None:
+            raise
+        return bundle, default_backend(bundle)
+
+
+def _without_meaning(tflite: Path, folder: Path) -> Bundle | None:
+    """A bundle of a bare file of one input, whose window fills it and whose outputs are values; None of another."""
+    structure = read_structure(tflite)
+    shapes = [tensor.shape for tensor in (*structure.inputs, *structure.outputs)]
+    if structure.obstacle or structure.strange_ops or len(structure.inputs) != 1 or () in shapes or len(shapes[0]) > 4:
+        return None
+    values = prod(structure.outputs[0].shape)
+    data = tflite.read_bytes()
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=bare_name(tflite),
+        version="0",
+        files={"model.tflite": measure(data)},
+        window=WindowSpec(length=1, hop=1, sample_shape=shapes[0][1:] or shapes[0]),
+        inputs=(Input(tensor=structure.inputs[0]),),
+        outputs=structure.outputs,
+        postprocess=Regress(names=tuple(f"v{index}" for index in range(values)) if values <= MAX_NAMES else ()),
+    )
+    (folder / "model.tflite").write_bytes(data)
+    (folder / MANIFEST).write_bytes(encode(manifest))
+    return open_folder(folder)
 
 
 def _with_threads(backend: Backend, threads: int) -> Backend:

@@ -66,6 +66,7 @@ from edged.models.bundle import (
     examine,
     fill_in,
     open_folder,
+    read_structure,
     unpack,
     with_metadata,
 )
@@ -379,7 +380,7 @@ def _sized(backend: Backend, args: argparse.Namespace, said: dict[str, Any]) -> 
     """The backend, told what becomes of the axes that the file leaves open: what the manifest states, or the window."""
     if not hasattr(backend, "shapes"):
         return backend
-    structure = inspect(args.model.read_bytes())
+    structure = read_structure(args.model)
     if not any(structure.dynamic):
         return backend
     window = _convert(said.get("window", {}), _Sizes, "window")
@@ -406,7 +407,7 @@ def _describe(
     """The manifest, with no files in it yet but the models, and of those only the names."""
     if not (args.version or said.get("version")):
         raise ControlError("which version is it?", hint="say so with --version: dotted numbers, which only ever go up")
-    structure = inspect(args.model.read_bytes()) if said.get("backend", "tflite") == "tflite" else None
+    structure = read_structure(args.model) if said.get("backend", "tflite") == "tflite" else None
     fields: dict[str, Any] = {"name": bare_name(args.model)}
     if structure is not None and said.get("signature") is None:
         fields |= _certain(args, said, structure)

@@ -183,7 +183,7 @@ def derive(tflite: Path, name: str = "") -> Bundle:
             has the part of the manifest to fill in.
     """
     try:
-        data = _read(tflite, MAX_FILE_BYTES)
+        data = _read(Path(os.path.realpath(tflite)), MAX_FILE_BYTES)
         structure = inspect(data)
         sides = certain(structure)
         missing = {key: part for side in sides for key, part in side.part.items()}
@@ -214,7 +214,7 @@ def derive(tflite: Path, name: str = "") -> Bundle:
 def read_structure(tflite: Path) -> TfliteFile:
     """What is in a .tflite file. Raises BundleError where it is none, or cannot be read."""
     try:
-        return inspect(_read(tflite, MAX_FILE_BYTES))
+        return inspect(_read(Path(os.path.realpath(tflite)), MAX_FILE_BYTES))
     except BundleError as error:
         raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
 

@@ -27,6 +27,18 @@ def test_one_model_against_the_bare_interpreter(capsys):
     assert result["load_seconds"] > 0
 
 
+def test_a_bare_file_whose_meaning_is_not_certain_is_measured_all_the_same(capsys):
+    assert main(["bench", str(DATA / "float.tflite"), "--runs", "2", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert (result["model"], list(result["seconds"])) == ("float", ["bare", "runner", "window"])
+
+
+@pytest.mark.parametrize("name", ["two_by_two.tflite", "edgetpu.tflite", "custom_op.tflite", "absent.tflite"])
+def test_what_cannot_be_measured_says_why(name, capsys):
+    assert main(["bench", str(DATA / name), "--runs", "2"]) == 4
+    assert name in capsys.readouterr().err
+
+
 def test_every_factory_model_unless_one_is_named(nowhere, capsys):
     assert main(["bench", "--runs", "2", *nowhere]) == 0
     lines = capsys.readouterr().out.splitlines()

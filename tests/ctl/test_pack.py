@@ -384,6 +384,19 @@ def picture(name, side):
         return np.asarray(opened.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
 
 
+def test_labels_that_are_there_twice_are_numbered_and_that_is_said(pack, tmp_path, capsys):
+    """Two cranes, a bird and a machine: one of them was lost in `scores`, and contradicted `score`."""
+    out = str(tmp_path / "x.edgm")
+    model = str(real_model("mobilenet_v2_1.0_224_quant.tflite"))
+    assert main(["pack", model, "--version", "1", "-o", out]) == 0
+    assert "labels that are not unique are numbered: 'crane' is 'crane (2)'" in capsys.readouterr().err
+    (tmp_path / "labels.txt").write_text("red\nblue\nred\n")
+    line = ["pack", str(DATA / "metadata.tflite"), "--version", "1", "--labels", str(tmp_path / "labels.txt")]
+    assert main([*line, "-o", out]) == 0
+    assert "labels that are not unique are numbered: 'red' is 'red (2)'" in capsys.readouterr().err
+    assert examine(tmp_path / "x.edgm").manifest.labels == ("red", "blue", "red (2)")
+
+
 @pytest.mark.parametrize("window", [None, {"length": 1, "hop": 1, "sample_shape": [128, 128, 3], "dtype": "uint8"}])
 def test_pixels_go_in_as_they_are_whoever_describes_the_picture(pack, tmp_path, window):
     parrot = picture("parrot.jpg", 128)

@@ -230,6 +230,13 @@ def test_a_bare_model_that_takes_a_row():
     assert manifest.postprocess.decision.threshold == 0.25
 
 
+def test_a_bare_model_may_be_a_link(tmp_path):
+    """As the caches of model hubs have them."""
+    (tmp_path / "link.tflite").symlink_to(DATA / "metadata.tflite")
+    bundle = derive(tmp_path / "link.tflite")
+    assert (bundle.manifest.name, bundle.model) == ("link", tmp_path / "link.tflite")
+
+
 def test_what_was_derived_is_said():
     assert derive(DATA / "metadata.tflite").derived == (
         "1 samples of 4 channels, called c0 and so on, normalised as its metadata say",
