@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.broker import PATIENCE
+from tests.patience import PATIENCE
 
 UNBOUNDED = ("max_queued_messages 0", "max_inflight_messages 0")
 """For mosquitto.conf: what comes goes out at once."""
@@ -94,11 +94,15 @@ class Auditor:
 
     def hears_all(self, ids: set[str]) -> bool:
         """Whether each of these arrives; False when nothing more does."""
-        while missing := ids - {result["id"] for result in self.heard}:
-            if not self.hears_more(PATIENCE):
-                print(f"{len(missing)} never came, such as {min(missing)}")
-                return False
-        return True
+        with self._arrived:
+            while True:
+                before = len(self._payloads)  # counted first, so that what comes from here on is not waited for
+                missing = ids - {result["id"] for result in self.heard}
+                if not missing:
+                    return True
+                if not self._arrived.wait_for(lambda before=before: len(self._payloads) > before, PATIENCE):
+                    print(f"{len(missing)} never came, such as {min(missing)}")
+                    return False
 
     def _hear(self, payload: bytes) -> None:
         with self._arrived:

@@ -14,8 +14,7 @@ from typing import NamedTuple
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-PATIENCE = 10.0
-"""Seconds to wait for what must come: long enough for a busy machine, and never waited out by a test that passes."""
+from tests.patience import PATIENCE
 
 
 class Certificates(NamedTuple):

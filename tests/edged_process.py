@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.ctl.client import connect
-
-PATIENCE = 20.0
+from tests.patience import PATIENCE
 
 
 class Edged:
@@ -62,7 +61,7 @@ class Edged:
 
     def call(self, verb: str, **args: Any) -> Any:
         """Ask it over its socket."""
-        return connect(str(self.runtime_dir)).call(verb, **args)
+        return connect(str(self.runtime_dir)).call(verb, timeout=PATIENCE, **args)
 
     def wait_for_log(self, text: str, times: int = 1) -> str:
         """Wait until so many lines with this text have been logged; the last of them."""

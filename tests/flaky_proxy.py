@@ -75,18 +75,18 @@ class FlakyProxy:
                 self._server.close()
                 self._drop()
 
-        asyncio.run_coroutine_threadsafe(switch(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(switch(), self._loop).result(120)
 
     def __enter__(self) -> FlakyProxy:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
         self._thread.start()
-        assert ready.wait(10), "the proxy does not start"
+        assert ready.wait(120), "the proxy does not start"
         return self
 
     def __exit__(self, *_: object) -> None:
         self._call(self._over.set)
-        self._thread.join(10)
+        self._thread.join(120)
 
     def _call(self, do: object) -> None:
         """Do it on the proxy's own thread, and wait until it is done."""
@@ -97,7 +97,7 @@ class FlakyProxy:
             done.set()
 
         self._loop.call_soon_threadsafe(step)
-        assert done.wait(10), "the proxy hangs"
+        assert done.wait(120), "the proxy hangs"
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()

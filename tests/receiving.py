@@ -198,12 +198,12 @@ class Board:
         started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
         self._thread.start()
-        assert started.wait(10), "the board does not start"
+        assert started.wait(120), "the board does not start"
         return self
 
     def __exit__(self, *_: object) -> None:
         self.do(self._over.set)
-        self._thread.join(10)
+        self._thread.join(120)
 
     def do(self, what: Callable[[], Any]) -> None:
         """Have it done on the board's own thread."""
@@ -211,7 +211,7 @@ class Board:
 
     def run(self, what: Coroutine[Any, Any, Any]) -> Any:
         """Run it there, and wait for what it gives."""
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(120)
 
     def wait_for(self, kind: str, received: int = 0) -> Event:
         """The first step of this kind, and with so many bytes received, that was told of, once there is one."""
@@ -220,13 +220,13 @@ class Board:
             return [event for event in self.said if event.id == kind and (event.bytes or 0) >= received]
 
         with self._heard:
-            assert self._heard.wait_for(found, 20), self.said
+            assert self._heard.wait_for(found, 120), self.said
         return found()[0]
 
     def wait_for_times(self, kind: str, times: int) -> None:
         """Wait until so many steps of this kind have been told of."""
         with self._heard:
-            assert self._heard.wait_for(lambda: [event.id for event in self.said].count(kind) >= times, 20), self.said
+            assert self._heard.wait_for(lambda: [event.id for event in self.said].count(kind) >= times, 120), self.said
 
     def _hear(self, event: Event) -> None:
         with self._heard:
@@ -239,7 +239,7 @@ class Board:
 
     def gone(self) -> bool:
         """Whether every transfer is thrown away before long: what does it runs on after a job's end has been told."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while self.parts() and time.monotonic() < until:
             time.sleep(0.01)
         return not self.parts()

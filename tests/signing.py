@@ -19,7 +19,7 @@ def make_key(folder: Path, name: str) -> Path:
     """A new key without a passphrase; its public half lies beside it as `<name>.pub`."""
     needs_ssh_keygen()
     path = folder / name
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True, timeout=30)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True, timeout=120)
     return path
 
 
@@ -31,7 +31,7 @@ def public(key: Path) -> str:
 def sign(message: bytes, key: Path, namespace: str = "edged-bundle") -> bytes:
     """A signature over a message."""
     command = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", namespace]
-    return subprocess.run(command, input=message, capture_output=True, check=True, timeout=30).stdout
+    return subprocess.run(command, input=message, capture_output=True, check=True, timeout=120).stdout
 
 
 # By hand

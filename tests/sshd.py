@@ -77,7 +77,7 @@ class Sshd:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(120)
         print(self.log())  # pytest shows it with a failure
 
     def log(self) -> str:

@@ -18,7 +18,7 @@ log.warning("window %d dropped", 7, extra={"pipeline": "door", "step": "mailbox"
 
 def child(code, **environ):
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=120, check=True
     )
     return result.stderr
 
@@ -45,7 +45,7 @@ systemd.journal.send = send
 stat = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = f"{{stat.st_dev}}:{{stat.st_ino}}"
 {LOG}"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert result.stderr == ""
     text, fields = json.loads(result.stdout)
     assert text == "window 7 dropped"

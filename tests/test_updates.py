@@ -334,7 +334,7 @@ def test_a_disk_that_hangs_does_not_keep_the_daemon_from_its_end(board, ask, sen
     monkeypatch.setattr(Transfer, "close", lambda _transfer: hanging.wait())
     monkeypatch.setattr(edged.updates, "STOP_SECONDS", 0.05)
     try:
-        board.run(asyncio.wait_for(board.updates.stop(), 10))
+        board.run(asyncio.wait_for(board.updates.stop(), 120))
     finally:
         hanging.set()
 
@@ -371,7 +371,7 @@ def test_fetches_beyond_those_that_may_be_under_way_wait_for_their_turn(board, a
         under_way.append(handler)
         most.append(len(under_way))
         arrived.release()
-        assert free.wait(10)
+        assert free.wait(120)
         under_way.remove(handler)
         status(404)(handler)
 
@@ -379,7 +379,7 @@ def test_fetches_beyond_those_that_may_be_under_way_wait_for_their_turn(board, a
         server.orders += [held] * 6
         jobs = [ask("fetch", url=server.url(f"/{number}.edgm"))["job"] for number in range(6)]
         for _ in range(MAX_ASKED):
-            assert arrived.acquire(timeout=10)
+            assert arrived.acquire(timeout=120)
         free.set()
         assert ["404" in watch(job)[-1]["text"] for job in jobs] == [True] * 6
     assert max(most) == MAX_ASKED
@@ -403,7 +403,7 @@ def test_an_operator_does_not_wait_for_wishes_that_come_to_no_end(tmp_path):
         for number in range(MAX_WISHES + 1):
             board.run(fetch(board, slow.url(f"/{number}.edgm"), f"model-{number}"))
         for _ in range(MAX_WISHES):
-            assert asked.acquire(timeout=20)
+            assert asked.acquire(timeout=120)
         job = connect(str(board.runtime_dir)).call("fetch", url=server.url())
         *_, end = connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])
         assert end["state"] == "done"
@@ -417,11 +417,11 @@ def test_of_wishes_for_one_model_the_latest_is_fetched(tmp_path):
         server.orders += [trickle(asked, stop)]
         for number in range(MAX_JOBS):
             board.run(fetch(board, server.url(f"/{number}.edgm")))
-            assert number or asked.acquire(timeout=20)
-        call, stream = connect(str(board.runtime_dir)).call, connect(str(board.runtime_dir)).stream
-        assert [*stream("job-watch", id=call("jobs")[-1]["job"])][-1]["state"] == "done"
-        jobs = call("jobs")
-        assert {job["text"] for job in jobs[:-1]} == {"another wish for colours takes its place"}
+            assert number or asked.acquire(timeout=120)
+        jobs = connect(str(board.runtime_dir)).call("jobs")
+        *others, last = [[*connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])][-1] for job in jobs]
+        assert last["state"] == "done"
+        assert {end["text"] for end in others} == {"another wish for colours takes its place"}
         assert [event.id for event in board.said if event.outcome] == []
         stop.set()
 
@@ -433,7 +433,7 @@ def test_what_an_operator_asks_for_takes_the_place_of_a_wish_for_the_same(tmp_pa
         server.orders += [trickle(asked, stop)] * MAX_WISHES
         for number in range(MAX_WISHES):
             board.run(fetch(board, server.url(f"/{number}.edgm"), f"model-{number}"))
-            assert asked.acquire(timeout=20)
+            assert asked.acquire(timeout=120)
         board.run(fetch(board, server.url("/waits.edgm"), "model-w"))
         for path in ("/waits.edgm", "/0.edgm"):
             job = call("fetch", url=server.url(path), confirm_within=60)
@@ -524,7 +524,7 @@ def test_how_much_there_is_at_a_url_is_not_published_before_it_is_known_what(tmp
         server.tags = False
         server.orders += [part_of_the_head, half]
         board.run(fetch(board, server.url()))
-        assert arrived.wait(20)
+        assert arrived.wait(120)
         board.run(asyncio.sleep(0.1))  # within which it would be told of
         assert board.said == []
         go_on.set()
@@ -577,7 +577,7 @@ def test_what_an_operator_asks_for_is_fetched_from_anywhere_and_still_is_after_a
         server.orders += [cut_after(100_000), silence(stop, asked)]
         with Board(tmp_path, fetch=options) as board:
             connect(str(board.runtime_dir)).call("fetch", url=server.url())
-            assert asked.wait(20)
+            assert asked.wait(120)
         stop.set()
         with Board(tmp_path, fetch=options) as board:
             [job] = connect(str(board.runtime_dir)).call("jobs")
@@ -591,7 +591,7 @@ def test_what_a_wish_began_is_no_operator_s_after_a_restart(tmp_path):
         server.orders += [cut_after(100_000), silence(stop, asked)]
         with Board(tmp_path, urls=(server.url(),)) as board:
             board.run(fetch(board, server.url()))
-            assert asked.wait(20)
+            assert asked.wait(120)
         stop.set()
         with Board(tmp_path) as board:
             assert board.wait_for("update.refused").text == "refused by policy"
@@ -671,7 +671,7 @@ def test_a_fetch_that_a_daemon_left_is_gone_on_with_and_one_that_failed_is_not(t
         server.orders += [cut_after(100_000), silence(stop, asked_again)]
         with Board(tmp_path) as board:
             connect(str(board.runtime_dir)).call("fetch", url=server.url(), allow_downgrade=True)
-            assert asked_again.wait(20)
+            assert asked_again.wait(120)
         stop.set()
         with Board(tmp_path) as board:
             [job] = connect(str(board.runtime_dir)).call("jobs")
@@ -712,7 +712,7 @@ def test_a_fetch_that_is_under_way_is_not_taken_for_one_on_other_terms(ask, watc
     with WebServer(BUNDLE) as server:
         server.orders.append(silence(stop, asked))
         job = ask("fetch", url=server.url(), confirm_within=60)
-        assert asked.wait(20)
+        assert asked.wait(120)
         assert ask("fetch", url=server.url()) == ask("fetch", url=server.url(), confirm_within=60) == job
         for terms in ({"confirm_within": 90}, {"allow_downgrade": True}):
             with pytest.raises(ControlError, match="not asked for on these terms"):
@@ -726,7 +726,7 @@ def test_a_fetch_of_nobody_knows_what_is_not_taken_for_what_somebody_sent(board,
     with WebServer(BUNDLE) as server:
         server.orders.append(silence(stop, asked))
         job = ask("fetch", url=server.url())["job"]
-        assert asked.wait(20)
+        assert asked.wait(120)
         with pytest.raises(ControlError, match="there is no job"):
             next(connect(str(board.runtime_dir)).stream("job-watch", id=job, digest=NAMES["digest"]))
         stop.set()
@@ -749,7 +749,7 @@ def test_what_is_under_way_is_remembered_however_many_come_after_it(board, ask, 
     with WebServer(BUNDLE) as server:
         server.orders.append(silence(stop, asked))
         slow = ask("fetch", url=server.url())["job"]
-        assert asked.wait(20)
+        assert asked.wait(120)
         for _ in range(MAX_JOBS + 5):
             watch(ask("fetch", url="ftp://a/b")["job"])
         jobs = ask("jobs")

@@ -214,7 +214,7 @@ class Rig:
         await job.released.wait()
         for _ in range(5):
             await self.pass_probation()
-        await asyncio.wait_for(job.ended.wait(), 10)
+        await asyncio.wait_for(job.ended.wait(), 120)
         return job
 
     async def pass_probation(self) -> None:

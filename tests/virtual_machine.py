@@ -185,5 +185,5 @@ def _port(path):
     port = socket.socket(socket.AF_UNIX)
     port.bind(str(path))
     port.listen()
-    port.settimeout(60)
+    port.settimeout(120)
     return port

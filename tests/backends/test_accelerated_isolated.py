@@ -80,7 +80,7 @@ def keeper(host: Host, told: SimpleQueue[Standing], device: Path) -> Iterator[Ac
     keeper.start()
     yield keeper
     keeper.close()
-    assert keeper.join(30)
+    assert keeper.join(120)
 
 
 def window(number: int) -> list[np.ndarray]:
@@ -190,13 +190,13 @@ def test_another_model_that_hangs_as_it_is_loaded_holds_no_window_up(host, keepe
     from stuck import Stuck
 
     runner = keeper.runner("m", TfliteBackend().load(INT8), loader(host, lambda: faulty(take="all")), never)
-    assert told.get(timeout=30).state == "accelerated"
+    assert told.get(timeout=120).state == "accelerated"
     runner.run(window(1))
     stuck = keeper.runner("m", TfliteBackend().load(INT8), loader(host, Stuck), never)
     while not host.is_loading:
         time.sleep(0.001)
     with ThreadPoolExecutor(1) as worker:
-        [got] = worker.submit(runner.run, window(2)).result(10)
+        [got] = worker.submit(runner.run, window(2)).result(120)
         counts = keeper.counts()
         stuck.close()
         host.renew()

@@ -54,7 +54,7 @@ def test_it_waits_at_its_gate():
     thread.start()
     assert answers == []
     gate.set()
-    thread.join(10)
+    thread.join(120)
     assert answers == ["done"]
 
 

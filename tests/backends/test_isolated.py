@@ -553,7 +553,7 @@ def test_turns_go_by_priority_and_then_by_the_earliest_deadline(load, actor, fak
         asked(runner)
     gate.open()
     for turn in turns:
-        turn.result(30)
+        turn.result(120)
     assert diary.read() == ["urgent", "soon", "late"]
 
 
@@ -572,7 +572,7 @@ def test_whoever_has_waited_past_its_deadline_is_next_whatever_the_priorities(lo
     time.sleep(0.02)  # until past the deadlines
     gate.open()
     for turn in turns:
-        turn.result(30)
+        turn.result(120)
     assert diary.read() == ["starved", "too", "urgent"]
 
 
@@ -587,7 +587,7 @@ def test_turns_that_are_asked_for_come_before_a_load(host, load, actor, fake, ga
         time.sleep(0.001)
     gate.open()
     for each in (*turns, loading):
-        each.result(30)
+        each.result(120)
     assert diary.read() == ["turn", "load"]
     assert not host.is_loading
 
@@ -600,7 +600,7 @@ def test_to_wait_for_the_turn_of_another_is_no_hang(load, actor, fake, gate, poo
     asked(hasty)
     time.sleep(1)  # until long past its deadline
     gate.open()
-    assert [output.tolist() for turn in (first, second) for output in turn.result(30)] == [[1], [1]]
+    assert [output.tolist() for turn in (first, second) for output in turn.result(120)] == [[1], [1]]
 
 
 def test_a_message_that_waits_for_a_turn_is_no_hang(load, actor, fake, gate, pool):
@@ -610,8 +610,8 @@ def test_a_message_that_waits_for_a_turn_is_no_hang(load, actor, fake, gate, poo
     reset = pool.submit(other.reset)
     time.sleep(1)  # until it has taken longer than it may
     gate.open()
-    reset.result(30)
-    turn.result(30)
+    reset.result(120)
+    turn.result(120)
 
 
 def test_one_that_is_stuck_holds_the_others_no_longer_than_its_own_deadline(load, pool):
@@ -676,4 +676,4 @@ def test_a_message_gets_through_while_turns_never_end(load, fake, pool):
     another.run(ones(another))
     stop.append(True)
     for turn in busy:
-        turn.result(30)
+        turn.result(120)

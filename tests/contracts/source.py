@@ -13,7 +13,7 @@ import pytest
 
 from edged.api import Chunk, Source, SourceConfig
 
-PATIENCE = 10.0
+PATIENCE = 120.0
 
 
 class SourceContract:

@@ -16,14 +16,14 @@ def manager(tmp_path):
     """The socket of a service manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(10)
+        listener.settimeout(120)
         yield listener
 
 
 def child(code, **environ):
     """Run code as a service would."""
     return subprocess.run(
-        [sys.executable, "-c", HEAD + code], env=environ, capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", HEAD + code], env=environ, capture_output=True, text=True, timeout=120, check=True
     )
 
 
@@ -89,7 +89,7 @@ def test_without_systemd_python_it_says_what_to_install(manager):
         env={"NOTIFY_SOCKET": manager.getsockname()},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=True,
     )
     assert result.stderr.count("install python3-systemd") == 1

@@ -50,7 +50,7 @@ def test_the_metrics_page():
 
 def test_a_common_client_understands_it():
     def fetch(url):
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=120) as answer:
             return answer.status, answer.read()
 
     async def scenario():

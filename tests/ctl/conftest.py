@@ -186,10 +186,10 @@ def daemon(runtime_dir):
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(120)
     yield operations
     loop.call_soon_threadsafe(done.set)
-    thread.join(10)
+    thread.join(120)
     loop.close()
 
 
@@ -218,7 +218,7 @@ def edgectl(command):
 
     def run(*args):
         process = command(*args)
-        output, complaints = process.communicate(timeout=20)
+        output, complaints = process.communicate(timeout=120)
         return process.returncode, output, complaints
 
     return run

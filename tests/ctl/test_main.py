@@ -60,7 +60,7 @@ def test_the_runtime_directory_on_the_command_line_wins(edgectl, daemon, tmp_pat
 
 def test_the_users_own_daemon_is_found(command, daemon, runtime_dir):
     process = command("metrics", EDGED_RUNTIME_DIR="", XDG_RUNTIME_DIR=str(runtime_dir.parent))
-    assert process.communicate(timeout=20) == ("edged_info 1\n", "")
+    assert process.communicate(timeout=120) == ("edged_info 1\n", "")
 
 
 def test_no_daemon(edgectl, runtime_dir):
@@ -95,7 +95,7 @@ def test_something_else_behind_the_socket(command, runtime_dir, answer, code, co
         client.makefile("rb").readline()
         client.sendall(answer)
         client.shutdown(socket.SHUT_RDWR)
-        _, complaints = process.communicate(timeout=20)
+        _, complaints = process.communicate(timeout=120)
     assert process.returncode == code
     assert complaint in complaints
 
@@ -106,7 +106,7 @@ def test_a_reader_that_has_had_enough(command, daemon):
     process = command("watch")
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(20) == 141
+    assert process.wait(120) == 141
     assert process.stderr.read() == ""
     process.stderr.close()
 
@@ -114,7 +114,7 @@ def test_a_reader_that_has_had_enough(command, daemon):
 def test_output_that_cannot_be_written(command):
     with Path("/dev/full").open("w") as full:
         process = command("version", stdout=full)
-        _, complaints = process.communicate(timeout=20)
+        _, complaints = process.communicate(timeout=120)
     assert (process.returncode, complaints) == (4, "edgectl: [Errno 28] No space left on device\n")
 
 

@@ -148,7 +148,7 @@ def test_a_bare_file_on_standard_input(board, runtime_dir):
         ["sh", "-c", f"{EDGECTL} --runtime-dir {runtime_dir} update-model - --model colours"],
         input=MODEL.read_bytes(),
         capture_output=True,
-        timeout=20,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert board.updater.installed[0][0] == MODEL.read_bytes()

@@ -84,14 +84,14 @@ def test_a_key_in_an_agent(bundle, keys, allowed, tmp_path, monkeypatch):
     try:
         agent.stdout.readline()  # once it says where it listens, it does
         monkeypatch.setenv("SSH_AUTH_SOCK", socket)
-        subprocess.run(["ssh-add", "-q", keys["alice"]], check=True, timeout=30)
+        subprocess.run(["ssh-add", "-q", keys["alice"]], check=True, timeout=120)
         alone = tmp_path / "alice.pub"
         alone.write_bytes(keys["alice"].with_suffix(".pub").read_bytes())
         assert main(["sign", str(bundle), "--key", str(alone)]) == 0
         assert main(["verify", str(bundle), "--allowed-signers", allowed]) == 0
     finally:
         agent.terminate()
-        agent.communicate(timeout=10)
+        agent.communicate(timeout=120)
 
 
 def test_a_key_that_is_not_there_changes_nothing(bundle, tmp_path, capfd):

@@ -92,7 +92,7 @@ def test_colour_is_for_terminals_and_for_those_who_like_it(command, daemon, envi
     process = command("status", stdout=end, TERM="xterm", **environ)
     os.close(end)
     assert os.read(terminal, 100).decode(errors="replace").startswith(dot)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     os.close(terminal)
 
 

@@ -21,7 +21,7 @@ def on_a_terminal(boards):
     """All that is written, a line for each time the terminal's last line is erased."""
     ours, theirs = pty.openpty()
     code = TELL.format(boards=boards)
-    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, timeout=20)
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, timeout=120)
     os.close(theirs)
     assert done.returncode == 0
     return os.read(ours, 10_000).decode().replace("\r\n", "").split("\r\x1b[K")

@@ -63,7 +63,7 @@ def test_standard_input(runtime_dir, board, file):
             [sys.executable, "-c", code, "--runtime-dir", str(runtime_dir), "update-model", "-"],
             stdin=source,
             capture_output=True,
-            timeout=20,
+            timeout=120,
         )
     assert done.returncode == 0, done.stderr
     assert board.updater.installed[0][0] == BUNDLE
@@ -134,7 +134,7 @@ def test_whoever_stops_watching_is_told_how_to_look_again(command, edgectl, boar
     while "signed by" not in process.stdout.readline():
         pass
     os.kill(process.pid, signal.SIGINT)
-    output, complaints = process.communicate(timeout=20)
+    output, complaints = process.communicate(timeout=120)
     assert (process.returncode, complaints) == (130, "")
     assert texts(output) == ["it goes on without you; look again with: edgectl job wait 1"]
     board.do(board.updater.go.set)
@@ -152,7 +152,7 @@ def test_whoever_comes_second_is_told_whose_terms_hold(command, board, file):
     while "on the terms that it was begun with" not in second.stdout.readline():
         pass
     board.do(board.updater.go.set)
-    assert [process.wait(20) for process in (first, second)] == [0, 0]
+    assert [process.wait(120) for process in (first, second)] == [0, 0]
     assert board.updater.installed[0][1].confirm_within == 0
 
 

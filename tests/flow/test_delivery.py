@@ -32,7 +32,7 @@ class ListSink:
 
     def send(self, prediction: Prediction) -> None:
         self.entered.set()
-        self.gate.wait(5)
+        self.gate.wait(120)
         self.thread = get_ident()
         if self.error:
             raise self.error
@@ -99,7 +99,7 @@ def test_a_drain_drops_its_oldest_while_the_sink_hangs_and_counts_them():
     sink.gate.clear()
     drain = Drain(Delivery(lambda: sink, status()), capacity=3)
     drain.send(prediction(0))
-    assert sink.entered.wait(5)
+    assert sink.entered.wait(120)
     for seq in range(1, 11):
         drain.send(prediction(seq))
     sink.gate.set()

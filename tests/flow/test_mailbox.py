@@ -140,7 +140,7 @@ def test_a_patient_reader_waits_and_loses_nothing() -> None:
     reader = Thread(target=read)
     reader.start()
     assert [taken.seq for taken in mailbox if taken] == list(range(100))
-    reader.join(5)
+    reader.join(120)
     assert mailbox.dropped == 0
 
 
@@ -159,7 +159,7 @@ def test_closing_frees_a_reader_that_waits_for_room() -> None:
     reader = Thread(target=lambda: [mailbox.put(window(seq)) for seq in range(5)])
     reader.start()
     mailbox.close()
-    reader.join(5)
+    reader.join(120)
     assert not reader.is_alive()
 
 

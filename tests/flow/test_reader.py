@@ -86,11 +86,11 @@ class Listener:
         self.heard.put(health)
 
     def next(self) -> tuple[str, str, str]:
-        health = self.heard.get(timeout=5)
+        health = self.heard.get(timeout=120)
         return health.state, health.reason, health.hint
 
     def wait_for(self, state: str) -> Health:
-        while (health := self.heard.get(timeout=5)).state != state:
+        while (health := self.heard.get(timeout=120)).state != state:
             pass
         return health
 
@@ -125,7 +125,7 @@ def read(
 
 
 def ended(reader: Reader) -> bool:
-    return reader.join(5)
+    return reader.join(120)
 
 
 def test_every_feed_gets_every_chunk() -> None:
@@ -210,7 +210,7 @@ def test_feeds_may_be_replaced() -> None:
     class Successor(Collector):
         def push(self, chunk: Chunk) -> None:
             super().push(chunk)
-            assert known.wait(5)
+            assert known.wait(120)
             reader.feeds = (last,)
 
     known, last, first = Event(), Collector(), Successor()
@@ -224,20 +224,20 @@ def test_what_is_done_between_chunks_is_done_when_the_one_in_hand_is_where_it_wa
     class Slow(Collector):
         def push(self, chunk: Chunk) -> None:
             under_way.set()
-            assert free.wait(5)
+            assert free.wait(120)
             super().push(chunk)
 
     under_way, free, feed = Event(), Event(), Slow()
     first: list[int] = []
     then: list[int] = []
     reader, _ = read(Script(openings=[[chunk(1), chunk(2)]]), feed)
-    assert under_way.wait(5)
+    assert under_way.wait(120)
 
     reader.between_chunks(lambda: first.append(len(feed.chunks)), patience=0.0)  # it is not waited for for ever
     changing = Thread(target=lambda: reader.between_chunks(lambda: then.append(len(feed.chunks)), patience=5.0))
     changing.start()
     free.set()
-    changing.join(5)
+    changing.join(120)
     assert ended(reader)
     assert first == [0]
     assert then[0] in (1, 2)
@@ -297,7 +297,7 @@ def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
     class Hangs(Scripted):
         def read(self, timeout: float) -> Chunk | None:
             asked.set()
-            assert free.wait(5)
+            assert free.wait(120)
             return super().read(timeout)
 
     class Hanging(Script, frozen=True, kw_only=True):
@@ -305,7 +305,7 @@ def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
             return Hangs(self.openings.pop(0), self.clock)
 
     reader, listener = read(Hanging(openings=[[chunk(1)]], clock=clock))
-    assert asked.wait(5)
+    assert asked.wait(120)
     clock.now += 15.0
     reader.look()
     assert reader.status.health.state == "starting"
@@ -384,7 +384,7 @@ def test_a_recording_that_is_played_again_and_again_has_lost_nothing(tmp_path: P
     config = ReplaySource(path=file, channels=("x",), pace="fast", loop=True)
     reader = Reader("imu", config, (feed,), Status("imu", time.monotonic, listener), time.monotonic, PROMPT)
     reader.start()
-    assert enough.wait(5)
+    assert enough.wait(120)
     reader.stop()
     assert ended(reader)
     assert reader.lost == 0

@@ -31,7 +31,7 @@ print(json.dumps(sorted(sys.modules)))
 
 def modules_after(code, *args):
     result = subprocess.run(
-        [sys.executable, "-c", code + REPORT, *args], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code + REPORT, *args], capture_output=True, text=True, timeout=120, check=True
     )
     return set(json.loads(result.stdout))
 
@@ -60,7 +60,7 @@ def runtime_dir(tmp_path):
     thread = threading.Thread(target=answer)
     thread.start()
     yield tmp_path
-    thread.join(10)
+    thread.join(120)
     listener.close()
 
 

@@ -22,7 +22,7 @@ def analyze(tmp_path):
 
     def run(verb, *options, text=None):
         unit.write_text((text or UNIT.read_text()).replace("/usr/bin/edged", there).replace("/usr/bin/edgectl", there))
-        return subprocess.run([program, verb, *options, str(unit)], capture_output=True, text=True, timeout=60)
+        return subprocess.run([program, verb, *options, str(unit)], capture_output=True, text=True, timeout=120)
 
     return run
 

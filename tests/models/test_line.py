@@ -19,9 +19,10 @@ from edged.models.answer import FetchError
 from edged.models.fetch import Fetcher, FetchOptions
 from edged.models.incoming import ContainerCheck
 from edged.models.line import AbandonedError
-from tests.broker import PATIENCE, Certificates, make_certificates
+from tests.broker import Certificates, make_certificates
 from tests.containers import colours, container, entry
 from tests.fetching import fetch, open_transfer, options
+from tests.patience import PATIENCE
 from tests.web_server import ForwardProxy, Handler, WebServer, drip, redirect, silence, status
 
 FILE = bytes(range(256)) * 400

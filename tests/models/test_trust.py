@@ -195,7 +195,7 @@ def certified(tmp_path: Path, manifest: bytes) -> tuple[Trust, bytes]:
     """Trust in whom an authority says is Carol, and Carol's signature with a certificate for 2025."""
     authority, carol = make_key(tmp_path, "authority"), make_key(tmp_path, "carol")
     command = ["ssh-keygen", "-q", "-s", authority, "-I", "carol", "-n", "carol", "-V", "20250101:20260101"]
-    subprocess.run([*command, carol.with_suffix(".pub")], check=True, timeout=30)
+    subprocess.run([*command, carol.with_suffix(".pub")], check=True, timeout=120)
     allowed = tmp_path / "allowed_signers"
     allowed.write_text(f'carol cert-authority,namespaces="edged-bundle" {public(authority)}\n')
     return Trust(allowed), sign(manifest, tmp_path / "carol-cert.pub")
@@ -221,7 +221,7 @@ def test_a_certificate_at_another_time_is_told_from_a_stranger_s_key(certified, 
 def revocation_list(tmp_path: Path, keys: dict[str, Path]) -> Path:
     """Alice's key in a KRL, as ssh-keygen -k makes it."""
     path = tmp_path / "revoked.krl"
-    subprocess.run(["ssh-keygen", "-q", "-k", "-f", path, keys["alice"].with_suffix(".pub")], check=True, timeout=30)
+    subprocess.run(["ssh-keygen", "-q", "-k", "-f", path, keys["alice"].with_suffix(".pub")], check=True, timeout=120)
     return path
 
 

@@ -630,7 +630,7 @@ def test_it_watches_by_itself(rig):
         job = await begin(rig, "1.1")
         rig.clock.now += 61
         watching = asyncio.create_task(rig.updater.run())
-        await asyncio.wait_for(job.ended.wait(), 10)
+        await asyncio.wait_for(job.ended.wait(), 120)
         watching.cancel()
         return job
 
@@ -659,7 +659,7 @@ def test_a_run_ends_though_a_model_is_held(rig, monkeypatch):
         async with rig.updater.held([NAME]):
             await rig.updater.stop()
 
-    asyncio.run(asyncio.wait_for(scenario(), 10))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     assert rig.ledger.candidate.boots_left == BOOTS - 1
 
 
@@ -679,7 +679,7 @@ def test_whoever_runs_it_is_let_go_while_the_disk_hangs(rig, monkeypatch):
         running = asyncio.create_task(rig.updater.run())
         await asyncio.to_thread(looking.wait)
         running.cancel()
-        await asyncio.wait([running], timeout=5)
+        await asyncio.wait([running], timeout=120)
         over = running.done()
         if over:
             await rig.updater.stop()

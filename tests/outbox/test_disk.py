@@ -23,8 +23,8 @@ from edged.outbox.disk import HUNG_SECONDS, SOON, DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.shelf import Segment, Shelf, Stamp, open_database
 from edged.outbox.spool import MAX_PARKED, Aside, Entry
-from tests.broker import PATIENCE
 from tests.contracts.spool import SpoolContract, message, numbers
+from tests.patience import PATIENCE
 
 Make = Callable[..., DiskSpool]
 

@@ -13,8 +13,8 @@ import pytest
 from edged.core.health import Status
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
-from tests.broker import PATIENCE
 from tests.outbox.test_disk import drain
+from tests.patience import PATIENCE
 
 OFFLINE = """
 while True:

@@ -14,8 +14,9 @@ from edged.core.types import Message
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import MqttOptions, Policy, SpoolOptions
 from edged.outbox.publisher import Publisher
-from tests.broker import PATIENCE, Broker, Subscriber
+from tests.broker import Broker, Subscriber
 from tests.flaky_proxy import FlakyProxy
+from tests.patience import PATIENCE
 
 TOPICS = Topics("edged", "board")
 RESULT = TOPICS.result("motion")

@@ -18,8 +18,9 @@ from edged.core.types import Message
 from edged.outbox.options import MqttOptions
 from edged.outbox.publisher import LONGEST_RETRY, Publisher, backoff
 from edged.outbox.spool import MemorySpool
-from tests.broker import PATIENCE, Broker, Script, Subscriber, free_port, make_certificates, old_broker, server
+from tests.broker import Broker, Script, Subscriber, free_port, make_certificates, old_broker, server
 from tests.flaky_proxy import FlakyProxy
+from tests.patience import PATIENCE
 
 TOPICS = Topics("edged", "board")
 RESULT = TOPICS.result("motion")

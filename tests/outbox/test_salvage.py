@@ -23,8 +23,8 @@ from edged.outbox import salvage
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import SpoolOptions
 from edged.outbox.shelf import MAX_SEGMENT, Segment, Shelf, ShelfError, Stamp, open_database
-from tests.broker import PATIENCE
 from tests.contracts.spool import message
+from tests.patience import PATIENCE
 
 PAGE = 4096
 SEGMENTS, EACH = 600, 4

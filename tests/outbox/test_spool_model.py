@@ -21,8 +21,8 @@ from edged.core.health import Status
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.spool import MemorySpool, Spool
-from tests.broker import PATIENCE
 from tests.contracts.spool import message
+from tests.patience import PATIENCE
 
 POLICIES = {"a": Policy(durability="always"), "b": Policy()}
 

@@ -34,7 +34,7 @@ def commands(built, tmp_path_factory):
 
 def run(command, *words, cwd):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EDGED"))}
-    done = subprocess.run([command, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([command, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -213,7 +213,7 @@ def _blocks(log: Sequence[Entry]) -> Iterator[tuple[int, bytes]]:
 def _served(folder: Path, image: Path, log: Path) -> Iterator[None]:
     folder.mkdir()
     server = subprocess.Popen([sys.executable, "-m", "tests.power.block_log", folder, image, log], cwd=ROOT)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     try:
         while not (folder / "disk").exists():
             assert server.poll() is None, "the FUSE file system does not start"

@@ -56,7 +56,7 @@ class FaultyFolder:
         self.fault = ""
         command = [sys.executable, "-m", "tests.power.faulty_folder", self.mount, self._real, self._order]
         self._server = subprocess.Popen(command, cwd=ROOT)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while not self.mount.is_mount():
             assert self._server.poll() is None, "the FUSE file system does not start"
             assert time.monotonic() < until, "the FUSE file system hangs"

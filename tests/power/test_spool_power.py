@@ -21,8 +21,8 @@ import pytest
 from edged.core.health import Status
 from edged.outbox.disk import DiskSpool
 from edged.outbox.options import Durability, Policy, SpoolOptions
-from tests.broker import PATIENCE
 from tests.outbox.test_disk import drain, fill, until
+from tests.patience import PATIENCE
 from tests.power.block_log import Cut, LoggedDisk, apply, check, cuts, missing, mounted
 
 pytest.importorskip("mfusepy")

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from tests.accounting import Auditor, balance
-from tests.broker import PATIENCE, Broker, Subscriber
+from tests.broker import Broker, Subscriber
 from tests.delegates import faulty_library
 from tests.edged_process import Edged
 from tests.motion import FACTORY, Call, bundle, contents, edgectl, long_recording, manifest, serving
+from tests.patience import PATIENCE
 from tests.real_models import real_model
 
 DONE, BAD_STATE, UNFIT, ROLLED_BACK = 0, 3, 7, 8

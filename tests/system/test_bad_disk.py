@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.accounting import UNBOUNDED, Auditor
-from tests.broker import PATIENCE, Broker
+from tests.broker import Broker
 from tests.edged_process import Edged
 from tests.flaky_proxy import FlakyProxy
 from tests.motion import long_recording
+from tests.patience import PATIENCE
 from tests.power.block_log import missing
 from tests.power.faulty_folder import FaultyFolder
 

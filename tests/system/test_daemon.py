@@ -12,8 +12,9 @@ from urllib.request import urlopen
 import pytest
 
 from tests.broker import Broker, Subscriber, free_port
-from tests.edged_process import PATIENCE, Edged, SerialPort
+from tests.edged_process import Edged, SerialPort
 from tests.motion import RECORDING, lines
+from tests.patience import PATIENCE
 
 MOTION = Path(__file__).parents[2] / "firmware_models" / "motion" / "1.0.0"
 

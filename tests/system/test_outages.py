@@ -21,10 +21,11 @@ import pytest
 
 from edged.outbox.publisher import LONGEST_RETRY
 from tests.accounting import PROMISES, UNBOUNDED, Auditor, balance, line_of, said
-from tests.broker import PATIENCE, Broker
+from tests.broker import Broker
 from tests.edged_process import Edged
 from tests.flaky_proxy import FlakyProxy
 from tests.motion import long_recording
+from tests.patience import PATIENCE
 
 SOAK = bool(os.environ.get("EDGED_SOAK"))
 SECONDS, OUTAGES = (480.0, 49) if SOAK else (6.0, 4)

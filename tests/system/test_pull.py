@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker import PATIENCE, Broker, Certificates, Subscriber, make_certificates
+from tests.broker import Broker, Certificates, Subscriber, make_certificates
 from tests.edged_process import Edged
 from tests.flaky_proxy import FlakyProxy
 from tests.motion import Said, bundle, config, edgectl, incoming, litter, serving
+from tests.patience import PATIENCE
 from tests.web_server import (
     Handler,
     Order,

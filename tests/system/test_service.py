@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.edged_process import PATIENCE, Edged
+from tests.edged_process import Edged
+from tests.patience import PATIENCE
 
 CONFIG = """
 [device]

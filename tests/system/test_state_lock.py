@@ -4,8 +4,9 @@ import json
 import os
 from pathlib import Path
 
-from tests.edged_process import PATIENCE, Edged
+from tests.edged_process import Edged
 from tests.motion import bundle, config, edgectl
+from tests.patience import PATIENCE
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -315,7 +315,7 @@ def test_a_fetch_goes_on_by_itself_after_a_restart(tmp_path: Path, edged):
         stop, asked_again = threading.Event(), threading.Event()
         server.orders += [cut_after(500_000), silence(stop, asked_again)]
         daemon.call("fetch", url=server.url("/motion.edgm?token=secret"), allow_downgrade=True)
-        assert asked_again.wait(20)
+        assert asked_again.wait(120)
         assert daemon.stop(SIGKILL) < 0
         stop.set()
         daemon.start()

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker import PATIENCE, Broker, Certificates, Subscriber, make_certificates
+from tests.broker import Broker, Certificates, Subscriber, make_certificates
 from tests.edged_process import Edged
 from tests.motion import bundle, config, edgectl, serving
 from tests.namespaces import BOARD_ADDRESS, INTERNET_ADDRESS, Namespaces
+from tests.patience import PATIENCE
 from tests.web_server import ForwardProxy, Handler, Order, WebServer, drip, redirect, status
 
 DESIRED = "edged/board/models/motion/desired"
