@@ -399,6 +399,49 @@ def test_a_version_that_no_pipeline_uses_is_confirmed_once_it_has_proved_itself(
     assert rig.board.trials == ["1.1"]
 
 
+SUSPENDED = (
+    "the probation of version 1.1 is suspended: no pipeline uses colours any more "
+    "(have one use it again, or: edgectl rollback colours)"
+)
+
+
+def test_a_pipeline_that_is_taken_away_suspends_the_probation_until_it_is_back(rig):
+    def suspensions() -> list[str]:
+        return [event.text for event in rig.events if event.id == "update.suspended"]
+
+    async def take_away() -> None:
+        rig.board.used = False
+        for _ in range(2):
+            rig.clock.now += 3600
+            await rig.updater.settle(NAME)
+
+    async def give_back() -> None:
+        rig.board.used = True
+        rig.board.load(rig.board.serves)
+        await rig.updater.settle(NAME)
+
+    play(rig, begin(rig, "1.1"), take_away())
+    assert (suspensions(), rig.ledger.floor, rig.ledger.active) == ([SUSPENDED], "0", None)
+    play(rig, take_away())  # another run of the daemon remembers that there was a pipeline
+    assert (suspensions(), rig.ledger.floor, rig.ledger.active) == ([SUSPENDED] * 2, "0", None)
+    play(rig, give_back(), rig.pass_probation())
+    assert (rig.ledger.floor, rig.ledger.active) == ("1.1", digest_of("1.1"))
+
+
+def test_a_suspended_probation_can_be_ended_by_going_back(rig):
+    async def scenario() -> None:
+        await rig.boot()
+        job = await begin(rig, "1.1")
+        rig.board.used = False
+        await rig.updater.settle(NAME)
+        await rig.updater.rollback(NAME)
+        await job.ended.wait()
+
+    asyncio.run(scenario())
+    assert (rig.ledger.candidate, rig.ledger.floor) == (None, "0")
+    assert digest_of("1.1") in rig.ledger.rejected
+
+
 def test_while_it_is_held_nothing_happens(rig):
     async def scenario():
         await rig.boot()
