@@ -5,8 +5,8 @@ inference needs. A verb's module has `add_arguments(parser)` and `run(args) -> i
 prints its answer on standard output, as JSON where `args.json` is set, and raises EdgedError where it cannot be done.
 
 Every verb finds in `args` the global options: `config`, a list of files; `state_dir`, a folder; `runtime_dir`, a folder
-or None for wherever a daemon is found; `json`; and `host` and `ssh`, the devices to work on and how to get there. Files
-and folders are strings, as pathlib is slow to import.
+or None for wherever a daemon is found; `runtime_option`, how the command line says so; `json`; and `host` and `ssh`,
+the devices to work on and how to get there. Files and folders are strings, as pathlib is slow to import.
 
 With --host a verb is run on that device, by its own edgectl (remote.py), all but `update-model`, which has files of
 ours to bring.
@@ -97,6 +97,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(_no_such_verb(args.verb))
     verb_parser(args.verb).parse_intermixed_args([*rest, *args.rest], args)  # options may stand between the words
     args.host = args.host or []
+    args.runtime_option = ["--runtime-dir", args.runtime_dir] if args.runtime_dir else []
+    args.runtime_dir = args.runtime_dir or os.environ.get("EDGED_RUNTIME_DIR")
     if not args.host:  # elsewhere, the edgectl there finds its own
         settle(args)
     args.run = import_module(VERBS[args.verb][0]).run
@@ -129,7 +131,7 @@ def outer_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(
         config=None,
-        runtime_dir=os.environ.get("EDGED_RUNTIME_DIR"),
+        runtime_dir=None,
         state_dir=None,
         json=False,
         host=None,

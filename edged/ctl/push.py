@@ -44,7 +44,8 @@ def fitting(piece: int, brought: int) -> int:
 class Push:
     """One version to one host. `wishes` are those of an install; `stall` is how many seconds to try without progress.
 
-    `job` is what the device calls the update, "" as long as it has not begun.
+    `options` are for the edgectl at the far end. `job` is what the device calls the update, "" as long as it has not
+    begun.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Push:
         ssh: str,
         may_ask: bool,
         stall: float,
+        options: Sequence[str] = (),
     ) -> None:
         self.host = host
+        self._options = options
         self.job = ""
         self._parcel, *self._rest = parcels
         self._announced: Parcel | None = None
@@ -104,7 +107,7 @@ class Push:
     def _connect(self) -> Outcome:
         """One connection, for as long as it holds."""
         self._connections += 1
-        words = ["--allow-downgrade"] if self._wishes["allow_downgrade"] else []
+        words = [*self._options, *(["--allow-downgrade"] if self._wishes["allow_downgrade"] else [])]
         may_ask = self._may_ask and not self._met
         with Line(self._ssh, self.host, words, may_ask=may_ask, first=not self._met, tell=self._tell_silence) as line:
             line.greet()

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve one sender, until it leaves. Raises ControlError where sshd was asked to run anything else."""
-    _refuse_another_command(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+    _refuse_another_command(_asked_for())
     sender = Sender(0, 1)
     try:
         _serve(sender, args.runtime_dir, allow_downgrade=args.allow_downgrade)
@@ -123,12 +123,8 @@ class Sender:
             raise SenderGone from error
 
 
-def _refuse_another_command(asked: str) -> None:
-    """A forced command is run whatever was asked for, which sshd puts into the environment."""
-    try:
-        words = shlex.split(asked)
-    except ValueError:
-        words = [asked]
+def _refuse_another_command(words: list[str]) -> None:
+    """A forced command is run whatever was asked for. Raises ControlError where that was another verb."""
     if words and words[1:2] != ["receive"]:
         raise ControlError(
             "this key may only bring bundles, with update-model; nothing else was done",
@@ -136,8 +132,28 @@ def _refuse_another_command(asked: str) -> None:
         )
 
 
+def _refuse_another_daemon(words: list[str], runtime_dir: str | None) -> None:
+    """Raises ControlError where another daemon was asked for than the one that a forced command names."""
+    named = words[words.index("--runtime-dir") + 1 :][:1] if "--runtime-dir" in words else []
+    if named not in ([], [runtime_dir]):
+        raise ControlError(
+            "this key has a daemon of its own, and not that of --runtime-dir",
+            hint="leave --runtime-dir out, or have it written in the key's line of authorized_keys on the device",
+        )
+
+
+def _asked_for() -> list[str]:
+    """The command line that sshd was asked to run, where it runs a forced command instead."""
+    asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    try:
+        return shlex.split(asked)
+    except ValueError:
+        return [asked]
+
+
 def _serve(sender: Sender, runtime_dir: str | None, *, allow_downgrade: bool) -> None:
     sender.say(protocol.encode_ok(0, {"edged": __version__}))
+    _refuse_another_daemon(_asked_for(), runtime_dir)
     while request := sender.ask():
         known = _ASKED.get(request.verb, set())
         if not known or not request.args.keys() <= known:

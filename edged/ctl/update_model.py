@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.host:
         return _push(args, parcels, wishes, console)
     teller = Teller(console)
-    _remind(teller, args.confirm_within)
+    _remind(teller, args.confirm_within, _edgectl(args))
     outcome = _here(args, parcels, wishes, teller)
     teller.end(outcome)
     return outcome.code
@@ -110,10 +111,15 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise ControlError("a bare .tflite file does not say what it is for", hint="say so with --model NAME")
 
 
-def _remind(teller: Teller, confirm_within: float, where: str = "") -> None:
+def _edgectl(args: argparse.Namespace, host: str = "") -> str:
+    """How to call edgectl for the same daemon."""
+    return shlex.join(["edgectl", *(["--host", host] if host else []), *args.runtime_option])
+
+
+def _remind(teller: Teller, confirm_within: float, edgectl: str) -> None:
     if confirm_within:
         time = tables.duration(confirm_within)
-        teller.step("update.reminder", f"once it serves, confirm it within {time}: edgectl{where} confirm MODEL")
+        teller.step("update.reminder", f"once it serves, confirm it within {time}: {edgectl} confirm MODEL")
 
 
 # On this device
@@ -145,7 +151,7 @@ def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: dict[str, An
     try:
         return follow(connect(args.runtime_dir).stream("job-watch", id=job), teller)
     except KeyboardInterrupt:
-        teller.step("update.detached", f"it goes on without you; look again with: edgectl job wait {job}")
+        teller.step("update.detached", f"it goes on without you; look again with: {_edgectl(args)} job wait {job}")
         raise
 
 
@@ -197,13 +203,15 @@ def _push(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: dict[str,
     pushes = []
     for host in dict.fromkeys(args.host):
         teller = Teller(console, "" if alone else host)
-        _remind(teller, args.confirm_within, f" --host {host}")
-        push = Push(host, parcels, wishes, teller, ssh=args.ssh, may_ask=alone, stall=stall)
+        _remind(teller, args.confirm_within, _edgectl(args, host))
+        push = Push(
+            host, parcels, wishes, teller, ssh=args.ssh, may_ask=alone, stall=stall, options=args.runtime_option
+        )
         pushes.append((push, teller))
-    return _all_at_once(pushes, console)
+    return _all_at_once(args, pushes, console)
 
 
-def _all_at_once(pushes: Sequence[tuple[Push, Teller]], console: Console) -> int:
+def _all_at_once(args: argparse.Namespace, pushes: Sequence[tuple[Push, Teller]], console: Console) -> int:
     """A thread for each board; the exit code is what they agree on."""
     outcomes: dict[str, Outcome] = {}
 
@@ -221,7 +229,7 @@ def _all_at_once(pushes: Sequence[tuple[Push, Teller]], console: Console) -> int
     except KeyboardInterrupt:
         for push, teller in pushes:
             if push.host not in outcomes:
-                teller.step("update.detached", _farewell(push))
+                teller.step("update.detached", _farewell(push, _edgectl(args, push.host)))
         raise
     if len(pushes) > 1 and not console.as_json:
         rows = [[host, outcome.state.replace("_", " "), outcome.text] for host, outcome in outcomes.items()]
@@ -230,7 +238,7 @@ def _all_at_once(pushes: Sequence[tuple[Push, Teller]], console: Console) -> int
     return codes.pop() if len(codes) == 1 and len(outcomes) == len(pushes) else exits.FAILED
 
 
-def _farewell(push: Push) -> str:
+def _farewell(push: Push, edgectl: str) -> str:
     if push.job:
-        return f"it goes on without you; look again with: edgectl --host {push.host} job wait {push.job}"
+        return f"it goes on without you; look again with: {edgectl} job wait {push.job}"
     return "what has arrived is kept: run it again to go on"

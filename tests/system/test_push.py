@@ -74,6 +74,19 @@ def test_a_bundle_is_brought_and_followed_to_its_end(board, sshd, file):
     assert options.origin == f"{sshd.user}, over SSH from 127.0.0.1"
 
 
+def test_the_daemon_that_is_named_gets_it(board, sshd, file, tmp_path):
+    with Board(tmp_path / "second") as second:
+        named = ["--runtime-dir", second.runtime_dir]
+        code, output, _ = push(sshd, file, *named, "--confirm-within", "10m")
+        assert code == 0
+        confirm = f"edgectl --host {sshd.host} --runtime-dir {second.runtime_dir} confirm MODEL"
+        assert output.splitlines()[0].endswith(confirm)
+        code, output, _ = push(sshd, file, *named, key=sshd.forced_key)
+        assert (code, len(second.updater.installed)) == (6, 1)
+        assert "this key has a daemon of its own, and not that of --runtime-dir" in output
+    assert board.updater.installed == []
+
+
 def test_what_is_there_already_is_done_at_once(board, sshd, file):
     push(sshd, file)
     with FlakyProxy(sshd.port) as link:
