@@ -87,8 +87,8 @@ class UpdateOptions(Table, frozen=True, kw_only=True):
 
     `allowed_signers` is a file as in ssh-keygen(1), `revoked` a revocation list or a file of public keys, and
     `threshold` how many principals must have signed. Without `require_signature` anybody who may use the control
-    socket may install anything. The `url` of a model is looked at every `check_every` seconds, and [updates.fetch] says
-    how. `keep` versions of a model are kept, in at most `keep_bytes`.
+    socket may install anything. The `url` of a model, and what is wished for by MQTT, is looked at about every
+    `check_every` seconds, and [updates.fetch] says how. `keep` versions of a model are kept, in at most `keep_bytes`.
     """
 
     require_signature: bool = False

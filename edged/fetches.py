@@ -168,8 +168,8 @@ class Fetches:
     def _forget_oldest(self) -> None:
         """Make room for one more. What is under way is not forgotten: nobody could watch it then, nor end it."""
         ended = [name for name, fetch in self._all.items() if fetch.job.ended.is_set()]
-        if len(self._all) >= MAX_JOBS and ended:
-            del self._all[ended[0]]
+        for name in ended[: max(len(self._all) - MAX_JOBS + 1, 0)]:
+            del self._all[name]
 
     async def _bring(self, fetch: _Fetch, before: list[Job]) -> None:
         """The life of a fetch, from the first byte, once those `before` have ended, to the end of the install."""
@@ -210,6 +210,9 @@ class Fetches:
                 fetch.begun = True
                 loop = asyncio.get_running_loop()
                 transfer = await loop.run_in_executor(self._threads, self._fetch_all, fetch, url, standing)
+            if fetch.called_off:  # in the very moment that it was complete
+                await asyncio.to_thread(transfer.give_up)
+                raise AbandonedError(fetch.called_off)
         except _BaseMissingError as error:
             if not _full_beside(url):
                 raise

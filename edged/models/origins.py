@@ -62,7 +62,8 @@ def parse_origin(text: str) -> Origin:
     try:
         parts = urlsplit(text)
         bare = parts.path in ("", "/") and not (parts.query or parts.fragment) and parts.username is None
-        if bare and parts.scheme in ("http", "https") and is_host(parts.hostname) and parts.port != 0:
+        host = "" if "*" in text else parts.hostname
+        if bare and parts.scheme in ("http", "https") and is_host(host) and parts.port != 0:
             return origin(parts)
     except ValueError:
         pass

@@ -60,6 +60,25 @@ def origin(url: str) -> str:
     return url.rpartition("/")[0]
 
 
+# Addresses
+
+
+def test_a_name_is_looked_up_once_for_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second look-up might give another address than the one that was checked."""
+    looked_up: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def counted(host: str, *rest: object, **more: object) -> object:
+        looked_up.append(host)
+        return look_up(host, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", counted)
+    with WebServer(FILE) as server, open_transfer(tmp_path) as transfer:
+        given = options(origins=(origin(server.url(host="localhost")),))
+        Fetcher(given, guarded=True).fetch(server.url(host="localhost"), transfer)
+    assert looked_up.count("localhost") == 1
+
+
 # TLS
 
 
