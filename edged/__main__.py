@@ -38,8 +38,8 @@ def main() -> None:
         if args.check:  # it may be asked beside a daemon, whose folder that is
             daemon.check(args.config, Store(FACTORY, models), print)
         else:
-            with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE):
-                asyncio.run(daemon.run(args.config, args.runtime_dir, args.state_dir, store))
+            with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE) as lock:
+                asyncio.run(daemon.run(args.config, args.runtime_dir, lock, store))
     except EdgedError as error:
         logging.getLogger("edged").error("%s", error)
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)

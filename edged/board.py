@@ -139,6 +139,20 @@ class ModelBoard:
             return False
         return wish.digest == self.serving(model) or (not wish.digest and wish.version == manifest.version)
 
+    def notice_lost_files(self) -> None:
+        """Have a model that serves say so where its files are gone: it will not serve after a restart."""
+        for name, part in self._parts.models.items():
+            if part.bundle is None:
+                continue
+            state, version = part.status.health.state, part.bundle.manifest.version
+            if state == "running" and not part.bundle.is_there:
+                reason = f"{part.bundle.folder} is gone: version {version} serves from memory, until a restart"
+                part.status.set("degraded", reason, f"bring it again: edgectl update-model {name}-{version}.edgm")
+                part.files_lost = True
+            elif state == "degraded" and part.files_lost and part.bundle.is_there:
+                part.status.set("running", f"version {version}")
+                part.files_lost = False
+
     def answering(self, model: str) -> Manifest | None:
         """The manifest of the version that answers now, None where none does."""
         part = self._parts.models.get(model)

@@ -70,6 +70,9 @@ class Door(Protocol):
     def serves_file(self, bare: Bare, sha256: str) -> bool:
         """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
 
+    def lost(self, model: str) -> bool:
+        """Whether what answers now does so from memory only, and is to be brought again."""
+
 
 @dataclass(eq=False)
 class Coming:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 import time
@@ -62,6 +63,7 @@ from edged.flow.delivery import Delivery, Drain, Selection, Sender
 from edged.flow.dependent import LIVE, DependentStatus
 from edged.flow.pipeline import Pipeline, stuck
 from edged.flow.reader import Reader
+from edged.folder_watch import FolderWatch
 from edged.log import set_up
 from edged.models.bare import Bare
 from edged.models.disk import Disk
@@ -81,6 +83,7 @@ from edged.outbox.disk import DiskSpool
 from edged.outbox.options import Policy
 from edged.outbox.publisher import Publisher
 from edged.proving import Proving
+from edged.state_lock import StateLock
 from edged.updates import Updates
 
 log = logging.getLogger("edged.daemon")
@@ -99,6 +102,9 @@ SAVE_SECONDS = 5.0
 ASK_SECONDS = 10.0
 """How long a thread waits for the event loop, which may have ended."""
 
+SETTLE_SECONDS = 0.2
+"""How long to wait for more after something has happened to a file: things are seldom done to one alone."""
+
 STALE_SECONDS = 7 * 86400.0
 TIDY_SECONDS = 3600.0
 
@@ -109,14 +115,15 @@ STUCK_SECONDS = 10.0
 """A worker that is at one window for longer makes no progress, and the watchdog hears of it."""
 
 
-async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: Store) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reloads.
+async def run(files: Sequence[Path], runtime_dir: Path, lock: StateLock, store: Store) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads. The lock on the state folder is held.
 
     Raises:
         EdgedError: the configuration is wrong, or another daemon has the control socket.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    state_dir = lock.folder
     config = load(files)
     set_up(config.log.level)
     notifier = Notifier()
@@ -190,6 +197,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, state_dir: Path, store: 
                 tasks.create_task(updater.run()),
                 tasks.create_task(_tidy(incoming, daemon.parts.clock)),
                 tasks.create_task(desires.run()),
+                tasks.create_task(_keep_in_place(daemon, lock, updater, server)),
             ]
             await stopping
             for chore in chores:
@@ -266,14 +274,20 @@ class Door:
 
     def serves(self, head: Head) -> bool:
         """Whether it is the version that answers now."""
-        return self._daemon.board.serving(head.manifest.name) == head.digest
+        name = head.manifest.name
+        return self._daemon.board.serving(name) == head.digest and not self.lost(name)
 
     def serves_file(self, bare: Bare, sha256: str) -> bool:
         """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
         manifest = self._daemon.board.answering(bare.model)
-        if manifest is None:
+        if manifest is None or self.lost(bare.model):
             return False
         return manifest.files[manifest.model].sha256 == sha256 and bare.version in (None, manifest.version)
+
+    def lost(self, model: str) -> bool:
+        """Whether what answers now does so from memory only, and is to be brought again."""
+        part = self._daemon.parts.models.get(model)
+        return part is not None and part.files_lost
 
 
 async def _reload_quietly(daemon: Daemon) -> None:
@@ -289,6 +303,59 @@ async def _refresh(daemon: Daemon, notifier: Notifier) -> None:
         daemon.refresh()
         notifier.status(summary(daemon.parts))
         await asyncio.sleep(REFRESH)
+
+
+async def _keep_in_place(daemon: Daemon, lock: StateLock, updater: Updater, server: Server) -> None:
+    """Put right what somebody deletes or replaces of the files that this run relies on, as soon as that happens.
+
+    The spool's keeper sees to its own.
+    """
+    loop, watch, changed = asyncio.get_running_loop(), FolderWatch(), asyncio.Event()
+
+    def hear() -> None:
+        if watch.take():
+            changed.set()
+
+    if watch.descriptor >= 0:
+        loop.add_reader(watch.descriptor, hear)
+    try:
+        while True:
+            watch.follow(_watched(daemon, lock.folder, server.path))
+            _stay_alone(lock)
+            try:
+                await server.keep_listening()
+            except (EdgedError, OSError) as error:
+                log.error("%s", error)
+            await updater.keep_ledgers()
+            daemon.board.notice_lost_files()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if watch.descriptor >= 0 else REFRESH):
+                    await changed.wait()
+            await asyncio.sleep(SETTLE_SECONDS)
+            changed.clear()
+    finally:
+        loop.remove_reader(watch.descriptor)
+        watch.close()
+
+
+def _watched(daemon: Daemon, state: Path, socket: Path) -> dict[Path, str]:
+    """The folders to watch; in those that are not ours only for the name that is."""
+    models = [state / "models" / name for name in daemon.store.installed()]
+    bundles = [part.bundle.folder for part in daemon.parts.models.values() if part.bundle is not None]
+    ours = [state, state / "models", *models, *(model / "versions" for model in models), *bundles]
+    return {state.parent: state.name, socket.parent: socket.name} | dict.fromkeys(ours, "")
+
+
+def _stay_alone(lock: StateLock) -> None:
+    """Lock the state folder that has taken the place of ours, if one has.
+
+    Where another program has that, this one ends at once, as by a power cut: all it could still do is write there.
+    """
+    try:
+        lock.take()
+    except StoreError as error:
+        log.critical("%s", error)
+        os._exit(1)
 
 
 async def _tidy(incoming: Incoming, clock: KernelClock) -> None:
@@ -312,7 +379,7 @@ class Daemon:
         boot = uuid4().hex[:12]
         clock = KernelClock()
         now = time.monotonic()
-        self._store = store
+        self.store = store
         store.paths = model_paths(config)
         self._state_dir = state_dir
         self.tunings = Tunings(state_dir / "tuning")
@@ -391,7 +458,7 @@ class Daemon:
         async with self.changing:
             self._notifier.reloading()
             try:
-                new, doubts = await asyncio.to_thread(_checked, self.parts.files, self._store)
+                new, doubts = await asyncio.to_thread(_checked, self.parts.files, self.store)
                 anew_models = self._failed() | await asyncio.to_thread(self._replaced)
                 touched = changes(self.parts.config, new, models=anew_models, pipelines=self._idle())
                 anew = self._torn or bool(_ALL_ANEW & set(touched.tables))
@@ -479,12 +546,12 @@ class Daemon:
             parts.publisher = self._publisher(new, parts.clock)
             for message in self._unsent:
                 parts.publisher.put(message)
-            parts.config, self._store.paths = new, model_paths(new)
+            parts.config, self.store.paths = new, model_paths(new)
             await self.start()
         else:
             await self._take_down(_leaving(touched), time.monotonic() + DRAIN_SECONDS)
             self._forget(_removed(touched))
-            parts.config, self._store.paths = new, model_paths(new)
+            parts.config, self.store.paths = new, model_paths(new)
             parts.publisher.spool.policies = _policies(new)
             await self._prove(await self._bring_up(_arriving(touched)))
             if "metrics" in touched.tables:
@@ -642,7 +709,7 @@ class Daemon:
     def _model(self, name: str, entry: ModelEntry) -> ModelPart:
         part = ModelPart(self._status("model", name))
         try:
-            part.bundle = find_bundle(name, entry, self._store)
+            part.bundle = find_bundle(name, entry, self.store)
         except MissingModelError:
             version = f"version {entry.version}" if entry.version else "version"
             part.status.set("starting", f"no {version} of it is here yet", BRING)
@@ -772,15 +839,15 @@ class Daemon:
         """The models that serve from their path, and where another version is by now."""
         return {
             name
-            for name, path in self._store.paths.items()
+            for name, path in self.store.paths.items()
             if (part := self.parts.models.get(name)) and part.origin == str(path)
-            if part.digest not in self._store.factory(name)
+            if part.digest not in self.store.factory(name)
         }
 
     def _tidy(self) -> None:
         """Remove what was unpacked for paths that are no longer configured."""
         try:
-            self._store.tidy(Disk())
+            self.store.tidy(Disk())
         except StoreError as error:
             log.warning("what was unpacked cannot be removed: %s", error)
 

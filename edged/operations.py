@@ -73,6 +73,7 @@ class ModelPart:
     served: tuple[Served, ...] = ()
     origin: str = ""
     proof: Proof | None = None
+    files_lost: bool = False
 
     @property
     def tallies(self) -> list[Tally]:
@@ -459,6 +460,7 @@ def overall(parts: Parts) -> Health:
         ("mqtt", parts.publisher.status.health),
         ("spool", parts.publisher.spool.health),
         ("metrics", parts.metrics_page.health),
+        *((f"model {name}", part.status.health) for name, part in parts.models.items() if part.files_lost),
         *(
             (f"model {model} on {name}", Health("degraded", standing.reason, standing.hint, standing.since))
             for model, (name, standing) in parts.accelerators.standings().items()

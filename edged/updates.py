@@ -212,7 +212,7 @@ class Updates:
             return {}
         standing.refuse_rejected(ask.digest)
         for model in standing.models:
-            if ask.digest == model.serving:
+            if ask.digest == model.serving and not self._door.lost(model.name):
                 return {"present": True}
             if ask.digest == model.ledger.active and model.serving is None:
                 return {"present": True, "unused": True}

@@ -178,6 +178,9 @@ class Door:
     def serves_file(self, bare: Bare, sha256: str) -> bool:
         return self.files.get(bare.model) == sha256
 
+    def lost(self, model: str) -> bool:
+        return False
+
 
 class Board:
     """A socket in `folder`, served from a thread for as long as the `with` statement lasts."""

@@ -26,6 +26,7 @@ from edged.flow.reader import Reader
 from edged.models.store import FACTORY, Store
 from edged.models.updater import Updater
 from edged.operations import Operations, overall
+from edged.state_lock import StateLock
 from tests.receiving import bundle
 
 MOTION = FACTORY / "motion" / "1.0.0"
@@ -259,7 +260,8 @@ def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch
     file.write_text(SOURCE + PIPELINE)
     monkeypatch.setattr(Updater, "start", is_at_a_trial)
     monkeypatch.setattr(edged.daemon, "set_up", lambda level: None)
-    life = edged.daemon.run([file], tmp_path / "run", tmp_path, Store(FACTORY, tmp_path / "models"))
+    lock = StateLock(tmp_path, "a test", hint="")
+    life = edged.daemon.run([file], tmp_path / "run", lock, Store(FACTORY, tmp_path / "models"))
     asyncio.run(asyncio.wait_for(life, 120))
 
 

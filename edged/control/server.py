@@ -108,6 +108,7 @@ class Server:
             )
             listener.listen(_WAITING)  # asyncio accepts as many at once as it was told may wait
             opened.callback(server.close)
+            self._made = self.path.stat()
             self._open = opened.pop_all()
 
     async def stop(self) -> None:
@@ -116,6 +117,24 @@ class Server:
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def keep_listening(self) -> None:
+        """Listen anew where the socket's file was deleted or replaced. Clients that are connected stay so.
+
+        Raises:
+            ControlError: as `start`.
+        """
+        if self._is_in_place():
+            return
+        log.warning("%s was deleted or replaced; it is made anew", self.path)
+        await self._open.aclose()
+        await self.start()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self.path.stat(), self._made)
+        except OSError:
+            return False
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS and not self._make_room():

@@ -35,7 +35,8 @@ away, probation is suspended until one does again, or an operator rolls back.
 What serves is not stored but derived, in `ranking`: the candidate on probation, else `active`, else `previous`, else
 the factory's versions, newest first, else any other that was once confirmed; of these the first that is sound. Where
 the configuration names a version, only those of that number count. So a version that rots on disk costs that version.
-When none is sound nothing serves, and that is a state an operator sees.
+One that serves and whose files are gone serves on, from memory. When none is sound nothing serves, and that is a state
+an operator sees.
 
 A candidate has BOOTS runs of the daemon for its trial, and as many for its probation. A run is counted before it gets
 anywhere near the candidate, and given back by a clean stop; a candidate that takes daemon or board down with it uses
@@ -187,8 +188,8 @@ def ranking(facts: Facts) -> Iterator[str]:
 
 
 def target(facts: Facts) -> str:
-    """The version that ought to serve; "" where none can."""
-    there = {*facts.factory, *facts.present}
+    """The version that ought to serve; "" where none can. What serves needs no files until it is loaded again."""
+    there = {*facts.factory, *facts.present, facts.serving}
     return next((digest for digest in ranking(facts) if digest in there and digest not in facts.unfit), "")
 
 

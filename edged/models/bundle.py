@@ -65,6 +65,14 @@ class Bundle(msgspec.Struct, frozen=True):
         """The path that it was opened from: its folder, or the bare file."""
         return self.model if self.derived else self.folder
 
+    @property
+    def is_there(self) -> bool:
+        """Whether all its files still are, though they may be other ones."""
+        try:
+            return all((self.folder / name).is_file() for name in self.manifest.files)
+        except OSError:
+            return False
+
     def file(self, name: str) -> Path:
         """The path of a file the manifest lists. Raises BundleError if it lists none of that name."""
         if name not in self.manifest.files:

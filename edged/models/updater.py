@@ -195,6 +195,21 @@ class Updater:
         async with self._memory(name).lock:
             await self._settle(name)
 
+    async def keep_ledgers(self) -> None:
+        """Write again what somebody else has changed or deleted of the ledgers: what this run knows is the truth."""
+        for name, memory in list(self._memories.items()):
+            async with memory.lock:
+                ledger = memory.ledger
+                if self._stopping or ledger is None or await _on_thread(self._store.shelf(name).holds, ledger):
+                    continue
+                text = f"{self._store.shelf(name).folder}: somebody changed or deleted the ledger; it is written again"
+                log.warning("%s: %s", name, text, extra={"model": name})
+                try:
+                    await _on_thread(self._write, name, ledger)
+                except StoreError as error:
+                    self._say(name, "update.hindered", str(error))
+                await self._settle(name)
+
     @asynccontextmanager
     async def held(self, names: Collection[str]) -> AsyncIterator[None]:
         """Take no step about these models while whoever is inside changes what serves them; and then see to them.

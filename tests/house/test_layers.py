@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "config": SERVICE,
     "config_warnings": SERVICE | {"config"},
     "coming": SERVICE,
+    "folder_watch": set(),
     "state_lock": SERVICE,
     "fetches": SERVICE | {"coming"},
     "updates": SERVICE | {"coming", "config", "fetches"},
@@ -42,7 +43,8 @@ MAY_IMPORT = {
     "operations": SERVICE | {"accelerators", "config", "proving", "updates"},
     "board": SERVICE | {"accelerators", "config", "desired", "operations", "proving"},
     "daemon": SERVICE
-    | {"accelerators", "board", "config", "config_warnings", "desired", "operations", "proving", "updates"},
+    | {"accelerators", "board", "config", "config_warnings", "desired", "folder_watch", "operations", "proving"}
+    | {"state_lock", "updates"},
     "__main__": SERVICE
     | {"accelerators", "board", "config", "daemon", "desired", "operations"}
     | {"state_lock", "updates"},
