@@ -24,6 +24,7 @@ import msgspec
 
 from edged import __version__
 from edged.accelerators import Accelerators
+from edged.announced import Announced
 from edged.api import BundleError, ControlError, EdgedError, Message, SinkContext, StoreError
 from edged.board import CHUNK_SECONDS, ModelBoard
 from edged.config import (
@@ -51,10 +52,11 @@ from edged.core import contract, discovery, protocol, vitals
 from edged.core.acceleration import Standing
 from edged.core.container import Head
 from edged.core.decide import Keep
+from edged.core.description import retained
 from edged.core.health import Health, Status
 from edged.core.manifest import MAX_BUNDLE_BYTES, Manifest
 from edged.core.metrics import render
-from edged.core.record import Recorder, UpdateStep, encode_acceleration, encode_state, encode_step
+from edged.core.record import Recorder, UpdateStep, encode_acceleration, encode_state, encode_step, state_boot
 from edged.core.tables import Problem
 from edged.core.topics import Topics
 from edged.desired import Desires
@@ -107,6 +109,10 @@ SETTLE_SECONDS = 0.2
 
 STALE_SECONDS = 7 * 86400.0
 TIDY_SECONDS = 3600.0
+
+RETAINED_SECONDS = 60.0
+NAMESAKE_SECONDS = 600.0
+"""How long another board with this one's name is told of: one whose state was retained, and one that just spoke."""
 
 _ALL_ANEW = {"device", "mqtt", "spool"}
 """Tables that are in every topic and under every sink: where they change, everything begins anew."""
@@ -377,6 +383,7 @@ class Daemon:
         self, files: Sequence[Path], config: Config, store: Store, notifier: Notifier, state_dir: Path
     ) -> None:
         boot = uuid4().hex[:12]
+        self._announced = Announced(state_dir, boot)
         clock = KernelClock()
         now = time.monotonic()
         self.store = store
@@ -420,7 +427,9 @@ class Daemon:
         parts.publisher.open()
         mqtt = parts.config.mqtt
         if mqtt.home_assistant:
-            self._announcer = Announcer(mqtt.discovery_prefix, parts.config.device.name, parts.publisher)
+            name, announced = parts.config.device.name, self._announced
+            known = announced.components if discovery.topic(mqtt.discovery_prefix, name) in announced.topics else {}
+            self._announcer = Announcer(mqtt.discovery_prefix, name, parts.publisher, known)
         unproven = await self._bring_up(_everything(parts.config))
         self.refresh()
         loop = asyncio.get_running_loop()
@@ -429,6 +438,7 @@ class Daemon:
             loop.call_soon_threadsafe(self.on_wish, topic, payload)
 
         parts.publisher.subscribe(parts.topics.model_desired("+"), hear)
+        parts.publisher.subscribe(parts.topics.state, self._hear_own_state)
         parts.publisher.start()
         await self._open_page()
         await self._prove(unproven)
@@ -515,9 +525,14 @@ class Daemon:
         for part in parts.pipelines.values():
             if part.decision is not None:
                 part.decision.flush()
+        self._settle()
+        self._tell_state(overall(parts))
+
+    def _tell_state(self, health: Health) -> None:
+        parts = self.parts
         spool = parts.publisher.spool.stats
         details = {"version": __version__, "boot": parts.boot, "dropped": spool.drops, "refused": spool.parks}
-        state = encode_state(parts.config.device.name, overall(parts), parts.clock, details)
+        state = encode_state(parts.config.device.name, health, parts.clock, details)
         parts.publisher.publish_state(parts.topics.state, state)
 
     def _publish_anew(self) -> None:
@@ -530,14 +545,19 @@ class Daemon:
             state = encode_acceleration(model, name, standing, parts.clock)
             parts.publisher.publish_state(parts.topics.model_accelerator(model), state)
 
+    def _settle(self) -> None:
+        """Forget the names that the broker has been told to forget."""
+        components = self._announcer.known if self._announcer else self._announced.components
+        self._announced.settle(self.parts.publisher.is_clear, components)
+
     async def _reload(self, new: Config, touched: Changes, *, anew: bool) -> None:
         parts = self.parts
         if anew:
             end = time.monotonic() + DRAIN_SECONDS
             await self._take_down(_everything(parts.config), end)
-            self._forget(_everything(parts.config))
-            if self._announcer and not (new.mqtt.home_assistant and self._announcer.topic == _announcement(new)):
-                self._announcer.withdraw()
+            if new.mqtt.broker != parts.config.mqtt.broker:  # this one will hear of no change any more
+                for topic in self._announced.topics - {parts.topics.availability}:
+                    parts.publisher.forget_state(topic)
             self._announcer = None
             await self._hang_up(end)
             await self._close_page()
@@ -550,7 +570,6 @@ class Daemon:
             await self.start()
         else:
             await self._take_down(_leaving(touched), time.monotonic() + DRAIN_SECONDS)
-            self._forget(_removed(touched))
             parts.config, self.store.paths = new, model_paths(new)
             parts.publisher.spool.policies = _policies(new)
             await self._prove(await self._bring_up(_arriving(touched)))
@@ -633,6 +652,32 @@ class Daemon:
         task.add_done_callback(self._trials.discard)
         return task
 
+    def _announce(self) -> None:
+        """Keep which names are told to the broker, take back those of before, and tell Home Assistant."""
+        parts = self.parts
+        manifests = {name: part.bundle.manifest if part.bundle else None for name, part in parts.models.items()}
+        description = describe(parts.config, manifests)
+        topics = retained(description)
+        if self._announcer:
+            topics.add(self._announcer.topic)
+        if parts.publisher.broker:
+            for topic in self._announced.expect(parts.publisher.broker, topics):
+                parts.publisher.forget_state(topic)
+        if self._announcer:
+            self._announcer.announce(description)
+
+    def _hear_own_state(self, topic: str, payload: bytes, is_retained: bool) -> None:
+        """On the publisher's thread: what the broker has as this device's own state may be another board's."""
+        boot = state_boot(payload)
+        if not boot or boot in self._announced.boots:
+            return
+        parts = self.parts
+        name = parts.config.device.name
+        parts.namesake, parts.namesake_at = boot, time.monotonic()
+        reason = f"another board calls itself {name!r} too (its boot is {boot})"
+        hint = "give each board a name of its own: name in [device]; for a board with a new card, this passes by itself"
+        parts.publisher.complain(reason, hint, RETAINED_SECONDS if is_retained else NAMESAKE_SECONDS)
+
     async def _take_down(self, names: Names, end: float) -> None:
         """Stop what is named, sources first, so that each part still has its next one while it finishes.
 
@@ -655,21 +700,18 @@ class Daemon:
         for worker in workers:
             if not await asyncio.to_thread(worker.join, max(0.0, end - time.monotonic())):
                 log.error("%s did not stop in time and is left behind", worker.name)
+                worker.status.set("stopped", "it did not stop in time")
                 worker.status.silence()  # its end, some day, is no news of what comes in its place
         self._next_seq |= {name: part.next_seq for name, part in leaving.items()}
         for name in names.sinks:
             if name in parts.sinks:
                 await asyncio.to_thread(parts.sinks.pop(name).close)
+        for part in leaving.values():
+            part.status.set("stopped")
         for name in names.models:
-            parts.models.pop(name, None)
+            if model := parts.models.pop(name, None):
+                model.status.set("stopped")
             parts.accelerators.forget(name)
-
-    def _announce(self) -> None:
-        """Tell Home Assistant what there is, where it listens."""
-        if self._announcer:
-            models = self.parts.models.items()
-            manifests = {name: part.bundle.manifest if part.bundle else None for name, part in models}
-            self._announcer.announce(describe(self.parts.config, manifests))
 
     async def _open_page(self) -> None:
         """Serve metrics, if a port is configured; a port that is taken is no reason not to infer."""
@@ -694,9 +736,11 @@ class Daemon:
     async def _hang_up(self, end: float) -> None:
         """Send what waits, leave the broker, and save the rest; a second is always spent on trying."""
         publisher = self.parts.publisher
+        self._tell_state(Health("stopped", "", "", time.monotonic()))
         seconds = max(1.0, end - time.monotonic())
         publisher.stop(seconds)
         await asyncio.to_thread(publisher.join, seconds + 2.0)
+        self._settle()
         self._unsent = await asyncio.to_thread(publisher.spool.close, SAVE_SECONDS)
 
     def _feed(self) -> None:
@@ -787,7 +831,7 @@ class Daemon:
         spool = DiskSpool(folder, config.spool, _policies(config), status=disk, wall=clock)
         topics = Topics(config.mqtt.prefix, config.device.name)
         broker = Status("broker", time.monotonic, partial(self._changed, "mqtt"))
-        return Publisher(config.mqtt, topics, spool, broker, wall=clock)
+        return Publisher(config.mqtt, topics, spool, broker, wall=clock, client=self._announced.client)
 
     def _status(self, kind: str, name: str) -> Status:
         """A status whose every change is logged and, where it has a topic, published."""
@@ -868,23 +912,12 @@ class Daemon:
             else:  # what an earlier life of the daemon has left there
                 parts.publisher.forget_state(parts.topics.decision(name))
 
-    def _forget(self, names: Names) -> None:
-        """Take back the retained states of what is no longer there."""
-        for kind, gone in (("source", names.sources), ("model", names.models), ("pipeline", names.pipelines)):
-            for name in gone:
-                self.parts.publisher.forget_state(_STATE_TOPICS[kind](self.parts.topics, name))
-
 
 _STATE_TOPICS: dict[str, Callable[[Topics, str], str]] = {
     "source": Topics.source_state,
     "model": Topics.model_state,
     "pipeline": Topics.pipeline_state,
 }
-
-
-def _announcement(config: Config) -> str:
-    """The topic by which Home Assistant knows this device."""
-    return discovery.topic(config.mqtt.discovery_prefix, config.device.name)
 
 
 def _policies(config: Config) -> dict[str, Policy]:
@@ -907,10 +940,6 @@ def _everything(config: Config) -> Names:
 
 def _leaving(touched: Changes) -> Names:
     return Names(*(change.removed + change.changed for change in _changes(touched)))
-
-
-def _removed(touched: Changes) -> Names:
-    return Names(*(change.removed for change in _changes(touched)))
 
 
 def _arriving(touched: Changes) -> Names:

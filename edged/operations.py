@@ -37,6 +37,7 @@ from edged.flow.dependent import DependentStatus
 from edged.flow.pipeline import Pipeline
 from edged.flow.reader import Reader
 from edged.flow.slot import Served, Tally
+from edged.forget_device import forget_device, named
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof
 from edged.outbox.publisher import Publisher
@@ -45,6 +46,9 @@ from edged.proving import Proving
 from edged.updates import Updates
 
 WATCH_QUEUE = 256
+
+NAMESAKE_SECONDS = 3600.0
+"""So long a board with the same name is told of in the status after it was heard of last."""
 
 _AT_A_GLANCE = 4
 """So many pipelines are in the status line; the others are counted."""
@@ -132,7 +136,10 @@ class Watchers:
 
 @dataclass
 class Parts:
-    """All there is to ask about. `steps` counts the steps of updates, by model and kind."""
+    """All there is to ask about. `steps` counts the steps of updates, by model and kind.
+
+    `namesake` is the boot of another board that was heard of under this one's name, at `namesake_at`.
+    """
 
     boot: str
     files: tuple[Path, ...]
@@ -149,6 +156,8 @@ class Parts:
     refused: ConfigErrors | None = None
     warnings: tuple[Problem, ...] = ()
     refused_at: float = 0.0
+    namesake: str = ""
+    namesake_at: float = 0.0
     steps: Counter[tuple[str, str]] = field(default_factory=Counter)
     sources: dict[str, Reader] = field(default_factory=dict)
     models: dict[str, ModelPart] = field(default_factory=dict)
@@ -176,6 +185,7 @@ class Operations:
             "spool-retry": self._spool_retry,
             "spool-drop": self._spool_drop,
             "release": self._release,
+            "forget-device": self._forget_device,
         }
         self._do_reload = reload
         self._versions = updates.versions
@@ -184,7 +194,7 @@ class Operations:
         self._streams = {**updates.streams, **proving.streams, "watch": self._watch}
         self.calls = frozenset(self._calls)
         self.streams = frozenset(self._streams)
-        changes = frozenset({"reload", "release", "spool-retry", "spool-drop"})
+        changes = frozenset({"reload", "release", "forget-device", "spool-retry", "spool-drop"})
         self.changes = changes | updates.changes | proving.changes
 
     async def call(self, verb: str, args: dict[str, Any]) -> Any:
@@ -253,9 +263,15 @@ class Operations:
             "last_sent": None if publisher.last_sent is None else self._parts.clock.at(publisher.last_sent),
             "last_sent_ago": None if publisher.last_sent is None else time.monotonic() - publisher.last_sent,
             "reconnects": publisher.reconnects,
+            "namesake": self._namesake(),
             "spool": {**msgspec.to_builtins(spool), "health": self._health(publisher.spool.health)},
             "health": self._health(publisher.status.health),
         }
+
+    def _namesake(self) -> str:
+        """The boot of another board with the same name, if one has been heard of lately."""
+        parts = self._parts
+        return parts.namesake if time.monotonic() - parts.namesake_at < NAMESAKE_SECONDS else ""
 
     async def _pipelines(self, args: dict[str, Any]) -> list[dict[str, Any]]:
         return [self._pipeline(name, part) for name, part in self._parts.pipelines.items()]
@@ -368,6 +384,12 @@ class Operations:
         at_fault = any(accelerator == name and standing.is_fault for accelerator, standing in standings)
         self._parts.accelerators.release(name)
         return {"released": name, "changed": at_fault}
+
+    async def _forget_device(self, args: dict[str, Any]) -> dict[str, Any]:
+        config = self._parts.config
+        device = named(args.get("device"), config.device.name)
+        topics = Topics(config.mqtt.prefix, device)
+        return {"topics": await forget_device(self._parts.publisher, topics, config.mqtt.discovery_prefix)}
 
     async def _metrics(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"text": render(families(self._parts))}

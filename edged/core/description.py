@@ -50,6 +50,21 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     accelerated: tuple[str, ...] = ()
 
 
+def retained(description: Description) -> set[str]:
+    """Every topic where a broker may retain something of the device."""
+    topics = description.topics
+    return {
+        topics.availability,
+        topics.state,
+        *map(topics.source_state, description.sources),
+        *map(topics.model_state, description.models),
+        *map(topics.model_update, description.models),
+        *map(topics.model_accelerator, description.accelerated),
+        *(topics.pipeline_state(pipeline.name) for pipeline in description.pipelines),
+        *(topics.decision(pipeline.name) for pipeline in description.pipelines if pipeline.published),
+    }
+
+
 def pipeline_output(name: str, manifest: Manifest | None) -> PipelineOutput:
     """What a pipeline with this model says; None for a model that cannot be read."""
     if manifest is None:

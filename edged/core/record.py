@@ -309,6 +309,22 @@ def encode_state(name: str, health: Health, clock: WallClock, details: dict[str,
     )
 
 
+class _Details(msgspec.Struct, frozen=True):
+    boot: str = ""
+
+
+class _OwnState(msgspec.Struct, frozen=True):
+    details: _Details = _Details()
+
+
+def state_boot(payload: bytes) -> str:
+    """Which boot of a daemon said this as the daemon's own state; "" where that cannot be told."""
+    try:
+        return msgspec.json.decode(payload, type=_OwnState).details.boot[:64]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
 def encode_acceleration(model: str, accelerator: str, standing: Standing, clock: WallClock) -> bytes:
     """The record of a model's accelerator as JSON."""
     return _encode(

@@ -496,6 +496,8 @@ def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
         yield Check(
             "config", "fail", found, "see what is wrong: edgectl config check\nthen: sudo systemctl reload edged"
         )
+    if namesake := status["mqtt"].get("namesake"):
+        yield check_name(status["device"], namesake)
     if status["mqtt"]["broker"]:
         yield check_publishing(status["mqtt"], spool["depth"])
     yield from check_spool(spool)
@@ -508,6 +510,12 @@ def _check_state_of(status: dict[str, Any]) -> Check:
     reason = status["health"]["reason"]
     found = f"it is {state}{reason and ': '}{reason}"
     return Check("daemon", "warn" if state == "starting" else "fail", found, "see why: edgectl status")
+
+
+def check_name(device: str, namesake: str) -> Check:
+    """Another board was heard of under this one's name within the last hour."""
+    found = f"another board calls itself {device!r} too: its boot {namesake} was seen within the last hour"
+    return Check("name", "fail", found, "give each board a name of its own, [device] name, and reload it")
 
 
 def check_publishing(mqtt: dict[str, Any], waiting: int) -> Check:

@@ -41,6 +41,7 @@ VERBS = {
     "rollback": ("edged.ctl.rollback", "go back to the version that served before"),
     "pin": ("edged.ctl.pin", "have a model stay with the version it has"),
     "forget": ("edged.ctl.forget", "let a version that was rejected be tried again"),
+    "forget-device": ("edged.ctl.forget_device", "clear what the broker retains of a device that is gone for ever"),
     "receive": ("edged.ctl.receive", "the far end of update-model over SSH"),
     "config": ("edged.ctl.config", "check the configuration, or show what is in effect"),
     "release": ("edged.ctl.release", "try an accelerator again that was quarantined"),

@@ -1,11 +1,13 @@
 """Keeps Home Assistant told of this device, and of no part of it that is gone.
 
-What was announced before this daemon started is learnt from the broker, which retains the last announcement: with it
-come the names of components that must be taken back. So nothing has to be remembered on disk.
+Components that were announced and are gone must be taken back by name. The names are those that somebody has kept
+since the last run; a board that kept none, since its card is new, learns them from the broker, which retains the last
+announcement.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Lock
 from typing import Protocol
 
@@ -25,21 +27,21 @@ class States(Protocol):
     def repeat_state(self, topic: str) -> None:
         """Send it again."""
 
-    def forget_state(self, topic: str) -> None:
-        """Have nothing retained."""
-
     def subscribe(self, topic: str, handler: Handler) -> None:
         """Hear what is said."""
 
 
 class Announcer:
-    """Announces one device under one discovery prefix. Any thread may call."""
+    """Announces one device under one discovery prefix. Any thread may call.
 
-    def __init__(self, discovery_prefix: str, device: str, states: States) -> None:
+    `before` are the components that may have been announced, platform by id; `known` those that may still be there.
+    """
+
+    def __init__(self, discovery_prefix: str, device: str, states: States, before: Mapping[str, str]) -> None:
         self.topic = discovery.topic(discovery_prefix, device)
         self._states = states
         self._lock = Lock()
-        self._before: dict[str, str] = {}
+        self.known = dict(before)
         self._description: Description | None = None
         states.subscribe(self.topic, self._hear_ours)
         states.subscribe(discovery.status_topic(discovery_prefix), self._hear_theirs)
@@ -50,17 +52,12 @@ class Announcer:
             self._description = description
             self._say(description)
 
-    def withdraw(self) -> None:
-        """Have Home Assistant forget the device."""
-        with self._lock:
-            self._description = None
-            self._states.forget_state(self.topic)
-
     def _hear_ours(self, topic: str, message: bytes, retained: bool) -> None:
-        if not retained:
-            return  # the echo of what was just said
         with self._lock:
-            self._before |= discovery.announced(message)
+            if not retained:  # the echo of what was just said: what it takes back is gone
+                self.known = discovery.announced(message) or self.known
+                return
+            self.known = self.known | discovery.announced(message)
             if self._description is not None:
                 self._say(self._description)
 
@@ -69,5 +66,6 @@ class Announcer:
             self._states.repeat_state(self.topic)
 
     def _say(self, description: Description) -> None:
-        self._states.publish_state(self.topic, msgspec.json.encode(discovery.announcement(description, self._before)))
-        self._before |= {name: component["p"] for name, component in discovery.components(description).items()}
+        self._states.publish_state(self.topic, msgspec.json.encode(discovery.announcement(description, self.known)))
+        now = discovery.components(description)
+        self.known = self.known | {name: component["p"] for name, component in now.items()}

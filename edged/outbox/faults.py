@@ -50,8 +50,18 @@ class VersionError(LinkError):
         self.certain = certain
 
 
+class CapabilityError(LinkError):
+    """The broker does not do something that was asked of it; `code` says what."""
+
+    def __init__(self, message: str, *, hint: str, code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
 UNSUPPORTED_VERSION = 0x84
 QUOTA_EXCEEDED = 0x97
+RETAIN_NOT_SUPPORTED = 0x9A
+QOS_NOT_SUPPORTED = 0x9B
 
 # Reason codes of a DISCONNECT that no message of ours can have brought about.
 _BLAMELESS = {0x00, 0x88, 0x89, 0x8B, 0x8D, 0x8E, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
@@ -96,6 +106,8 @@ def refused(reason: ReasonCode, options: MqttOptions) -> LinkError:
     message = f"the broker at {options.broker} refused the connection: {reason}"
     if reason.value == UNSUPPORTED_VERSION:
         return VersionError(message, hint=remedy(reason), certain=True)
+    if reason.value in (RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED):
+        return CapabilityError(message, hint=remedy(reason), code=reason.value)
     return LinkError(message, hint=remedy(reason))
 
 

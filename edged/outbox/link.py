@@ -112,7 +112,11 @@ class Received(NamedTuple):
 
 
 class Link:
-    """An open connection to `peer`. `window` is how many messages may be unacknowledged at a time."""
+    """An open connection to `peer`. `window` is how many messages may be unacknowledged at a time.
+
+    `retain` is whether the broker keeps retained messages, `qos` the highest it takes of us, and `wildcards` whether it
+    takes topic filters.
+    """
 
     def __init__(
         self,
@@ -123,8 +127,12 @@ class Link:
         will: str,
         wake: Wake,
         clock: Callable[[], float] = time.monotonic,
+        retain: bool = True,
+        qos: int = 1,
     ) -> None:
         """Connect; `will` is the topic where the broker says "offline" when the connection dies.
+
+        `retain` and `qos` are how the will is to be sent, and bound what else is.
 
         Raises:
             LinkError: and why not.
@@ -134,6 +142,9 @@ class Link:
         self._received: list[Received] = []
         self.window = options.in_flight
         self.max_packet = 0
+        self.retain = retain
+        self.qos = qos
+        self.wildcards = True
         self._options = options
         self._wake = wake
         self._clock = clock
@@ -166,6 +177,10 @@ class Link:
     def subscribe(self, topic: str) -> int | None:
         """Ask for messages; the number under which the answer will come."""
         return self._client.subscribe(topic, qos=1)[1]
+
+    def unsubscribe(self, topic: str) -> None:
+        """Ask for no more of them."""
+        self._client.unsubscribe(topic)
 
     def take_acknowledged(self) -> list[Acknowledgement]:
         """What the broker has answered since the last time."""
@@ -239,7 +254,7 @@ class Link:
         )
         client.connect_timeout = self._options.connect_timeout
         client.max_inflight_messages_set(0)  # the window is ours to keep
-        client.will_set(will, OFFLINE, qos=1, retain=True)
+        client.will_set(will, OFFLINE, qos=self.qos, retain=self.retain)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
@@ -318,6 +333,9 @@ class Link:
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         self._answer = reason
         self.max_packet = getattr(properties, "MaximumPacketSize", 0)
+        self.retain = self.retain and bool(getattr(properties, "RetainAvailable", 1))
+        self.qos = min(self.qos, getattr(properties, "MaximumQoS", 2))
+        self.wildcards = bool(getattr(properties, "WildcardSubscriptionAvailable", 1))
         allowed = getattr(properties, "ReceiveMaximum", 65535)
         self.window = max(1, min(self.window, allowed - 1))  # one is kept for the last word
 

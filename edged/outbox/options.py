@@ -23,7 +23,7 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     `port` is 1883, or 8883 with `tls`. The broker's certificate is always verified, against `ca_file` or else the
     system's authorities; `cert_file` and `key_file` are our own. The password is the first line of `password_file`,
     read anew for each connection. A relative file name is looked for among the service's credentials
-    ($CREDENTIALS_DIRECTORY). `client_id` is edged-<device> unless given.
+    ($CREDENTIALS_DIRECTORY). `client_id` is edged-<device>-, with six digits that are this board's alone, unless given.
 
     `protocol` "auto" is MQTT 5, and 3.1.1 with a broker that does not speak it. `keepalive` and `connect_timeout` are
     seconds; a connection that died without a word is noticed within twice `keepalive`. At most `in_flight` messages

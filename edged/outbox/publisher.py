@@ -22,7 +22,7 @@ from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.core.types import Message
 from edged.outbox import faults
-from edged.outbox.faults import LinkError, VersionError
+from edged.outbox.faults import CapabilityError, LinkError, VersionError
 from edged.outbox.link import V5, V311, Link, Wake
 from edged.outbox.network import Network, reachable
 from edged.outbox.options import MqttOptions
@@ -38,8 +38,15 @@ LONGEST_RETRY = 30.0
 STEADY_SECONDS = 10.0
 """A connection that lived so long was a good one: the next retry comes quickly again.
 
-So was a shorter one over which messages went, unless the broker has asked for peace.
+So was a shorter one over which messages went, unless the broker has asked for peace, or there were several in a row:
+two boards with the same client id throw each other out for ever, each after a few messages.
 """
+
+BRIEF_SESSIONS = 3
+"""So many short connections in a row, over which messages went, are each followed by the next one at once."""
+
+BRIEF_FAILURES = 5
+"""Further ones are paused after as if they were failures, but as so many at most: a bad link has to be used."""
 
 PROBE_SECONDS = 0.5
 """How often it is tried, while messages wait and nobody listens, whether somebody does by now."""
@@ -82,7 +89,9 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
         wall: WallClock | None = None,
         chance: Callable[[], float] = random.random,
+        client: str = "",
     ) -> None:
+        """`client` makes the client id unlike that of another board with the same name."""
         self.broker = options.broker
         self.spool = spool
         self.status = status
@@ -94,6 +103,8 @@ class Publisher:
         self._clock = clock
         self._wall = wall
         self._chance = chance
+        self._client_id = options.client_id or "-".join(filter(None, ("edged", topics.device, client)))
+        self._session: Session | None = None
         self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
         self._states = States()
         self._handlers: dict[str, Handler] = {}
@@ -184,17 +195,31 @@ class Publisher:
         """Have the broker retain nothing there."""
         self.publish_state(topic, b"")
 
+    def is_clear(self, topic: str) -> bool:
+        """Whether the broker has been told to retain nothing there, and has agreed."""
+        return self._states.is_clear(topic)
+
     def subscribe(self, topic: str, handler: Handler) -> None:
         """Hear the messages of a topic or topic filter, now and on each connection from now on."""
         self._handlers[topic] = handler
         self._wake.nudge()
+
+    def unsubscribe(self, topic: str) -> None:
+        """Hear them no more."""
+        self._handlers.pop(topic, None)
+        self._wake.nudge()
+
+    def complain(self, reason: str, hint: str, seconds: float) -> None:
+        """Be degraded for so many seconds. For a handler, on whose thread alone it may be called."""
+        if self._session is not None:
+            self._session.complain(reason, hint, seconds)
 
     @property
     def _stopping(self) -> bool:
         return self._stop_at < math.inf
 
     def _run(self) -> None:
-        failures = 0
+        failures = brief = 0
         unreachable = False
         while True:
             last = self._stopping  # a stop leaves one more attempt, for what waits and for the last word
@@ -206,8 +231,12 @@ class Publisher:
                 break
             except LinkError as error:
                 self.status.set("failed", error.message, error.hint)
+                steady = self._clock() - since > STEADY_SECONDS
                 delivered = self._tally.sent > sent and not error.unwelcome
-                failures = 1 if delivered or self._clock() - since > STEADY_SECONDS else failures + 1
+                brief = brief + 1 if delivered and not steady else 0
+                failures = 1 if steady else failures + 1
+                if brief:
+                    failures = max(1, min(brief - BRIEF_SESSIONS, BRIEF_FAILURES))
                 unreachable = error.unreachable
                 if error.over and not last:
                     self._hold_back()
@@ -232,14 +261,27 @@ class Publisher:
         return self._open(older[0])
 
     def _open(self, version: MQTTProtocolVersion) -> Link:
-        return Link(
-            self._options,
-            version=version,
-            client_id=self._options.client_id or f"edged-{self._topics.device}",
-            will=self._topics.availability,
-            wake=self._wake,
-            clock=self._clock,
-        )
+        """Connect with as much as the broker takes: some refuse a last will that is retained, or sent with QoS 1."""
+        retain, qos = True, 1
+        while True:
+            try:
+                return Link(
+                    self._options,
+                    version=version,
+                    client_id=self._client_id,
+                    will=self._topics.availability,
+                    wake=self._wake,
+                    clock=self._clock,
+                    retain=retain,
+                    qos=qos,
+                )
+            except CapabilityError as error:
+                if error.code == faults.RETAIN_NOT_SUPPORTED and retain:
+                    retain = False
+                elif error.code == faults.QOS_NOT_SUPPORTED and qos:
+                    qos = 0
+                else:
+                    raise
 
     def _converse(self, link: Link) -> None:
         """Talk until the connection is lost, which raises LinkError, or all is said after a stop."""
@@ -247,7 +289,7 @@ class Publisher:
         self.protocol = "5" if link.version == V5 else "3.1.1"
         self.connected = True
         self._address = link.peer
-        session = Session(
+        session = self._session = Session(
             link,
             self._options,
             self._topics,
@@ -275,6 +317,7 @@ class Publisher:
             raise failure from error
         finally:
             self.connected = False
+            self._session = None
 
     def _look(self, link: Link, session: Session) -> None:
         """Every so often: raises LinkError where a connection is of no use, though it has not noticed.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,6 +90,7 @@ class Session:
         self._link = link
         self._options = options
         self._availability = topics.availability
+        self._own_state = topics.state
         self._spool = spool
         self._states = states
         self._handlers = handlers
@@ -108,6 +109,7 @@ class Session:
         self._spoken = clock()
         spool.resume()
         self._degraded_until = math.inf
+        self._lack = _lack(link, handlers)
 
     def turn(self, timeout: float) -> None:
         """Send what may be sent, wait until something happens or so many seconds are over, and deal with it.
@@ -174,10 +176,12 @@ class Session:
         return window - len(self._flights)
 
     def _subscribe(self) -> None:
-        for topic in list(self._handlers):
-            if topic not in self._subscribed:
-                self._subscribed.add(topic)
-                self._asked[self._link.subscribe(topic) or 0] = topic
+        wanted = {topic for topic in list(self._handlers) if self._link.wildcards or not _is_filter(topic)}
+        for topic in self._subscribed - wanted:
+            self._link.unsubscribe(topic)
+        for topic in wanted - self._subscribed:
+            self._asked[self._link.subscribe(topic) or 0] = topic
+        self._subscribed = wanted
 
     def _send(self) -> None:
         for topic, payload in self._states.take(self._room):
@@ -208,7 +212,7 @@ class Session:
             self._fly(topic, payload)
 
     def _fly(self, topic: str, payload: bytes) -> int:
-        mid = self._link.publish(topic, payload, qos=1, retain=True)
+        mid = self._link.publish(topic, payload, qos=self._link.qos, retain=self._link.retain)
         self._flights[mid] = Flight(topic, payload, 0, self._clock())
         return mid
 
@@ -227,7 +231,8 @@ class Session:
             self._park(entry.id, reason, "raise the broker's limit")
             return
         try:
-            mid = self._link.publish(message.topic, payload, qos=message.qos, retain=False, properties=properties)
+            qos = min(message.qos, self._link.qos)
+            mid = self._link.publish(message.topic, payload, qos=qos, retain=False, properties=properties)
         except ValueError as error:
             self._park(entry.id, str(error), "report this to the sink's author")
             return
@@ -264,12 +269,15 @@ class Session:
         self._states.confirm(flight.topic, flight.payload)
         self._unknown.discard(flight.topic)
         if flight.topic == self._availability and flight.payload == ONLINE and not self._degraded:
-            self._status.set("running")
+            self._be_well()
 
     def _refuse(self, flight: Flight, reason: ReasonCode) -> None:
         said = f"the broker refuses {flight.topic}: {reason}"
         if flight.entry:
             self._park(flight.entry, said, faults.remedy(reason))
+        elif not flight.payload:  # a name of former times, to which this board has no right any more
+            log.warning("%s, so what it retains there stays; clear it: mosquitto_pub -r -n -t %s", said, flight.topic)
+            self._confirm(flight)
         else:
             self._refuse_state(flight.topic, said, faults.remedy(reason))
 
@@ -285,14 +293,26 @@ class Session:
 
     def _check_subscription(self, mid: int, reason: ReasonCode) -> None:
         topic = self._asked.pop(mid, None)
-        if topic is not None and reason.is_failure:
+        if topic not in (None, self._own_state) and reason.is_failure:  # a namesake is worth no right to read there
             self._complain(f"the broker refuses the subscription to {topic}: {reason}", faults.remedy(reason))
 
-    def _complain(self, reason: str, hint: str) -> None:
+    def complain(self, reason: str, hint: str, seconds: float) -> None:
         """Be degraded for a while. The first reason stays, so that two refused topics do not take turns for ever."""
+        until = self._clock() + seconds
         if not self._degraded:
             self._status.set("degraded", reason, hint)
-        self._degraded_until = self._clock() + REFUSAL_SECONDS
+            self._degraded_until = until
+        self._degraded_until = max(self._degraded_until, until)
+
+    def _complain(self, reason: str, hint: str) -> None:
+        self.complain(reason, hint, REFUSAL_SECONDS)
+
+    def _be_well(self) -> None:
+        """Be as well as the broker allows."""
+        if self._lack:
+            self._status.set("degraded", *self._lack)
+        else:
+            self._status.set("running")
 
     @property
     def _degraded(self) -> bool:
@@ -311,7 +331,7 @@ class Session:
         now = self._clock()
         if now > self._degraded_until:
             self._degraded_until = math.inf
-            self._status.set("running")
+            self._be_well()
         then, sent, depth = self._sampled
         if now - then >= 1.0:
             self._sampled = (now, self._tally.sent, self._spool.depth)
@@ -320,6 +340,22 @@ class Session:
         patience = 2 * self._options.keepalive
         if self.unanswered > patience:
             raise faults.stalled(patience, self._options)
+
+
+def _is_filter(topic: str) -> bool:
+    return "+" in topic or "#" in topic
+
+
+def _lack(link: Link, handlers: Collection[str]) -> tuple[str, str] | None:
+    """What the broker has said it does not do, and what that costs; None if it does all that is needed."""
+    lacks = []
+    if not link.retain:
+        lacks.append("keeps no retained messages: a subscriber hears of a state only when it changes")
+    if not link.qos:
+        lacks.append("takes QoS 0 only: messages under way are lost when the connection breaks")
+    if not link.wildcards and (unheard := sorted(filter(_is_filter, handlers))):
+        lacks.append(f"takes no wildcards in subscriptions: {', '.join(unheard)} is not heard")
+    return (f"the broker {'; it '.join(lacks)}", "allow it in the broker's configuration") if lacks else None
 
 
 REPLAYED = ("replayed", "1")

@@ -47,6 +47,10 @@ class States:
                 del self._payloads[topic]
                 self._changed.pop(topic, None)
 
+    def is_clear(self, topic: str) -> bool:
+        """Whether the broker retains nothing there, as far as it has been told: a state that was taken back is gone."""
+        return topic not in self._payloads
+
     @property
     def changed(self) -> bool:
         """Whether anything waits to be sent."""

@@ -40,11 +40,13 @@ MAY_IMPORT = {
     "desired": SERVICE,
     "accelerators": SERVICE,
     "proving": SERVICE | {"accelerators", "hardware"},
-    "operations": SERVICE | {"accelerators", "config", "proving", "updates"},
+    "announced": SERVICE,
+    "forget_device": SERVICE | {"config"},
+    "operations": SERVICE | {"forget_device", "accelerators", "config", "proving", "updates"},
     "board": SERVICE | {"accelerators", "config", "desired", "operations", "proving"},
     "daemon": SERVICE
-    | {"accelerators", "board", "config", "config_warnings", "desired", "folder_watch", "operations", "proving"}
-    | {"state_lock", "updates"},
+    | {"accelerators", "announced", "board", "config", "config_warnings", "desired", "folder_watch", "operations"}
+    | {"proving", "state_lock", "updates"},
     "__main__": SERVICE
     | {"accelerators", "board", "config", "daemon", "desired", "operations"}
     | {"state_lock", "updates"},

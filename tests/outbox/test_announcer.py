@@ -26,9 +26,6 @@ class Broker:
     def repeat_state(self, topic: str) -> None:
         self.repeated.append(topic)
 
-    def forget_state(self, topic: str) -> None:
-        self.retained[topic] = b""
-
     def subscribe(self, topic: str, handler: Callable[[str, bytes, bool], None]) -> None:
         self.handlers[topic] = handler
 
@@ -49,7 +46,7 @@ def broker() -> Broker:
 
 @pytest.fixture
 def announcer(broker: Broker) -> Announcer:
-    return Announcer("homeassistant", "pi", broker)
+    return Announcer("homeassistant", "pi", broker, {})
 
 
 def test_what_there_is_is_announced(announcer: Announcer, broker: Broker):
@@ -69,7 +66,7 @@ def test_what_went_while_the_daemon_was_away_is_learnt_from_the_broker_and_taken
 ):
     announcer.announce(description("door", "window"))
     old = broker.retained[TOPIC]
-    restarted = Announcer("homeassistant", "pi", broker)
+    restarted = Announcer("homeassistant", "pi", broker, {})
     restarted.announce(description("door"))
     assert "pipeline_window_class" not in broker.components()
     broker.handlers[TOPIC](TOPIC, old, True)
@@ -98,7 +95,10 @@ def test_home_assistant_is_told_again_when_it_restarts(announcer: Announcer, bro
     assert broker.repeated == [TOPIC]
 
 
-def test_a_device_can_be_withdrawn(announcer: Announcer, broker: Broker):
+def test_what_went_while_the_daemon_was_away_is_taken_back_by_the_names_that_were_kept(broker: Broker):
+    announcer = Announcer("homeassistant", "pi", broker, {"pipeline_window_class": "sensor"})
     announcer.announce(description("door"))
-    announcer.withdraw()
-    assert broker.retained[TOPIC] == b""
+    assert broker.components()["pipeline_window_class"] == {"p": "sensor"}
+    assert "pipeline_window_class" in announcer.known
+    broker.handlers[TOPIC](TOPIC, broker.retained[TOPIC], False)  # the broker has it
+    assert set(announcer.known) == {"state", "pipeline_door_problem", "pipeline_door_class", "pipeline_door_score"}

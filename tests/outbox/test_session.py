@@ -31,6 +31,7 @@ class FakeLink:
 
     def __init__(self, *, window: int = 20, silent: bool = False, poison: str = "") -> None:
         self.window = window
+        self.retain, self.qos, self.wildcards = True, 1, True
         self.silent = silent
         self.poison = poison
         self.answers: list[str] = []

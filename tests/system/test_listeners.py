@@ -1,6 +1,10 @@
 """What the real daemon tells subscribers and Home Assistant over a real broker: how things are, not how they were."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.broker import Broker, Subscriber
+from edged.api import ControlError
+from edged.ctl import exits
+from edged.ctl.doctor import check_daemon
+from tests.broker import PATIENCE, Broker, Subscriber
 from tests.edged_process import Edged, SerialPort
 from tests.flaky_proxy import FlakyProxy
 from tests.home_assistant import HomeAssistant
@@ -174,3 +181,144 @@ def test_results_are_thinned_out_as_configured(publish: str, broker: Broker, edg
     else:
         assert all(each["changed"] for each in results)
         assert len({each["seq"] for each in results}) == 3
+
+
+def retained(port: int) -> dict[str, bytes]:
+    """All that the broker retains; a marker that is retained last tells that no more will come."""
+    with Subscriber(port, "#") as subscriber:
+        subscriber.client.publish("marker", b"end", qos=1, retain=False)
+        found: dict[str, bytes] = {}
+        while (message := subscriber.next()).topic != "marker":
+            found[message.topic] = message.payload
+    return {topic: payload for topic, payload in found.items() if payload}
+
+
+def stop(daemon: Edged, listener: Listener, name: str = "board") -> None:
+    assert daemon.stop() == 0
+    listener.wait_for(f"edged/{name}/availability", b"stopped")
+
+
+def test_after_a_clean_stop_no_state_says_that_anything_runs(tmp_path: Path, broker: Broker, listener: Listener, edged):
+    broken = '[pipelines.broken]\nsource = "recorded"\nmodel = "broken"\n[models.broken]\npath = "broken.tflite"\n'
+    (tmp_path / "broken.tflite").write_bytes(b"no model")
+    daemon = edged(mqtt(broker.port) + replay(100, broken))
+    listener.until_state("pipeline_replayed_class", "walking")
+    stop(daemon, listener)
+    found = retained(broker.port)
+    states = {topic: json.loads(payload)["state"] for topic, payload in found.items() if topic.endswith("/state")}
+    assert set(states.values()) == {"stopped"}
+    assert {"edged/board/state", "edged/board/models/motion/state", "edged/board/models/broken/state"} < set(states)
+    assert not any(topic.endswith("/decision") for topic in found)
+
+
+HOME = "homeassistant/device/edged_board/config"
+
+
+@pytest.mark.parametrize(
+    ("edits", "gone"),
+    [
+        ({'name = "board"': 'name = "other"'}, ("edged/board/", HOME)),
+        ({"[mqtt]": '[mqtt]\nprefix = "plant"'}, ("edged/board/",)),
+        ({"home_assistant = true": ""}, (HOME,)),
+        ({"pipelines.replayed": "pipelines.renamed"}, ("edged/board/pipelines/replayed/",)),
+        ({"sources.recorded": "sources.renamed", '"recorded"': '"renamed"'}, ("edged/board/sources/recorded/",)),
+    ],
+    ids=["device", "prefix", "home_assistant", "pipeline", "source"],
+)
+@pytest.mark.parametrize("how", ["while stopped", "by a reload"])
+def test_no_name_of_a_former_configuration_is_left(
+    how: str, edits: dict[str, str], gone: tuple[str, ...], broker: Broker, listener: Listener, edged
+):
+    config = mqtt(broker.port) + replay(100)
+    daemon = edged(config)
+    listener.until_state("pipeline_replayed_class", "walking")
+    assert any(topic.startswith(gone) for topic in retained(broker.port))
+    for before, after in edits.items():
+        config = config.replace(before, after)
+    if how == "while stopped":
+        stop(daemon, listener)
+        edged(config)
+    else:
+        daemon.configure(config)
+        daemon.reload()
+        daemon.wait_for_log("reloaded: ")
+    wait_until_retained(
+        broker.port,
+        lambda topics: (
+            any(topic.endswith("/availability") for topic in topics)
+            and not any(topic.startswith(gone) for topic in topics)
+        ),
+    )
+
+
+def test_a_device_that_will_not_come_back_is_forgotten(tmp_path: Path, broker: Broker, listener: Listener, edged):
+    (tmp_path / "dead").mkdir()
+    dead = Edged(tmp_path / "dead", mqtt(broker.port, "dead") + replay(100))
+    with dead:
+        listener.wait_for("edged/dead/availability", b"online")
+        daemon = edged(mqtt(broker.port) + replay(100))
+        listener.wait_for("edged/board/availability", b"online")
+        with pytest.raises(ControlError, match="'dead' is online"):
+            daemon.call("forget-device", device="dead")
+        dead.stop(signal.SIGKILL)
+    listener.wait_for("edged/dead/availability", b"offline")
+    listener.client.publish("edged/dead/models/motion/desired", b"{}", qos=1, retain=True)
+    listener.wait_for("edged/dead/models/motion/desired")
+    before = retained(broker.port)
+    cleared = edgectl(daemon, "--json", "forget-device", "dead")
+    assert json.loads(cleared.stdout)["topics"] == sorted(topic for topic in before if "dead" in topic)
+    after = retained(broker.port)
+    assert {topic for topic in before if "dead" not in topic} == set(after)
+    assert "homeassistant/device/edged_dead/config" in before
+    again = edgectl(daemon, "forget-device", "dead")
+    assert (again.returncode, again.stderr.splitlines()[0]) == (
+        exits.FAILED,
+        "edgectl: the broker retains nothing of a device 'dead'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("board", "is this device"), ("a/b", "is no device's name"), ("+", "no device's")]
+)
+def test_only_other_devices_can_be_forgotten(name: str, reason: str, broker: Broker, edged):
+    daemon = edged(mqtt(broker.port) + replay(100))
+    with pytest.raises(ControlError, match=reason):
+        daemon.call("forget-device", device=name)
+
+
+def edgectl(daemon: Edged, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edged.ctl", "--runtime-dir", str(daemon.runtime_dir), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def wait_until_retained(port: int, accept: Callable[[dict[str, bytes]], bool]) -> None:
+    """Look at what the broker retains, again and again, until that is as wanted."""
+    deadline = time.monotonic() + PATIENCE
+    while not accept(found := retained(port)):
+        assert time.monotonic() < deadline, found
+
+
+def test_a_namesake_is_a_state_with_a_remedy_and_the_doctor_sees_it(
+    tmp_path: Path, broker: Broker, listener: Listener, edged
+):
+    (tmp_path / "other").mkdir()
+    daemon = edged(mqtt(broker.port) + replay(100))
+    listener.wait_for("edged/board/availability", b"online")
+    with Edged(tmp_path / "other", mqtt(broker.port) + replay(100)) as other:
+        for each in (other, daemon):
+            each.wait_for_log("mqtt broker is degraded: another board calls itself 'board' too")
+        status = daemon.call("status")
+        assert status["mqtt"]["namesake"] == other.call("status")["boot"]
+        assert status["mqtt"]["health"]["hint"].startswith("give each board a name of its own")
+        assert [check.verdict for check in check_daemon(str(daemon.runtime_dir)) if check.name == "name"] == ["fail"]
+    assert daemon.call("status")["mqtt"]["reconnects"] == 0  # their client ids are unlike
+
+
+def test_a_board_knows_what_it_said_itself_before_a_restart(broker: Broker, listener: Listener, edged):
+    daemon = edged(mqtt(broker.port) + replay(100))
+    listener.wait_for("edged/board/availability", b"online")
+    daemon.stop(signal.SIGKILL)
+    again = edged(mqtt(broker.port) + replay(100))
+    listener.wait_for("edged/board/availability", b"online")
+    assert again.call("status")["mqtt"]["namesake"] == ""
+    assert "another board" not in "".join(again.log)

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from edged.announced import MAX_BOOTS, Announced
+
+
+def test_what_was_told_under_another_configuration_is_over(tmp_path: Path):
+    Announced(tmp_path, "b1").expect("broker:1883", {"edged/old/state", "edged/old/availability"})
+    renamed = Announced(tmp_path, "b2")
+    assert renamed.expect("broker:1883", {"edged/new/state"}) == {"edged/old/state", "edged/old/availability"}
+    assert renamed.topics == {"edged/new/state", "edged/old/state", "edged/old/availability"}
+
+
+def test_it_is_kept_until_the_broker_has_cleared_it(tmp_path: Path):
+    Announced(tmp_path, "b1").expect("broker:1883", {"old/state", "old/availability"})
+    renamed = Announced(tmp_path, "b2")
+    renamed.expect("broker:1883", {"new/state"})
+    renamed.settle(lambda topic: topic != "old/state", {"state": "sensor"})
+    again = Announced(tmp_path, "b3")
+    assert (again.topics, again.components) == ({"new/state", "old/state"}, {"state": "sensor"})
+
+
+def test_another_broker_was_told_nothing(tmp_path: Path):
+    Announced(tmp_path, "b1").expect("broker:1883", {"old/state"})
+    assert Announced(tmp_path, "b2").expect("other:1883", {"new/state"}) == set()
+
+
+def test_a_board_knows_its_own_boots_and_has_one_client_id_for_ever(tmp_path: Path):
+    first = Announced(tmp_path, "b1")
+    first.expect("broker:1883", set())
+    second = Announced(tmp_path, "b2")
+    assert list(second.boots) == ["b1", "b2"]
+    assert second.client == first.client
+    assert Announced(tmp_path / "another", "b3").client != first.client
+    for _ in range(MAX_BOOTS):
+        Announced(tmp_path, "b4").expect("broker:1883", set())
+    assert len(Announced(tmp_path, "b5").boots) == MAX_BOOTS
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"client": "zz"}', b"\xff", b'{"client": "a1b2c3", "topics": 1}']
+)
+def test_a_damaged_record_is_none(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "announced.json").write_bytes(content)
+    assert Announced(tmp_path, "b1").topics == set()
+    assert "cannot be read" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_once_and_does_not_matter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "file").write_bytes(b"")
+    announced = Announced(tmp_path / "file" / "state", "b1")
+    announced.expect("broker:1883", {"a/state"})
+    assert announced.expect("broker:1883", {"b/state"}) == {"a/state"}
+    assert caplog.text.count("cannot be kept") == 1
