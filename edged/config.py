@@ -548,6 +548,7 @@ def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Descri
         version=__version__,
         broker=config.mqtt.broker,
         tls=config.mqtt.tls,
+        path=config.mqtt.path if config.mqtt.transport == "websockets" else "",
         pipelines=tuple(
             msgspec.structs.replace(
                 pipeline_output(name, manifests[entry.model]),

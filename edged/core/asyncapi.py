@@ -89,8 +89,9 @@ def document(description: Description) -> Json:
         "components": {"schemas": schemas},
     }
     if description.broker:
-        protocol = "secure-mqtt" if description.tls else "mqtt"
-        found["servers"] = {"broker": {"host": description.broker, "protocol": protocol}}
+        plain, secured = ("ws", "wss") if description.path else ("mqtt", "secure-mqtt")
+        server = {"host": description.broker, "protocol": secured if description.tls else plain}
+        found["servers"] = {"broker": server | ({"pathname": description.path} if description.path else {})}
     return found
 
 

@@ -37,6 +37,8 @@ class PipelineOutput(msgspec.Struct, frozen=True):
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """A device and its parts. `version` is the daemon's; `broker` is host:port, empty if there is none.
 
+    `path` is where the broker is on a web server, empty where it is spoken to without one.
+
     `accelerated` are those of the models that have an accelerator to run on.
     """
 
@@ -44,6 +46,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     broker: str = ""
     tls: bool = False
+    path: str = ""
     pipelines: tuple[PipelineOutput, ...] = ()
     sources: tuple[str, ...] = ()
     models: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.errors import EdgedError
 from edged.outbox.options import MqttOptions
+from edged.outbox.websocket import HandshakeError
 
 
 class LinkError(EdgedError):
@@ -96,8 +97,8 @@ _CERTIFICATE_REMEDIES = {
     18: "it is self-signed: name it, or the authority that signed it, in ca_file",
     19: "its authority is not trusted here: name that in ca_file",
     20: "its authority is not trusted here: name that in ca_file",
-    62: "it is for another name: set host to the name in the certificate",
-    64: "it is for another address: set host to a name or address in the certificate",
+    62: "it is for another name: set host to the name in the certificate, or server_name to it",
+    64: "it is for another address: set host to a name or address in the certificate, or server_name to that name",
 }
 
 
@@ -132,7 +133,7 @@ def remedy(reason: ReasonCode) -> str:
 def unreachable(error: Exception, options: MqttOptions) -> LinkError:
     """No connection came about: name, network, TCP or TLS."""
     refusal = _unreachable(error, options)
-    refusal.unreachable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+    refusal.unreachable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError | HandshakeError)
     return refusal
 
 
@@ -150,6 +151,9 @@ def _unreachable(error: Exception, options: MqttOptions) -> LinkError:
         case TimeoutError():
             hint = "check the address, the network and firewalls on the way; with tls, that the port speaks TLS"
             return LinkError(f"{where} did not answer within {options.connect_timeout:g} s", hint=hint)
+        case HandshakeError():
+            hint = 'check path and port; with transport = "tcp" the broker itself is spoken to'
+            return LinkError(f"{where} offers no MQTT over WebSockets at {options.path}: {error}", hint=hint)
         case ConnectionRefusedError():
             return LinkError(f"nothing listens at {where}", hint="check that the broker runs, and the port")
         case ConnectionError() if options.tls:

@@ -28,6 +28,7 @@ from edged.outbox import faults, network
 from edged.outbox.credentials import read_secret, tls_context
 from edged.outbox.faults import LinkError, VersionError
 from edged.outbox.options import MqttOptions
+from edged.outbox.websocket import WebSocket
 
 V5 = MQTTProtocolVersion.MQTTv5
 V311 = MQTTProtocolVersion.MQTTv311
@@ -204,10 +205,10 @@ class Link:
         sock = self._client.socket()
         if sock is None:
             raise self._loss()
-        buffered = self._client.buffered > 0 or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0)
+        buffered = self._client.buffered > 0 or (isinstance(sock, ssl.SSLSocket | WebSocket) and sock.pending() > 0)
         writing = self._client.want_write()
         lazily = lazily and not writing
-        timeout = 0 if buffered else min(timeout, _LAZY if lazily else _TICK)
+        timeout = 0 if buffered or self._acknowledged else min(timeout, _LAZY if lazily else _TICK)
         self._poll.modify(sock, 0 if lazily else select.POLLIN | select.POLLOUT if writing else select.POLLIN)
         ready = dict(self._poll.poll(timeout * 1000))
         if ready.pop(self._wake.fileno(), 0):
@@ -252,6 +253,7 @@ class Link:
             protocol=self.version,
             reconnect_on_failure=False,
         )
+        client.options = self._options
         client.connect_timeout = self._options.connect_timeout
         client.max_inflight_messages_set(0)  # the window is ours to keep
         client.will_set(will, OFFLINE, qos=self.qos, retain=self.retain)
@@ -367,6 +369,7 @@ class _Client(mqtt.Client):
     the properties that it does not have, which together are a third of the cost of a message.
     """
 
+    options = MqttOptions()
     fault: OSError | None = None
     _read_ahead = b""
     _position = 0
@@ -376,8 +379,13 @@ class _Client(mqtt.Client):
         """So many bytes have been read from the socket and not been looked at."""
         return len(self._read_ahead) - self._position
 
-    def _create_socket_connection(self) -> socket.socket:
-        return network.connect(self.host, self.port, self.connect_timeout)
+    def _create_socket(self) -> Any:
+        options = self.options
+        sock = network.connect(self.host, self.port, self.connect_timeout)
+        if self._ssl_context is not None:
+            name = options.server_name or options.host
+            sock = self._ssl_context.wrap_socket(sock, server_hostname=name)
+        return WebSocket(sock, options) if options.transport == "websockets" else sock
 
     def _sock_recv(self, bufsize: int) -> bytes:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -17,6 +18,49 @@ Levels = Annotated[str, Meta(pattern=r"^(?!.{201})[A-Za-z0-9._-]+(/[A-Za-z0-9._-
 Text = Annotated[str, Meta(max_length=1000)]
 
 
+_SECURED, _WEB = "tls = true", 'transport = "websockets"'
+_SCHEMES = {
+    **dict.fromkeys(("mqtts", "ssl", "tls"), (_SECURED,)),
+    **dict.fromkeys(("ws", "http"), (_WEB,)),
+    **dict.fromkeys(("wss", "https"), (_WEB, _SECURED)),
+}
+"""What the scheme of a URL is in this table."""
+
+_HOST = re.compile(
+    r"""\s*(?:(?P<scheme>[A-Za-z]+)://)?           # mqtt://
+    (?:(?P<user>[^@/\s]*)@)?                      # user:password@
+    (?:\[(?P<bracketed>[^\]\s]+)\]|(?P<plain>[^:/\s\[\]]+|[0-9A-Fa-f:.]+(?:%\w+)?))
+    (?::(?P<port>\d{1,5}))?                      # :1883
+    (?P<path>/\S*)?\s*""",
+    re.VERBOSE,
+)
+
+
+def check_host(key: str, host: str) -> None:
+    """Raises ConfigError where a host is not written as a bare name or address, with the right spelling."""
+    found = _HOST.fullmatch(host)
+    name = (found["bracketed"] or found["plain"]) if found else ""
+    if host in ("", name) and "$" not in host:
+        return
+    if "$" in host:
+        hint = "variables are not replaced here: write the name or the address itself"
+    elif found is None:
+        hint = "write the name or the address of the host alone, without blanks"
+    else:
+        spelled = [f'{key} = "{name}"']
+        if found["port"]:
+            spelled.append(f"port = {found['port']}")
+        if found["user"]:
+            spelled.append(f'username = "{found["user"].partition(":")[0]}"')
+        scheme = (found["scheme"] or "").lower()
+        spelled += _SCHEMES.get(scheme, ())
+        if found["path"] and _SCHEMES.get(scheme, ("",))[0].startswith("transport"):
+            spelled.append(f'path = "{found["path"]}"')
+        hint = f"write {', '.join(spelled)}"
+    shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", host)  # a password
+    raise ConfigError(f"{key} is {shown!r}, which is no name and no address", hint=hint)
+
+
 class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[mqtt]: the broker at `host`; without one nothing is sent anywhere.
 
@@ -24,6 +68,10 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     system's authorities; `cert_file` and `key_file` are our own. The password is the first line of `password_file`,
     read anew for each connection. A relative file name is looked for among the service's credentials
     ($CREDENTIALS_DIRECTORY). `client_id` is edged-<device>-, with six digits that are this board's alone, unless given.
+
+    `transport` "websockets" is for brokers behind a web server, at `path` there and at port 80, or 443 with `tls`. With
+    `server_name` the certificate and the web server are asked for that name instead of `host`, which may then be an
+    address.
 
     `protocol` "auto" is MQTT 5, and 3.1.1 with a broker that does not speak it. `keepalive` and `connect_timeout` are
     seconds; a connection that died without a word is noticed within twice `keepalive`. At most `in_flight` messages
@@ -33,6 +81,9 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     host: Annotated[str, Meta(max_length=253)] = ""
+    transport: Literal["tcp", "websockets"] = "tcp"
+    path: Annotated[str, Meta(max_length=1000)] = "/mqtt"
+    server_name: Annotated[str, Meta(max_length=253)] = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     tls: bool = False
     ca_file: Text = ""
@@ -50,6 +101,15 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     discovery_prefix: Levels = "homeassistant"
 
     def __post_init__(self) -> None:
+        check_host("host", self.host)
+        check_host("server_name", self.server_name)
+        for key in ("client_id", "username", "password_file", "ca_file", "cert_file", "key_file"):
+            if "${" in (value := getattr(self, key)):
+                raise ConfigError(f"{key} is {value!r}", hint=f"variables are not replaced here: write {key} itself")
+        if not re.fullmatch(r"/[!-~]*", self.path):
+            raise ConfigError(f"path is {self.path!r}", hint='begin it with "/", and write %20 for a blank')
+        if self.server_name and not self.tls and self.transport == "tcp":
+            raise ConfigError("server_name means nothing without TLS", hint="set tls = true")
         if bool(self.cert_file) != bool(self.key_file):
             raise ConfigError("cert_file and key_file go together", hint="give both or neither")
         if not self.tls and (self.ca_file or self.cert_file):
@@ -66,7 +126,8 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def real_port(self) -> int:
         """The port, given or by default."""
-        return self.port or (8883 if self.tls else 1883)
+        plain, secured = (80, 443) if self.transport == "websockets" else (1883, 8883)
+        return self.port or (secured if self.tls else plain)
 
 
 class SpoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

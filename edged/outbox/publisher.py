@@ -45,7 +45,7 @@ two boards with the same client id throw each other out for ever, each after a f
 BRIEF_SESSIONS = 3
 """So many short connections in a row, over which messages went, are each followed by the next one at once."""
 
-BRIEF_FAILURES = 5
+BRIEF_FAILURES = 4
 """Further ones are paused after as if they were failures, but as so many at most: a bad link has to be used."""
 
 PROBE_SECONDS = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -335,6 +336,16 @@ def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
         assert rig.publisher.sent == 100
 
 
+def test_an_address_is_enough_where_the_name_in_the_certificate_is_given(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path, "broker.example")
+    tls = {"tls": True, "ca_file": str(certificates.ca)}
+    with Broker(tmp_path, certificates=certificates) as broker:
+        with Rig(broker.port, **tls) as rig:
+            assert "or server_name to that name" in rig.wait_for("failed").hint
+        with Rig(broker.port, server_name="broker.example", **tls) as rig:
+            rig.wait_for("running")
+
+
 def test_a_bad_certificate_is_a_reason_with_a_remedy(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path)
     good = {"host": "localhost", "tls": True, "ca_file": str(certificates.ca)}
@@ -418,6 +429,105 @@ def test_with_the_version_fixed_there_is_no_falling_back() -> None:
     refuse: Script = lambda connection: connection.sendall(bytes([0x20, 2, 0, 1]))  # noqa: E731
     with server(old_broker(refuse)) as port, Rig(port, protocol="5") as rig:
         assert rig.wait_for("failed").hint == 'set protocol = "3.1.1"'
+
+
+@pytest.mark.parametrize("protocol", ["5", "auto"])
+def test_a_broker_that_keeps_no_retained_messages_is_told_states_all_the_same(tmp_path: Path, protocol: str) -> None:
+    with Broker(tmp_path, lines=["retain_available false"]) as broker, Subscriber(broker.port, "edged/#") as subscriber:
+        rig = Rig(broker.port, protocol=protocol)
+        rig.publisher.publish_state(TOPICS.state, b"{}")
+        with rig:
+            rig.publisher.put(message(1))
+            assert "the broker keeps no retained messages" in rig.wait_for("degraded").reason
+            assert [subscriber.next().topic for _ in range(3)] == [TOPICS.state, TOPICS.availability, RESULT]
+        assert subscriber.wait_for(TOPICS.availability).payload == b"stopped"
+
+
+def test_a_broker_that_takes_qos_0_only_gets_that(tmp_path: Path) -> None:
+    with Broker(tmp_path, lines=["max_qos 0"]) as broker, Subscriber(broker.port, "edged/#") as subscriber:
+        rig = Rig(broker.port)
+        rig.publisher.publish_state(TOPICS.state, b"{}")
+        with rig:
+            rig.publisher.put(message(1))
+            assert "takes QoS 0 only" in rig.wait_for("degraded").reason
+            assert [subscriber.next().topic for _ in range(3)] == [TOPICS.state, TOPICS.availability, RESULT]
+        assert (rig.publisher.sent, rig.spool.depth) == (1, 0)
+
+
+def test_a_broker_that_takes_no_wildcards_is_asked_for_none() -> None:
+    """CONNACK with Wildcard Subscription Available = 0; what comes next are a publish and a subscription without."""
+    asked: list[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(bytes([0x20, 5, 0, 0, 2, 0x28, 0]))
+        while data := connection.recv(4096):
+            asked.append(data)
+            connection.sendall(bytes([0x40, 2, 0, 1, 0x40, 2, 0, 2, 0x40, 2, 0, 3]))
+
+    with server(script) as port:
+        rig = Rig(port)
+        rig.publisher.subscribe("edged/board/models/+/desired", lambda *_: None)
+        rig.publisher.subscribe("edged/board/state", lambda *_: None)
+        with rig:
+            reason = rig.wait_for("degraded").reason
+    assert reason == "the broker takes no wildcards in subscriptions: edged/board/models/+/desired is not heard"
+    assert b"edged/board/state" in b"".join(asked)
+    assert b"models/+/desired" not in b"".join(asked)
+
+
+def test_what_is_no_longer_heard_is_unsubscribed(broker: Broker) -> None:
+    heard: Queue[bytes] = Queue()
+    with Rig(broker.port) as rig, Subscriber(broker.port, "x/#") as other:
+        rig.publisher.subscribe("x/a", lambda _topic, payload, _retained: heard.put(payload))
+        rig.publisher.subscribe("x/b", lambda _topic, payload, _retained: heard.put(payload))
+        rig.publisher.publish_state("x/a", b"1")
+        assert heard.get(timeout=PATIENCE) == b"1"
+        rig.publisher.unsubscribe("x/a")
+        rig.publisher.publish_state("x/a", b"2")
+        rig.publisher.publish_state("x/b", b"3")
+        assert heard.get(timeout=PATIENCE) == b"3"
+        other.wait_for("x/b", b"3")
+
+
+def test_connections_that_end_within_seconds_are_paused_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of two boards with one client id at a broker of MQTT 3.1.1, each thrown out after a message went through."""
+    paused: Queue[int] = Queue()
+    monkeypatch.setattr("edged.outbox.publisher.backoff", lambda failures, _chance: paused.put(failures) or 0.0)
+
+    def script(connection: socket.socket) -> None:
+        with connection.makefile("rb") as stream:
+            while head := stream.read(2):  # all our packets are shorter than 128 bytes
+                body = stream.read(head[1])
+                if head[0] == 0x10:
+                    connection.sendall(b"\x20\x02\x00\x00")
+                if head[0] & 0xF6 == 0x32:  # the packet id stands after the topic
+                    topic_end = 2 + int.from_bytes(body[:2], "big")
+                    connection.sendall(b"\x40\x02" + body[topic_end : topic_end + 2])
+                    if b"result" in body[:topic_end]:
+                        connection.shutdown(socket.SHUT_WR)
+
+    with server(script) as port, Rig(port, protocol="3.1.1") as rig:
+        for seq in range(10):
+            rig.publisher.put(message(seq))
+        failures = [paused.get(timeout=PATIENCE) for _ in range(9)]
+    assert failures[:4] == [1, 1, 1, 1]  # a link that was bad for a moment is used again at once
+    assert failures[-3:] == [3, 4, 4] or failures[-3:] == [4, 4, 4]
+
+
+def test_a_client_id_is_unlike_that_of_another_board() -> None:
+    ids: Queue[bytes] = Queue()
+
+    def script(connection: socket.socket) -> None:
+        ids.put(connection.recv(4096))
+
+    status = Status("mqtt", time.monotonic, lambda *_: None)
+    with server(script) as port:
+        publisher = Publisher(MqttOptions(host="127.0.0.1", port=port), TOPICS, MemorySpool(), status, client="a1b2c3")
+        publisher.start()
+        assert b"edged-board-a1b2c3" in ids.get(timeout=PATIENCE)
+        publisher.stop(0)
+        assert publisher.join(PATIENCE)
 
 
 def test_it_starts_with_the_broker_down_and_stops_at_once(tmp_path: Path) -> None:

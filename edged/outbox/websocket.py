@@ -1,0 +1,75 @@
+"""MQTT over a WebSocket (RFC 6455): paho's framing, with a handshake that ends in time and says what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import socket
+import time
+from typing import Any
+
+from paho.mqtt import client as mqtt
+
+from edged.outbox.options import MqttOptions
+
+MAX_HEAD = 16 << 10
+MAX_FRAME = 1 << 20
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class HandshakeError(ConnectionError):
+    """The web server does not lead to a broker."""
+
+
+class WebSocket(mqtt._WebsocketWrapper):
+    """A connection through a web server, used like the socket underneath."""
+
+    def __init__(self, sock: socket.socket, options: MqttOptions) -> None:
+        """Raises HandshakeError where the server does not agree, and OSError."""
+        self._options = options
+        super().__init__(sock, options.host, options.real_port, options.tls, options.path, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def _do_handshake(self, extra_headers: Any) -> None:
+        options = self._options
+        host, _, port = options.broker.rpartition(":")
+        key = base64.b64encode(os.urandom(16))
+        request = (
+            f"GET {options.path} HTTP/1.1\r\nHost: {options.server_name or host}:{port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Key: {key.decode()}\r\n\r\n"
+        )
+        self._socket.sendall(request.encode())
+        status, headers = self._read_head(time.monotonic() + options.connect_timeout)
+        if status[9:12] != "101":
+            raise HandshakeError(
+                f"it answers {status[9:80]!r}" if status.startswith("HTTP/") else "it is no web server"
+            )
+        if headers.get("sec-websocket-accept") != base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode():
+            raise HandshakeError("it does not answer as RFC 6455 says")
+        self.connected = True
+
+    def _read_head(self, deadline: float) -> tuple[str, dict[str, str]]:
+        """The status line, and the header fields by their names in lower case."""
+        head = bytearray()
+        while not head.endswith(b"\r\n\r\n"):
+            if len(head) > MAX_HEAD:
+                raise HandshakeError(f"its answer has more than {MAX_HEAD} bytes")
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            byte = self._socket.recv(1)  # what follows the head is a frame, and not ours to read
+            if not byte:
+                raise HandshakeError("it closed the connection")
+            head += byte
+        status, *lines = head.decode("latin-1").split("\r\n")
+        fields = (line.partition(":") for line in lines)
+        return status, {name.strip().lower(): value.strip() for name, _, value in fields}
+
+    def _buffered_read(self, length: int) -> bytearray:
+        if length > MAX_FRAME:
+            raise ConnectionError(f"a frame has more than {MAX_FRAME} bytes")
+        return super()._buffered_read(length)
