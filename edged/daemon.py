@@ -52,7 +52,7 @@ from edged.core import contract, discovery, protocol, vitals
 from edged.core.acceleration import Standing
 from edged.core.container import Head
 from edged.core.decide import Keep
-from edged.core.description import retained
+from edged.core.description import Description, retained
 from edged.core.health import Health, Status
 from edged.core.manifest import MAX_BUNDLE_BYTES, Manifest
 from edged.core.metrics import render
@@ -384,6 +384,7 @@ class Daemon:
     ) -> None:
         boot = uuid4().hex[:12]
         self._announced = Announced(state_dir, boot)
+        self._described: tuple[Description, Announcer | None] | None = None
         clock = KernelClock()
         now = time.monotonic()
         self.store = store
@@ -457,6 +458,10 @@ class Daemon:
             await asyncio.wait_for(self.changing.acquire(), deadline / 2)
         await self._take_down(_everything(self.parts.config), end)
         await asyncio.to_thread(self.parts.accelerators.close)
+        stopped = Health("stopped", "", "", time.monotonic())
+        for kind, names in zip(_STATE_TOPICS, _everything(self.parts.config), strict=False):  # sinks have no topic
+            for name in names:
+                self._publish(kind, name, stopped)
         await self._hang_up(end)
         await self._close_page()
 
@@ -525,6 +530,7 @@ class Daemon:
         for part in parts.pipelines.values():
             if part.decision is not None:
                 part.decision.flush()
+        self._announce()
         self._settle()
         self._tell_state(overall(parts))
 
@@ -541,6 +547,9 @@ class Daemon:
         for kind, family in (("source", parts.sources), ("model", parts.models), ("pipeline", parts.pipelines)):
             for name, part in family.items():
                 self._publish(kind, name, part.status.health)
+        for pipeline in parts.pipelines.values():
+            if pipeline.decision is not None:
+                pipeline.decision.restamp()
         for model, (name, standing) in parts.accelerators.standings().items():
             state = encode_acceleration(model, name, standing, parts.clock)
             parts.publisher.publish_state(parts.topics.model_accelerator(model), state)
@@ -653,10 +662,16 @@ class Daemon:
         return task
 
     def _announce(self) -> None:
-        """Keep which names are told to the broker, take back those of before, and tell Home Assistant."""
+        """Keep which names are told to the broker, take back those of before, and tell Home Assistant.
+
+        Done again now and then, since what a pipeline says changes with the version of its model.
+        """
         parts = self.parts
         manifests = {name: part.bundle.manifest if part.bundle else None for name, part in parts.models.items()}
         description = describe(parts.config, manifests)
+        if (description, self._announcer) == self._described:
+            return
+        self._described = description, self._announcer
         topics = retained(description)
         if self._announcer:
             topics.add(self._announcer.topic)
@@ -665,6 +680,8 @@ class Daemon:
                 parts.publisher.forget_state(topic)
         if self._announcer:
             self._announcer.announce(description)
+            for pipeline in description.pipelines:  # what is no option yet was not taken
+                parts.publisher.repeat_state(parts.topics.decision(pipeline.name))
 
     def _hear_own_state(self, topic: str, payload: bytes, is_retained: bool) -> None:
         """On the publisher's thread: what the broker has as this device's own state may be another board's."""
@@ -700,17 +717,13 @@ class Daemon:
         for worker in workers:
             if not await asyncio.to_thread(worker.join, max(0.0, end - time.monotonic())):
                 log.error("%s did not stop in time and is left behind", worker.name)
-                worker.status.set("stopped", "it did not stop in time")
                 worker.status.silence()  # its end, some day, is no news of what comes in its place
         self._next_seq |= {name: part.next_seq for name, part in leaving.items()}
         for name in names.sinks:
             if name in parts.sinks:
                 await asyncio.to_thread(parts.sinks.pop(name).close)
-        for part in leaving.values():
-            part.status.set("stopped")
         for name in names.models:
-            if model := parts.models.pop(name, None):
-                model.status.set("stopped")
+            parts.models.pop(name, None)
             parts.accelerators.forget(name)
 
     async def _open_page(self) -> None:

@@ -44,6 +44,7 @@ class LatestDecision:
         self._untold: Prediction | None = None
         self._turned = False
         self._told: DecisionRecord | None = None
+        self._source: Prediction | None = None
         self._next = -inf
         self._next_turn = -inf
 
@@ -67,16 +68,25 @@ class LatestDecision:
             self._next_turn = self._next if turned else self._next_turn
             record = self._recorder.decision(prediction)
             if self._told is None or record != _at(self._told, record):
-                self._told = record
-                self._publish(msgspec.json.encode(record))
+                self._tell(prediction, record)
+
+    def restamp(self) -> None:
+        """Publish the same again with the time that it has by a clock that was set since."""
+        with self._lock:
+            if self._source is not None:
+                self._tell(self._source, self._recorder.decision(self._source))
 
     def withdraw(self) -> None:
         """Publish that nothing is decided: the pipeline does not run."""
         with self._lock:
-            self._untold = self._told = None
+            self._untold = self._source = self._told = None
             self._turned = False
             self._next = self._next_turn = -inf
             self._publish(b"")
+
+    def _tell(self, prediction: Prediction, record: DecisionRecord) -> None:
+        self._source, self._told = prediction, record
+        self._publish(msgspec.json.encode(record))
 
 
 def _at(told: DecisionRecord, now: DecisionRecord) -> DecisionRecord:

@@ -9,9 +9,10 @@ from edged.flow.dependent import DependentStatus
 
 class Clock:
     synchronised = True
+    offset = 0.0
 
     def at(self, monotonic: float) -> float:
-        return monotonic
+        return monotonic + self.offset
 
 
 class Topic(list[Any]):
@@ -22,7 +23,8 @@ class Topic(list[Any]):
         self.now = 100.0
         self.status = DependentStatus("motion", lambda: self.now, lambda _name, _health: None)
         self.status.set("running")
-        recorder = Recorder("board", "b00t", Clock())
+        self.clock = Clock()
+        recorder = Recorder("board", "b00t", self.clock)
         self.latest = LatestDecision(recorder, self.status, self.publish, seconds=seconds, clock=lambda: self.now)
 
     def publish(self, payload: bytes) -> None:
@@ -112,3 +114,12 @@ def test_what_does_not_run_decides_nothing_until_it_runs_again():
     topic.status.set("running")
     topic.send(says("standing"), 102.0)
     assert topic.decisions == ["standing", "", "standing"]
+
+
+def test_a_clock_that_is_set_moves_what_was_told():
+    topic = Topic()
+    topic.latest.restamp()
+    topic.send(says("standing"), 100.0)
+    topic.clock.offset = 1_700_000_000.0
+    topic.latest.restamp()
+    assert [each["time"] for each in topic] == [100.0, 1_700_000_100.0]
