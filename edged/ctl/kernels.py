@@ -19,7 +19,8 @@ from edged.backends.tflite import OtherKernels, TfliteBackend
 from edged.core.manifest import Classify, Golden, Manifest
 from edged.core.tensors import decides_otherwise, difference
 from edged.ctl.golden import Sample
-from edged.ctl.offline import loaded_apart
+from edged.ctl.offline import apart, load_apart
+from edged.models.selftest import shaped
 
 _MARGIN = 1.5
 _LEAST_STEPS = 1.0
@@ -54,12 +55,12 @@ def spread(samples: list[Sample], manifest: Manifest, runner: Runner) -> Spread:
 def measure(samples: list[Sample], manifest: Manifest, model: Path, backend: Backend) -> Spread | None:
     """The spread over all other kernels of the runtime; None for a backend that has no others."""
     found = []
-    for other in _others(backend):
-        with (
-            suppress(EdgedError),
-            loaded_apart(model.name, other, model, manifest.signature) as runner,
-        ):  # not every op is in all of them
-            found.append(spread(samples, manifest, runner))
+    with apart(model.name) as host:
+        for other in _others(shaped(backend, manifest)):
+            with suppress(EdgedError):  # not every op is in all of them
+                runner = load_apart(host, other, model, manifest.signature)
+                found.append(spread(samples, manifest, runner))
+                runner.close()
     if not found:
         return None
     return Spread(

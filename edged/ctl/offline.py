@@ -93,11 +93,23 @@ def loaded_apart(name: str, backend: Backend, file: Path, signature: str | None 
     Raises:
         EdgedError: the model does not load; its runner raises DeviceError if the process dies of it.
     """
+    with apart(name) as host:
+        yield load_apart(host, backend, file, signature)
+
+
+@contextmanager
+def apart(name: str) -> Iterator[Host]:
+    """A process that models are loaded in of which nothing is known yet."""
     host = Host(name, Leash(memory=available_bytes(), niceness=0))
     try:
-        yield host.load(backend, file, signature=signature, deadline=PROOF_SECONDS, load_seconds=PROOF_SECONDS)
+        yield host
     finally:
         host.close()
+
+
+def load_apart(host: Host, backend: Backend, file: Path, signature: str | None = None) -> Runner:
+    """A model in such a process. Raises EdgedError as `loaded_apart` does."""
+    return host.load(backend, file, signature=signature, deadline=PROOF_SECONDS, load_seconds=PROOF_SECONDS)
 
 
 def load_model(bundle: Bundle, backend: Backend, signature: str | None = None) -> Runner:
