@@ -32,7 +32,7 @@ from edged.core.postprocess import Postprocessor
 from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
 from edged.core.topics import Topics
 from edged.core.vitals import Supervision
-from edged.models.answer import MAX_URL
+from edged.models.answer import MAX_URL, FetchError, parse_url
 from edged.models.bare import names_bare
 from edged.models.bundle import Bundle
 from edged.models.fetch import FetchOptions
@@ -423,6 +423,11 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
     known = {*NO_DELEGATES, *delegates({}), *tables.keys(("delegates",))}
     if keys.delegate not in known:
         tables.refuse((*place, "delegate"), shown(keys.delegate), listed(known), unknown(keys.delegate, known))
+    try:
+        if keys.url:
+            parse_url(keys.url)
+    except FetchError as error:
+        tables.blame((*place, "url"), error, "an http or https URL")
     if names_bare(keys.url):  # at every look all of it would have to be fetched, for it does not say what it is
         hint = "pack it, with the manifest of the version before: edgectl pack"
         tables.refuse((*place, "url"), "a bare .tflite file", "a bundle (.edgm) or a delta (.edgd)", hint)

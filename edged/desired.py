@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from edged.core.manifest import Digest, Version
-from edged.models.answer import MAX_URL, mask
+from edged.models.answer import MAX_URL, FetchError, mask, parse_url
 from edged.models.bare import Bare, names_bare
 from edged.models.job import Event, Job, Options
 
@@ -50,6 +50,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     spread: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0.0
 
     def __post_init__(self) -> None:
+        try:
+            parse_url(self.url)
+        except FetchError as error:
+            raise ValueError(error.message) from error
         if names_bare(self.url) and self.version is None:
             raise ValueError("a bare .tflite file does not say its version: add one")
 

@@ -342,6 +342,14 @@ def test_every_error_is_told_at_once(write: Write) -> None:
             "[models.m]\nurl = 'https://models.example/m.tflite?edition=7'",
             ("models.m.url", "a bare .tflite file", "pack it, with the manifest of the version before: edgectl pack"),
         ),
+        (
+            "[models.m]\nurl = 'ftp://models.example/m.edgm'",
+            ("models.m.url", "'ftp://models.example/m.edgm' is no http or https URL", "give one, as https://"),
+        ),
+        (
+            "[updates.fetch]\norigins = ['https://models.example/m.edgm']",
+            ("updates.fetch", "'https://models.example/m.edgm' is no origin", "write scheme, host and port alone"),
+        ),
         ("[models.m]\nversion = 'one'", ("models.m.version", '"one"', "")),
         ("[models.m]\nbackend = 'tfilte'", ("models.m.backend", '"tfilte"', 'did you mean "tflite"?')),
         ("[models.m]\npath = ''", ("models.m.path", '""', "")),
