@@ -34,7 +34,8 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     host = args.host[0]
     try:
         process = subprocess.Popen(
-            ssh.command(args.ssh, host, ["edgectl", BEGIN_WITH_MARK, *_without_host(words)]), stdout=subprocess.PIPE
+            ssh.command(args.ssh, host, ["edgectl", BEGIN_WITH_MARK, *_without_host(words)], ssh.GIVE_UP),
+            stdout=subprocess.PIPE,
         )
     except OSError as error:
         raise ssh.not_run(args.ssh, error) from error

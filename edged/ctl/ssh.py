@@ -22,10 +22,10 @@ from edged.core.protocol import Reply, Request
 from edged.ctl.client import UnreachableError
 
 RECEIVE = ("edgectl", "receive", "--stdio")
-OPTIONS = (
-    *("-T", "-a", "-x", "-oClearAllForwardings=yes"),
-    *("-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4"),
-)
+GIVE_UP = ("-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4")
+"""Have ssh end by itself within a minute where the far end is dead."""
+
+OPTIONS = ("-T", "-a", "-x", "-oClearAllForwardings=yes", *GIVE_UP)
 
 QUIET_SECONDS = 20.0
 """The user is told when nothing has come from the far end for so long, and again each time that has doubled.

@@ -194,7 +194,7 @@ def test_a_link_that_is_cut_every_20_to_40_kilobytes(board, sshd, file):
     assert link.up < 2 * len(BUNDLE)
     pauses = [float(pause) for pause in re.findall(r"trying again in ([0-9.]+) s", output)]
     assert len(pauses) >= 13
-    assert max(pauses[5:]) <= 0.4  # after progress it is not waited for long, however many cuts there were
+    assert max(pauses[5:]) < 2  # after progress it is not waited for long, however many cuts there were
 
 
 def test_what_is_acknowledged_outlives_the_daemon(tmp_path, file):
