@@ -344,11 +344,19 @@ def test_every_error_is_told_at_once(write: Write) -> None:
         ),
         (
             "[models.m]\nurl = 'ftp://models.example/m.edgm'",
-            ("models.m.url", "'ftp://models.example/m.edgm' is no http or https URL", "give one, as https://"),
+            (
+                "models.m.url",
+                "'ftp://models.example/m.edgm' is no http or https URL",
+                "give one, as https://example.org/model.edgm",
+            ),
         ),
         (
             "[updates.fetch]\norigins = ['https://models.example/m.edgm']",
-            ("updates.fetch", "'https://models.example/m.edgm' is no origin", "write scheme, host and port alone"),
+            (
+                "updates.fetch",
+                "'https://models.example/m.edgm' is no origin",
+                "write scheme, host and port alone, as https://models.example.org:8443",
+            ),
         ),
         ("[models.m]\nversion = 'one'", ("models.m.version", '"one"', "")),
         ("[models.m]\nbackend = 'tfilte'", ("models.m.backend", '"tfilte"', 'did you mean "tflite"?')),
