@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from edged.api import BundleError, ControlError
 from edged.core.container import Head
-from edged.core.ledger import admit
+from edged.core.ledger import admit, refuse_unnamed
 from edged.core.manifest import version_key
 from edged.models.bare import Bare, next_version, nothing_to_inherit
 from edged.models.incoming import Transfer
@@ -126,6 +126,10 @@ class Standing:
         self.models = models
         self.bases = {digest for model in models for digest in (*model.ledger.versions, *model.factory)}
 
+    def is_unused(self, digest: str) -> bool:
+        """Whether this version is active, and would serve if a pipeline used its model."""
+        return any(digest == model.ledger.active and model.serving is None for model in self.models)
+
     def refuse_rejected(self, digest: str) -> None:
         """Raises BundleError if this version was rejected: it is refused unseen."""
         for model in self.models:
@@ -138,12 +142,15 @@ class Standing:
     def admit(self, name: str, digest: str, version: str, *, allow_downgrade: bool) -> None:
         """Raises BundleError if this version may not come in, and will not by the time that all of it is here."""
         for model in self.models:
-            candidate = model.ledger.candidate and model.ledger.candidate.digest
-            if model.name != name or digest in (model.ledger.active, candidate):
+            if model.name != name:
                 continue
+            candidate = model.ledger.candidate and model.ledger.candidate.digest
             free = replace(model.ledger, candidate=None)  # what is under way now may be over then
             try:
-                admit(free, name, digest, version, model.active, allow_downgrade=allow_downgrade, named=model.named)
+                refuse_unnamed(name, version, model.named)
+                if digest in (model.ledger.active, candidate):
+                    continue
+                admit(free, name, digest, version, model.active, allow_downgrade=allow_downgrade)
             except ControlError as error:
                 raise BundleError(error.message, hint=error.hint) from error
 

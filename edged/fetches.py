@@ -35,7 +35,7 @@ from edged.models.bare import is_bare
 from edged.models.delta import VersionCheck
 from edged.models.fetch import Fetcher, FetchOptions, transfer_id
 from edged.models.incoming import Incoming, Transfer
-from edged.models.job import Ending, Event, Job, Options, Outcome
+from edged.models.job import NAME_IT, Ending, Event, Job, Options, Outcome
 from edged.models.line import AbandonedError
 from edged.models.origins import PolicyError
 
@@ -186,6 +186,8 @@ class Fetches:
             job.end(installed.state, installed.text, installed.hint)
         except _PresentError as error:
             job.end("done", error.message)
+        except _UnusedError as error:
+            job.end("installed", error.message, error.hint)
         except AbandonedError as error:
             job.end("failed", fetch.called_off or error.message)
         except EdgedError as error:
@@ -241,6 +243,8 @@ class Fetches:
             fetch.job.name(head)
             if self._door.serves(head):
                 raise _PresentError(f"{version} is what serves already")
+            if standing.is_unused(head.digest):
+                raise _UnusedError(f"{version} is installed already, and no pipeline uses it", hint=NAME_IT)
             manifest = head.manifest
             standing.admit(manifest.name, head.digest, manifest.version, allow_downgrade=options.allow_downgrade)
             self._door.approve(head)
@@ -341,6 +345,10 @@ class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _BaseMissingError(BundleError):
     """A delta is of no use here."""
+
+
+class _UnusedError(BundleError):
+    """There is no need to fetch the rest of it, and nothing comes of having it."""
 
 
 class _PresentError(BundleError):

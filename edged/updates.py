@@ -36,7 +36,7 @@ from edged.models.bare import Bare, BareCheck
 from edged.models.delta import VersionCheck
 from edged.models.fetch import FetchOptions
 from edged.models.incoming import Check, Incoming, Transfer
-from edged.models.job import Event, Job, Options, Report
+from edged.models.job import NAME_IT, Event, Job, Options, Report
 
 IDLE_SECONDS = 60.0
 """A transfer that nobody sends to for so long is put to rest; what has come of it is kept."""
@@ -147,8 +147,8 @@ class Updates:
         """Where to go on with a container or a delta, or what makes that unnecessary.
 
         {"offset": so many bytes are here}, {"job": which installs it, and the terms it was begun with},
-        {"present": true} as it serves already, or is installed and `unused` by any pipeline, or {"missing": the base}
-        where a delta would be of no use.
+        {"present": true} as it serves already or, with what to do about that, is `unused` by any pipeline, or
+        {"missing": the base} where a delta would be of no use.
         """
         self._refuse_when_stopping()
         ask = _understood(args, _Open)
@@ -211,11 +211,10 @@ class Updates:
             standing.admit_bare(ask.bare, allow_downgrade=ask.allow_downgrade)
             return {}
         standing.refuse_rejected(ask.digest)
-        for model in standing.models:
-            if ask.digest == model.serving and not self._door.lost(model.name):
-                return {"present": True}
-            if ask.digest == model.ledger.active and model.serving is None:
-                return {"present": True, "unused": True}
+        if any(ask.digest == model.serving and not self._door.lost(model.name) for model in standing.models):
+            return {"present": True}
+        if standing.is_unused(ask.digest):
+            return {"present": True, "unused": NAME_IT}
         if ask.name and ask.number:
             standing.admit(ask.name, ask.digest, ask.number, allow_downgrade=ask.allow_downgrade)
         return {"missing": ask.base} if ask.base and ask.base not in standing.bases else {}

@@ -17,7 +17,7 @@ from edged.fetches import MAX_ASKED, MAX_JOBS, MAX_WISHES
 from edged.models.bare import Bare
 from edged.models.fetch import FetchOptions
 from edged.models.incoming import Transfer
-from edged.models.job import Options
+from edged.models.job import NAME_IT, Options
 from edged.updates import MAX_CHUNK
 from tests.containers import MODEL
 from tests.receiving import Board, bundle, names
@@ -146,7 +146,7 @@ def test_what_is_active_is_told_to_serve_only_where_it_does(board, ask):
     board.updater.serve(NAMES["digest"], "2.0")
     assert ask("receive-open", **NAMES) == {"present": True}
     board.updater.serving = None
-    assert ask("receive-open", **NAMES) == {"present": True, "unused": True}
+    assert ask("receive-open", **NAMES) == {"present": True, "unused": NAME_IT}
     board.updater.serving = ""
     assert ask("receive-open", **NAMES) == {"offset": 0}
 
@@ -599,6 +599,16 @@ def test_what_a_wish_began_is_no_operator_s_after_a_restart(tmp_path):
 
 async def fetch(board, url, model="colours", **options):
     return board.updates.fetches.fetch(url, Options(**options), model)
+
+
+def test_of_what_is_installed_and_no_pipeline_uses_only_the_head_is_fetched(board, ask, watch):
+    board.updater.serve(NAMES["digest"], "2.0")
+    board.updater.serving = None
+    with WebServer(BUNDLE) as server:
+        *_, end = watch(ask("fetch", url=server.url())["job"])
+    text = "colours 2.0 is installed already, and no pipeline uses it"
+    assert (end["state"], end["text"], end["hint"]) == ("installed", text, NAME_IT)
+    assert board.updater.installed == []
 
 
 def test_what_was_rejected_is_not_fetched_once_that_is_seen(board, ask, watch):

@@ -142,12 +142,8 @@ def standing(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
 # An install
 
 
-def admit(
-    ledger: Ledger, name: str, digest: str, version: str, active: str, *, allow_downgrade: bool, named: str = ""
-) -> None:
+def admit(ledger: Ledger, name: str, digest: str, version: str, active: str, *, allow_downgrade: bool) -> None:
     """Refuse a version of model `name` that may not become a candidate now; `active` is the active version's number.
-
-    `named` is the number that the configuration has the model stay with, "" for any.
 
     Raises:
         BundleError: it was rejected before, or is below the floor or the active version.
@@ -161,8 +157,6 @@ def admit(
         )
     if ledger.pinned:
         raise ControlError(f"{name} is pinned to {active}", hint=f"let go of it with `edgectl pin {name} --off`")
-    if named and version_key(version) != version_key(named):
-        raise held_by_configuration(name, named)
     if ledger.candidate is not None:
         raise _under_way(ledger, ledger.candidate, name)
     if is_downgrade(ledger, version, active) and not allow_downgrade:
@@ -178,6 +172,12 @@ def _under_way(ledger: Ledger, candidate: Candidate, name: str) -> ControlError:
         hint=f"wait for its end, or stop it with `edgectl rollback {name}`",
         retryable=True,
     )
+
+
+def refuse_unnamed(name: str, version: str, named: str) -> None:
+    """Raises ControlError for another version than the number that the configuration names, "" for any."""
+    if named and version_key(version) != version_key(named):
+        raise held_by_configuration(name, named)
 
 
 def held_by_configuration(name: str, named: str) -> ControlError:

@@ -150,8 +150,7 @@ def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
 def present(answer: dict[str, Any], version: str, serves: str) -> Outcome:
     """How it ended where a device has the version already: it `serves` there, as these words say, or is not used."""
     if answer.get("unused"):
-        hint = "name the model in a pipeline, then: edgectl reload"
-        return Outcome("installed", f"{version} is installed already, and no pipeline uses it", hint)
+        return Outcome("installed", f"{version} is installed already, and no pipeline uses it", answer["unused"])
     return Outcome("done", f"{version} {serves}")
 
 

@@ -34,6 +34,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     confirm_within: float = 0.0
 
 
+NAME_IT = "name the model in a pipeline, then: edgectl reload"
+"""What to do about a version that was installed and that no pipeline uses."""
+
 Ending = Literal["done", "installed", "refused", "failed", "rolled_back"]
 JobState = Literal["running"] | Ending
 Outcome = Literal[""] | Ending

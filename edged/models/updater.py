@@ -57,7 +57,7 @@ from edged.models.arrival import Arrival
 from edged.models.bare import nothing_to_inherit, own_parts
 from edged.models.bundle import MANIFEST, Bundle
 from edged.models.disk import ASIDE, Disk
-from edged.models.job import Ending, Event, Job, Options, Outcome, Report
+from edged.models.job import NAME_IT, Ending, Event, Job, Options, Outcome, Report
 from edged.models.store import BRING, FactoryVersion, Shelf, Store, open_version
 from edged.models.trust import AHEAD_SECONDS, Trust
 
@@ -375,19 +375,12 @@ class Updater:
                 self._say(name, "update.joined", text, job)
             memory.jobs.append(job)
             return
+        ledgers.refuse_unnamed(name, job.version, self._board.named(name))
         if job.digest == (ledger.active or facts.serving):
             await self._renew(job, arrival, facts)
             return
         active = self._active(name, facts)
-        ledgers.admit(
-            ledger,
-            name,
-            job.digest,
-            job.version,
-            active,
-            allow_downgrade=job.options.allow_downgrade,
-            named=self._board.named(name),
-        )
+        ledgers.admit(ledger, name, job.digest, job.version, active, allow_downgrade=job.options.allow_downgrade)
         if ledgers.is_downgrade(ledger, job.version, active):
             origin, who = job.options.origin or "an unknown place", job.options.asked_by or "nobody who is known"
             text = f"version {job.version} from {origin} is a downgrade, for which --allow-downgrade was given by {who}"
@@ -447,7 +440,7 @@ class Updater:
             facts = await self._look(name)
             raise ModelError(f"{name} {job.version} is active, but {self._outcome(name, facts)}", hint=_SEE)
         if serving is None:
-            job.end("installed", f"{name} {job.version} is installed already; no pipeline uses it", _use(name))
+            job.end("installed", f"{name} {job.version} is installed already; no pipeline uses it", NAME_IT)
         else:
             job.end("done", f"{name} {job.version} serves already")
 
@@ -724,7 +717,7 @@ class Updater:
             return
         state, text, hint = memory.ending
         if state == "done" and facts.serving is None:
-            state, hint = "installed", _use(name)
+            state, hint = "installed", NAME_IT
         elif state == "done" and facts.serving != facts.ledger.active:
             state, hint = "failed", _SEE
         text = f"{name}: {text}; {self._outcome(name, facts)}"
@@ -848,11 +841,6 @@ _ENDS: dict[Failure, Literal["reverted", "damaged"]] = {"damaged": "damaged", "h
 
 
 _SEE = "see why: edgectl status"
-
-
-def _use(name: str) -> str:
-    """What to do about a model that no pipeline uses."""
-    return f'have a pipeline use it: [pipelines.NAME] model = "{name}", then: edgectl reload'
 
 
 def _unsound(error: BundleError) -> Fault:
