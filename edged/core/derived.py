@@ -73,14 +73,16 @@ def default_steps(
 
 
 def _input(structure: TfliteFile) -> Side:
+    if opened := _open_shapes(structure):
+        part: dict[str, Any] = {"window": _window_part(structure)}
+        if len(structure.inputs) != 1:
+            part["inputs"] = _feeds(structure)
+        return _unsure(problem=f"the shape of its input is open: {opened}", part=part)
     if len(structure.inputs) != 1:
         problem = f"it has {len(structure.inputs)} inputs: {_few(structure.inputs)}"
         return _unsure(problem=problem, part={"window": _window_part(structure), "inputs": _feeds(structure)})
     tensor = structure.inputs[0]
     said = structure.input_metadata[0] if structure.input_metadata else TensorMetadata()
-    if any(axis > 0 or tensor.shape[0] != 1 for axis in structure.dynamic[0]):
-        problem = f"the shape of its input is open: {_open_shape(structure)}"
-        return _unsure(problem=problem, part={"window": _window_part(structure)})
     match tensor.shape:
         case (1, height, width, depth) if min(height, width) >= _LEAST_SIDE and depth in (1, 3):
             if said.content in ("", "image") and (found := _picture(tensor, said)):
@@ -91,7 +93,7 @@ def _input(structure: TfliteFile) -> Side:
             return _rows(1, columns, said)
         case (1, length, columns) if said != TensorMetadata():
             return _rows(length, columns, said)
-    part: dict[str, Any] = {"window": _window_part(structure)}
+    part = {"window": _window_part(structure)}
     if _looks_like_a_picture(tensor):
         floating = tensor.dtype == "float32"
         part["preprocess"] = [NORMALISE if floating else {"step": "none"}]
@@ -165,8 +167,9 @@ def _window_part(structure: TfliteFile) -> dict[str, Any]:
         return {"length": 1, "hop": 1, "sample_shape": list(tensor.shape[1:]), "dtype": "uint8"}
     opened = structure.dynamic[0] if structure.dynamic else ()
     sizes: list[Any] = ["SIZE" if axis in opened else size for axis, size in enumerate(tensor.shape)]
+    pixels = {"dtype": "uint8"} if len(sizes) == 4 and sizes[-1] in (1, 3) and tensor.dtype in ("uint8", "int8") else {}
     if opened and (opened != (0,) or tensor.shape[0] != 1):
-        return {"length": 1, "hop": 1, "sample_shape": sizes[1:] or sizes}
+        return {"length": 1, "hop": 1, "sample_shape": sizes[1:] or sizes, **pixels}
     match tensor.shape:
         case (1, *rest) if len(rest) > 2:
             return {"length": 1, "hop": 1, "sample_shape": rest}
@@ -267,9 +270,14 @@ def _few(tensors: tuple[TensorSpec, ...]) -> str:
     return some([f"{each.name[:80]} {_words(each)}" for each in tensors[:4]], 4, of=len(tensors))
 
 
-def _open_shape(structure: TfliteFile) -> str:
-    sizes = ["?" if axis in structure.dynamic[0] else str(size) for axis, size in enumerate(structure.inputs[0].shape)]
-    return f"[{', '.join(sizes)}]"
+def _open_shapes(structure: TfliteFile) -> str:
+    """The shapes of inputs with open axes, ? for each of those; "" where none but the first, of one, is open."""
+    found = []
+    for tensor, axes in zip(structure.inputs, structure.dynamic, strict=True):
+        if any(axis > 0 or tensor.shape[0] != 1 for axis in axes):
+            sizes = ["?" if axis in axes else str(size) for axis, size in enumerate(tensor.shape)]
+            found.append(f"[{', '.join(sizes)}]")
+    return some(found, 4)
 
 
 def _listed(numbers: tuple[float, ...]) -> str:
