@@ -50,6 +50,7 @@ WATCH_QUEUE = 256
 NAMESAKE_SECONDS = 3600.0
 """So long a board with the same name is told of in the status after it was heard of last."""
 
+_FEW_VALUES = 16
 _AT_A_GLANCE = 4
 """So many pipelines are in the status line; the others are counted."""
 
@@ -293,7 +294,7 @@ class Operations:
             "latency": flow.latency.percentiles() if flow else None,
             "inference": flow.inference.percentiles() if flow else None,
             "runner": part.runner and msgspec.to_builtins(part.runner),
-            "last": self._parts.recorder.result(flow.last) if flow and flow.last else None,
+            "last": _shortened(self._parts.recorder.result(flow.last)) if flow and flow.last else None,
             "health": self._health(part.status.health),
         }
 
@@ -501,6 +502,14 @@ def overall(parts: Parts) -> Health:
     if parts.refused is not None:
         return Health("degraded", "the new configuration was refused", "edgectl config check", parts.refused_at)
     return Health("running", "", "", parts.started)
+
+
+def _shortened(record: dict[str, Any]) -> dict[str, Any]:
+    """A result for a status: of an array the first values, and how many there are, for it may have 100,000."""
+    values = record.get("values")
+    if not isinstance(values, list):
+        return record
+    return record | {"values": values[:_FEW_VALUES], "count": len(values)}
 
 
 def summary(parts: Parts) -> str:

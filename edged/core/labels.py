@@ -101,7 +101,8 @@ def _lines(data: bytes, file: str) -> list[_Line]:
     except UnicodeDecodeError as error:
         line = _Line(data.count(b"\n", 0, error.start) + 1, "")
         _refuse(file, line, "this is not UTF-8 text", "it must be text with a label a line")
-    lines = [_Line(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    ends = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = [_Line(number, line.strip()) for number, line in enumerate(ends.split("\n"), 1) if line.strip()]
     if not lines:
         raise ControlError(f"{file} is empty", hint="it must be text with a label a line")
     return lines

@@ -43,7 +43,9 @@ def outcome(record: dict[str, Any]) -> str:
         case _:
             values = record["values"]
             named = values.items() if isinstance(values, dict) else enumerate(values)
-            return some([f"{name} {_number(value)}" for name, value in islice(named, 5)], 4, of=len(values))
+            return some(
+                [f"{name} {_number(value)}" for name, value in islice(named, 5)], 4, of=record.get("count", len(values))
+            )
 
 
 def _row(pipeline: dict[str, Any]) -> tables.Row:

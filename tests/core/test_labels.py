@@ -29,6 +29,7 @@ def test_what_was_numbered_is_said():
     [
         ("rot\ngrün\n\nblau \n", 3, ("rot", "grün", "blau")),
         ("\ufeffcat\r\ndog\r\n", 2, ("cat", "dog")),
+        ("cat\rdog\r", 2, ("cat", "dog")),
         ("0  background\n1  cat\n2  dog\n", 3, ("background", "cat", "dog")),
         ("0 Class 1\n1 Class 2\n", 2, ("Class 1", "Class 2")),
         ("0: cat\n1: dog\n", 2, ("cat", "dog")),

@@ -70,6 +70,9 @@ def test_more_values_than_can_be_named_are_an_array_of_an_input_of_open_shape(
     daemon = edged(configured(tmp_path, model))
     shown = edgectl(daemon, "watch", "--count", "1").output
     assert " and 1196 more" in shown
+    assert " and 1196 more" in edgectl(daemon, "status").output
+    (last,) = [each["last"] for each in daemon.call("pipelines")]
+    assert (len(last["values"]), last["count"]) == (16, 3 * ROWS)
     daemon.stop()
     first = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
     assert len(first["values"]) == 3 * ROWS
