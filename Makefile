@@ -13,7 +13,7 @@ SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 help:
 	@echo 'make demo [SECONDS=10]  a recorded sensor, a broker, edged and a subscriber, live in this terminal'
 	@echo 'make test               the tests, with a real broker, some ten minutes on two cores; it says what it installs'
-	@echo 'make test-wide          the tests that need more than that: emulated ARM; before a release'
+	@echo 'make test-wide          the tests that need more than that: emulated ARM, Home Assistant; before a release'
 	@echo 'make soak               the long forms of what test does in short'
 	@echo 'make vm-test            the package in a virtual machine whose power is cut; minutes, and as root'
 	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
@@ -32,6 +32,7 @@ test: $(VENV)/test.ready
 	$(BIN)/pytest -n auto --dist loadfile
 
 test-wide: $(VENV)/wide.ready
+	packaging/set-up-home-assistant .venv-home-assistant
 	$(BIN)/pytest -n auto --dist loadfile -m wide
 
 soak: $(VENV)/test.ready

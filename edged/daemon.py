@@ -675,13 +675,16 @@ class Daemon:
         topics = retained(description)
         if self._announcer:
             topics.add(self._announcer.topic)
-        if parts.publisher.broker:
-            for topic in self._announced.expect(parts.publisher.broker, topics):
-                parts.publisher.forget_state(topic)
+        over = self._announced.expect(parts.publisher.broker, topics) if parts.publisher.broker else set()
+        ours = {topic for topic in over if not topic.endswith("/config")}
+        for topic in over - ours:
+            parts.publisher.forget_state(topic)
         if self._announcer:
             self._announcer.announce(description)
             for pipeline in description.pipelines:  # what is no option yet was not taken
                 parts.publisher.repeat_state(parts.topics.decision(pipeline.name))
+        for topic in ours:  # when Home Assistant hears them no more
+            parts.publisher.forget_state(topic)
 
     def _hear_own_state(self, topic: str, payload: bytes, is_retained: bool) -> None:
         """On the publisher's thread: what the broker has as this device's own state may be another board's."""
