@@ -166,7 +166,7 @@ class Desires:
                 for name in self._fresh:
                     if task := self._looking.pop(name, None):
                         task.cancel()
-                    self._looking[name] = asyncio.create_task(self._look_after(name))
+                    self._looking[name] = asyncio.create_task(self._look_after(name, self._due[name]))
                 self._fresh.clear()
                 self._news.clear()
                 await self._news.wait()
@@ -179,9 +179,11 @@ class Desires:
         self._fresh.add(name)
         self._news.set()
 
-    async def _look_after(self, name: str) -> None:
+    async def _look_after(self, name: str, due: float) -> None:
         """Look when that is due, and then every so often, as long as there is a wish for this model."""
-        await asyncio.sleep(self._due[name] - time.monotonic())
+        await asyncio.sleep(due - time.monotonic())
+        if self._due.get(name) != due:  # there is news already, and somebody else looks
+            return
         del self._due[name]
         while wishes := self._wishes(name):
             for wish, who in wishes:
@@ -201,19 +203,19 @@ class Desires:
 
         Of a bare file all would have to be fetched again to learn what it is: what was judged once is left alone.
         """
-        if self._models.has(name, wish) or self._judged.get(name) == wish:
-            return
-        if who == "config" and (other := self._fetches.wish(name)):
-            await other.ended.wait()
         bare = Bare(model=name, version=wish.version) if names_bare(wish.url) else None
         try:
+            if self._models.has(name, wish) or self._judged.get(name) == wish:
+                return
+            if who == "config" and (other := self._fetches.wish(name)):
+                await other.ended.wait()
             job = self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}", bare=bare), name)
         except Exception as error:  # a wish must never be more than a wish
             self._tell(name, "failed", f"{mask(wish.url)} cannot be fetched: {error}")
             return
         log.info("looking for %s at %s", name, mask(wish.url), extra={"model": name, "step": "update.desired"})
         await job.ended.wait()
-        if bare and job.state != "failed":
+        if bare and job.fetched and job.state != "failed":
             self._judged[name] = wish
 
     def _tell(self, name: str, outcome: Literal["refused", "failed"], text: str) -> None:

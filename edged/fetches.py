@@ -209,6 +209,8 @@ class Fetches:
         try:
             async with self._asked if fetch.operator else self._wishes:
                 standing = Standing(await self._updater.models())
+                if bare := job.options.bare:  # which would be fetched to its end before the updater could say so
+                    standing.admit_bare(bare, allow_downgrade=job.options.allow_downgrade)
                 fetch.begun = True
                 loop = asyncio.get_running_loop()
                 transfer = await loop.run_in_executor(self._threads, self._fetch_all, fetch, url, standing)
@@ -220,6 +222,7 @@ class Fetches:
                 raise
             self._note(fetch, "update.full_needed", error.message)
             return None
+        job.fetched = True
         try:
             installed = self._updater.install(transfer.path, job.options)
             fetch.installs.append(installed)
@@ -279,7 +282,7 @@ class Fetches:
 
     def _end_fetch(self, fetch: _Fetch, error: EdgedError) -> None:
         """It came to nothing before the updater knew of it. Of a wish, only a sound head can be refused for good."""
-        known = fetch.operator or bool(fetch.coming.digest)
+        known = fetch.operator or bool(fetch.coming.digest) or fetch.coming.transfer is None
         judged = isinstance(error, BundleError) and (fetch.operator or (known and not error.retryable))
         state: Ending = "refused" if judged or isinstance(error, PolicyError) else "failed"
         plain = fetch.operator or (known and not isinstance(error, FetchError))

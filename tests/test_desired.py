@@ -22,6 +22,7 @@ class Fetches:
         self.bare: list[Bare | None] = []
         self.full = False
         self.ending = "failed"
+        self.fetched = True
         self.under_way: Job | None = None
 
     def fetch(self, url: str, options: Options, model: str = "") -> Job:
@@ -29,7 +30,7 @@ class Fetches:
             raise ControlError("too many are under way")
         self.asked.append((url, options.origin))
         self.bare.append(options.bare)
-        job = Job("fetch-1", options)
+        job = Job("fetch-1", options, fetched=self.fetched)
         job.end(self.ending, "as the test says")  # type: ignore[arg-type]
         return job
 
@@ -201,12 +202,15 @@ def test_the_latest_wish_stands(desires: Desires, fetches: Fetches):
     assert set(fetches.urls[first_b:]) == {"https://models.example/b.edgm"}
 
 
-@pytest.mark.parametrize(("ending", "looks_again"), [("refused", False), ("rolled_back", False), ("failed", True)])
+@pytest.mark.parametrize(
+    ("ending", "fetched", "looks_again"),
+    [("refused", True, False), ("rolled_back", True, False), ("failed", True, True), ("refused", False, True)],
+)
 def test_a_bare_file_that_was_judged_is_not_fetched_again(
-    desires: Desires, fetches: Fetches, ending: str, looks_again: bool
+    desires: Desires, fetches: Fetches, ending: str, fetched: bool, looks_again: bool
 ):
-    """All of it would have to come to learn that it is the same."""
-    fetches.ending = ending
+    """All of it would have to come to learn that it is the same; a pin, which needs no byte of it, may be taken off."""
+    fetches.ending, fetches.fetched = ending, fetched
     desires.look_at({}, SHORT, "board")
     hear(desires, b'{"url": "https://models.example/m.tflite", "version": "1.1"}')
     assert (len(fetches.asked) > 1) == looks_again

@@ -597,8 +597,8 @@ def test_what_a_wish_began_is_no_operator_s_after_a_restart(tmp_path):
             assert board.wait_for("update.refused").text == "refused by policy"
 
 
-async def fetch(board, url, model="colours", **options):
-    return board.updates.fetches.fetch(url, Options(**options), model)
+async def fetch(board, url, model="colours", *, operator=False, **options):
+    return board.updates.fetches.fetch(url, Options(**options), model, operator=operator)
 
 
 def test_of_what_is_installed_and_no_pipeline_uses_only_the_head_is_fetched(board, ask, watch):
@@ -766,3 +766,13 @@ def test_what_is_under_way_is_remembered_however_many_come_after_it(board, ask, 
         assert (len(jobs), jobs[0]["job"], jobs[0]["state"]) == (MAX_JOBS, slow, "running")
         stop.set()
         assert watch(slow)[-1]["state"] == "done"
+
+
+@pytest.mark.parametrize("operator", [True, False])
+def test_a_bare_file_for_a_pinned_model_is_not_fetched(tmp_path, operator):
+    with WebServer(MODEL) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        board.updater.ledger = replace(board.updater.ledger, pinned=True)
+        bare = Bare(model="colours", version="2.0")
+        job = board.run(fetch(board, server.url("/m.tflite"), operator=operator, bare=bare))
+        assert board.wait_for("update.refused").text == job.text == "colours is pinned to 1.0"
+        assert server.requests == []

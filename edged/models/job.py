@@ -67,7 +67,7 @@ class Job:
 
     done: it answers. installed: it would, but no pipeline uses the model. refused: it may not come in. failed: it may,
     and does not work here. rolled_back: it served, and had to go.
-    `released` is set as soon as the container is not needed any more.
+    `fetched` says that all of it has come from a URL. `released` is set once the container is not needed any more.
     """
 
     id: str
@@ -78,6 +78,7 @@ class Job:
     state: JobState = "running"
     text: str = ""
     hint: str = ""
+    fetched: bool = False
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=100))
     released: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
