@@ -6,7 +6,8 @@ running.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from edged.config import Config, model_paths
 from edged.core.errors import EdgedError
@@ -67,23 +68,43 @@ def _models(config: Config, store: Store) -> Iterator[Problem]:
             bundle = store.find(name, entry.version)
         except MissingModelError as error:
             if users:
-                yield _warning(config, place, error.message, "a model that is here", f"{BRING}\n{error.hint}")
+                yield _warning(config, place, error.message, "a model that is here", f"{BRING}; {error.hint}")
             continue
         except EdgedError:
             continue  # an error, and told as one
         if entry.path is None:
             continue
         given = store.factory(name)
-        if bundle.digest not in given:
+        if not _is_sound(store, name, given):
             yield _warning(
-                config, (*place, "path"), f"version {bundle.manifest.version} was installed and serves instead of it",
-                "the version that serves", f"return to the one at the path: edgectl rollback {name} --to factory",
-            )  # fmt: skip
+                config,
+                (*place, "path"),
+                f"there is no sound model; version {bundle.manifest.version}, which was installed, serves without it",
+                "a bundle's folder, an .edgm file or a .tflite file",
+                "put it back, or there is nothing that a rollback could return to",
+            )
+        elif bundle.digest not in given:
+            yield _warning(
+                config,
+                (*place, "path"),
+                f"version {bundle.manifest.version}, which was installed, serves instead of it",
+                "a model of which nothing was installed",
+                f"return to what is at the path: edgectl rollback {name} --to factory",
+            )
         elif bundle.manifest.name != name:
             yield _warning(
                 config, (*place, "path"), f"a bundle of the model {bundle.manifest.name!r}", f"a bundle of {name!r}",
                 f"rename the table to [models.{bundle.manifest.name}], or no update of that model reaches it",
             )  # fmt: skip
+
+
+def _is_sound(store: Store, name: str, digests: Iterable[str]) -> bool:
+    """Whether there is a factory version of a model that can be returned to."""
+    for digest in digests:
+        with suppress(EdgedError):
+            store.open(name, digest)
+            return True
+    return False
 
 
 def _pipelines(config: Config) -> Iterator[Problem]:

@@ -733,6 +733,8 @@ class Daemon:
         """Serve metrics, if a port is configured; a port that is taken is no reason not to infer."""
         parts = self.parts
         if not parts.config.metrics.port:
+            if parts.metrics_page.health.state == "failed":
+                parts.metrics_page.set("stopped")
             return
         page = Web(parts.config.metrics.port, lambda: render(families(parts)), lambda: overall(parts).reason)
         try:
@@ -747,7 +749,7 @@ class Daemon:
         if self._page is not None:
             await self._page.stop()
             self._page = None
-        self.parts.metrics_page.set("stopped")
+            self.parts.metrics_page.set("stopped")
 
     async def _hang_up(self, end: float) -> None:
         """Send what waits, leave the broker, and save the rest; a second is always spent on trying."""
@@ -999,7 +1001,11 @@ def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> No
         say(f"warning: {doubt}")
     say(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
     for name, entry in config.models.items():
-        bundle = find_bundle(name, entry, store)
+        try:
+            bundle = find_bundle(name, entry, store)
+        except MissingModelError as error:
+            say(f"model {name}: {error.message}; it may be brought later")
+            continue
         verdict = asyncio.run(prove_apart(bundle, entry.options))
         assert verdict.runner is not None  # as it is of every verdict that is good
         proof = Proof(verdict.samples, verdict.worst)

@@ -8,6 +8,7 @@ from edged.config import load
 from edged.config_warnings import warnings
 from edged.models.store import Store
 from tests.bundles import write_bundle
+from tests.models.test_store import Installer
 
 CONFIG = """
 [sources.ramp]
@@ -31,7 +32,7 @@ def found(tmp_path: Path, store: Store, more: str) -> list[tuple[str, str, str]]
     file.write_text(CONFIG + more)
     told = warnings(load([file]), store)
     assert all(each.file == str(file) and each.allowed and each.hint for each in told)
-    return [(each.path, each.found, each.hint.splitlines()[0]) for each in told]
+    return [(each.path, each.found, each.hint.partition("; ")[0]) for each in told]
 
 
 def test_where_everything_has_an_effect_there_is_no_warning(tmp_path: Path, store: Store):
@@ -100,3 +101,16 @@ def test_a_bundle_of_another_name_than_its_table(tmp_path: Path, store: Store):
     more = '[models.mine]\npath = "mine"\n[pipelines.second]\nsource = "ramp"\nmodel = "mine"\n'
     hint = "rename the table to [models.colours], or no update of that model reaches it"
     assert found(tmp_path, store, more) == [("models.mine.path", "a bundle of the model 'colours'", hint)]
+
+
+def test_a_path_that_does_not_serve(tmp_path: Path, store: Store):
+    installed = Installer(tmp_path)
+    installed.write(active=installed.install("3.0"))
+    more = '[models.colours]\npath = "mine"\n'
+    over = "version 3.0, which was installed, serves instead of it"
+    back = "return to what is at the path: edgectl rollback colours --to factory"
+    assert found(tmp_path, store, more) == [("models.colours.path", over, back)]
+    (tmp_path / "mine" / "manifest.json").unlink()
+    gone = "there is no sound model; version 3.0, which was installed, serves without it"
+    back = "put it back, or there is nothing that a rollback could return to"
+    assert found(tmp_path, store, more) == [("models.colours.path", gone, back)]

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -116,6 +117,18 @@ def test_a_sink_that_loses_results_is_trouble(tmp_path):
                     if status["state"] != "running":
                         break
             assert status["health"]["reason"] == f"sink log: {log} cannot be written: No such file or directory"
+
+    asyncio.run(scenario())
+
+
+def test_a_metrics_port_that_is_taken_is_trouble_until_another_is_configured(tmp_path):
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            async with running(tmp_path, f"[metrics]\nport = {port}\n") as daemon:
+                assert overall(daemon.parts).reason.startswith("metrics: ")
+                assert await reload(daemon, "") == ["metrics"]
+                assert overall(daemon.parts).state == "running"
 
     asyncio.run(scenario())
 

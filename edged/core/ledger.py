@@ -295,7 +295,8 @@ def without(ledger: Ledger, digest: str) -> Ledger:
 def rolled_back(ledger: Ledger, name: str, to: str = "", *, has_factory: bool = True) -> Ledger:
     """Back to what served before, to a version confirmed here (`to` its number or digest), or to the "factory".
 
-    What it goes away from is rejected. A candidate without anything before it may be rejected too.
+    `has_factory` is whether that has another version than the active one. What it goes away from is rejected. A
+    candidate without anything before it may be rejected too.
 
     Raises:
         ControlError: there is nothing of that kind to go back to.
@@ -325,7 +326,7 @@ def _nothing_before(ledger: Ledger, name: str, to: str) -> ControlError:
     """The error for a rollback that would change nothing."""
     serving = ledger.versions[ledger.active].version if ledger.active else "the factory's version"
     if to == "factory" and ledger.active:
-        return ControlError(f"there is no factory version of {name}", hint="see what there is: edgectl models")
+        return ControlError(f"there is no other factory version of {name}", hint="see what there is: edgectl models")
     if to:
         return ControlError(f"{name} is at {serving} already", hint="see what else there is: edgectl models")
     others = [each.version for digest, each in ledger.versions.items() if each.confirmed and digest != ledger.active]

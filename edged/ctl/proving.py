@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from edged.core.errors import ConfigError
 from edged.ctl.client import connect
 from edged.ctl.devices import daemon_runs
 from edged.ctl.offline import default_backend, models_of
-from edged.models.store import Store
+from edged.models.store import MissingModelError, Store
 from edged.proving import Subject, told
 
 Work = Callable[[Accelerators, Config | None], Iterator[msgspec.Struct]]
@@ -50,7 +51,13 @@ def subjects(args: argparse.Namespace, config: Config | None, named: str | None)
         EdgedError: there is none, or one is not sound.
     """
     store = models_of(args)
-    return [_subject(name, config, store) for name in ([named] if named else _names(config, store))]
+    if named:
+        return [_subject(named, config, store)]
+    found = []
+    for name in _names(config, store):
+        with suppress(MissingModelError):  # it is to be brought yet
+            found.append(_subject(name, config, store))
+    return found
 
 
 def _config(args: argparse.Namespace) -> Config | None:

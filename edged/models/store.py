@@ -310,7 +310,7 @@ class Store:
                 else:
                     found, version = digest(path), path.name
             except (BundleError, StoreError) as error:
-                log.error("%s: %s", path, error)
+                _complain(path, str(error))
             else:
                 yield found, FactoryVersion(version, path)
 
@@ -390,6 +390,12 @@ def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundl
     return open_folder(folder)
 
 
+@lru_cache(maxsize=64)
+def _complain(path: Path, why: str) -> None:
+    """Log what keeps a factory version from being read, once: it is looked at again and again."""
+    log.error("%s: the factory's version cannot be had: %s", path, why.removeprefix(f"{path}: "))
+
+
 @cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="edged-")
@@ -426,7 +432,7 @@ def _head(path: Path) -> Head:
 
 def _unreadable(path: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"{path} cannot be read: {error.strerror}", hint="name a bundle's folder, an .edgm file or a .tflite file"
+        f"{path}: it cannot be read: {error.strerror}", hint="name a bundle's folder, an .edgm file or a .tflite file"
     )
 
 

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -260,23 +260,40 @@ class Updater:
 
         Raises:
             ControlError: there is nothing of that kind to go back to.
-            ModelError: it does not serve; the best there is serves instead.
+            ModelError: it does not serve, and the best there is serves instead; or the factory's is not sound, and
+                nothing has changed.
             StoreError: the disk refuses.
         """
-        has_factory = bool(await _on_thread(self._store.factory, name))
+        factory = await _on_thread(self._store.factory, name)
         named = self._board.named(name)
 
         def rolled_back(ledger: Ledger) -> Ledger:
             if named and (to or ledger.candidate is None):
                 raise ledgers.held_by_configuration(name, named)
+            has_factory = next(iter(factory), None) not in (None, ledger.active)
             return ledgers.rolled_back(ledger, name, to, has_factory=has_factory)
 
+        ledger = (await self._look(self._known(name))).ledger
+        if ledger.active is not None and rolled_back(ledger).active is None:
+            await self._require_factory(name, factory)
         await self._change(name, rolled_back, "update.rolled_back", "an operator rolled it back")
         facts = await self._look(name)
         wanted = target(replace(facts, unfit={}))
         if wanted in facts.unfit:
             fault = facts.unfit[wanted]
             raise ModelError(f"{name} {self._number(name, facts, wanted)} does not serve: {fault.reason}")
+
+    async def _require_factory(self, name: str, digests: Iterable[str]) -> None:
+        """Raises ModelError where no factory version is sound: what serves would be given up for nothing."""
+        problem = "there is none"
+        for digest in digests:
+            try:
+                await _on_thread(self._store.open, name, digest)
+            except EdgedError as error:
+                problem = str(error)
+            else:
+                return
+        raise ModelError(f"{name} stays as it is, for its factory version cannot be had: {problem}")
 
     async def confirm(self, name: str) -> None:
         """Confirm the candidate that waits for an operator to do so. Raises ControlError if none does."""

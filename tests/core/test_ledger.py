@@ -224,7 +224,7 @@ def test_there_must_be_something_to_go_back_to(ledger, to, has_factory, why):
 
 
 def test_a_model_that_the_factory_has_nothing_of_cannot_go_back_to_that():
-    with pytest.raises(ControlError, match="there is no factory version of motion"):
+    with pytest.raises(ControlError, match="there is no other factory version of motion"):
         rolled_back(LEDGER, "motion", "factory", has_factory=False)
 
 

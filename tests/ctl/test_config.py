@@ -66,8 +66,7 @@ def test_a_model_that_is_not_here_is_a_warning(write, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"warning: {file}: pipelines.activity.model"
     assert said[3:] == [
-        "    -> bring one: edgectl update-model FILE",
-        "    -> did you mean 'motion'? there is anomaly, digits, motion",
+        "    -> bring one: edgectl update-model FILE; did you mean 'motion'? there is anomaly, digits, motion",
         f"{file}: valid: 1 pipeline, 1 source, 1 model, 1 sink",
     ]
 

@@ -818,6 +818,31 @@ def test_a_rollback_to_what_does_not_serve_any_more_says_so_and_serves_what_it_c
     assert rig.board.version == "1.0"
 
 
+def test_nothing_is_given_up_for_a_factory_version_that_is_not_sound(rig):
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        (rig.factory / NAME / "1.0" / "model.tflite").write_bytes(b"rotten")
+        with pytest.raises(ModelError, match=r"stays as it is, for its factory version cannot be had: .* 6 bytes"):
+            await rig.updater.rollback(NAME)
+
+    asyncio.run(scenario())
+    assert rig.board.version == "1.1"
+    assert (rig.ledger.active, rig.ledger.rejected) == (digest_of("1.1"), {})
+
+
+def test_a_rollback_to_the_factory_version_that_serves_already_changes_nothing(rig):
+    async def scenario():
+        await rig.boot()
+        await rig.installed("1.1")
+        await rig.installed("1.0", allow_downgrade=True)
+        with pytest.raises(ControlError, match="there is no other factory version of colours"):
+            await rig.updater.rollback(NAME, "factory")
+
+    asyncio.run(scenario())
+    assert (rig.board.version, rig.ledger.rejected) == ("1.0", {})
+
+
 def test_a_pinned_model_stays_with_what_it_has(rig):
     job = play(rig, ask(rig, "pin", NAME, True), rig.installed("1.1"))
     assert (job.state, job.text) == ("refused", "colours is pinned to 1.0")
