@@ -65,30 +65,49 @@ def host_name() -> str:
 
 
 class DeviceOptions(Table, frozen=True, kw_only=True):
-    """[device]: who this board is. `name` stands in every topic; the host's name unless given."""
+    """Options of [device]: the identity of this board.
+
+    Keys:
+        name: Name of the board in every MQTT topic. Default: the host name.
+    """
 
     name: DeviceName = msgspec.field(default_factory=host_name)
 
 
 class ControlOptions(Table, frozen=True, kw_only=True):
-    """[control]: who may use `edgectl` on this board: the daemon's own user, root, and the members of `group`."""
+    """Options of [control]: access to the daemon's control socket.
+
+    Keys:
+        group: Group whose members may use `edgectl` on this board, beside root and the daemon's own user.
+    """
 
     group: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
 
 class MetricsOptions(Table, frozen=True, kw_only=True):
-    """[metrics]: a page of figures for Prometheus on 127.0.0.1 at `port`; 0 for none."""
+    """Options of [metrics]: a page of metrics for Prometheus.
+
+    Keys:
+        port: TCP port on 127.0.0.1 that serves the metrics at /metrics; 0 serves none.
+    """
 
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class UpdateOptions(Table, frozen=True, kw_only=True):
-    """[updates]: who may bring new models, and how many old ones are kept.
+    """Options of [updates]: permission to install models, and the number of versions kept.
 
-    `allowed_signers` is a file as in ssh-keygen(1), `revoked` a revocation list or a file of public keys, and
-    `threshold` how many principals must have signed. Without `require_signature` anybody who may use the control
-    socket may install anything. The `url` of a model, and what is wished for by MQTT, is looked at about every
-    `check_every` seconds, and [updates.fetch] says how. `keep` versions of a model are kept, in at most `keep_bytes`.
+    Keys:
+        require_signature: Accept a model only with a valid signature. Without this, everybody who may use the control
+            socket may install anything.
+        allowed_signers: File of the keys whose signatures count, in the format of ssh-keygen(1), ALLOWED SIGNERS.
+        revoked: Revocation list of ssh-keygen(1), or a file of public keys, whose signatures do not count.
+        threshold: Number of different principals that must have signed a version.
+        check_every (s): Average time between two looks at the `url` of a model, and at the version that an MQTT message
+            asks for.
+        fetch: Table [updates.fetch]: the way models are fetched.
+        keep: Versions of each model that are kept on disk. Versions in use are kept in any case.
+        keep_bytes (bytes): Disk space for the kept versions of each model. Versions in use are kept in any case.
     """
 
     require_signature: bool = False
@@ -102,7 +121,11 @@ class UpdateOptions(Table, frozen=True, kw_only=True):
 
 
 class LogOptions(Table, frozen=True, kw_only=True):
-    """[log]: nothing below `level` is logged."""
+    """Options of [log]: the daemon's log.
+
+    Keys:
+        level: Lowest level of the messages that are logged.
+    """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -116,19 +139,22 @@ class SourceEntry(Table, frozen=True, kw_only=True):
 
 
 class ModelKeys(Table, frozen=True, kw_only=True):
-    """The keys of [models.X] that are not its backend's.
+    """Options of [models.X] that are the same for every backend.
 
-    `path`, a bundle's folder, an .edgm file or a .tflite file, is the factory version of the model of the table's name;
-    without it, the factory versions are those that came with edged. What is installed serves over them, and a rollback
-    returns to them. With `version`, only a version of that number serves, and no other is installed. The bundle at
-    `url`, or the delta with the bundle beside it, is looked at now and then, and installed when it is another than what
-    serves.
-
-    `delegate` "auto" takes a variant of it whose accelerator is there, "cpu" takes none, and a delegate's name only
-    that one's. What runs on an accelerator does so in a child process; with `isolate` a model on the CPU does too.
-
-    `swap` is how one version follows another: they "overlap" while the new one is loaded, or the old one is let go of
-    first, while windows wait ("handover"); "auto" hands over where memory would not carry both, or the device only one.
+    Keys:
+        path: Factory version of the model: the folder of a bundle, an .edgm file or a .tflite file. Default: the
+            version of this name that came with edged. Installed versions serve in its place; a rollback can return to
+            it.
+        version: Serve versions of this number only, and refuse to install others.
+        url: HTTP or HTTPS address of a bundle (.edgm) or a delta (.edgd), looked at every `check_every` seconds of
+            [updates] and installed if the version there is another than the one that serves.
+        swap: Order of loading when one version follows another. "overlap" loads the new version beside the old one;
+            "handover" unloads the old one first, while windows wait; "auto" hands over where memory does not suffice
+            for both, or the device takes only one.
+        backend: Kind of runtime that runs the model file: "tflite", "fake" or the name of a plug-in.
+        delegate: Accelerator to use. "auto" takes the first variant of the model whose accelerator is ready, or the one
+            that `edgectl tune` measured as the fastest; "cpu" uses none; the name of a delegate insists on that one.
+        isolate: Run the model in a child process also on the CPU. On an accelerator a model always runs in one.
     """
 
     path: Path | None = None
@@ -147,20 +173,26 @@ class ModelEntry(ModelKeys, frozen=True, kw_only=True):
 
 
 class PipelineEntry(Table, frozen=True, kw_only=True):
-    """[pipelines.X]: a source through a model to some sinks.
+    """Options of [pipelines.X]: a source, the model that gets its windows, and the sinks that get the predictions.
 
-    `decision` overrides fields of the model's decision, and holds those that are given. `queue` is how many windows
-    wait, the latest, for a model that is behind: one that has not caught up for 5 s. For one that keeps up, all wait.
-
-    What it says to the broker waits in `durability` "memory" only, which a restart costs; in memory, to be saved on
-    disk whenever the broker is away ("spill"); or "always" on disk before anybody hears of it, for which the pipeline
-    waits: some milliseconds with each window, on a slow card tens of them (see `edgectl spool`). When there is no room,
-    `drop` says what goes: the "oldest" message, the "newest", or, to "thin" them out, all but every `keep_every`th.
-    Messages of a higher `priority` are sent first and dropped last.
-
-    `publish` says which results the broker gets: "all", those with which the decision or the values change ("changes"),
-    or one in so many seconds. What is decided now is retained beside them in any case, and replaced at most every
-    `decision_seconds`.
+    Keys:
+        source: Name of a table [sources.X].
+        model: Name of the model; it needs no table [models.X].
+        sinks: Names of tables [sinks.X]. "mqtt" and "stdout" need no table.
+        decision: Table [pipelines.X.decision]: fields of the manifest's `decision` that are replaced here.
+        queue (windows): Most windows that wait for a model which has not kept up for 5 s; the oldest are dropped. For a
+            model that keeps up, all windows wait.
+        durability: Place of results that wait for the broker. "memory": in memory, lost with a restart; "spill": in
+            memory, saved on disk while the broker is away; "always": on disk before anything is published, so that the
+            pipeline waits for the disk with each result.
+        drop: Result that is dropped when the spool is full: the "oldest", the "newest", or with "thin" all but every
+            `keep_every`th.
+        keep_every: With drop = "thin", one result in this many is kept.
+        priority: Results of a higher priority are sent first and dropped last.
+        publish: Results sent to the broker: "all"; "changes", those with another decision or other values than the one
+            before; or a number of seconds, one result in that time.
+        decision_seconds (s): Least time between two updates of the retained decision. A decision that changes is
+            published at once.
     """
 
     source: Name

@@ -37,11 +37,15 @@ log = logging.getLogger("edged.models")
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of .../models/<name>/desired. Fields that are not known here are left alone.
+    """Payload of .../models/<name>/desired: the place to look for another version. Unknown fields are ignored.
 
-    With `digest`, the SHA-256 of the manifest, nothing is fetched where that version serves; with `version`, where that
-    number serves. A bare file becomes that `version`. The first look comes within `spread` seconds: when is always the
-    same for one device and digest, and other devices have other moments.
+    Keys:
+        url: Address of a bundle, a delta or a .tflite file.
+        digest: SHA-256 of the manifest; nothing is fetched where that version serves.
+        version: Number of the version; nothing is fetched where it serves. A .tflite file needs this key, and becomes
+            that version.
+        spread (s): Time over which the boards of a fleet share out their first look. The moment of one board is always
+            the same for one digest.
     """
 
     url: Annotated[str, Meta(max_length=MAX_URL, pattern=r"\A[!-~]+\Z")]  # it is logged: no lines of its own in there

@@ -221,11 +221,14 @@ Library = Annotated[
 
 
 class DelegateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[delegates.X]: a delegate that is not known, another one of a known kind, or what differs in a known one.
+    """Options of [delegates.X]: an accelerator's library that edged does not know, or changes to a known one.
 
-    `kind` may be left out where X is a kind. `library` is an absolute path, or a name that is looked for. `device` is
-    one of `edgectl devices`, as "usb:1", or with kind "external" the path of a file that must be there. `options` go
-    to the library as they are.
+    Keys:
+        kind: Known kind of delegate. Default: X itself.
+        library: Shared library of the delegate: an absolute path, or a name looked for in the system's library folders.
+        device: Device to use, as `edgectl devices` lists it, for example "usb:1"; with kind = "external", the path of a
+            file that must exist.
+        options: Table of options handed to the library unchanged.
     """
 
     kind: Kind | None = None

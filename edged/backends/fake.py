@@ -93,10 +93,12 @@ class FakeModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class FakeBackend(Backend, frozen=True, kw_only=True):
-    """Answers from a JSON file instead of a model (see FakeModel).
+    """Options of [models.X] with backend = "fake": answers from a JSON file (see FakeModel), for tests.
 
-    `delay` is how many seconds a run takes, `fail_on` which runs fail, counted from 1, and `refuse` why the model does
-    not load, if it does not.
+    Keys:
+        delay (s): Time that a run takes.
+        fail_on: Runs that fail, counted from 1.
+        refuse: Reason with which the model fails to load; "" lets it load.
     """
 
     delay: Annotated[float, Meta(ge=0, le=60)] = 0.0

@@ -30,12 +30,13 @@ from edged.core.tflite_file import Signature, TfliteFile, inspect
 
 
 class TfliteBackend(Backend, frozen=True, kw_only=True):
-    """Runs a .tflite file on the CPU, with XNNPACK where the runtime has it.
+    """Options of [models.X] with backend = "tflite": a .tflite file on the CPU, with XNNPACK where the runtime has it.
 
-    `threads` is the number of threads of one interpreter: more than 1 helps large models, and makes quantised ones far
-    slower under tflite-runtime; 0 for as many as `edgectl tune` found best, or 1. `runtime` is "auto" for
-    ai-edge-litert if installed, else tflite-runtime. `shapes` are those of the inputs, which a model's manifest states:
-    axes that the file leaves open are resized to them.
+    Keys:
+        threads: Threads of one interpreter. More than 1 helps large models, and makes quantised ones far slower under
+            tflite-runtime. 0 takes the number that `edgectl tune` found best, or 1.
+        runtime: Python package that runs the model: "auto" takes ai-edge-litert if installed, else tflite-runtime.
+        shapes: Shapes of the input tensors. Leave this key out: the shapes are those of the manifest.
     """
 
     threads: Annotated[int, Meta(ge=0, le=16)] = 0

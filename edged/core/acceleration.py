@@ -46,17 +46,19 @@ LOADING = "the accelerator is being loaded"
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How accelerators are borne with, and what they may take: the table [accelerators].
+    """Options of [accelerators]: limits for accelerators, and the retries after a fault.
 
-    `deadline`: seconds one inference may take, from the beginning of its turn; then its process is killed. A pipeline
-    that is at one window for much longer would be taken for stuck, and the watchdog would end the daemon.
-    `load_seconds`: how long a model may take to load and prove itself.
-    `backoff`, `backoff_max`: seconds before a failed accelerator is brought back, doubling from the one to the other.
-    `failures`, `within`: after so many faults in so many seconds it is quarantined, until it is plugged in anew or
-    released.
-    `check_every`: how often one that serves is held against a golden sample, in seconds; 0 for never.
-    `memory`: bytes of data memory its process may have.
-    `niceness`: how far its process steps back behind others.
+    Keys:
+        deadline (s): Time that one inference may take; then the accelerator's process is killed.
+        load_seconds (s): Time in which a model must load and prove itself on the accelerator.
+        backoff (s): Time from a fault to the first retry; doubled with each further fault.
+        backoff_max (s): Longest time to a retry.
+        failures: Number of faults within `within` after which the accelerator is quarantined, until it is plugged in
+            anew or released with `edgectl release`.
+        within (s): Time in which `failures` are counted.
+        check_every (s): Time between two checks of a serving accelerator with a golden sample; 0 for no checks.
+        memory (bytes): Most data memory of the accelerator's process.
+        niceness: Niceness of the accelerator's process; see nice(1).
     """
 
     deadline: Annotated[float, Meta(gt=0, le=20)] = 2.0

@@ -55,7 +55,13 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class File(Strict, frozen=True, kw_only=True):
-    """Size and digest of one file of the bundle, and the digest of each 256 KiB of it, which a container needs."""
+    """Size and digests of one file of the bundle.
+
+    Keys:
+        bytes (bytes): Size of the file.
+        sha256: SHA-256 of the file in hexadecimal.
+        chunks: SHA-256 of each 256 KiB of the file, which an .edgm container needs.
+    """
 
     bytes: Annotated[int, Meta(ge=1, le=MAX_FILE_BYTES)]
     sha256: Digest
@@ -63,17 +69,28 @@ class File(Strict, frozen=True, kw_only=True):
 
 
 class Channel(Strict, frozen=True, kw_only=True):
-    """One column of a sample. A source that states units must state this one."""
+    """One column of a sample.
+
+    Keys:
+        name: Name of the channel, under which a source must offer it.
+        unit: Unit of its values. A source that states units must state this one.
+    """
 
     name: Name
     unit: Annotated[str, Meta(max_length=32)] = ""
 
 
 class WindowSpec(Strict, frozen=True, kw_only=True):
-    """How samples become windows: `length` of them at a time, a new window every `hop` samples.
+    """Cutting of samples into windows. A sample is a row of `channels`, or has the shape `sample_shape`.
 
-    `rate` is in samples per second, and what a source says of itself may be off by the share `rate_tolerance`; a
-    model with no rate takes samples as they come. A sample is a row of `channels`, or has the shape `sample_shape`.
+    Keys:
+        length (samples): Samples of one window.
+        hop (samples): Samples from the beginning of one window to that of the next.
+        rate (Hz): Samples a second. A model without a rate takes samples at any.
+        rate_tolerance (share): Largest difference between `rate` and the rate that a source states.
+        channels: Channels of a sample, in their order.
+        sample_shape: Shape of a sample that is no row of channels, for example [96, 96, 3] for a picture.
+        dtype: Type of the values before preprocessing.
     """
 
     length: Count
@@ -96,30 +113,44 @@ class WindowSpec(Strict, frozen=True, kw_only=True):
 
 
 class Normalise(Strict, frozen=True, kw_only=True, tag="normalise", tag_field="step"):
-    """(x - mean) / std, per channel (last axis) or for all alike."""
+    """Step "normalise": (x - mean) / std, for each channel (last axis) or for all alike.
+
+    Keys:
+        mean: Value to subtract; one, or one for each channel.
+        std: Value to divide by; one, or one for each channel.
+    """
 
     mean: Annotated[tuple[Real, ...], Meta(min_length=1, max_length=4096)]
     std: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=4096)]
 
 
 class Standardise(Strict, frozen=True, kw_only=True, tag="standardise", tag_field="step"):
-    """Each channel of each window to its own mean 0 and deviation 1; `floor` is the least deviation divided by."""
+    """Step "standardise": each channel of each window to its own mean 0 and standard deviation 1.
+
+    Keys:
+        floor: Least standard deviation to divide by.
+    """
 
     floor: Positive = 1e-6
 
 
 class Clip(Strict, frozen=True, kw_only=True, tag="clip", tag_field="step"):
-    """Everything below `low` or above `high` to that bound."""
+    """Step "clip": values outside the bounds are set to the nearest bound.
+
+    Keys:
+        low: Least value.
+        high: Greatest value.
+    """
 
     low: Real
     high: Real
 
 
 class NoStep(Strict, frozen=True, kw_only=True, tag="none", tag_field="step"):
-    """No step at all, not even the normalisation that the model file's metadata state; it stands alone.
+    """Step "none": no preprocessing, not even the normalisation that the metadata of the model file state.
 
-    Values go in as they are: the pixels of a picture (uint8 samples) into an 8-bit tensor as its stored values, 0 to
-    255 in uint8 and -128 to 127 in int8, whatever its scale. That is the default for them.
+    This step stands alone. Values go in as they are: the pixels of a picture (uint8 samples) into an 8-bit tensor as
+    its stored values, 0 to 255 in uint8 and -128 to 127 in int8, with any scale. Pictures are treated so by default.
     """
 
 
@@ -127,10 +158,13 @@ Step = Normalise | Standardise | Clip | NoStep
 
 
 class Input(Strict, frozen=True, kw_only=True):
-    """One input tensor and what feeds it.
+    """One input tensor and its feed. A model that keeps its state inside needs no feedback.
 
-    "window" is the preprocessed window, or those `channels` of it. "feedback" is what the output named by `feedback`
-    said last time, zero at the start. Stateful models that keep their state inside need neither.
+    Keys:
+        tensor: Specification of the tensor.
+        feed: Source of the values: "window", the preprocessed window, or "feedback", an output of the run before.
+        channels: With "window", channels of the window to feed. Default: all.
+        feedback: With "feedback", name of the output to feed; zeros at the start.
     """
 
     tensor: TensorSpec
@@ -140,12 +174,20 @@ class Input(Strict, frozen=True, kw_only=True):
 
 
 class Decision(Strict, frozen=True, kw_only=True):
-    """When a score becomes a decision. These, and only these, may be overridden by the configuration.
+    """Rules by which scores become a decision. [pipelines.X.decision] may override these fields, and no others.
 
-    A label is a candidate while its score is at least `threshold` (or its own in `thresholds`), and stays one until it
-    falls `hysteresis` below. A threshold of 0 stands for the window's best score: the best label is the candidate. It
-    must be one in `k` of the last `n` windows, and for `min_duration` seconds; after it has ended it cannot come back
-    for `cooldown` seconds. Labels in `background` are never decided.
+    A label is a candidate while its score is high enough, in `k` of the last `n` windows. Of several candidates the one
+    with the best score is decided.
+
+    Keys:
+        threshold: Least score of a candidate. 0 stands for the window's best score: the best label is the candidate.
+        thresholds: Thresholds of single labels, by label.
+        hysteresis: Distance below the threshold to which the score of a candidate may fall before it is none.
+        k (windows): Windows of the last `n` in which a label must be a candidate.
+        n (windows): Number of last windows that count.
+        min_duration (s): Time for which a label must be a candidate before it is decided.
+        cooldown (s): Time after the end of a decision in which the label is not decided again.
+        background: Labels that are never decided.
     """
 
     threshold: Real = 0.0
@@ -159,7 +201,14 @@ class Decision(Strict, frozen=True, kw_only=True):
 
 
 class Classify(Strict, frozen=True, kw_only=True, tag="classification", tag_field="kind"):
-    """Scores of `labels` in the output `output`; `activation` turns logits into probabilities."""
+    """Postprocessing "classification": scores of `labels`.
+
+    Keys:
+        output: Index of the output tensor that holds the scores.
+        activation: Function that turns logits into probabilities.
+        top_k: Number of best scores in a result.
+        decision: Rules for the decision.
+    """
 
     output: Annotated[int, Meta(ge=0, le=255)] = 0
     activation: Literal["none", "softmax", "sigmoid"] = "none"
@@ -168,9 +217,14 @@ class Classify(Strict, frozen=True, kw_only=True, tag="classification", tag_fiel
 
 
 class Regress(Strict, frozen=True, kw_only=True, tag="regression", tag_field="kind"):
-    """Each element of the output `output` is a value with a name and a unit.
+    """Postprocessing "regression": each element of an output is a value with a name and a unit.
 
     More than 1,000 values have no names: they are an array, in the order of the output's elements.
+
+    Keys:
+        output: Index of the output tensor that holds the values.
+        names: Names of the values, one for each element.
+        units: Units of the values, one for each element.
     """
 
     output: Annotated[int, Meta(ge=0, le=255)] = 0
@@ -179,9 +233,13 @@ class Regress(Strict, frozen=True, kw_only=True, tag="regression", tag_field="ki
 
 
 class Detect(Strict, frozen=True, kw_only=True, tag="anomaly", tag_field="kind"):
-    """An anomaly score: the output itself, or how badly an autoencoder rebuilds its (preprocessed) first input.
+    """Postprocessing "anomaly": a score of how unlike the training data a window is.
 
-    The decision's `threshold` is what it is held against.
+    Keys:
+        output: Index of the output tensor.
+        score: Origin of the score: the "output" itself, or the error with which an autoencoder rebuilds its
+            preprocessed first input.
+        decision: Rules for the decision; its `threshold` is the score from which a window is anomalous.
     """
 
     output: Annotated[int, Meta(ge=0, le=255)] = 0
@@ -193,10 +251,15 @@ Postprocess = Classify | Regress | Detect
 
 
 class Golden(Strict, frozen=True, kw_only=True):
-    """Golden samples: an .npz with arrays `input_0..` of shape (n, *tensor shape) and `output_0..` likewise.
+    """Golden samples: inputs and the outputs that the model must compute for them.
 
-    They are stored as the tensors are, quantised. An output agrees when no element is further off than `steps`
-    quantisation steps, or `absolute` where the output is not quantised, and the decision (argmax) is the same.
+    The file holds arrays `input_0` and on, of shape (n, *tensor shape), and `output_0` and on likewise, quantised as
+    the tensors are. The decision (argmax) must be the same too.
+
+    Keys:
+        file: Name of the .npz file in the bundle.
+        steps: Largest difference of an element of a quantised output, in quantisation steps.
+        absolute: Largest difference of an element of an output that is not quantised.
     """
 
     file: FileName = "golden.npz"
@@ -210,10 +273,14 @@ OptionValue = Annotated[str, Meta(pattern=r"^[ -.0-~]{0,200}\Z")]
 
 
 class Variant(Strict, frozen=True, kw_only=True):
-    """The same model for an accelerator: a file that `delegate` runs, which may be the model's own.
+    """The same model for an accelerator. The tensors are those of the manifest.
 
-    `options` are the delegate's, under those that the board gives it. The tensors are those of the manifest; a
-    `signature` is the file's own, for compilers do not always keep that of the model.
+    Keys:
+        name: Name of the variant.
+        delegate: Delegate that runs the file.
+        file: Name of the model file in the bundle, which may be that of the CPU model.
+        signature: Signature to run in this file; compilers do not always keep that of the model.
+        options: Options of the delegate. Those of the board's configuration come first.
     """
 
     name: Name
@@ -224,17 +291,24 @@ class Variant(Strict, frozen=True, kw_only=True):
 
 
 class Versions(Strict, frozen=True, kw_only=True):
-    """Versions of a runtime: from `at_least` on, and none from `below` on."""
+    """Range of versions of a runtime.
+
+    Keys:
+        at_least: Lowest version that will do.
+        below: Lowest version that will not do any more.
+    """
 
     at_least: Version | None = None
     below: Version | None = None
 
 
 class Needs(Strict, frozen=True, kw_only=True):
-    """What a device must have to be offered the model; what is left out is not needed.
+    """Requirements of the model to the board. A key that is left out requires nothing.
 
-    One of `runtimes`, by the name of its package; `memory_bytes` that are free before it is loaded; one of `delegates`,
-    among which "cpu" counts.
+    Keys:
+        runtimes: Python packages that can run the model, by name, with their versions; one of them is enough.
+        memory_bytes (bytes): Memory that must be free before the model is loaded.
+        delegates: Delegates that can run the model, among which "cpu" counts; one of them is enough.
     """
 
     runtimes: Annotated[dict[Name, Versions], Meta(max_length=16)] = {}
@@ -243,10 +317,13 @@ class Needs(Strict, frozen=True, kw_only=True):
 
 
 class Limits(Strict, frozen=True, kw_only=True):
-    """What the self-test on the device may take; without a limit of its own a model is held to the device's.
+    """Limits of the self-test on the board. Without them a model is held to the board's own limits.
 
-    `latency_p99` is of one inference, in seconds, `rss_bytes` of the process that tests, `seconds` of the whole test.
-    `delegated_share` is the least share of its nodes that a delegate must take.
+    Keys:
+        latency_p99 (s): Largest 99th percentile of the time of one inference.
+        rss_bytes (bytes): Most memory of the process that tests the model.
+        seconds (s): Time for the whole test.
+        delegated_share (share): Least share of its nodes that a delegate must take.
     """
 
     latency_p99: Seconds | None = None
@@ -256,11 +333,17 @@ class Limits(Strict, frozen=True, kw_only=True):
 
 
 class Reference(Strict, frozen=True, kw_only=True):
-    """What a model was fed and what it said over so many `windows` of a recording of what it is made for.
+    """Statistics of a recording that is typical for the model, and of the model's outputs on it.
 
-    `mean`, `std`, `min` and `max` are of each channel (last axis) of the samples, before preprocessing. `shares` says
-    how often each label was the best, those left out that never were; `scores` are the least anomaly score, its
-    quartiles, and the greatest.
+    Keys:
+        windows (windows): Number of windows in the recording.
+        mean: Mean of each channel (last axis) of the samples, before preprocessing.
+        std: Standard deviation of each channel.
+        min: Least value of each channel.
+        max: Greatest value of each channel.
+        shares (share): Share of the windows in which a label was the best, by label; labels that never were are left
+            out.
+        scores: Least anomaly score, its three quartiles, and the greatest score.
     """
 
     windows: Count
@@ -273,13 +356,18 @@ class Reference(Strict, frozen=True, kw_only=True):
 
 
 class Probation(Strict, frozen=True, kw_only=True):
-    """How long a new version is watched as it serves, and what sends it back to where it came from.
+    """Rules for the time in which a new version is watched while it serves. A version that breaks one is rolled back.
 
-    It lasts for `seconds` in which windows were answered, and for so many `windows` that were, whichever ends later. It
-    is failed by more than `max_error_share` of the windows ending in an error or in NaN, by a latency above
-    `max_latency_p99` seconds, by `constant_windows` outputs in a row that are the same to the last bit, and by more or
-    fewer decisions an hour than stated. In the end it is failed too where more than the share `max_label_shift` of the
-    windows had to have another label to be shared out among the labels as in the reference.
+    Keys:
+        seconds (s): Least time, in which windows were answered, that probation lasts.
+        windows (windows): Least number of answered windows that probation lasts.
+        max_error_share (share): Largest share of windows that end in an error or in NaN.
+        max_latency_p99 (s): Largest 99th percentile of the latency.
+        constant_windows (windows): Number of outputs in a row, the same to the last bit, that fail the version.
+        min_decisions_per_hour: Least number of decisions an hour.
+        max_decisions_per_hour: Largest number of decisions an hour.
+        max_label_shift (share): Largest share of windows that would need another label for the labels to be shared out
+            as in `reference`; judged at the end.
     """
 
     seconds: Annotated[float, Meta(ge=0, le=1e7)] = 300.0
@@ -293,7 +381,32 @@ class Probation(Strict, frozen=True, kw_only=True):
 
 
 class Manifest(Strict, frozen=True, kw_only=True):
-    """All of it. `version` is dotted numbers and only ever goes up; `created` is when it was made, in Unix seconds."""
+    """Description of one version of a model: manifest.json.
+
+    Keys:
+        schema: Version of this format.
+        name: Name of the model.
+        version: Number of the version, dotted; it only ever goes up.
+        created (s): Time at which the version was made, in Unix seconds.
+        description: Purpose of the model, for people.
+        licence: Licence of the model.
+        files: Sizes and digests of all files of the bundle, by name.
+        model: Name of the model file for the CPU.
+        backend: Kind of runtime that runs it.
+        signature: Signature of the model file to run, where it has several.
+        window: Cutting of samples into windows.
+        inputs: Input tensors in the order of the model file, and their feeds.
+        outputs: Output tensors in the order of the model file.
+        preprocess: Steps from the samples of a window to the input, in order. Quantisation is not one of them.
+        labels: Labels in the order of the scores. Default: those in the metadata of the model file.
+        postprocess: Way from the outputs to a result.
+        golden: Golden samples.
+        reference: Statistics of a typical recording.
+        variants: The model for accelerators, in order of preference.
+        needs: Requirements to the board.
+        limits: Limits of the self-test on the board.
+        probation: Rules for the time in which a new version is watched.
+    """
 
     schema: Literal["edged.manifest/1"]
     name: Name

@@ -34,14 +34,22 @@ class WallClock(Protocol):
 
 
 class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
-    """What every result says of itself.
+    """Common fields of every result record.
 
-    `id` is "<boot>:<pipeline>:<seq>" and the same each time a message is sent again, so that a subscriber can drop
-    duplicates; a jump in `seq` is a window that was dropped. `start` and `time` are when the window's first and last
-    samples arrived, in Unix seconds, to be believed as far as the clock is `synchronised`; a result that waits until it
-    is leaves with the right times. There is no `start` where neither model nor source has a rate to reckon it by.
-    `replayed` is there, and true, when the result waited for a connection to the broker: it is not news.
-    `latency` is the seconds from `time` until the prediction was made, `inference` those of them the model took.
+    Keys:
+        schema: Version of this format.
+        device: Name of the board.
+        boot: Identifier of this run of the daemon.
+        pipeline: Name of the pipeline.
+        model: Name of the model.
+        version: Version of the model that served.
+        seq: Number of the window in this run. A jump is a window that was dropped, or thinned out by `publish`.
+        id: `<boot>:<pipeline>:<seq>`, the same each time a message is sent again, so that a subscriber can drop
+            duplicates.
+        time (s): Time at which the window's last sample arrived, in Unix seconds.
+        synchronised: False while the wall clock cannot be trusted.
+        latency (s): Time from the last sample to the prediction.
+        inference (s): Time of that which the model took.
     """
 
     schema: Literal["edged.result/1"]
@@ -59,7 +67,18 @@ class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
 
 
 class ClassificationResult(Result, frozen=True, tag="classification", gc=False, omit_defaults=True):
-    """The best label, the best scores, best first, and the label that is decided over time (null for none)."""
+    """Result of a classification.
+
+    Keys:
+        label: Label with the best score.
+        score: Best score.
+        scores: Best scores by label, best first.
+        decision: Label that is decided over time; null for none.
+        changed: True if the decision is another than in the result before.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing where no rate is known.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
 
     label: str
     score: float
@@ -71,7 +90,14 @@ class ClassificationResult(Result, frozen=True, tag="classification", gc=False, 
 
 
 class RegressionResult(Result, frozen=True, tag="regression", gc=False, omit_defaults=True):
-    """Named real values, or an array of them where they are more than 1,000."""
+    """Result of a regression.
+
+    Keys:
+        values: Values by name, or an array of more than 1,000 values.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing where no rate is known.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
 
     values: dict[str, float] | list[float]
     start: float | msgspec.UnsetType = msgspec.UNSET
@@ -79,7 +105,17 @@ class RegressionResult(Result, frozen=True, tag="regression", gc=False, omit_def
 
 
 class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False, omit_defaults=True):
-    """How far the window is from what the model knows, and whether that is decided to be too far."""
+    """Result of an anomaly detection.
+
+    Keys:
+        score: Distance of the window from the training data.
+        threshold: Score from which a window is anomalous.
+        anomalous: True while an anomaly is decided.
+        changed: True if the decision is another than in the result before.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing where no rate is known.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
 
     score: float
     threshold: float
@@ -90,10 +126,18 @@ class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False, omit_defaults=
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What a pipeline decides now, retained: replaced as it changes, empty while the pipeline does not run.
+    """Common fields of every decision record: the present decision of a pipeline, retained.
 
-    `time` is when the last sample of the window arrived that says so, in Unix seconds, to be believed as far as the
-    clock was `synchronised`.
+    The record is replaced as the decision changes, and empty while the pipeline does not run.
+
+    Keys:
+        schema: Version of this format.
+        device: Name of the board.
+        pipeline: Name of the pipeline.
+        model: Name of the model.
+        version: Version of the model that serves.
+        time (s): Time at which the last sample of the deciding window arrived, in Unix seconds.
+        synchronised: False if the wall clock could not be trusted.
     """
 
     schema: Literal["edged.decision/1"] = DECISION_SCHEMA
@@ -106,7 +150,13 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
 
 
 class ClassificationDecision(DecisionRecord, frozen=True, kw_only=True, tag="classification"):
-    """The label that is decided over time (null for none), and the best label of the window with its score."""
+    """Decision of a classification.
+
+    Keys:
+        decision: Label that is decided over time; null for none.
+        label: Label with the best score in the window.
+        score: Its score.
+    """
 
     decision: str | None
     label: str
@@ -114,13 +164,23 @@ class ClassificationDecision(DecisionRecord, frozen=True, kw_only=True, tag="cla
 
 
 class RegressionDecision(DecisionRecord, frozen=True, kw_only=True, tag="regression"):
-    """Named real values."""
+    """Newest values of a regression.
+
+    Keys:
+        values: Values by name, or an array of more than 1,000 values.
+    """
 
     values: dict[str, float] | list[float]
 
 
 class AnomalyDecision(DecisionRecord, frozen=True, kw_only=True, tag="anomaly"):
-    """Whether it is decided that windows are too far from what the model knows, and how far the window is."""
+    """Decision of an anomaly detection.
+
+    Keys:
+        anomalous: True while an anomaly is decided.
+        score: Distance of the window from the training data.
+        threshold: Score from which a window is anomalous.
+    """
 
     anomalous: bool
     score: float
@@ -128,7 +188,17 @@ class AnomalyDecision(DecisionRecord, frozen=True, kw_only=True, tag="anomaly"):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """How a part is and since when (Unix seconds); `hint` says what to do about it, `details` whatever helps."""
+    """State of the daemon, a source, a model or a pipeline.
+
+    Keys:
+        schema: Version of this format.
+        name: Name of the part.
+        state: State of the part.
+        reason: Reason of the state, for people.
+        hint: Remedy, for people.
+        since (s): Time since which the part is in this state, in Unix seconds.
+        details: Further figures, which differ from part to part.
+    """
 
     schema: Literal["edged.state/1"] = STATE_SCHEMA
     name: str
@@ -143,11 +213,20 @@ Phase = Literal["", "receiving", "fetching", "checking", "trial", "probation"]
 
 
 class AcceleratorState(msgspec.Struct, frozen=True, kw_only=True):
-    """How the `accelerator` that a model is to run on stands, and since when (Unix seconds); `hint` says what to do.
+    """State of the accelerator of a model. In every state but "accelerated" the model runs on the CPU.
 
-    Whenever it is not "accelerated" the model runs on the CPU. "degraded": the accelerator failed or is not there, and
-    is brought back by itself; "quarantined": it failed too often, and is left alone until it is plugged in anew or
-    released; "cpu": no fault, it is still being loaded or the model is to run on the CPU.
+    "degraded": the accelerator failed or is missing, and is tried again. "quarantined": the accelerator failed too
+    often, and is left alone until it is plugged in anew or released. "cpu": no fault; the accelerator is still being
+    loaded, or the model is to run on the CPU.
+
+    Keys:
+        schema: Version of this format.
+        model: Name of the model.
+        accelerator: Name of the accelerator.
+        state: State of the accelerator.
+        reason: Reason of the state, for people.
+        hint: Remedy, for people.
+        since (s): Time since which the accelerator is in this state, in Unix seconds.
     """
 
     schema: Literal["edged.accelerator/1"] = ACCELERATOR_SCHEMA
@@ -160,12 +239,21 @@ class AcceleratorState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a model's update at `time` (Unix seconds). `id` names its kind for ever, `text` says it to a person.
+    """Last step of the last update of a model.
 
-    It is about a `version` with this `digest`, "" where it is about none or that is not known yet, which is in this
-    `phase` from then on, "" for none; its last step has an `outcome`: "done" (it answers), "installed" (no pipeline
-    uses the model), "refused", "failed" or "rolled_back".
-    While it comes, `bytes` of `total` are here, and null otherwise.
+    Keys:
+        schema: Version of this format.
+        model: Name of the model.
+        id: Kind of the step, a name that never changes.
+        text: Description of the step, for people.
+        time (s): Time of the step, in Unix seconds.
+        version: Version that the step is about; "" for none, or one not known yet.
+        digest: SHA-256 of its manifest; "" for none, or one not known yet.
+        phase: Phase that the version is in from this step on; "" for none.
+        outcome: End of the update, in its last step: "done" (the version answers), "installed" (no pipeline uses the
+            model), "refused", "failed" (the version does not work here) or "rolled_back".
+        bytes (bytes): Bytes received while the version arrives; null otherwise.
+        total (bytes): Bytes of the whole, while the version arrives; null otherwise.
     """
 
     schema: Literal["edged.update/1"] = UPDATE_SCHEMA

@@ -73,7 +73,15 @@ class Window(NamedTuple):
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One input or output of a model: real = scale * (stored - zero_point), or stored as it is where scale is 0."""
+    """Specification of one input or output tensor of a model: real = scale * (stored - zero_point).
+
+    Keys:
+        name: Name of the tensor in the model file.
+        shape: Shape of the tensor.
+        dtype: Type of its elements, for example "int8".
+        scale: Quantisation scale; 0 for a tensor that is not quantised.
+        zero_point: Quantisation zero point.
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -31,14 +31,17 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a source counts as unwell and how it is opened again: the table [sources.NAME.supervision].
+    """Options of [sources.X.supervision]: signs of a source that is unwell, and the retries to open it.
 
-    `stall_after`: seconds without a sample until it is stalled; by default 20 sample periods but at least 2 s, and 30 s
-    for a source that states no rate.
-    `flat_after`: seconds of bit-identical samples until it is flat-lined, as a sensor that hangs does; 0 for never.
-    `rate_tolerance`: by which share the measured rate may be off the stated one; 0 for any.
-    `loss_tolerance`: which share of the samples may be missing.
-    `retry_min`, `retry_max`: seconds between attempts to open it again, doubling from the first to the second.
+    Keys:
+        stall_after (s): Time without a sample after which the source counts as stalled. Default: 20 sample periods and
+            at least 2 s; 30 s for a source that states no rate.
+        flat_after (s): Time of bit-identical samples after which the source counts as flat-lined, as from a sensor that
+            hangs; 0 for never.
+        rate_tolerance (share): Largest difference between measured and stated rate; 0 for any.
+        loss_tolerance (share): Largest share of samples that may be missing.
+        retry_min (s): Time to the first retry; doubled with each further one.
+        retry_max (s): Longest time between two retries.
     """
 
     stall_after: Seconds | None = None

@@ -65,26 +65,31 @@ Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
 
 class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How models are fetched. The defaults suit a 2G link that drops every few minutes.
+    """Options of [updates.fetch]: the download of models. The defaults suit a 2G link that drops every few minutes.
 
-    A server's certificate is always verified, against `ca_file` or else the system's authorities; `cert_file` and
-    `key_file` are our own. The first line of `token_file` is sent as a bearer token, over https only. Both go only to
-    `origins`, each written as https://models.example.org:8443, and to those of the models' `url`, and never to another
-    host that a server redirects to. Relative file names are credentials of the service.
+    A server's certificate is always verified. Credentials go only to `origins` and to the origins of the models' `url`,
+    never to another host that a server redirects to. A relative name of a file is looked for among the service's
+    credentials ($CREDENTIALS_DIRECTORY). Received bytes of an abandoned download are kept for the next.
 
-    What no operator asked for is fetched only from these origins, where there are `origins`; where there are none,
-    from others too, but only from public addresses, not through a proxy, and not at first while there are credentials.
-
-    `proxy` is the URL of an HTTP proxy for all hosts but those in `no_proxy` (a list with commas), "none" is none;
-    without it $http_proxy, $https_proxy and $no_proxy hold.
-
-    A connection is given up when it brings less than `low_speed` bytes a second over `low_speed_seconds`, and then
-    asked for again, after `pause` seconds, and twice as long after each time without progress, at most
-    `longest_pause`. A server that asks us to wait is obeyed up to `longest_wait` seconds. The head of a bundle, which
-    says what it is, must come at `head_speed`, and is no progress before all of it is here.
-
-    It is over after `stall_seconds` without progress, after `max_seconds` altogether, or when `max_traffic` times the
-    size of the file has been received. What has come is kept for another time.
+    Keys:
+        ca_file: Certificates of the authorities to trust. Default: those of the system.
+        cert_file: Certificate of this board, for servers that ask for one.
+        key_file: Private key of `cert_file`.
+        token_file: File whose first line is sent as a bearer token, over HTTPS only.
+        origins: Servers that get the credentials, and the only ones that an MQTT message may lead to, written as
+            https://models.example.org:8443. Without this key a message may lead to any public address, but not through
+            a proxy, and nowhere while there are credentials.
+        proxy: URL of an HTTP proxy; "none" for none. Default: $http_proxy and $https_proxy.
+        no_proxy: Hosts reached without the proxy, parted by commas. Default: $no_proxy.
+        low_speed (bytes/s): Speed below which a connection is given up, and opened again.
+        low_speed_seconds (s): Time over which `low_speed` is measured.
+        head_speed (bytes/s): Least average speed at which the head of a bundle must arrive.
+        pause (s): Time to the first retry; doubled with each further one without progress.
+        longest_pause (s): Longest time between two retries.
+        longest_wait (s): Longest time that a server may ask the board to wait.
+        stall_seconds (s): Time without progress after which a download fails.
+        max_seconds (s): Time after which a download fails in any case.
+        max_traffic: Multiple of the file's size; a download fails when so many bytes have been received for it.
     """
 
     ca_file: Text = ""

@@ -62,22 +62,31 @@ def check_host(key: str, host: str) -> None:
 
 
 class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[mqtt]: the broker at `host`; without one nothing is sent anywhere.
+    """Options of [mqtt]: the connection to the broker.
 
-    `port` is 1883, or 8883 with `tls`. The broker's certificate is always verified, against `ca_file` or else the
-    system's authorities; `cert_file` and `key_file` are our own. The password is the first line of `password_file`,
-    read anew for each connection. A relative file name is looked for among the service's credentials
-    ($CREDENTIALS_DIRECTORY). `client_id` is edged-<device>-, with six digits that are this board's alone, unless given.
+    The broker's certificate is always verified. A relative name of a file is looked for among the service's credentials
+    ($CREDENTIALS_DIRECTORY).
 
-    `transport` "websockets" is for brokers behind a web server, at `path` there and at port 80, or 443 with `tls`. With
-    `server_name` the certificate and the web server are asked for that name instead of `host`, which may then be an
-    address.
-
-    `protocol` "auto" is MQTT 5, and 3.1.1 with a broker that does not speak it. `keepalive` and `connect_timeout` are
-    seconds; a connection that died without a word is noticed within twice `keepalive`. At most `in_flight` messages
-    await their acknowledgement.
-
-    `home_assistant` makes the device known to Home Assistant, under its `discovery_prefix`.
+    Keys:
+        host: Name or address of the broker. Without one nothing is published.
+        transport: Protocol below MQTT: "tcp", or "websockets" for a broker behind a web server.
+        path: Path on the web server, with transport = "websockets".
+        server_name: Name asked for in the broker's certificate and from the web server, where `host` is an address.
+        port: TCP port of the broker. Default: 1883, with `tls` 8883; with "websockets" 80, with `tls` 443.
+        tls: Encrypt the connection.
+        ca_file: Certificates of the authorities to trust. Default: those of the system.
+        cert_file: Certificate of this board, for brokers that ask for one.
+        key_file: Private key of `cert_file`.
+        username: User name at the broker.
+        password_file: File whose first line is the password, read anew for each connection.
+        client_id: MQTT client identifier. Default: `edged-<device>-` and six digits that belong to this board alone.
+        prefix: First levels of every topic.
+        protocol: Version of MQTT. "auto" speaks MQTT 5, and 3.1.1 with a broker that refuses it.
+        keepalive (s): Time between two signs of life. A dead connection is noticed within twice this time.
+        connect_timeout (s): Time in which the broker must accept a connection.
+        in_flight (messages): Most messages that are sent and not yet acknowledged.
+        home_assistant: Announce the device and its pipelines to Home Assistant.
+        discovery_prefix: First levels of the topic that Home Assistant listens to for announcements.
     """
 
     host: Annotated[str, Meta(max_length=253)] = ""
@@ -131,19 +140,24 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class SpoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[spool]: how much may wait for the broker, where, and in which order it is sent in the end.
+    """Options of [spool]: the results that wait for the broker, in memory and on disk.
 
-    At most `messages` wait, taking `bytes` on disk and `memory_bytes` in memory, and, unless 0, none for longer than
-    `seconds`. What does not fit is taken from the pipeline of the lowest priority that holds most.
+    A result that does not fit is taken from the pipeline of the lowest priority that holds most.
 
-    What goes to disk is committed every `commit_seconds`, which is what a power cut costs at most. A pipeline that
-    spills does so while the broker is away, and when its messages have waited for `spill_seconds` all the same. What is
-    "always" kept is committed at once. Unless 0, about `daily_bytes` are written in 24 hours: beyond them everything
-    stays in memory, and only a stop still saves what waits.
-
-    With a `replay_rate` of 0 a backlog is sent first, as fast as the broker takes it and `drain` "oldest" first, and
-    new results wait for their turn. Otherwise new results go at once, and beside them so many old ones a second;
-    likewise with `drain` "newest", which begins with the end of the backlog.
+    Keys:
+        messages (messages): Most messages that wait.
+        bytes (bytes): Most disk space that they take.
+        memory_bytes (bytes): Most memory that they take.
+        seconds (s): Time after which a waiting message is dropped; 0 keeps it.
+        commit_seconds (s): Time between two commits to disk: a power cut costs at most the results of this time.
+            Results of durability "always" are committed at once.
+        spill_seconds (s): Time after which a message that waits in memory goes to disk also while the broker is
+            connected.
+        daily_bytes (bytes): Most bytes written to disk within 24 hours, to spare an SD card; 0 for any number. Beyond
+            them results wait in memory; a stop saves them all the same.
+        drain: Order in which a backlog is sent: "oldest" or "newest" first. With "newest", new results go at once.
+        replay_rate (messages/s): Waiting messages sent a second, beside new results, which go at once. With 0 the
+            backlog goes first, as fast as the broker takes it.
     """
 
     messages: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000

@@ -15,12 +15,15 @@ from edged.api import Prediction, Recorder, Sink, SinkConfig, SinkContext, Store
 
 
 class JsonlSink(SinkConfig, frozen=True, kw_only=True):
-    """Appends each prediction as a line of JSON (as over MQTT) to the file `path`.
+    """Options of [sinks.X] with kind = "jsonl": a rotating file with one line of JSON for each prediction.
 
-    When a line would make the file larger than `max_bytes`, it becomes `path`.1, what was `path`.1 becomes `path`.2
-    and so on, and all but `keep` of those are deleted: at most (keep + 1) x max_bytes are used. A line that a full
-    disk has no room for is missing, never torn; a line that a power cut tore stays, and the next starts on its own. A
-    file that somebody deletes or moves away is begun anew.
+    At most (keep + 1) x max_bytes are used. A line for which a full disk has no room is missing, never torn. A file
+    that was deleted or moved away is begun anew.
+
+    Keys:
+        path: File to append to. Older ones are called `path`.1, `path`.2 and so on.
+        max_bytes (bytes): Size at which the file is rotated.
+        keep: Number of older files that are kept.
     """
 
     path: Path

@@ -10,10 +10,12 @@ from edged.api import Message, Prediction, Recorder, Sink, SinkConfig, SinkConte
 
 
 class MqttSink(SinkConfig, frozen=True, kw_only=True):
-    """Sends each prediction as JSON to the topic <prefix>/<device>/pipelines/<pipeline>/result, never retained.
+    """Options of [sinks.X] with kind = "mqtt": one message for each prediction, never retained.
 
-    `qos` 1 is sent again until the broker acknowledges it; `qos` 0 is sent once. `expiry` is after how many seconds
-    a result is worthless, to us and to the broker; 0 is never. The broker itself is set in [mqtt].
+    Keys:
+        qos: MQTT quality of service. 1 repeats a message until the broker acknowledges it; 0 sends it once.
+        expiry (s): Time after which a result is worthless: the spool drops it, and a broker with MQTT 5 too; 0 for
+            never.
     """
 
     blocking: ClassVar[bool] = False

@@ -12,7 +12,11 @@ from edged.core.types import Anomaly, Classification
 
 
 class StdoutSink(SinkConfig, frozen=True, kw_only=True):
-    """Writes a line for each prediction: `format` "text" for people, "json" for programs (as over MQTT)."""
+    """Options of [sinks.X] with kind = "stdout": one line for each prediction.
+
+    Keys:
+        format: Form of the lines: "text" for people, "json" as over MQTT.
+    """
 
     format: Literal["text", "json"] = "text"
 

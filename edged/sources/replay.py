@@ -30,17 +30,24 @@ _SUFFIXES = (".csv", ".npy", ".npz")
 
 
 class ReplaySource(SourceConfig, frozen=True, kw_only=True):
-    """A recording, `kind = "replay"`.
+    """Options of [sources.X] with kind = "replay": a recording, played as if a sensor were there.
 
-    `path` is a .csv, .npy or .npz file of at most 256 MiB; in an .npz, `array` names the array unless there is but
-    one. `channels` names what is taken of each row, and `columns` all that a row holds, in order: by default what the
-    first line of a CSV file says, or `time`, if named, and the channels. Other columns, such as the truth, are passed
-    over. Without `channels` each element of an array is a sample, as of pictures: (n, height, width).
-    `units` and `rate` say how it was recorded.
+    Replace the file by renaming another over it, never by writing into it.
 
-    `pace` is "recorded": by the seconds in the column `time`, if named, else at `rate`; or a number of samples a
-    second; or "fast": as fast as the models take them, without dropping any. `chunk` samples are handed over at a time.
-    With `loop = true` it begins again for ever. Replace the file by renaming another, never by writing into it.
+    Keys:
+        path: A .csv, .npy or .npz file of at most 256 MiB.
+        array: Name of the array in an .npz file that has several.
+        channels: Columns to take from each row, in this order. Without it each element of an array is a sample, for
+            example a picture: (n, height, width).
+        columns: Names of all columns of a row, in their order. Default: the first line of a CSV file, or `time`, if
+            given, and the channels.
+        units: Units of the channels, one for each.
+        rate (Hz): Samples a second in the recording.
+        time: Column that holds the time of each sample in seconds.
+        pace (Hz): Speed of playing: "recorded", by the column `time` or else at `rate`; "fast", as fast as the models
+            take the samples, dropping none; or a number of samples a second.
+        chunk (samples): Samples delivered at a time.
+        loop: Begin again at the end, for ever.
     """
 
     path: Path

@@ -52,29 +52,41 @@ PerChannel = float | Annotated[tuple[float, ...], Meta(max_length=1024)]
 
 
 class SerialSource(SourceConfig, frozen=True, kw_only=True):
-    r"""A sensor on a serial port, `kind = "serial"`.
+    """Options of [sources.X] with kind = "serial": a sensor on a serial port that sends lines of text or binary frames.
 
-    `port` is best given by its stable name, /dev/serial/by-id/...; `baud` is its speed. `channels` names what is taken
-    of each sample, in that order; `scale` and `offset`, one number for all channels or one for each, turn what is sent
-    into `units`: value * scale + offset. `rate` is how many samples come a second. `sequence` names the sample counter,
-    if the sensor sends one: gaps in it are seen. It starts again from 0 at `sequence_modulus` (0: never; a binary one
-    at its own width).
+    Lines between the samples that `comment`, `prefix` or `select` exclude are passed over, and so is a line of the
+    names of the columns. Everything else that is no sample is counted as a fault and breaks the window.
 
-    `format` is one of
-    "csv": a line of numbers, parted by `separator` (a space: by any blanks). `columns` names all of a line's columns in
-    their order, by default the counter, if any, and the channels. A line of just these names is passed over. With
-    `crc = "nmea"` each line begins with $ or ! and ends with * and its checksum.
-    "json": a line with an object that has a key for each channel, or an array of numbers in the order of `columns`.
-    "binary": a frame that is a `struct` as Python's struct module writes it ("<H6h"), each item named by `fields`. It
-    begins with `sync`, bytes in hex, or `cobs = true` says that frames are COBS and parted by zero bytes. `crc` is its
-    checksum, which follows the struct in the struct's byte order: "crc8" (SMBus), "crc16-ccitt" (from 0xFFFF),
-    "crc16-modbus", "crc32" (Ethernet), "sum8", "sum8-negated" (all bytes with it give 0), "sum16" or "xor8". It is that
-    of the struct, or of the bytes of the frame that `crc_range` names: [0, 30] are the first thirty.
-
-    `end`, bytes in hex, is what ends a line, by default CR, LF or both; of a frame it is what follows the checksum.
-    Lines that are no samples are passed over: those that begin with a `comment` (default "#"; one or a list); where
-    there is a `prefix` (one or a list), those that do not begin with it, and from the others it is taken off; and those
-    that have other values than `select` gives for columns or keys: select = {type = "imu"}.
+    Keys:
+        port: Device file of the port, best by its stable name, /dev/serial/by-id/...
+        baud (Bd): Speed of the port.
+        channels: Columns or fields to take from each sample, in this order.
+        units: Units of the channels after `scale` and `offset`, one for each.
+        rate (Hz): Samples that the sensor sends a second.
+        scale: Factor by which a sent value is multiplied; one number for all channels, or one for each.
+        offset: Number that is added after `scale`; one number for all channels, or one for each.
+        sequence: Column or field that counts the samples; gaps in it are seen.
+        sequence_modulus: Number of samples after which the counter starts again from 0; 0 for never. A binary counter
+            starts again at its own width.
+        format: Form of a sample. "csv": a line of numbers. "json": a line with an object that has a key for each
+            channel, or an array of numbers in the order of `columns`. "binary": a frame.
+        separator: With "csv", the text between two numbers; " " stands for any blanks.
+        columns: With "csv" or "json", names of all columns of a line, in their order. Default: `sequence`, if given,
+            and the channels.
+        struct: With "binary", layout of a frame in the notation of Python's struct module, for example "<H6h".
+        fields: With "binary", names of the items of `struct`, in their order.
+        sync: With "binary", bytes in hexadecimal that begin a frame.
+        cobs: With "binary", frames are encoded by COBS and parted by zero bytes.
+        crc: Checksum of a frame, which follows the struct in its byte order: "crc8" (SMBus), "crc16-ccitt" (from
+            0xFFFF), "crc16-modbus", "crc32" (Ethernet), "sum8", "sum8-negated" (all bytes add up to 0), "sum16" or
+            "xor8". With "csv", "nmea": each line begins with $ or ! and ends with * and its checksum.
+        crc_range (bytes): With "binary", first byte of the frame that `crc` covers and the one after the last. Default:
+            the struct.
+        end: Bytes in hexadecimal that end a line, or follow the checksum of a frame. Default: CR, LF or both end a
+            line.
+        comment: Beginning of lines to pass over; one or a list.
+        prefix: Beginning of the lines to take, removed before they are read; one or a list.
+        select: Table of columns or keys and the values that a line must have there, for example {type = "imu"}.
     """
 
     port: Annotated[str, Meta(min_length=1, max_length=4096)]

@@ -13,11 +13,17 @@ from edged.sources.columns import Channels, Rate, Units, row
 
 
 class SyntheticSource(SourceConfig, frozen=True, kw_only=True):
-    """Made-up samples at a steady pace, `kind = "synthetic"`.
+    """Options of [sources.X] with kind = "synthetic": made-up samples at a steady rate.
 
-    `channels`, their `units`, and `rate` samples a second, handed over `chunk` at a time. `waveform` is "sine" (of
-    `frequency` Hz in the first channel, twice that in the second, and so on), "noise", or "constant"; `amplitude` is
-    how large it is. The noise depends on `seed` alone.
+    Keys:
+        channels: Names of the channels.
+        units: Units of the channels, one for each.
+        rate (Hz): Samples a second.
+        chunk (samples): Samples delivered at a time.
+        waveform: Shape of the signal: "sine", "noise" or "constant".
+        frequency (Hz): Frequency of the sine in the first channel; the second has twice that, and so on.
+        amplitude: Largest value of the signal.
+        seed: Start of the random numbers; the same seed makes the same noise.
     """
 
     channels: Annotated[Channels, Meta(min_length=1)]
