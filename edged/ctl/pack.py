@@ -2,7 +2,10 @@
 
 From a folder with a manifest.json it takes everything as it is. To a .tflite file it adds what is said here, what
 --manifest says (a manifest.json of which any part may be left out, for instance that of the version before), and what
-the file itself says of its tensors, labels and normalisation; in this order. Tensors are always the file's own.
+the file leaves no doubt of, which is told; in this order. Whatever is missing then is asked for. Tensors are always the
+file's own, open shapes resized to what the manifest states or the window needs. Pixels go into 8-bit tensors as they
+are. Labels in a file (--labels) are a line each, "INDEX  LABEL", or a table with a header, and numbered where they are
+not unique.
 
 Golden samples are what a board proves the model with: windows, and what the model makes of them here. --golden is a
 recording that windows are cut from (.csv, .npy, .npz), or an array of windows (n, length, ...). Without it random

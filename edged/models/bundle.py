@@ -83,7 +83,8 @@ class Bundle(msgspec.Struct, frozen=True):
 def open_folder(folder: Path) -> Bundle:
     """Open a bundle's folder and verify all of it: nothing missing, nothing changed, nothing extra.
 
-    Labels and normalisation that the manifest leaves out are taken from the model's TFLite metadata.
+    Labels that the manifest leaves out are taken from the model's TFLite metadata, and so is the normalisation of float
+    inputs; the pixels of a picture go into 8-bit inputs as they are.
 
     Raises:
         BundleError: it is not a sound bundle; the message names the file. `retryable`: it could not be read for now.
