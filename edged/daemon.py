@@ -107,6 +107,9 @@ ASK_SECONDS = 10.0
 SETTLE_SECONDS = 0.2
 """How long to wait for more after something has happened to a file: things are seldom done to one alone."""
 
+MAX_TRANSFERS = 10
+"""The six that are fetched at a time, and some that others send."""
+
 STALE_SECONDS = 7 * 86400.0
 TIDY_SECONDS = 3600.0
 
@@ -135,7 +138,7 @@ async def run(files: Sequence[Path], runtime_dir: Path, lock: StateLock, store: 
     notifier = Notifier()
     daemon = Daemon(files, config, store, notifier, state_dir)
     updater = _updater(daemon, config, store)
-    incoming = Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=8)
+    incoming = Incoming(state_dir / "incoming", max_bytes=2 * MAX_BUNDLE_BYTES, max_transfers=MAX_TRANSFERS)
     updates = Updates(
         incoming,
         updater,

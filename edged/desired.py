@@ -151,6 +151,8 @@ class Desires:
             if name in self._due:
                 return
             delay = max(delay, first_pause(self._every, self._chance()))
+        if delay >= 1:
+            log.info("looking for %s at %s in %.0f s", name, mask(wish.url), delay, extra={"model": name})
         self._heard[name] = wish
         self._look_in(name, delay)
 

@@ -270,6 +270,10 @@ def test_a_file_that_is_another_on_the_way(shared: Board):
     shared.assert_tidy()
 
 
+def web_page(handler: Handler) -> None:
+    handler.answer(200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><title>Welcome to the hotel</title>")
+
+
 @pytest.mark.parametrize(
     ("order", "code", "reason"),
     [
@@ -278,8 +282,9 @@ def test_a_file_that_is_another_on_the_way(shared: Board):
         (status(403), UNFIT, "the server answers 403\n  -> the server does not give it to us"),
         (status(429, retry_after="86400"), UNFIT, "in 86400 s only\n  -> try again then"),
         (for_ever, REFUSED, "not"),
+        (web_page, UNFIT, "a web page came instead of a bundle\n  -> check the URL, and whether the network wants"),
     ],
-    ids=["404", "410", "403", "come tomorrow", "for ever"],
+    ids=["404", "410", "403", "come tomorrow", "for ever", "a web page"],
 )
 def test_a_server_that_has_nothing_for_us(order: Callable[[Handler], None], code: int, reason: str, shared: Board):
     before = serving(shared.daemon)
