@@ -133,7 +133,7 @@ class ModelBoard:
         return model in self._parts.models
 
     def has(self, model: str, wish: Wish) -> bool:
-        """Whether what is wished for answers already, as far as the wish says what it is."""
+        """Return whether what is wished for answers already, as far as the wish says what it is."""
         manifest = self.answering(model)
         if manifest is None:
             return False
@@ -497,7 +497,7 @@ class ModelBoard:
         return standard
 
     def _origin(self, model: str, bundle: Bundle) -> str:
-        """Where a version came from: "installed", "factory", or the path that the configuration has for the model."""
+        """Return the origin of a version: "installed", "factory", or the path that the configuration gives."""
         if bundle.folder.parent.name == VERSIONS:
             return "installed"
         path = self._parts.config.models[model].path

@@ -127,7 +127,7 @@ class Standing:
         self.bases = {digest for model in models for digest in (*model.ledger.versions, *model.factory)}
 
     def is_unused(self, digest: str) -> bool:
-        """Whether this version is active, and would serve if a pipeline used its model."""
+        """Return whether this version is active and would serve if a pipeline used its model."""
         return any(digest == model.ledger.active and model.serving is None for model in self.models)
 
     def refuse_rejected(self, digest: str) -> None:

@@ -526,7 +526,7 @@ def find_bundle(name: str, entry: ModelEntry, store: Store) -> Bundle:
 
 
 def model_paths(config: Config) -> dict[str, Path]:
-    """Where the configuration has the factory's versions of models, by name."""
+    """Return the paths that the configuration gives for models, by name."""
     return {name: entry.path for name, entry in config.models.items() if entry.path}
 
 
@@ -539,7 +539,7 @@ def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
 
 
 def check_models(config: Config, store: Store) -> tuple[Problem, ...]:
-    """What is wrong between the configuration and the models it names: damaged, or unfit for their source.
+    """Return the problems of the models that the configuration names: damaged, or unfit for their source.
 
     That one is not here yet is no error.
     """

@@ -1,4 +1,4 @@
-"""What a sound configuration says that has no effect, or none yet: warnings, where config.py finds errors.
+"""Warnings about a sound configuration: what it says without effect, or with none yet.
 
 `warnings` looks at the models on the disk, as `check_models` does. A warning is a `Problem` that keeps nothing from
 running.
@@ -99,7 +99,7 @@ def _models(config: Config, store: Store) -> Iterator[Problem]:
 
 
 def _is_sound(store: Store, name: str, digests: Iterable[str]) -> bool:
-    """Whether there is a factory version of a model that can be returned to."""
+    """Return whether a rollback has a factory version to return to."""
     for digest in digests:
         with suppress(EdgedError):
             store.open(name, digest)

@@ -58,7 +58,7 @@ RELOAD_SECONDS = 5.0
 """Whoever asks for a reload waits for it so long."""
 
 DISK_SECONDS = 5.0
-"""Whoever asks for the models' versions waits for the disk so long."""
+"""Seconds that a call for the models' versions waits for the disk."""
 
 _UNKNOWN: dict[str, Any] = {"pinned": None, "versions": None}
 
@@ -396,7 +396,7 @@ class Operations:
         return {"text": render(families(self._parts))}
 
     async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
-        """What changed, and what has no effect.
+        """Reload, and return what changed and what has no effect.
 
         While it is not `done` it goes on by itself, as an update may be in its way. What is in `restart` takes effect
         when the daemon is started again.
@@ -694,7 +694,7 @@ def _refusal(error: ConfigErrors | None) -> dict[str, Any] | None:
 
 
 def _is_installed(known: dict[str, Any]) -> bool:
-    """Whether any version of a model came otherwise than with the factory."""
+    """Return whether a model has a version that is not the factory's."""
     return any("factory" not in each["roles"] for each in known["versions"])
 
 

@@ -195,7 +195,7 @@ class Updates:
         return _begun(receiving.job)
 
     async def _known(self, ask: _Open) -> dict[str, Any]:
-        """What makes it unnecessary to send a container, if anything does. Raises BundleError if it may not come in."""
+        """Return what makes sending a container unnecessary, if anything. Raises BundleError if it may not come in."""
         receiving = self._receiving.get(ask.id)
         if receiving and receiving.job:
             return _begun(receiving.job)
@@ -469,7 +469,7 @@ def _number(report: Report, digest: str) -> str:
 
 
 def _versions(report: Report) -> Iterator[dict[str, Any]]:
-    """What there is of a model, the installed versions first, and what each is."""
+    """Yield the versions of a model with their roles, the installed ones first."""
     ledger = report.ledger
     for digest in dict.fromkeys((*reversed(ledger.versions), *report.factory, *ledger.rejected)):
         rejection = ledger.rejected.get(digest)

@@ -1,4 +1,4 @@
-"""What a sound configuration says in vain."""
+"""Warnings about a sound configuration."""
 
 from pathlib import Path
 

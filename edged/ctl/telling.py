@@ -148,7 +148,7 @@ def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
 
 
 def present(answer: dict[str, Any], version: str, serves: str) -> Outcome:
-    """How it ended where a device has the version already: it `serves` there, as these words say, or is not used."""
+    """Return the outcome where a device has the version already: it `serves` there, in these words, or is not used."""
     if answer.get("unused"):
         return Outcome("installed", f"{version} is installed already, and no pipeline uses it", answer["unused"])
     return Outcome("done", f"{version} {serves}")

@@ -112,7 +112,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def _edgectl(args: argparse.Namespace, host: str = "") -> str:
-    """How to call edgectl for the same daemon."""
+    """Return the beginning of a command line for the same daemon."""
     return shlex.join(["edgectl", *(["--host", host] if host else []), *args.runtime_option])
 
 

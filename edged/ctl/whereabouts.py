@@ -33,7 +33,7 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def _known(runtime_dir: str | None) -> dict[str, Any]:
-    """What the daemon that answers says of its configuration; nothing where none does."""
+    """Return what the daemon that answers says of its configuration, or nothing if none answers."""
     try:
         status: dict[str, Any] = connect(runtime_dir).call("status", timeout=_SECONDS)
     except EdgedError:

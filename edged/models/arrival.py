@@ -75,7 +75,7 @@ def adopt(file: Path, bare: Bare, before: Bundle, floor: Version) -> Arrival:
 
 
 def _head_of(bundle: Bundle) -> Head:
-    """What the container of a version begins with; a bare file in the configuration has no manifest of its own."""
+    """Return the head of a version's container; that of a bare file at a path is derived, as it has no manifest."""
     if bundle.derived:
         return Head(bundle.manifest, manifests.encode(bundle.manifest), b"")
     return head_of_folder(bundle.folder)

@@ -35,7 +35,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NAME_IT = "name the model in a pipeline, then: edgectl reload"
-"""What to do about a version that was installed and that no pipeline uses."""
+"""The hint for a version that was installed and that no pipeline uses."""
 
 Ending = Literal["done", "installed", "refused", "failed", "rolled_back"]
 JobState = Literal["running"] | Ending

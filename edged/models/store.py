@@ -54,7 +54,7 @@ MAX_HEAD_BYTES = 2 << 20
 """More than the head of a container or of a delta can have."""
 
 BRING = "bring one: edgectl update-model FILE"
-"""What to do where no version of a model is here, or none is sound."""
+"""The hint where no version of a model is here, or none is sound."""
 
 VERSIONS = "versions"
 """The folder of a model's installed versions."""
@@ -321,7 +321,7 @@ class Store:
         return [self._factory / name / version for version in versions]
 
     def _ranked(self, name: str) -> Iterator[Path]:
-        """Where to serve from, best first; last of all what is known to be damaged, for its error."""
+        """Yield the places to serve from, best first; damaged ones come last, for their error."""
         factory = self.factory(name)
         ledger = self._ledger(name)
         for each in dict.fromkeys(standing(ledger, tuple(factory))):
@@ -330,7 +330,7 @@ class Store:
         yield from (path for path in self._factory_paths(name) if path not in sound)
 
     def _numbered(self, name: str, version: str) -> Iterator[Path]:
-        """Where versions of that number are."""
+        """Yield the places of the versions with that number."""
         if not _VERSION.fullmatch(version):
             return
         for found, each in self._ledger(name).versions.items():

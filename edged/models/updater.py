@@ -641,7 +641,7 @@ class Updater:
             self._say(name, "update.unfit", f"version {number} does not serve: {fault.reason}")
 
     async def _swap(self, name: str, digest: str) -> Fault | None:
-        """What keeps a version from serving, if anything does."""
+        """Return what keeps a version from serving, if anything does."""
         try:
             bundle = await _on_thread(self._store.open, name, digest)
         except BundleError as error:

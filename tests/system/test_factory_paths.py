@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker import Broker, Subscriber
 from tests.bundles import DATA, write_bundle
 from tests.containers import colours, container, entry
 from tests.edged_process import Edged
 from tests.motion import Call, edgectl, serving
+from tests.web_server import WebServer
 
 DONE, NOT_RUNNING, FAILED, REFUSED, ROLLED_BACK = 0, 3, 4, 6, 8
 
@@ -149,3 +151,18 @@ def test_an_update_is_done_only_where_the_version_answers(tmp_path: Path, edged:
     assert edgectl(daemon, "reload").code == DONE
     assert serving(daemon) == "1.0"
     assert edgectl(daemon, "rollback", "mine").code == FAILED
+
+
+def test_a_wish_brings_the_first_version_and_is_done_when_it_answers(tmp_path: Path, edged: Callable[..., Edged]):
+    with (
+        Broker(tmp_path) as broker,
+        WebServer(bundle(tmp_path, "1.1").read_bytes()) as server,
+        Subscriber(broker.port, "edged/board/models/mine/update") as subscriber,
+    ):
+        fetch = f'[updates.fetch]\norigins = ["{server.url("")}"]\n'
+        daemon = edged(f'{CONFIG}[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n{fetch}')
+        wish = json.dumps({"url": server.url("/mine.edgm")})
+        subscriber.client.publish("edged/board/models/mine/desired", wish, qos=1)
+        ended = json.loads(subscriber.next(lambda message: b"update.ended" in message.payload).payload)
+        assert (ended["outcome"], ended["text"]) == ("done", "mine: version 1.1 is confirmed; version 1.1 serves")
+        assert serving(daemon) == "1.1"
