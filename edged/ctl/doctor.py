@@ -39,6 +39,7 @@ from edged.ctl.client import ForbiddenError, UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.devices import daemon_runs
 from edged.ctl.offline import models_of
+from edged.disk_space import NO_INODES, room_hint
 from edged.models.bundle import Bundle
 from edged.models.store import Store
 from edged.models.trial import prove_apart
@@ -393,6 +394,8 @@ def check_state(folder: Path, fstab: Path, least: int = LEAST_FREE_BYTES) -> Che
     free = shutil.disk_usage(folder).free
     if free < least:
         return Check("state", "fail", f"{folder}: {tables.size(free)} free", "free some space")
+    if room_hint(folder, "") == NO_INODES:
+        return Check("state", "fail", f"{folder}: no inodes free", NO_INODES)
     if not _may_write(folder):
         remedy = f"give it to the daemon's user: sudo chown -R {USER}: {folder}"
         return Check("state", "fail", f"{folder} is not for {_daemon_user()} to write", remedy)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edged.core.errors import StoreError
+from edged.disk_space import room_hint
 
 ASIDE = ".aside"
 """What the names of files end in that are not in their place yet."""
@@ -180,6 +181,8 @@ def _explained(path: Path) -> Iterator[None]:
 def refusal(path: Path, error: OSError) -> StoreError:
     """What the disk's error means, and what to do about it."""
     hint = _REMEDIES.get(error.errno or 0, "check that the folder is there and that edged may write to it")
+    if error.errno == errno.ENOSPC:
+        hint = room_hint(path, hint)
     return StoreError(f"{path}: {error.strerror or error}", hint=hint, retryable=error.errno in _PASSING)
 
 

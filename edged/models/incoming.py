@@ -29,6 +29,7 @@ import msgspec
 
 from edged.core.container import Head, Reader
 from edged.core.errors import BundleError, ControlError, EdgedError, StoreError
+from edged.disk_space import room_hint
 
 PART: Final = "part"
 RECORD: Final = "transfer.json"
@@ -508,7 +509,9 @@ _AGAIN = "fetch or send it again"
 
 def _refused(folder: Path, error: OSError, needed: int) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(f"{folder} is full: {needed} more bytes are needed", hint="free some space on that disk")
+        return StoreError(
+            f"{folder} is full: {needed} more bytes are needed", hint=room_hint(folder, "free some space on that disk")
+        )
     return StoreError(
         f"{folder} cannot be written: {error.strerror}",
         hint="check that it is there, that we may write, and what the kernel's log says of the disk",

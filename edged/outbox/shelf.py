@@ -24,6 +24,7 @@ import msgspec
 
 from edged.core.errors import StoreError
 from edged.core.types import Message
+from edged.disk_space import room_hint
 
 APPLICATION = 0x65646764
 SCHEMA = 1
@@ -358,11 +359,15 @@ def border(file: Path) -> Iterator[None]:
             code = sqlite3.SQLITE_READONLY  # of which SQLite sees no more than that its log cannot be written
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
         hint = SET_ASIDE if damaged else _HINTS.get(code, "look at dmesg")
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            hint = room_hint(file, hint)  # where its log cannot be made, SQLite does not say why
         # a page number that makes no sense may be one beyond the last possible: no room for it, says SQLite
         doubtful = not damaged and (code == sqlite3.SQLITE_FULL or code not in _HINTS)
         raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged, doubtful=doubtful) from error
     except OSError as error:
         hint = _HINTS.get(_CODES.get(error.errno or 0, 0), "look at dmesg")
+        if error.errno == errno.ENOSPC:
+            hint = room_hint(file, hint)
         raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint=hint) from error
 
 

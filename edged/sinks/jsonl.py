@@ -12,6 +12,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from edged.api import Prediction, Recorder, Sink, SinkConfig, SinkContext, StoreError
+from edged.disk_space import room_hint
 
 
 class JsonlSink(SinkConfig, frozen=True, kw_only=True):
@@ -57,9 +58,9 @@ class _Sink:
             do()
         except OSError as error:
             self.close()  # the next attempt opens it again: by then the disk may be another
-            hint = (
-                "free some space" if error.errno == errno.ENOSPC else "check the folder: is it there, and may we write?"
-            )
+            hint = "check the folder: is it there, and may we write?"
+            if error.errno == errno.ENOSPC:
+                hint = room_hint(self._options.path, "free some space")
             raise StoreError(
                 f"{self._options.path} cannot be written: {error.strerror}", hint=hint, retryable=True
             ) from error

@@ -11,13 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "edged"
 
-LOW = {"core", "credentials", "log"}
+LOW = {"core", "credentials", "disk_space", "log"}
 MIDDLE = LOW | {"api", "child"}
 SERVICE = MIDDLE | {"outbox", "control", "flow", "models", "sources", "backends", "sinks", "plugins"}
 
 MAY_IMPORT = {
     "core": set(),
     "credentials": set(),
+    "disk_space": set(),
     "log": set(),
     "child": set(),
     "hardware": set(),
