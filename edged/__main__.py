@@ -43,6 +43,11 @@ def main() -> None:
     except EdgedError as error:
         logging.getLogger("edged").error("%s", error)
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        if not log.scarcity(error):
+            raise
+        logging.getLogger("edged").error("cannot run on", exc_info=error)
+        sys.exit(1)
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -1,17 +1,27 @@
 """Where log messages go: the journal with fields under systemd, standard error elsewhere.
 
+An error for want of descriptors, threads or memory is one line with its remedy, at most once a minute: all that is
+tried then fails, and the tracebacks of it would fill the disk.
+
 Loggers are named edged.<wing>. What a message is about travels beside it, `extra={"pipeline": "door"}`, and becomes a
 journal field (`journalctl PIPELINE=door`) or a few words at the end of the line.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import os
 import sys
+import threading
+import time
+from collections import Counter
 from typing import Any
 
 FIELDS = ("pipeline", "model", "source", "step")
+
+SCARCITY_SECONDS = 60.0
 
 _LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
@@ -20,7 +30,59 @@ def set_up(level: str) -> None:
     """Send messages of `level` ("debug", "info", "warning", "error") and above to the journal or standard error."""
     root = logging.getLogger()
     root.handlers[:] = [_journal() or _terminal()]
+    root.handlers[0].addFilter(_Scarcity())
     root.setLevel(level.upper())
+    threading.excepthook = _log_end_of_thread
+
+
+def scarcity(error: BaseException | None) -> str:
+    """What to do about an error for want of descriptors, threads or memory; "" for any other."""
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, OSError) and error.errno in _REMEDIES:
+            return _REMEDIES[error.errno]
+        if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+            return "let it have more threads: TasksMax= (systemctl edit edged), ulimit -u, or free memory"
+        if isinstance(error, MemoryError):
+            return _REMEDIES[errno.ENOMEM]
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+_REMEDIES = {
+    errno.EMFILE: "let it open more files: LimitNOFILE= (systemctl edit edged), ulimit -n",
+    errno.ENFILE: "the whole board has too many files open: raise fs.file-max (sysctl)",
+    errno.ENOMEM: "free memory, or let it have more: MemoryMax= (systemctl edit edged)",
+}
+
+
+class _Scarcity(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+        self._left_out: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        remedy = scarcity(error)
+        if not remedy:
+            return True
+        now = time.monotonic()
+        if now - self._said.get(remedy, -math.inf) < SCARCITY_SECONDS:
+            self._left_out[remedy] += 1
+            return False
+        more = f"; {self._left_out[remedy]} more such errors were left out" if self._left_out[remedy] else ""
+        record.msg, record.args = "%s: %s (%s)%s", (record.getMessage().splitlines()[0], error, remedy, more)
+        record.exc_info = record.exc_text = None
+        self._said[remedy] = now
+        self._left_out[remedy] = 0
+        return True
+
+
+def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    name = ended.thread.name if ended.thread else "unknown"
+    logging.getLogger("edged").error("the thread %s has ended", name, exc_info=ended.exc_value)
 
 
 def _terminal() -> logging.Handler:

@@ -35,11 +35,15 @@ MAX_CONNECTIONS = 16
 MAX_STREAMS = 12
 """So many clients at a time may have streams of the same verb."""
 
-_AT_ONCE = 4
-"""So few clients are accepted at once that one's request is read before those after it could have it make room."""
+ACCEPTED_AT_ONCE = 1
+"""How many connections asyncio is to accept before it sees to those that there are.
 
-_WAITING = 100
-"""So many clients may wait to be accepted; the kernel refuses those that come then."""
+With more, a client could have to make room before its request was read, and out of descriptors asyncio would try again
+so many times for each time it tried, which soon is all it does.
+"""
+
+WAITING = 100
+"""So many connections may wait to be accepted; the kernel refuses those that come then."""
 
 _OVERFLOW_USER = 65534
 
@@ -104,9 +108,9 @@ class Server:
         async with contextlib.AsyncExitStack() as opened:
             listener = _claim(self.path, self._mode, self._group, opened)
             server = await asyncio.start_unix_server(
-                self._accept, sock=listener, limit=protocol.MAX_REQUEST, backlog=_AT_ONCE
+                self._accept, sock=listener, limit=protocol.MAX_REQUEST, backlog=ACCEPTED_AT_ONCE
             )
-            listener.listen(_WAITING)  # asyncio accepts as many at once as it was told may wait
+            listener.listen(WAITING)  # which asyncio takes for the same number
             opened.callback(server.close)
             self._made = self.path.stat()
             self._open = opened.pop_all()

@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
 
+from edged.control.server import ACCEPTED_AT_ONCE, WAITING
 from edged.core.errors import ControlError
 from edged.core.metrics import CONTENT_TYPE
 
@@ -65,13 +67,17 @@ class Web:
             ControlError: the address is taken or not ours.
         """
         try:
-            self._server = await asyncio.start_server(self._accept, self.host, self.port, limit=MAX_HEAD)
+            listener = socket.create_server((self.host, self.port))
+            self._server = await asyncio.start_server(
+                self._accept, sock=listener, limit=MAX_HEAD, backlog=ACCEPTED_AT_ONCE
+            )
+            listener.listen(WAITING)
         except OSError as error:
             raise ControlError(
                 f"the metrics page cannot listen on {self.host} port {self.port}: {error.strerror}",
                 hint="set another port in [metrics]; `ss -ltnp` shows who has this one",
             ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = listener.getsockname()[1]
 
     async def stop(self) -> None:
         """Let every client go. May be called twice."""

@@ -1,11 +1,14 @@
 """The real daemon, whose control socket many clients hold open."""
 
 import contextlib
+import resource
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from edged.core import protocol
-from tests.motion import edgectl
+from tests.broker import free_port
+from tests.motion import config, edgectl
 
 
 def silent(daemon, data: bytes = b"") -> socket.socket:
@@ -30,3 +33,20 @@ def test_many_who_ask_at_once_are_all_answered(edged):
     with ThreadPoolExecutor(50) as clients:
         answers = list(clients.map(lambda _: daemon.call("status")["device"], range(200)))
     assert len(answers) == 200
+
+
+def test_out_of_descriptors_it_says_so_in_a_line_and_serves_on(edged):
+    daemon = edged(config() + f"[metrics]\nport = {(port := free_port())}\n")
+    folder = Path(f"/proc/{daemon.process.pid}/fd")
+    before = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    limit = max(int(entry.name) for entry in folder.iterdir()) + 3
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+    with contextlib.ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(silent(daemon))
+            clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+        daemon.wait_for_log("Too many open files (let it open more files: LimitNOFILE= (systemctl edit edged), ulimit")
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, before)
+    assert daemon.call("pipelines")[0]["name"] == "motion"
+    assert len([line for line in daemon.log if "Too many open files" in line]) == 1
+    assert "Traceback" not in "".join(daemon.log)
