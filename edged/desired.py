@@ -62,18 +62,18 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("a bare .tflite file does not say its version: add one")
 
     def delay(self, device: str) -> float:
-        """How many of the `spread` seconds a device waits."""
+        """Return how many of the `spread` seconds a device waits."""
         seed = hashlib.sha256(f"{device} {self.digest or self.url}".encode()).digest()
         return self.spread * int.from_bytes(seed[:6], "big") / 2**48
 
 
 def first_pause(every: float, chance: float) -> float:
-    """Seconds to the first look after a start or a reload, where looks are `every` so many; `chance` is in [0, 1)."""
+    """Return the seconds to the first look, where looks are `every` so many; `chance` is in [0, 1)."""
     return chance * min(FIRST_SECONDS, every / 10)
 
 
 def pause(every: float, chance: float) -> float:
-    """Seconds between two looks, `every` on average, so that boards that began together do not go on so."""
+    """Return the seconds between two looks, `every` on average: boards that began together do not go on so."""
     return every * (0.75 + chance / 2)
 
 
@@ -84,7 +84,7 @@ class Fetches(Protocol):
         """Fetch and install a version of a model. Raises EdgedError where that may not be now."""
 
     def wish(self, model: str) -> Job | None:
-        """The wish for a model that is being fetched, if one is."""
+        """Return the wish for a model that is being fetched, if there is one."""
 
 
 class Models(Protocol):

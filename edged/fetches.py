@@ -77,7 +77,7 @@ class Fetches:
         self._wishes, self._asked = asyncio.Semaphore(MAX_WISHES), asyncio.Semaphore(MAX_ASKED)
 
     def abide_by(self, options: FetchOptions, urls: Collection[str]) -> None:
-        """From now on, fetch as these say."""
+        """Fetch as these say from now on."""
         self._options, self._policy = options, options.policy(urls)
 
     def resume(self) -> None:
@@ -118,7 +118,7 @@ class Fetches:
         return fetch.progress if fetch else None
 
     def wish(self, model: str) -> Job | None:
-        """The wish for a model that is being fetched, if one is."""
+        """Return the wish for a model that is being fetched, if there is one."""
         return next((each.job for each in self._under_way() if not each.operator and each.wanted == model), None)
 
     def fetch(self, url: str, options: Options, model: str = "", *, operator: bool = False) -> Job:
@@ -162,7 +162,7 @@ class Fetches:
         return fetch.job
 
     def _under_way(self) -> list[_Fetch]:
-        """Those that go on; one that was called off is as good as gone."""
+        """List the fetches that go on; one that was called off is as good as gone."""
         return [each for each in self._all.values() if not each.job.ended.is_set() and not each.called_off]
 
     def _forget_oldest(self) -> None:
@@ -281,7 +281,7 @@ class Fetches:
         return transfer
 
     def _end_fetch(self, fetch: _Fetch, error: EdgedError) -> None:
-        """It came to nothing before the updater knew of it. Of a wish, only a sound head can be refused for good."""
+        """End a fetch that the updater never knew of. Of a wish, only a sound head can be refused for good."""
         known = fetch.operator or bool(fetch.coming.digest) or fetch.coming.transfer is None
         judged = isinstance(error, BundleError) and (fetch.operator or (known and not error.retryable))
         state: Ending = "refused" if judged or isinstance(error, PolicyError) else "failed"
@@ -321,7 +321,7 @@ class _Fetch:
 
     @property
     def installing(self) -> bool:
-        """Whether all of it is here, and with the updater."""
+        """Tell whether all of it is here, and with the updater."""
         return any(not each.ended.is_set() for each in self.installs)
 
     def call_off(self, why: str) -> None:
@@ -359,7 +359,7 @@ class _PresentError(BundleError):
 
 
 def _in_general(error: EdgedError) -> str:
-    """What is published of a wish that failed, for whoever made it may not know more."""
+    """Return the few words that are published of a wish that failed: its author may not know more."""
     match error:
         case PolicyError():
             return "refused by policy"

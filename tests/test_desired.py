@@ -209,7 +209,7 @@ def test_the_latest_wish_stands(desires: Desires, fetches: Fetches):
 def test_a_bare_file_that_was_judged_is_not_fetched_again(
     desires: Desires, fetches: Fetches, ending: str, fetched: bool, looks_again: bool
 ):
-    """All of it would have to come to learn that it is the same; a pin, which needs no byte of it, may be taken off."""
+    """Only a whole fetch would tell that the file is the same; a pin, which needs no byte of it, may be taken off."""
     fetches.ending, fetches.fetched = ending, fetched
     desires.look_at({}, SHORT, "board")
     hear(desires, b'{"url": "https://models.example/m.tflite", "version": "1.1"}')

@@ -22,11 +22,11 @@ class FetchError(EdgedError):
 
 
 class NotFoundError(FetchError):
-    """The server answers, and does not give it."""
+    """The server answers that it does not give the file."""
 
 
 class NotBundleError(FetchError):
-    """Something else came, as from a network that wants a log-in first: it may be there another time."""
+    """Another file came, as from a network that wants a log-in first: the bundle may come another time."""
 
 
 class Asked(NamedTuple):
@@ -110,7 +110,7 @@ def _whole(headers: Mapping[str, str], asked: Asked) -> Body | TryAgain:
 
 
 def is_page(content_type: str, start: bytes) -> bool:
-    """Whether what begins like this is a web page, and no model that a server only takes for one."""
+    """Tell whether a file that begins like this is a web page, and no model that a server only takes for one."""
     if start[4:8] == b"TFL3" or any(magic.startswith(start[:4]) for magic in (b"edgm", b"edgd")):
         return False
     text = start[:100].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -240,7 +240,7 @@ def follow(source: SplitResult, location: str) -> SplitResult:
 
 
 def _decoded(header: str) -> str:
-    """A header that is in UTF-8, though it was read as Latin-1; or as it was read, where it is not."""
+    """Read a header, which was read as Latin-1, as UTF-8 where it is that."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeError:

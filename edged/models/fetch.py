@@ -118,7 +118,7 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             parse_origin(each)
 
     def policy(self, urls: Iterable[str]) -> Policy:
-        """The rules for what is fetched, where the configuration names these `urls` of models."""
+        """Return the rules for fetches where the configuration names these `urls` of models."""
         named = {parse_origin(each) for each in self.origins or ()}
         for url in urls:
             with suppress(FetchError):  # it is told of when it is fetched
@@ -299,7 +299,7 @@ class _Fetch:
         return Whole()
 
     def _another(self, what: str) -> NotBundleError:
-        """Something that may have been sent by somebody on the way, and is no reason not to ask another time."""
+        """Make the error for a file that somebody on the way may have sent, so that asking another time may help."""
         self._scissors.check()
         wanted = "a bundle" if self._into.checked else "a model file"
         hint = "check the URL, and whether the network wants a log-in first"

@@ -291,7 +291,7 @@ class Transfer:
 
     @property
     def awaits_head(self) -> bool:
-        """Whether a check reads along, and has not seen yet what this is."""
+        """Tell whether a check reads along and has not seen the whole head yet."""
         return self._check is not None and self._check.total is None
 
     @property

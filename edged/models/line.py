@@ -352,7 +352,7 @@ def _exchange(line: Line, method: str, path: str, headers: dict[str, str]) -> HT
 
 
 def _is_ours(family: int, address: Any) -> bool:
-    """Whether a connection to this address would end at this board. Nothing is sent to find out."""
+    """Tell whether a connection to this address would end at this board. Nothing is sent to find out."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)

@@ -58,7 +58,7 @@ _LIST_IT = "if it should be fetched from, add it to origins in [updates.fetch]"
 
 
 def parse_origin(text: str) -> Origin:
-    """The origin that a text names, as https://models.example.org:8443. Raises ConfigError."""
+    """Return the origin that a text names, as https://models.example.org:8443. Raises ConfigError."""
     try:
         parts = urlsplit(text)
         bare = parts.path in ("", "/") and not (parts.query or parts.fragment) and parts.username is None
@@ -73,7 +73,7 @@ def parse_origin(text: str) -> Origin:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the internet: not of this board, its network, or a group of hosts.
+    """Tell whether an address is one of the internet: not of this board, its network, or a group of hosts.
 
     An IPv6 address that stands for an IPv4 address counts as that one.
     """
@@ -85,7 +85,7 @@ def is_public(address: str) -> bool:
 
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that packets to an IPv6 address end at, if there is one."""
+    """Return the IPv4 address that packets to an IPv6 address end at, if there is one."""
     if ip.ipv4_mapped or ip.sixtofour:
         return ip.ipv4_mapped or ip.sixtofour
     if ip.teredo:

@@ -60,7 +60,7 @@ class Trust(msgspec.Struct, frozen=True):
         created = manifests.decode(manifest).created
         if today is not None and created > today + AHEAD_SECONDS:
             raise BundleError(
-                f"it says that it was made on {_day(created)}, and today is {_day(today)}",
+                f"the manifest says that it was made on {_day(created)}, and today is {_day(today)}",
                 hint="correct the clock of the computer that packs it, then pack and sign it again",
             )
         if not self.required and not (found and self.allowed_signers.exists()):

@@ -322,7 +322,7 @@ class Updater:
         return tuple(self._jobs)
 
     def verify(self, head: Head) -> tuple[str, ...]:
-        """Who signed a version. Raises what Trust.verify does. Not on the event loop's thread.
+        """Verify who signed a version. Raises what Trust.verify does. Not on the event loop's thread.
 
         The time is what the clock says or, as a board may have none, the newest signed time seen. A time that a
         synchronised clock knows to be yet to come is none: some signer's clock was wrong.

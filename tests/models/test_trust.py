@@ -175,7 +175,7 @@ def test_a_manifest_s_own_date_does_not_help_an_expired_key(trust, keys, tmp_pat
 
 
 def test_a_manifest_of_a_day_that_is_yet_to_come_is_refused_where_the_clock_is_right(trust, keys, tmp_path):
-    """It would make every key that is valid until then useless, for its date counts where a board has no clock."""
+    """Its date would make every key that is valid until then useless."""
     manifest = (write_bundle(tmp_path / "dated", created=int(unix(2034))) / "manifest.json").read_bytes()
     signature = sign(manifest, keys["alice"])
     with pytest.raises(BundleError, match="made on 2034-01-01, and today is 2026-01-01") as refused:

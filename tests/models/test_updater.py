@@ -212,7 +212,7 @@ def test_a_board_without_a_clock_takes_it_to_be_no_earlier_than_what_it_has_trus
 
 
 def test_a_version_of_a_day_that_is_yet_to_come_does_not_count_once_the_clock_is_right(rig):
-    """It came in while the board did not know the time; the signer's clock was wrong."""
+    """The version came in while the board did not know the time; the signer's clock was wrong."""
     times = []
 
     class Notary:

@@ -74,7 +74,7 @@ def signed(folder: Path, version: str, who: str, created: int = 0) -> Path:
 def test_a_version_of_a_day_that_is_yet_to_come_is_refused_where_the_clock_is_right(
     tmp_path: Path, board_in: Callable[..., Edged]
 ):
-    """It would make a key that is valid until then useless for ever."""
+    """The version would make a key that is valid until then useless for ever."""
     daemon = board_in(2026, synchronised=True)
     said = edgectl(daemon, "update-model", signed(tmp_path, "1.1.0", "always", FAR))
     assert (said.code, "made on 2034-06-15, and today is 2026-01-0" in said.output) == (REFUSED, True), said.output
