@@ -447,8 +447,9 @@ def _certain(args: argparse.Namespace, said: dict[str, Any], structure: TfliteFi
         if side.fact:
             _note(f"derived from {args.model.name}: {side.fact.partition('; ')[0] if has_labels else side.fact}")
     fields: dict[str, Any] = {"postprocess": {"kind": "classification"}} if args.labels else {}
-    for side in sides:
-        fields |= msgspec.to_builtins(dict(side.fields))
+    fields |= msgspec.to_builtins(dict(sides.input.fields))
+    if not said.get("postprocess", {}).get("output"):  # what is derived is of the first output
+        fields |= msgspec.to_builtins(dict(sides.output.fields))
     return fields
 
 
