@@ -14,6 +14,7 @@ import logging
 import secrets
 from collections.abc import Callable, Collection
 from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import Annotated
 
 import msgspec
@@ -38,7 +39,10 @@ class _Record(msgspec.Struct):
 
 
 class Announced:
-    """The record of one board. `boots` are those of its daemon, this one last; `client` is its own for ever."""
+    """The record of one board. `boots` are those of its daemon, this one last; `client` is its own for ever.
+
+    The file is written by a thread of its own, so that a disk that hangs holds up nobody; `flush` waits for it.
+    """
 
     def __init__(self, folder: Path, boot: str, disk: Disk | None = None) -> None:
         self._file = folder / "announced.json"
@@ -47,6 +51,11 @@ class Announced:
         self._record.boots = [*self._record.boots, boot][-MAX_BOOTS:]
         self._expected: set[str] = set()
         self._complained = False
+        self._lock = Lock()
+        self._dirty = Event()
+        self._written = Event()
+        self._written.set()
+        self._thread = Thread(target=self._write, name="announced", daemon=True)
 
     @property
     def client(self) -> str:
@@ -72,8 +81,9 @@ class Announced:
         """Keep what is about to be told to a broker; the topics that this one was told of earlier and are over now."""
         known = self.topics if broker == self._record.broker else set()
         self._expected = topics
-        self._record.broker = broker
-        self._record.topics = sorted(known | topics)
+        with self._lock:
+            self._record.broker = broker
+            self._record.topics = sorted(known | topics)
         self._save()
         return known - topics
 
@@ -81,8 +91,13 @@ class Announced:
         """Keep no more what the broker has cleared, and of Home Assistant's components only these."""
         left = sorted(topic for topic in self._record.topics if topic in self._expected or not is_clear(topic))
         if (left, components) != (self._record.topics, self._record.components):
-            self._record.topics, self._record.components = left, components
+            with self._lock:
+                self._record.topics, self._record.components = left, components
             self._save()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until the file is as the record is, for so many seconds at most; whether it is."""
+        return self._written.wait(seconds)
 
     def _read(self) -> _Record | None:
         """The record; None where there is none. One that is damaged is as good as none, and the log says so."""
@@ -98,11 +113,25 @@ class Announced:
             return None
 
     def _save(self) -> None:
-        """Replace the file. Where that cannot be, say so once, and go on without."""
-        try:
-            self._disk.make_folder(self._file.parent)
-            self._disk.replace(self._file, msgspec.json.encode(self._record))
-        except StoreError as error:
-            if not self._complained:
-                log.warning("what is told to the broker cannot be kept: %s", error)
-            self._complained = True
+        with self._lock:
+            self._written.clear()
+            self._dirty.set()
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def _write(self) -> None:
+        """Replace the file whenever the record has changed. Where that cannot be, say so once, and go on without."""
+        while self._dirty.wait():
+            self._dirty.clear()
+            with self._lock:
+                content = msgspec.json.encode(self._record)
+            try:
+                self._disk.make_folder(self._file.parent)
+                self._disk.replace(self._file, content)
+            except StoreError as error:
+                if not self._complained:
+                    log.warning("what is told to the broker cannot be kept: %s", error)
+                self._complained = True
+            with self._lock:
+                if not self._dirty.is_set():
+                    self._written.set()

@@ -56,7 +56,15 @@ from edged.core.description import Description, retained
 from edged.core.health import Health, Status
 from edged.core.manifest import MAX_BUNDLE_BYTES, Manifest
 from edged.core.metrics import render
-from edged.core.record import Recorder, UpdateStep, encode_acceleration, encode_state, encode_step, state_boot
+from edged.core.record import (
+    TIME_DECIMALS,
+    Recorder,
+    UpdateStep,
+    encode_acceleration,
+    encode_state,
+    encode_step,
+    state_boot,
+)
 from edged.core.tables import Problem
 from edged.core.topics import Topics
 from edged.desired import Desires
@@ -112,6 +120,9 @@ MAX_TRANSFERS = 10
 
 STALE_SECONDS = 7 * 86400.0
 TIDY_SECONDS = 3600.0
+
+KEEP_SECONDS = 1.0
+"""How long the names that are told to the broker may take to be on disk before they are told, or forgotten."""
 
 RETAINED_SECONDS = 60.0
 NAMESAKE_SECONDS = 600.0
@@ -443,6 +454,7 @@ class Daemon:
 
         parts.publisher.subscribe(parts.topics.model_desired("+"), hear)
         parts.publisher.subscribe(parts.topics.state, self._hear_own_state)
+        await asyncio.to_thread(self._announced.flush, KEEP_SECONDS)
         parts.publisher.start()
         await self._open_page()
         await self._prove(unproven)
@@ -514,7 +526,7 @@ class Daemon:
             self._announce()
         if not event.model:  # it was no bundle, so nobody knows of what
             return
-        fields = msgspec.structs.asdict(event) | {"time": parts.clock.at(event.time)}
+        fields = msgspec.structs.asdict(event) | {"time": round(parts.clock.at(event.time), TIME_DECIMALS)}
         step = UpdateStep(**fields)
         parts.publisher.publish_state(parts.topics.model_update(event.model), encode_step(step))
 
@@ -762,6 +774,7 @@ class Daemon:
         publisher.stop(seconds)
         await asyncio.to_thread(publisher.join, seconds + 2.0)
         self._settle()
+        await asyncio.to_thread(self._announced.flush, KEEP_SECONDS)
         self._unsent = await asyncio.to_thread(publisher.spool.close, SAVE_SECONDS)
 
     def _feed(self) -> None:

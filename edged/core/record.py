@@ -391,7 +391,7 @@ def encode_state(name: str, health: Health, clock: WallClock, details: dict[str,
             state=health.state,
             reason=health.reason,
             hint=health.hint,
-            since=clock.at(health.since),
+            since=round(clock.at(health.since), TIME_DECIMALS),
             details=details or {},
         )
     )
@@ -422,7 +422,7 @@ def encode_acceleration(model: str, accelerator: str, standing: Standing, clock:
             state=standing.state,
             reason=standing.reason,
             hint=standing.hint,
-            since=clock.at(standing.since),
+            since=round(clock.at(standing.since), TIME_DECIMALS),
         )
     )
 

@@ -105,6 +105,7 @@ class Publisher:
         self._chance = chance
         self._client_id = options.client_id or "-".join(filter(None, ("edged", topics.device, client)))
         self._session: Session | None = None
+        self._contested_until = -math.inf
         self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
         self._states = States()
         self._handlers: dict[str, Handler] = {}
@@ -210,7 +211,11 @@ class Publisher:
         self._wake.nudge()
 
     def complain(self, reason: str, hint: str, seconds: float) -> None:
-        """Be degraded for so many seconds. For a handler, on whose thread alone it may be called."""
+        """Be degraded for so many seconds, and pause for longer after each short connection that ends in them.
+
+        For a handler, on whose thread alone it may be called.
+        """
+        self._contested_until = self._clock() + seconds
         if self._session is not None:
             self._session.complain(reason, hint, seconds)
 
@@ -236,7 +241,8 @@ class Publisher:
                 brief = brief + 1 if delivered and not steady else 0
                 failures = 1 if steady else failures + 1
                 if brief:
-                    failures = max(1, min(brief - BRIEF_SESSIONS, BRIEF_FAILURES))
+                    most = math.inf if self._clock() < self._contested_until else BRIEF_FAILURES
+                    failures = int(max(1, min(brief - BRIEF_SESSIONS, most)))
                 unreachable = error.unreachable
                 if error.over and not last:
                     self._hold_back()
