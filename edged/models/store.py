@@ -5,8 +5,8 @@ A factory version of a model is what the configuration gives a `path` for: a bun
 
     <factory>/<name>/<version>/             bundles
 
-    <state>/../unpacked/<digest>/           what .edgm files of the configuration hold: a runtime reads files, not
-                                            containers. Made again at need
+    <state>/../unpacked/<digest>/           what the paths of the configuration hold: a runtime reads files, not
+                                            containers, and nobody may write to them. Made again at need
 
     <state>/<name>/state.json               the ledger: the only truth about what is installed (edged/core/ledger.py)
                    state.copy.json          the same, for the day the card has lost the first; both are replaced at
@@ -25,6 +25,7 @@ import logging
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -50,6 +51,7 @@ FACTORY = next(filter(Path.is_dir, [_PACKAGE / "firmware_models"]), _PACKAGE.par
 """The models that came with `edged`: inside the package where it was installed, beside it in a checkout."""
 
 MAX_LEDGER_BYTES = 1 << 20
+_BLOCK = 256 << 10
 MAX_HEAD_BYTES = 2 << 20
 """More than the head of a container or of a delta can have."""
 
@@ -202,7 +204,8 @@ class Store:
     ) -> None:
         """`state` is the folder of installed models; without one there are the factory's alone.
 
-        .edgm files are unpacked into `unpacked` or, without it, into a folder that goes with this process.
+        .edgm files are unpacked into `unpacked`, and what other paths name is copied there. Without it, .edgm files are
+        unpacked into a folder that goes with this process.
         """
         self.paths = paths or {}
         self._factory = factory
@@ -282,7 +285,7 @@ class Store:
         return dict(self._factory_versions(name))
 
     def tidy(self, disk: Disk) -> None:
-        """Remove what was unpacked of .edgm files that no path names any more. Raises StoreError."""
+        """Remove what was unpacked or copied of paths that no model has any more. Raises StoreError."""
         if self._unpacked is None:
             return
         needed = {digest for name in self.paths for digest in self.factory(name)}
@@ -362,16 +365,15 @@ def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundl
     """Open and verify the model in a bundle's folder, an .edgm file or a bare .tflite file.
 
     A bare file's version is called `name`. An .edgm file is unpacked into `unpacked`, unless it is there already, or
-    into a folder that goes with this process.
+    into a folder that goes with this process. Anything else is copied into `unpacked`, where there is that.
 
     Raises:
         BundleError: it is not sound.
         StoreError: it cannot be read, or not be unpacked.
     """
-    if path.suffix == BARE:
-        return derive(path, name)
     if path.suffix != container.SUFFIX or path.is_dir():
-        return open_folder(path)
+        bundle = derive(path, name) if path.suffix == BARE else open_folder(path)
+        return bundle if unpacked is None else _copied(bundle, unpacked / bundle.digest)
     disk = Disk()
     try:
         folder = (unpacked or Path(_temporary().name)) / _head(path).digest
@@ -394,6 +396,46 @@ def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundl
 def _complain(path: Path, why: str) -> None:
     """Log what keeps a factory version from being read, once: it is looked at again and again."""
     log.error("%s: the factory's version cannot be had: %s", path, why.removeprefix(f"{path}: "))
+
+
+def _copied(bundle: Bundle, folder: Path) -> Bundle:
+    """The same version in a folder of our own; where it is if the disk refuses.
+
+    A runtime maps the file: whoever writes to that while it serves ends the process with SIGBUS.
+    """
+    disk, aside = Disk(), folder.with_name(folder.name + ASIDE)
+    with _COPYING:
+        with suppress(BundleError):
+            return open_folder(folder)
+        try:
+            disk.make_folder(folder.parent)
+            disk.remove(aside)
+            disk.make_folder(aside)
+            for each in bundle.manifest.files:
+                disk.write(aside / each, _blocks(bundle.folder / each))
+            disk.write(
+                aside / MANIFEST,
+                [manifests.encode(bundle.manifest) if bundle.derived else head_of_folder(bundle.folder).data],
+            )
+            disk.sync_folder(aside)
+            disk.remove(folder)
+            disk.place(aside, folder)
+        except StoreError as error:
+            log.warning("%s is used where it is: it must not be written to while it serves: %s", bundle.path, error)
+            return bundle
+        return open_folder(folder)
+
+
+_COPYING = threading.Lock()
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as opened:
+            while block := opened.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise _unreadable(file, error) from error
 
 
 @cache

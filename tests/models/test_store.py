@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from edged.core.errors import BundleError, ConfigError, StoreError
 from edged.core.ledger import EMPTY, Candidate, Installed
-from edged.models.bundle import digest
+from edged.models.bundle import digest, open_folder
 from edged.models.disk import Disk
 from edged.models.store import Store, open_path
 from tests.bundles import DATA, write_bundle
@@ -236,6 +236,33 @@ def test_a_bare_file_at_a_path_goes_by_the_name_it_is_given():
     bundle = store.find("mine")
     assert (bundle.manifest.name, bundle.model) == ("mine", DATA / "metadata.tflite")
     assert list(store.factory("mine")) == [bundle.digest]
+
+
+@pytest.mark.parametrize("kind", ["a bare file", "a folder"])
+def test_what_is_at_a_path_is_copied_so_that_nobody_writes_to_what_serves(tmp_path, kind):
+    if kind == "a folder":
+        path = write_bundle(tmp_path / "mine")
+        file = path / "model.tflite"
+    else:
+        path = file = tmp_path / "mine.tflite"
+        file.write_bytes((DATA / "metadata.tflite").read_bytes())
+    store = Store(tmp_path / "factory", paths={"colours": path}, unpacked=tmp_path / "unpacked")
+    found = store.find("colours")
+    assert found.folder == tmp_path / "unpacked" / found.digest
+    assert found.digest == open_path(path, "colours").digest
+    assert found.model.read_bytes() == file.read_bytes()
+    file.write_bytes(b"")
+    assert open_folder(found.folder) == found
+    with pytest.raises(BundleError):
+        store.find("colours")
+
+
+def test_where_nothing_can_be_copied_a_path_is_used_as_it_is(tmp_path, caplog):
+    (tmp_path / "unpacked").write_text("in the way")
+    path = write_bundle(tmp_path / "mine")
+    store = Store(tmp_path / "factory", paths={"colours": path}, unpacked=tmp_path / "unpacked")
+    assert store.find("colours").folder == path
+    assert "must not be written to while it serves" in caplog.text
 
 
 def test_without_a_folder_of_its_own_a_container_is_unpacked_for_this_process_alone(given):

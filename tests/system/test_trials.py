@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.bundles import killer
+from edged.ctl.client import connect
+from tests.bundles import killer, write_bundle
 from tests.edged_process import PATIENCE, Edged
 from tests.motion import config, edgectl, serving
+from tests.real_models import real_model
 
 KILLER = """
 [sources.one]
@@ -21,6 +24,21 @@ path = "{file}"
 [pipelines.killed]
 source = "one"
 model = "killer"
+"""
+
+MINE = """
+[device]
+name = "board"
+[sources.eye]
+kind = "replay"
+path = "{pictures}"
+rate = 50
+loop = true
+[models.mine]
+path = "{path}"
+[pipelines.mine]
+source = "eye"
+model = "mine"
 """
 
 HOLDING = """
@@ -117,3 +135,28 @@ def test_edgectl_says_what_became_of_it(tmp_path: Path, words):
     assert ended.returncode == 4
     assert "crashed" in ended.stderr
     assert "SIGSEGV" in ended.stderr
+
+
+def test_a_file_that_is_written_over_while_it_serves_does_not_end_the_daemon(tmp_path: Path, edged):
+    """The runtime has the file mapped: where that is cut short, it would die of SIGBUS."""
+    mine = write_bundle(
+        tmp_path / "mine",
+        files={"model.tflite": real_model("keras_lstm_mnist_ptq.tflite").read_bytes()},
+        name="mine",
+        window={"length": 1, "hop": 1, "sample_shape": [28, 28], "dtype": "uint8"},
+        inputs=[{"tensor": {"name": "x", "shape": [1, 28, 28], "dtype": "uint8", "scale": 1 / 255}}],
+        outputs=[{"name": "y", "shape": [1, 10], "dtype": "uint8", "scale": 1 / 256}],
+        labels=[str(digit) for digit in range(10)],
+        preprocess=[{"step": "none"}],
+    )
+    np.save(tmp_path / "pictures.npy", np.zeros((100, 28, 28), np.uint8))
+    daemon = edged(MINE.format(pictures=tmp_path / "pictures.npy", path=mine))
+    assert serving(daemon) == "1.0"
+    (mine / "model.tflite").write_bytes(b"")
+    answers = connect(str(daemon.runtime_dir)).stream("watch")
+    assert [next(answers)["version"] for _ in range(10)] == ["1.0"] * 10
+    daemon.configure(daemon.config.read_text() + '[log]\nlevel = "debug"\n')
+    daemon.reload()  # nothing at the path is sound
+    daemon.wait_for_log("the new configuration is refused, the old one serves on")
+    assert serving(daemon) == "1.0"
+    assert daemon.stop() == 0
