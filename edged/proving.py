@@ -414,7 +414,10 @@ class _Prove(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class _Tune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Arguments of a verb that changes something. `asked_by` is who asks, as the control socket's server says."""
+
     model: Name
+    asked_by: str = ""
     seconds: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = TUNE_SECONDS
 
 
