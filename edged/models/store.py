@@ -32,6 +32,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from edged.core import container
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
@@ -406,7 +408,7 @@ def _copied(bundle: Bundle, folder: Path) -> Bundle:
     disk, aside = Disk(), folder.with_name(folder.name + ASIDE)
     with _COPYING:
         with suppress(BundleError):
-            return open_folder(folder)
+            return replace(open_folder(folder), derived=bundle.derived)
         try:
             disk.make_folder(folder.parent)
             disk.remove(aside)
@@ -423,7 +425,7 @@ def _copied(bundle: Bundle, folder: Path) -> Bundle:
         except StoreError as error:
             log.warning("%s is used where it is: it must not be written to while it serves: %s", bundle.path, error)
             return bundle
-        return open_folder(folder)
+        return replace(open_folder(folder), derived=bundle.derived)
 
 
 _COPYING = threading.Lock()
