@@ -270,7 +270,8 @@ def tune(
     chosen = choose(
         record, [each.way for each in measurements if each.delegate != "cpu"], pinned=subject.wanted != "auto"
     )
-    yield Recorded(model=subject.name, why=chosen.why)
+    fixed = f"; [models.{subject.name}] threads = {backend.threads} counts all the same" if backend.threads else ""
+    yield Recorded(model=subject.name, why=chosen.why + fixed)
 
 
 def _on_cpu(

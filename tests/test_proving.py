@@ -152,6 +152,12 @@ def test_the_temperature_stands_beside_it_where_the_board_says(tmp_path, acceler
     assert (measured.celsius_before, measured.celsius_after) == (48.5, 48.5)
 
 
+def test_threads_that_are_configured_count_whatever_was_measured(tmp_path, accelerators):
+    model = subject(tmp_path, backend=TfliteBackend(threads=2))
+    _, why, _ = tuned(accelerators(), model, Tunings(tmp_path / "tuning"))
+    assert why.endswith("; [models.colours] threads = 2 counts all the same")
+
+
 def test_another_backend_has_nothing_to_measure(tmp_path, accelerators):
     with pytest.raises(ModelError, match="one way to run only"):
         next(tune(accelerators(), subject(tmp_path, backend=FakeBackend()), Tunings(tmp_path), 0.0))

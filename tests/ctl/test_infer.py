@@ -12,6 +12,7 @@ from edged.core.manifest import WindowSpec
 from edged.core.types import Regression
 from edged.ctl.infer import _cells, picture
 from edged.ctl.main import main
+from tests import containers
 from tests.bundles import DATA, write_bundle
 from tests.real_models import real_model
 
@@ -113,6 +114,14 @@ def test_a_factory_model_by_name(tmp_path, capsys):
     assert main(["infer", str(RECORDING), "--model", "motion", "--json", "--config", str(tmp_path / "none")]) == 0
     labels = {json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()}
     assert labels == {"standing", "walking", "running", "badminton"}
+
+
+def test_a_container_is_a_model_too(tmp_path, capsys):
+    described = containers.colours(files={"model.tflite": containers.entry(containers.MODEL)})
+    (tmp_path / "colours.edgm").write_bytes(containers.container(described, body=containers.MODEL))
+    file = csv(tmp_path, ",".join(f"c{index}" for index in range(4)) + "\n1,0,0,0\n")
+    assert main(["infer", file, "--model", str(tmp_path / "colours.edgm"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] == "red"
 
 
 def test_a_name_means_what_the_configuration_says(tmp_path, colours, capsys):
