@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from edged.core import discovery
 from edged.core.description import Description, PipelineOutput, Value
 from edged.core.topics import Topics
+from tests.home_assistant import HomeAssistant
 
 MOTION = PipelineOutput("motion", "classification", labels=("walking", "resting"))
 TANK = PipelineOutput("tank", "regression", values=(Value("level", "m"), Value("count")))
@@ -165,3 +166,23 @@ def test_a_retained_message_that_is_not_ours_is_nothing(message: bytes) -> None:
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.dictionaries(st.text(), inner)))
 def test_any_json_whatever_is_survived(value: object) -> None:
     assert isinstance(discovery.announced(msgspec.json.encode({"cmps": value})), dict)
+
+
+@pytest.mark.parametrize("name", ["level", "it's", 'a "b"', "back\\slash", "}} {{ x", "größe"])
+def test_a_value_of_any_name_is_shown_and_is_unknown_while_nothing_is_decided(name: str) -> None:
+    tank = PipelineOutput("tank", "regression", values=(Value(name),), source="imu")
+    home = HomeAssistant()
+    home.hear(
+        discovery.topic("homeassistant", "board"), json.dumps(discovery.announcement(describe(tank), {})).encode()
+    )
+    for topic in ("pipelines/tank/state", "sources/imu/state"):
+        home.hear(f"edged/board/{topic}", b'{"state": "running"}')
+    assert home.states[f"pipeline_tank_value_{name}"] == "unavailable"
+    home.hear("edged/board/availability", b"online")
+    assert home.states[f"pipeline_tank_value_{name}"] == "unknown"
+    home.hear("edged/board/pipelines/tank/decision", json.dumps({"values": {name: 21.4}}).encode())
+    assert home.states[f"pipeline_tank_value_{name}"] == "21.4"
+    home.hear("edged/board/pipelines/tank/decision", b"")
+    assert home.states[f"pipeline_tank_value_{name}"] == "unknown"
+    home.hear("edged/board/availability", b"stopped")
+    assert home.states[f"pipeline_tank_value_{name}"] == "unavailable"
