@@ -7,7 +7,7 @@ SUITE ?= bookworm
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check bench clean
+.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-newest        with the newest Python packages, where they differ from the pinned ones'
 	@echo 'make locks              pin the newest Python packages: packaging/locks'
 	@echo 'make check              types, lint and format'
+	@echo 'make reference          docs/reference, made from the code'
 	@echo 'make bench              the benchmark table, and build/bench.json'
 	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
 	@echo 'make wheel              a wheel and an sdist in dist/'
@@ -56,6 +57,9 @@ check: $(VENV)/test.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reference: $(VENV)/test.ready
+	$(BIN)/python packaging/reference.py
 
 bench: $(VENV)/test.ready
 	$(BIN)/python -m benchmarks.run --json build/bench.json

@@ -131,11 +131,16 @@ class LogOptions(Table, frozen=True, kw_only=True):
 
 
 class SourceEntry(Table, frozen=True, kw_only=True):
-    """[sources.X]: a kind of source, its options, and when it counts as sick."""
+    """Options of [sources.X] that are the same for every kind of source.
+
+    Keys:
+        kind: Kind of source: "serial", "replay", "synthetic" or the name of a plug-in.
+        supervision: Table [sources.X.supervision].
+    """
 
     kind: str
     options: SourceConfig
-    supervision: Supervision
+    supervision: Supervision = Supervision()
 
 
 class ModelKeys(Table, frozen=True, kw_only=True):
@@ -167,7 +172,7 @@ class ModelKeys(Table, frozen=True, kw_only=True):
 
 
 class ModelEntry(ModelKeys, frozen=True, kw_only=True):
-    """[models.X]: which model, and what runs it."""
+    """Options of [models.X] that are the same for every backend."""
 
     options: Backend
 
@@ -214,7 +219,11 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
 
 
 class SinkEntry(Table, frozen=True, kw_only=True):
-    """[sinks.X]: a kind of sink and its options. `mqtt` and `stdout` are there without a table."""
+    """Options of [sinks.X] that are the same for every kind of sink. `mqtt` and `stdout` need no table.
+
+    Keys:
+        kind: Kind of sink: "mqtt", "jsonl", "stdout" or the name of a plug-in.
+    """
 
     kind: str
     options: SinkConfig

@@ -1,10 +1,12 @@
-"""The manual pages: hand-written ones in packaging/man, filled in with what the command line says of itself."""
+"""The manual pages: texts in packaging/man, filled in with the options of the commands and the keys of edged.toml."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import option_docs
+import reference
 from command_line import Command, CommandLine, Option
 
 _MAN = Path(__file__).parent / "man"
@@ -18,6 +20,7 @@ def pages(line: CommandLine, version: str, date: str) -> dict[str, str]:
         "daemon_options": _lines(_definitions(line.edged.options)),
         "common_options": _lines(_definitions(line.common)),
         "verbs": _lines(part for verb, command in line.verbs.items() for part in _verb(verb, command)),
+        "tables": _lines(part for section in reference.configuration() for part in _table(section)),
         "exits": _lines(part for code, meaning in line.exits.items() for part in (".TP", f".B {code}", _text(meaning))),
     }
     found = {}
@@ -33,6 +36,16 @@ def _verb(verb: str, command: Command) -> Iterator[str]:
     yield f'.SS "{_text(f"edgectl {verb} {command.usage}".strip())}"'
     yield from _prose(command.prose)
     yield from _definitions([*command.words, *command.options])
+
+
+def _table(section: reference.Section) -> Iterator[str]:
+    yield f'.SS "{_text(section.title)}"'
+    yield from _prose(option_docs.prose(section.struct))
+    for key in option_docs.keys(section.struct):
+        default = "required" if key.required else f"default {key.default}" if key.default else ""
+        yield ".TP"
+        yield f"\\fB{_text(key.name)}\\fR ({_text('; '.join(filter(None, [key.type, key.unit, default])))})"
+        yield _text(key.meaning.replace("`", ""))
 
 
 def _prose(text: str) -> Iterator[str]:

@@ -36,6 +36,7 @@ THERE = [
     "./usr/share/doc/edged/changelog.gz",
     "./usr/share/doc/edged/copyright",
     "./usr/share/man/man1/edgectl.1.gz",
+    "./usr/share/man/man5/edged.toml.5.gz",
     "./usr/share/man/man8/edged.8.gz",
 ]
 
@@ -156,10 +157,18 @@ def test_the_manual_has_every_verb_and_what_it_understands(tree):
     assert [verb for verb in VERBS if f'.SS "edgectl {verb}' not in page] == []
     assert [name for name in ("--confirm-within", "--delta-from") if f"\\fB{name}\\fR" not in page] == []
     assert ".B 8\nthe new version served and had to go" in page
-    assert "--state-dir\\fR \\fIDIR\\fR\nwhat outlives the daemon (EDGED_STATE_DIR; /var/lib/edged)" in page
+    assert (
+        "--state-dir\\fR \\fIDIR\\fR\nwhat outlives the daemon (EDGED_STATE_DIR; the daemon's; /var/lib/edged)" in page
+    )
 
 
-@pytest.mark.parametrize("name", ["edgectl.1", "edged.8"])
+def test_the_manual_has_every_key_of_the_configuration(tree):
+    page = manual(tree, "edged.toml.5").replace("\\-", "-")
+    assert '.SS "[mqtt]"' in page
+    assert "\\fBkeepalive\\fR (integer, 2 to 3600; s; default 30)\nTime between two signs of life." in page
+
+
+@pytest.mark.parametrize("name", ["edgectl.1", "edged.toml.5", "edged.8"])
 def test_the_manual_is_sound_and_whole(tree, tmp_path, name):
     if shutil.which("man") is None:
         pytest.skip("man is not installed")
