@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,6 +14,8 @@ from msgspec import Meta
 
 from edged.api import Prediction, Recorder, Sink, SinkConfig, SinkContext, StoreError
 from edged.disk_space import room_hint
+
+log = logging.getLogger("edged.sinks")
 
 
 class JsonlSink(SinkConfig, frozen=True, kw_only=True):
@@ -73,6 +76,8 @@ class _Sink:
 
     def _append(self, line: bytes) -> None:
         if not self._is_in_place():
+            if self._file >= 0:
+                log.info("%s was deleted or replaced; it is begun anew", self._options.path)
             self.close()
             self._open()
         if self._size and self._size + len(line) > self._options.max_bytes:
