@@ -7,7 +7,7 @@ SUITE ?= bookworm
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference bench clean
+.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,7 +20,8 @@ help:
 	@echo 'make test-newest        with the newest Python packages, where they differ from the pinned ones'
 	@echo 'make locks              pin the newest Python packages: packaging/locks'
 	@echo 'make check              types, lint and format'
-	@echo 'make reference          docs/reference, made from the code'
+	@echo 'make reference          the pages of the manual that are made from the code, in docs/'
+	@echo 'make docs               the manual as a site in build/site'
 	@echo 'make bench              the benchmark table, and build/bench.json'
 	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
 	@echo 'make wheel              a wheel and an sdist in dist/'
@@ -61,6 +62,9 @@ check: $(VENV)/test.ready
 reference: $(VENV)/test.ready
 	$(BIN)/python packaging/reference.py
 
+docs: $(VENV)/docs.ready
+	$(BIN)/zensical build --clean --strict
+
 bench: $(VENV)/test.ready
 	$(BIN)/python -m benchmarks.run --json build/bench.json
 
@@ -76,4 +80,4 @@ $(VENV)/%.ready: pyproject.toml packaging/set-up $(wildcard packaging/locks/*.tx
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* build dist
+	rm -rf $(VENV) .venv-* .cache build dist

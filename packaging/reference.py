@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import command_line
+import development_pages
 import msgspec
 import option_docs
 from command_line import Command, Option
 from msgspec import inspect as shapes
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "docs/reference"
+DOCS = ROOT / "docs"
 
 _MADE = "<!-- Made by `make reference` from the code. Do not edit. -->\n"
 
@@ -38,7 +39,7 @@ class Section(NamedTuple):
 
 
 def pages() -> dict[str, str]:
-    """Return the pages by the name of their file."""
+    """Return the pages by the name of their file below docs."""
     line = command_line.read()  # first: edged is imported from the checkout from then on
     made = {
         "configuration": _configuration(),
@@ -48,7 +49,11 @@ def pages() -> dict[str, str]:
         "exit-codes": _exit_codes(line),
         "metrics": _metrics(),
     }
-    return {f"{name}.md": _MADE + "\n" + "\n\n".join(parts) + "\n" for name, parts in made.items()}
+    pages = {f"reference/{name}.md": _MADE + "\n" + "\n\n".join(parts) + "\n" for name, parts in made.items()}
+    machine = "development/updates.md"
+    pages[machine] = development_pages.filled((DOCS / machine).read_text(), "updates", development_pages.updates())
+    pages["development/layers.svg"] = development_pages.drawing()
+    return pages
 
 
 # The configuration
@@ -371,18 +376,18 @@ def _struct(cls: type) -> shapes.StructType:
 
 
 def main() -> int:
-    """Write the pages into docs/reference; with --check name those that are not current, and return 1 if any is."""
-    parser = argparse.ArgumentParser(description="Make docs/reference from the code.")
+    """Write the pages; with --check name those that are not current, and return 1 if any is."""
+    parser = argparse.ArgumentParser(description="Make the pages of the manual that come from the code.")
     parser.add_argument("--check", action="store_true", help="change nothing, and fail if a page is not current")
     check = parser.parse_args().check
     made = pages()
-    stale = [name for name, text in made.items() if not _holds(FOLDER / name, text)]
+    stale = [name for name, text in made.items() if not _holds(DOCS / name, text)]
     if check and stale:
-        print(f"{', '.join(stale)} in docs/reference does not match the code; run: make reference")
+        print(f"{', '.join(stale)} in docs does not match the code; run: make reference")
         return 1
     for name in stale:
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        (FOLDER / name).write_text(made[name])
+        (DOCS / name).parent.mkdir(parents=True, exist_ok=True)
+        (DOCS / name).write_text(made[name])
     return 0
 
 

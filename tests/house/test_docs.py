@@ -1,0 +1,102 @@
+"""What the manual and the README tell people to type, to configure and to look at is there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from edged.config import load
+from edged.ctl.main import VERBS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
+
+
+def text_of(page):
+    """The page without what is between ``` lines."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+
+def anchors(page):
+    """The names of a page's headings in links, as a forge and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page):
+    """The lines in blocks of commands, and what is in `code`."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text_of(page))])
+
+
+def named(page):
+    return str(page.relative_to(ROOT))
+
+
+def links(page):
+    return sorted(
+        {*re.findall(r"\]\(([^):]+)\)", text_of(page)), *re.findall(r"<img src=\"([^\":]+)\"", text_of(page))}
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page):
+    broken = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES[:-1], ids=named)
+def test_links_stay_in_the_manual(page):
+    """A site has nothing but the folder docs."""
+    targets = [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not link.startswith("#")]
+    assert [target for target in targets if not target.is_relative_to(DOCS)] == []
+
+
+def test_every_page_is_in_the_contents():
+    reached, pending = set(), [DOCS / "index.md"]
+    while pending:
+        page = pending.pop()
+        reached.add(page)
+        found = {(page.parent / link.partition("#")[0]).resolve() for link in links(page)}
+        pending += [target for target in found if target.suffix == ".md" and target.exists() and target not in reached]
+    assert set(DOCS.rglob("*.md")) - reached == set()
+
+
+def test_every_page_is_in_the_site():
+    def pages(nav):
+        for entry in nav:
+            for value in entry.values():
+                yield from [value] if isinstance(value, str) else pages(value)
+
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    assert sorted(pages(nav)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_exist(page):
+    verbs = re.findall(r"edgectl(?: --?[\w-]+(?: [\w@]+)?)*? ([a-z][a-z-]+)\b", commands(page))
+    targets = re.findall(r"^make ([a-z-]+)", commands(page), re.M)
+    makefile = (ROOT / "Makefile").read_text()
+    assert [verb for verb in verbs if verb not in VERBS] == []
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.M)] == []
+
+
+EXAMPLES = [
+    pytest.param(block, id=f"{named(page)}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.M | re.S))
+    if "[project." not in block and "thermal-zone" not in block  # a package's, and its plug-in's: test_plug_in_page.py
+]
+
+
+@pytest.mark.parametrize("block", EXAMPLES)
+def test_configurations_are_sound(block, tmp_path):
+    (tmp_path / "edged.toml").write_text(block)
+    load([tmp_path / "edged.toml"])

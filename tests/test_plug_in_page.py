@@ -1,0 +1,54 @@
+"""The sensor of docs/plug-ins.md is a source: its package is found, and the suite that the page names holds it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/plug-ins.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A folder with the page's module, its test, and what an installer makes of its entry point."""
+    module, test = blocks("python")
+    (tmp_path / "thermal_zone.py").write_text(module)
+    (tmp_path / "test_thermal_zone.py").write_text(test)
+    (tmp_path / "thermal_zone-1.0.dist-info").mkdir()
+    points = blocks("toml")[0].replace('project.entry-points."edged.sources"', "edged.sources").replace('"', "")
+    (tmp_path / "thermal_zone-1.0.dist-info/entry_points.txt").write_text(points)
+    (tmp_path / "thermal_zone-1.0.dist-info/METADATA").write_text("Name: thermal-zone\nVersion: 1.0\n")
+    return tmp_path
+
+
+def run(package, *command):
+    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=package, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_suite_holds_it(package):
+    done = run(
+        package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "test_thermal_zone.py"
+    )
+    assert re.search(r"^\d+ passed", done, re.M)
+
+
+def test_its_table_is_understood(package):
+    (package / "edged.toml").write_text(blocks("toml")[1])
+    run(package, "-m", "edged.ctl", "config", "check", "edged.toml")
+
+
+def test_it_has_some_forty_lines():
+    assert 30 <= len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 45
