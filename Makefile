@@ -7,7 +7,7 @@ SUITE ?= bookworm
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference docs bench clean
+.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference docs picture bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make locks              pin the newest Python packages: packaging/locks'
 	@echo 'make check              types, lint and format'
 	@echo 'make reference          the pages of the manual that are made from the code, in docs/'
+	@echo 'make picture            docs/demo.svg, a recording of the demo'
 	@echo 'make docs               the manual as a site in build/site'
 	@echo 'make bench              the benchmark table, and build/bench.json'
 	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
@@ -64,6 +65,9 @@ reference: $(VENV)/test.ready
 
 docs: $(VENV)/docs.ready
 	$(BIN)/zensical build --clean --strict
+
+picture: $(VENV)/demo.ready
+	$(BIN)/python demo/picture.py docs/demo.svg --seconds 26
 
 bench: $(VENV)/test.ready
 	$(BIN)/python -m benchmarks.run --json build/bench.json

@@ -100,3 +100,7 @@ EXAMPLES = [
 def test_configurations_are_sound(block, tmp_path):
     (tmp_path / "edged.toml").write_text(block)
     load([tmp_path / "edged.toml"])
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 140
