@@ -19,7 +19,7 @@ help:
 	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
 	@echo 'make test-newest        with the newest Python packages, where they differ from the pinned ones'
 	@echo 'make locks              pin the newest Python packages: packaging/locks'
-	@echo 'make check              types, lint and format'
+	@echo 'make check              types, lint, format, and the rules of tests/house: layers, documented keys, links'
 	@echo 'make reference          the pages of the manual that are made from the code, in docs/'
 	@echo 'make picture            docs/demo.svg, a recording of the demo'
 	@echo 'make docs               the manual as a site in build/site'
@@ -59,6 +59,7 @@ check: $(VENV)/test.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest -q tests/house
 
 reference: $(VENV)/test.ready
 	$(BIN)/python packaging/reference.py

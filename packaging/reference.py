@@ -298,7 +298,8 @@ def metrics() -> list[Metric]:
         makers = {node.name: _labels(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         for node in ast.walk(tree):
             match node:
-                case ast.Call(func=ast.Name(id="Family"), args=[name, kind, meaning, samples]):
+                case ast.Call(func=ast.Name(id="Family"), args=arguments):
+                    name, kind, meaning, samples = arguments
                     name, kind, meaning = map(ast.literal_eval, (name, kind, meaning))
                     labels = makers.get(samples.func.id, ()) if _is_call(samples) else ()
                     found.append(Metric(name, kind, meaning, labels or _labels(samples)))
