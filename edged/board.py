@@ -33,6 +33,7 @@ from edged.core.verdict import Verdict
 from edged.desired import Wish
 from edged.flow.pipeline import Pipeline
 from edged.flow.slot import Served, Tally
+from edged.models.bare import names_bare
 from edged.models.bundle import Bundle
 from edged.models.proofs import Proofs
 from edged.models.selftest import Proof, prove, shaped
@@ -137,7 +138,9 @@ class ModelBoard:
         manifest = self.answering(model)
         if manifest is None:
             return False
-        return wish.digest == self.serving(model) or (not wish.digest and wish.version == manifest.version)
+        digest = manifest.files[manifest.model].sha256 if names_bare(wish.url) else self.serving(model)
+        said = wish.digest is not None or wish.version is not None
+        return said and wish.digest in (None, digest) and wish.version in (None, manifest.version)
 
     def notice_lost_files(self) -> None:
         """Have a model that serves say so where its files are gone: it will not serve after a restart."""

@@ -27,7 +27,7 @@ from msgspec import Meta
 from edged.core.manifest import Digest, Version
 from edged.models.answer import MAX_URL, FetchError, mask, parse_url
 from edged.models.bare import Bare, names_bare
-from edged.models.job import Event, Job, Options
+from edged.models.job import Event, Job, Options, Wanted
 
 MAX_WISH_BYTES = 8192
 
@@ -41,9 +41,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     Keys:
         url: Address of a bundle, a delta or a .tflite file.
-        digest: SHA-256 of the manifest; nothing is fetched where that version serves.
-        version: Number of the version; nothing is fetched where it serves. A .tflite file needs this key, and becomes
-            that version.
+        digest: SHA-256 of the manifest, or of a .tflite file; nothing is fetched where that version serves, and nothing
+            else is taken.
+        version: Number of the version; nothing is fetched where it serves, and no other is taken. A .tflite file needs
+            this key, and becomes that version.
         spread (s): Time over which the boards of a fleet share out their first look. The moment of one board is always
             the same for one digest.
     """
@@ -60,6 +61,11 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(error.message) from error
         if names_bare(self.url) and self.version is None:
             raise ValueError("a bare .tflite file does not say its version: add one")
+
+    @property
+    def wanted(self) -> Wanted:
+        """What may come of it."""
+        return Wanted(self.digest or "", "" if names_bare(self.url) else self.version or "")
 
     def delay(self, device: str) -> float:
         """Return how many of the `spread` seconds a device waits."""
@@ -80,8 +86,8 @@ def pause(every: float, chance: float) -> float:
 class Fetches(Protocol):
     """What is needed of the updates."""
 
-    def fetch(self, url: str, options: Options, model: str = "") -> Job:
-        """Fetch and install a version of a model. Raises EdgedError where that may not be now."""
+    def fetch(self, url: str, options: Options, model: str, wanted: Wanted) -> Job:
+        """Fetch and install the version of a model that is wanted. Raises EdgedError where that may not be now."""
 
     def wish(self, model: str) -> Job | None:
         """Return the wish for a model that is being fetched, if there is one."""
@@ -215,7 +221,8 @@ class Desires:
                 return
             if who == "config" and (other := self._fetches.wish(name)):
                 await other.ended.wait()
-            job = self._fetches.fetch(wish.url, Options(origin=f"{who}: {mask(wish.url)}", bare=bare), name)
+            options = Options(origin=f"{who}: {mask(wish.url)}", bare=bare)
+            job = self._fetches.fetch(wish.url, options, name, wish.wanted)
         except Exception as error:  # a wish must never be more than a wish
             self._tell(name, "failed", f"{mask(wish.url)} cannot be fetched: {error}")
             return

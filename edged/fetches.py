@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Collection
@@ -35,7 +36,7 @@ from edged.models.bare import is_bare
 from edged.models.delta import VersionCheck
 from edged.models.fetch import Fetcher, FetchOptions, transfer_id
 from edged.models.incoming import Incoming, Transfer
-from edged.models.job import NAME_IT, Ending, Event, Job, Options, Outcome
+from edged.models.job import ANY, NAME_IT, Ending, Event, Job, Options, Outcome, Wanted
 from edged.models.line import AbandonedError
 from edged.models.origins import PolicyError
 
@@ -85,7 +86,7 @@ class Fetches:
         for order in self._incoming.orders().values():
             with contextlib.suppress(EdgedError, msgspec.MsgspecError, UnicodeDecodeError):  # the card may have rotted
                 left = msgspec.json.decode(order, type=_Order)
-                self.fetch(left.url, left.options, left.model, operator=left.operator)
+                self.fetch(left.url, left.options, left.model, left.wanted, operator=left.operator)
 
     async def stop(self) -> None:
         """End them all, but for a look-up of a name; what has come is kept, and gone on with in the next run."""
@@ -119,14 +120,16 @@ class Fetches:
 
     def wish(self, model: str) -> Job | None:
         """Return the wish for a model that is being fetched, if there is one."""
-        return next((each.job for each in self._under_way() if not each.operator and each.wanted == model), None)
+        return next((each.job for each in self._under_way() if not each.operator and each.model == model), None)
 
-    def fetch(self, url: str, options: Options, model: str = "", *, operator: bool = False) -> Job:
+    def fetch(
+        self, url: str, options: Options, model: str = "", wanted: Wanted = ANY, *, operator: bool = False
+    ) -> Job:
         """Fetch a container and install it, all as one job; a fetch of this URL that is under way is that job.
 
-        `model` is what is looked for there, where that is known; the latest wish for a model takes the place of the one
-        before. What an `operator` asks for takes the place of a wish for the same. A delta (.edgd) that comes to
-        nothing here is followed by the bundle (.edgm) beside it.
+        `model` is what is looked for there, where that is known, and `wanted` which version; anything else is refused.
+        The latest wish for a model takes the place of the one before. What an `operator` asks for takes the place of a
+        wish for the same. A delta (.edgd) that comes to nothing here is followed by the bundle (.edgm) beside it.
 
         Raises:
             BundleError: it is a bare file, and only signed versions may come in.
@@ -138,8 +141,12 @@ class Fetches:
             self._door.admit_bare()
         before = [each for each in self._all.values() if each.url == url and not each.job.ended.is_set()]
         for each in before:
-            stays = not each.called_off and (each.operator or each.installing or not operator)
-            if stays and each.job.options.bare == options.bare:
+            alike = each.job.options.bare == options.bare
+            if operator:
+                stays = each.operator or each.installing
+            else:
+                stays = each.operator or (each.model, each.wanted) == (model, wanted)
+            if stays and alike and not each.called_off:
                 _refuse_other_terms(each.job, options)
                 return each.job
         if sum(each.operator == operator for each in self._under_way()) >= MAX_JOBS:
@@ -149,11 +156,11 @@ class Fetches:
         for each in self._under_way():
             if operator and each in before and not each.operator:
                 each.call_off("an operator asked for the same, and that takes its place")
-            elif model and not operator and not each.operator and each.wanted == model:
+            elif model and not operator and not each.operator and each.model == model:
                 each.call_off(f"another wish for {model} takes its place")
         job = Job(f"fetch-{next(self._numbers)}", options, model)
         fetcher = Fetcher(self._options, self._policy, guarded=not operator)
-        fetch = _Fetch(url, job, fetcher, Coming("fetching", model, quiet=not operator), operator, model)
+        fetch = _Fetch(url, job, fetcher, Coming("fetching", model, quiet=not operator), operator, model, wanted)
         self._forget_oldest()
         self._all[job.id] = fetch
         fetch.task = asyncio.get_running_loop().create_task(self._bring(fetch, [each.job for each in before]))
@@ -222,7 +229,6 @@ class Fetches:
                 raise
             self._note(fetch, "update.full_needed", error.message)
             return None
-        job.fetched = True
         try:
             installed = self._updater.install(transfer.path, job.options)
             fetch.installs.append(installed)
@@ -242,6 +248,7 @@ class Fetches:
 
         def approve(head: Head, _transfer: str, base: str) -> None:
             version = f"{head.manifest.name} {head.manifest.version}"
+            fetch.refuse_other(head)
             fetch.coming.name(head)
             fetch.job.name(head)
             if self._door.serves(head):
@@ -262,10 +269,11 @@ class Fetches:
         check = None if options.bare else partial(VersionCheck, approve)
         transfer = fetch.coming.transfer = self._incoming.open(transfer_id(url), check=check)
         try:
-            transfer.order(msgspec.json.encode(_Order(url, options, fetch.coming.model, fetch.operator)))
+            transfer.order(msgspec.json.encode(_Order(url, options, fetch.model, fetch.operator, fetch.wanted)))
             fetch.fetcher.fetch(url, transfer, progress=fetch.went_on)
-            if options.bare and not _begins_bare(transfer.path):  # which the updater would take for its verdict
-                raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="check the URL")
+            fetch.job.fetched = True
+            if options.bare:  # the updater would take it for its verdict
+                fetch.refuse_other_file(transfer.path)
         except AbandonedError:
             if fetch.called_off:
                 transfer.give_up()
@@ -284,12 +292,12 @@ class Fetches:
         """End a fetch that the updater never knew of. Of a wish, only a sound head can be refused for good."""
         known = fetch.operator or bool(fetch.coming.digest) or fetch.coming.transfer is None
         judged = isinstance(error, BundleError) and (fetch.operator or (known and not error.retryable))
-        state: Ending = "refused" if judged or isinstance(error, PolicyError) else "failed"
+        state: Ending = "refused" if judged or isinstance(error, PolicyError | _OtherError) else "failed"
         plain = fetch.operator or (known and not isinstance(error, FetchError))
         text = error.message if plain else _in_general(error)
         if text != error.message:
             place = "" if isinstance(error, FetchError) else f"{mask(fetch.url)}: "  # which those say themselves
-            log.warning("the wish for %s failed: %s%s", fetch.wanted, place, error, extra={"model": fetch.wanted})
+            log.warning("the wish for %s failed: %s%s", fetch.model, place, error, extra={"model": fetch.model})
         self._note(fetch, f"update.{state}", text, state)
         fetch.job.end(state, error.message, error.hint)
 
@@ -304,7 +312,8 @@ class Fetches:
 class _Fetch:
     """A fetch, and the installs it leads to: of a delta, of the full bundle. Its thread writes `progress`.
 
-    It is for the model that is `wanted`, and has `begun` once there was a thread for it.
+    It is for a `model` ("" where nobody said which) and the version that is `wanted`, and has `begun` once there was a
+    thread for it.
     """
 
     url: str
@@ -312,7 +321,8 @@ class _Fetch:
     fetcher: Fetcher
     coming: Coming
     operator: bool
-    wanted: str
+    model: str
+    wanted: Wanted
     task: asyncio.Task[None] | None = None
     begun: bool = False
     called_off: str = ""
@@ -333,6 +343,26 @@ class _Fetch:
                 self.job.end("failed", why)
                 self.task.cancel()
 
+    def refuse_other(self, head: Head) -> None:
+        """Raise BundleError for a version of another model, or another version, than what was asked for."""
+        name, version = head.manifest.name, head.manifest.version
+        if self.model not in ("", name):
+            raise _OtherError(f"it is for {name}, and not for {self.model}", hint="check the URL")
+        if self.wanted.version not in ("", version):
+            raise _OtherError(f"it is version {version}, and not {self.wanted.version}", hint="check the URL")
+        if self.wanted.digest not in ("", head.digest):
+            raise _OtherError(f"its digest is {head.digest}, and not {self.wanted.digest}", hint="check the URL")
+
+    def refuse_other_file(self, file: Path) -> None:
+        """Raise BundleError for what is no .tflite file, or another than what was asked for."""
+        with file.open("rb") as opened:
+            if not is_bare(opened.read(8)):
+                raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="check the URL")
+            opened.seek(0)
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if self.wanted.digest not in ("", digest):
+            raise _OtherError(f"its digest is {digest}, and not {self.wanted.digest}", hint="check the URL")
+
     def went_on(self, received: int, total: int | None, rate: float) -> None:
         self.progress = {"bytes": received, "total": total, "rate": rate}
 
@@ -344,6 +374,11 @@ class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: Options
     model: str
     operator: bool = False
+    wanted: Wanted = ANY
+
+
+class _OtherError(BundleError):
+    """What is at the URL is not what was asked for."""
 
 
 class _BaseMissingError(BundleError):
@@ -365,16 +400,13 @@ def _in_general(error: EdgedError) -> str:
             return "refused by policy"
         case NotFoundError():
             return "not found"
+        case _OtherError():
+            return "not what was wished for"
         case BundleError() | NotBundleError():
             return "not a bundle"
         case FetchError() | ConfigError():
             return "unreachable"
     return error.message
-
-
-def _begins_bare(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return is_bare(opened.read(8))
 
 
 def _refuse_other_terms(job: Job, asked: Options) -> None:

@@ -8,7 +8,7 @@ import pytest
 from edged.api import ControlError
 from edged.desired import Desires, Wish, first_pause, pause
 from edged.models.bare import Bare
-from edged.models.job import Event, Job, Options
+from edged.models.job import Event, Job, Options, Wanted
 
 TOPIC = "edged/board/models/motion/desired"
 DIGEST = "ab" * 32
@@ -20,16 +20,18 @@ class Fetches:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.bare: list[Bare | None] = []
+        self.wanted: list[Wanted] = []
         self.full = False
         self.ending = "failed"
         self.fetched = True
         self.under_way: Job | None = None
 
-    def fetch(self, url: str, options: Options, model: str = "") -> Job:
+    def fetch(self, url: str, options: Options, model: str, wanted: Wanted) -> Job:
         if self.full:
             raise ControlError("too many are under way")
         self.asked.append((url, options.origin))
         self.bare.append(options.bare)
+        self.wanted.append(wanted)
         job = Job("fetch-1", options, fetched=self.fetched)
         job.end(self.ending, "as the test says")  # type: ignore[arg-type]
         return job
@@ -99,6 +101,13 @@ def test_a_bare_file_is_wished_for_by_its_version(desires: Desires, fetches: Fet
         lambda: desires.hear(TOPIC, b'{"url": "https://models.example/m.edgd", "version": "1.1"}'),
     )
     assert fetches.bare == [Bare(model="motion", version="1.1"), None]
+    assert fetches.wanted == [Wanted(), Wanted(version="1.1")]
+
+
+def test_a_wish_says_which_version_may_come(desires: Desires, fetches: Fetches):
+    wish = {"url": "https://models.example/m.edgm", "digest": "cd" * 32, "version": "1.1"}
+    hear(desires, json.dumps(wish).encode())
+    assert fetches.wanted == [Wanted(digest="cd" * 32, version="1.1")]
 
 
 def test_what_serves_already_is_not_fetched(desires: Desires, fetches: Fetches):

@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import fcntl
+import hashlib
 import os
 import socket
 import threading
@@ -17,7 +18,7 @@ from edged.fetches import MAX_ASKED, MAX_JOBS, MAX_WISHES
 from edged.models.bare import Bare
 from edged.models.fetch import FetchOptions
 from edged.models.incoming import Transfer
-from edged.models.job import NAME_IT, Options
+from edged.models.job import ANY, NAME_IT, Options, Wanted
 from edged.updates import MAX_CHUNK
 from tests.containers import MODEL
 from tests.receiving import Board, bundle, names
@@ -597,8 +598,74 @@ def test_what_a_wish_began_is_no_operator_s_after_a_restart(tmp_path):
             assert board.wait_for("update.refused").text == "refused by policy"
 
 
-async def fetch(board, url, model="colours", *, operator=False, **options):
-    return board.updates.fetches.fetch(url, Options(**options), model, operator=operator)
+async def fetch(board, url, model="colours", wanted=ANY, *, operator=False, **options):
+    return board.updates.fetches.fetch(url, Options(**options), model, wanted, operator=operator)
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "reason"),
+    [
+        ("motion", ANY, "it is for colours, and not for motion"),
+        ("colours", Wanted(version="2.1"), "it is version 2.0, and not 2.1"),
+        ("colours", Wanted(digest="ab" * 32), f"its digest is {NAMES['digest']}, and not {'ab' * 32}"),
+    ],
+)
+def test_a_wish_brings_nothing_but_what_it_names(tmp_path, caplog, model, wanted, reason):
+    with WebServer(BUNDLE) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        server.orders.append(cut_after(50_000))
+        board.run(fetch(board, server.url(), model, wanted))
+        said = board.wait_for("update.refused")
+        assert (said.model, said.text, said.version, said.digest) == (model, "not what was wished for", "", "")
+        assert len(server.requests) == 1
+        assert board.updater.installed == []
+        assert board.gone()
+    assert f"the wish for {model} failed: {server.url()}: {reason}" in caplog.text
+
+
+def test_a_wish_brings_what_it_names(tmp_path):
+    with WebServer(BUNDLE) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        job = board.run(fetch(board, server.url(), "colours", Wanted(NAMES["digest"], "2.0")))
+        board.run(job.ended.wait())
+        assert job.state == "done"
+
+
+def test_a_wish_brings_no_other_bare_file_than_it_names(tmp_path):
+    bare = Bare(model="colours", version="2.0")
+    with WebServer(MODEL) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        url = server.url("/m.tflite")
+        board.run(fetch(board, url, wanted=Wanted(digest="ab" * 32), bare=bare))
+        said = board.wait_for("update.refused")
+        assert (said.model, said.text) == ("colours", "not what was wished for")
+        assert board.updater.installed == []
+        job = board.run(fetch(board, url, wanted=Wanted(digest=hashlib.sha256(MODEL).hexdigest()), bare=bare))
+        board.run(job.ended.wait())
+        assert job.state == "done"
+
+
+def test_what_a_wish_names_outlives_a_restart(tmp_path):
+    with WebServer(BUNDLE) as server:
+        stop, asked = threading.Event(), threading.Event()
+        server.orders += [cut_after(50), silence(stop, asked)]
+        with Board(tmp_path, urls=(server.url(),)) as board:
+            board.run(fetch(board, server.url(), "motion"))
+            assert asked.wait(120)
+        stop.set()
+        with Board(tmp_path, urls=(server.url(),)) as board:
+            assert board.wait_for("update.refused").model == "motion"
+            assert board.updater.installed == []
+
+
+def test_wishes_of_two_models_for_one_url_are_two(tmp_path):
+    with WebServer(BUNDLE) as server, Board(tmp_path, urls=(server.url(),)) as board:
+        stop, asked = threading.Event(), threading.Event()
+        server.orders.append(silence(stop, asked))
+        first = board.run(fetch(board, server.url(), "motion"))
+        assert asked.wait(120)
+        second = board.run(fetch(board, server.url(), "colours"))
+        assert second is not first
+        stop.set()
+        board.run(asyncio.wait_for(second.ended.wait(), 120))
+        assert (first.state, second.state) == ("refused", "done")
 
 
 def test_of_what_is_installed_and_no_pipeline_uses_only_the_head_is_fetched(board, ask, watch):

@@ -34,6 +34,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     confirm_within: float = 0.0
 
 
+class Wanted(msgspec.Struct, frozen=True):
+    """Which version is asked for, "" for any.
+
+    Keys:
+        digest: SHA-256 of its manifest, or of a bare file.
+        version: Number of a version with a manifest. A bare file has none of its own.
+    """
+
+    digest: str = ""
+    version: str = ""
+
+
+ANY = Wanted()
+"""Whatever there is."""
+
 NAME_IT = "name the model in a pipeline, then: edgectl reload"
 """The hint for a version that was installed and that no pipeline uses."""
 
