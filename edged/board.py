@@ -93,6 +93,8 @@ class ModelBoard:
                 each.status.set("failed", error.message, error.hint)
                 if isinstance(error, ModelError | BundleError):
                     part.status.set("failed", error.message, error.hint)
+        if idle and not part.served and part.status.health.state == "starting":
+            part.status.set("failed", f"no pipeline can use it: {', '.join(idle)}", "see why: edgectl pipelines")
         return True
 
     async def prove(self, model: str) -> bool:

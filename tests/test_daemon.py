@@ -89,6 +89,20 @@ def test_the_status_is_told_of_a_model_whose_files_are_gone(tmp_path):
     asyncio.run(scenario())
 
 
+def test_a_model_that_no_pipeline_can_use_is_failed_once_its_trial_is_over(tmp_path):
+    source = '[sources.wrist]\nkind = "synthetic"\nchannels = ["v"]\nrate = 10\n'
+
+    async def scenario() -> None:
+        async with running(tmp_path, source + PIPELINE) as daemon:
+            model = daemon.parts.models["motion"]
+            while daemon.parts.pipelines["motion"].status.health.state != "failed":
+                await asyncio.sleep(0.01)
+            assert model.status.health.state == "failed"
+            assert model.status.health.reason == "no pipeline can use it: motion"
+
+    asyncio.run(scenario())
+
+
 def test_whoever_watches_goes_on_where_a_pipeline_is_built_anew(tmp_path):
     async def scenario() -> None:
         async with (
