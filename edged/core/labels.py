@@ -18,6 +18,7 @@ MAX_LABEL = 200
 MAX_FILE_BYTES = 16 << 20
 
 _INDEXED = re.compile(r"([0-9]{1,9})(\s*[:;=,]\s*|\s+)(.*\S.*)", re.ASCII)
+_QUOTED = re.compile(r'"([^"]+)"')
 _SEPARATORS = (",", ";", "\t")
 _NAMES = ("display_name", "label", "labels", "name", "names", "class_name", "class", "category")
 _INDICES = ("index", "idx", "id", "class_id", "class_index", "label_id", "number", "#", "")
@@ -129,17 +130,20 @@ def _check_count(lines: list[_Line], file: str, scores: int) -> None:
 def _split(line: _Line) -> tuple[int, _Line]:
     found = _INDEXED.fullmatch(line.text)
     assert found is not None
-    return int(found[1]), _Line(line.number, found[3].strip())
+    return int(found[1]), _Line(line.number, _QUOTED.sub(r"\1", found[3].strip()))
 
 
 def _is_indexed(lines: list[_Line], scores: int) -> bool:
-    """Whether all lines begin with a number that can be the index of a label; a sign after it leaves no doubt."""
+    """Whether all lines begin with a number that can be the index of a label; a sign after it leaves no doubt.
+
+    Without one, numbers that alone tell the lines apart ("2 fingers", "3 fingers") are parts of the names.
+    """
     found = [_INDEXED.fullmatch(line.text) for line in lines]
     matches = [each for each in found if each]
     if len(matches) < len(lines):
         return False
-    indices = {int(each[1]) for each in matches}
-    plausible = len(indices) == len(lines) and max(indices) < scores
+    indices, names = {int(each[1]) for each in matches}, {each[3] for each in matches}
+    plausible = len(indices) == len(names) == len(lines) and max(indices) < scores
     return plausible or all(each[2] != " " for each in matches)
 
 

@@ -38,6 +38,9 @@ def test_what_was_numbered_is_said():
         ("0  person\n3  car\n", 4, ("person", "class_1", "class_2", "car")),
         ("0\n1\n2\n", 3, ("0", "1", "2")),  # digits are names
         ("1 person\n2 persons\n", 2, ("1 person", "2 persons")),
+        ("0 fingers\n1 finger\n2 fingers\n", 3, ("0 fingers", "1 finger", "2 fingers")),
+        ("0  crane\n1  crane\n", 2, ("crane", "crane")),
+        ('0,"cat, tabby"\n1,dog\n', 2, ("cat, tabby", "dog")),
         ("18 wheeler\n3 point turn\n", 2, ("18 wheeler", "3 point turn")),
         ("1 dog\n1 cat\n", 2, ("1 dog", "1 cat")),
         ("0 cat\ndog\n", 2, ("0 cat", "dog")),
