@@ -15,8 +15,10 @@ def save(file: Path, pieces: Iterable[bytes]) -> None:
     """Write a file aside and put it in its place once all of it is there; after an error nothing has changed.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreError: the disk refuses, or a device or a pipe is there.
     """
+    if file.exists() and not file.is_file():
+        raise StoreError(f"{file} is there and is no file", hint="name a file")
     try:
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as aside:
             try:

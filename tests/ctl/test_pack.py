@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edged.api import StoreError
 from edged.core.manifest import Classify, Normalise, NoStep, Variant
+from edged.ctl.bundles import save
 from edged.ctl.main import main
 from edged.models.bundle import examine, open_folder, unpack
 from edged.models.store import FACTORY
@@ -617,3 +620,11 @@ def test_where_it_goes_by_itself(tmp_path, monkeypatch, capsys):
 def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
     assert main(["pack", str(MOTION), "-o", str(tmp_path / "absent" / "x.edgm")]) == 4
     assert "x.edgm cannot be written: No such file" in capsys.readouterr().err
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_bundle(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StoreError, match=r"pipe is there and is no file \(name a file\)"):
+        save(pipe, [b"edgm"])
+    assert pipe.is_fifo()
