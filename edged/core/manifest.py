@@ -36,7 +36,8 @@ DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "flo
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z")]
 Version = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,3}\Z")]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z"
+FileName = Annotated[str, Meta(pattern=FILE_NAME)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Text = Annotated[str, Meta(max_length=1000)]
 Label = Annotated[str, Meta(min_length=1, max_length=200)]

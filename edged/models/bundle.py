@@ -192,6 +192,10 @@ def derive(tflite: Path, name: str = "") -> Bundle:
             has the part of the manifest to fill in.
     """
     try:
+        if not re.match(manifests.FILE_NAME, tflite.name):
+            raise BundleError(
+                "a file with this name cannot be in a bundle", hint=f"rename it: {bare_name(tflite)}.tflite"
+            )
         data = _read(Path(os.path.realpath(tflite)), MAX_FILE_BYTES)
         structure = inspect(data)
         sides = certain(structure)

@@ -65,6 +65,7 @@ VERSIONS = "versions"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}")
+_KINDS = f"name a bundle's folder, which has a {MANIFEST}, an {container.SUFFIX} file or a {BARE} file"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -373,6 +374,7 @@ def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundl
         BundleError: it is not sound.
         StoreError: it cannot be read, or not be unpacked.
     """
+    _check_kind(path)
     if path.suffix != container.SUFFIX or path.is_dir():
         bundle = derive(path, name) if path.suffix == BARE else open_folder(path)
         return bundle if unpacked is None else _copied(bundle, unpacked / bundle.digest)
@@ -445,8 +447,20 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="edged-")
 
 
+def _check_kind(path: Path) -> None:
+    """Raise BundleError where something is at a path that is, by its name, no model."""
+    if path.is_dir():
+        problem = "" if (path / MANIFEST).exists() else f"there is no {MANIFEST} in this folder"
+    else:
+        known = path.suffix in (BARE, container.SUFFIX) or not path.exists()
+        problem = "" if known else f"its name ends in neither {BARE} nor {container.SUFFIX}"
+    if problem:
+        raise BundleError(f"{path}: {problem}", hint=_KINDS)
+
+
 def _identify(path: Path, name: str) -> tuple[str, str]:
     """The digest and the number of the version at a path. Raises BundleError or StoreError."""
+    _check_kind(path)
     if path.suffix == BARE:
         try:
             status = path.stat()
@@ -475,9 +489,7 @@ def _head(path: Path) -> Head:
 
 
 def _unreadable(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"{path}: it cannot be read: {error.strerror}", hint="name a bundle's folder, an .edgm file or a .tflite file"
-    )
+    return StoreError(f"{path}: it cannot be read: {error.strerror}", hint=_KINDS)
 
 
 def open_version(folder: Path, name: str) -> Bundle:

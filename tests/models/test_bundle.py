@@ -250,6 +250,14 @@ def test_the_name_is_the_file_s_made_fit(tmp_path):
     assert derive(file).manifest.name == "my-model_2"
 
 
+def test_a_file_whose_name_no_bundle_can_have_is_to_be_renamed(tmp_path):
+    file = shutil.copy(DATA / "metadata.tflite", tmp_path / "my model (1).tflite")
+    with pytest.raises(
+        BundleError, match=r"my model \(1\).tflite: a file with this name .* \(rename it: my-model-1.tfl"
+    ):
+        derive(file)
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "remedy"),
     [

@@ -231,6 +231,19 @@ def test_a_path_that_leads_to_no_model_is_told(given, tmp_path, content, why):
         store.find("colours")
 
 
+@pytest.mark.parametrize("name", ["MINE.TFLITE", "mine.lite", "mine"])
+def test_a_file_that_is_no_model_by_its_name_is_told_so(tmp_path, name):
+    (tmp_path / name).write_bytes(MODEL)
+    with pytest.raises(BundleError, match=r"its name ends in neither .tflite nor .edgm \(name a bundle's folder"):
+        Store(DATA, paths={"mine": tmp_path / name}).find("mine")
+
+
+def test_a_folder_without_a_manifest_is_told_what_is_missing(tmp_path):
+    (tmp_path / "model.tflite").write_bytes(MODEL)
+    with pytest.raises(BundleError, match=r"there is no manifest.json in this folder \(name a bundle's folder"):
+        Store(DATA, paths={"mine": tmp_path}).find("mine")
+
+
 def test_a_bare_file_at_a_path_goes_by_the_name_it_is_given():
     store = Store(DATA, paths={"mine": DATA / "metadata.tflite"})
     bundle = store.find("mine")
