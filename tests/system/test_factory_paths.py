@@ -162,7 +162,7 @@ def test_a_wish_brings_the_first_version_and_is_done_when_it_answers(tmp_path: P
         fetch = f'[updates.fetch]\norigins = ["{server.url("")}"]\n'
         daemon = edged(f'{CONFIG}[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n{fetch}')
         wish = json.dumps({"url": server.url("/mine.edgm")})
-        subscriber.client.publish("edged/board/models/mine/desired", wish, qos=1)
+        subscriber.client.publish("edged/board/models/mine/desired", wish, qos=1, retain=True)
         ended = json.loads(subscriber.next(lambda message: b"update.ended" in message.payload).payload)
         assert (ended["outcome"], ended["text"]) == ("done", "mine: version 1.1 is confirmed; version 1.1 serves")
         assert serving(daemon) == "1.1"
