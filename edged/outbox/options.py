@@ -149,8 +149,8 @@ class SpoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bytes (bytes): Most disk space that they take.
         memory_bytes (bytes): Most memory that they take.
         seconds (s): Time after which a waiting message is dropped; 0 keeps it.
-        commit_seconds (s): Time between two commits to disk: a power cut costs at most the results of this time.
-            Results of durability "always" are committed at once.
+        commit_seconds (s): Time between two commits to disk. A power cut costs at most the results of this time and
+            of `spill_seconds` together. Results of durability "always" are committed at once.
         spill_seconds (s): Time after which a message that waits in memory goes to disk also while the broker is
             connected.
         daily_bytes (bytes): Most bytes written to disk within 24 hours, to spare an SD card; 0 for any number. Beyond
