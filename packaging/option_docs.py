@@ -60,9 +60,13 @@ def meanings(struct: type) -> dict[str, Meaning]:
 
 
 def keys(struct: type) -> Iterator[Key]:
-    """Yield the keys of a struct in their order. Raises KeyError for one that its docstring leaves out."""
-    known = meanings(struct)
-    for field in _fields(struct):
+    """Yield the keys of a struct in their order. Raises KeyError where its docstring and its fields differ."""
+    known, fields = meanings(struct), list(_fields(struct))
+    if stale := known.keys() - {field.encode_name for field in fields}:
+        raise KeyError(
+            f"{struct.__qualname__} has no field for {', '.join(sorted(stale))} in the Keys of its docstring"
+        )
+    for field in fields:
         if field.encode_name not in known:
             raise KeyError(f"{struct.__qualname__} has no line for {field.encode_name} in the Keys of its docstring")
         unit, text = known[field.encode_name]

@@ -49,6 +49,14 @@ class Undocumented(msgspec.Struct):
     key: int = 0
 
 
+class Stale(msgspec.Struct):
+    """Options of nothing.
+
+    Keys:
+        gone: Key of a former version.
+    """
+
+
 def test_a_key_has_a_type_a_default_a_unit_and_a_meaning():
     assert list(option_docs.keys(Pump)) == [
         Key("name", "string", "", True, "", "Name of the pump."),
@@ -69,3 +77,8 @@ def test_the_prose_is_what_stands_before_the_keys():
 def test_a_key_that_the_docstring_leaves_out_is_refused():
     with pytest.raises(KeyError, match="Undocumented has no line for key"):
         list(option_docs.keys(Undocumented))
+
+
+def test_a_key_without_a_field_is_refused():
+    with pytest.raises(KeyError, match="Stale has no field for gone"):
+        list(option_docs.keys(Stale))
