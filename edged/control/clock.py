@@ -68,11 +68,20 @@ class KernelClock:
 
     def at(self, monotonic: float) -> float:
         """Unix seconds at a CLOCK_MONOTONIC moment of this boot."""
+        return monotonic + self._era(monotonic).offset
+
+    def knows(self, monotonic: float) -> bool:
+        """Whether `at` is to be believed of this moment; the clock itself may have lost the time since."""
+        era = self._era(monotonic)
+        return era.synchronised and (era.since < self._eras[-1].since or self.synchronised)
+
+    def _era(self, monotonic: float) -> Era:
+        """The era by which a moment is told."""
         eras = self._eras
         if monotonic < eras[-1].since:
             known = (era for era, after in pairwise(eras) if monotonic < after.since and era.synchronised)
-            return monotonic + next(known, eras[-1]).offset
-        return monotonic + eras[-1].offset
+            return next(known, eras[-1])
+        return eras[-1]
 
     def refresh(self) -> bool:
         """Measure again; whether the clock was set meanwhile.

@@ -32,6 +32,9 @@ class WallClock(Protocol):
     def at(self, monotonic: float) -> float:
         """Unix seconds at a CLOCK_MONOTONIC moment of this boot."""
 
+    def knows(self, monotonic: float) -> bool:
+        """Whether the time at such a moment is to be believed."""
+
 
 class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
     """Common fields of every result record.
@@ -363,11 +366,11 @@ def _values(outcome: Regression) -> dict[str, float] | list[float]:
 
 
 def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
-    """A result's record as JSON with the right times, if it was made before `clock` was synchronised, which it is now.
+    """Return a result's record as JSON with the right times, if it was made before `clock` knew them, which it does now.
 
     `created` is when, in CLOCK_MONOTONIC seconds. What is no such record, or was right, stays as it is.
     """
-    if _UNSYNCHRONISED not in payload:
+    if _UNSYNCHRONISED not in payload or not clock.knows(created):
         return payload
     try:
         record = _decode(payload)

@@ -221,7 +221,7 @@ class Session:
         now = self._clock()
         left = max(1, math.ceil(message.created + message.expiry - now)) if message.expiry else 0
         payload = message.payload
-        if self._wall is not None and self._wall.synchronised and not message.estimated:
+        if self._wall is not None and not message.estimated:
             payload = corrected(payload, message.created, self._wall)
         if entry.replayed:
             payload = _replayed(payload)

@@ -41,6 +41,9 @@ class FixedClock:
     def at(self, monotonic: float) -> float:
         return monotonic + self.ahead
 
+    def knows(self, monotonic: float) -> bool:
+        return self.synchronised
+
 
 WALKING = Classification("walking", 0.75, (Score("walking", 0.75), Score("resting", 0.25)), "walking", True)
 LEVELS = Regression({"level": 1.5, "flow": -2.0})

@@ -63,6 +63,27 @@ def test_what_was_made_while_the_time_was_not_known_is_told_by_the_first_that_is
     board.wall, board.monotonic, board.synchronised = 1_800_000_000.0, 30.0, False
     clock.refresh()
     assert clock.at(15.0) == 1_699_999_995.0
+    assert [clock.knows(moment) for moment in (15.0, 25.0, 30.0)] == [True, True, False]
+
+
+def test_of_what_no_time_source_has_vouched_for_nothing_is_known():
+    board = Board(wall=1_700_000_000.0, monotonic=10.0, synchronised=False)
+    clock = board.clock()
+    board.wall, board.monotonic = 1_800_000_000.0, 20.0
+    clock.refresh()
+    assert [clock.knows(moment) for moment in (15.0, 20.0)] == [False, False]
+
+
+def test_a_jump_that_is_not_noticed_yet_makes_what_it_follows_no_less_known():
+    board = Board(wall=0.0, monotonic=10.0, synchronised=False)
+    clock = board.clock()
+    board.wall, board.monotonic, board.synchronised = 1_700_000_000.0, 20.0, True
+    clock.refresh(), clock.refresh()
+    board.wall += 86_400
+    assert not clock.knows(25.0)
+    board.monotonic, board.wall = 30.0, board.wall + 10
+    clock.refresh()
+    assert (clock.knows(25.0), clock.at(25.0)) == (True, 1_700_000_005.0)
 
 
 def test_a_clock_that_is_only_slewed_is_believed_all_the_time():

@@ -28,6 +28,9 @@ class Clock:
     def at(self, monotonic: float) -> float:
         return monotonic + 1000.0
 
+    def knows(self, monotonic: float) -> bool:
+        return self.synchronised
+
 
 RECORDER = Recorder("board", "b00t", Clock())
 
@@ -53,6 +56,9 @@ class SynchronisedClock:
 
     def at(self, monotonic: float) -> float:
         return monotonic + 1_700_000_000.0
+
+    def knows(self, monotonic: float) -> bool:
+        return self.synchronised
 
 
 CASES: list[tuple[Outcome, type[Any], dict[str, Any]]] = [

@@ -14,6 +14,9 @@ class Clock:
     def at(self, monotonic: float) -> float:
         return monotonic + self.offset
 
+    def knows(self, monotonic: float) -> bool:
+        return self.synchronised
+
 
 class Topic(list[Any]):
     """What was published; a clock that stands still until it is told; "" for a message that is empty."""

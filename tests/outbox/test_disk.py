@@ -806,6 +806,9 @@ class Wall:
     def at(self, monotonic: float) -> float:
         return monotonic + self.offset
 
+    def knows(self, monotonic: float) -> bool:
+        return self.synchronised
+
 
 def test_ages_of_an_earlier_boot_are_known_if_both_had_the_time(make: Make) -> None:
     first = make(clock=lambda: 500.0, boot="one", wall=Wall(1_000_000, synchronised=True))

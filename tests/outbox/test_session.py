@@ -94,12 +94,16 @@ class Rig:
 
 
 class Wall:
-    """A wall clock that turns right."""
+    """A wall clock that turns right, or knows of all before `known_until`."""
 
     synchronised = False
+    known_until = 0.0
 
     def at(self, monotonic: float) -> float:
-        return monotonic + 1000.0 * self.synchronised
+        return monotonic + 1000.0 * self.knows(monotonic)
+
+    def knows(self, monotonic: float) -> bool:
+        return self.synchronised or monotonic < self.known_until
 
 
 @pytest.fixture
@@ -280,3 +284,16 @@ def test_what_was_made_before_the_clock_was_right_leaves_with_the_right_time_unl
     session.turn(0)
 
     assert link.payloads[1:] == [payload, b'{"time":1041.0,"start":1040.0,"synchronised":true,"latency":1.0}', payload]
+
+
+def test_what_was_made_before_a_time_that_is_lost_again_leaves_with_the_right_time(rig: Rig) -> None:
+    payload = b'{"time":41.0,"synchronised":false,"latency":1.0}'
+    link = FakeLink()
+    wall = Wall()
+    wall.known_until = 50.0
+    session = rig.session(link, wall)
+    rig.spool.put(message(1, payload=payload, created=42.0))
+    rig.spool.put(message(2, payload=payload, created=52.0))
+    session.turn(0)
+
+    assert link.payloads[1:] == [b'{"time":1041.0,"synchronised":true,"latency":1.0}', payload]
