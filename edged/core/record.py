@@ -366,7 +366,7 @@ def _values(outcome: Regression) -> dict[str, float] | list[float]:
 
 
 def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
-    """Return a result's record as JSON with the right times, if it was made before `clock` knew them, which it does now.
+    """Return a result's record as JSON with the right times, if `clock` did not know them then, and does now.
 
     `created` is when, in CLOCK_MONOTONIC seconds. What is no such record, or was right, stays as it is.
     """
