@@ -95,6 +95,11 @@ class Announced:
                 self._record.topics, self._record.components = left, components
             self._save()
 
+    def keep(self) -> None:
+        """Write the file again if somebody has deleted or replaced it."""
+        if self._thread.ident is not None and self._written.is_set() and self._content() != self._encoded():
+            self._save()
+
     def flush(self, seconds: float) -> bool:
         """Wait until the file is as the record is, for so many seconds at most; whether it is."""
         return self._written.wait(seconds)
@@ -112,6 +117,17 @@ class Announced:
             )
             return None
 
+    def _content(self) -> bytes:
+        try:
+            with self._file.open("rb") as file:
+                return file.read(MAX_BYTES)
+        except OSError:
+            return b""
+
+    def _encoded(self) -> bytes:
+        with self._lock:
+            return msgspec.json.encode(self._record)
+
     def _save(self) -> None:
         with self._lock:
             self._written.clear()
@@ -123,11 +139,9 @@ class Announced:
         """Replace the file whenever the record has changed. Where that cannot be, say so once, and go on without."""
         while self._dirty.wait():
             self._dirty.clear()
-            with self._lock:
-                content = msgspec.json.encode(self._record)
             try:
                 self._disk.make_folder(self._file.parent)
-                self._disk.replace(self._file, content)
+                self._disk.replace(self._file, self._encoded())
             except StoreError as error:
                 if not self._complained:
                     log.warning("what is told to the broker cannot be kept: %s", error)

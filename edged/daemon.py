@@ -66,7 +66,7 @@ from edged.core.record import (
     state_boot,
 )
 from edged.core.tables import Problem
-from edged.core.topics import Topics
+from edged.core.topics import ONLINE, Topics
 from edged.desired import Desires
 from edged.flow.decision import LatestDecision
 from edged.flow.delivery import Delivery, Drain, Selection, Sender
@@ -127,6 +127,9 @@ KEEP_SECONDS = 1.0
 RETAINED_SECONDS = 60.0
 NAMESAKE_SECONDS = 600.0
 """How long another board with this one's name is told of: one whose state was retained, and one that just spoke."""
+
+ANEW_SECONDS = 2.0
+"""Time for all that a namesake takes back to be over before it is said again."""
 
 _ALL_ANEW = {"device", "mqtt", "spool"}
 """Tables that are in every topic and under every sink: where they change, everything begins anew."""
@@ -347,6 +350,7 @@ async def _keep_in_place(daemon: Daemon, lock: StateLock, updater: Updater, serv
             except (EdgedError, OSError) as error:
                 log.error("%s", error)
             await updater.keep_ledgers()
+            await asyncio.to_thread(daemon.announced.keep)
             daemon.board.notice_lost_files()
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if watch.descriptor >= 0 else REFRESH):
@@ -397,7 +401,7 @@ class Daemon:
         self, files: Sequence[Path], config: Config, store: Store, notifier: Notifier, state_dir: Path
     ) -> None:
         boot = uuid4().hex[:12]
-        self._announced = Announced(state_dir, boot)
+        self.announced = Announced(state_dir, boot)
         self._described: tuple[Description, Announcer | None] | None = None
         clock = KernelClock()
         now = time.monotonic()
@@ -442,7 +446,7 @@ class Daemon:
         parts.publisher.open()
         mqtt = parts.config.mqtt
         if mqtt.home_assistant:
-            name, announced = parts.config.device.name, self._announced
+            name, announced = parts.config.device.name, self.announced
             known = announced.components if discovery.topic(mqtt.discovery_prefix, name) in announced.topics else {}
             self._announcer = Announcer(mqtt.discovery_prefix, name, parts.publisher, known)
         unproven = await self._bring_up(_everything(parts.config))
@@ -454,7 +458,8 @@ class Daemon:
 
         parts.publisher.subscribe(parts.topics.model_desired("+"), hear)
         parts.publisher.subscribe(parts.topics.state, self._hear_own_state)
-        await asyncio.to_thread(self._announced.flush, KEEP_SECONDS)
+        parts.publisher.subscribe(parts.topics.availability, self._hear_own_availability)
+        await asyncio.to_thread(self.announced.flush, KEEP_SECONDS)
         parts.publisher.start()
         await self._open_page()
         await self._prove(unproven)
@@ -571,8 +576,8 @@ class Daemon:
 
     def _settle(self) -> None:
         """Forget the names that the broker has been told to forget."""
-        components = self._announcer.known if self._announcer else self._announced.components
-        self._announced.settle(self.parts.publisher.is_clear, components)
+        components = self._announcer.known if self._announcer else self.announced.components
+        self.announced.settle(self.parts.publisher.is_clear, components)
 
     async def _reload(self, new: Config, touched: Changes, *, anew: bool) -> None:
         parts = self.parts
@@ -580,7 +585,7 @@ class Daemon:
             end = time.monotonic() + DRAIN_SECONDS
             await self._take_down(_everything(parts.config), end)
             if new.mqtt.broker != parts.config.mqtt.broker:  # this one will hear of no change any more
-                for topic in self._announced.topics - {parts.topics.availability}:
+                for topic in self.announced.topics - {parts.topics.availability}:
                     parts.publisher.forget_state(topic)
             self._announcer = None
             await self._hang_up(end)
@@ -690,7 +695,7 @@ class Daemon:
         topics = retained(description)
         if self._announcer:
             topics.add(self._announcer.topic)
-        over = self._announced.expect(parts.publisher.broker, topics) if parts.publisher.broker else set()
+        over = self.announced.expect(parts.publisher.broker, topics) if parts.publisher.broker else set()
         ours = {topic for topic in over if not topic.endswith("/config")}
         for topic in over - ours:
             parts.publisher.forget_state(topic)
@@ -704,7 +709,7 @@ class Daemon:
     def _hear_own_state(self, topic: str, payload: bytes, is_retained: bool) -> None:
         """On the publisher's thread: what the broker has as this device's own state may be another board's."""
         boot = state_boot(payload)
-        if not boot or boot in self._announced.boots:
+        if not boot or boot in self.announced.boots:
             return
         parts = self.parts
         name = parts.config.device.name
@@ -712,6 +717,11 @@ class Daemon:
         reason = f"another board calls itself {name!r} too (its boot is {boot})"
         hint = "give each board a name of its own: name in [device]; for a board with a new card, this passes by itself"
         parts.publisher.complain(reason, hint, RETAINED_SECONDS if is_retained else NAMESAKE_SECONDS)
+
+    def _hear_own_availability(self, topic: str, payload: bytes, is_retained: bool) -> None:
+        """On the publisher's thread: a namesake that goes or is renamed takes back what it said, and so what we did."""
+        if not is_retained and payload != ONLINE:
+            self.parts.publisher.begin_anew(ANEW_SECONDS)
 
     async def _take_down(self, names: Names, end: float) -> None:
         """Stop what is named, sources first, so that each part still has its next one while it finishes.
@@ -774,7 +784,7 @@ class Daemon:
         publisher.stop(seconds)
         await asyncio.to_thread(publisher.join, seconds + 2.0)
         self._settle()
-        await asyncio.to_thread(self._announced.flush, KEEP_SECONDS)
+        await asyncio.to_thread(self.announced.flush, KEEP_SECONDS)
         self._unsent = await asyncio.to_thread(publisher.spool.close, SAVE_SECONDS)
 
     def _feed(self) -> None:
@@ -865,7 +875,7 @@ class Daemon:
         spool = DiskSpool(folder, config.spool, _policies(config), status=disk, wall=clock)
         topics = Topics(config.mqtt.prefix, config.device.name)
         broker = Status("broker", time.monotonic, partial(self._changed, "mqtt"))
-        return Publisher(config.mqtt, topics, spool, broker, wall=clock, client=self._announced.client)
+        return Publisher(config.mqtt, topics, spool, broker, wall=clock, client=self.announced.client)
 
     def _status(self, kind: str, name: str) -> Status:
         """A status whose every change is logged and, where it has a topic, published."""

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Event
 
@@ -48,6 +48,16 @@ def test_a_board_knows_its_own_boots_and_has_one_client_id_for_ever(tmp_path: Pa
     for _ in range(5):
         told(tmp_path, "b4", "broker:1883")
     assert len(Announced(tmp_path, "b5").boots) == 5
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_bytes(b"of a backup")])
+def test_a_record_that_somebody_deletes_or_replaces_is_written_again(change: Callable[[Path], object], tmp_path: Path):
+    announced = told(tmp_path, "b1", "broker:1883", "old/state")
+    before = (tmp_path / "announced.json").read_bytes()
+    change(tmp_path / "announced.json")
+    announced.keep()
+    assert announced.flush(PATIENCE)
+    assert (tmp_path / "announced.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

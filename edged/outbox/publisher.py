@@ -219,6 +219,11 @@ class Publisher:
         if self._session is not None:
             self._session.complain(reason, hint, seconds)
 
+    def begin_anew(self, seconds: float) -> None:
+        """Say all states again in so many seconds. For a handler, on whose thread alone it may be called."""
+        if self._session is not None:
+            self._session.begin_anew(seconds)
+
     @property
     def _stopping(self) -> bool:
         return self._stop_at < math.inf

@@ -108,6 +108,7 @@ class Session:
         self._sampled = (clock(), tally.sent, spool.depth)
         self._spoken = clock()
         spool.resume()
+        self._anew_at = math.inf
         self._degraded_until = math.inf
         self._lack = _lack(link, handlers)
 
@@ -293,8 +294,13 @@ class Session:
 
     def _check_subscription(self, mid: int, reason: ReasonCode) -> None:
         topic = self._asked.pop(mid, None)
-        if topic not in (None, self._own_state) and reason.is_failure:  # a namesake is worth no right to read there
+        ours = (self._own_state, self._availability)  # a namesake is worth no right to read there
+        if topic not in (None, *ours) and reason.is_failure:
             self._complain(f"the broker refuses the subscription to {topic}: {reason}", faults.remedy(reason))
+
+    def begin_anew(self, seconds: float) -> None:
+        """Say all states again in so many seconds, and then that we are online."""
+        self._anew_at = self._clock() + seconds
 
     def complain(self, reason: str, hint: str, seconds: float) -> None:
         """Be degraded for a while. The first reason stays, so that two refused topics do not take turns for ever."""
@@ -329,6 +335,10 @@ class Session:
 
     def _look_at_the_time(self) -> None:
         now = self._clock()
+        if now >= self._anew_at:
+            self._anew_at = math.inf
+            self._unknown = self._states.restart()
+            self._online = False
         if now > self._degraded_until:
             self._degraded_until = math.inf
             self._be_well()

@@ -314,6 +314,40 @@ def test_a_namesake_is_a_state_with_a_remedy_and_the_doctor_sees_it(
     assert daemon.call("status")["mqtt"]["reconnects"] == 0  # their client ids are unlike
 
 
+@pytest.mark.parametrize("how", ["stopped", "killed", "renamed"])
+def test_a_board_whose_namesake_goes_says_again_what_that_took_back(
+    how: str, tmp_path: Path, broker: Broker, listener: Listener, edged
+):
+    """Renaming one, as both boards advised, took the other out of the broker and Home Assistant."""
+    (tmp_path / "other").mkdir()
+    there: dict[str, bytes] = {}
+
+    def until(accept: Callable[[], bool]) -> None:
+        listener.next(lambda message: there.update({message.topic: message.payload}) or accept())
+
+    daemon = edged(mqtt(broker.port) + replay(100))
+    with Edged(tmp_path / "other", mqtt(broker.port) + replay(100)) as other:
+        for each in (other, daemon):
+            each.wait_for_log("mqtt broker is degraded: another board calls itself 'board' too")
+            each.wait_for_log("pipeline replayed is running")
+        until(lambda: there.get("edged/board/pipelines/replayed/decision", b"") != b"")
+        if how == "renamed":
+            other.configure(mqtt(broker.port, "other") + replay(100))
+            other.reload()
+        else:
+            other.stop(signal.SIGTERM if how == "stopped" else signal.SIGKILL)
+        boot = daemon.call("status")["boot"].encode()
+        until(lambda: there["edged/board/availability"] != b"online")
+        until(
+            lambda: (
+                there["edged/board/availability"] == b"online"
+                and boot in there["edged/board/state"]
+                and b'"running"' in there["edged/board/pipelines/replayed/state"]
+                and b"replayed" in there[HOME]
+            ),
+        )
+
+
 def test_a_board_knows_what_it_said_itself_before_a_restart(broker: Broker, listener: Listener, edged):
     daemon = edged(mqtt(broker.port) + replay(100))
     listener.wait_for("edged/board/availability", b"online")

@@ -70,6 +70,23 @@ def test_a_ledger_that_is_deleted_is_written_again(edged, tmp_path: Path, happen
     assert serving(daemon) == "1.1.0"
 
 
+def test_what_was_announced_is_kept_though_somebody_deletes_it(edged, tmp_path: Path):
+    with Broker(tmp_path) as broker:
+        daemon = edged(f'[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n')
+        daemon.wait_for_log("mqtt broker is running")
+        wait_until((daemon.state_dir / "announced.json").exists)
+        before = (daemon.state_dir / "announced.json").read_bytes()
+        shutil.rmtree(daemon.state_dir)
+        wait_until(lambda: kept(daemon) == before)
+
+
+def kept(daemon: Edged) -> bytes:
+    try:
+        return (daemon.state_dir / "announced.json").read_bytes()
+    except OSError:
+        return b""
+
+
 def copies(daemon: Edged) -> set[bytes] | OSError:
     try:
         return {(shelf(daemon) / name).read_bytes() for name in ("state.json", "state.copy.json")}
