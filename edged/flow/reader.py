@@ -17,7 +17,7 @@ from typing import Protocol
 from edged.api import Chunk, DeviceError, EdgedError, Obstacle, Source, SourceConfig
 from edged.core.health import Status
 from edged.core.types import MAX_SHOWN
-from edged.core.vitals import STALLED, Backoff, FlatLine, Supervision, Verdict, Vitals
+from edged.core.vitals import STALLED, Backoff, FlatLine, Supervision, Verdict, Vitals, failure
 
 log = logging.getLogger("edged.flow")
 
@@ -157,6 +157,8 @@ class Reader:
                     self._check(chunk)
                     flat = flat_line.same(chunk.samples)
                     vitals.observe(len(chunk.samples), chunk.lost, faults, flat, now, chunk.time)
+                    if failure(self.name, self.status.health):  # pipelines wait to hear that it is back
+                        self._judge(vitals, source, now)
                     if silent:
                         silent = False
                         judge_at = now
