@@ -434,6 +434,8 @@ class ModelBoard:
         """Have the pipelines serve from what is ready, which is theirs then: where one fails, the rest is left."""
         for name, served in list(ready.items()):
             each = users[name]
+            if each.flow is None:
+                each.status.set("starting")
             if each.flow is None or not _runs(each) or each.flow.window != served.manifest.window:
                 self._change(each, partial(self._succeed, name, each, served.manifest))
             assert each.flow is not None

@@ -167,10 +167,10 @@ class Reader:
                     self._deliver(chunk)
                 if now >= judge_at:
                     judge_at = now + JUDGE_EVERY
-                    self.faults = dict(before + Counter(source.faults))
+                    self._count(before, source)
                     self._judge(vitals, source, now)
         finally:
-            self.faults = dict(before + Counter(source.faults))
+            self._count(before, source)
             self.measured_rate = None
             source.close()
 
@@ -194,9 +194,12 @@ class Reader:
                     self.feed_errors += 1
                     self._complain("feeding a pipeline", error)
 
+    def _count(self, before: Counter[str], source: Source) -> None:
+        self.faults = dict(before + Counter(source.faults))
+        self.refused = str(getattr(source, "refused", ""))[:MAX_SHOWN] or self.refused
+
     def _judge(self, vitals: Vitals, source: Source, now: float) -> None:
         self.measured_rate = vitals.measured_rate
-        self.refused = str(getattr(source, "refused", ""))[:MAX_SHOWN]
         verdict = vitals.verdict(now)
         obstacle = getattr(source, "obstacle", None) if vitals.silent(now) else None
         self._obstacle = obstacle and (self._obstacle or obstacle)  # a figure that moves would be news each time

@@ -377,6 +377,21 @@ def test_garbage_is_shown_and_counted_across_reconnects() -> None:
     assert reader.faults == {"bad CRC": 7, "too long": 1}
 
 
+def test_the_last_refused_line_is_kept_when_the_source_ends_and_is_opened_anew(tmp_path: Path) -> None:
+    """edgectl sources counted lines of a recording that were no samples, and showed none."""
+    file = tmp_path / "dated.csv"
+    file.write_text("time,x\n2024-01-01,1\n2024-01-02,2\n")
+    listener = Listener()
+    status = Status("dated", time.monotonic, listener)
+    source = ReplaySource(path=file, channels=("x",), time="time")
+    reader = Reader("dated", source, (), status, time.monotonic, PROMPT)
+    reader.start()
+    assert listener.wait_for("failed").reason == "the recording holds no sample that can be used"
+    reader.stop()
+    assert ended(reader)
+    assert reader.refused == "2024-01-02,2"
+
+
 def test_a_patient_source_has_no_rate_to_drift_from() -> None:
     acts = [act for _ in range(20) for act in (1.0, chunk(1, 2))]
     _, listener = read(Script(openings=[acts], patient=True))

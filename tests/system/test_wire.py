@@ -125,6 +125,13 @@ def test_a_pipeline_that_cannot_complete_a_window_says_why_and_edgectl_shows_wha
     board.daemon.wait_for_log(SERVES)
 
 
+def test_a_pipeline_whose_model_has_passed_its_trial_no_longer_says_that_it_is_tried(board: Board) -> None:
+    """It said so until its first window, for ever where the sensor is silent."""
+    board.start()
+    (pipeline,) = board.daemon.call("pipelines")
+    assert (pipeline["health"]["state"], pipeline["health"]["reason"]) == ("starting", "")
+
+
 def test_bytes_without_an_end_of_line_are_named(board: Board) -> None:
     board.start()
     board.sensor.write(b"1,2,3,4,5,6;" * 40)
