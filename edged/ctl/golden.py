@@ -17,7 +17,7 @@ from edged.core.manifest import Manifest
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.window import Windower
-from edged.ctl.clipping import Clipping
+from edged.ctl.clipping import MAX_SHARE, Clipping
 from edged.ctl.expected import Expected
 from edged.sources.replay import ReplaySource
 
@@ -102,6 +102,7 @@ def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
     window = manifest.window
     stacked = file.suffix != ".csv" and _shape(file) == (window.length, *window.shape)
     source = ReplaySource(path=file, pace="fast", chunk=1) if stacked else _recording(file, manifest)
+    _check_range(file, source, window.dtype)
     opened = source.open()
     try:
         if stacked:
@@ -113,6 +114,39 @@ def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
                 yield from (each.samples for each in windower.push(*chunk))
     finally:
         opened.close()
+
+
+def _check_range(file: Path, source: ReplaySource, dtype: str) -> None:
+    """Refuse a recording of values on another scale than a window of integers: they would be cut off or rounded away.
+
+    Raises:
+        ControlError: more than a fifth of them are beyond its range, or all are fractions from -1 to 1.
+    """
+    if np.dtype(dtype).kind not in "iu":
+        return
+    limits = np.iinfo(dtype)
+    values = beyond = 0
+    small, fractions = True, False
+    opened = source.open()
+    try:
+        for chunk in _chunks(opened):
+            samples = chunk.samples
+            values += samples.size
+            beyond += int(np.count_nonzero((samples < limits.min) | (samples > limits.max)))
+            small = small and bool(np.all(np.abs(samples.astype(np.float64)) <= 1))
+            fractions = fractions or bool(np.any(samples != np.rint(samples)))
+    finally:
+        opened.close()
+    if beyond > MAX_SHARE * values:
+        problem = f"{beyond / values:.0%} of its values are beyond {limits.min} to {limits.max}"
+    elif small and fractions:
+        problem = "its values are fractions from -1 to 1"
+    else:
+        return
+    raise ControlError(
+        f"{file}: {problem}, and the model's windows are of {dtype}",
+        hint=f"record values from {limits.min} to {limits.max}, as the pixels of a picture are, or correct `window`",
+    )
 
 
 def _shape(file: Path) -> tuple[int, ...]:

@@ -315,6 +315,28 @@ def test_values_that_the_model_cannot_store_are_refused_above_a_fifth(pack, tmp_
     pack(*line, tmp_path / "few.npy")
 
 
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ([1000, 300, 256, 7], "75% of its values are beyond 0 to 255, and the model's windows are of uint8"),
+        ([-1, -0.9, 0.25, 1], "50% of its values are beyond 0 to 255, and the model's windows are of uint8"),
+        ([0, 0.5, 0.25, 1], "its values are fractions from -1 to 1, and the model's windows are of uint8"),
+        ([0, 127.5, 255, 1], None),
+        ([0, 1, 0, 1], None),
+    ],
+)
+def test_a_recording_on_another_scale_than_windows_of_integers_is_refused(pack, tmp_path, values, complaint):
+    window = {"length": 1, "hop": 1, "dtype": "uint8", "channels": [{"name": name} for name in "abcd"]}
+    stated = {"labels": ["red", "green", "blue"], "postprocess": {"kind": "classification"}}
+    manifest = part(tmp_path, window=window, preprocess=[{"step": "normalise", "mean": [0], "std": [300]}], **stated)
+    np.save(tmp_path / "pixels.npy", [values] * 5)
+    line = (DATA / "int8.tflite", "--version", "1", "--manifest", manifest, "--golden", tmp_path / "pixels.npy")
+    if complaint is None:
+        pack(*line)
+    else:
+        assert f"pixels.npy: {complaint}" in pack(*line, code=4)
+
+
 EXPECTED = "red\n-\nblue\n"
 WINDOWS = [[4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 4, 0]]
 
