@@ -161,6 +161,8 @@ def picture(path: Path, window: WindowSpec) -> NDArray[Any]:
     height, width, *depth = window.sample_shape
     if depth not in ([], [1], [3]):
         raise ControlError(f"the model takes pictures of {depth[0]} channels", hint="save one as an array: .npy")
+    if not path.is_file():
+        raise ControlError(f"there is no file {path}", hint="check the path")
     try:
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB" if depth == [3] else "L")

@@ -228,6 +228,8 @@ def test_a_model_of_samples_takes_no_pictures(tmp_path, window):
 
 
 def test_what_is_no_picture_is_refused(tmp_path):
+    with pytest.raises(ControlError, match=r"there is no file .*absent\.png \(check the path\)"):
+        picture(tmp_path / "absent.png", PICTURES)
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     with pytest.raises(ControlError, match=r"x\.png cannot be read as a picture"):
         picture(tmp_path / "x.png", PICTURES)
