@@ -367,8 +367,9 @@ class Store:
 def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundle:
     """Open and verify the model in a bundle's folder, an .edgm file or a bare .tflite file.
 
-    A bare file's version is called `name`. An .edgm file is unpacked into `unpacked`, unless it is there already, or
-    into a folder that goes with this process. Anything else is copied into `unpacked`, where there is that.
+    A bare file's version is called `name`. An .edgm file is unpacked into `unpacked`, unless it is there;
+    without that, or where the disk refuses, into a folder that goes with this process. Anything else is copied into
+    `unpacked`, where there is that.
 
     Raises:
         BundleError: it is not sound.
@@ -378,9 +379,22 @@ def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundl
     if path.suffix != container.SUFFIX or path.is_dir():
         bundle = derive(path, name) if path.suffix == BARE else open_folder(path)
         return bundle if unpacked is None else _copied(bundle, unpacked / bundle.digest)
+    try:
+        head = _head(path)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error.message}", hint=error.hint) from error
+    if unpacked is not None:
+        try:
+            return _unpacked(path, unpacked / head.digest)
+        except StoreError as error:
+            log.warning("%s is unpacked into a temporary folder, for this run: %s", path, error)
+    return _unpacked(path, Path(_temporary().name) / head.digest)
+
+
+def _unpacked(path: Path, folder: Path) -> Bundle:
+    """Open the version of an .edgm file that is in a folder, or unpack the file there first."""
     disk = Disk()
     try:
-        folder = (unpacked or Path(_temporary().name)) / _head(path).digest
         with suppress(BundleError):
             return open_folder(folder)
         disk.make_folder(folder.parent)

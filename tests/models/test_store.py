@@ -278,6 +278,12 @@ def test_where_nothing_can_be_copied_a_path_is_used_as_it_is(tmp_path, caplog):
     assert "must not be written to while it serves" in caplog.text
 
 
+def test_where_nothing_can_be_unpacked_a_container_serves_from_a_temporary_folder(given, tmp_path, caplog):
+    (tmp_path / "unpacked").write_text("a file in the way")
+    assert given[0].find("colours").folder.parent.parent == Path(tempfile.gettempdir())
+    assert "mine.edgm is unpacked into a temporary folder, for this run" in caplog.text
+
+
 def test_without_a_folder_of_its_own_a_container_is_unpacked_for_this_process_alone(given):
     folder = open_path(given[0].paths["colours"]).folder
     assert folder.parent.parent == Path(tempfile.gettempdir())
