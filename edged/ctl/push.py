@@ -24,7 +24,7 @@ from edged.ctl.ssh import Line, LineError
 from edged.ctl.tables import size
 from edged.ctl.telling import Outcome, Teller, follow, present, tell_terms
 
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
 _LARGEST_PIECE = 64 << 10
 _SMALLEST_PIECE = 1 << 10
