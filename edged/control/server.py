@@ -35,6 +35,9 @@ MAX_CONNECTIONS = 16
 MAX_STREAMS = 12
 """So many clients at a time may have streams of the same verb."""
 
+MAX_ALL_STREAMS = MAX_CONNECTIONS - 2
+"""So many may have streams at all: there is always room for somebody who asks."""
+
 ACCEPTED_AT_ONCE = 1
 """How many connections asyncio is to accept before it sees to those that there are.
 
@@ -180,7 +183,7 @@ class Server:
             terms = " with allow_downgrade" if request.args.get("allow_downgrade") is True else ""
             log.info("%s%s, asked for by %s", request.verb, terms, client.peer())
             request.args["asked_by"] = client.peer()
-        if request.verb in self._operations.streams and self._streaming[request.verb] < MAX_STREAMS:
+        if request.verb in self._operations.streams and self._has_room_for(request.verb):
             self._streaming[request.verb] += 1
             try:
                 await client.while_there(self._stream(client, request))
@@ -189,7 +192,7 @@ class Server:
             return False
         try:
             if request.verb in self._operations.streams:
-                raise _too_many_streams(request.verb)
+                raise _too_many_streams(request.verb, self._streaming[request.verb])
             if request.verb not in self._operations.calls:
                 raise self._unknown(request.verb)
             line = protocol.encode_ok(request.id, await self._operations.call(request.verb, request.args))
@@ -209,6 +212,9 @@ class Server:
         except Exception as error:
             line = protocol.encode_error(request.id, _as_ours(error, request))
         await client.send(line)
+
+    def _has_room_for(self, stream: str) -> bool:
+        return self._streaming[stream] < MAX_STREAMS and self._streaming.total() < MAX_ALL_STREAMS
 
     def _unknown(self, verb: str) -> ControlError:
         verbs = sorted({*self._operations.calls, *self._operations.streams})
@@ -297,9 +303,10 @@ _MADE_ROOM = ControlError(
 )
 
 
-def _too_many_streams(verb: str) -> ControlError:
+def _too_many_streams(verb: str, number: int) -> ControlError:
+    what = f"{MAX_STREAMS} clients have a stream of {verb!r}"
     return ControlError(
-        f"{MAX_STREAMS} clients have a stream of {verb!r}, which is the limit",
+        f"{what if number >= MAX_STREAMS else f'{MAX_ALL_STREAMS} clients have streams'}, which is the limit",
         hint="close one of them, or try again in a minute",
         retryable=True,
     )

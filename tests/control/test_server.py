@@ -311,16 +311,19 @@ def test_streams_of_one_verb_do_not_take_all_places(path):
     asyncio.run(scenario())
 
 
-def test_a_client_is_refused_where_all_others_are_being_answered(path):
+def test_streams_of_several_verbs_do_not_take_all_places_either(path):
     async def scenario():
         async with serving(path):
             peers = [await Peer.at(path) for _ in range(MAX_CONNECTIONS)]
-            for peer, verb in zip(peers, ["wait"] * 12 + ["flood"] * 4, strict=True):
-                peer.send({"id": 1, "verb": verb, "args": {}})
+            for peer in peers[:12]:
+                assert await peer.ask("wait") == {"id": 1, "event": "here"}
+            for peer in peers[12:14]:
+                peer.send({"id": 1, "verb": "flood", "args": {}})
                 await peer.reader.read(1)
-            problem = (await (await Peer.at(path)).reply())["error"]
-            assert "16 clients are connected" in problem["message"]
+            problem = (await peers[14].ask("flood"))["error"]
+            assert problem["message"] == "14 clients have streams, which is the limit"
             assert problem["retryable"]
+            assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
 
     asyncio.run(scenario())
 
