@@ -1,5 +1,7 @@
 """What all tests share. No test may fail because the machine is slow: properties have no deadlines."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,27 @@ pytest.register_assert_rewrite("tests.contracts")
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+
+HUNG_SECONDS = 600
+"""No test takes a tenth of this on a busy machine; the long forms have no limit."""
+
+
+@pytest.fixture(autouse=True)
+def _end_what_hangs() -> Iterator[None]:
+    """Fail a test that waits for what never comes, so that the run goes on and says which test it was."""
+    if os.environ.keys() & {"EDGED_SOAK", "EDGED_VM"}:
+        yield
+        return
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"the test hangs: it has not ended within {HUNG_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(HUNG_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_after_an_outage_the_past_is_no_present(broker: Broker, listener: Listen
         listener.wait_for(decision)
         link.refuse()
         listener.wait_for("edged/board/availability", b"offline")
-        while daemon.call("status")["mqtt"]["spool"]["depth"] < 50:  # each call waits for the daemon
+        while daemon.call("status")["mqtt"]["spool"]["depth"] < 300:  # of 100 a second, 200 wait for over a second
             pass
         link.refuse(False)
         heard, waited = [], []
