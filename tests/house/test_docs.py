@@ -104,3 +104,10 @@ def test_configurations_are_sound(block, tmp_path):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 140
+
+
+def test_the_architecture_names_parts_that_exist():
+    rows = re.findall(r"^\| (`.+?) \|", (DOCS / "development/architecture.md").read_text(), re.M)
+    parts = [part for row in rows for part in re.findall(r"`(\w+)`", row)]
+    assert "core" in parts
+    assert [part for part in parts if not list((ROOT / "edged").glob(f"{part}*"))] == []
