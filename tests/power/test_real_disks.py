@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from edged.core.manifest import version_key
+from edged.disk_space import NO_INODES
 from edged.models.disk import Disk, Kernel
 from tests.power.block_log import LoggedDisk, ext4, missing, mounted
 from tests.power.test_cuts import AtOnce
@@ -181,7 +182,7 @@ def test_a_disk_that_has_no_inodes_left(small: Path, tmp_path: Path):
         for file in ballast.iterdir():
             file.unlink()
 
-    live_through(rig_on(small, tmp_path / "board"), use_up, free, {FULL})
+    live_through(rig_on(small, tmp_path / "board"), use_up, free, {NO_INODES})
 
 
 def test_a_disk_that_turns_read_only(small: Path, tmp_path: Path):
