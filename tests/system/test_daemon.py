@@ -351,14 +351,14 @@ def test_a_wrong_config_at_the_start_names_everything_that_is_wrong(tmp_path: Pa
         daemon.wait_for_log("pipelines.a.source")
 
 
-def test_check_proves_the_models_and_exits(tmp_path: Path):
+def test_check_proves_the_models_and_exits(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     daemon = Edged(tmp_path, replay())
     daemon.start("--check")
     assert daemon.process.wait(PATIENCE) == 0
     daemon.configure(replay().replace("motion", "mition"))
     daemon.start("--check")
     assert daemon.process.wait(PATIENCE) == 0  # it may be brought later
-    daemon.wait_for_log("did you mean 'motion'")
+    assert "did you mean 'motion'" in capfd.readouterr().out
     daemon.configure(replay().replace("source =", "sorce ="))
     daemon.start("--check")
     assert daemon.process.wait(PATIENCE) == 78
