@@ -49,9 +49,10 @@ _numbers = itertools.count()
 
 
 class FarBroker:
-    """A broker at 10.83.7.2, on the far side of the interface `near`, and what it says to a subscriber beside it."""
+    """A broker at `address`, on the far side of the interface `near`, and what it says to a subscriber beside it."""
 
-    address = "10.83.7.2"
+    network = f"10.{64 + os.getpid() // 256 % 64}.{os.getpid() % 256}"  # another run may be under way, or was killed
+    address = f"{network}.2"
 
     def __init__(self, folder: Path) -> None:
         tag = f"{os.getpid() % 10_000}{next(_numbers)}"
@@ -66,7 +67,7 @@ class FarBroker:
         if subprocess.run(["ip", *pair.split()], capture_output=True).returncode:
             self._ip(f"netns delete {self._space}")
             pytest.skip("may not make network interfaces here")
-        self._ip(f"address add 10.83.7.1/24 dev {self.near}")
+        self._ip(f"address add {self.network}.1/24 dev {self.near}")
         self._ip(f"link set {self.near} up")
         for there in (f"address add {self.address}/24 dev {self._far}", f"link set {self._far} up", "link set lo up"):
             self._ip(f"-n {self._space} {there}")
@@ -116,7 +117,7 @@ class FarBroker:
 
     def swallow(self, on: bool) -> None:
         """Have the far side throw away, without a word, whatever arrives."""
-        self._ip(f"-n {self._space} route {'add' if on else 'delete'} blackhole 10.83.7.1/32")
+        self._ip(f"-n {self._space} route {'add' if on else 'delete'} blackhole {self.network}.1/32")
 
     def _run(self, *command: str, **streams: int) -> subprocess.Popen[str]:
         child = subprocess.Popen(["ip", "netns", "exec", self._space, *command], text=True, **streams)  # type: ignore[call-overload]
@@ -173,7 +174,7 @@ def test_a_short_outage_that_the_connection_survives_is_not_waited_out(far: FarB
 
 
 def test_an_address_that_changes_is_noticed_at_once(far: FarBroker, rig: Rig) -> None:
-    far.readdress("10.83.7.1", "10.83.7.9")
+    far.readdress(f"{far.network}.1", f"{far.network}.9")
     changed = time.monotonic()
     assert "lost the address" in rig.wait_for("failed").reason
     rig.publisher.put(message(1))
