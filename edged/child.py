@@ -169,7 +169,8 @@ def _hold_on_to_life() -> None:
 def _confine(leash: Leash) -> None:
     with suppress(OSError):  # a courtesy; a sandbox may forbid it
         os.nice(leash.niceness)
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    with suppress(OSError):  # likewise; a bare chroot has no /proc
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(resource.RLIMIT_DATA, leash.memory)
     _limit(resource.RLIMIT_FSIZE, leash.file)
     _limit(resource.RLIMIT_CORE, 0)

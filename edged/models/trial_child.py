@@ -136,8 +136,11 @@ def _latencies(runner: Runner, feeds: Iterator[Arrays], seconds: float) -> list[
 
 
 def _peak_rss() -> int:
-    """In bytes. What `getrusage` says is wrong here: it counts the parent, as it was when it started us."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    """Bytes. `getrusage` counts the parent too, as it was at the start, and is asked only where /proc is hidden."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert found is not None
     return int(found[1]) * 1024
 
