@@ -1,0 +1,97 @@
+"""Keys of the configuration, the manifest and the records, error kinds, exit codes, verbs and metrics: all literal."""
+
+import re
+from pathlib import Path
+
+import edged
+from edged import plugins
+from edged.__main__ import EX_CONFIG
+from edged.config import Config
+from edged.core import protocol, record
+from edged.core.errors import EdgedError
+from edged.core.ledger import Ledger
+from edged.core.manifest import Decision, Manifest
+from edged.ctl import exits
+from edged.ctl.main import VERBS, verb_parser
+from edged.desired import Wish
+from tests.golden.golden import check
+from tests.golden.shapes import keys
+
+PACKAGE = Path(edged.__file__).parent
+
+
+def test_configuration():
+    """Which file a key came from is no key."""
+    tables = {key: value for key, value in keys(Config).items() if not key.endswith("origins")}
+    kinds = {
+        f"{family} of kind {kind}": keys(plugins.load(family, kind))
+        for family, known in plugins.BUILT_IN.items()
+        for kind in known
+    }
+    check("configuration", {**tables, "in pipelines: decision": keys(Decision), **kinds})
+
+
+def test_manifest():
+    check("manifest", keys(Manifest))
+
+
+def test_records():
+    """What is published, and what is heard; of the ledger on disk as well."""
+    records = {
+        "result, classification": record.ClassificationResult,
+        "result, regression": record.RegressionResult,
+        "result, anomaly": record.AnomalyResult,
+        "decision, classification": record.ClassificationDecision,
+        "decision, regression": record.RegressionDecision,
+        "decision, anomaly": record.AnomalyDecision,
+        "state": record.State,
+        "accelerator": record.AcceleratorState,
+        "update": record.UpdateStep,
+        "desired": Wish,
+        "state.json": Ledger,
+    }
+    check("records", {name: keys(struct) for name, struct in records.items()})
+
+
+def test_control_protocol():
+    """The lines as they are, and the kind of each error."""
+    errors = sorted(EdgedError.__subclasses__(), key=lambda each: each.__name__)
+    own = [EdgedError, *(each for each in errors if each.__module__ == EdgedError.__module__)]
+    lines = {
+        "request": protocol.encode_request(protocol.Request(1, "status", {"a": 1})),
+        "ok": protocol.encode_ok(1, {"a": 1.5}),
+        "event": protocol.encode_event(1, [None]),
+        "end": protocol.encode_end(1),
+        "not understood": protocol.encode_error(None, EdgedError("message", hint="hint")),
+        "retryable": protocol.encode_error(1, EdgedError("message", hint="hint", retryable=True)),
+        **{each.__name__: protocol.encode_error(1, each("message")) for each in own},
+    }
+    limits = {"socket": protocol.SOCKET, "request": protocol.MAX_REQUEST, "reply": protocol.MAX_REPLY}
+    mark = [protocol.BEGIN_WITH_MARK, protocol.MARK.decode()]
+    check("protocol", {"lines": {name: line.decode() for name, line in lines.items()}, "limits": limits, "mark": mark})
+
+
+def test_exit_codes():
+    """Which situation ends with which code is in test_commands.py."""
+    check("exit_codes", {"edged, wrong configuration": EX_CONFIG, "edgectl": sorted(exits.MEANINGS)})
+
+
+def test_command_line():
+    """The verbs of edgectl, with the options and words of each."""
+    found = {}
+    for verb in VERBS:
+        actions = verb_parser(verb)._actions
+        found[verb] = [
+            " ".join(action.option_strings) or f"{action.dest}{'' if action.nargs is None else f' {action.nargs}'}"
+            for action in actions
+        ]
+    common = set.intersection(*map(set, found.values()))
+    own = {verb: [each for each in said if each not in common] for verb, said in found.items()}
+    check("command_line", {"(every verb)": sorted(common), **own})
+
+
+def test_metrics():
+    """Every family in the source text, as some are published on boards with an accelerator only."""
+    source = "".join(file.read_text() for file in sorted(PACKAGE.rglob("*.py")))
+    found = re.findall(r'Family\(\s*"(edged_\w+)",\s*"(\w+)"', source)
+    check("metrics", dict(sorted(found)))
