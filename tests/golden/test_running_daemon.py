@@ -1,7 +1,8 @@
 """The real daemon with a real broker: what it publishes, answers and keeps on disk, and the exit codes on the way.
 
-One run for all: a daemon with three pipelines takes two updates, a rollback and half of a third update, and is stopped;
-started again without a broker, it keeps its results on disk. EDGED_GOLDEN_STATE=FOLDER has the state copied there.
+One run for all: a daemon with three pipelines takes two updates, a rollback, a bad update and half of another, and is
+stopped; started again without a broker, it keeps its results on disk. EDGED_GOLDEN_STATE=FOLDER has the state copied
+there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.bundles import write_bundle
 from tests.edged_process import Edged
 from tests.golden.golden import check
 from tests.golden.shapes import shape
-from tests.motion import bundle, config, edgectl
+from tests.motion import bundle, config, edgectl, wrong_golden
 from tests.patience import PATIENCE
 
 PIPELINES = """
@@ -107,7 +108,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             codes["rollback"] = edgectl(daemon, "rollback", "motion").code
             codes["update-model, rejected before"] = edgectl(daemon, "update-model", bundle(folder, "1.2.0")).code
             codes["status, all runs"] = edgectl(daemon, "status").code
-            codes["confirm, nothing to confirm"] = edgectl(daemon, "confirm", "motion").code
+            wrong = bundle(folder, "1.4.0", files=wrong_golden())
+            codes["update-model, wrong answers"] = edgectl(daemon, "update-model", wrong).code
             codes["rollback, nothing to go back to"] = edgectl(daemon, "rollback", "motion", "--to", "9.9").code
             codes["no such verb"] = edgectl(daemon, "no-such-verb").code
             answers.update(_answers(daemon))
@@ -122,10 +124,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
         daemon.wait_for_log(" serves: ", times=2)
         while (found := daemon.call("spool"))["depth"] < 10 or found["disk"]["unsaved"]:
             pass
+        codes["status, no broker"] = edgectl(daemon, "status").code
         daemon.stop()
     if kept := os.environ.get("EDGED_GOLDEN_STATE"):
         shutil.copytree(daemon.state_dir, kept, symlinks=True)
-    words = {str(folder): "<folder>", f":{broker.port}": ":<port>", f'"{__version__}"': '"<version>"'}
+    words = {str(folder): "<folder>", f":{broker.port}": ":<port>", __version__: "<version>"}
     words[answers["status"]["boot"]] = "<boot>"
     return Recorded(live, retained, after_stop, answers, codes, daemon.state_dir, words)
 
