@@ -44,7 +44,7 @@ soak: $(VENV)/test.ready
 
 vm-test: $(VENV)/test.ready
 	packaging/set-up vm $(VENV)
-	EDGED_VM=1 $(BIN)/pytest -s tests/system/test_vm.py
+	EDGED_VM=1 $(BIN)/pytest -s tests/end_to_end/test_vm.py
 
 test-others:
 	PYTHON=$(PYTHON) packaging/test-others

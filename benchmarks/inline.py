@@ -19,7 +19,7 @@ from edged.core.preprocess import Preprocessor
 from edged.core.topics import Topics
 from edged.flow.delivery import Delivery
 from edged.flow.pipeline import Pipeline
-from edged.flow.slot import Served, Tally
+from edged.flow.slot import RunCounts, Served
 from edged.models.bundle import Bundle
 from edged.sinks.mqtt import MqttSink
 
@@ -72,7 +72,7 @@ def served(bundle: Bundle) -> Served:
     """The bundle's model, ready to serve."""
     manifest = bundle.manifest
     runner = TfliteBackend().load(bundle.model)
-    return Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, None), Tally())
+    return Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, None), RunCounts())
 
 
 def recorded() -> NDArray[np.float32]:

@@ -17,12 +17,12 @@ from benchmarks.throughput import MODELS
 from edged.api import Runner
 from edged.backends.isolated import Host
 from edged.backends.tflite import TfliteBackend
-from edged.child import Leash
 from edged.models.store import FACTORY, Store
+from edged.system.child import ResourceLimits
 
 TURNS = 10
 TURN_SECONDS = 0.05
-LEASH = Leash(memory=1 << 30, niceness=0)
+LEASH = ResourceLimits(memory=1 << 30, niceness=0)
 
 
 def measure(rounds: int, turns: int = TURNS) -> list[Figure | Skipped]:

@@ -27,7 +27,7 @@ from benchmarks.report import Figure, Skipped, Target
 from edged.core.health import Status
 from edged.core.topics import Topics
 from edged.core.types import Message
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import MqttOptions, Policy, SpoolOptions
 from edged.outbox.publisher import Publisher
 

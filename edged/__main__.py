@@ -26,17 +26,18 @@ def main() -> None:
     """Run the daemon, or check that it could."""
     args = argument_parser().parse_args()
     args.config = args.config or [Path(os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
-    from edged import daemon, log
     from edged.api import ConfigError, EdgedError
+    from edged.app import check, daemon
+    from edged.app.state_lock import StateLock
     from edged.models.store import FACTORY, Store
-    from edged.state_lock import StateLock
+    from edged.system import log
 
     log.set_up("info")
     models = args.state_dir / "models"
     store = Store(FACTORY, models, unpacked=args.state_dir / "unpacked")
     try:
         if args.check:  # it may be asked beside a daemon, whose folder that is
-            daemon.check(args.config, Store(FACTORY, models), print)
+            check.check(args.config, Store(FACTORY, models), print)
         else:
             with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE) as lock:
                 asyncio.run(daemon.run(args.config, args.runtime_dir, lock, store))

@@ -46,7 +46,7 @@ def read() -> CommandLine:
         os.environ.pop(name, None)
     sys.path.insert(0, str(ROOT))
     from edged.__main__ import argument_parser
-    from edged.ctl import exits
+    from edged.ctl import exit_codes as exits
     from edged.ctl.main import VERBS, common_options, verb_parser
 
     common = _command(common_options(), "").options

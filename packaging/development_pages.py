@@ -75,14 +75,14 @@ def updates() -> str:
     old, new, board = "b" * 64, "c" * 64, "a" * 64
     installed = {old: ledger.Installed(version="1.0", confirmed=True)}
     idle = ledger.Ledger(schema="edged.ledger/1", active=old, floor="1.0", versions=installed)
-    bad = decide.Fault("rejected", "it answers wrongly")
+    bad = decide.VersionFault("rejected", "it answers wrongly")
     names = {old: "version 1.0", new: "version 1.1", board: "the factory's version"}
 
     def example(title: str, events: Sequence[tuple[str, dict[str, Any]]], **offer: Any) -> str:
         """Play an update: `events` are what happens from outside whenever nothing is left to do, and changed facts."""
         offered = ledger.offered(idle, new, ledger.Installed(version="1.1"), offer.get("confirm_within", 0.0))
         present = {old: 100, new: 100}
-        facts = decide.Facts(ledger=offered, run="1", factory=(board,), present=present, serving=old, current=old)
+        facts = decide.ModelFacts(ledger=offered, run="1", factory=(board,), present=present, serving=old, current=old)
         lines = [f"### {title}", "", "1. *version 1.1 passed its checks, and version 1.0 serves*"]
         for happened, changed in (("", {}), *events):
             if happened:
@@ -124,13 +124,13 @@ def updates() -> str:
 def _done(decide: Any, facts: Any, step: Any, names: Mapping[str, str]) -> tuple[Any, str]:
     """Return the facts after a step, and the step in words."""
     match step:
-        case decide.Record(ledger=ledger, event=event, text=text):
+        case decide.ReplaceLedger(ledger=ledger, event=event, text=text):
             return decide.replace(facts, ledger=ledger), f"Record `{event}`: {text}."
         case decide.Serve(digest=digest):
             return decide.replace(facts, serving=digest), f"Serve {names[digest]}."
         case decide.Try(digest=digest):
             return facts, f"Try {names[digest]} in a child process."
-        case decide.Link(digest=digest):
+        case decide.PointLink(digest=digest):
             return decide.replace(facts, current=digest), f"Point `current` at {names[digest]}."
         case decide.Remove(path=path):
             present = {each: size for each, size in facts.present.items() if not path.endswith(each)}

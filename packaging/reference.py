@@ -62,7 +62,7 @@ def pages() -> dict[str, str]:
 def configuration() -> Iterator[Section]:
     """Yield the tables of edged.toml, in the order in which they are configured."""
     from edged import plugins
-    from edged.config import Config
+    from edged.config.options import Config
     from edged.core.manifest import Decision
 
     families = {"sources": ("sources", "kind"), "models": ("backends", "backend"), "sinks": ("sinks", "kind")}
@@ -144,7 +144,7 @@ def _mqtt() -> Iterator[str]:
     from edged.core.asyncapi import document
     from edged.core.description import Description, PipelineOutput
     from edged.core.topics import Topics
-    from edged.desired import Wish
+    from edged.updates.desired import DesiredVersion
 
     topics, name = Topics("edged", "<device>"), "<name>"
     pipelines = (PipelineOutput(name, "unknown"),)
@@ -170,7 +170,12 @@ def _mqtt() -> Iterator[str]:
         payload = _payload(channel["messages"]["message"]["payload"])
         rows.append([f"`{channel['address']}`", channel["summary"], payload, "yes" if retain else "never"])
     rows.append(
-        [f"`{topics.model_desired(name)}`", "Received: another version to install.", _linked(Wish), "by others"]
+        [
+            f"`{topics.model_desired(name)}`",
+            "Received: another version to install.",
+            _linked(DesiredVersion),
+            "by others",
+        ]
     )
     device = discovery.topic("homeassistant", topics.device)
     rows.append([f"`{device}`", "With `home_assistant`: the announcement to Home Assistant.", "its format", "yes"])
@@ -182,10 +187,10 @@ def _mqtt() -> Iterator[str]:
     records = [
         record.ClassificationResult, record.RegressionResult, record.AnomalyResult,
         record.ClassificationDecision, record.RegressionDecision, record.AnomalyDecision,
-        record.State, record.AcceleratorState, record.UpdateStep, Wish,
+        record.State, record.AcceleratorState, record.UpdateStep, DesiredVersion,
     ]  # fmt: skip
     for struct in records:
-        yield from _section(Section(struct.__name__, struct), json=True, received=struct is Wish)
+        yield from _section(Section(struct.__name__, struct), json=True, received=struct is DesiredVersion)
         if example := _EXAMPLES.get(struct.__name__):
             message = msgspec.json.encode(msgspec.convert(example, struct))  # it must be one
             yield f"```json\n{msgspec.json.format(message, indent=2).decode()}\n```"
@@ -219,7 +224,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
         "text": "version 1.1.0 has passed its self-test", "time": 1795328570.1, "version": "1.1.0",
         "digest": "0" * 64, "phase": "probation",
     },
-    "Wish": {"url": "https://models.example.org/motion-1.1.0.edgm", "version": "1.1.0", "spread": 3600.0},
+    "DesiredVersion": {"url": "https://models.example.org/motion-1.1.0.edgm", "version": "1.1.0", "spread": 3600.0},
 }  # fmt: skip
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edged.models.fetch import Fetched, Fetcher, FetchOptions
-from edged.models.incoming import Check, Incoming, Transfer
+from edged.transfer.http_fetch import Fetched, Fetcher, FetchOptions
+from edged.transfer.partial_files import ArrivalCheck, PartialFiles, Transfer
 
 ID = "f0" * 32
 
@@ -15,11 +15,13 @@ def options(**given: Any) -> FetchOptions:
     return FetchOptions(**{"pause": 0.001, "longest_pause": 0.01, "proxy": "none", **given})
 
 
-def open_transfer(folder: Path, check: Callable[[], Check] | None = None) -> Transfer:
-    return Incoming(folder / "incoming", 64 << 20, 4, reserve=0).open(ID, check=check)
+def open_transfer(folder: Path, check: Callable[[], ArrivalCheck] | None = None) -> Transfer:
+    return PartialFiles(folder / "incoming", 64 << 20, 4, reserve=0).open(ID, check=check)
 
 
-def fetch(url: str, folder: Path, *, check: Callable[[], Check] | None = None, **given: Any) -> tuple[bytes, Fetched]:
+def fetch(
+    url: str, folder: Path, *, check: Callable[[], ArrivalCheck] | None = None, **given: Any
+) -> tuple[bytes, Fetched]:
     """What came, and how it went."""
     with open_transfer(folder, check) as transfer:
         fetched = Fetcher(options(**given)).fetch(url, transfer)

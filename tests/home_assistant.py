@@ -1,7 +1,8 @@
 """What Home Assistant would show of a device: MQTT discovery, availability and templates, in its template language.
 
-Only the rules that the announcements lean on are here; tests/system/test_home_assistant.py holds them against the real
-one. An entity is `unavailable` unless all its availability topics say "online", and `unknown` before its first value.
+Only the rules that the announcements lean on are here; tests/end_to_end/test_home_assistant.py holds them against the
+real one. An entity is `unavailable` unless all its availability topics say "online", and `unknown` before its first
+value.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 
 from edged.core.ledger import Ledger
 from edged.ctl.client import connect
-from edged.models.store import Shelf
+from edged.models.store import ModelFolder
 from tests import signing
 from tests.containers import container, entry
 from tests.edged_process import Edged
@@ -146,7 +146,7 @@ def shelf(daemon: Edged) -> Path:
 
 def ledger(daemon: Edged) -> Ledger:
     """What it knows of the model's versions."""
-    return Shelf(shelf(daemon)).read()
+    return ModelFolder(shelf(daemon)).read()
 
 
 def litter(daemon: Edged) -> set[str]:

@@ -17,12 +17,12 @@ from edged.api import BundleError, ControlError
 from edged.control.server import Server
 from edged.core.container import Head
 from edged.core.ledger import Installed, Ledger, Rejection
-from edged.models.bare import Bare
+from edged.models.bare_file import Bare
 from edged.models.bundle import examine
-from edged.models.fetch import FetchOptions
-from edged.models.incoming import Incoming
-from edged.models.job import Event, Job, Options, Report
-from edged.updates import Updates
+from edged.transfer.http_fetch import FetchOptions
+from edged.transfer.partial_files import PartialFiles
+from edged.updates.jobs import Event, InstallOptions, Job, Report
+from edged.updates.verbs import Updates
 from tests.containers import MODEL, colours, container, entry
 
 NAME = "colours"
@@ -64,12 +64,12 @@ class ScriptedUpdater:
         self.go.set()
         self.asked: list[Any] = []
         self.named = ""
-        self.installed: list[tuple[bytes, Options]] = []
+        self.installed: list[tuple[bytes, InstallOptions]] = []
         self.serve("a" * 64, "1.0")
         self._jobs: list[Job] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    def install(self, container: Path, options: Options) -> Job:
+    def install(self, container: Path, options: InstallOptions) -> Job:
         job = Job(str(len(self._jobs) + 1), options)
         self._jobs.append(job)
         self._tasks.append(asyncio.get_running_loop().create_task(self._install(job, container)))
@@ -250,7 +250,7 @@ class Board:
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         self.updater = ScriptedUpdater()
-        incoming = Incoming(self.incoming, max_bytes=64 << 20, max_transfers=8)
+        incoming = PartialFiles(self.incoming, max_bytes=64 << 20, max_transfers=8)
         self.door = Door()
         self.updates = Updates(
             incoming,

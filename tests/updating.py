@@ -11,10 +11,10 @@ from edged.core.manifest import Manifest
 from edged.core.probation import Observed
 from edged.core.verdict import Verdict
 from edged.models.bundle import Bundle, digest
-from edged.models.job import Event, Job, Options
+from edged.models.signatures import Trust
 from edged.models.store import Store
-from edged.models.trust import Trust
-from edged.models.updater import Updater
+from edged.updates.jobs import Event, InstallOptions, Job
+from edged.updates.updater import Updater
 from tests.containers import MODEL, colours, container, entry
 
 NAME = "colours"
@@ -203,7 +203,7 @@ class Rig:
     def install(self, version: str, **options: object) -> Job:
         """A job that installs this version."""
         file = write_container(self.folder, version)
-        return self.updater.install(file, Options(origin=ORIGIN, **options))
+        return self.updater.install(file, InstallOptions(origin=ORIGIN, **options))
 
     async def installed(self, version: str, **options: object) -> Job:
         """A job that installs this version, once it has ended."""

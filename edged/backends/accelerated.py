@@ -38,16 +38,16 @@ import msgspec
 from edged.api import Arrays, DeviceError, EdgedError, ModelError, Runner, RunnerInfo
 from edged.core.acceleration import (
     LOOK_EVERY,
-    Facts,
-    Fault,
+    AcceleratorFacts,
+    AcceleratorFault,
+    AcceleratorRecord,
+    AcceleratorStatus,
     FaultKind,
-    Load,
+    LoadWaiting,
     Quarantine,
-    Record,
     Release,
     Rules,
     Settle,
-    Standing,
     Wait,
     decide,
     failed,
@@ -108,7 +108,7 @@ class Accelerator:
         identity: Callable[[], str],
         renew: Callable[[], None],
         busy: Callable[[], bool],
-        tell: Callable[[Standing], None],
+        tell: Callable[[AcceleratorStatus], None],
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
@@ -116,13 +116,13 @@ class Accelerator:
         self.rules = rules
         self.clock = clock
         self.busy = busy
-        self.standing = standing(rules, Record(), name=name, missing=False, now=clock())
+        self.standing = standing(rules, AcceleratorRecord(), name=name, missing=False, now=clock())
         self._identity = identity
         self._renew = renew
         self._tell = tell
         self._jitter = jitter
         self._lock = RLock()
-        self._record = Record()
+        self._record = AcceleratorRecord()
         self._models: list[_Model] = []
         self._done_with: list[Runner] = []
         self._outlived = False
@@ -159,11 +159,11 @@ class Accelerator:
     def release(self) -> None:
         """Forget all faults, and try again at once: an operator's word."""
         with self._lock:
-            self._record = Record(settled=self._record.settled)
+            self._record = AcceleratorRecord(settled=self._record.settled)
             self._stand()
         self._news.set()
 
-    def standing_of(self, name: str) -> Standing | None:
+    def standing_of(self, name: str) -> AcceleratorStatus | None:
         """How a model stands, None once it is closed: what runs there is none the worse for what another met."""
         with self._lock:
             up = [model.up for model in self._models if model.name == name]
@@ -205,7 +205,7 @@ class Accelerator:
             identity = self._identity()
             with self._lock:
                 waiting = [model for model in self._models if not model.up]
-                facts = Facts(
+                facts = AcceleratorFacts(
                     record=self._record,
                     waiting=bool(waiting),
                     serving=len(waiting) < len(self._models),
@@ -219,12 +219,12 @@ class Accelerator:
                     case Quarantine():
                         self._record = quarantined(self._record, identity)
                     case Release():
-                        self._record = Record()
+                        self._record = AcceleratorRecord()
                 self._stand(missing=isinstance(step, Wait) and step.missing)
                 faults = self._faults.total()
             if isinstance(step, Wait):
                 return step.until
-            if isinstance(step, Load):
+            if isinstance(step, LoadWaiting):
                 self._load(waiting[0], faults)
 
     def _keep(self) -> None:
@@ -309,7 +309,7 @@ class Accelerator:
 
     # Under the lock
 
-    def _fail(self, fault: Fault) -> None:
+    def _fail(self, fault: AcceleratorFault) -> None:
         self._faults[fault.kind] += 1
         self._outlived = self._outlived or fault.kind in ("run", "wrong")
         self._record = failed(self.rules, self._record, fault, self._jitter())
@@ -448,12 +448,12 @@ class AcceleratedRunner:
         self._accelerator.hand_back(accelerated)
 
 
-def _fault(kind: FaultKind, error: Exception, now: float) -> Fault:
+def _fault(kind: FaultKind, error: Exception, now: float) -> AcceleratorFault:
     """What an exception says of the accelerator; `kind` is what was being done."""
     if isinstance(error, DeviceError):
-        return Fault(now, "device", error.message, error.hint)
+        return AcceleratorFault(now, "device", error.message, error.hint)
     if isinstance(error, EdgedError):
         wrongly = "answers wrongly: " if kind == "wrong" else ""
-        return Fault(now, kind, wrongly + error.message, error.hint)
+        return AcceleratorFault(now, kind, wrongly + error.message, error.hint)
     log.error("an accelerator's runner raises what none should", exc_info=error)
-    return Fault(now, kind, f"{type(error).__name__}: {error}", "report this with the log's traceback")
+    return AcceleratorFault(now, kind, f"{type(error).__name__}: {error}", "report this with the log's traceback")

@@ -37,7 +37,7 @@ _OUR_RULES = "/etc/udev/rules.d/99-edged.rules"
 # How devices are found
 
 
-class Found(NamedTuple):
+class DelegateFound(NamedTuple):
     """A device: what to call it, its file, what changes when it is plugged in anew, and what drives it if nothing."""
 
     id: str
@@ -55,7 +55,7 @@ class Usb(NamedTuple):
     ids: tuple[tuple[str, str], ...]
     group: str = "plugdev"
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[DelegateFound]:
         """Those there are now."""
         devices = []
         for entry in _listed(root / "sys/bus/usb/devices"):
@@ -64,7 +64,7 @@ class Usb(NamedTuple):
                 if all(number.isdecimal() for number in numbers):
                     devices.append((*map(int, numbers), entry.name))
         for index, (bus, number, port) in enumerate(sorted(devices)):
-            yield Found(f"usb:{index}", root / f"dev/bus/usb/{bus:03}/{number:03}", f"{port}/{number}")
+            yield DelegateFound(f"usb:{index}", root / f"dev/bus/usb/{bus:03}/{number:03}", f"{port}/{number}")
 
     def rule(self, node: Path) -> str:
         """What a udev rule says to give them to a group."""
@@ -84,14 +84,14 @@ class Pci(NamedTuple):
     driver: str
     group: str = "render"
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[DelegateFound]:
         """Those there are now; for want of the driver they have no file."""
         nodes = _glob(root, f"dev/{self.pattern}")
         for index, node in enumerate(nodes):
-            yield Found(f"pci:{index}", node, _identity(node))
+            yield DelegateFound(f"pci:{index}", node, _identity(node))
         for index, slot in enumerate(self._slots(root)):
             if index >= len(nodes):
-                yield Found(f"pci:{index}", slot, slot.name, self.driver)
+                yield DelegateFound(f"pci:{index}", slot, slot.name, self.driver)
 
     def _slots(self, root: Path) -> list[Path]:
         ids = (f"0x{self.vendor}", f"0x{self.device}")
@@ -114,11 +114,11 @@ class Node(NamedTuple):
     drivers: tuple[str, ...] = ()
     group: str = "render"
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[DelegateFound]:
         """Those there are now."""
         for node in _glob(root, self.pattern):
             if not self.drivers or self._driver(root, node) in self.drivers:
-                yield Found(node.name, node, _identity(node))
+                yield DelegateFound(node.name, node, _identity(node))
 
     def rule(self, node: Path) -> str:
         """What a udev rule says to give them to a group."""
@@ -403,7 +403,7 @@ def _is_meant(delegate: Delegate, found: str) -> bool:
     return delegate.kind == "external" or wanted in ("", found, found.partition(":")[0])
 
 
-def _judge(found: Found, rule: Rule, delegate: Delegate, may_open: MayOpen) -> Device:
+def _judge(found: DelegateFound, rule: Rule, delegate: Delegate, may_open: MayOpen) -> Device:
     state: State = "ready"
     problem = hint = ""
     if found.lacks_driver:
@@ -416,7 +416,7 @@ def _judge(found: Found, rule: Rule, delegate: Delegate, may_open: MayOpen) -> D
     return Device(id=found.id, node=str(found.node), identity=found.identity, state=state, problem=problem, hint=hint)
 
 
-def _refusal(found: Found, rule: Rule) -> tuple[str, str]:
+def _refusal(found: DelegateFound, rule: Rule) -> tuple[str, str]:
     """Why the file of a device cannot be opened, and what to do about that."""
     try:
         status = found.node.stat()

@@ -1,8 +1,8 @@
 """Models in a process of their own, which may crash, hang and eat: those on a vendor's delegate, or any others.
 
-A `Host` is that process, for all models of one device: `isolated_child` on the leash of `edged.child`. The first model
-that is loaded starts it, and the last one that is closed ends it. When it dies, every runner in it raises DeviceError
-at once; whoever has such a runner closes it and loads again, which starts a new process.
+A `Host` is that process, for all models of one device: `isolated_child` on the leash of `edged.system.child`. The first
+model that is loaded starts it, and the last one that is closed ends it. When it dies, every runner in it raises
+DeviceError at once; whoever has such a runner closes it and loads again, which starts a new process.
 
 A turn costs one wake-up each way and no message: inputs are copied into shared memory, an eventfd wakes the child,
 and a poll waits for its answer, its end, its chatter or the deadline. The child runs one model at a time, by priority,
@@ -59,8 +59,8 @@ from edged.backends.isolated_child import (
     Shared,
     shared_bytes,
 )
-from edged.child import Leash, out_of_memory, printable, spawn
 from edged.core.manifest import MAX_ELEMENTS
+from edged.system.child import ResourceLimits, out_of_memory, printable, spawn
 
 MAX_STDERR_BYTES = 2 << 10
 MAX_TENSORS = 64
@@ -73,7 +73,7 @@ _PIPE_BYTES = 64 << 10
 _Expected = TypeVar("_Expected", Loaded, Done)
 
 
-class Spent(msgspec.Struct, frozen=True):
+class RunTimes(msgspec.Struct, frozen=True):
     """What a runner's turns took in its process: how many there were, and seconds by the clock and of the processor."""
 
     turns: int
@@ -96,7 +96,7 @@ class Host:
     Its runners keep it. Whoever sends a message has `calls`. While it `is_loading`, nobody gets a turn.
     """
 
-    def __init__(self, name: str, leash: Leash) -> None:
+    def __init__(self, name: str, leash: ResourceLimits) -> None:
         self.name = name
         self._leash = leash
         self.calls = threading.Lock()
@@ -259,12 +259,12 @@ class IsolatedRunner:
             self.abandon()
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> RunTimes:
         """What its turns took so far; nothing once it is closed or lost."""
         if self._gone is not None:
-            return Spent(0, 0.0, 0.0)
+            return RunTimes(0, 0.0, 0.0)
         words = self._shared.words
-        return Spent(words[ANSWERED], words[WALL] / 1e9, words[PROCESSOR] / 1e9)
+        return RunTimes(words[ANSWERED], words[WALL] / 1e9, words[PROCESSOR] / 1e9)
 
     @property
     def pid(self) -> int:
@@ -384,7 +384,7 @@ class _Call:
 class _Life:
     """One child from its start to its end, and what those who use it share."""
 
-    def __init__(self, name: str, leash: Leash) -> None:
+    def __init__(self, name: str, leash: ResourceLimits) -> None:
         self._name = name
         self._lock = threading.RLock()
         self._users: set[_User] = set()

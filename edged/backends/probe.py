@@ -16,16 +16,16 @@ from typing import Any, Literal
 import msgspec
 
 from edged.backends.delegates import Delegation
-from edged.child import Child, Leash, spawn
 from edged.core.acceleration import Rules
 from edged.core.errors import DeviceError, EdgedError, ModelError
+from edged.system.child import Child, ResourceLimits, spawn
 
 _HEARD_BYTES = 64 << 10
 _SECONDS_TO_DIE = 2.0
 _REBUILT = "install the version of the library that was built for this TFLite runtime: edgectl version"
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to load: the options of a DelegatedTflite, and a model's file, or None for the delegate alone."""
 
     backend: dict[str, Any]
@@ -51,9 +51,9 @@ def probe(delegation: Delegation, rules: Rules, file: Path | None = None, signat
         ModelError: it loads, and the model does not.
     """
     backend = {"delegate": delegation.name, "library": delegation.library, "options": delegation.options}
-    request = Request(backend=backend, file=None if file is None else str(file.absolute()), signature=signature)
+    request = ProbeRequest(backend=backend, file=None if file is None else str(file.absolute()), signature=signature)
     try:
-        child = spawn(__name__, Leash(memory=rules.memory), msgspec.json.encode(request).decode())
+        child = spawn(__name__, ResourceLimits(memory=rules.memory), msgspec.json.encode(request).decode())
     except OSError as error:
         raise DeviceError(
             f"{delegation.name} cannot be probed: {error.strerror}", hint="free some memory", retryable=True
@@ -138,11 +138,11 @@ def main(request: str) -> None:
     """Load it and say so. The process ends here, with none of what a vendor's library would do as it exits."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not our answer
-    print(msgspec.json.encode(_load(msgspec.json.decode(request, type=Request))).decode(), file=out)
+    print(msgspec.json.encode(_load(msgspec.json.decode(request, type=ProbeRequest))).decode(), file=out)
     os._exit(0)
 
 
-def _load(request: Request) -> Answer:
+def _load(request: ProbeRequest) -> Answer:
     from edged.backends.tflite import DelegatedTflite  # it takes numpy along, which only the child needs
 
     backend = msgspec.convert(request.backend, DelegatedTflite)

@@ -53,7 +53,7 @@ _OVERFLOW_USER = 65534
 log = logging.getLogger("edged.control")
 
 
-class Operations(Protocol):
+class RequestHandler(Protocol):
     """What an operator can ask. Values are what JSON can hold; a verb is in `calls` or in `streams`."""
 
     @property
@@ -85,7 +85,7 @@ class Server:
     def __init__(
         self,
         path: Path,
-        operations: Operations,
+        operations: RequestHandler,
         *,
         mode: int = 0o660,
         group: str | None = None,

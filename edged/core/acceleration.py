@@ -39,7 +39,7 @@ KEPT = 100
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 FaultKind = Literal["device", "run", "wrong", "load"]
-StandingState = Literal["accelerated", "degraded", "quarantined", "cpu"]
+AcceleratorStateName = Literal["accelerated", "degraded", "quarantined", "cpu"]
 
 MISSING = "the device is not there"
 LOADING = "the accelerator is being loaded"
@@ -72,13 +72,13 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     niceness: Annotated[int, Meta(ge=0, le=19)] = 0
 
 
-class Standing(msgspec.Struct, frozen=True):
+class AcceleratorStatus(msgspec.Struct, frozen=True):
     """Where the models of a device run and why; `hint` says what to do, `since` is CLOCK_MONOTONIC seconds.
 
     "cpu" is no fault: they are to run there, or the accelerator is still being loaded.
     """
 
-    state: StandingState
+    state: AcceleratorStateName
     reason: str
     hint: str
     since: float
@@ -92,7 +92,7 @@ class Standing(msgspec.Struct, frozen=True):
 # The record of a device, and how it changes
 
 
-class Fault(msgspec.Struct, frozen=True):
+class AcceleratorFault(msgspec.Struct, frozen=True):
     """What went wrong at `time`.
 
     By `kind`: the "device", or the process that drives it, failed; it would not "run" an input that the CPU ran; it
@@ -105,8 +105,8 @@ class Fault(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is remembered of a device; one with no past is `Record()`.
+class AcceleratorRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is remembered of a device; one with no past is `AcceleratorRecord()`.
 
     faults       since it last served for long enough, oldest first, the last KEPT of them
     due          when it may be tried next
@@ -114,13 +114,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     quarantined  what it was as it was quarantined ("" for not there); None while it is not in quarantine
     """
 
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[AcceleratorFault, ...] = ()
     due: float = 0.0
     settled: float | None = None
     quarantined: str | None = None
 
 
-def failed(rules: Rules, record: Record, fault: Fault, luck: float) -> Record:
+def failed(rules: Rules, record: AcceleratorRecord, fault: AcceleratorFault, luck: float) -> AcceleratorRecord:
     """After a fault; `luck` from 0 to 1 makes the pause that follows longer, from half of it to all."""
     if fault.kind != "load":
         record = pardoned(rules, record)
@@ -129,7 +129,7 @@ def failed(rules: Rules, record: Record, fault: Fault, luck: float) -> Record:
     return replace(record, faults=faults, due=fault.time + pause(rules, len(faults), luck), settled=None)
 
 
-def pardoned(rules: Rules, record: Record) -> Record:
+def pardoned(rules: Rules, record: AcceleratorRecord) -> AcceleratorRecord:
     """Without what models failed to load, and out of quarantine where that was all there was to it."""
     faults = tuple(fault for fault in record.faults if fault.kind != "load")
     if _recent(rules, faults) >= rules.failures:
@@ -137,14 +137,14 @@ def pardoned(rules: Rules, record: Record) -> Record:
     return replace(record, faults=faults, due=record.due if faults else 0.0, quarantined=None)
 
 
-def settled(record: Record, now: float) -> Record:
+def settled(record: AcceleratorRecord, now: float) -> AcceleratorRecord:
     """After the last of its models has come to run on it; in quarantine that is so once those that failed have left."""
     if record.quarantined is not None:
-        return Record(settled=now)
+        return AcceleratorRecord(settled=now)
     return replace(record, settled=now)
 
 
-def quarantined(record: Record, identity: str) -> Record:
+def quarantined(record: AcceleratorRecord, identity: str) -> AcceleratorRecord:
     """As it is left alone: it was `identity`."""
     return replace(record, quarantined=identity)
 
@@ -158,7 +158,7 @@ def pause(rules: Rules, faults: int, luck: float) -> float:
 # Deciding
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class AcceleratorFacts(msgspec.Struct, frozen=True, kw_only=True):
     """All that is to be known of a device to decide what to do next.
 
     waiting   whether any model waits to be loaded
@@ -166,14 +166,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     identity  what is plugged in; "" for nothing
     """
 
-    record: Record
+    record: AcceleratorRecord
     waiting: bool
     serving: bool
     identity: str
     now: float
 
 
-class Load(msgspec.Struct, frozen=True):
+class LoadWaiting(msgspec.Struct, frozen=True):
     """Load a model that waits."""
 
 
@@ -196,10 +196,10 @@ class Wait(msgspec.Struct, frozen=True):
     missing: bool = False
 
 
-Step = Load | Settle | Quarantine | Release | Wait
+Step = LoadWaiting | Settle | Quarantine | Release | Wait
 
 
-def decide(rules: Rules, facts: Facts) -> Step:
+def decide(rules: Rules, facts: AcceleratorFacts) -> Step:
     """The next step."""
     record, now = facts.record, facts.now
     if not facts.waiting:
@@ -210,37 +210,37 @@ def decide(rules: Rules, facts: Facts) -> Step:
         return Quarantine()
     if now < record.due:
         return Wait(record.due)
-    return Load() if facts.identity else Wait(now + LOOK_EVERY, missing=True)
+    return LoadWaiting() if facts.identity else Wait(now + LOOK_EVERY, missing=True)
 
 
-def standing(rules: Rules, record: Record, *, name: str, missing: bool, now: float) -> Standing:
+def standing(rules: Rules, record: AcceleratorRecord, *, name: str, missing: bool, now: float) -> AcceleratorStatus:
     """How the device `name` stands, from now on."""
     if record.quarantined is not None:
         faults = _recent(rules, record.faults)
         several = f"{faults} faults" if faults > 1 else "1 fault"
         why = f"{several} within {rules.within:g} s, the last: {record.faults[-1].reason}"
         hint = f"plug the device in anew; or, when the cause is mended: edgectl release {name}"
-        return Standing("quarantined", why, hint, now)
+        return AcceleratorStatus("quarantined", why, hint, now)
     if record.settled is not None:
-        return Standing("accelerated", "", "", now)
+        return AcceleratorStatus("accelerated", "", "", now)
     if missing:
-        return Standing(
+        return AcceleratorStatus(
             "degraded", MISSING, "plug it in; if it is, let the service at it: sudo edgectl devices allow", now
         )
     if record.faults:
-        return Standing("degraded", record.faults[-1].reason, record.faults[-1].hint, now)
-    return Standing("cpu", LOADING, "", now)
+        return AcceleratorStatus("degraded", record.faults[-1].reason, record.faults[-1].hint, now)
+    return AcceleratorStatus("cpu", LOADING, "", now)
 
 
-def standing_with(device: Standing, up: bool) -> Standing:
+def standing_with(device: AcceleratorStatus, up: bool) -> AcceleratorStatus:
     """How one of a device's models stands, by whether it is loaded there: faults are those of the ones that are not."""
     if up:
-        return Standing("accelerated", "", "", device.since)
+        return AcceleratorStatus("accelerated", "", "", device.since)
     if device.state == "accelerated":
-        return Standing("cpu", LOADING, "", device.since)
+        return AcceleratorStatus("cpu", LOADING, "", device.since)
     return device
 
 
-def _recent(rules: Rules, faults: Sequence[Fault]) -> int:
+def _recent(rules: Rules, faults: Sequence[AcceleratorFault]) -> int:
     """How many of the faults were within the time that counts, up to the last."""
     return sum(faults[-1].time - fault.time < rules.within for fault in faults)

@@ -8,8 +8,8 @@ There is no name, path, offset or compression in it, so there is nothing to lie 
 there must be follows from the manifest alone. The manifest has a digest for each 256 KiB of each file, so a reader need
 never hold more than that, nor hand out a byte before it is known to be right, and a bad link costs it a chunk.
 
-`Reader` takes bytes in as they come and gives verified pieces; `write` gives the bytes of a container, each of which
-has been through a `Reader`.
+`ContainerReader` takes bytes in as they come and gives verified pieces; `write` gives the bytes of a container, each of
+which has been through a `ContainerReader`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_head(data: bytes) -> Head:
     return Head(manifest, said, data[end : end + signatures_bytes])
 
 
-class Reader:
+class ContainerReader:
     """Reads a container that comes in pieces of any size.
 
     `head` is there as soon as enough has come; its digests are only worth as much as its signatures, so look at those
@@ -187,7 +187,7 @@ def write(manifest: bytes, signatures: bytes, body: Iterable[bytes]) -> Iterator
     Raises:
         BundleError: nobody could read it: the manifest is not sound, or has no digests of chunks, or not of this body.
     """
-    reader = Reader()
+    reader = ContainerReader()
     start = PREFIX.pack(MAGIC, len(manifest), len(signatures)) + manifest + signatures
     for data in chain([start], body):
         for _ in reader.feed(data):

@@ -28,9 +28,9 @@ The phases of an update, by `Ledger.candidate`:
 
 `active` is always the last version that was confirmed, so going back is nothing but serving `active` again, and needs
 no network. A candidate is rejected (remembered, refused at once from then on, removed), reverted (kept, and may be
-offered again) or damaged (removed, and may be sent again); `Fault` says which. Where no pipeline has used the model
-since the candidate was offered there is nothing to watch, and probation ends as it begins. Where one did and was taken
-away, probation is suspended until one does again, or an operator rolls back.
+offered again) or damaged (removed, and may be sent again); `VersionFault` says which. Where no pipeline has used the
+model since the candidate was offered there is nothing to watch, and probation ends as it begins. Where one did and was
+taken away, probation is suspended until one does again, or an operator rolls back.
 
 What serves is not stored but derived, in `ranking`: the candidate on probation, else `active`, else `previous`, else
 the factory's versions, newest first, else any other that was once confirmed; of these the first that is sound. Where
@@ -73,7 +73,7 @@ from edged.core.ledger import (
 # Facts and steps
 
 
-class Fault(msgspec.Struct, frozen=True):
+class VersionFault(msgspec.Struct, frozen=True):
     """What is wrong with a version, and so what becomes of it as a candidate: see the head of this file."""
 
     kind: Literal["rejected", "reverted", "damaged"]
@@ -81,7 +81,7 @@ class Fault(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-Answer = Literal["open", "good"] | Fault
+Answer = Literal["open", "good"] | VersionFault
 """To the question whether a trial or a probation was passed."""
 
 
@@ -96,7 +96,7 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 256 << 20
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """All that is to be known of a model to decide what to do next.
 
     run      this run of the daemon
@@ -117,7 +117,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     factory: tuple[str, ...] = ()
     present: dict[str, int] = {}
-    unfit: dict[str, Fault] = {}
+    unfit: dict[str, VersionFault] = {}
     serving: str | None = ""
     named: frozenset[str] | None = None
     trial: Answer = "open"
@@ -129,7 +129,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     barred: frozenset[type[Step]] = frozenset()
 
 
-class Record(msgspec.Struct, frozen=True):
+class ReplaceLedger(msgspec.Struct, frozen=True):
     """Replace the ledger. `event` names for ever what happens, `text` says it to a person, and `hint` what to do."""
 
     ledger: Ledger
@@ -150,7 +150,7 @@ class Try(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Link(msgspec.Struct, frozen=True):
+class PointLink(msgspec.Struct, frozen=True):
     """Point the convenience link at this version; None removes it."""
 
     digest: str | None
@@ -162,13 +162,13 @@ class Remove(msgspec.Struct, frozen=True):
     path: str
 
 
-Step = Record | Serve | Try | Link | Remove
+Step = ReplaceLedger | Serve | Try | PointLink | Remove
 
 
 # Deciding
 
 
-def decide(facts: Facts) -> Step | None:
+def decide(facts: ModelFacts) -> Step | None:
     """The next step; None when all is as it should be, or must wait for something to happen."""
     for rule in (_judge, _serve, _try, _tidy):
         step = rule(facts)
@@ -177,7 +177,7 @@ def decide(facts: Facts) -> Step | None:
     return None
 
 
-def ranking(facts: Facts) -> Iterator[str]:
+def ranking(facts: ModelFacts) -> Iterator[str]:
     """The versions that may serve, best first; some may be there twice, and not all of them need be on disk."""
     candidate = facts.ledger.candidate
     counted = candidate is not None and candidate.run == facts.run
@@ -187,20 +187,20 @@ def ranking(facts: Facts) -> Iterator[str]:
     yield from (digest for digest in ranked if facts.named is None or digest in facts.named)
 
 
-def target(facts: Facts) -> str:
+def target(facts: ModelFacts) -> str:
     """The version that ought to serve; "" where none can. What serves needs no files until it is loaded again."""
     there = {*facts.factory, *facts.present, facts.serving}
     return next((digest for digest in ranking(facts) if digest in there and digest not in facts.unfit), "")
 
 
-def in_use(facts: Facts) -> set[str | None]:
+def in_use(facts: ModelFacts) -> set[str | None]:
     """The versions that must not go, whatever they take."""
     ledger = facts.ledger
     candidate = None if ledger.candidate is None else ledger.candidate.digest
     return {ledger.active, ledger.previous, candidate, facts.serving, *(facts.named or ())}
 
 
-def _judge(facts: Facts) -> Record | None:
+def _judge(facts: ModelFacts) -> ReplaceLedger | None:
     """Move the candidate through its phases."""
     ledger, candidate = facts.ledger, facts.ledger.candidate
     if candidate is None:
@@ -209,45 +209,47 @@ def _judge(facts: Facts) -> Record | None:
     fault = _fault(facts, candidate)
     if fault is not None:
         text = f"{name} is {fault.kind}: {fault.reason}"
-        return Record(_dropped(ledger, candidate, fault), f"update.{fault.kind}", text, fault.hint)
+        return ReplaceLedger(_dropped(ledger, candidate, fault), f"update.{fault.kind}", text, fault.hint)
     if candidate.run != facts.run:
         text = f"{name} has this run of the daemon for its {candidate.phase}, and {candidate.boots_left - 1} more"
-        return Record(counted(ledger, candidate, facts.run), "update.counted", text)
+        return ReplaceLedger(counted(ledger, candidate, facts.run), "update.counted", text)
     if candidate.unused and facts.serving is not None:
-        return Record(used(ledger, candidate), "update.used", f"a pipeline uses the model, and so {name} is watched")
+        return ReplaceLedger(
+            used(ledger, candidate), "update.used", f"a pipeline uses the model, and so {name} is watched"
+        )
     if candidate.phase == "trial" and facts.trial == "good":
-        return Record(proven(ledger, candidate), "update.proven", f"{name} has passed its self-test")
+        return ReplaceLedger(proven(ledger, candidate), "update.proven", f"{name} has passed its self-test")
     if _passed(facts, candidate):
-        return Record(confirmed(ledger, candidate), "update.confirmed", f"{name} is confirmed")
+        return ReplaceLedger(confirmed(ledger, candidate), "update.confirmed", f"{name} is confirmed")
     return None
 
 
-def _serve(facts: Facts) -> Serve | None:
+def _serve(facts: ModelFacts) -> Serve | None:
     wanted = target(facts)
     return None if facts.serving in (wanted, None) else Serve(wanted)
 
 
-def _try(facts: Facts) -> Try | None:
+def _try(facts: ModelFacts) -> Try | None:
     candidate = facts.ledger.candidate
     due = candidate is not None and candidate.phase == "trial" and candidate.run == facts.run and facts.trial == "open"
     return Try(candidate.digest) if candidate is not None and due else None
 
 
-def _tidy(facts: Facts) -> Step | None:
+def _tidy(facts: ModelFacts) -> Step | None:
     ledger = facts.ledger
     strays = [*facts.litter, *(f"versions/{digest}" for digest in facts.present if digest not in ledger.versions)]
     if strays and Remove not in facts.barred:
         return Remove(strays[0])
-    if facts.current != ledger.active and Link not in facts.barred:
-        return Link(ledger.active)
+    if facts.current != ledger.active and PointLink not in facts.barred:
+        return PointLink(ledger.active)
     spare = _spare(facts)
     if spare is not None:
         name = _name(ledger, spare)
-        return Record(without(ledger, spare), "update.retired", f"{name} is removed to make room")
+        return ReplaceLedger(without(ledger, spare), "update.retired", f"{name} is removed to make room")
     return None
 
 
-def _spare(facts: Facts) -> str | None:
+def _spare(facts: ModelFacts) -> str | None:
     """The oldest version there is no need to keep, where there are too many."""
     ledger, keep, needed = facts.ledger, facts.keep, in_use(facts)
     bytes_held = sum(size for digest, size in facts.present.items() if digest in ledger.versions)
@@ -256,41 +258,41 @@ def _spare(facts: Facts) -> str | None:
     return next((digest for digest in ledger.versions if digest not in needed), None)
 
 
-def _fault(facts: Facts, candidate: Candidate) -> Fault | None:
+def _fault(facts: ModelFacts, candidate: Candidate) -> VersionFault | None:
     """What ends the candidate, if anything does."""
     if candidate.digest in facts.unfit:
         return facts.unfit[candidate.digest]
     if candidate.digest not in facts.present:
-        return Fault("damaged", "its folder is gone")
+        return VersionFault("damaged", "its folder is gone")
     if candidate.run != facts.run:
         return _fault_of_runs(candidate)
     answer = facts.trial if candidate.phase == "trial" else facts.watched
     if candidate.phase == "probation" and facts.serving not in (candidate.digest, None):
         return None
-    if isinstance(answer, Fault):
+    if isinstance(answer, VersionFault):
         return answer
     if awaited(candidate) and facts.waited >= candidate.confirm_within:
-        return Fault("reverted", f"nobody confirmed it within {candidate.confirm_within:g} s")
+        return VersionFault("reverted", f"nobody confirmed it within {candidate.confirm_within:g} s")
     return None
 
 
-def _fault_of_runs(candidate: Candidate) -> Fault | None:
+def _fault_of_runs(candidate: Candidate) -> VersionFault | None:
     """What keeps a candidate that an earlier run left from being gone on with."""
     if awaited(candidate):
-        return Fault("reverted", "the daemon started anew before anybody confirmed it")
+        return VersionFault("reverted", "the daemon started anew before anybody confirmed it")
     if candidate.boots_left == 0:
-        return Fault("rejected", f"the daemon or the board went down {BOOTS} times during its {candidate.phase}")
+        return VersionFault("rejected", f"the daemon or the board went down {BOOTS} times during its {candidate.phase}")
     return None
 
 
-def is_suspended(facts: Facts) -> bool:
+def is_suspended(facts: ModelFacts) -> bool:
     """Whether the candidate is on probation, and the pipeline that used the model was taken away."""
     candidate = facts.ledger.candidate
     on_probation = candidate is not None and candidate.phase == "probation" and not candidate.unused
     return on_probation and facts.serving is None
 
 
-def _passed(facts: Facts, candidate: Candidate) -> bool:
+def _passed(facts: ModelFacts, candidate: Candidate) -> bool:
     """Whether probation is over. Where no pipeline has ever used the model there is nothing to watch."""
     if candidate.phase != "probation" or awaited(candidate):
         return False
@@ -299,7 +301,7 @@ def _passed(facts: Facts, candidate: Candidate) -> bool:
     return facts.serving == candidate.digest and facts.watched == "good"
 
 
-def _dropped(ledger: Ledger, candidate: Candidate, fault: Fault) -> Ledger:
+def _dropped(ledger: Ledger, candidate: Candidate, fault: VersionFault) -> Ledger:
     digest = candidate.digest
     ledger = replace(ledger, candidate=None)
     if fault.kind == "rejected":

@@ -44,7 +44,7 @@ _MAX_FILES = 64
 _MAX_HEAD_BYTES = PREFIX.size + MAX_MANIFEST_BYTES + container.MAX_SIGNATURES_BYTES + _MAX_FILES * _ENTRY.size
 
 
-class Entry(NamedTuple):
+class DeltaEntry(NamedTuple):
     """How one file is made: by a method, of the base's file with this number, from so many bytes of packed data."""
 
     method: int
@@ -52,12 +52,12 @@ class Entry(NamedTuple):
     packed: int
 
 
-class Head(msgspec.Struct, frozen=True):
+class DeltaHead(msgspec.Struct, frozen=True):
     """What comes before the packed data: the head of the new version's container, and how its files are made."""
 
     version: container.Head
     base: str
-    entries: tuple[Entry, ...]
+    entries: tuple[DeltaEntry, ...]
 
     @property
     def data(self) -> bytes:
@@ -120,7 +120,7 @@ def head_length(data: bytes) -> int:
     return length
 
 
-def read_head(data: bytes) -> Head:
+def read_head(data: bytes) -> DeltaHead:
     """The head of a delta, from its first bytes; what follows the head is ignored.
 
     Raises:
@@ -132,9 +132,9 @@ def read_head(data: bytes) -> Head:
     end = PREFIX.size + manifest + signatures
     lengths = container.PREFIX.pack(container.MAGIC, manifest, signatures)
     version = container.read_head(lengths + data[PREFIX.size : end])
-    entries = tuple(Entry(*fields) for fields in _ENTRY.iter_unpack(data[end : end + files * _ENTRY.size]))
+    entries = tuple(DeltaEntry(*fields) for fields in _ENTRY.iter_unpack(data[end : end + files * _ENTRY.size]))
     _check(version, entries)
-    return Head(version, base.hex(), entries)
+    return DeltaHead(version, base.hex(), entries)
 
 
 def rebuild(delta: Readable, base: Base) -> Iterator[bytes]:
@@ -170,9 +170,9 @@ def write(version: container.Head, base: str, files: Iterable[tuple[int, int, by
     """
     entries, data = [], []
     for method, number, packed in files:
-        entries.append(Entry(method, number, len(packed)))
+        entries.append(DeltaEntry(method, number, len(packed)))
         data.append(packed)
-    delta = b"".join([Head(version, base, tuple(entries)).data, *data])
+    delta = b"".join([DeltaHead(version, base, tuple(entries)).data, *data])
     read_head(delta)
     return delta
 
@@ -188,7 +188,7 @@ def subtract(file: bytes, base: bytes) -> bytes:
     return _sum(file, (-np.frombuffer(base, np.uint8)).tobytes())
 
 
-def _check(version: container.Head, entries: tuple[Entry, ...]) -> None:
+def _check(version: container.Head, entries: tuple[DeltaEntry, ...]) -> None:
     files = version.manifest.files
     if len(entries) != len(files):
         raise BundleError(f"the delta makes {len(entries)} files, and the manifest lists {len(files)}", hint=_FULL)

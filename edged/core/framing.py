@@ -85,7 +85,7 @@ def escaped(data: bytes) -> str:
     return repr(data[:MAX_SHOWN])[2:-1][:MAX_SHOWN]
 
 
-class Segment(NamedTuple):
+class Stretch(NamedTuple):
     """Samples of shape (n, channels) with no break among them; `lost` are missing before the first (1: unknown)."""
 
     samples: NDArray[Any]
@@ -113,9 +113,9 @@ class Decoder:
         self._continuity = Continuity(signal.modulus) if signal.sequence else None
         self._torn = False
 
-    def decode(self, block: bytes) -> list[Segment]:
+    def decode(self, block: bytes) -> list[Stretch]:
         """The samples completed by this block, in order; [] while none is."""
-        segments: list[Segment] = []
+        segments: list[Stretch] = []
         for run in self._parse(block):
             for finite in finite_runs(run if self._raw else self._in_units(run), self.faults):
                 segments.extend(self._unbroken(finite))
@@ -130,23 +130,23 @@ class Decoder:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is sorted out next
             return run._replace(values=run.values * self._scale + self._offset)
 
-    def _unbroken(self, run: Run) -> Iterator[Segment]:
+    def _unbroken(self, run: Run) -> Iterator[Stretch]:
         torn, self._torn = self._torn or run.torn, False
         if not len(run.values):
             self._torn = torn
             return
         samples = run.values.astype(self._dtype)
         if self._continuity is None:
-            yield Segment(samples, int(torn))
+            yield Stretch(samples, int(torn))
             return
         start = 0
         lost = self._continuity.lost_before(run.numbers[0])
         for index, number in enumerate(run.numbers[1:], start=1):
             missing = self._continuity.lost_before(number)
             if missing:
-                yield Segment(samples[start:index], lost)
+                yield Stretch(samples[start:index], lost)
                 start, lost = index, missing
-        yield Segment(samples[start:], lost)
+        yield Stretch(samples[start:], lost)
 
 
 class Continuity:
@@ -610,7 +610,7 @@ class Binary:
         return no_end(self._split.split, "frame", "COBS has a zero byte after each: check cobs and baud")
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
+class Checksum(msgspec.Struct, frozen=True, kw_only=True):
     """Signs of a sound frame: the checksum `crc` after the struct, and the bytes `end` after that.
 
     The checksum is that of the bytes of the frame from the first to before the second of `range`; without it of the
@@ -625,7 +625,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 class Frame:
     """The layout of one frame: sync bytes, a struct, its checksum in the struct's byte order, and constant bytes."""
 
-    def __init__(self, signal: Signal, layout: str, fields: tuple[str, ...], sync: bytes, check: Check) -> None:
+    def __init__(self, signal: Signal, layout: str, fields: tuple[str, ...], sync: bytes, check: Checksum) -> None:
         crc_bytes, self._crc = CRCS[check.crc]
         self.sync = sync
         self.has_crc = check.crc != "none"
@@ -743,7 +743,7 @@ CRCS: dict[Crc, tuple[int, Callable[[bytes], int]]] = {
 # Options: what a source's table may ask for
 
 ANY_LINES = Lines()
-UNCHECKED = Check()
+UNCHECKED = Checksum()
 
 
 def csv_decoder(
@@ -786,7 +786,7 @@ def _text_decoder(
 
 
 def binary_decoder(
-    signal: Signal, layout: str, fields: tuple[str, ...], *, sync: bytes, check: Check = UNCHECKED
+    signal: Signal, layout: str, fields: tuple[str, ...], *, sync: bytes, check: Checksum = UNCHECKED
 ) -> Decoder:
     """Frames of one struct, each item named by `fields`; without sync bytes they are COBS. Raises ConfigError."""
     _check_layout(layout, fields)
@@ -800,7 +800,7 @@ def binary_decoder(
     return Decoder(Binary(split, frame), signal, faults)
 
 
-def _check_range(check: Check, size: int) -> None:
+def _check_range(check: Checksum, size: int) -> None:
     if check.range is None:
         return
     if check.crc == "none":

@@ -37,7 +37,7 @@ class Family(NamedTuple):
     samples: Iterable[Sample]
 
 
-class Latency:
+class LatencyHistogram:
     """How long something takes: percentiles of the last 1024 times, and a histogram of all. One thread adds."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ SLACK = 1 << 20
 """Bytes that may be moved beyond the multiple of the size, so that small files may fail a few times as well."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long to bear what.
 
     `stall`: seconds without progress. `total`: seconds altogether. `traffic`: bytes received, as a multiple of the
@@ -29,13 +29,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     longest_wait: float
 
 
-class Patience:
+class RetryBudget:
     """What is left of it, for a file of which `position` bytes are here.
 
     All times are of one monotonic clock, in seconds. `jitter()` gives numbers from 0 to 1.
     """
 
-    def __init__(self, limits: Limits, position: int, now: float, jitter: Callable[[], float]) -> None:
+    def __init__(self, limits: RetryLimits, position: int, now: float, jitter: Callable[[], float]) -> None:
         self._limits = limits
         self._jitter = jitter
         self._end = now + limits.total

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from edged.core.acceleration import MISSING, Standing
+from edged.core.acceleration import MISSING, AcceleratorStatus
 from edged.core.manifest import Probation
 
 HOUR = 3600.0
@@ -101,7 +101,7 @@ def judge(limits: Probation, seen: Observed, usual: Mapping[str, float] | None =
     return Watch("good" if over else "watching")
 
 
-def delegate_fault(standing: Standing, began: float, now: float) -> str:
+def delegate_fault(standing: AcceleratorStatus, began: float, now: float) -> str:
     """What is wrong with the accelerator of a version, as far as that may be the version's doing; "" for nothing.
 
     It is not where there was trouble before the version `began` to serve, or where nothing is plugged in; and what is

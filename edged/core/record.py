@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from edged.core.acceleration import Standing, StandingState
+from edged.core.acceleration import AcceleratorStateName, AcceleratorStatus
 from edged.core.health import Health
 from edged.core.health import State as HealthState
 from edged.core.types import Anomaly, Classification, Prediction, Regression
@@ -235,7 +235,7 @@ class AcceleratorState(msgspec.Struct, frozen=True, kw_only=True):
     schema: Literal["edged.accelerator/1"] = ACCELERATOR_SCHEMA
     model: str
     accelerator: str
-    state: StandingState
+    state: AcceleratorStateName
     reason: str
     hint: str
     since: float
@@ -416,7 +416,7 @@ def state_boot(payload: bytes) -> str:
         return ""
 
 
-def encode_acceleration(model: str, accelerator: str, standing: Standing, clock: WallClock) -> bytes:
+def encode_acceleration(model: str, accelerator: str, standing: AcceleratorStatus, clock: WallClock) -> bytes:
     """The record of a model's accelerator as JSON."""
     return _encode(
         AcceleratorState(

@@ -20,7 +20,7 @@ NAMESPACE: Final = "edged-bundle"
 MAX_SIGNATURES = 16
 
 
-class Signature(NamedTuple):
+class SshSignature(NamedTuple):
     """One signature: its text and its key, both as ssh-keygen has them ("SHA256:..."), and its namespace."""
 
     text: bytes
@@ -28,7 +28,7 @@ class Signature(NamedTuple):
     key: str
 
 
-def parse(data: bytes) -> tuple[Signature, ...]:
+def parse(data: bytes) -> tuple[SshSignature, ...]:
     """The signatures in a manifest.json.sig, or between a container's manifest and its files; none in no bytes.
 
     Raises:
@@ -57,7 +57,7 @@ _ALL = re.compile(rb"(?:%s)*" % _ONE.pattern)
 _AGAIN = "fetch the bundle again, or sign it again: edgectl sign"
 
 
-def _parse(match: re.Match[bytes]) -> Signature:
+def _parse(match: re.Match[bytes]) -> SshSignature:
     try:
         blob = base64.b64decode(match[1], validate=False)
         magic, version = struct.unpack_from(">6sI", blob)
@@ -68,7 +68,7 @@ def _parse(match: re.Match[bytes]) -> Signature:
     if (magic, version) != (b"SSHSIG", 1):
         raise BundleError("a signature is not in version 1 of the format SSHSIG", hint=_AGAIN)
     name = base64.b64encode(hashlib.sha256(key).digest()).rstrip(b"=").decode()
-    return Signature(match[0], namespace.decode("utf-8", "replace"), f"SHA256:{name}")
+    return SshSignature(match[0], namespace.decode("utf-8", "replace"), f"SHA256:{name}")
 
 
 def _string(blob: bytes, at: int) -> tuple[bytes, int]:

@@ -96,7 +96,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     delegates: Annotated[dict[Name, Surroundings], Meta(max_length=64)]
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TuningRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that was measured of one version of a model, and when: in Unix seconds by this board's clock, for people."""
 
     schema: Literal["edged.tuning/1"] = "edged.tuning/1"
@@ -116,12 +116,12 @@ class Choice(NamedTuple):
     why: str
 
 
-def encode(record: Record) -> bytes:
+def encode(record: TuningRecord) -> bytes:
     """The bytes of its file, indented for people to read."""
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
-def decode(data: bytes) -> Record:
+def decode(data: bytes) -> TuningRecord:
     """The record in the bytes of a file.
 
     Raises:
@@ -130,12 +130,12 @@ def decode(data: bytes) -> Record:
     try:
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError(f"it is longer than {MAX_RECORD_BYTES} bytes")
-        return msgspec.json.decode(data, type=Record)
+        return msgspec.json.decode(data, type=TuningRecord)
     except (msgspec.MsgspecError, ValueError) as error:
         raise StoreError(f"the record of what was measured is damaged: {error}", hint="edgectl tune MODEL") from error
 
 
-def stale(record: Record, digest: str, environment: Environment) -> str:
+def stale(record: TuningRecord, digest: str, environment: Environment) -> str:
     """Why a record says nothing of this version here and now; "" where it does."""
     then, now = record.environment, environment
     if record.digest != digest:
@@ -149,7 +149,7 @@ def stale(record: Record, digest: str, environment: Environment) -> str:
     return _changed(then.delegates, now.delegates)
 
 
-def choose(record: Record | None, ways: Sequence[Way], *, pinned: bool = False, stale: str = "") -> Choice:
+def choose(record: TuningRecord | None, ways: Sequence[Way], *, pinned: bool = False, stale: str = "") -> Choice:
     """In which order to try the ways there are; without a record, or with one that is `stale`, that of the manifest.
 
     What is slower than the CPU, or failed, is not tried; where a model is `pinned` to its delegate, it is tried last.

@@ -52,7 +52,7 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     retry_max: Seconds = 30.0
 
 
-class Verdict(NamedTuple):
+class HealthVerdict(NamedTuple):
     """A state with its reason and what to do about it."""
 
     state: State
@@ -72,7 +72,7 @@ def failure(source: str, health: Health) -> Health | None:
     return Health(state, reason, health.hint, health.since)
 
 
-class Vitals:
+class SourceHealth:
     """What one opening of a source shows over time; `rate` is the stated one, None where there is nothing to hold to.
 
     Shares and the measured rate are taken over the last 10 s, or the last 50 samples of a slow source. A busy board
@@ -123,37 +123,37 @@ class Vitals:
         """Tell if no sample has come for so long that the source is stalled."""
         return now - (self._opened if self._heard is None else self._heard) >= self._stall_after
 
-    def verdict(self, now: float) -> Verdict:
+    def verdict(self, now: float) -> HealthVerdict:
         """How it is: "starting" until the first sample, then "running" or "degraded"."""
         stalled = self.silent(now)
         if self._garbage(stalled):
-            return Verdict(
+            return HealthVerdict(
                 "degraded",
                 f"{STALLED}: only garbage comes" if stalled else "mostly garbage",
                 "check the format, and a port's baud and wiring; edgectl sources shows what was refused last, and why",
             )
         if stalled:
-            return Verdict(
+            return HealthVerdict(
                 "degraded",
                 f"{STALLED}: no sample for {self._stall_after:g} s",
                 "check the sensor's power and cable; if it is meant to be slow, set supervision.stall_after",
             )
         if self._heard is None:
-            return Verdict("starting")
+            return HealthVerdict("starting")
         if self._supervision.flat_after and now - self._changed >= self._supervision.flat_after:
-            return Verdict(
+            return HealthVerdict(
                 "degraded",
                 f"flat-lined: the very same sample for {self._supervision.flat_after:g} s",
                 "check the sensor; if it is meant to be constant, set supervision.flat_after = 0",
             )
         if self._lossy():
-            return Verdict(
+            return HealthVerdict(
                 "degraded",
                 f"more than {100 * self._supervision.loss_tolerance:.3g} % of the samples are lost",
                 "check the sensor and its connection (a port's baud and cable), and whether the board is overloaded; "
                 "or set supervision.loss_tolerance",
             )
-        return self._drift() or Verdict("running")
+        return self._drift() or HealthVerdict("running")
 
     def _garbage(self, stalled: bool) -> bool:
         if stalled:
@@ -166,7 +166,7 @@ class Vitals:
         lost = last.lost - first.lost
         return lost > self._supervision.loss_tolerance * (lost + last.samples - first.samples)
 
-    def _drift(self) -> Verdict | None:
+    def _drift(self) -> HealthVerdict | None:
         tolerance, stated, measured = self._supervision.rate_tolerance, self._rate, self.measured_rate
         if not tolerance or not stated or measured is None:
             return None
@@ -177,7 +177,7 @@ class Vitals:
         )
         if not (min(measured, mostly) > stated * (1 + tolerance) or max(measured, mostly) < stated * (1 - tolerance)):
             return None
-        return Verdict(
+        return HealthVerdict(
             "degraded",
             f"samples come {'faster' if measured > stated else 'slower'} than the stated {stated:g} per second",
             "correct the source's rate or the sensor's, or set supervision.rate_tolerance",

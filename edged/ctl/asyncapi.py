@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edged.config import Config, describe, find_bundle, load
+from edged.config.check import describe, find_bundle
+from edged.config.load import load
+from edged.config.options import Config
 from edged.core.asyncapi import document
 from edged.core.errors import EdgedError
 from edged.core.manifest import Manifest
-from edged.ctl import exits, tables
-from edged.ctl.offline import models_of
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
+from edged.ctl.local_model import models_of
 from edged.models.store import Store
 
 

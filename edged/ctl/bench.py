@@ -26,9 +26,10 @@ from edged.core.container import measure
 from edged.core.manifest import MAX_NAMES, SCHEMA, Input, Manifest, Regress, WindowSpec, encode
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
-from edged.ctl import exits, tables
-from edged.ctl.offline import default_backend, find_model, load_model, models_of, prove_first
-from edged.models.bare import SUFFIX
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
+from edged.ctl.local_model import default_backend, find_model, load_model, models_of, prove_first
+from edged.models.bare_file import SUFFIX
 from edged.models.bundle import MANIFEST, Bundle, bare_name, open_folder, read_structure
 
 MAX_RUNS = 1_000_000

@@ -22,7 +22,7 @@ class ForbiddenError(UnreachableError):
     """There is a daemon's socket, which this user may not open."""
 
 
-class Client:
+class ControlClient:
     """A connection to the daemon, for one question."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -63,7 +63,7 @@ class Client:
         return protocol.decode_reply(line)
 
 
-def connect(runtime_dir: str | None) -> Client:
+def connect(runtime_dir: str | None) -> ControlClient:
     """A connection to the daemon whose runtime directory is given; by default the user's own, else the system's.
 
     Raises:
@@ -80,7 +80,7 @@ def connect(runtime_dir: str | None) -> Client:
             connection.close()
             failures[path] = error
         else:
-            return Client(connection)
+            return ControlClient(connection)
     raise _unreachable(failures)
 
 

@@ -16,12 +16,15 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from edged.config import Config, ConfigErrors, check_models, effective, load
-from edged.config_warnings import warnings
+from edged.config.check import check_models
+from edged.config.load import ConfigErrors, effective, load
+from edged.config.options import Config
+from edged.config.warnings import warnings
 from edged.core.errors import ControlError
 from edged.core.tables import Place, Problem, dotted
-from edged.ctl import exits, tables
-from edged.ctl.offline import models_of
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
+from edged.ctl.local_model import models_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, resolve, survey
 from edged.core.acceleration import Rules
 from edged.core.errors import ControlError, EdgedError
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
 from edged.ctl.models import standing
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "allow" and args.probe:
         raise ControlError("--probe does not go with allow", hint="edgectl devices --probe")
     if args.action == "allow":
-        from edged.ctl import allow  # which imports much
+        from edged.ctl import devices_allow as allow
 
         return allow.run(args)
     return _list(args)
@@ -90,7 +91,7 @@ def _configured(files: list[Path]) -> tuple[Mapping[str, DelegateOptions], Rules
     """What the configuration says of delegates, where there is one."""
     if not files[0].exists():
         return {}, Rules()
-    from edged.config import load  # which imports much
+    from edged.config.load import load
 
     config = load(files)
     return config.delegates, config.accelerators

@@ -23,27 +23,30 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edged import hardware
 from edged.backends.delegates import Delegate, delegates, resolve, survey
 from edged.backends.probe import probe
-from edged.config import Config, ConfigErrors, check_models, find_bundle, load
-from edged.config_warnings import warnings
+from edged.config.check import check_models, find_bundle
+from edged.config.load import ConfigErrors, load
+from edged.config.options import Config
+from edged.config.warnings import warnings
 from edged.control.clock import kernel_synchronised
 from edged.core.acceleration import Rules
 from edged.core.errors import EdgedError
 from edged.core.manifest import NO_DELEGATES, Variant
 from edged.core.tables import Problem
-from edged.ctl import exits, tables
-from edged.ctl.allow import COMMAND, USER, Access, wanted
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import ForbiddenError, UnreachableError, connect
 from edged.ctl.config import summary
 from edged.ctl.devices import daemon_runs
-from edged.ctl.offline import models_of
-from edged.disk_space import NO_INODES, room_hint
+from edged.ctl.devices_allow import COMMAND, USER, Access, wanted
+from edged.ctl.local_model import models_of
 from edged.models.bundle import Bundle
 from edged.models.store import Store
 from edged.models.trial import prove_apart
 from edged.outbox.options import MqttOptions
+from edged.system import board as hardware
+from edged.system.disk_space import NO_INODES, room_hint
 
 BROKER_SECONDS = 3.0
 RUNTIME_SECONDS = 60.0

@@ -26,14 +26,14 @@ MAX_BYTES = 256 << 10
 """Of all samples together, unless so few would not be enough: they travel with the model over slow links."""
 
 
-class Sample(NamedTuple):
+class GoldenSample(NamedTuple):
     """The inputs of one run, and the outputs that the model made of them."""
 
     inputs: Arrays
     outputs: Arrays
 
 
-def samples_of(file: Path, manifest: Manifest, runner: Runner, expected: Expected | None = None) -> list[Sample]:
+def samples_of(file: Path, manifest: Manifest, runner: Runner, expected: Expected | None = None) -> list[GoldenSample]:
     """Samples from a file of samples or of windows; of many windows some, spread evenly.
 
     With `expected` they are taken of the windows whose label it has, and each must get that label.
@@ -54,7 +54,7 @@ def samples_of(file: Path, manifest: Manifest, runner: Runner, expected: Expecte
     preprocess, clipping = Preprocessor(manifest), Clipping(manifest)
     postprocess = Postprocessor(manifest, None)
     runner.reset()
-    taken: list[Sample] = []
+    taken: list[GoldenSample] = []
     for index, window in enumerate(windows_of(file, manifest)):
         if index in chosen:
             clipping.add(window)
@@ -63,12 +63,12 @@ def samples_of(file: Path, manifest: Manifest, runner: Runner, expected: Expecte
             preprocess.feed_back(outputs)
             if expected is not None:
                 expected.hold(index, postprocess(outputs, preprocess.prepared, float(index)))
-            taken.append(Sample(inputs, outputs))
+            taken.append(GoldenSample(inputs, outputs))
     clipping.refuse(file)
     return taken
 
 
-def random_samples(runner: Runner, deciding: int | None = None) -> list[Sample]:
+def random_samples(runner: Runner, deciding: int | None = None) -> list[GoldenSample]:
     """Samples of random tensors, the same each time.
 
     Where the greatest element of the output `deciding` is what the model decides, those are taken of many that it is
@@ -84,10 +84,10 @@ def random_samples(runner: Runner, deciding: int | None = None) -> list[Sample]:
     return answered(runner, drawn)
 
 
-def answered(runner: Runner, inputs: Iterable[Arrays]) -> list[Sample]:
+def answered(runner: Runner, inputs: Iterable[Arrays]) -> list[GoldenSample]:
     """Samples of these inputs, from rest and in this order."""
     runner.reset()
-    return [Sample(each, _copies(runner.run(each))) for each in inputs]
+    return [GoldenSample(each, _copies(runner.run(each))) for each in inputs]
 
 
 def _margin(runner: Runner, inputs: Arrays, deciding: int) -> float:
@@ -190,7 +190,7 @@ def _copies(arrays: Arrays) -> Arrays:
     return [np.array(array) for array in arrays]
 
 
-def npz(samples: Sequence[Sample]) -> bytes:
+def npz(samples: Sequence[GoldenSample]) -> bytes:
     """The golden.npz of samples."""
     arrays: dict[str, Any] = {}
     for kind, side in (("input", 0), ("output", 1)):

@@ -26,9 +26,10 @@ from edged.core.manifest import Manifest, WindowSpec
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.window import Windower
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.clipping import Clipping
-from edged.ctl.offline import find_model, load_model, prove_first
+from edged.ctl.local_model import find_model, load_model, prove_first
 from edged.sources.replay import ReplaySource
 
 MAX_COLUMNS = 12

@@ -23,8 +23,9 @@ from edged.core.manifest import Classify, Detect, Limits, Manifest, Needs, Proba
 from edged.core.signatures import parse
 from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
-from edged.ctl import exits, tables
-from edged.models.bare import SUFFIX
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
+from edged.models.bare_file import SUFFIX
 from edged.models.bundle import certain, examine, fill_in, read_structure
 
 MAX_LINES = 16

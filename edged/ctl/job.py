@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
-from edged.ctl.telling import Console, Teller, follow
+from edged.ctl.progress import Console, Teller, follow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ import argparse
 import time
 from typing import Any
 
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
 
 

@@ -18,8 +18,8 @@ from edged.api import Backend, ControlError, EdgedError, Runner
 from edged.backends.tflite import OtherKernels, TfliteBackend
 from edged.core.manifest import Classify, Golden, Manifest
 from edged.core.tensors import decides_otherwise, difference
-from edged.ctl.golden import Sample
-from edged.ctl.offline import apart, load_apart
+from edged.ctl.golden import GoldenSample
+from edged.ctl.local_model import apart, load_apart
 from edged.models.selftest import shaped
 
 _MARGIN = 1.5
@@ -36,7 +36,7 @@ class Spread(NamedTuple):
     otherwise: frozenset[int]
 
 
-def spread(samples: list[Sample], manifest: Manifest, runner: Runner) -> Spread:
+def spread(samples: list[GoldenSample], manifest: Manifest, runner: Runner) -> Spread:
     """Run the samples on other kernels, from rest, and compare."""
     deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
     worst = {True: 0.0, False: 0.0}
@@ -52,7 +52,7 @@ def spread(samples: list[Sample], manifest: Manifest, runner: Runner) -> Spread:
     return Spread(worst[True], worst[False], frozenset(otherwise))
 
 
-def measure(samples: list[Sample], manifest: Manifest, model: Path, backend: Backend) -> Spread | None:
+def measure(samples: list[GoldenSample], manifest: Manifest, model: Path, backend: Backend) -> Spread | None:
     """The spread over all other kernels of the runtime; None for a backend that has no others."""
     found = []
     with apart(model.name) as host:
@@ -70,7 +70,7 @@ def measure(samples: list[Sample], manifest: Manifest, model: Path, backend: Bac
     )
 
 
-def tolerance(found: Spread, samples: list[Sample], manifest: Manifest) -> Golden:
+def tolerance(found: Spread, samples: list[GoldenSample], manifest: Manifest) -> Golden:
     """The tolerance for samples on which the kernels are so far apart."""
     floats = [
         float(np.abs(np.nan_to_num(output.astype(np.float64))).max(initial=0.0))
@@ -85,7 +85,7 @@ def tolerance(found: Spread, samples: list[Sample], manifest: Manifest) -> Golde
     )
 
 
-def share(golden: Golden, samples: list[Sample], manifest: Manifest) -> float:
+def share(golden: Golden, samples: list[GoldenSample], manifest: Manifest) -> float:
     """The greatest share of the range of an output that a tolerance is; the range is that of its dtype, or as seen."""
     shares = [0.0]
     for index, spec in enumerate(manifest.outputs):
@@ -109,7 +109,7 @@ def words(found: Spread, manifest: Manifest) -> str:
     return f"the runtime's own kernels (XNNPACK, built-in, reference) are up to {' and '.join(parts)} apart"
 
 
-def without(samples: list[Sample], otherwise: frozenset[int]) -> list[Sample]:
+def without(samples: list[GoldenSample], otherwise: frozenset[int]) -> list[GoldenSample]:
     """The samples that all kernels decide alike. Raises ControlError if there is none."""
     kept = [sample for index, sample in enumerate(samples) if index not in otherwise]
     if not kept:

@@ -23,7 +23,7 @@ from importlib import import_module
 from edged import __version__
 from edged.core.errors import EdgedError
 from edged.core.protocol import BEGIN_WITH_MARK, MARK
-from edged.ctl import exits
+from edged.ctl import exit_codes as exits
 from edged.ctl.client import UnreachableError
 from edged.ctl.whereabouts import settle
 

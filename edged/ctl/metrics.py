@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
 
 

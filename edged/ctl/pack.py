@@ -55,12 +55,14 @@ from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.derived import NORMALISE, is_picture_shape
 from edged.core.manifest import Classify, Golden, Manifest, Variant
 from edged.core.tflite_file import TfliteFile, inspect
-from edged.ctl import exits, kernels, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import kernels, tables
 from edged.ctl.bundles import save, version_line
 from edged.ctl.expected import Expected
-from edged.ctl.golden import Sample, answered, npz, random_samples, samples_of
-from edged.ctl.offline import default_backend, loaded_apart
+from edged.ctl.golden import GoldenSample, answered, npz, random_samples, samples_of
+from edged.ctl.local_model import default_backend, loaded_apart
 from edged.ctl.reference import reference_of
+from edged.models.atomic_files import Disk
 from edged.models.bundle import (
     MANIFEST,
     Bundle,
@@ -74,10 +76,9 @@ from edged.models.bundle import (
     with_metadata,
 )
 from edged.models.delta import make_delta
-from edged.models.disk import Disk
 from edged.models.selftest import Proof, check_tensors, golden_samples
+from edged.models.signatures import AHEAD_SECONDS
 from edged.models.trial import prove_apart
-from edged.models.trust import AHEAD_SECONDS
 
 Part = TypeVar("Part")
 
@@ -541,7 +542,7 @@ def _read_labels(file: Path) -> bytes:
 
 def _golden(
     args: argparse.Namespace, said: dict[str, Any], manifest: Manifest, model: Path, backend: Backend, runner: Runner
-) -> tuple[list[Sample], Golden]:
+) -> tuple[list[GoldenSample], Golden]:
     """Golden samples that all kernels of the runtime decide alike, and the tolerance that they need."""
     given = _convert({**(said.get("golden") or {}), "file": Golden().file}, Golden, "golden")
     if args.golden is not None:
@@ -582,7 +583,7 @@ def _hold_tolerance(bundle: Bundle) -> None:
     if manifest.golden is None:
         return
     inputs, outputs = (zip(*arrays, strict=True) for arrays in golden_samples(bundle, manifest.golden))
-    samples = [Sample(*sample) for sample in zip(inputs, outputs, strict=True)]
+    samples = [GoldenSample(*sample) for sample in zip(inputs, outputs, strict=True)]
     found = kernels.measure(samples, manifest, bundle.model, default_backend(bundle))
     if found and (found.steps > manifest.golden.steps or found.absolute > manifest.golden.absolute or found.otherwise):
         _note(f"{kernels.words(found, manifest)}, and its manifest allows less: other boards may refuse it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from edged.ctl.deciding import decide
+from edged.ctl.operator_request import decide
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Any
 
 from edged.core.errors import some
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
 
 _COLUMNS = ("SOURCE", "MODEL", "SINKS", ">WINDOWS", ">PREDICTIONS", ">DROPPED", ">ERRORS", ">P50 ms", ">P99 ms", "LAST")

@@ -11,12 +11,13 @@ import argparse
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from edged.accelerators import Accelerators
+from edged.acceleration.placement import Accelerators
+from edged.acceleration.prove import Finding, Subject, failing, prove
 from edged.core.errors import EdgedError
-from edged.ctl import exits, tables
-from edged.ctl.offline import prove_first
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
+from edged.ctl.local_model import prove_first
 from edged.ctl.proving import steps, subjects
-from edged.proving import Finding, Subject, failing, prove
 
 _BAD = ("disagrees", "fails")
 _DOTS = {"agrees": "running", "disagrees": "failed", "fails": "failed", "not ready": "degraded", "cpu": "stopped"}

@@ -10,14 +10,17 @@ from typing import Any
 
 import msgspec
 
-from edged.accelerators import Accelerators
-from edged.config import Config, find_bundle, load
+from edged.acceleration.placement import Accelerators
+from edged.acceleration.prove import Subject
+from edged.acceleration.verbs import told
+from edged.config.check import find_bundle
+from edged.config.load import load
+from edged.config.options import Config
 from edged.core.errors import ConfigError
 from edged.ctl.client import connect
 from edged.ctl.devices import daemon_runs
-from edged.ctl.offline import default_backend, models_of
+from edged.ctl.local_model import default_backend, models_of
 from edged.models.store import MissingModelError, Store
-from edged.proving import Subject, told
 
 Work = Callable[[Accelerators, Config | None], Iterator[msgspec.Struct]]
 

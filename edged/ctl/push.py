@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from edged.core.errors import BundleError, ControlError, EdgedError
-from edged.core.patience import Limits, Patience
+from edged.core.patience import RetryBudget, RetryLimits
 from edged.ctl.client import UnreachableError
-from edged.ctl.parcel import Parcel
-from edged.ctl.ssh import Line, LineError
+from edged.ctl.progress import Outcome, Teller, follow, present, tell_terms
+from edged.ctl.ssh import LineError, SshSession
 from edged.ctl.tables import size
-from edged.ctl.telling import Outcome, Teller, follow, present, tell_terms
+from edged.ctl.upload import Parcel
 
 _PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -74,7 +74,7 @@ class Push:
         self._progress = 0
         self._connections = 0
         self._piece = _LARGEST_PIECE
-        limits = Limits(
+        limits = RetryLimits(
             stall=stall,
             total=math.inf,
             traffic=math.inf,
@@ -82,7 +82,7 @@ class Push:
             longest_pause=_LONGEST_PAUSE_SECONDS,
             longest_wait=0.0,
         )
-        self._patience = Patience(limits, 0, time.monotonic(), random.random)
+        self._patience = RetryBudget(limits, 0, time.monotonic(), random.random)
 
     def run(self) -> Outcome:
         """Do it; blocks until it has ended. Raises nothing of ours: that is an outcome as well."""
@@ -109,7 +109,9 @@ class Push:
         self._connections += 1
         words = [*self._options, *(["--allow-downgrade"] if self._wishes["allow_downgrade"] else [])]
         may_ask = self._may_ask and not self._met
-        with Line(self._ssh, self.host, words, may_ask=may_ask, first=not self._met, tell=self._tell_silence) as line:
+        with SshSession(
+            self._ssh, self.host, words, may_ask=may_ask, first=not self._met, tell=self._tell_silence
+        ) as line:
             line.greet()
             self._met = True
             if not self.job:
@@ -118,7 +120,7 @@ class Push:
                     return present(answer, self._parcel.version, f"is what {self.host} has already")
             return self._watch(line)
 
-    def _bring(self, line: Line) -> dict[str, Any]:
+    def _bring(self, line: SshSession) -> dict[str, Any]:
         """Send what is missing, and have it installed; the last answer, with `present` where nothing need be done."""
         allow = self._wishes["allow_downgrade"]
         answer: dict[str, Any] = line.ask(
@@ -143,7 +145,7 @@ class Push:
         self._progress = 0
         self._patience.start_again()
 
-    def _send(self, line: Line, offset: int) -> None:
+    def _send(self, line: SshSession, offset: int) -> None:
         parcel = self._parcel
         if self._announced is not parcel:
             self._announced = parcel
@@ -164,7 +166,7 @@ class Push:
     def _tell_silence(self, text: str) -> None:
         self._teller.step("push.silence", text)
 
-    def _watch(self, line: Line) -> Outcome:
+    def _watch(self, line: SshSession) -> Outcome:
         items = line.stream("job-watch", id=self.job, after=self._seen, digest=self._parcel.digest)
         try:
             return follow(self._noted(items), self._teller)

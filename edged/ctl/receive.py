@@ -31,7 +31,7 @@ from edged import __version__
 from edged.core import protocol
 from edged.core.errors import ControlError, EdgedError
 from edged.core.protocol import Request
-from edged.ctl import exits
+from edged.ctl import exit_codes as exits
 from edged.ctl.client import UnreachableError, connect
 
 CHUNK = 32 << 10
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve one sender, until it leaves. Raises ControlError where sshd was asked to run anything else."""
     _refuse_another_command(_asked_for())
-    sender = Sender(0, 1)
+    sender = PushingClient(0, 1)
     try:
         _serve(sender, args.runtime_dir, allow_downgrade=args.allow_downgrade)
     except UnreachableError as error:  # the daemon may be about to start
@@ -80,7 +80,7 @@ class SenderGone(Exception):  # noqa: N818 it is no error of ours
     """Nobody is at the other end any more."""
 
 
-class Sender:
+class PushingClient:
     """Whoever brings the bundle: lines and bare bytes from one descriptor, lines to the other."""
 
     def __init__(self, source: int, sink: int) -> None:
@@ -151,7 +151,7 @@ def _asked_for() -> list[str]:
         return [asked]
 
 
-def _serve(sender: Sender, runtime_dir: str | None, *, allow_downgrade: bool) -> None:
+def _serve(sender: PushingClient, runtime_dir: str | None, *, allow_downgrade: bool) -> None:
     sender.say(protocol.encode_ok(0, {"edged": __version__}))
     _refuse_another_daemon(_asked_for(), runtime_dir)
     while request := sender.ask():
@@ -175,7 +175,7 @@ def _serve(sender: Sender, runtime_dir: str | None, *, allow_downgrade: bool) ->
                 sender.say(protocol.encode_end(request.id))
 
 
-def _receive(sender: Sender, request: Request, runtime_dir: str | None) -> None:
+def _receive(sender: PushingClient, request: Request, runtime_dir: str | None) -> None:
     piece = request.args.pop("piece", CHUNK)
     if not isinstance(piece, int) or not 1 <= piece <= MAX_PIECE:
         raise ControlError(f"a piece of {piece!r} bytes is impossible", hint=f"from 1 to {MAX_PIECE}")
@@ -187,7 +187,9 @@ def _receive(sender: Sender, request: Request, runtime_dir: str | None) -> None:
         sender.say(protocol.encode_event(request.id, {"offset": offset}))
 
 
-def _pass_on(sender: Sender, name: str, offset: int, size: int, piece: int, runtime_dir: str | None) -> Iterator[int]:
+def _pass_on(
+    sender: PushingClient, name: str, offset: int, size: int, piece: int, runtime_dir: str | None
+) -> Iterator[int]:
     """Give the daemon what comes, as it comes, and yield where each piece ends, once it is durable."""
     while offset < size:
         end = min(offset + piece, size)

@@ -15,7 +15,8 @@ from edged.api import ControlError, StoreError
 from edged.core import container
 from edged.core.container import Head
 from edged.core.signatures import NAMESPACE, merge, parse
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.bundles import save, version_line
 from edged.models.bundle import SIGNATURES, examine
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from edged.core.errors import ControlError
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
 
 

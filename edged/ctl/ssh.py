@@ -72,7 +72,7 @@ def not_run(ssh: str, error: OSError) -> UnreachableError:
     return UnreachableError(f"{ssh} cannot be run: {error.strerror}", hint="install OpenSSH's client")
 
 
-class Line:
+class SshSession:
     """A connection to `edgectl receive` on a host; use it in a `with` statement. Everything raises EdgedError.
 
     `words` are more arguments of `edgectl receive`. `first` is for a host that has never answered: it may be asked for
@@ -107,7 +107,7 @@ class Line:
         self._from = self._process.stdout.fileno()
         os.set_blocking(self._to, False)
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> SshSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

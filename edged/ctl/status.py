@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from edged.ctl import exits, models, pipelines, sources, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import models, pipelines, sources, tables
 from edged.ctl import spool as spool_verb
 from edged.ctl.client import connect
 

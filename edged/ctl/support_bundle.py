@@ -21,13 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from edged.config import Config, ConfigErrors, effective, load
+from edged.config.load import ConfigErrors, effective, load
+from edged.config.options import Config
 from edged.core.errors import ControlError, EdgedError
 from edged.core.tables import URL_QUERY, URL_USER
-from edged.credentials import find
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
 from edged.ctl.config import toml
+from edged.system.credentials import find
 
 MAX_BYTES = 4 << 20
 """Of each part the end is kept."""

@@ -16,15 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edged.accelerators import Accelerators
-from edged.config import Config
+from edged.acceleration.placement import Accelerators
+from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, Step, tune
+from edged.app.state_lock import StateLock
+from edged.config.options import Config
 from edged.core.errors import ControlError
-from edged.ctl import exits, tables
-from edged.ctl.offline import prove_first
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
+from edged.ctl.local_model import prove_first
 from edged.ctl.proving import names, steps, subjects
-from edged.models.tunings import Tunings
-from edged.proving import MAX_SECONDS, TUNE_SECONDS, Step, tune
-from edged.state_lock import StateLock
+from edged.models.tuning_records import Tunings
 
 _IN_USE = "have that daemon measure, edgectl --runtime-dir DIR tune, or stop it"
 

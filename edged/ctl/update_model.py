@@ -27,14 +27,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edged.core.errors import BundleError, ControlError
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import UnreachableError, connect
+from edged.ctl.progress import Console, Outcome, Teller, follow, present, tell_terms
 from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
-from edged.ctl.telling import Console, Outcome, Teller, follow, present, tell_terms
 
 if TYPE_CHECKING:
-    from edged.ctl.parcel import Parcel
     from edged.ctl.push import Push
+    from edged.ctl.upload import Parcel
 
 _GIVE_UP_SECONDS = 600.0
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -181,7 +182,7 @@ def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], tell
 
 def _open(args: argparse.Namespace) -> Sequence[Parcel]:
     """Imported for a bundle only: a URL needs nothing of what bundles need."""
-    from edged.ctl.parcel import open_bare, open_parcels
+    from edged.ctl.upload import open_bare, open_parcels
 
     if args.model:
         return [open_bare(args.bundle, args.model, args.version)]

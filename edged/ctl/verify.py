@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 from edged.api import BundleError, ControlError
-from edged.config import ConfigErrors, load
+from edged.config.load import ConfigErrors, load
 from edged.control.clock import kernel_synchronised
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.bundles import version_line
 from edged.models.bundle import examine
-from edged.models.trust import Trust
+from edged.models.signatures import Trust
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from edged import __version__
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import UnreachableError, connect
 
 _PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "msgspec", "paho-mqtt", "pyserial", "systemd-python")

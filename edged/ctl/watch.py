@@ -13,7 +13,8 @@ import time
 from itertools import islice
 from typing import Any
 
-from edged.ctl import exits, tables
+from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import connect
 from edged.ctl.pipelines import outcome
 

@@ -16,7 +16,7 @@ from edged.core.health import Status
 log = logging.getLogger("edged.sinks")
 
 
-class Sender(Protocol):
+class PredictionSink(Protocol):
     """Where a pipeline leaves its predictions."""
 
     def send(self, prediction: Prediction) -> None:
@@ -64,7 +64,7 @@ class Delivery:
 class Selection:
     """Hands on the predictions with which a decision turns or values differ ("changes"), or one in so many seconds."""
 
-    def __init__(self, sink: Sender, publish: Literal["changes"] | float) -> None:
+    def __init__(self, sink: PredictionSink, publish: Literal["changes"] | float) -> None:
         self._sink = sink
         self._publish = publish
         self._last: Prediction | None = None

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from edged.api import Chunk, EdgedError, Prediction, Window
 from edged.core.health import Status
 from edged.core.manifest import WindowSpec
-from edged.core.metrics import Latency
+from edged.core.metrics import LatencyHistogram
 from edged.core.window import Windower
-from edged.flow.delivery import Sender
+from edged.flow.delivery import PredictionSink
 from edged.flow.mailbox import Mailbox
 from edged.flow.slot import Served, Slot
 
@@ -58,7 +58,7 @@ class Pipeline:
         columns: NDArray[np.intp] | None,
         patient: bool,
         capacity: int,
-        sinks: Sequence[Sender],
+        sinks: Sequence[PredictionSink],
         status: Status,
         clock: Callable[[], float],
         rate: Callable[[], float | None] = lambda: None,
@@ -72,15 +72,15 @@ class Pipeline:
         self.window = spec
         self.status = status
         self.slot = Slot()
-        self.sinks: tuple[Sender, ...] = tuple(sinks)
+        self.sinks: tuple[PredictionSink, ...] = tuple(sinks)
         self.mailbox = Mailbox(capacity, ROOM_BYTES // (_fresh_bytes(spec) + _OVERHEAD_BYTES), patient=patient)
         self.stopped = False
         self.windows = 0
         self.predictions = 0
         self.errors = 0
         self.last: Prediction | None = None
-        self.latency = Latency()
-        self.inference = Latency()
+        self.latency = LatencyHistogram()
+        self.inference = LatencyHistogram()
         self.busy_since: float | None = None
         self._windower = Windower(spec, columns, next_seq)
         self._since_window = 0

@@ -17,7 +17,7 @@ from typing import Protocol
 from edged.api import Chunk, DeviceError, EdgedError, Obstacle, Source, SourceConfig
 from edged.core.health import Status
 from edged.core.types import MAX_SHOWN
-from edged.core.vitals import STALLED, Backoff, FlatLine, Supervision, Verdict, Vitals, failure
+from edged.core.vitals import STALLED, Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
 
 log = logging.getLogger("edged.flow")
 
@@ -138,7 +138,7 @@ class Reader:
 
     def _serve(self, source: Source) -> None:
         expected = None if self.info.patient else self.info.pace or self.info.rate
-        vitals = Vitals(self._supervision, expected, self._clock())
+        vitals = SourceHealth(self._supervision, expected, self._clock())
         flat_line = FlatLine()
         before = Counter(self.faults)
         reopened = self.samples > 0
@@ -198,13 +198,13 @@ class Reader:
         self.faults = dict(before + Counter(source.faults))
         self.refused = str(getattr(source, "refused", ""))[:MAX_SHOWN] or self.refused
 
-    def _judge(self, vitals: Vitals, source: Source, now: float) -> None:
+    def _judge(self, vitals: SourceHealth, source: Source, now: float) -> None:
         self.measured_rate = vitals.measured_rate
         verdict = vitals.verdict(now)
         obstacle = getattr(source, "obstacle", None) if vitals.silent(now) else None
         self._obstacle = obstacle and (self._obstacle or obstacle)  # a figure that moves would be news each time
         if self._obstacle:
-            verdict = Verdict("degraded", f"{STALLED}: {self._obstacle.reason}", self._obstacle.hint)
+            verdict = HealthVerdict("degraded", f"{STALLED}: {self._obstacle.reason}", self._obstacle.hint)
         if verdict.state != "starting":  # until then a source that had failed stays so
             self.status.set(*verdict)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from edged.api import Anomaly, Classification, Outcome, Regression, Runner
 from edged.core.manifest import Manifest
-from edged.core.metrics import Latency
+from edged.core.metrics import LatencyHistogram
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.probation import AnsweredTime
@@ -24,7 +24,7 @@ log = logging.getLogger("edged.flow")
 
 
 @dataclass
-class Tally:
+class RunCounts:
     """What one version did since it began to serve in one pipeline. The worker writes, anybody reads.
 
     `constant` is how many times in a row it has said the very same by now; `decisions` counts those that were let
@@ -36,7 +36,7 @@ class Tally:
     decisions: int = 0
     constant: int = 0
     labels: Counter[str] = field(default_factory=Counter)
-    latency: Latency = field(default_factory=Latency)
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
     time: AnsweredTime = field(default_factory=AnsweredTime)
     _last: object = None
 
@@ -65,7 +65,7 @@ class Served(NamedTuple):
     runner: Runner
     preprocess: Preprocessor
     postprocess: Postprocessor
-    tally: Tally
+    tally: RunCounts
 
 
 class Slot:

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from edged.core import derived
 from edged.core import manifest as manifests
-from edged.core.container import MAX_SIGNATURES_BYTES, Head, Piece, Reader
+from edged.core.container import MAX_SIGNATURES_BYTES, ContainerReader, Head, Piece
 from edged.core.derived import Derived
 from edged.core.errors import BundleError, EdgedError, StoreError
 from edged.core.labels import numbered
@@ -109,7 +109,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(_read(folder / MANIFEST, MAX_MANIFEST_BYTES)).hexdigest()
 
 
-class Disk(Protocol):
+class FolderWriter(Protocol):
     """What `unpack` does to a disk. Each may raise StoreError."""
 
     def make_folder(self, folder: Path) -> None:
@@ -125,7 +125,7 @@ class Disk(Protocol):
         """Remove a folder with all that is in it, if it is there."""
 
 
-def unpack(container: IO[bytes], folder: Path, disk: Disk) -> Head:
+def unpack(container: IO[bytes], folder: Path, disk: FolderWriter) -> Head:
     """Make a folder of the container read from a stream, in place of whatever is there; its head.
 
     Only verified bytes are written, no more of them than the manifest states, and the manifest comes last: what a power
@@ -138,7 +138,7 @@ def unpack(container: IO[bytes], folder: Path, disk: Disk) -> Head:
     disk.remove(folder)
     try:
         disk.make_folder(folder)
-        reader = Reader()
+        reader = ContainerReader()
         for name, pieces in groupby(_pieces(container, reader), lambda piece: piece.name):
             disk.write(folder / name, (piece.data for piece in pieces))
         head = _finish(reader)
@@ -164,7 +164,7 @@ def examine(bundle: Path) -> Head:
         return head_of_folder(bundle)
     try:
         with bundle.open("rb") as container:
-            reader = Reader()
+            reader = ContainerReader()
             for _ in _pieces(container, reader):
                 pass
             return _finish(reader)
@@ -257,7 +257,7 @@ def fill_in(tflite: Path, part: Mapping[str, Any]) -> str:
 # Reading a container
 
 
-def _pieces(container: IO[bytes], reader: Reader) -> Iterator[Piece]:
+def _pieces(container: IO[bytes], reader: ContainerReader) -> Iterator[Piece]:
     try:
         while block := container.read(_BLOCK):
             yield from reader.feed(block)
@@ -265,7 +265,7 @@ def _pieces(container: IO[bytes], reader: Reader) -> Iterator[Piece]:
         raise StoreError(f"the container cannot be read: {error.strerror}", hint=_AGAIN) from error
 
 
-def _finish(reader: Reader) -> Head:
+def _finish(reader: ContainerReader) -> Head:
     reader.close()
     assert reader.head is not None  # or it would not have come to its end
     return reader.head

@@ -20,7 +20,7 @@ from edged.core.delta import (
     PREFIX,
     SAME,
     SUBTRACT,
-    Head,
+    DeltaHead,
     head_length,
     pack,
     read_head,
@@ -31,7 +31,7 @@ from edged.core.delta import (
 from edged.core.errors import BundleError, EdgedError
 from edged.core.manifest import Manifest, decode
 from edged.models.bundle import MANIFEST, digest, examine
-from edged.models.incoming import Check, ContainerCheck
+from edged.models.container_check import ContainerCheck
 
 WORTH_IT = 0.5
 """A delta is below this share of the container, or not made at all."""
@@ -71,7 +71,7 @@ class DeltaCheck:
     container that is rebuilt from it is read.
     """
 
-    def __init__(self, approve: Callable[[Head], None]) -> None:
+    def __init__(self, approve: Callable[[DeltaHead], None]) -> None:
         self.total: int | None = None
         self.verified = 0
         self._approve = approve
@@ -101,7 +101,7 @@ class VersionCheck:
 
     def __init__(self, approve: Callable[[container.Head, str, str], None]) -> None:
         self._approve = approve
-        self._check: Check | None = None
+        self._check: ContainerCheck | DeltaCheck | None = None
         self._held = b""
 
     @property
@@ -129,7 +129,7 @@ class VersionCheck:
                 self._check = None  # what is fed next may be another file
             raise
 
-    def _check_for(self, data: bytes) -> Check:
+    def _check_for(self, data: bytes) -> ContainerCheck | DeltaCheck:
         if data.startswith(MAGIC):
             return DeltaCheck(lambda head: self._approve(head.version, head.transfer, head.base))
         return ContainerCheck(lambda head: self._approve(head, head.transfer, ""))

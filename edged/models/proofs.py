@@ -20,8 +20,8 @@ from edged.api import Backend
 from edged.core import proofs
 from edged.core.errors import ModelError, StoreError
 from edged.core.proofs import MAX_RECORD_BYTES, MAX_TITLE, SafeLoad
+from edged.models.atomic_files import Disk
 from edged.models.bundle import Bundle
-from edged.models.disk import Disk
 from edged.models.trial import class_path, prove_apart
 
 log = logging.getLogger("edged.models")

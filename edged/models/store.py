@@ -41,9 +41,9 @@ from edged.core.container import Head
 from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError, some
 from edged.core.ledger import EMPTY, Installed, Ledger, standing
 from edged.core.manifest import version_key
-from edged.models.bare import SUFFIX as BARE
+from edged.models.atomic_files import ASIDE, Disk, refusal
+from edged.models.bare_file import SUFFIX as BARE
 from edged.models.bundle import MANIFEST, Bundle, derive, digest, head_of_folder, open_folder, unpack
-from edged.models.disk import ASIDE, Disk, refusal
 
 log = logging.getLogger("edged.models")
 
@@ -69,7 +69,7 @@ _KINDS = f"name a bundle's folder, which has a {MANIFEST}, an {container.SUFFIX}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Shelf:
+class ModelFolder:
     """Where one model's installed versions are. Reads are of the disk as it is; everything raises StoreError."""
 
     def __init__(self, folder: Path) -> None:
@@ -278,10 +278,10 @@ class Store:
             raise BundleError(f"{known.path} holds another version than before", hint="reload: edgectl reload")
         return bundle
 
-    def shelf(self, name: str) -> Shelf:
+    def shelf(self, name: str) -> ModelFolder:
         """Where the installed versions of a model are, or will be."""
         assert self._state is not None, "a store without a state folder has no shelves"
-        return Shelf(self._state / name)
+        return ModelFolder(self._state / name)
 
     def factory(self, name: str) -> dict[str, FactoryVersion]:
         """The factory's versions of a model by digest, newest first; those that cannot be read are left out."""

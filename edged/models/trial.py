@@ -22,11 +22,11 @@ import msgspec
 from msgspec.structs import replace
 
 from edged.api import Backend, BundleError, EdgedError, ModelError
-from edged.child import Child, Leash, out_of_memory, printable, spawn
 from edged.core.manifest import Limits, Manifest
 from edged.core.verdict import Verdict, hold_latency
 from edged.models.bundle import Bundle
-from edged.models.trial_child import MEMORY_HINT, STAGES, Request
+from edged.models.trial_child import MEMORY_HINT, STAGES, TrialRequest
+from edged.system.child import Child, ResourceLimits, out_of_memory, printable, spawn
 
 MAX_STDOUT_BYTES = 64 << 10
 MAX_STDERR_BYTES = 2 << 10
@@ -91,7 +91,7 @@ async def _try(
 ) -> Verdict:
     limits = bundle.manifest.limits
     seconds = min(allowance.seconds, limits.seconds or allowance.seconds)
-    request = Request(
+    request = TrialRequest(
         path=str(bundle.path.absolute()),
         sha256=bundle.manifest.files[bundle.manifest.model].sha256,
         backend=class_path(backend),
@@ -141,8 +141,8 @@ def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
 # Starting and following the child
 
 
-def _start(name: str, request: Request, seconds: float, memory: int) -> Child:
-    leash = Leash(memory=memory, processor=math.ceil(seconds * (os.cpu_count() or 1)))
+def _start(name: str, request: TrialRequest, seconds: float, memory: int) -> Child:
+    leash = ResourceLimits(memory=memory, processor=math.ceil(seconds * (os.cpu_count() or 1)))
     try:
         return spawn("edged.models.trial_child", leash, msgspec.json.encode(request).decode())
     except OSError as error:

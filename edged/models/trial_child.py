@@ -39,7 +39,7 @@ LEAST_RUNS = 5
 MEMORY_HINT = "a smaller model is needed, or a board with more memory"
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class TrialRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to try: the bundle at `path`, on the class `backend` ("module:Class") with `options`.
 
     `path` is a folder or a bare file. `sha256` is that of its model file, and `signature` the one to run instead of the
@@ -58,12 +58,12 @@ def main(request: str) -> None:
     """Try it and say so. The process ends here, with none of what a vendor's library would do as it exits."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    verdict = _try(msgspec.json.decode(request, type=Request), lambda stage: print(stage, file=out))
+    verdict = _try(msgspec.json.decode(request, type=TrialRequest), lambda stage: print(stage, file=out))
     print(msgspec.json.encode(verdict).decode(), file=out)
     os._exit(0)
 
 
-def _try(request: Request, say: Callable[[str], None]) -> Verdict:
+def _try(request: TrialRequest, say: Callable[[str], None]) -> Verdict:
     stages = iter(STAGES[1:])
     failure: Failure = "unfit"
     try:
@@ -99,7 +99,7 @@ def _open(path: Path, sha256: str) -> Bundle:
     return bundle
 
 
-def _backend(request: Request) -> Backend:
+def _backend(request: TrialRequest) -> Backend:
     module, _, name = request.backend.partition(":")
     kind: type[Backend] = getattr(import_module(module), name)
     return msgspec.convert(request.options, kind)

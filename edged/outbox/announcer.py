@@ -18,7 +18,7 @@ from edged.core.description import Description
 from edged.outbox.session import Handler
 
 
-class States(Protocol):
+class StatePublisher(Protocol):
     """What is needed of a publisher."""
 
     def publish_state(self, topic: str, payload: bytes) -> None:
@@ -37,7 +37,7 @@ class Announcer:
     `before` are the components that may have been announced, platform by id; `known` those that may still be there.
     """
 
-    def __init__(self, discovery_prefix: str, device: str, states: States, before: Mapping[str, str]) -> None:
+    def __init__(self, discovery_prefix: str, device: str, states: StatePublisher, before: Mapping[str, str]) -> None:
         self.topic = discovery.topic(discovery_prefix, device)
         self._states = states
         self._lock = Lock()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ssl
 
-from edged.credentials import find
 from edged.outbox.faults import LinkError
 from edged.outbox.options import MqttOptions
+from edged.system.credentials import find
 
 MAX_SECRET = 4096
 

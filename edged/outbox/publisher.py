@@ -26,9 +26,9 @@ from edged.outbox.faults import CapabilityError, LinkError, VersionError
 from edged.outbox.link import V5, V311, Link, Wake
 from edged.outbox.network import Network, reachable
 from edged.outbox.options import MqttOptions
-from edged.outbox.session import Handler, Session, Tally
+from edged.outbox.session import DeliveryCounts, Handler, Session
 from edged.outbox.spool import Spool
-from edged.outbox.states import States
+from edged.outbox.states import RetainedStates
 
 log = logging.getLogger("edged.outbox")
 
@@ -107,9 +107,9 @@ class Publisher:
         self._session: Session | None = None
         self._contested_until = -math.inf
         self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
-        self._states = States()
+        self._states = RetainedStates()
         self._handlers: dict[str, Handler] = {}
-        self._tally = Tally()
+        self._tally = DeliveryCounts()
         self._wake = Wake()
         self._network = Network()
         self._address: Any = (options.host, options.real_port)

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from edged.outbox.shelf import (
+from edged.outbox.segment_file import (
     APPLICATION,
     MAX_SEGMENT,
     SCHEMA,
     Connect,
     Segment,
-    Shelf,
+    SegmentFile,
     ShelfError,
     border,
     log_of,
@@ -93,7 +93,7 @@ def set_aside(file: Path, kind: str) -> Path:
 
 def _save(file: Path, draft: Path, connect: Connect, without: Collection[int]) -> Saved:
     saved = Saved({}, set())
-    shelf = Shelf(draft, connect)
+    shelf = SegmentFile(draft, connect)
     try:
         with shelf.transaction():
             for segment in _legible(file, connect):
@@ -128,7 +128,7 @@ def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
     try:
         with border(file):
             _delete(copy)
-        new_one = Shelf(copy, connect)
+        new_one = SegmentFile(copy, connect)
         try:
             new_one.settle()
         finally:

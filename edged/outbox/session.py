@@ -25,7 +25,7 @@ from edged.outbox.faults import LinkError
 from edged.outbox.link import Link, Wake, pack
 from edged.outbox.options import MqttOptions
 from edged.outbox.spool import Entry, Spool
-from edged.outbox.states import States
+from edged.outbox.states import RetainedStates
 
 log = logging.getLogger("edged.outbox")
 
@@ -43,7 +43,7 @@ Handler = Callable[[str, bytes, bool], None]
 
 
 @dataclass
-class Tally:
+class DeliveryCounts:
     """What outlives a connection: counts, and the message during which the broker hung up, so many times in a row.
 
     `last_sent` is when a message was acknowledged last, None before the first. `rate` is how many messages a second the
@@ -60,7 +60,7 @@ class Tally:
     strikes: int = 0
 
 
-class Flight(NamedTuple):
+class InFlight(NamedTuple):
     """A message that awaits its acknowledgement; `entry` is its id in the spool, 0 for a state."""
 
     topic: str
@@ -79,9 +79,9 @@ class Session:
         topics: Topics,
         *,
         spool: Spool,
-        states: States,
+        states: RetainedStates,
         handlers: dict[str, Handler],
-        tally: Tally,
+        tally: DeliveryCounts,
         status: Status,
         wake: Wake,
         clock: Callable[[], float],
@@ -99,7 +99,7 @@ class Session:
         self._wake = wake
         self._clock = clock
         self._wall = wall
-        self._flights: dict[int, Flight] = {}
+        self._flights: dict[int, InFlight] = {}
         self._asked: dict[int, str] = {}
         self._subscribed: set[str] = set()
         self._unknown = states.restart()  # states that the broker must have before we are online
@@ -214,7 +214,7 @@ class Session:
 
     def _fly(self, topic: str, payload: bytes) -> int:
         mid = self._link.publish(topic, payload, qos=self._link.qos, retain=self._link.retain)
-        self._flights[mid] = Flight(topic, payload, 0, self._clock())
+        self._flights[mid] = InFlight(topic, payload, 0, self._clock())
         return mid
 
     def _fly_entry(self, entry: Entry) -> None:
@@ -238,7 +238,7 @@ class Session:
             self._park(entry.id, str(error), "report this to the sink's author")
             return
         self._tally.replayed += entry.replayed
-        self._flights[mid] = Flight(message.topic, b"", entry.id, now)
+        self._flights[mid] = InFlight(message.topic, b"", entry.id, now)
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -266,13 +266,13 @@ class Session:
         if quota is not None:
             raise quota
 
-    def _confirm(self, flight: Flight) -> None:
+    def _confirm(self, flight: InFlight) -> None:
         self._states.confirm(flight.topic, flight.payload)
         self._unknown.discard(flight.topic)
         if flight.topic == self._availability and flight.payload == ONLINE and not self._degraded:
             self._be_well()
 
-    def _refuse(self, flight: Flight, reason: ReasonCode) -> None:
+    def _refuse(self, flight: InFlight, reason: ReasonCode) -> None:
         said = f"the broker refuses {flight.topic}: {reason}"
         if flight.entry:
             self._park(flight.entry, said, faults.remedy(reason))

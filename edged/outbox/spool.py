@@ -53,7 +53,7 @@ class Entry(NamedTuple):
     replayed: bool = False
 
 
-class Flight(NamedTuple):
+class Taken(NamedTuple):
     """A message in flight, and whether it was new when it was taken."""
 
     message: Message
@@ -197,8 +197,8 @@ class MemorySpool:
         self._last_id = 0
         self._last_number = 0
         self._present = False
-        self._lines: dict[str, Line] = {}
-        self._flying: dict[int, Flight] = {}  # in the order in which they were taken
+        self._lines: dict[str, OriginQueue] = {}
+        self._flying: dict[int, Taken] = {}  # in the order in which they were taken
         self._parked: dict[int, Parked] = {}
         self._waiting = 0
         self._bytes = 0
@@ -244,7 +244,7 @@ class MemorySpool:
                     break
                 entry = turn.line.take_from(turn.queue, last=turn.last)
                 self._waiting -= 1
-                self._flying[entry.id] = Flight(entry.message, turn.new)
+                self._flying[entry.id] = Taken(entry.message, turn.new)
                 if not turn.new and self._clock() - entry.message.created > REPLAYED_AFTER:
                     entry = entry._replace(replayed=True)
                 left -= entry.replayed
@@ -348,8 +348,8 @@ class MemorySpool:
 
     # -- with the lock held ------------------------------------------------------------------------------------------
 
-    def _line(self, origin: str) -> Line:
-        return self._lines.get(origin) or self._lines.setdefault(origin, Line())
+    def _line(self, origin: str) -> OriginQueue:
+        return self._lines.get(origin) or self._lines.setdefault(origin, OriginQueue())
 
     def _policy(self, origin: str) -> Policy:
         return self.policies.get(origin) or _DEFAULT
@@ -382,7 +382,7 @@ class MemorySpool:
         kept = self._waiting + len(self._flying) + len(self._parked)
         return kept > self.options.messages or self._bytes > self.options.memory_bytes
 
-    def _expire(self, line: Line) -> None:
+    def _expire(self, line: OriginQueue) -> None:
         now = self._clock()
         for queue in (line.head, line.tail, line.fresh):
             while queue and self._expired(queue[0].message, now):
@@ -408,7 +408,7 @@ class MemorySpool:
             self._drop(line, [line.pop_newest() if policy.drop == "newest" else line.pop_oldest()], "full")
         return True
 
-    def _drop(self, line: Line, entries: Iterable[Entry], reason: str) -> None:
+    def _drop(self, line: OriginQueue, entries: Iterable[Entry], reason: str) -> None:
         for entry in entries:
             self._waiting -= 1
             count(self._drops, entry.message.origin, reason)
@@ -426,14 +426,14 @@ class MemorySpool:
 class Turn(NamedTuple):
     """The message a line would send next, and which end of which of its queues it stands at."""
 
-    line: Line
+    line: OriginQueue
     entry: Entry
     queue: deque[Entry]
     last: bool
     new: bool
 
 
-class Line:
+class OriginQueue:
     """What waits of one origin: `head`, then `behind` messages that are on disk only, then `tail`, then `fresh`.
 
     `fresh` are the new ones, put since there is a connection. `bytes` is what those in memory take. Where the newest is

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Lock
 
 
-class States:
+class RetainedStates:
     """A table of topics and payloads whose changed rows wait to be sent. Any thread puts; one takes and confirms."""
 
     def __init__(self) -> None:

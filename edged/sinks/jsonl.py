@@ -13,7 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from edged.api import Prediction, Recorder, Sink, SinkConfig, SinkContext, StoreError
-from edged.disk_space import room_hint
+from edged.system.disk_space import room_hint
 
 log = logging.getLogger("edged.sinks")
 

@@ -18,12 +18,12 @@ from msgspec import Meta
 
 from edged.api import Chunk, ConfigError, DeviceError, Obstacle, Source, SourceConfig, SourceInfo
 from edged.core.framing import (
-    Check,
+    Checksum,
     Crc,
     Decoder,
     Lines,
-    Segment,
     Signal,
+    Stretch,
     binary_decoder,
     csv_decoder,
     json_decoder,
@@ -154,7 +154,7 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
             )
         if self.crc == "nmea":
             raise ConfigError('crc = "nmea" is for format = "csv"', hint="name the checksum of the frame, or none")
-        check = Check(crc=self.crc, range=self.crc_range, end=end)
+        check = Checksum(crc=self.crc, range=self.crc_range, end=end)
         return binary_decoder(signal, self.struct, self.fields, sync=bytes.fromhex(self.sync), check=check)
 
     def _refuse_options_of_other_formats(self) -> None:
@@ -185,7 +185,7 @@ class SerialPort:
         self._arrival = select.poll()
         self._arrival.register(self._fd, select.POLLIN)
         self._arrived = 0.0
-        self._ready: deque[Segment] = deque()
+        self._ready: deque[Stretch] = deque()
 
     @property
     def faults(self) -> dict[str, int]:

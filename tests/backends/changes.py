@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from edged.core.acceleration import LOADING, Standing
+from edged.core.acceleration import LOADING, AcceleratorStatus
 
 
-def changes(hear: Callable[[Standing], None]) -> Callable[[Standing], None]:
+def changes(hear: Callable[[AcceleratorStatus], None]) -> Callable[[AcceleratorStatus], None]:
     """Passes on each standing of a device that is another than the one before; at first it is being loaded."""
     last = ("cpu", LOADING)
 
-    def tell(standing: Standing) -> None:
+    def tell(standing: AcceleratorStatus) -> None:
         nonlocal last
         if (standing.state, standing.reason) != last:
             last = standing.state, standing.reason

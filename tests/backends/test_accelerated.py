@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from edged.api import Arrays, Backend, DeviceError, ModelError, Runner, TensorSpec
 from edged.backends.accelerated import AcceleratedRunner, Accelerator
 from edged.backends.fake import FakeBackend, FakeRunner
-from edged.core.acceleration import LOADING, LOOK_EVERY, Rules, Standing
+from edged.core.acceleration import LOADING, LOOK_EVERY, AcceleratorStatus, Rules
 from tests.backends.changes import changes
 from tests.backends.test_fake import write
 from tests.contracts.backend import BackendContract
@@ -49,7 +49,7 @@ class Device:
         self.plugged = "usb-1"
         self.busy = False
         self.now = 1000.0
-        self.told: list[Standing] = []
+        self.told: list[AcceleratorStatus] = []
         self.loaded: list[FakeRunner] = []
         self.run_error: Exception | None = None
         self.load_error: Exception | None = None
@@ -102,7 +102,9 @@ class Device:
         return [(standing.state, standing.reason) for standing in self.told]
 
 
-def accelerator(device: Device, rules: Rules = RULES, tell: Callable[[Standing], None] | None = None) -> Accelerator:
+def accelerator(
+    device: Device, rules: Rules = RULES, tell: Callable[[AcceleratorStatus], None] | None = None
+) -> Accelerator:
     return Accelerator(
         "edgetpu usb:0",
         rules,
@@ -156,7 +158,7 @@ def promote(keeper: Accelerator, *runners: AcceleratedRunner) -> None:
 def test_the_twin_serves_until_the_accelerator_is_loaded(device, keeper, cpu, runner):
     assert (answer(runner), cpu.runs) == (6.0, 1)
     assert runner.info is cpu.info
-    assert keeper.standing == Standing("cpu", "the accelerator is being loaded", "", 1000.0)
+    assert keeper.standing == AcceleratorStatus("cpu", "the accelerator is being loaded", "", 1000.0)
 
 
 def test_it_is_promoted_between_two_windows_and_says_so_once(device, keeper, cpu, runner):
@@ -226,7 +228,7 @@ def test_whatever_it_raises_the_twin_runs_the_same_window_at_once(
     promote(keeper, runner)
     device.run_error = error
     assert (answer(runner, 4.0), cpu.runs) == (8.0, 1)
-    assert keeper.standing == Standing("degraded", reason, hint, 1000.0)
+    assert keeper.standing == AcceleratorStatus("degraded", reason, hint, 1000.0)
     assert keeper.counts().faults == {kind: 1}
 
 
@@ -648,7 +650,7 @@ def test_a_model_that_does_not_load_leaves_its_turn_to_the_others(device, keeper
 
 def test_a_model_with_two_runners_is_accelerated_when_both_are(device, keeper):
     one = keeper.runner("m", twin(), device.load, device.check)
-    assert keeper.standing_of("m") == Standing("cpu", LOADING, "", 1000.0)
+    assert keeper.standing_of("m") == AcceleratorStatus("cpu", LOADING, "", 1000.0)
     promote(keeper, one)
     assert keeper.standing_of("m").state == "accelerated"
     device.load_error = WRONG
@@ -662,7 +664,7 @@ def test_a_model_with_two_runners_is_accelerated_when_both_are(device, keeper):
 def test_a_model_that_fails_again_as_before_is_told_of_again(device):
     told: list[str] = []
 
-    def tell(_: Standing) -> None:
+    def tell(_: AcceleratorStatus) -> None:
         if (now := keeper.standing_of("one")) is not None and told[-1:] != [now.state]:
             told.append(now.state)
 
@@ -770,7 +772,7 @@ class Plugged(Device):
 
     def __init__(self) -> None:
         super().__init__()
-        self.changes: SimpleQueue[Standing] = SimpleQueue()
+        self.changes: SimpleQueue[AcceleratorStatus] = SimpleQueue()
 
     def next(self) -> str:
         return self.changes.get(timeout=120).state
@@ -950,11 +952,11 @@ class Years(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.device = Device()
-        self.told: list[Standing | None] = []
+        self.told: list[AcceleratorStatus | None] = []
         self.refused: set[str] = set()
         say = changes(self.device.told.append)
 
-        def tell(standing: Standing) -> None:
+        def tell(standing: AcceleratorStatus) -> None:
             say(standing)
             self.told = self.stand()
 
@@ -972,7 +974,7 @@ class Years(RuleBasedStateMachine):
         self.cpus.append(twin())
         return self.keeper.runner(name, self.cpus[-1], load, self.device.check)
 
-    def stand(self) -> list[Standing | None]:
+    def stand(self) -> list[AcceleratorStatus | None]:
         return [self.keeper.standing_of(name) for name in ("0", "1")]
 
     @rule(which=st.sampled_from([0, 1]), value=st.integers(-9, 9))

@@ -21,8 +21,8 @@ from edged.api import Backend, ModelError, Runner
 from edged.backends.accelerated import AcceleratedRunner, Accelerator
 from edged.backends.isolated import Host
 from edged.backends.tflite import TfliteBackend
-from edged.child import Leash
-from edged.core.acceleration import Rules, Standing
+from edged.core.acceleration import AcceleratorStatus, Rules
+from edged.system.child import ResourceLimits
 from tests.backends.changes import changes
 from tests.delegates import faulty
 
@@ -45,14 +45,14 @@ def host() -> Iterator[Host]:
     on_cpu()  # which stays, and keeps a descriptor
     gc.collect()  # what other tests have left open is not to be closed in the midst of this one
     before = descriptors()
-    host = Host("faulty 0", Leash(memory=512 << 20, niceness=0))
+    host = Host("faulty 0", ResourceLimits(memory=512 << 20, niceness=0))
     yield host
     host.close()
     assert descriptors() == before
 
 
 @pytest.fixture
-def told() -> SimpleQueue[Standing]:
+def told() -> SimpleQueue[AcceleratorStatus]:
     return SimpleQueue()
 
 
@@ -65,7 +65,7 @@ def device(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def keeper(host: Host, told: SimpleQueue[Standing], device: Path) -> Iterator[Accelerator]:
+def keeper(host: Host, told: SimpleQueue[AcceleratorStatus], device: Path) -> Iterator[Accelerator]:
     def identity() -> str:
         return str(device) if device.exists() else ""
 
@@ -128,7 +128,7 @@ def test_it_comes_back_each_time_and_no_window_is_lost(host, keeper, told, order
     runner: AcceleratedRunner = keeper.runner(
         "m", TfliteBackend().load(INT8), loader(host, lambda: faulty(**order)), held_to
     )
-    states: list[Standing] = []
+    states: list[AcceleratorStatus] = []
     number = 0
     while sum(keeper.counts().faults.values()) < TIMES:
         number += 1

@@ -24,13 +24,13 @@ from edged.backends.fake import FakeBackend
 from edged.backends.isolated import MAX_STDERR_BYTES, Host, IsolatedRunner, LostError
 from edged.backends.isolated_child import TURN
 from edged.backends.tflite import TfliteBackend
-from edged.child import Leash
+from edged.system.child import ResourceLimits
 from tests.contracts.backend import BackendContract, ones
 from tests.delegates import faulty
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 INT8 = DATA / "int8.tflite"
-LEASH = Leash(memory=512 << 20, niceness=0)
+LEASH = ResourceLimits(memory=512 << 20, niceness=0)
 RESPAWNS = 100 if os.environ.get("EDGED_SOAK") else 3
 
 ACTOR = '''
@@ -257,7 +257,7 @@ def test_it_dies_with_its_parent_even_when_it_hangs(fail):
 from pathlib import Path
 from edged.backends.isolated import *
 from edged.backends.tflite import DelegatedTflite
-from edged.child import Leash
+from edged.system.child import ResourceLimits
 import numpy as np
 host = Host("x", {LEASH!r})
 runner = host.load({backend!r}, Path({str(INT8)!r}), deadline=60, load_seconds=60)

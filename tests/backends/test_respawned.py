@@ -12,8 +12,8 @@ from edged.backends.fake import FakeRunner
 from edged.backends.isolated import Host
 from edged.backends.respawned import RespawnedRunner
 from edged.backends.tflite import TfliteBackend
-from edged.child import Leash
 from edged.core.acceleration import Rules
+from edged.system.child import ResourceLimits
 from tests.bundles import DATA
 
 X = TensorSpec(name="x", shape=(1,), dtype="float32")
@@ -93,7 +93,7 @@ def test_what_it_raises_at_first_is_raised():
 
 
 def test_a_real_process_that_is_killed_again_and_again():
-    host = Host("model", Leash(memory=1 << 30))
+    host = Host("model", ResourceLimits(memory=1 << 30))
     backend = TfliteBackend()
     file = DATA / "float.tflite"
     runner = RespawnedRunner(lambda: host.load(backend, file, deadline=10, load_seconds=30), RULES, lambda: 0.0)

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from edged.core.acceleration import (
     KEPT,
     LOOK_EVERY,
-    Facts,
-    Fault,
-    Load,
+    AcceleratorFacts,
+    AcceleratorFault,
+    AcceleratorRecord,
+    AcceleratorStatus,
+    LoadWaiting,
     Quarantine,
-    Record,
     Release,
     Rules,
     Settle,
-    Standing,
     Step,
     Wait,
     decide,
@@ -29,14 +29,14 @@ from edged.core.acceleration import (
 )
 
 RULES = Rules(backoff=1, backoff_max=8, failures=3, within=100)
-WELL = Record()
+WELL = AcceleratorRecord()
 
 
-def fault(time: float, reason: str = "it hung") -> Fault:
-    return Fault(time, "device", reason, "look at its cable")
+def fault(time: float, reason: str = "it hung") -> AcceleratorFault:
+    return AcceleratorFault(time, "device", reason, "look at its cable")
 
 
-def faulty(*times: float) -> Record:
+def faulty(*times: float) -> AcceleratorRecord:
     """With these faults, one after another, and pauses that are never shortened."""
     record = WELL
     for time in times:
@@ -44,9 +44,11 @@ def faulty(*times: float) -> Record:
     return record
 
 
-def facts(record: Record = WELL, **others: object) -> Facts:
+def facts(record: AcceleratorRecord = WELL, **others: object) -> AcceleratorFacts:
     """At second 1000, of a device that is there and has a model waiting."""
-    return Facts(**({"record": record, "waiting": True, "serving": False, "identity": "usb-1", "now": 1000.0} | others))  # type: ignore[arg-type]
+    return AcceleratorFacts(
+        **({"record": record, "waiting": True, "serving": False, "identity": "usb-1", "now": 1000.0} | others)
+    )  # type: ignore[arg-type]
 
 
 QUARANTINED = quarantined(faulty(1, 2, 3), "usb-1")
@@ -58,21 +60,21 @@ QUARANTINED = quarantined(faulty(1, 2, 3), "usb-1")
         ("nothing to do", facts(waiting=False), Wait(None)),
         ("nothing to do for a broken one", facts(faulty(1, 2, 3), waiting=False), Wait(None)),
         ("all run on it now", facts(waiting=False, serving=True), Settle()),
-        ("all run on it still", facts(Record(settled=1.0), waiting=False, serving=True), Wait(None)),
-        ("one that never failed", facts(), Load()),
-        ("one more model", facts(Record(settled=1.0), serving=True), Load()),
+        ("all run on it still", facts(AcceleratorRecord(settled=1.0), waiting=False, serving=True), Wait(None)),
+        ("one that never failed", facts(), LoadWaiting()),
+        ("one more model", facts(AcceleratorRecord(settled=1.0), serving=True), LoadWaiting()),
         ("not there", facts(identity=""), Wait(1000 + LOOK_EVERY, missing=True)),
         ("in its pause", facts(faulty(999.5)), Wait(1000.5)),
         ("in its pause and not there", facts(faulty(999.5), identity=""), Wait(1000.5)),
-        ("after its pause", facts(faulty(999)), Load()),
+        ("after its pause", facts(faulty(999)), LoadWaiting()),
         ("after its pause and not there", facts(faulty(999), identity=""), Wait(1000 + LOOK_EVERY, missing=True)),
-        ("failed twice", facts(faulty(1, 2)), Load()),
+        ("failed twice", facts(faulty(1, 2)), LoadWaiting()),
         ("failed too often", facts(faulty(1, 2, 3)), Quarantine()),
         ("failed too often and in its pause", facts(faulty(998, 999, 1000)), Quarantine()),
         ("failed too often and not there", facts(faulty(1, 2, 3), identity=""), Quarantine()),
         ("just within the time", facts(faulty(1, 2, 100.9)), Quarantine()),
-        ("just not within the time", facts(faulty(1, 2, 101)), Load()),
-        ("failed too often long ago, then once more", facts(faulty(1, 101, 202, 303)), Load()),
+        ("just not within the time", facts(faulty(1, 2, 101)), LoadWaiting()),
+        ("failed too often long ago, then once more", facts(faulty(1, 101, 202, 303)), LoadWaiting()),
         ("quarantined", facts(QUARANTINED), Wait(1000 + LOOK_EVERY)),
         ("quarantined, and taken out", facts(QUARANTINED, identity=""), Wait(1000 + LOOK_EVERY)),
         ("quarantined, and plugged in anew", facts(QUARANTINED, identity="usb-2"), Release()),
@@ -80,22 +82,22 @@ QUARANTINED = quarantined(faulty(1, 2, 3), "usb-1")
         ("quarantined for a model that has left", facts(QUARANTINED, waiting=False, serving=True), Settle()),
     ],
 )
-def test_what_is_done_next(what: str, found: Facts, step: Step):
+def test_what_is_done_next(what: str, found: AcceleratorFacts, step: Step):
     assert decide(RULES, found) == step
 
 
 @pytest.mark.parametrize(
     ("what", "record", "missing", "expected"),
     [
-        ("at first", WELL, False, Standing("cpu", "the accelerator is being loaded", "", 7.0)),
-        ("settled", settled(WELL, 5.0), False, Standing("accelerated", "", "", 7.0)),
-        ("settled after faults", settled(faulty(1), 5.0), False, Standing("accelerated", "", "", 7.0)),
-        ("failed", faulty(1), False, Standing("degraded", "it hung", "look at its cable", 7.0)),
+        ("at first", WELL, False, AcceleratorStatus("cpu", "the accelerator is being loaded", "", 7.0)),
+        ("settled", settled(WELL, 5.0), False, AcceleratorStatus("accelerated", "", "", 7.0)),
+        ("settled after faults", settled(faulty(1), 5.0), False, AcceleratorStatus("accelerated", "", "", 7.0)),
+        ("failed", faulty(1), False, AcceleratorStatus("degraded", "it hung", "look at its cable", 7.0)),
         (
             "not there",
             faulty(1),
             True,
-            Standing(
+            AcceleratorStatus(
                 "degraded",
                 "the device is not there",
                 "plug it in; if it is, let the service at it: sudo edgectl devices allow",
@@ -106,7 +108,7 @@ def test_what_is_done_next(what: str, found: Facts, step: Step):
             "quarantined",
             QUARANTINED,
             False,
-            Standing(
+            AcceleratorStatus(
                 "quarantined",
                 "3 faults within 100 s, the last: it hung",
                 "plug the device in anew; or, when the cause is mended: edgectl release mine",
@@ -115,7 +117,7 @@ def test_what_is_done_next(what: str, found: Facts, step: Step):
         ),
     ],
 )
-def test_how_it_stands(what: str, record: Record, missing: bool, expected: Standing):
+def test_how_it_stands(what: str, record: AcceleratorRecord, missing: bool, expected: AcceleratorStatus):
     assert standing(RULES, record, name="mine", missing=missing, now=7.0) == expected
 
 
@@ -132,17 +134,17 @@ def test_the_longest_pause_is_never_shorter_than_the_first():
 
 
 def test_a_fault_is_remembered_and_ends_the_serving():
-    assert failed(RULES, settled(WELL, 10), fault(20), 1.0) == Record(faults=(fault(20),), due=21)
+    assert failed(RULES, settled(WELL, 10), fault(20), 1.0) == AcceleratorRecord(faults=(fault(20),), due=21)
 
 
 def test_what_served_for_long_enough_owes_nothing():
     record = failed(RULES, settled(faulty(1, 2), 10), fault(110), 1.0)
-    assert record == Record(faults=(fault(110),), due=111)
+    assert record == AcceleratorRecord(faults=(fault(110),), due=111)
 
 
 def test_what_served_for_less_still_does():
     record = failed(RULES, settled(faulty(1, 2), 10), fault(109), 1.0)
-    assert record == Record(faults=(fault(1), fault(2), fault(109)), due=113)
+    assert record == AcceleratorRecord(faults=(fault(1), fault(2), fault(109)), due=113)
 
 
 def test_pauses_are_no_serving():
@@ -155,32 +157,32 @@ def test_only_so_many_faults_are_remembered():
     assert record.due == KEPT + 49 + 8
 
 
-REFUSED = tuple(Fault(time, "load", "it disagrees") for time in (4.0, 5.0, 6.0))
+REFUSED = tuple(AcceleratorFault(time, "load", "it disagrees") for time in (4.0, 5.0, 6.0))
 
 
 @pytest.mark.parametrize(
     ("what", "record", "expected"),
     [
-        ("what only failed to load", Record(faults=REFUSED, due=14.0, quarantined="usb-1"), WELL),
+        ("what only failed to load", AcceleratorRecord(faults=REFUSED, due=14.0, quarantined="usb-1"), WELL),
         (
             "one that failed as well",
-            Record(faults=(fault(1), *REFUSED), due=14.0),
-            Record(faults=(fault(1),), due=14.0),
+            AcceleratorRecord(faults=(fault(1), *REFUSED), due=14.0),
+            AcceleratorRecord(faults=(fault(1),), due=14.0),
         ),
         ("one in quarantine without those", QUARANTINED, QUARANTINED),
     ],
 )
-def test_what_failed_to_load_is_pardoned(what: str, record: Record, expected: Record):
+def test_what_failed_to_load_is_pardoned(what: str, record: AcceleratorRecord, expected: AcceleratorRecord):
     assert pardoned(RULES, record) == expected
 
 
 def test_a_fault_of_the_device_has_failures_to_load_forgotten():
-    record = failed(RULES, Record(faults=REFUSED, due=14.0, quarantined="usb-1"), fault(20), 1.0)
-    assert record == Record(faults=(fault(20),), due=21.0)
+    record = failed(RULES, AcceleratorRecord(faults=REFUSED, due=14.0, quarantined="usb-1"), fault(20), 1.0)
+    assert record == AcceleratorRecord(faults=(fault(20),), due=21.0)
 
 
 def test_to_be_settled_ends_a_quarantine_and_its_past():
-    assert settled(QUARANTINED, 5.0) == Record(settled=5.0)
+    assert settled(QUARANTINED, 5.0) == AcceleratorRecord(settled=5.0)
 
 
 def test_rules_are_a_table_that_refuses_what_it_does_not_know():
@@ -222,9 +224,9 @@ def test_there_is_always_an_answer_and_a_pause_has_bounds(rules, happenings, wai
             record = settled(record, time)
         elif record.faults:
             record = quarantined(record, identity)
-        found = Facts(record=record, waiting=waiting, serving=serving, identity=identity, now=time)
+        found = AcceleratorFacts(record=record, waiting=waiting, serving=serving, identity=identity, now=time)
         step = decide(rules, found)
-        assert isinstance(step, Load | Settle | Quarantine | Release | Wait)
+        assert isinstance(step, LoadWaiting | Settle | Quarantine | Release | Wait)
         assert not isinstance(step, Wait) or step.until is None or step.until > time
         assert standing(rules, record, name="mine", missing=identity == "", now=time).since == time
 

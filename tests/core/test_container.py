@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.core.container import Piece, Reader, measure, read_head, write
+from edged.core.container import ContainerReader, Piece, measure, read_head, write
 from edged.core.errors import BundleError
 from edged.core.manifest import File
 from tests.containers import CHUNK, MODEL, NOTES, colours, container
@@ -18,7 +18,7 @@ HEAD = 16 + len(MANIFEST) + len(b"signed by Alice\n")
 
 def read(data: bytes, size: int = 1 << 20) -> list[Piece]:
     """All of a container, fed `size` bytes at a time."""
-    reader = Reader()
+    reader = ContainerReader()
     pieces = [piece for start in range(0, len(data), size) for piece in reader.feed(data[start : start + size])]
     reader.close()
     return pieces
@@ -52,7 +52,7 @@ def test_the_files_come_in_the_order_of_their_names_and_in_chunks():
 
 @given(cuts=st.lists(st.integers(0, len(SOUND)), max_size=20))
 def test_it_does_not_matter_how_it_is_cut_up(cuts):
-    reader = Reader()
+    reader = ContainerReader()
     places = [0, *sorted(cuts), len(SOUND)]
     pieces = [piece for begin, end in pairwise(places) for piece in reader.feed(SOUND[begin:end])]
     reader.close()
@@ -65,7 +65,7 @@ def test_byte_by_byte():
 
 
 def test_the_head_is_there_before_any_file():
-    reader = Reader()
+    reader = ContainerReader()
     assert list(reader.feed(SOUND[: HEAD - 1])) == []
     assert reader.head is None
     assert list(reader.feed(SOUND[HEAD - 1 : HEAD])) == []
@@ -78,7 +78,7 @@ def test_a_damaged_chunk_costs_that_chunk():
     second = HEAD + len(MODEL) + CHUNK
     damaged = bytearray(SOUND)
     damaged[second + 5] ^= 1
-    reader = Reader()
+    reader = ContainerReader()
     for _ in range(3):
         with pytest.raises(BundleError, match=f"notes.bin: the 100 bytes from {CHUNK} on are damaged") as refused:
             list(reader.feed(damaged[reader.verified :]))
@@ -90,7 +90,7 @@ def test_a_damaged_chunk_costs_that_chunk():
 
 
 def test_a_head_that_is_refused_may_be_fed_again_from_the_beginning():
-    reader = Reader()
+    reader = ContainerReader()
     for bad in (b"<!DOCTYPE html><html>", container(b"{" + b" " * 100), b"edgm\0\0\0\2" + bytes(8)):
         with pytest.raises(BundleError):
             list(reader.feed(bad))
@@ -120,7 +120,7 @@ def test_a_container_that_goes_on():
 
 def test_no_more_is_held_than_a_chunk():
     """What is not handed out and not yet verified is less than a chunk."""
-    reader = Reader()
+    reader = ContainerReader()
     for start in range(0, len(SOUND), 1000):
         list(reader.feed(SOUND[start : start + 1000]))
         assert start + 1000 - reader.verified < CHUNK + 1000

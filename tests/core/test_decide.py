@@ -5,7 +5,18 @@ from itertools import product
 import pytest
 from msgspec.structs import replace
 
-from edged.core.decide import Facts, Fault, Keep, Link, Record, Remove, Serve, Try, decide, target
+from edged.core.decide import (
+    Keep,
+    ModelFacts,
+    PointLink,
+    Remove,
+    ReplaceLedger,
+    Serve,
+    Try,
+    VersionFault,
+    decide,
+    target,
+)
 from edged.core.ledger import BOOTS, EMPTY, Candidate, Installed, Rejection
 from edged.core.manifest import version_key
 
@@ -18,7 +29,7 @@ VERSIONS = {
 }
 PRESENT = {OLD: 100, ACTIVE: 100, NEW: 100}
 IDLE = replace(EMPTY, active=ACTIVE, previous=OLD, floor="1.1", versions={OLD: VERSIONS[OLD], ACTIVE: VERSIONS[ACTIVE]})
-BAD = Fault("rejected", "it answers wrongly")
+BAD = VersionFault("rejected", "it answers wrongly")
 
 
 def under_way(phase, run="this", boots_left=1, confirm_within=0.0, unused=False):
@@ -32,11 +43,11 @@ def facts(ledger=IDLE, **others):
     usual = {"run": "this", "factory": (FACTORY,), "present": PRESENT, "serving": ACTIVE, "current": ACTIVE}
     if ledger.candidate is None and "present" not in others:
         usual["present"] = {OLD: 100, ACTIVE: 100}
-    return Facts(ledger=ledger, **{**usual, **others})
+    return ModelFacts(ledger=ledger, **{**usual, **others})
 
 
 def event(step):
-    return step.event if isinstance(step, Record) else step
+    return step.event if isinstance(step, ReplaceLedger) else step
 
 
 TRIAL = under_way("trial")
@@ -65,8 +76,8 @@ EXAMPLES = [
     ("its run is counted", facts(TRIAL), Try(NEW)),
     ("it passes", facts(TRIAL, trial="good"), "update.proven"),
     ("it fails", facts(TRIAL, trial=BAD), "update.rejected"),
-    ("it could not be tried", facts(TRIAL, trial=Fault("reverted", "no memory")), "update.reverted"),
-    ("it is damaged", facts(TRIAL, trial=Fault("damaged", "one byte")), "update.damaged"),
+    ("it could not be tried", facts(TRIAL, trial=VersionFault("reverted", "no memory")), "update.reverted"),
+    ("it is damaged", facts(TRIAL, trial=VersionFault("damaged", "one byte")), "update.damaged"),
     ("its folder is gone", facts(TRIAL, present={OLD: 100, ACTIVE: 100}), "update.damaged"),
     ("the daemon died in it", facts(under_way("trial", run="before")), "update.counted"),
     ("and has died too often", facts(under_way("trial", run="before", boots_left=0)), "update.rejected"),
@@ -86,7 +97,7 @@ EXAMPLES = [
      facts(under_way("probation"), serving=None, watched="good", waited=1e6), None),
     ("the daemon died in it", facts(under_way("probation", run="before")), "update.counted"),
     ("until it is counted, the active version serves",
-     facts(under_way("probation", run="before"), serving="", barred={Record}), Serve(ACTIVE)),
+     facts(under_way("probation", run="before"), serving="", barred={ReplaceLedger}), Serve(ACTIVE)),
     ("the daemon died too often", facts(under_way("probation", run="before", boots_left=0)), "update.rejected"),
     # Confirmation by an operator
     ("nobody has confirmed yet",
@@ -98,11 +109,11 @@ EXAMPLES = [
     # Order in the folder
     ("litter", facts(litter=("arriving",)), Remove("arriving")),
     ("a version that is in no ledger", facts(present=PRESENT), Remove(f"versions/{NEW}")),
-    ("the link is stale", facts(current=OLD), Link(ACTIVE)),
-    ("the link is of no use", facts(EMPTY, present={}, serving=FACTORY, current=OLD), Link(None)),
+    ("the link is stale", facts(current=OLD), PointLink(ACTIVE)),
+    ("the link is of no use", facts(EMPTY, present={}, serving=FACTORY, current=OLD), PointLink(None)),
     ("serving comes before order", facts(litter=("arriving",), serving=""), Serve(ACTIVE)),
     ("what cannot be removed does not hold up the rest",
-     facts(litter=("arriving",), current=OLD, barred={Remove}), Link(ACTIVE)),
+     facts(litter=("arriving",), current=OLD, barred={Remove}), PointLink(ACTIVE)),
 ]  # fmt: skip
 
 
@@ -128,12 +139,12 @@ def test_a_version_that_is_rejected_is_remembered_and_goes():
 
 
 def test_a_version_that_is_reverted_is_kept_and_not_remembered():
-    ledger = decide(facts(TRIAL, trial=Fault("reverted", "no memory"))).ledger
+    ledger = decide(facts(TRIAL, trial=VersionFault("reverted", "no memory"))).ledger
     assert ledger == replace(IDLE, versions=VERSIONS)
 
 
 def test_a_version_that_is_damaged_goes_and_is_not_remembered():
-    assert decide(facts(TRIAL, trial=Fault("damaged", "one byte"))).ledger == IDLE
+    assert decide(facts(TRIAL, trial=VersionFault("damaged", "one byte"))).ledger == IDLE
 
 
 def test_runs_are_counted_down():
@@ -219,7 +230,7 @@ LEDGERS = [
         [None, OLD],
     )
 ]
-ANSWERS = ["open", "good", BAD, Fault("damaged", "x"), Fault("reverted", "x")]
+ANSWERS = ["open", "good", BAD, VersionFault("damaged", "x"), VersionFault("reverted", "x")]
 UNFIT = [set(), {ACTIVE}, {NEW}, {ACTIVE, OLD}, {ACTIVE, OLD, NEW}, {FACTORY, ACTIVE, OLD, NEW}]
 
 
@@ -228,7 +239,7 @@ def every_combination():
         LEDGERS, ANSWERS, UNFIT, [(OLD, ACTIVE, NEW), (ACTIVE,)], [(), (FACTORY,)],
         ["", ACTIVE, NEW, None], [0.0, 9.0], [False, True],
     ):  # fmt: skip
-        yield Facts(
+        yield ModelFacts(
             ledger=ledger,
             run="this",
             factory=factory,
@@ -247,13 +258,13 @@ def every_combination():
 def done(found, step):
     """The facts once a step has been taken, and succeeded."""
     match step:
-        case Record(ledger):
+        case ReplaceLedger(ledger):
             return replace(found, ledger=ledger, trial="open" if ledger.candidate is None else found.trial)
         case Serve(digest):
             return replace(found, serving=digest, waited=0.0)
         case Try():
             return replace(found, trial="good")
-        case Link(digest):
+        case PointLink(digest):
             return replace(found, current=digest)
         case Remove(path):
             gone = path.removeprefix("versions/")
@@ -264,7 +275,7 @@ def done(found, step):
 def hold(found, step):
     """What is true of every step that is ever taken."""
     match step:
-        case Record(ledger):
+        case ReplaceLedger(ledger):
             before = found.ledger
             assert version_key(ledger.floor) >= version_key(before.floor)
             assert ledger.active in (before.active, before.candidate and before.candidate.digest)
@@ -308,5 +319,5 @@ def test_from_all_facts_it_comes_to_rest_with_the_best_there_is_serving():
 def test_a_disk_that_refuses_everything_does_not_keep_the_best_from_serving():
     for found in every_combination():
         if found.serving == "" and found.trial == "open":
-            step = decide(replace(found, barred=frozenset({Record, Link, Remove})))
+            step = decide(replace(found, barred=frozenset({ReplaceLedger, PointLink, Remove})))
             assert step == Serve(target(found)) if target(found) else not isinstance(step, Serve)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.core import container as containers
-from edged.core.delta import FULL, SAME, SUBTRACT, Entry, Head, pack, read_head, rebuild, subtract, write
+from edged.core.delta import FULL, SAME, SUBTRACT, DeltaEntry, DeltaHead, pack, read_head, rebuild, subtract, write
 from edged.core.errors import BundleError
 from tests.containers import colours, container, entry
 
@@ -93,7 +93,7 @@ def test_another_base_is_refused_by_name():
 
 def test_a_rotten_base_makes_a_container_that_its_reader_refuses():
     made = rebuilt(SOUND, Version({**OLD, "model.tflite": OLD["model.tflite"][:-1] + b"?"}))
-    reader = containers.Reader()
+    reader = containers.ContainerReader()
     with pytest.raises(BundleError, match=r"model\.tflite: the \d+ bytes from \d+ on are damaged"):
         list(reader.feed(made))
 
@@ -113,7 +113,7 @@ def test_one_with_a_bit_flipped_is_refused_or_makes_a_container_that_is(place, b
     """Or the bit meant nothing: a number of the base's file that is not looked at."""
     flipped = bytearray(SOUND)
     flipped[place] ^= 1 << bit
-    reader = containers.Reader()
+    reader = containers.ContainerReader()
     try:
         for piece in rebuild(io.BytesIO(flipped), Version(OLD)):
             list(reader.feed(piece))
@@ -178,4 +178,6 @@ def test_a_head_that_claims_gigabytes_is_refused_before_they_are_read():
 def test_a_head_is_made_of_what_was_written():
     head = containers.read_head(of({"model.tflite": b"model"}))
     packed = pack([b"model"])
-    assert read_head(write(head, BASE, [(FULL, 0, packed)])) == Head(head, BASE, (Entry(FULL, 0, len(packed)),))
+    assert read_head(write(head, BASE, [(FULL, 0, packed)])) == DeltaHead(
+        head, BASE, (DeltaEntry(FULL, 0, len(packed)),)
+    )

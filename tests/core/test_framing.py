@@ -11,12 +11,12 @@ from edged.core.errors import ConfigError
 from edged.core.framing import (
     ANY_LINES,
     MAX_LINE,
-    Check,
+    Checksum,
     Continuity,
     Decoder,
     Lines,
-    Segment,
     Signal,
+    Stretch,
     binary_decoder,
     crc8,
     crc16_ccitt,
@@ -31,7 +31,7 @@ XY = Signal(channels=("x", "y"))
 COUNTED = Signal(channels=("x", "y"), sequence="n")
 
 
-def plain(segments: list[Segment]) -> list[tuple[list[list[float]], int]]:
+def plain(segments: list[Stretch]) -> list[tuple[list[list[float]], int]]:
     return [(segment.samples.tolist(), segment.lost) for segment in segments]
 
 
@@ -310,7 +310,7 @@ class TestSequence:
         ]
 
     def test_a_binary_counter_wraps_at_its_own_width(self) -> None:
-        decoder = binary_decoder(COUNTED, "<Bhh", ("n", "x", "y"), sync=b"\xaa", check=Check(crc="crc8"))
+        decoder = binary_decoder(COUNTED, "<Bhh", ("n", "x", "y"), sync=b"\xaa", check=Checksum(crc="crc8"))
         wire = b"".join(framed(struct.pack("<Bhh", n, n, 0)) for n in (254, 255, 0, 3))
         assert plain(decoder.decode(wire)) == [([[254.0, 0.0], [255.0, 0.0], [0.0, 0.0]], 0), ([[3.0, 0.0]], 2)]
 
@@ -327,14 +327,14 @@ class TestBinary:
         assert decoder.faults == {}
 
     def test_a_big_endian_struct_with_padding_and_items_nobody_wants(self) -> None:
-        decoder = binary_decoder(XY, ">Bxfh", ("status", "y", "x"), sync=b"\xaa\x55", check=Check(crc="crc32"))
+        decoder = binary_decoder(XY, ">Bxfh", ("status", "y", "x"), sync=b"\xaa\x55", check=Checksum(crc="crc32"))
         body = struct.pack(">Bxfh", 9, 0.5, 300)
         assert plain(decoder.decode(b"\xaa\x55" + body + struct.pack(">I", binascii.crc32(body)))) == [
             ([[300.0, 0.5]], 0)
         ]
 
     def test_joining_midway_is_no_fault(self) -> None:
-        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa", check=Check(crc="crc8"))
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa", check=Checksum(crc="crc8"))
         frame = framed(struct.pack("<hh", 1, 2))
         (segment,) = decoder.decode(frame[3:] + frame)
         assert segment.samples.tolist() == [[1.0, 2.0]]
@@ -347,14 +347,14 @@ class TestBinary:
         assert plain(decoder.decode(b"\xaa\x55\x03\x04")) == [([[1.0, 2.0], [3.0, 4.0]], 1)]
 
     def test_a_wrong_crc_costs_its_frame(self) -> None:
-        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", check=Check(crc="crc8"))
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", check=Checksum(crc="crc8"))
         good = [framed(bytes([n, n])) for n in (1, 2, 3)]
         wire = good[0] + good[1][:-1] + b"\x99" + good[2]
         assert plain(decoder.decode(wire)) == [([[1.0, 1.0]], 0), ([[3.0, 3.0]], 1)]
         assert decoder.faults == {"bad CRC": 1}
 
     def test_a_missing_byte_is_found_and_counted(self) -> None:
-        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55", check=Check(crc="crc16-modbus"))
+        decoder = binary_decoder(XY, "<hh", ("x", "y"), sync=b"\xaa\x55", check=Checksum(crc="crc16-modbus"))
         frames = []
         for n in range(4):
             body = struct.pack("<hh", n, n)
@@ -364,7 +364,7 @@ class TestBinary:
         assert sum(decoder.faults.values()) == 1
 
     def test_cobs(self) -> None:
-        decoder = binary_decoder(COUNTED, "<Hhh", ("n", "x", "y"), sync=b"", check=Check(crc="crc16-ccitt"))
+        decoder = binary_decoder(COUNTED, "<Hhh", ("n", "x", "y"), sync=b"", check=Checksum(crc="crc16-ccitt"))
         wire = b"\0"
         for n in (0, 1, 2):
             body = struct.pack("<Hhh", n, 256, -1)
@@ -394,14 +394,14 @@ class TestBinary:
         ("sync", "layout", "check", "frame", "value"),
         [
             # From the data sheets: CO2 of an MH-Z19, fine dust of an SDS011, distance of a TFmini.
-            (b"\xff\x86", ">H4B", Check(crc="sum8-negated", range=(1, 8)), "ff86 0260 47000000 d1", 608.0),
-            (b"\xaa\xc0", "<HHBB", Check(crc="sum8", end=b"\xab"), "aac0 d404 3a0a a160 1d ab", 1236.0),
-            (b"\x59\x59", "<HHBB", Check(crc="sum8", range=(0, 8)), "5959 9600 3412 0000 8e", 150.0),
-            (b"\x02", ">H4x", Check(crc="xor8", range=(0, 7), end=b"\x03"), "02 0102 04080000 0d 03", 258.0),
-            (b"\x42\x4d", ">HH", Check(crc="sum16", range=(0, 6)), "424d 000a 0102 009c", 10.0),
+            (b"\xff\x86", ">H4B", Checksum(crc="sum8-negated", range=(1, 8)), "ff86 0260 47000000 d1", 608.0),
+            (b"\xaa\xc0", "<HHBB", Checksum(crc="sum8", end=b"\xab"), "aac0 d404 3a0a a160 1d ab", 1236.0),
+            (b"\x59\x59", "<HHBB", Checksum(crc="sum8", range=(0, 8)), "5959 9600 3412 0000 8e", 150.0),
+            (b"\x02", ">H4x", Checksum(crc="xor8", range=(0, 7), end=b"\x03"), "02 0102 04080000 0d 03", 258.0),
+            (b"\x42\x4d", ">HH", Checksum(crc="sum16", range=(0, 6)), "424d 000a 0102 009c", 10.0),
         ],
     )
-    def test_checksums_of_sensors(self, sync: bytes, layout: str, check: Check, frame: str, value: float) -> None:
+    def test_checksums_of_sensors(self, sync: bytes, layout: str, check: Checksum, frame: str, value: float) -> None:
         fields = tuple("xabcd"[: len(struct.unpack(layout, bytes(struct.calcsize(layout))))])
         wire = bytes.fromhex(frame)
         decoder = binary_decoder(Signal(channels=("x",)), layout, fields, sync=sync, check=check)
@@ -415,7 +415,7 @@ class TestBinary:
             assert decoder.faults
 
     def test_the_constant_end_of_a_frame_is_held(self) -> None:
-        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", check=Check(end=b"\x55"))
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"\xaa", check=Checksum(end=b"\x55"))
         assert plain(decoder.decode(b"\xaa\1\2\x55\xaa\3\4\x54\xaa\5\6\x55\xaa\7\x08\x55\xaa")) == [
             ([[1.0, 2.0]], 0),
             ([[5.0, 6.0], [7.0, 8.0]], 1),
@@ -424,7 +424,7 @@ class TestBinary:
         assert decoder.faults.last == "\\xaa\\x03\\x04T"
 
     def test_a_frame_of_cobs_may_have_a_sum(self) -> None:
-        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"", check=Check(crc="sum8", range=(0, 1)))
+        decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"", check=Checksum(crc="sum8", range=(0, 1)))
         assert plain(decoder.decode(b"\0" + stuffed(b"\1\2\1") + b"\0" + stuffed(b"\3\2\1") + b"\0")) == [
             ([[1.0, 2.0]], 0)
         ]
@@ -460,14 +460,14 @@ WIRES = {
     "csv": lambda: csv_decoder(COUNTED),
     "json": lambda: json_decoder(COUNTED),
     "sync": lambda: binary_decoder(COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa"),
-    "sync and CRC": lambda: binary_decoder(COUNTED, "<Hhd", ("n", "x", "y"), sync=b"\xaa", check=Check(crc="crc8")),
+    "sync and CRC": lambda: binary_decoder(COUNTED, "<Hhd", ("n", "x", "y"), sync=b"\xaa", check=Checksum(crc="crc8")),
     "csv with rules": lambda: csv_decoder(
         COUNTED, ("n", "x", "y", "kind"), lines=Lines(prefix=("a", "b"), select={"kind": "imu"}, comment=("%",))
     ),
     "NMEA": lambda: csv_decoder(COUNTED, lines=Lines(nmea=True)),
     "json with rules": lambda: json_decoder(COUNTED, lines=Lines(prefix=("{", "["), select={"kind": "imu"})),
     "sync, sum and end": lambda: binary_decoder(
-        COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa", check=Check(crc="sum8", range=(0, 5), end=b"\x55")
+        COUNTED, "<Hff", ("n", "x", "y"), sync=b"\xaa", check=Checksum(crc="sum8", range=(0, 5), end=b"\x55")
     ),
     "COBS": lambda: binary_decoder(COUNTED, "<Hhe", ("n", "x", "y"), sync=b""),
 }
@@ -517,9 +517,9 @@ def test_no_bytes_are_too_strange(wire: str, blocks: list[bytes]) -> None:
         ({"layout": "<4s"}, "is not a layout"),
         ({"layout": "<hhh"}, "has 3 items, fields names 2"),
         ({"layout": "<٣h"}, "is not a layout"),
-        ({"check": Check(range=(0, 2))}, "crc_range means nothing without crc"),
-        ({"check": Check(crc="sum8", range=(0, 6))}, "crc_range is 0 to 6"),
-        ({"check": Check(crc="sum8", range=(2, 2))}, "crc_range is 2 to 2"),
+        ({"check": Checksum(range=(0, 2))}, "crc_range means nothing without crc"),
+        ({"check": Checksum(crc="sum8", range=(0, 6))}, "crc_range is 0 to 6"),
+        ({"check": Checksum(crc="sum8", range=(2, 2))}, "crc_range is 2 to 2"),
         ({"layout": "<9999d"}, "79992 bytes"),
         ({"fields": ("x", "x")}, "names 'x' 2 times"),
         ({"fields": ("x", "z")}, "'y' is not in fields"),

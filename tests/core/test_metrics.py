@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.core.metrics import BOUNDS, Family, Latency, Sample, render
+from edged.core.metrics import BOUNDS, Family, LatencyHistogram, Sample, render
 
 
 def test_a_page_for_prometheus():
@@ -49,25 +49,25 @@ def test_numbers_as_prometheus_spells_them(value, text):
 
 
 def test_no_percentiles_before_the_first():
-    assert Latency().percentiles() == {"p50": None, "p90": None, "p99": None}
+    assert LatencyHistogram().percentiles() == {"p50": None, "p90": None, "p99": None}
 
 
 def test_percentiles_are_the_nearest_rank():
-    latency = Latency()
+    latency = LatencyHistogram()
     for milliseconds in range(1, 101):
         latency.add(milliseconds / 1000)
     assert latency.percentiles() == {"p50": 0.05, "p90": 0.09, "p99": 0.099}
 
 
 def test_percentiles_are_of_the_last_1024():
-    latency = Latency()
+    latency = LatencyHistogram()
     for seconds in [9.0] * 1024 + [1.0] * 1024:
         latency.add(seconds)
     assert latency.percentiles() == {"p50": 1.0, "p90": 1.0, "p99": 1.0}
 
 
 def test_a_histogram_counts_upwards():
-    latency = Latency()
+    latency = LatencyHistogram()
     for seconds in (0.00005, 0.0001, 0.003, 60.0):
         latency.add(seconds)
     samples = latency.histogram({"pipeline": "door"})
@@ -81,7 +81,7 @@ def test_a_histogram_counts_upwards():
 
 @given(st.lists(st.floats(0, 100), max_size=50))
 def test_every_bucket_counts_what_is_at_most_its_bound(times):
-    latency = Latency()
+    latency = LatencyHistogram()
     for seconds in times:
         latency.add(seconds)
     buckets = [sample.value for sample in latency.histogram({}) if sample.suffix == "_bucket"]

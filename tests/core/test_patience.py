@@ -2,15 +2,15 @@
 
 import pytest
 
-from edged.core.patience import Limits, Patience
+from edged.core.patience import RetryBudget, RetryLimits
 
 MIB = 1 << 20
-LIMITS = Limits(stall=100, total=1000, traffic=3, pause=1, longest_pause=8, longest_wait=50)
+LIMITS = RetryLimits(stall=100, total=1000, traffic=3, pause=1, longest_pause=8, longest_wait=50)
 
 
-def patience(position: int = 0) -> Patience:
+def patience(position: int = 0) -> RetryBudget:
     """At time 0, with pauses that are never shortened."""
-    return Patience(LIMITS, position, now=0, jitter=lambda: 1.0)
+    return RetryBudget(LIMITS, position, now=0, jitter=lambda: 1.0)
 
 
 def test_pauses_double_and_stay_bounded():
@@ -34,7 +34,7 @@ def test_bytes_that_were_here_before_are_no_progress():
 
 
 def test_jitter_takes_at_most_half():
-    rest = Patience(LIMITS, 0, now=0, jitter=lambda: 0.0)
+    rest = RetryBudget(LIMITS, 0, now=0, jitter=lambda: 0.0)
     assert [rest.pause(), rest.pause()] == [0.5, 1.0]
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from edged.core.acceleration import MISSING, Standing
+from edged.core.acceleration import MISSING, AcceleratorStatus
 from edged.core.manifest import Probation
 from edged.core.probation import AnsweredTime, Observed, Watch, delegate_fault, judge, label_shift
 
@@ -126,14 +126,14 @@ def test_labels_are_judged_in_the_end_only():
 @pytest.mark.parametrize(
     ("standing", "heard"),
     [
-        (Standing("accelerated", "", "", 500.0), ""),
-        (Standing("cpu", "the accelerator is being loaded", "", 500.0), ""),
-        (Standing("quarantined", "5 faults within 600 s", "", 559.0), "5 faults within 600 s"),
-        (Standing("quarantined", "5 faults within 600 s", "", 99.0), ""),
-        (Standing("degraded", "it hung", "", 500.0), "it hung"),
-        (Standing("degraded", "it hung", "", 501.0), ""),
-        (Standing("degraded", "it hung", "", 99.0), ""),
-        (Standing("degraded", MISSING, "", 500.0), ""),
+        (AcceleratorStatus("accelerated", "", "", 500.0), ""),
+        (AcceleratorStatus("cpu", "the accelerator is being loaded", "", 500.0), ""),
+        (AcceleratorStatus("quarantined", "5 faults within 600 s", "", 559.0), "5 faults within 600 s"),
+        (AcceleratorStatus("quarantined", "5 faults within 600 s", "", 99.0), ""),
+        (AcceleratorStatus("degraded", "it hung", "", 500.0), "it hung"),
+        (AcceleratorStatus("degraded", "it hung", "", 501.0), ""),
+        (AcceleratorStatus("degraded", "it hung", "", 99.0), ""),
+        (AcceleratorStatus("degraded", MISSING, "", 500.0), ""),
     ],
 )
 def test_an_accelerator_accuses_a_version_of_lasting_trouble_that_began_with_it(standing, heard):

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edged.core.acceleration import Standing
+from edged.core.acceleration import AcceleratorStatus
 from edged.core.health import Health
 from edged.core.record import (
     AcceleratorState,
@@ -177,7 +177,7 @@ def test_what_was_right_stays_as_it_is() -> None:
 
 
 def test_how_an_accelerator_stands() -> None:
-    standing = Standing("quarantined", "5 faults within 600 s", "plug it in anew", 12.0)
+    standing = AcceleratorStatus("quarantined", "5 faults within 600 s", "plug it in anew", 12.0)
     encoded = encode_acceleration("gait", "edgetpu usb:0", standing, Clock())
 
     assert json.loads(encoded) == {

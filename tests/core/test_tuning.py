@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from edged.core import tuning
 from edged.core.errors import StoreError
-from edged.core.tuning import Environment, Library, Measurement, Record, Surroundings, Way, choose, stale
+from edged.core.tuning import Environment, Library, Measurement, Surroundings, TuningRecord, Way, choose, stale
 
 LIBRARY = Library(path="/usr/lib/libedgetpu.so.1", bytes=1_000_000, mtime_ns=7)
 EDGETPU = Surroundings(library=LIBRARY, devices=("usb:0",), options={})
@@ -26,7 +26,7 @@ def on(delegate, milliseconds, variant="v", failure=""):
 
 def record(*measurements, **parts):
     whole = {"model": "motion", "version": "1.0", "digest": DIGEST, "environment": HERE, "measured": 1.7e9}
-    return Record(**whole | parts, measurements=measurements or (cpu(1),))
+    return TuningRecord(**whole | parts, measurements=measurements or (cpu(1),))
 
 
 TPU, NPU = Way("edgetpu", "v"), Way("teflon", "v")
@@ -185,7 +185,7 @@ def test_whatever_is_in_a_file_it_is_a_record_or_refused(data):
         found = tuning.decode(data)
     except StoreError:
         return
-    assert isinstance(found, Record)
+    assert isinstance(found, TuningRecord)
 
 
 def test_the_largest_record_fits():

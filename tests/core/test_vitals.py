@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.core.health import Health
-from edged.core.vitals import Backoff, FlatLine, Supervision, Verdict, Vitals, failure
+from edged.core.vitals import Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
 
 
-def sensor(rate: float | None = 100.0, **supervision: float) -> Vitals:
+def sensor(rate: float | None = 100.0, **supervision: float) -> SourceHealth:
     """One opened at second 0."""
-    return Vitals(Supervision(**supervision), rate, 0.0)
+    return SourceHealth(Supervision(**supervision), rate, 0.0)
 
 
-def beat(vitals: Vitals, start: int, stop: int, *, samples: int = 100, lost: int = 0, flat: bool = False) -> None:
+def beat(vitals: SourceHealth, start: int, stop: int, *, samples: int = 100, lost: int = 0, flat: bool = False) -> None:
     """One read a second."""
     for second in range(start, stop):
         vitals.observe(samples, lost, 0, flat, float(second))
@@ -22,9 +22,9 @@ def beat(vitals: Vitals, start: int, stop: int, *, samples: int = 100, lost: int
 
 def test_starting_until_the_first_sample() -> None:
     vitals = sensor()
-    assert vitals.verdict(1.0) == Verdict("starting")
+    assert vitals.verdict(1.0) == HealthVerdict("starting")
     vitals.observe(1, 0, 0, False, 1.5)
-    assert vitals.verdict(1.5) == Verdict("running")
+    assert vitals.verdict(1.5) == HealthVerdict("running")
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_stall_ends_with_the_next_sample() -> None:
     beat(vitals, 0, 10)
     assert vitals.verdict(60.0).state == "degraded"
     vitals.observe(1, 0, 0, False, 60.0)
-    assert vitals.verdict(60.0) == Verdict("running")
+    assert vitals.verdict(60.0) == HealthVerdict("running")
     beat(vitals, 61, 75)
-    assert vitals.verdict(75.0) == Verdict("running")
+    assert vitals.verdict(75.0) == HealthVerdict("running")
 
 
 def test_only_garbage_is_called_garbage_not_silence() -> None:
@@ -69,7 +69,7 @@ def test_more_garbage_than_samples() -> None:
     vitals = sensor()
     vitals.observe(10, 0, 0, False, 0.0)
     vitals.observe(10, 0, 10, False, 0.5)
-    assert vitals.verdict(0.5) == Verdict("running")
+    assert vitals.verdict(0.5) == HealthVerdict("running")
     vitals.observe(10, 0, 31, False, 1.0)
     assert vitals.verdict(1.0).reason == "mostly garbage"
 
@@ -79,7 +79,7 @@ def test_garbage_is_forgiven_once_it_is_long_ago() -> None:
     vitals.observe(0, 0, 5000, False, 0.0)
     for second in range(30):
         vitals.observe(100, 0, 5000, False, float(second))
-    assert vitals.verdict(30.0) == Verdict("running")
+    assert vitals.verdict(30.0) == HealthVerdict("running")
 
 
 def test_a_flat_line() -> None:
@@ -96,13 +96,13 @@ def test_a_flat_line() -> None:
 def test_a_constant_source_may_be_meant() -> None:
     vitals = sensor(flat_after=0.0)
     beat(vitals, 0, 1000, flat=True)
-    assert vitals.verdict(1000.0) == Verdict("running")
+    assert vitals.verdict(1000.0) == HealthVerdict("running")
 
 
 def test_lost_samples() -> None:
     vitals = sensor()
     beat(vitals, 0, 11, samples=99, lost=1)
-    assert vitals.verdict(10.0) == Verdict("running")
+    assert vitals.verdict(10.0) == HealthVerdict("running")
     beat(vitals, 11, 22, samples=98, lost=2)
     assert vitals.verdict(21.0).reason == "more than 1 % of the samples are lost"
 
@@ -123,18 +123,18 @@ def test_what_had_piled_up_before_the_first_read_is_no_drift() -> None:
     vitals = sensor()
     vitals.observe(4000, 0, 0, False, 0.0)
     beat(vitals, 1, 12)
-    assert vitals.verdict(11.0) == Verdict("running")
+    assert vitals.verdict(11.0) == HealthVerdict("running")
 
 
 def test_drift_takes_a_while_to_be_sure_of() -> None:
     vitals = sensor()
     beat(vitals, 0, 8, samples=50)
-    assert vitals.verdict(7.0) == Verdict("running")
+    assert vitals.verdict(7.0) == HealthVerdict("running")
 
 
-def read_late(arrivals: list[float], held_up: list[tuple[float, float]], block: int) -> list[Verdict]:
+def read_late(arrivals: list[float], held_up: list[tuple[float, float]], block: int) -> list[HealthVerdict]:
     """Verdicts on a port that is read once samples have come, but not from a moment to another, `block` at a time."""
-    vitals = Vitals(Supervision(), 10.0, arrivals[0] - 0.1)
+    vitals = SourceHealth(Supervision(), 10.0, arrivals[0] - 0.1)
     verdicts, now, waiting = [], arrivals[0], list(arrivals)
     while waiting:
         now = max(now, waiting[0])
@@ -153,17 +153,17 @@ def test_a_busy_board_is_no_drift(begin: float, seconds: float, block: int) -> N
     arrivals = [100 + n / 10 for n in range(400)]
     start = 100 + begin
     held_up = [(start, start + seconds), (start + 13, start + 13 + seconds)]
-    assert set(read_late(arrivals, held_up, block)) == {Verdict("running")}
+    assert set(read_late(arrivals, held_up, block)) == {HealthVerdict("running")}
 
 
 @given(st.lists(st.floats(0, 30), max_size=100), st.integers(1, 20))
 def test_a_source_that_says_when_samples_came_never_drifts_for_being_read_late(pauses: list[float], chunk: int) -> None:
-    vitals = Vitals(Supervision(), 10.0, 0.0)
+    vitals = SourceHealth(Supervision(), 10.0, 0.0)
     now = 0.0
     for number, pause in enumerate(pauses, start=1):
         now = max(now, number * chunk / 10) + pause
         vitals.observe(chunk, 0, 0, False, now, number * chunk / 10)
-        assert vitals.verdict(now) == Verdict("running")
+        assert vitals.verdict(now) == HealthVerdict("running")
 
 
 @pytest.mark.parametrize("actual", [8.0, 12.0])
@@ -177,7 +177,7 @@ def test_a_drift_shows_on_a_busy_board_too(actual: float, begin: float) -> None:
 def test_any_rate_is_right_where_none_is_stated() -> None:
     vitals = sensor(None)
     beat(vitals, 0, 20)
-    assert vitals.verdict(19.0) == Verdict("running")
+    assert vitals.verdict(19.0) == HealthVerdict("running")
     assert vitals.measured_rate == 100.0
 
 
@@ -222,7 +222,7 @@ def test_a_source_that_had_worked_is_retried_quickly() -> None:
         (Health("starting", "", "", 0.0), None),
         (Health("running", "", "", 0.0), None),
         (Health("degraded", "mostly garbage", "", 0.0), None),
-        (Health(*Vitals(Supervision(), 100.0, 0.0).verdict(5.0), 0.0), "failed"),  # it is stalled
+        (Health(*SourceHealth(Supervision(), 100.0, 0.0).verdict(5.0), 0.0), "failed"),  # it is stalled
         (Health("failed", "it is not there", "", 0.0), "failed"),
         (Health("stopped", "the recording has ended", "", 0.0), "stopped"),
     ],

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from edged.core.errors import ModelError
-from edged.ctl.client import Client, UnreachableError
+from edged.ctl.client import ControlClient, UnreachableError
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def ends():
     """The two ends of a connection: a client on one, a daemon by hand on the other."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield Client(ours), theirs
+        yield ControlClient(ours), theirs
 
 
 def test_a_call(ends):

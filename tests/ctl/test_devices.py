@@ -5,7 +5,8 @@ import json
 import pytest
 
 from edged.backends.delegates import DelegateOptions, delegates, survey
-from edged.ctl import devices, exits
+from edged.ctl import devices
+from edged.ctl import exit_codes as exits
 from edged.ctl.main import main
 from tests.boards import FakeBoard
 

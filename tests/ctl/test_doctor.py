@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from edged.backends.delegates import KNOWN
-from edged.config import load
+from edged.config.load import load
 from edged.ctl import doctor
-from edged.ctl.allow import Access
+from edged.ctl.devices_allow import Access
 from edged.ctl.doctor import Check
 from edged.ctl.main import main
 from edged.models.store import FACTORY, Store

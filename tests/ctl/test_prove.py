@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from edged.ctl import exits, prove
+from edged.ctl import exit_codes as exits
+from edged.ctl import prove
 from edged.ctl.main import main
 from tests.bundles import write_bundle
 from tests.delegates import faulty_library

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from edged.config import load
+from edged.config.load import load
 from edged.core.errors import ControlError
 from edged.ctl.main import main
 from edged.ctl.support_bundle import MAX_BYTES, Part, Scrubber, pack, secrets

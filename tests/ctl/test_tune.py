@@ -5,9 +5,10 @@ import os
 
 import pytest
 
-from edged.ctl import exits, tune
+from edged.ctl import exit_codes as exits
+from edged.ctl import tune
 from edged.ctl.main import main
-from edged.models.tunings import Tunings
+from edged.models.tuning_records import Tunings
 from tests.bundles import write_bundle
 from tests.delegates import faulty_library
 

@@ -13,7 +13,7 @@ from edged.core.manifest import Channel, Classify, File, Input, Manifest, Window
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.flow.pipeline import Pipeline, stuck
-from edged.flow.slot import Served, Tally
+from edged.flow.slot import RunCounts, Served
 
 INPUT = TensorSpec(name="x", shape=(1, 4, 1), dtype="float32")
 OUTPUT = TensorSpec(name="y", shape=(1, 2), dtype="float32")
@@ -64,7 +64,7 @@ def runner(function: Callable[[Arrays], Arrays] = sign, **faults: object) -> Fak
 
 def serving(made: FakeRunner, version: str = "1.0") -> Served:
     manifest = Manifest(**{**{key: getattr(MANIFEST, key) for key in MANIFEST.__struct_fields__}, "version": version})
-    return Served(manifest, made, Preprocessor(manifest), Postprocessor(manifest, None), Tally())
+    return Served(manifest, made, Preprocessor(manifest), Postprocessor(manifest, None), RunCounts())
 
 
 class Probe:
@@ -281,7 +281,7 @@ def test_a_model_that_is_fed_back_its_own_nan_is_reset(pipeline: Pipeline, probe
     memory = TensorSpec(name="h", shape=(1, 2), dtype="float32")
     manifest = replace(MANIFEST, inputs=(*MANIFEST.inputs, Input(tensor=memory, feed="feedback", feedback="y")))
     adding = FakeRunner((INPUT, memory), (OUTPUT,), lambda inputs: [inputs[1] + inputs[0].sum()])
-    pipeline.serve(Served(manifest, adding, Preprocessor(manifest), Postprocessor(manifest, None), Tally()))
+    pipeline.serve(Served(manifest, adding, Preprocessor(manifest), Postprocessor(manifest, None), RunCounts()))
     pipeline.push(chunk(np.inf))
     pipeline.push(chunk(0.25))
     outcome = probe.next().outcome

@@ -6,14 +6,14 @@ from pathlib import Path
 import edged
 from edged import plugins
 from edged.__main__ import EX_CONFIG
-from edged.config import Config
+from edged.config.options import Config
 from edged.core import protocol, record
 from edged.core.errors import EdgedError
 from edged.core.ledger import Ledger
 from edged.core.manifest import Decision, Manifest
-from edged.ctl import exits
+from edged.ctl import exit_codes
 from edged.ctl.main import VERBS, verb_parser
-from edged.desired import Wish
+from edged.updates.desired import DesiredVersion
 from tests.golden.golden import check
 from tests.golden.shapes import keys
 
@@ -47,7 +47,7 @@ def test_records():
         "state": record.State,
         "accelerator": record.AcceleratorState,
         "update": record.UpdateStep,
-        "desired": Wish,
+        "desired": DesiredVersion,
         "state.json": Ledger,
     }
     check("records", {name: keys(struct) for name, struct in records.items()})
@@ -73,7 +73,7 @@ def test_control_protocol():
 
 def test_exit_codes():
     """Which situation ends with which code is in test_commands.py."""
-    check("exit_codes", {"edged, wrong configuration": EX_CONFIG, "edgectl": sorted(exits.MEANINGS)})
+    check("exit_codes", {"edged, wrong configuration": EX_CONFIG, "edgectl": sorted(exit_codes.MEANINGS)})
 
 
 def test_command_line():

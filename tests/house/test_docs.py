@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.config import load
+from edged.config.load import load
 from edged.ctl.main import VERBS
 
 ROOT = Path(__file__).parents[2]

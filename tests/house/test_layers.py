@@ -11,47 +11,30 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "edged"
 
-LOW = {"core", "credentials", "disk_space", "log"}
-MIDDLE = LOW | {"api", "child"}
-SERVICE = MIDDLE | {"outbox", "control", "flow", "models", "sources", "backends", "sinks", "plugins"}
+RULES = {"core", "system"}
+EDGES = RULES | {"api", "outbox", "control"}
+WINGS = EDGES | {"flow", "models", "transfer", "sources", "backends", "sinks", "plugins"}
+MACHINES = WINGS | {"updates", "acceleration", "config"}
 
 MAY_IMPORT = {
     "core": set(),
-    "credentials": set(),
-    "disk_space": set(),
-    "log": set(),
-    "child": set(),
-    "hardware": set(),
-    "api": LOW,
-    "outbox": LOW,
-    "control": LOW,
-    "flow": MIDDLE,
-    "models": MIDDLE,
-    "sources": MIDDLE,
-    "backends": MIDDLE,
-    "sinks": MIDDLE,
-    "plugins": MIDDLE,
-    "config": SERVICE,
-    "config_warnings": SERVICE | {"config"},
-    "coming": SERVICE,
-    "folder_watch": set(),
-    "state_lock": SERVICE,
-    "fetches": SERVICE | {"coming"},
-    "updates": SERVICE | {"coming", "config", "fetches"},
-    "desired": SERVICE,
-    "accelerators": SERVICE,
-    "proving": SERVICE | {"accelerators", "hardware"},
-    "announced": SERVICE,
-    "forget_device": SERVICE | {"config"},
-    "operations": SERVICE | {"forget_device", "accelerators", "config", "proving", "updates"},
-    "board": SERVICE | {"accelerators", "config", "desired", "operations", "proving"},
-    "daemon": SERVICE
-    | {"accelerators", "announced", "board", "config", "config_warnings", "desired", "folder_watch", "operations"}
-    | {"proving", "state_lock", "updates"},
-    "__main__": SERVICE
-    | {"accelerators", "board", "config", "daemon", "desired", "operations"}
-    | {"state_lock", "updates"},
-    "ctl": SERVICE | {"accelerators", "config", "config_warnings", "hardware", "operations", "proving", "state_lock"},
+    "system": {"core"},
+    "api": RULES,
+    "outbox": RULES,
+    "control": RULES,
+    "flow": RULES | {"api"},
+    "models": RULES | {"api"},
+    "transfer": RULES | {"api"},
+    "sources": RULES | {"api"},
+    "backends": RULES | {"api"},
+    "sinks": RULES | {"api"},
+    "plugins": RULES | {"api"},
+    "updates": WINGS,
+    "acceleration": WINGS,
+    "config": WINGS,
+    "app": MACHINES,
+    "__main__": MACHINES | {"app"},
+    "ctl": MACHINES | {"app"},
 }
 """What each part may import besides itself; `edged` alone (its version) is free to all."""
 

@@ -74,7 +74,7 @@ def test_status_imports_argparse_socket_json_and_the_protocol(runtime_dir):
         "edged.core.errors",
         "edged.core.protocol",
         "edged.ctl",
-        *(f"edged.ctl.{name}" for name in ("main", "client", "exits", "tables", "whereabouts")),
+        *(f"edged.ctl.{name}" for name in ("main", "client", "exit_codes", "tables", "whereabouts")),
         *(f"edged.ctl.{name}" for name in ("status", "pipelines", "sources", "models", "spool")),
     }
 
@@ -82,8 +82,8 @@ def test_status_imports_argparse_socket_json_and_the_protocol(runtime_dir):
 @pytest.mark.parametrize(
     "code",
     [
-        "import edged.config, edged.plugins",
-        "import edged.daemon",
+        "import edged.config.load, edged.plugins",
+        "import edged.app.daemon",
     ],
 )
 def test_runtimes_and_devices_wait_until_they_are_needed(code):

@@ -13,8 +13,8 @@ from edged.core.errors import BundleError, StoreError
 from edged.core.manifest import Channel, Classify, Normalise, NoStep
 from edged.core.preprocess import Preprocessor
 from edged.core.types import TensorSpec
+from edged.models.atomic_files import Disk
 from edged.models.bundle import derive, digest, examine, open_folder, unpack
-from edged.models.disk import Disk
 from tests.bundles import DATA, write_bundle
 from tests.containers import MODEL, NOTES, PlainDisk, container
 from tests.real_models import real_model

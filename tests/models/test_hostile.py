@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.core.container import Reader
+from edged.core.container import ContainerReader
 from edged.core.errors import BundleError
 from edged.models.bundle import unpack
 from tests.containers import CHUNK, MODEL, NOTES, PlainDisk, colours, container, entry
@@ -166,7 +166,7 @@ def test_each_is_told_apart():
 
 
 def _refusal(data: bytes) -> str:
-    reader = Reader()
+    reader = ContainerReader()
     try:
         list(reader.feed(data))
         reader.close()

@@ -14,8 +14,8 @@ from edged import plugins
 from edged.api import Backend, ModelError
 from edged.backends.tflite import TfliteBackend
 from edged.core.errors import BundleError
+from edged.models.atomic_files import Disk, Kernel
 from edged.models.bundle import Bundle, derive, open_folder
-from edged.models.disk import Disk, Kernel
 from edged.models.proofs import Proofs
 from edged.models.trial import prove_apart
 from tests.bundles import DATA, killer, write_bundle

@@ -6,8 +6,8 @@ from msgspec.structs import replace
 
 from edged.core.errors import BundleError, ConfigError, StoreError
 from edged.core.ledger import EMPTY, Candidate, Installed
+from edged.models.atomic_files import Disk
 from edged.models.bundle import digest, open_folder
-from edged.models.disk import Disk
 from edged.models.store import Store, open_path
 from tests.bundles import DATA, write_bundle
 from tests.containers import MODEL, colours, container, entry

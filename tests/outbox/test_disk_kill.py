@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from edged.core.health import Status
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
-from tests.outbox.test_disk import drain
+from tests.outbox.test_disk_spool import drain
 from tests.patience import PATIENCE
 
 OFFLINE = """
@@ -49,7 +49,7 @@ import random, sys, time
 from pathlib import Path
 from edged.core.health import Status
 from edged.core.types import Message
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
 
 status = Status("spool", time.monotonic, lambda name, health: None)

@@ -11,7 +11,7 @@ import pytest
 from edged.core.health import Status
 from edged.core.topics import Topics
 from edged.core.types import Message
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import MqttOptions, Policy, SpoolOptions
 from edged.outbox.publisher import Publisher
 from tests.broker import Broker, Subscriber

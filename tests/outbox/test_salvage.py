@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from edged.core.health import Status
 from edged.core.types import Message
 from edged.outbox import salvage
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import SpoolOptions
-from edged.outbox.shelf import MAX_SEGMENT, Segment, Shelf, ShelfError, Stamp, open_database
+from edged.outbox.segment_file import MAX_SEGMENT, Segment, SegmentFile, ShelfError, Stamp, open_database
 from tests.contracts.spool import message
 from tests.patience import PATIENCE
 
@@ -39,7 +39,7 @@ class Whole(bytes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     file = tmp_path_factory.mktemp("whole") / "spool.db"
-    shelf, chance = Shelf(file, open_database), random.Random(7)
+    shelf, chance = SegmentFile(file, open_database), random.Random(7)
     with shelf.transaction():
         for key in range(1, SEGMENTS + 1):
             shelf.put(Segment(key, "abc"[key % 3], Stamp("boot", 0.0, None), [said(seq, chance) for seq in of(key)]))
@@ -271,7 +271,10 @@ def test_a_page_that_goes_bad_while_it_is_in_use_costs_no_other(whole: Whole) ->
 
 def test_a_segment_that_has_grown_is_not_taken_for_damaged(tmp_path: Path) -> None:
     """One message less than full, it may get as many more as make a full one."""
-    shelf, grown = Shelf(tmp_path / "spool.db", open_database), [message(seq) for seq in range(2 * MAX_SEGMENT - 1)]
+    shelf, grown = (
+        SegmentFile(tmp_path / "spool.db", open_database),
+        [message(seq) for seq in range(2 * MAX_SEGMENT - 1)],
+    )
     with shelf.transaction():
         shelf.put(Segment(1, "a", Stamp("boot", 0.0, None), grown))
     assert shelf.look().waiting == {"a": 2 * MAX_SEGMENT - 1}

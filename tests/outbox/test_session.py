@@ -14,9 +14,9 @@ from edged.core.topics import Topics
 from edged.outbox.faults import LinkError
 from edged.outbox.link import Acknowledgement, Link, Received, Wake
 from edged.outbox.options import MqttOptions, SpoolOptions
-from edged.outbox.session import MAX_STRIKES, REFUSAL_SECONDS, Handler, Session, Tally
+from edged.outbox.session import MAX_STRIKES, REFUSAL_SECONDS, DeliveryCounts, Handler, Session
 from edged.outbox.spool import MemorySpool
-from edged.outbox.states import States
+from edged.outbox.states import RetainedStates
 from tests.contracts.spool import message
 
 TOPICS = Topics("edged", "board")
@@ -72,9 +72,9 @@ class Rig:
     def __init__(self) -> None:
         self.now = 60.0  # whatever was made at 0 has waited for long
         self.spool = MemorySpool(clock=lambda: self.now)
-        self.states = States()
+        self.states = RetainedStates()
         self.handlers: dict[str, Handler] = {}
-        self.tally = Tally()
+        self.tally = DeliveryCounts()
         self.status = Status("mqtt", lambda: self.now, lambda name, health: None)
 
     def session(self, link: FakeLink, wall: WallClock | None = None) -> Session:

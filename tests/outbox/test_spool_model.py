@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edged.core.health import Status
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.spool import MemorySpool, Spool
 from tests.contracts.spool import message

@@ -1,8 +1,8 @@
-from edged.outbox.states import States
+from edged.outbox.states import RetainedStates
 
 
 def test_the_latest_state_of_each_topic_is_sent_once() -> None:
-    states = States()
+    states = RetainedStates()
     states.put("a", b"1")
     states.put("b", b"1")
     states.put("a", b"2")
@@ -12,7 +12,7 @@ def test_the_latest_state_of_each_topic_is_sent_once() -> None:
 
 
 def test_what_has_not_changed_is_not_sent_unless_repeated() -> None:
-    states = States()
+    states = RetainedStates()
     states.put("a", b"1")
     states.take(10)
     states.put("a", b"1")
@@ -24,7 +24,7 @@ def test_what_has_not_changed_is_not_sent_unless_repeated() -> None:
 
 
 def test_a_new_connection_starts_with_all_of_them() -> None:
-    states = States()
+    states = RetainedStates()
     states.put("a", b"1")
     states.put("b", b"2")
     states.take(10)
@@ -37,7 +37,7 @@ def test_a_new_connection_starts_with_all_of_them() -> None:
 
 
 def test_a_state_that_was_taken_back_is_forgotten_when_the_broker_has_confirmed_it() -> None:
-    states = States()
+    states = RetainedStates()
     states.put("a", b"1")
     states.put("a", b"")
     assert states.take(10) == [("a", b"")]
@@ -48,7 +48,7 @@ def test_a_state_that_was_taken_back_is_forgotten_when_the_broker_has_confirmed_
 
 
 def test_one_that_was_taken_back_and_then_set_again_stays() -> None:
-    states = States()
+    states = RetainedStates()
     states.put("a", b"")
     states.take(10)
     states.put("a", b"1")

@@ -22,7 +22,7 @@ THERE = [
     "./usr/bin/edgectl",
     "./usr/bin/edged",
     "./usr/lib/edged/ai_edge_litert/interpreter.py",
-    "./usr/lib/edged/edged/daemon.py",
+    "./usr/lib/edged/edged/app/daemon.py",
     "./usr/lib/edged/edged/firmware_models/anomaly/1.0.0/model.tflite",
     "./usr/lib/edged/edged/firmware_models/digits/1.0.0/model.tflite",
     "./usr/lib/edged/edged/firmware_models/motion/1.0.0/model.tflite",

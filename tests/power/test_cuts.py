@@ -18,7 +18,7 @@ import pytest
 from edged.core import ledger as ledgers
 from edged.core.decide import Keep
 from edged.core.manifest import version_key
-from edged.models.disk import Disk
+from edged.models.atomic_files import Disk
 from tests.power.simulated import SimulatedDisk, State, read_state, write_state
 from tests.updating import NAME, TRAITS, Rig, digest_of
 

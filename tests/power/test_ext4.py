@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from edged.core.manifest import version_key
-from edged.models.disk import Disk, Kernel
-from edged.models.incoming import ContainerCheck, Incoming
-from edged.models.job import Options
+from edged.models.atomic_files import Disk, Kernel
+from edged.models.container_check import ContainerCheck
 from edged.models.store import open_version
+from edged.transfer.partial_files import PartialFiles
+from edged.updates.jobs import InstallOptions
 from tests.containers import MODEL, container, entry
 from tests.power.block_log import Cut, LoggedDisk, apply, check, cuts, missing, mounted
 from tests.power.test_cuts import AtOnce
@@ -84,7 +85,7 @@ class Ext4Board:
     def move(self, mount: Path) -> None:
         self.rig.state = mount / "models"
         self.rig.state.mkdir(exist_ok=True)
-        self.incoming = Incoming(mount / "incoming", 1 << 20, 4, reserve=0, window=32 << 10)
+        self.incoming = PartialFiles(mount / "incoming", 1 << 20, 4, reserve=0, window=32 << 10)
 
     async def bring(self, version: str) -> None:
         """Send a version, or the rest of it, and see it through."""
@@ -93,7 +94,7 @@ class Ext4Board:
             assert transfer.path.read_bytes() == data[: transfer.received], "something else is there than was sent"
             for start in range(transfer.received, len(data), 20_000):
                 transfer.append(data[start : start + 20_000])
-            job = self.rig.updater.install(transfer.complete(), Options(origin=ORIGIN))
+            job = self.rig.updater.install(transfer.complete(), InstallOptions(origin=ORIGIN))
             await job.released.wait()
             transfer.discard()
         await self.rig.ended(job)

@@ -1,6 +1,6 @@
 """The updater is killed at random moments, and finds its way from whatever it has left: see lives.py.
 
-`EDGED_SOAK=1` has it killed 300 times, `EDGED_SEED` repeats a run. The real daemon is tests/system/test_kill.py.
+`EDGED_SOAK=1` has it killed 300 times, `EDGED_SEED` repeats a run. The real daemon is tests/end_to_end/test_kill.py.
 """
 
 import os

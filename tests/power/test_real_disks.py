@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from edged.core.manifest import version_key
-from edged.disk_space import NO_INODES
-from edged.models.disk import Disk, Kernel
+from edged.models.atomic_files import Disk, Kernel
+from edged.system.disk_space import NO_INODES
 from tests.power.block_log import LoggedDisk, ext4, missing, mounted
 from tests.power.test_cuts import AtOnce
 from tests.updating import Rig

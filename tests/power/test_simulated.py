@@ -1,6 +1,6 @@
 """The simulated disk forgets what a real one would."""
 
-from edged.models.disk import Disk
+from edged.models.atomic_files import Disk
 from tests.power.simulated import SimulatedDisk, read_state, write_state
 
 

@@ -21,13 +21,13 @@ import pytest
 from edged.core.health import Status
 from edged.core.topics import Topics
 from edged.core.types import Message
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import MqttOptions, Policy, SpoolOptions
 from edged.outbox.publisher import Publisher
 from tests.accounting import UNBOUNDED, Auditor
 from tests.broker import Broker, free_port
 from tests.flaky_proxy import FlakyProxy
-from tests.outbox.test_disk import until
+from tests.outbox.test_disk_spool import until
 from tests.patience import PATIENCE
 from tests.power.block_log import LoggedDisk, ext4, missing, mounted
 from tests.power.faulty_folder import FaultyFolder

@@ -19,9 +19,9 @@ from threading import Event
 import pytest
 
 from edged.core.health import Status
-from edged.outbox.disk import DiskSpool
+from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import Durability, Policy, SpoolOptions
-from tests.outbox.test_disk import drain, fill, until
+from tests.outbox.test_disk_spool import drain, fill, until
 from tests.patience import PATIENCE
 from tests.power.block_log import Cut, LoggedDisk, apply, check, cuts, missing, mounted
 

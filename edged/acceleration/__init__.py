@@ -1,0 +1,1 @@
+"""Models on accelerators: placement, proof and measurement."""

@@ -1,0 +1,173 @@
+"""Hold each accelerated way to run a model against the CPU, on demand: outputs, share of nodes and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from edged.acceleration.placement import AccelerationCandidate, Accelerators
+from edged.api import Backend, EdgedError
+from edged.backends.delegates import Survey
+from edged.backends.tflite import TfliteBackend
+from edged.models.agreement import Agreement, Comparison, agreement
+from edged.models.bundle import Bundle
+from edged.models.selftest import check_tensors, shaped
+
+if TYPE_CHECKING:
+    from edged.backends.isolated import IsolatedRunner
+
+
+PROOF_RUNS, PROOF_SECONDS = 100, 2.0
+"""What is proven is timed for so many runs, or for so long."""
+
+Load = Callable[[], "IsolatedRunner"]
+
+
+class Subject(NamedTuple):
+    """A model as it is configured here; `wanted` is its `delegate`."""
+
+    name: str
+    bundle: Bundle
+    wanted: str
+    backend: Backend
+
+
+# Proving
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Seconds that one inference takes, at two percentiles."""
+
+    p50: float
+    p99: float
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """How one way to accelerate a model compares with the CPU.
+
+    agrees      it computes what the CPU does         fails      it does not load or run
+    disagrees   it computes something else            not ready  its library, device or permission is missing
+                                                      cpu        the model has no way but the CPU
+    `reason` and `hint` say the rest. The delegate took `delegated` of the `nodes` of the graph; `off_processor` is the
+    share of the time that its process did not compute, 0 to 1; `latency` is that of the way, `cpu_latency` the CPU's.
+    """
+
+    model: str
+    version: str
+    state: Literal["agrees", "disagrees", "fails", "not ready", "cpu"]
+    delegate: str = ""
+    variant: str = ""
+    reason: str = ""
+    hint: str = ""
+    nodes: int = 0
+    delegated: int = 0
+    off_processor: float = 0.0
+    latency: Latency | None = None
+    cpu_latency: Latency | None = None
+    samples: tuple[Comparison, ...] = ()
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it must not serve."""
+        return self.state in ("disagrees", "fails")
+
+
+def prove(accelerators: Accelerators, subjects: Collection[Subject]) -> Iterator[Finding]:
+    """Hold each way to accelerate these models against the CPU; one finding at least for each model."""
+    for subject in subjects:
+        try:
+            yield from _prove(accelerators, subject)
+        except EdgedError as error:
+            yield failing(subject, error)
+
+
+def failing(subject: Subject, error: EdgedError) -> Finding:
+    """The finding of a model that does not load or run at all."""
+    return _finding(subject, "fails", reason=error.message, hint=error.hint)
+
+
+def _prove(accelerators: Accelerators, subject: Subject) -> Iterator[Finding]:
+    manifest, backend = subject.bundle.manifest, subject.backend
+    if not isinstance(backend, TfliteBackend):
+        yield _finding(subject, "cpu", reason=f"its backend, {manifest.backend}, has no delegates")
+        return
+    ways = accelerators.ways(manifest, subject.wanted)
+    if not ways:
+        forbidden = subject.wanted == "cpu"
+        why = "it is configured for the CPU" if forbidden else "it has no variant for an accelerator"
+        yield _finding(subject, "cpu", reason=why)
+    elif not any(survey.state == "ready" for _, survey in ways):
+        yield from (_not_ready(subject, *way) for way in ways)
+    else:
+        agreed, cpu_latency = _twin(subject)
+        for candidate, survey in ways:
+            if survey.state != "ready":
+                yield _not_ready(subject, candidate, survey)
+            else:
+                load = partial(accelerators.load, candidate, subject.bundle, backend)
+                yield replace(_hold(subject, candidate, load, agreed), cpu_latency=cpu_latency)
+
+
+def _hold(subject: Subject, candidate: AccelerationCandidate, load: Load, agreed: Agreement) -> Finding:
+    where = {"delegate": candidate.delegate.name, "variant": candidate.variant}
+    try:
+        runner = load()
+        try:
+            check_tensors(subject.bundle.manifest, runner)
+            samples = tuple(agreed.compare(runner))
+            latency = latency_of(agreed.times(runner, PROOF_RUNS, PROOF_SECONDS))
+            info, spent = runner.info, runner.spent
+        finally:
+            runner.close()
+    except EdgedError as error:
+        return _finding(subject, "fails", **where, reason=error.message, hint=error.hint)
+    problems = [each.problem for each in samples if each.problem]
+    return _finding(
+        subject,
+        "disagrees" if problems else "agrees",
+        **where,
+        reason=f"{len(problems)} of {len(samples)} samples: {problems[0]}" if problems else "",
+        hint="another version of the delegate or of the model is needed" if problems else "",
+        nodes=info.nodes,
+        delegated=info.delegated,
+        off_processor=spent.off_processor,
+        latency=latency,
+        samples=samples,
+    )
+
+
+def _finding(subject: Subject, state: Any, **fields: Any) -> Finding:
+    return Finding(model=subject.name, version=subject.bundle.manifest.version, state=state, **fields)
+
+
+def _not_ready(subject: Subject, candidate: AccelerationCandidate, survey: Survey) -> Finding:
+    return _finding(
+        subject,
+        "not ready",
+        delegate=candidate.delegate.name,
+        variant=candidate.variant,
+        reason=survey.problem,
+        hint=survey.hint,
+    )
+
+
+def _twin(subject: Subject) -> tuple[Agreement, Latency]:
+    """What the model says on the CPU, in this process, and how fast it is there."""
+    manifest = subject.bundle.manifest
+    twin = shaped(subject.backend, manifest).load(subject.bundle.model, signature=manifest.signature)
+    try:
+        agreed = agreement(subject.bundle, twin)
+        return agreed, latency_of(agreed.times(twin, PROOF_RUNS, PROOF_SECONDS))
+    finally:
+        twin.close()
+
+
+def latency_of(times: list[float]) -> Latency:
+    """Return the percentiles of some times in seconds."""
+    p50, p99 = (float(each) for each in np.percentile(times, (50, 99)))
+    return Latency(p50, p99)

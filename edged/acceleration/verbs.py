@@ -1,0 +1,134 @@
+"""What is done on demand with the ways to run a model: hold them against the CPU, and measure which is the fastest.
+
+`prove` and `tune` go through the ways one by one, and each step loads a model, runs it and closes it again; between two
+steps nothing is held. A device may be opened by one process only, so while a daemon runs it is the daemon that does it,
+where it would serve: `Proving` are its verbs. Without one, edgectl takes the same steps itself.
+
+A way that is proven takes turns with whatever its device serves. If its process dies of it, all go on with their twins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edged.acceleration.placement import Accelerators
+from edged.acceleration.prove import Subject, prove
+from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, tune
+from edged.api import ControlError
+from edged.core.manifest import Name
+from edged.models.tuning_records import Tunings
+
+# The verbs
+
+
+class Proving:
+    """`prove` and `tune`, for the operator's socket: one of them at a time, on a thread of its own.
+
+    `subjects` gives the models there are, by name. When one has been tuned, `adopt` has it serve as was found best;
+    where whoever asked leaves before it is recorded, nothing is.
+    """
+
+    def __init__(
+        self,
+        accelerators: Accelerators,
+        subjects: Callable[[], Mapping[str, Subject]],
+        tunings: Tunings,
+        adopt: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._accelerators = accelerators
+        self._subjects = subjects
+        self._tunings = tunings
+        self._adopt = adopt
+        self._thread = ThreadPoolExecutor(1, "proving")
+        self._busy = ""
+        self._stopping = False
+        self._adoptions: set[asyncio.Future[None]] = set()
+        self.streams: dict[str, Callable[[dict[str, Any]], AsyncGenerator[Any, None]]] = {
+            "prove": self._prove,
+            "tune": self._tune,
+        }
+        self.changes = frozenset({"tune"})
+
+    def stop(self) -> None:
+        """Begin nothing more; the step in hand ends by itself, and at once where the accelerators are closed."""
+        self._stopping = True
+        self._thread.shutdown(wait=False)
+
+    async def _prove(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """Findings of the `model` that is named, or of all."""
+        ask = _understood(args, _Prove)
+        subjects = self._subjects() if ask.model is None else {ask.model: self._find(ask.model)}
+        async with aclosing(self._steps("proving", prove(self._accelerators, subjects.values()))) as steps:
+            async for step in steps:
+                yield step
+
+    async def _tune(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """Steps of measuring the `model`, each way for so many `seconds`."""
+        ask = _understood(args, _Tune)
+        found = tune(self._accelerators, self._find(ask.model), self._tunings, time.time(), ask.seconds)
+        async with aclosing(self._steps("tuning", found)) as steps:
+            async for step in steps:
+                yield step
+        adoption = asyncio.ensure_future(self._adopt(ask.model))
+        self._adoptions.add(adoption)  # the loop itself would let it be collected
+        adoption.add_done_callback(self._adoptions.discard)
+        await asyncio.shield(adoption)  # whoever leaves now leaves no model behind that is loaded by half
+
+    def _find(self, name: str) -> Subject:
+        subjects = self._subjects()
+        if name not in subjects:
+            known = ", ".join(sorted(subjects)) or "none"
+            raise ControlError(f"no model {name!r} is loaded", hint=f"there are: {known}")
+        return subjects[name]
+
+    async def _steps(self, what: str, steps: Iterator[msgspec.Struct]) -> AsyncGenerator[Any, None]:
+        """Take steps, each on the thread; what a client who left has begun is finished before anything else begins."""
+        if self._busy:
+            raise ControlError(f"{self._busy} is under way", hint="try again when it is done", retryable=True)
+        self._busy = what
+        try:
+            while (step := await self._take(steps)) is not None:
+                yield told(step)
+        finally:
+            self._busy = ""
+
+    async def _take(self, steps: Iterator[msgspec.Struct]) -> msgspec.Struct | None:
+        if self._stopping:
+            raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, next, steps, None)
+
+
+def told(step: msgspec.Struct) -> dict[str, Any]:
+    """A finding or step as JSON has it; what is no number there is null."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(step))
+    return plain
+
+
+class _Prove(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: Name | None = None
+
+
+class _Tune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Arguments of a verb that changes something. `asked_by` is who asks, as the control socket's server says."""
+
+    model: Name
+    asked_by: str = ""
+    seconds: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = TUNE_SECONDS
+
+
+_Ask = TypeVar("_Ask", _Prove, _Tune)
+
+
+def _understood(args: dict[str, Any], kind: type[_Ask]) -> _Ask:
+    try:
+        return msgspec.convert(args, kind)
+    except msgspec.ValidationError as error:
+        raise ControlError(f"the request cannot be understood: {error}", hint="is edgectl of this version?") from error

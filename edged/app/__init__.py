@@ -1,0 +1,1 @@
+"""The daemon: composes every part, starts it and stops it."""

@@ -1,0 +1,47 @@
+"""`edged --check`: the configuration and every model that it names, without serving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edged.config.check import check_models, find_bundle
+from edged.config.load import ConfigErrors, load
+from edged.config.options import Config
+from edged.config.warnings import warnings
+from edged.core.tables import Problem
+from edged.models.selftest import Proof
+from edged.models.store import MissingModelError, Store
+from edged.models.trial import prove_apart
+
+
+def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> None:
+    """What `edged --check` does: load the configuration and every plug-in, and prove every model in a child process.
+
+    Raises:
+        EdgedError: the first model that fails, or every problem of the configuration.
+    """
+    config, doubts = checked(files, store)
+    for doubt in doubts:
+        say(f"warning: {doubt}")
+    say(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
+    for name, entry in config.models.items():
+        try:
+            bundle = find_bundle(name, entry, store)
+        except MissingModelError as error:
+            say(f"model {name}: {error.message}; it may be brought later")
+            continue
+        verdict = asyncio.run(prove_apart(bundle, entry.options))
+        assert verdict.runner is not None  # as it is of every verdict that is good
+        proof = Proof(verdict.samples, verdict.worst)
+        say(f"model {name} {bundle.manifest.version} on {verdict.runner.runtime}: {proof}")
+
+
+def checked(files: Sequence[Path], store: Store) -> tuple[Config, tuple[Problem, ...]]:
+    """The configuration, held against the models it names, and what in it has no effect. Raises ConfigErrors."""
+    config = load(files)
+    problems = check_models(config, store)
+    if problems:
+        raise ConfigErrors(problems)
+    return config, warnings(config, store)

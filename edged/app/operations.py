@@ -1,0 +1,358 @@
+"""What an operator can ask, once, for the socket, MQTT and the metrics page alike.
+
+`ServiceState` is what there is to ask about; the daemon fills it in and changes it, and everything here only reads it,
+on the event loop's thread. Counters have one writer each and are read without a lock: a figure may be a moment old.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from edged import __version__
+from edged.acceleration.verbs import Proving
+from edged.api import ControlError, EdgedError
+from edged.app.forget_device import forget_device, named
+from edged.app.metrics import families, resident_bytes
+from edged.app.state import PipelineState, ServiceState, Tap
+from edged.app.status import overall
+from edged.config.load import ConfigErrors
+from edged.core.errors import some
+from edged.core.health import Health
+from edged.core.metrics import render
+from edged.core.topics import Topics
+from edged.updates.verbs import Updates
+
+NAMESAKE_SECONDS = 3600.0
+"""So long a board with the same name is told of in the status after it was heard of last."""
+
+_FEW_VALUES = 16
+
+RELOAD_SECONDS = 5.0
+"""Whoever asks for a reload waits for it so long."""
+
+DISK_SECONDS = 5.0
+"""Seconds that a call for the models' versions waits for the disk."""
+
+_UNKNOWN: dict[str, Any] = {"pinned": None, "versions": None}
+
+
+class Operations:
+    """The verbs. `call` answers at once; `stream` goes on until its caller stops asking."""
+
+    def __init__(
+        self, parts: ServiceState, reload: Callable[[], Awaitable[list[str]]], updates: Updates, proving: Proving
+    ) -> None:
+        self._parts = parts
+        self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+            **updates.calls,
+            "status": self._status,
+            "pipelines": self._pipelines,
+            "sources": self._sources,
+            "models": self._models,
+            "metrics": self._metrics,
+            "reload": self._reload,
+            "spool": self._spool,
+            "spool-retry": self._spool_retry,
+            "spool-drop": self._spool_drop,
+            "release": self._release,
+            "forget-device": self._forget_device,
+        }
+        self._do_reload = reload
+        self._versions = updates.versions
+        self._reloads: set[asyncio.Future[list[str]]] = set()
+
+        self._streams = {**updates.streams, **proving.streams, "watch": self._watch}
+        self.calls = frozenset(self._calls)
+        self.streams = frozenset(self._streams)
+        changes = frozenset({"reload", "release", "forget-device", "spool-retry", "spool-drop"})
+        self.changes = changes | updates.changes | proving.changes
+
+    async def call(self, verb: str, args: dict[str, Any]) -> Any:
+        """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
+        return await self._calls[verb](args)
+
+    def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """Answer one of `streams` again and again. Raises EdgedError where it cannot be done."""
+        return self._streams[verb](args)
+
+    async def _watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """The results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
+        name, watchers = args.get("pipeline"), self._parts.watchers
+        if name is not None and name not in self._parts.pipelines:
+            raise ControlError(f"there is no pipeline {name!r}", hint=_known(self._parts.pipelines))
+        tap = Tap(self._parts, name, asyncio.get_running_loop())
+        watchers.taps = (*watchers.taps, tap)
+        try:
+            while True:
+                yield await tap.queue.get()
+        finally:
+            watchers.taps = tuple(other for other in watchers.taps if other is not tap)
+
+    async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
+        parts = self._parts
+        now = time.monotonic()
+        health = overall(parts)
+        return {
+            "device": parts.config.device.name,
+            "version": __version__,
+            "boot": parts.boot,
+            "uptime": now - parts.started,
+            "state": health.state,
+            "health": self._health(health),
+            "clock": {"synchronised": parts.clock.synchronised},
+            "mqtt": self._mqtt(),
+            "pipelines": await self._pipelines(args),
+            "sources": await self._sources(args),
+            "models": self._serving_models(),
+            "sinks": [
+                {
+                    "name": name,
+                    "sent": drain.delivery.sent,
+                    "failed": drain.delivery.failed,
+                    "dropped": drain.dropped,
+                    "health": self._health(drain.delivery.status.health),
+                }
+                for name, drain in parts.sinks.items()
+            ],
+            "config": {
+                "files": [str(file.absolute()) for file in parts.files],
+                "state_dir": str(parts.state_dir.absolute()),
+                "loaded": parts.clock.at(parts.loaded),
+                "error": _refusal(parts.refused),
+            },
+            "memory": {"rss_bytes": resident_bytes()},
+        }
+
+    def _mqtt(self) -> dict[str, Any]:
+        publisher = self._parts.publisher
+        spool = publisher.spool.stats
+        return {
+            "broker": publisher.broker,
+            "connected": publisher.connected,
+            "sent": publisher.sent,
+            "last_sent": None if publisher.last_sent is None else self._parts.clock.at(publisher.last_sent),
+            "last_sent_ago": None if publisher.last_sent is None else time.monotonic() - publisher.last_sent,
+            "reconnects": publisher.reconnects,
+            "namesake": self._namesake(),
+            "spool": {**msgspec.to_builtins(spool), "health": self._health(publisher.spool.health)},
+            "health": self._health(publisher.status.health),
+        }
+
+    def _namesake(self) -> str:
+        """The boot of another board with the same name, if one has been heard of lately."""
+        parts = self._parts
+        return parts.namesake if time.monotonic() - parts.namesake_at < NAMESAKE_SECONDS else ""
+
+    async def _pipelines(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        return [self._pipeline(name, part) for name, part in self._parts.pipelines.items()]
+
+    def _pipeline(self, name: str, part: PipelineState) -> dict[str, Any]:
+        flow = part.flow
+        model = self._parts.models.get(part.entry.model)
+        bundle = model.bundle if model else None
+        return {
+            "name": name,
+            "source": part.entry.source,
+            "model": bundle.manifest.name if bundle else part.entry.model,
+            "version": bundle.manifest.version if bundle else "",
+            "sinks": list(part.entry.sinks),
+            "windows": flow.windows if flow else 0,
+            "predictions": flow.predictions if flow else 0,
+            "dropped": flow.mailbox.dropped if flow else 0,
+            "errors": flow.errors if flow else 0,
+            "latency": flow.latency.percentiles() if flow else None,
+            "inference": flow.inference.percentiles() if flow else None,
+            "runner": part.runner and msgspec.to_builtins(part.runner),
+            "last": _shortened(self._parts.recorder.result(flow.last)) if flow and flow.last else None,
+            "health": self._health(part.status.health),
+        }
+
+    async def _sources(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        entries = self._parts.config.sources
+        return [
+            {
+                "name": name,
+                "kind": entries[name].kind,
+                "channels": list(reader.info.channels),
+                "rate": reader.info.rate,
+                "measured_rate": reader.measured_rate,
+                "samples": reader.samples,
+                "lost": reader.lost,
+                "reconnects": reader.reconnects,
+                "faults": dict(reader.faults),
+                "refused": reader.refused,
+                "health": self._health(reader.status.health),
+            }
+            for name, reader in self._parts.sources.items()
+        ]
+
+    async def _models(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every model that is configured or installed, with its versions: None where the disk does not tell in time."""
+        known: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(EdgedError, TimeoutError):
+            async with asyncio.timeout(DISK_SECONDS):
+                known = await self._versions()
+        configured = self._serving_models()
+        names = {model["name"] for model in configured}
+        unused = [self._unused(name) for name, each in known.items() if name not in names and _is_installed(each)]
+        return [{**model, **known.get(model["name"], _UNKNOWN)} for model in [*configured, *unused]]
+
+    def _serving_models(self) -> list[dict[str, Any]]:
+        pipelines = self._parts.pipelines.items()
+        return [
+            {
+                "name": name,
+                "version": part.bundle.manifest.version if part.bundle else "",
+                "digest": part.digest,
+                "origin": part.origin,
+                "pipelines": [pipeline for pipeline, served in pipelines if served.entry.model == name],
+                "bytes": part.bundle.manifest.files[part.bundle.manifest.model].bytes if part.bundle else 0,
+                "runner": part.runner and msgspec.to_builtins(part.runner),
+                "proof": part.proof and msgspec.to_builtins(part.proof),
+                "accelerator": self._accelerator(name),
+                "choice": self._parts.accelerators.choices().get(name, ""),
+                "isolated": self._parts.config.models[name].isolate,
+                "health": self._health(part.status.health),
+            }
+            for name, part in self._parts.models.items()
+        ]
+
+    def _unused(self, name: str) -> dict[str, Any]:
+        """A model that is installed and that no configuration names."""
+        hint = f'name it in a pipeline: model = "{name}", then: edgectl reload'
+        health = Health("stopped", "no pipeline uses it", hint, self._parts.started)
+        return {
+            **dict.fromkeys(("version", "digest", "origin", "choice"), ""),
+            **dict.fromkeys(("runner", "proof", "accelerator")),
+            "name": name,
+            "pipelines": [],
+            "bytes": 0,
+            "isolated": False,
+            "health": self._health(health),
+        }
+
+    def _accelerator(self, model: str) -> dict[str, Any] | None:
+        """How the accelerator of a model stands, None where it has none."""
+        name, standing = self._parts.accelerators.standings().get(model, ("", None))
+        if standing is None:
+            return None
+        return {
+            "name": name,
+            "state": standing.state,
+            "reason": standing.reason,
+            "hint": standing.hint,
+            "since": self._parts.clock.at(standing.since),
+            "for": time.monotonic() - standing.since,
+            "off_processor": self._parts.accelerators.shares().get(model),
+        }
+
+    async def _release(self, args: dict[str, Any]) -> dict[str, Any]:
+        name = args.get("accelerator")
+        if not isinstance(name, str):
+            raise ControlError("it is not said which accelerator", hint="name one: edgectl release NAME")
+        standings = self._parts.accelerators.standings().values()
+        at_fault = any(accelerator == name and standing.is_fault for accelerator, standing in standings)
+        self._parts.accelerators.release(name)
+        return {"released": name, "changed": at_fault}
+
+    async def _forget_device(self, args: dict[str, Any]) -> dict[str, Any]:
+        config = self._parts.config
+        device = named(args.get("device"), config.device.name)
+        topics = Topics(config.mqtt.prefix, device)
+        return {"topics": await forget_device(self._parts.publisher, topics, config.mqtt.discovery_prefix)}
+
+    async def _metrics(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"text": render(families(self._parts))}
+
+    async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Reload, and return what changed and what has no effect.
+
+        While it is not `done` it goes on by itself, as an update may be in its way. What is in `restart` takes effect
+        when the daemon is started again.
+        """
+        reloading = asyncio.ensure_future(self._do_reload())
+        self._reloads.add(reloading)
+        reloading.add_done_callback(self._reloads.discard)
+        done, _ = await asyncio.wait([reloading], timeout=RELOAD_SECONDS)
+        changed = reloading.result() if done else []
+        warnings = list(map(str, self._parts.warnings)) if done else []
+        return {
+            "changed": changed,
+            "done": bool(done),
+            "restart": sorted({"control"} & {*changed}),
+            "warnings": warnings,
+        }
+
+    async def _spool(self, args: dict[str, Any]) -> dict[str, Any]:
+        publisher = self._parts.publisher
+        spool = publisher.spool
+        return {
+            **msgspec.to_builtins(spool.stats),
+            "rate": publisher.rate,
+            "seconds_to_empty": publisher.seconds_to_empty,
+            "replayed": publisher.replayed,
+            "refused": [
+                {
+                    "number": number,
+                    "pipeline": entry.message.origin,
+                    "seq": entry.message.seq,
+                    "topic": entry.message.topic,
+                    "bytes": len(entry.message.payload),
+                    "reason": reason,
+                }
+                for number, entry, reason in spool.parked()
+            ],
+            "health": self._health(spool.health),
+        }
+
+    async def _spool_retry(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"count": self._parts.publisher.spool.retry(_numbers(args))}
+
+    async def _spool_drop(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"count": self._parts.publisher.spool.drop(_numbers(args))}
+
+    def _health(self, health: Health) -> dict[str, Any]:
+        return {
+            "state": health.state,
+            "reason": health.reason,
+            "hint": health.hint,
+            "since": self._parts.clock.at(health.since),
+            "for": time.monotonic() - health.since,
+        }
+
+
+def _shortened(record: dict[str, Any]) -> dict[str, Any]:
+    """A result for a status: of an array the first values, and how many there are, for it may have 100,000."""
+    values = record.get("values")
+    if not isinstance(values, list):
+        return record
+    return record | {"values": values[:_FEW_VALUES], "count": len(values)}
+
+
+def _numbers(args: dict[str, Any]) -> list[int] | None:
+    """Which refused messages are meant, None for all."""
+    numbers = args.get("numbers")
+    if numbers == "all":
+        return None
+    if not isinstance(numbers, list) or not numbers or not all(type(number) is int for number in numbers):
+        raise ControlError("it is not said which messages", hint='give their numbers, or "all"')
+    return numbers
+
+
+def _refusal(error: ConfigErrors | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"message": error.message, "problems": [str(problem) for problem in error.problems]}
+
+
+def _is_installed(known: dict[str, Any]) -> bool:
+    """Return whether a model has a version that is not the factory's."""
+    return any("factory" not in each["roles"] for each in known["versions"])
+
+
+def _known(names: dict[str, Any]) -> str:
+    return f"there are: {some(sorted(names))}" if names else "the configuration has none"

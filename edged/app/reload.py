@@ -1,0 +1,58 @@
+"""The parts that a reload touches: pure functions from two configurations to names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from edged.config.diff import Change, Changes
+from edged.config.options import Config
+
+
+class Names(NamedTuple):
+    """Which parts to bring up or take down."""
+
+    sources: tuple[str, ...]
+    models: tuple[str, ...]
+    pipelines: tuple[str, ...]
+    sinks: tuple[str, ...]
+
+
+def everything(config: Config) -> Names:
+    """Return the names of all parts of a configuration."""
+    return Names(tuple(config.sources), tuple(config.models), tuple(config.pipelines), tuple(config.sinks))
+
+
+def leaving(touched: Changes) -> Names:
+    """Return the parts to take down: removed or changed."""
+    return Names(*(change.removed + change.changed for change in _changes(touched)))
+
+
+def arriving(touched: Changes) -> Names:
+    """Return the parts to bring up: added or changed."""
+    return Names(*(change.added + change.changed for change in _changes(touched)))
+
+
+def _changes(touched: Changes) -> tuple[Change, ...]:
+    return touched.sources, touched.models, touched.pipelines, touched.sinks
+
+
+def shaken(old: Config, new: Config, touched: Changes | None) -> set[str]:
+    """The models whose pipelines a reload touches, all where that is None: no update of those may move meanwhile."""
+    if touched is None:
+        return {*old.models, *new.models}
+    models, pipelines = touched.models, touched.pipelines
+    leaving = [old.pipelines[name].model for name in (*pipelines.removed, *pipelines.changed)]
+    arriving = [new.pipelines[name].model for name in (*pipelines.added, *pipelines.changed)]
+    return {*leaving, *arriving, *models.added, *models.removed, *models.changed}
+
+
+def named(touched: Changes) -> list[str]:
+    """What a reload touched, in words."""
+    return [
+        *touched.tables,
+        *(
+            f"{family}.{name}"
+            for family, change in zip(Names._fields, _changes(touched), strict=True)
+            for name in (*change.added, *change.removed, *change.changed)
+        ),
+    ]

@@ -1,0 +1,329 @@
+"""The configuration: TOML files into frozen structs, with every error at once.
+
+The main file is read first, then `conf.d/*.toml` beside it in order of name, then whatever other files were named; a
+later file adds keys and overrides those before it. `load` reads, converts, and holds the tables against one another;
+it looks at nothing else on the disk. Whether the models exist and fit their sources is `check_models`. What a reload
+has to touch is `changes`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import stat
+import tomllib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edged import plugins
+from edged.backends.delegates import KNOWN, DelegateOptions, delegates, unknown
+from edged.config.options import (
+    NAME,
+    NAMES,
+    Config,
+    ControlOptions,
+    DeviceOptions,
+    LogOptions,
+    MetricsOptions,
+    ModelEntry,
+    ModelKeys,
+    PipelineEntry,
+    SinkEntry,
+    SourceEntry,
+    UpdateOptions,
+)
+from edged.core.acceleration import Rules
+from edged.core.errors import ConfigError
+from edged.core.manifest import NO_DELEGATES, Decision
+from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
+from edged.core.vitals import Supervision
+from edged.models.bare_file import names_bare
+from edged.outbox.options import MqttOptions, SpoolOptions
+from edged.transfer.http_response import FetchError, parse_url
+
+MAX_FILE_BYTES = 1_000_000
+SINGLE_TABLES = ("device", "mqtt", "spool", "control", "metrics", "log", "updates", "accelerators")
+IMPLICIT_SINKS = ("mqtt", "stdout")
+
+
+class ConfigErrors(ConfigError):  # noqa: N818 it is several
+    """Every problem there is, in one error."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"the configuration has {count}:\n{lines}", hint="check it with: edgectl config check")
+
+
+def load(paths: Sequence[Path]) -> Config:
+    """Read the files, and the folder beside the first, and make sense of them.
+
+    Raises:
+        ConfigErrors: something is wrong, and everything that is. Files that cannot be read come first and alone, for
+            half a configuration is full of errors that are not there.
+    """
+    tables = Tables(convert, _belongs)
+    unread: list[Problem] = []
+    for path in _files(paths, unread):
+        _read(path, tables, unread)
+    _refuse(unread)
+    return _build(tables)
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """The whole configuration as the tables somebody could have written, defaults filled in and secrets masked."""
+    return {
+        **{name: plain(getattr(config, name)) for name in SINGLE_TABLES},
+        "delegates": {name: plain(entry) for name, entry in config.delegates.items()},
+        "sources": {
+            name: {"kind": entry.kind, **plain(entry.options), "supervision": plain(entry.supervision)}
+            for name, entry in config.sources.items()
+        },
+        "models": {
+            name: {key: value for key, value in plain(entry).items() if key != "options"} | plain(entry.options)
+            for name, entry in config.models.items()
+        },
+        "pipelines": {name: plain(entry) for name, entry in config.pipelines.items()},
+        "sinks": {name: {"kind": entry.kind, **plain(entry.options)} for name, entry in config.sinks.items()},
+    }
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise ConfigErrors(problems)
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def _files(paths: Sequence[Path], unread: list[Problem]) -> list[Path]:
+    main, *others = paths
+    folder = main.parent / "conf.d"
+    beside: list[Path] = []
+    try:
+        beside += (path for path in folder.iterdir() if _is_ours(path))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        unread.append(_unreadable(folder, error))
+    return [main, *sorted(beside), *others]
+
+
+def _is_ours(path: Path) -> bool:
+    return path.suffix == ".toml" and not path.name.startswith(".")  # editors leave hidden files behind
+
+
+def _read(path: Path, tables: Tables, unread: list[Problem]) -> None:
+    file = str(path)
+    try:
+        tables.merge(tomllib.loads(_bytes(path).decode("utf-8-sig")), file)
+    except OSError as error:
+        unread.append(_unreadable(path, error))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        found = f"the byte 0x{error.object[error.start]:02x}"
+        unread.append(Problem(file, f"line {line}", found, "text in UTF-8", "save the file as UTF-8"))
+    except tomllib.TOMLDecodeError as error:
+        what, _, where = str(error).partition(" (at ")
+        unread.append(Problem(file, where.rstrip(")"), f"broken TOML: {what}", "TOML 1.0"))
+    except RecursionError:
+        unread.append(Problem(file, "the file", "arrays nested too deeply", f"at most {MAX_DEPTH} levels"))
+
+
+def _bytes(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def _unreadable(path: Path, error: OSError) -> Problem:
+    hints = {
+        errno.ENOENT: "name another with --config or EDGED_CONFIG",
+        errno.EACCES: "run this as root, or as the user the daemon runs as",
+    }
+    found = f"it cannot be read: {error.strerror}"
+    return Problem(str(path), "the file", found, "a file that can be read", hints.get(error.errno or 0, ""))
+
+
+def convert(kind: type, value: Any, file: str) -> Any:
+    """A path is text, and taken from the folder of the file it stands in."""
+    if kind is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(file).parent / value
+    raise ValueError
+
+
+def _belongs(key: str) -> str:
+    """Name the tables that have a key, as a hint; only a mistake has to wait for the import of all kinds."""
+    tables: dict[str, Any] = {"[pipelines.X]": PipelineEntry, "[pipelines.X.decision]": Decision}
+    for family in ("sinks", "sources"):
+        for kind in plugins.BUILT_IN[family]:
+            tables[f'[{family}.X] with kind = "{kind}"'] = plugins.load(family, kind)
+    tables |= {"[models.X]": ModelKeys, '[models.X] with backend = "tflite"': plugins.load("backends", "tflite")}
+    tables |= {f"[{field.name}]": field.type for field in msgspec.structs.fields(Config) if field.name in SINGLE_TABLES}
+    homes = [table for table, struct in tables.items() if key in struct.__struct_fields__]
+    return f"{key} belongs in {' or '.join(homes)}" if homes else ""
+
+
+# -- making sense of it ---------------------------------------------------------------------------------------------
+
+
+def _build(tables: Tables) -> Config:
+    tables.refuse_strangers((), set(Config.__struct_fields__) - {"origins"})
+    names = {section: _names(tables, section) for section in ("delegates", "sources", "models", "pipelines", "sinks")}
+    pipelines = {name: _pipeline(tables, name) for name in names["pipelines"]}
+    used = [entry for entry in pipelines.values() if entry]
+    models = [*names["models"], *(entry.model for entry in used)]
+    sinks = [*names["sinks"], *(sink for entry in used for sink in entry.sinks if sink in IMPLICIT_SINKS)]
+    parts: dict[str, Any] = {
+        "device": tables.struct(("device",), DeviceOptions),
+        "mqtt": tables.struct(("mqtt",), MqttOptions),
+        "spool": tables.struct(("spool",), SpoolOptions),
+        "control": tables.struct(("control",), ControlOptions),
+        "metrics": tables.struct(("metrics",), MetricsOptions),
+        "log": tables.struct(("log",), LogOptions),
+        "updates": tables.struct(("updates",), UpdateOptions),
+        "accelerators": tables.struct(("accelerators",), Rules),
+        "delegates": {name: _delegate(tables, name) for name in names["delegates"]},
+        "sources": {name: _source(tables, name) for name in names["sources"]},
+        "models": {name: _model(tables, name) for name in dict.fromkeys(models)},
+        "pipelines": pipelines,
+        "sinks": {name: _sink(tables, name) for name in dict.fromkeys(sinks)},
+    }
+    _refuse(tables.problems)
+    return Config(**parts, origins=tables.origins)
+
+
+def _names(tables: Tables, section: str) -> list[str]:
+    """The tables of a section, without what is no table or has no proper name."""
+    if not isinstance(tables.get((section,)), dict | None):
+        tables.refuse((section,), shown(tables.get((section,))), f"tables named [{section}.NAME]")
+    names = []
+    for name in tables.keys((section,)):
+        place = (section, name)
+        if not re.fullmatch(NAME, name):
+            tables.refuse(place, f"the name {shown(name)}", NAMES)
+        elif not isinstance(tables.get(place), dict):
+            tables.refuse(place, shown(tables.get(place)), "a table", f"write [{section}.{name}] above its keys")
+        else:
+            names.append(name)
+    return names
+
+
+def _delegate(tables: Tables, name: str) -> DelegateOptions | None:
+    place = ("delegates", name)
+    options = tables.struct(place, DelegateOptions)
+    if options is None:
+        return None
+    if name in NO_DELEGATES:
+        tables.refuse(place, f"the name {shown(name)}", "a name that means nothing else where a delegate is named")
+    elif options.kind is None and name not in KNOWN:
+        tables.refuse((*place, "kind"), "nothing", listed(KNOWN), did_you_mean(name, KNOWN) or "this key is needed")
+    elif options.kind not in (None, name) and name in KNOWN:
+        tables.refuse(
+            (*place, "kind"), shown(options.kind), shown(name), "give a delegate of another kind another name"
+        )
+    elif "external" in (name, options.kind) and options.library is None:
+        tables.refuse((*place, "library"), "nothing", "the path of a library", "this key is needed")
+    elif "external" in (name, options.kind) and options.device[:1] not in ("", "/"):
+        tables.refuse((*place, "device"), shown(options.device), "the absolute path of a file that must be there")
+    return options
+
+
+def _source(tables: Tables, name: str) -> SourceEntry | None:
+    place = ("sources", name)
+    kind = tables.get((*place, "kind"))
+    options = _options(tables, place, "sources", kind, beside=("kind", "supervision"))
+    supervision = tables.struct((*place, "supervision"), Supervision)
+    if options is None or supervision is None:
+        return None
+    try:
+        options.describe()
+    except Exception as error:  # a plug-in's own code: whatever it raises, it is these options that it cannot take
+        tables.blame(place, error, "options that fit together")
+    return SourceEntry(kind=kind, options=options, supervision=supervision)
+
+
+def _model(tables: Tables, name: str) -> ModelEntry | None:
+    place = ("models", name)
+    kind = tables.get((*place, "backend"))
+    kind = "tflite" if kind is None else kind
+    options = _options(tables, place, "backends", kind, key="backend", beside=ModelKeys.__struct_fields__)
+    keys = tables.struct(place, ModelKeys, beside=tables.keys(place))  # the others were the backend's to judge
+    if options is None or keys is None:
+        return None
+    known = {*NO_DELEGATES, *delegates({}), *tables.keys(("delegates",))}
+    if keys.delegate not in known:
+        tables.refuse((*place, "delegate"), shown(keys.delegate), listed(known), unknown(keys.delegate, known))
+    try:
+        if keys.url:
+            parse_url(keys.url)
+    except FetchError as error:
+        tables.blame((*place, "url"), error, "an http or https URL")
+    if names_bare(keys.url):  # at every look all of it would have to be fetched, for it does not say what it is
+        hint = "pack it, with the manifest of the version before: edgectl pack"
+        tables.refuse((*place, "url"), "a bare .tflite file", "a bundle (.edgm) or a delta (.edgd)", hint)
+    return ModelEntry(**msgspec.structs.asdict(keys), options=options)
+
+
+def _sink(tables: Tables, name: str) -> SinkEntry | None:
+    place = ("sinks", name)
+    kind = tables.get((*place, "kind"))
+    kind = name if kind is None and name in IMPLICIT_SINKS else kind
+    options = _options(tables, place, "sinks", kind, beside=("kind",))
+    return None if options is None else SinkEntry(kind=kind, options=options)
+
+
+def _options(
+    tables: Tables, place: Place, family: str, kind: Any, *, key: str = "kind", beside: Collection[str]
+) -> Any:
+    """The options in a plug-in's table, None if they or its kind are wrong."""
+    here = (*place, key)
+    try:
+        if isinstance(kind, str):
+            return tables.struct(place, plugins.load(family, kind), beside=beside)
+        tables.refuse(here, "nothing" if kind is None else shown(kind), listed(plugins.kinds(family)))
+    except ConfigError as error:
+        known = plugins.kinds(family)
+        if kind in known:
+            tables.blame(here, error, "a plug-in that works")
+        else:
+            tables.refuse(here, shown(kind), listed(known), did_you_mean(kind, known))
+    return None
+
+
+def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
+    place = ("pipelines", name)
+    entry = tables.struct(place, PipelineEntry)
+    overrides = tables.struct((*place, "decision"), Decision)
+    if entry is None or overrides is None:
+        return None
+    sources = tables.keys(("sources",))
+    if entry.source not in sources:
+        tables.refuse((*place, "source"), shown(entry.source), listed(sources), did_you_mean(entry.source, sources))
+    sinks = {*tables.keys(("sinks",)), *IMPLICIT_SINKS}
+    for index, sink in enumerate(entry.sinks):
+        if sink not in sinks:
+            item = f"[{index}]"
+            tables.refuse((*place, "sinks"), shown(sink), listed(sinks), did_you_mean(sink, sinks), item=item)
+        elif sink in entry.sinks[:index]:
+            tables.refuse((*place, "sinks"), f"{shown(sink)} twice", "each sink once", item=f"[{index}]")
+    given = {key: getattr(overrides, key) for key in tables.keys((*place, "decision"))}
+    return msgspec.structs.replace(entry, decision=given)
+
+
+def model_paths(config: Config) -> dict[str, Path]:
+    """Return the paths that the configuration gives for models, by name."""
+    return {name: entry.path for name, entry in config.models.items() if entry.path}
+
+
+def publishes(config: Config, entry: PipelineEntry) -> bool:
+    """Whether a pipeline's results go to the broker."""
+    return any(config.sinks[sink].kind == "mqtt" for sink in entry.sinks)

@@ -1,0 +1,170 @@
+"""What is sent, verified before a byte of it leaves, and read from any place: a container, or what stands for one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from edged.api import BundleError, ControlError, EdgedError, StoreError
+from edged.core import delta as deltas
+from edged.core.container import ContainerReader, Head
+from edged.core.tflite_file import inspect
+from edged.models.bare_file import Bare, transfer_id
+from edged.models.bare_file import read as read_bare
+from edged.models.bundle import examine
+
+STDIN = "-"
+_BLOCK = 256 << 10
+_MAX_HEAD_BYTES = 2 << 20
+
+
+class Parcel:
+    """A file, and what is written on it. `base` is the version that a delta builds on, "" for a container."""
+
+    def __init__(self, head: Head | deltas.DeltaHead, file: IO[bytes]) -> None:
+        version, self.base = (head.version, head.base) if isinstance(head, deltas.DeltaHead) else (head, "")
+        self._manifest = version.manifest
+        self.version = f"{version.manifest.name} {version.manifest.version}"
+        self.title = f"a delta for {self.version}" if self.base else self.version
+        self.id = head.transfer
+        self.digest = version.digest
+        self.size = head.size
+        self._file = file
+
+    @property
+    def announcement(self) -> dict[str, Any]:
+        """What `receive-open` is told of it."""
+        named = {"name": self._manifest.name, "number": self._manifest.version}
+        return {"id": self.id, "size": self.size, "digest": self.digest, "base": self.base or None, **named}
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, fewer at its end. From any thread.
+
+        Raises:
+            StoreError: the file cannot be read any more, or has become shorter since.
+        """
+        try:
+            data = os.pread(self._file.fileno(), count, offset)
+        except OSError as error:
+            raise StoreError(f"{self.title} cannot be read any more: {error.strerror}", hint=_WHOLE) from error
+        if not data:
+            raise StoreError(f"{self.title}: the file has become shorter while it is sent", hint=_WHOLE)
+        return data
+
+
+class BareParcel(Parcel):
+    """A bare model file and what it is for. The device makes a version of it, whose digest nobody knows before."""
+
+    def __init__(self, bare: Bare, data: bytes) -> None:
+        self.version = f"{bare.model} {bare.version}" if bare.version else f"this {bare.model}"
+        self.title = f"a bare model for {bare.model}"
+        self.digest = self.base = ""
+        self.size = len(data)
+        self._sha256 = hashlib.sha256(data).hexdigest()
+        self.id = transfer_id(bare, self._sha256)
+        self._bare = bare
+        self._data = data
+
+    @property
+    def announcement(self) -> dict[str, Any]:
+        """What `receive-open` is told of it."""
+        named = {"id": self.id, "size": self.size, "digest": self._sha256}
+        return {**named, "model": self._bare.model, "version": self._bare.version}
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, fewer at its end. From any thread."""
+        return self._data[offset : offset + count]
+
+
+def open_bare(name: str, model: str, version: str | None) -> BareParcel:
+    """The .tflite file of that name, or from standard input for "-", for a model.
+
+    Raises:
+        ControlError: the model or the version is none.
+        BundleError: the file is not sound.
+        StoreError: it cannot be read.
+    """
+    try:
+        bare = msgspec.convert({"model": model, "version": version}, Bare)
+    except msgspec.ValidationError as error:
+        raise ControlError(f"--model {model} --version {version}: {error}", hint="as in `edgectl models`") from error
+    data = read_bare(Path("/dev/stdin" if name == STDIN else name))
+    inspect(data)
+    return BareParcel(bare, data)
+
+
+def open_parcels(bundle: str, delta: str = "") -> list[Parcel]:
+    """What brings a version, in the order to try: the delta, if there is one, and the whole container.
+
+    A delta of the container's name beside it is taken unasked if it makes this very container.
+
+    Raises:
+        BundleError: the container is not sound, or `delta` does not make it.
+        StoreError: a file cannot be read.
+    """
+    whole = open_parcel(bundle)
+    if delta:
+        return [_open_delta(Path(delta), whole), whole]
+    try:
+        return [_open_delta(Path(bundle).with_suffix(deltas.SUFFIX), whole), whole]
+    except EdgedError:
+        return [whole]
+
+
+def open_parcel(name: str) -> Parcel:
+    """The container of that file name, or from standard input for "-".
+
+    Raises:
+        BundleError: it is not sound.
+        StoreError: it cannot be read.
+    """
+    if name == STDIN:
+        return _from_stdin()
+    path = Path(name)
+    if path.is_dir():
+        raise BundleError(f"{name} is a folder", hint=f"make one file of it: edgectl pack {name}")
+    return Parcel(examine(path), path.open("rb"))
+
+
+def _open_delta(path: Path, whole: Parcel) -> Parcel:
+    try:
+        file = path.open("rb")
+        head = deltas.read_head(os.pread(file.fileno(), _MAX_HEAD_BYTES, 0))
+        size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}", hint="name an .edgd file") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error.message}", hint=_AGAIN) from error
+    if head.version.transfer != whole.id:
+        raise BundleError(f"{path} is not a delta for this {whole.version}", hint=_AGAIN)
+    if size != head.size:
+        raise BundleError(f"{path} has {size} bytes, and its head says {head.size}", hint=_AGAIN)
+    return Parcel(head, file)
+
+
+_WHOLE = "leave the file as it is until it has been sent"
+_AGAIN = "make it again, after signing: edgectl pack NEW.edgm --delta-from OLD.edgm"
+
+
+def _from_stdin() -> Parcel:
+    """Standard input can be read once, and what is sent may have to be read again: keep it, as far as it is sound."""
+    reader = ContainerReader()
+    try:
+        kept = tempfile.TemporaryFile()  # noqa: SIM115 it goes with the parcel
+        while block := sys.stdin.buffer.read(_BLOCK):
+            for _ in reader.feed(block):
+                pass
+            kept.write(block)
+        kept.flush()
+    except OSError as error:
+        hint = "set TMPDIR to a folder with room for it"
+        raise StoreError(f"standard input cannot be kept: {error.strerror}", hint=hint) from error
+    reader.close()
+    assert reader.head is not None  # or it would not have come to its end
+    return Parcel(reader.head, kept)

@@ -1,0 +1,219 @@
+"""Who made a bundle: OpenSSH signatures over its manifest, verified by `ssh-keygen` against a file of allowed signers.
+
+`ssh-keygen` decides and this module explains. A signature counts if its key is allowed for the namespace
+`edged-bundle` at that time and not revoked; so many principals, each counted once whatever keys they have, must have
+signed. A fault of this device's own set-up is a ConfigError, so that no bundle is ever blamed for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from edged.core import manifest as manifests
+from edged.core import signatures as formats
+from edged.core.errors import BundleError, ConfigError
+from edged.core.signatures import NAMESPACE, SshSignature
+
+log = logging.getLogger("edged.models")
+
+_SECONDS = 30.0
+_MAX_WORDS = 300
+_LATEST = 253_402_300_799  # the last second of the year 9999
+
+AHEAD_SECONDS = 86400
+"""How far ahead of the right time a manifest may say that it was made."""
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """Whom this device trusts.
+
+    `allowed_signers` is a file as in ssh-keygen(1), `revoked` a key revocation list or a file of public keys, and
+    `threshold` how many principals must have signed. Where a signature is not `required`, unsigned and badly signed
+    bundles pass too, and it is only told who signed.
+    """
+
+    allowed_signers: Path
+    revoked: Path | None = None
+    threshold: int = 1
+    required: bool = True
+
+    def verify(self, manifest: bytes, signatures: bytes, now: float, today: float | None = None) -> tuple[str, ...]:
+        """The principals who signed this manifest, in the order of their signatures.
+
+        `now` is in Unix seconds: the clock, or the newest `created` of a trusted manifest if that is later, as a board
+        may have no clock. What the manifest itself states as `created` counts in the same way. `today` is what a
+        synchronised clock says, where there is one: nothing can have been made later.
+
+        Raises:
+            BundleError: too few have signed it, and why each further signature does not count; `retryable` if time may
+                tell, where a key is not valid yet. Or it says that it was made on a day that is yet to come.
+            ConfigError: this device cannot verify signatures as it is set up; `retryable` if it is short of something.
+        """
+        found = formats.parse(signatures)
+        created = manifests.decode(manifest).created
+        if today is not None and created > today + AHEAD_SECONDS:
+            raise BundleError(
+                f"the manifest says that it was made on {_day(created)}, and today is {_day(today)}",
+                hint="correct the clock of the computer that packs it, then pack and sign it again",
+            )
+        if not self.required and not (found and self.allowed_signers.exists()):
+            return ()
+        if not found:
+            raise BundleError("the bundle is not signed", hint="sign it: edgectl sign BUNDLE --key ~/.ssh/id_ed25519")
+        moment = max(now, created)
+        principals: dict[str, None] = {}
+        refusals: list[BundleError] = []
+        try:
+            self._check_files()
+            for signature in found:
+                try:
+                    principals[self._verify(manifest, signature, moment)] = None
+                except BundleError as error:
+                    refusals.append(error)
+        except ConfigError as error:
+            if self.required:
+                raise
+            log.warning("who signed it cannot be told: %s", error)
+        if self.required and len(principals) < self.threshold:
+            raise self._too_few(len(principals), refusals)
+        return tuple(principals)
+
+    def admit_bare(self) -> None:
+        """Raises BundleError where signatures are required, which a bare model file cannot have."""
+        if self.required:
+            raise BundleError(
+                "a bare model file cannot be signed, and only signed versions may come in here",
+                hint="pack it, with the manifest.json of the version before as --manifest: edgectl pack\n"
+                "then sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519",
+            )
+
+    def _check_files(self) -> None:
+        for path, purpose in ((self.allowed_signers, "allowed signers"), (self.revoked, "revoked keys")):
+            if path is not None and not os.access(path, os.R_OK):
+                raise ConfigError(
+                    f"the file of {purpose} cannot be read: {path}",
+                    hint="put it there, readable to edged; ssh-keygen(1) says how it looks",
+                )
+
+    def _verify(self, manifest: bytes, signature: SshSignature, moment: float) -> str:
+        """The principal behind one signature. Raises BundleError if it does not count."""
+        if signature.namespace != NAMESPACE:
+            raise BundleError(
+                f"{signature.key} signed it for the namespace {signature.namespace[:100]!r}, not {NAMESPACE!r}",
+                hint="sign it with edgectl sign, or with ssh-keygen -Y sign -n edged-bundle",
+            )
+        principal = self._principal(signature, moment)
+        good, words = self._ssh_keygen(
+            "verify", signature, moment, "-I", principal, "-n", NAMESPACE, *self._revoked(), message=manifest
+        )
+        if good:
+            return principal
+        raise self._explain(manifest, signature, moment, principal, words)
+
+    def _principal(self, signature: SshSignature, moment: float) -> str:
+        """Whose key it is; of several names for one key the first, so that nobody counts twice."""
+        good, words = self._ssh_keygen("find-principals", signature, moment)
+        if good and words:
+            return words.splitlines()[0]
+        day = _day(moment)
+        if "key has expired" in words:
+            raise BundleError(
+                f"{signature.key} is no longer valid on {day}",
+                hint=f"sign it with a key that is, or correct the clock, or valid-before in {self.allowed_signers}\n"
+                "the latest date of a signed version counts too, where the clock is behind it: see edgectl inspect",
+            )
+        if "key is not yet valid" in words:
+            raise BundleError(
+                f"{signature.key} is not yet valid on {day}",
+                hint=f"correct the clock, or valid-after in {self.allowed_signers}",
+                retryable=True,
+            )
+        if "no valid principals" in words:
+            raise BundleError(
+                f"{signature.key} is a certificate that is not valid on {day}, or has no principal that is allowed",
+                hint=f"see it with ssh-keygen -L; correct the clock, or {self.allowed_signers}, or sign with another",
+            )
+        broken = "; ".join(line for line in words.splitlines() if not line.startswith("No principal matched"))
+        raise BundleError(
+            f"{signature.key} is not among the allowed signers" + (f" ({broken[:_MAX_WORDS]})" if broken else ""),
+            hint=f"add its public key to {self.allowed_signers} if it should be",
+        )
+
+    def _explain(
+        self, manifest: bytes, signature: SshSignature, moment: float, principal: str, words: str
+    ) -> BundleError:
+        """Why a signature by a known key does not verify. Of a revoked key ssh-keygen says nothing at all."""
+        who = f"{signature.key} ({principal})"
+        if "incorrect signature" in words:
+            return BundleError(f"the signature of {who} is not one of this manifest", hint="fetch or sign it again")
+        if "namespace" in words:
+            return BundleError(
+                f"{who} may not sign for {NAMESPACE!r}",
+                hint=f"see its namespaces in {self.allowed_signers}, where the first line with a key says whose it is",
+            )
+        good, _ = self._ssh_keygen("verify", signature, moment, "-I", principal, "-n", NAMESPACE, message=manifest)
+        if good:
+            return BundleError(
+                f"{who} is revoked, or {self.revoked} is no revocation list",
+                hint="sign it with another key; if this one is good, make the list again: ssh-keygen -k",
+            )
+        return BundleError(f"the signature of {who} is refused: {words}", hint="sign it again: edgectl sign")
+
+    def _too_few(self, counted: int, refusals: Sequence[BundleError]) -> BundleError:
+        reasons = "; ".join(error.message for error in refusals)
+        hints = "\n".join(dict.fromkeys(error.hint for error in refusals))
+        wanted = f"{counted} of the {self.threshold} signatures needed" if self.threshold > 1 else "no signature counts"
+        return BundleError(
+            f"{wanted}: {reasons}" if reasons else wanted,
+            hint=hints or "have more of the allowed signers sign it: edgectl sign",
+            retryable=any(error.retryable for error in refusals),
+        )
+
+    def _revoked(self) -> list[str]:
+        return [] if self.revoked is None else ["-r", str(self.revoked)]
+
+    def _ssh_keygen(
+        self, action: str, signature: SshSignature, moment: float, *options: str, message: bytes = b""
+    ) -> tuple[bool, str]:
+        """Whether it agrees, and what it says: its answer if so, its complaints if not."""
+        stamp = f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y%m%d%H%M%S}Z"
+        options = ("-f", str(self.allowed_signers), "-O", f"verify-time={stamp}", *options)
+        try:
+            result = _run(action, signature.text, options, message)
+            if result.returncode < 0:  # it was killed, as for want of memory: then it has said nothing of the bundle
+                result.check_returncode()
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"ssh-keygen cannot be run: {error}", hint="install it: apt install openssh-client"
+            ) from error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ConfigError(
+                f"ssh-keygen gave no answer: {error}", hint="free some memory, and try again", retryable=True
+            ) from error
+        good = result.returncode == 0
+        return good, (result.stdout if good else result.stderr).decode("utf-8", "replace").strip()
+
+
+def _run(action: str, signature: bytes, options: Sequence[str], message: bytes) -> subprocess.CompletedProcess[bytes]:
+    """It wants the signature as a file; one in memory needs no disk, which may be full or read-only."""
+    with os.fdopen(os.memfd_create("signature"), "wb") as file:
+        file.write(signature)
+        file.flush()
+        command = ["ssh-keygen", "-Y", action, "-s", f"/proc/self/fd/{file.fileno()}", *options]
+        return subprocess.run(command, input=message, capture_output=True, timeout=_SECONDS, pass_fds=[file.fileno()])
+
+
+def _day(moment: float) -> str:
+    return f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y-%m-%d}"
+
+
+def _seconds(moment: float) -> float:
+    """A moment that ssh-keygen takes: it knows no second 0, and no year 10000."""
+    return min(max(moment, 1.0), _LATEST)

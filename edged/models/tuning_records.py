@@ -1,0 +1,46 @@
+"""What was measured of the models on this board: tuning/<model>.json in the state folder, each replaced whole.
+
+What is in such a file, and what follows from it, is core/tuning.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from edged.core import tuning
+from edged.core.errors import StoreError
+from edged.core.tuning import MAX_RECORD_BYTES, TuningRecord
+from edged.models.atomic_files import Disk
+
+log = logging.getLogger("edged.models")
+
+
+class Tunings:
+    """The records in a folder, which need not be there."""
+
+    def __init__(self, folder: Path, disk: Disk | None = None) -> None:
+        self._folder = folder
+        self._disk = disk or Disk()
+
+    def read(self, model: str) -> TuningRecord | None:
+        """The record of a model. One that is damaged is as good as none, and the log says so."""
+        file = self._file(model)
+        try:
+            with file.open("rb") as opened:
+                return tuning.decode(opened.read(MAX_RECORD_BYTES + 1))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read: %s", file, error.strerror, extra={"model": model})
+        except StoreError as error:
+            log.warning("%s: %s", file, error.message, extra={"model": model})
+        return None
+
+    def write(self, record: TuningRecord) -> None:
+        """Put a record in the place of the one before. Raises StoreError."""
+        self._disk.make_folder(self._folder)
+        self._disk.replace(self._file(record.model), tuning.encode(record))
+
+    def _file(self, model: str) -> Path:
+        return self._folder / f"{model}.json"

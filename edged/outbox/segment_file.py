@@ -1,0 +1,480 @@
+"""The file in which messages wait: SQLite, a row for each segment, which is a run of messages of one origin.
+
+Segments and not messages are rows, because flash is worn by pages and not by bytes: a commit costs a few pages however
+many messages it brings, and messages that resemble each other deflate to a fraction. The keys of the rows go up, and
+the order of an origin's segments is that of their keys. Two tables, so that counting does not read what is counted.
+
+The write-ahead log is flushed with each commit (synchronous = FULL): what was committed survives a power cut. Nothing
+is flushed twice on trust: after any failure the file is closed, and opened anew with a checkpoint, which writes every
+page again. One thread uses a shelf. Whatever goes wrong is raised as a ShelfError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from edged.core.errors import StoreError
+from edged.core.types import Message
+from edged.system.disk_space import room_hint
+
+APPLICATION = 0x65646764
+SCHEMA = 1
+
+MAX_SEGMENT = 512
+"""No more messages are put into one segment, and no more bytes of payload than:"""
+MAX_SEGMENT_BYTES = 256 << 10
+
+Place = tuple[int, int]
+"""A file's device and inode, which no other file has as long as it is open."""
+
+Connect = Callable[[str], sqlite3.Connection]
+"""Opens a database file. For tests, who need disks that fail."""
+
+_TABLES = """
+CREATE TABLE segment (key INTEGER PRIMARY KEY, origin TEXT NOT NULL, count INTEGER NOT NULL, level INTEGER NOT NULL,
+    boot TEXT NOT NULL, created REAL NOT NULL, reason TEXT);
+CREATE TABLE body (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE wear (boot TEXT NOT NULL, since REAL NOT NULL, bytes INTEGER NOT NULL);
+"""
+
+_SENSE = f"""key > 0 AND count BETWEEN 1 AND {2 * MAX_SEGMENT} AND typeof(count) = 'integer' AND typeof(origin) = 'text'
+    AND typeof(level) = 'integer' AND typeof(created) = 'real' AND typeof(reason) IN ('null', 'text')"""
+"""What is so of every row unless it is damaged: one wrong count could drive out all the others.
+
+A segment that is not full may grow by as many as make a full one.
+"""
+
+
+class ShelfError(StoreError):
+    """The file cannot be used. `damaged`: nor ever, for it is broken. `other`: nor ever, for it is none of ours.
+
+    `doubtful`: SQLite may say the same of a file that is damaged; `is_damaged` tells.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str, damaged: bool = False, other: bool = False, doubtful: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=True)
+        self.damaged = damaged
+        self.other = other
+        self.doubtful = doubtful
+
+
+class Stamp(NamedTuple):
+    """When and where a segment was written: the kernel's boot, its monotonic clock, and Unix seconds if known."""
+
+    boot: str
+    monotonic: float
+    wall: float | None
+
+
+class Segment(NamedTuple):
+    """Messages of one origin, in order. `level` counts how often it was thinned; `reason` is why it is parked."""
+
+    key: int
+    origin: str
+    stamp: Stamp
+    messages: Sequence[Message]
+    level: int = 0
+    reason: str | None = None
+
+
+class FileContents(NamedTuple):
+    """What a file holds: messages by origin, parked segments, and the highest key."""
+
+    waiting: dict[str, int]
+    parked: list[Segment]
+    last_key: int
+
+
+class BytesWritten(NamedTuple):
+    """Bytes written since a moment of a boot."""
+
+    boot: str
+    since: float
+    bytes: int
+
+
+class SegmentFile:
+    """An open file."""
+
+    def __init__(self, file: Path, connect: Connect) -> None:
+        """Open or create it. Raises ShelfError."""
+        self.file = file
+        with border(file):
+            _make_folder(file.parent)
+            _make_private(file)
+            self._db = connect(str(file))
+            self._db.text_factory = lambda text: text.decode(errors="replace")
+        try:
+            with border(file):
+                self._prepare()
+                self._places = _places(file)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the open files are still those at their paths: somebody may have deleted or replaced them."""
+        return None not in self._places and _places(self.file) == self._places
+
+    @property
+    def place(self) -> Place | None:
+        """Where the open database is, whatever has become of its path."""
+        return self._places[0]
+
+    def withdraw_log(self) -> None:
+        """Delete the open log's name: it would be taken for the log of another database that is at the path now."""
+        with border(self.file):
+            log = log_of(self.file)
+            if place(log) == self._places[1]:
+                log.unlink(missing_ok=True)
+
+    def take_over(self, other: SegmentFile, shift: int) -> None:
+        """Copy all segments of another file, with keys that are so much higher."""
+        with self.transaction():
+            for table, columns in (("segment", "?, ?, ?, ?, ?, ?, ?"), ("body", "?, ?")):
+                rows = other._db.execute(f"SELECT * FROM {table}")
+                moved = ((key + shift, *row) for key, *row in rows)
+                self._db.executemany(f"INSERT INTO {table} VALUES ({columns})", moved)
+
+    def look(self) -> FileContents:
+        """What is there."""
+        with border(self.file):
+            run = self._db.execute
+            waiting = dict(run("SELECT origin, sum(count) FROM segment WHERE reason IS NULL GROUP BY origin"))
+            [(senseless,)] = run(f"SELECT count(*) FROM segment WHERE NOT ({_SENSE})")
+            if senseless:
+                raise ShelfError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
+            parked = [key for (key,) in run("SELECT key FROM segment WHERE reason IS NOT NULL ORDER BY key")]
+            [(last,)] = run("SELECT coalesce(max(key), 0) FROM segment")
+        return FileContents(waiting, [segment for key in parked if (segment := self.read(key))], last)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; on the disk when it is over."""
+        with border(self.file):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def put(self, segment: Segment) -> int:
+        """Write a segment, in the place of any of the same key; the bytes of it."""
+        data = _pack(segment)
+        newest = max(message.created for message in segment.messages)
+        row = (segment.key, segment.origin, len(segment.messages), segment.level, segment.stamp.boot, newest)
+        self._db.execute("INSERT OR REPLACE INTO segment VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, segment.reason))
+        self._db.execute("INSERT OR REPLACE INTO body VALUES (?, ?)", (segment.key, data))
+        return len(data)
+
+    def remove(self, keys: Collection[int]) -> None:
+        """Delete segments."""
+        self._db.executemany("DELETE FROM segment WHERE key = ?", [(key,) for key in keys])
+        self._db.executemany("DELETE FROM body WHERE key = ?", [(key,) for key in keys])
+
+    def read(self, key: int) -> Segment | None:
+        """A segment, None if what is there cannot be understood."""
+        with border(self.file):
+            [row] = self._db.execute(
+                "SELECT origin, level, reason, data FROM segment JOIN body USING (key) WHERE key = ?", (key,)
+            ).fetchall() or [None]
+        return row and unpack(key, *row)
+
+    def next(self, origin: str, taken: Collection[int], *, newest: bool) -> tuple[int, int] | None:
+        """The key and count of an origin's first segment, or its last, that is not `taken`."""
+        with border(self.file):
+            order = "DESC" if newest else "ASC"
+            rows = self._db.execute(
+                f"SELECT key, count FROM segment WHERE origin = ? AND reason IS NULL ORDER BY key {order}", (origin,)
+            )
+            return next(((key, count) for key, count in rows if key not in taken), None)
+
+    def least_thinned(self, origin: str, taken: Collection[int], number: int) -> list[tuple[int, int]]:
+        """The keys and counts of the first so many neighbours that were thinned least."""
+        with border(self.file):
+            rows = self._db.execute(
+                "SELECT key, count, level, boot FROM segment WHERE origin = ? AND reason IS NULL ORDER BY level, key",
+                (origin,),
+            )
+            free = (row for row in rows if row[0] not in taken)
+            first = next(free, None)
+            if first is None:
+                return []
+            found = [first]
+            for row in free:
+                if len(found) == number or row[2:] != first[2:]:
+                    break
+                found.append(row)
+        return [(key, count) for key, count, _, _ in found]
+
+    def outdated(self, boot: str, before: float, taken: Collection[int]) -> list[tuple[int, str, int]]:
+        """Keys, origins and counts of a boot's segments of which nothing was made after `before`."""
+        with border(self.file):
+            rows = self._db.execute(
+                "SELECT key, origin, count FROM segment WHERE reason IS NULL AND boot = ? AND created < ?",
+                (boot, before),
+            )
+            return [row for row in rows if row[0] not in taken]
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the file that are in use."""
+        return (self._pragma("page_count") - self._pragma("freelist_count")) * self._pragma("page_size")
+
+    def shrink(self) -> None:
+        """Give free space back to the file system when there is much of it."""
+        free, all_pages = self._pragma("freelist_count"), self._pragma("page_count")
+        if free > 256 and free > all_pages // 2:
+            with border(self.file):
+                self._db.execute(f"PRAGMA incremental_vacuum({free // 2})").fetchall()
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def settle(self) -> None:
+        """Have all of it in the one file, which may be moved then."""
+        with border(self.file):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def read_wear(self) -> BytesWritten | None:
+        """What was written by whoever had this file before."""
+        with border(self.file):
+            row = self._db.execute("SELECT boot, since, bytes FROM wear").fetchone()
+        try:
+            return row and BytesWritten(*msgspec.convert(row, tuple[str, float, int]))
+        except msgspec.ValidationError:
+            return None
+
+    def write_wear(self, wear: BytesWritten) -> None:
+        """Leave that to whoever has it next."""
+        self._db.execute("DELETE FROM wear")
+        self._db.execute("INSERT INTO wear VALUES (?, ?, ?)", wear)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        try:
+            self._db.close()
+        except sqlite3.Error:
+            pass  # what it could not do is done when the file is opened again
+
+    def _prepare(self) -> None:
+        run = self._db.execute
+        run("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory, whose failure is a signal
+        run("PRAGMA cache_size = -512")
+        run("PRAGMA auto_vacuum = INCREMENTAL")
+        if not self._pragma("schema_version"):
+            run("PRAGMA journal_mode = WAL").fetchall()
+            run("PRAGMA synchronous = FULL")
+            run("BEGIN IMMEDIATE")
+            for statement in _TABLES.strip().rstrip(";").split(";"):
+                run(statement)
+            run(f"PRAGMA application_id = {APPLICATION}")
+            run(f"PRAGMA user_version = {SCHEMA}")
+            run("COMMIT")
+        else:
+            self._check()
+            run("PRAGMA journal_mode = WAL").fetchall()
+            run("PRAGMA synchronous = FULL")
+            run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        run(f"PRAGMA journal_size_limit = {1 << 20}").fetchall()
+
+    def _check(self) -> None:
+        if self._pragma("application_id") != APPLICATION:
+            raise ShelfError(f"{self.file} is a database of something else", hint=SET_ASIDE, other=True)
+        version = self._pragma("user_version")
+        if version != SCHEMA:
+            which = "an older" if version < SCHEMA else "a newer"
+            raise ShelfError(f"{self.file} was written by {which} edged", hint=SET_ASIDE, other=True)
+        self._db.execute("SELECT key, reason, created, data FROM segment JOIN body USING (key) LIMIT 1").fetchone()
+
+    def _pragma(self, name: str) -> int:
+        with border(self.file):
+            [(value,)] = self._db.execute(f"PRAGMA {name}")
+        return int(value)
+
+
+def open_database(file: str) -> sqlite3.Connection:
+    """How a shelf is opened outside tests."""
+    return sqlite3.connect(file, timeout=1.0, isolation_level=None)
+
+
+def is_damaged(file: Path, connect: Connect) -> bool:
+    """Whether a file that nobody has open can be read, and makes no sense somewhere. Reads all of it."""
+    try:
+        with border(file):
+            database = connect(str(file))
+            try:
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")
+                first = database.execute("PRAGMA quick_check(1)").fetchone()
+            finally:
+                database.close()
+    except ShelfError as error:
+        return error.damaged
+    return bool(first != ("ok",))
+
+
+SET_ASIDE = "it is set aside, and a new one begun; look at it with: sqlite3"
+
+_HINTS = {
+    sqlite3.SQLITE_FULL: "make room on it (df)",
+    sqlite3.SQLITE_READONLY: "make it writable; a card that has gone read-only is worn out: replace it (dmesg)",
+    sqlite3.SQLITE_CANTOPEN: "check the folder and who may write there",
+    sqlite3.SQLITE_IOERR: "the disk fails: look at dmesg, and replace the card",
+    sqlite3.SQLITE_BUSY: "another program has it open: let it go",
+}
+
+_CODES = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EDQUOT: sqlite3.SQLITE_FULL,
+    errno.EROFS: sqlite3.SQLITE_READONLY,
+    errno.EACCES: sqlite3.SQLITE_CANTOPEN,
+    errno.EIO: sqlite3.SQLITE_IOERR,
+}
+"""What SQLite would have called it."""
+
+
+@contextmanager
+def border(file: Path) -> Iterator[None]:
+    """What SQLite and the system raise becomes a ShelfError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:  # SQLite names a table, and where its name is damaged the message is no text
+        raise ShelfError(f"{file} cannot be used: {error}", hint=SET_ASIDE, damaged=True) from error
+    except sqlite3.Error as error:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _read_only(file.parent):
+            code = sqlite3.SQLITE_READONLY  # of which SQLite sees no more than that its log cannot be written
+        damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+        hint = SET_ASIDE if damaged else _HINTS.get(code, "look at dmesg")
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            hint = room_hint(file, hint)  # where its log cannot be made, SQLite does not say why
+        # a page number that makes no sense may be one beyond the last possible: no room for it, says SQLite
+        doubtful = not damaged and (code == sqlite3.SQLITE_FULL or code not in _HINTS)
+        raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged, doubtful=doubtful) from error
+    except OSError as error:
+        hint = _HINTS.get(_CODES.get(error.errno or 0, 0), "look at dmesg")
+        if error.errno == errno.ENOSPC:
+            hint = room_hint(file, hint)
+        raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint=hint) from error
+
+
+def _read_only(folder: Path) -> bool:
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def place(file: Path) -> Place | None:
+    """Which file is at a path, None where there is none that could be reached."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _places(file: Path) -> tuple[Place | None, Place | None]:
+    """Which files are at the paths of a database and of its log."""
+    return place(file), place(log_of(file))
+
+
+def log_of(file: Path) -> Path:
+    """The path of a database's write-ahead log."""
+    return file.with_name(file.name + "-wal")
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True)
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _make_private(file: Path) -> None:
+    """Have nobody else read what waits; SQLite gives a database's log the same permissions."""
+    try:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
+
+
+class _Body(msgspec.Struct, array_like=True):
+    boot: str
+    monotonic: float
+    wall: float | None
+    messages: list[_Saved]
+
+
+class _Saved(msgspec.Struct, array_like=True, gc=False):
+    topic: str
+    payload: bytes
+    seq: int
+    created: float
+    qos: int
+    expiry: int
+    properties: tuple[tuple[str, str], ...]
+    estimated: bool = False
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Body).decode
+
+_MAX_BODY = 64 << 20
+
+
+def _pack(segment: Segment) -> bytes:
+    saved = [
+        _Saved(
+            each.topic,
+            each.payload,
+            each.seq,
+            each.created,
+            each.qos,
+            each.expiry,
+            each.properties,
+            each.estimated,
+        )
+        for each in segment.messages
+    ]
+    return zlib.compress(_encode(_Body(*segment.stamp, saved)), 1)
+
+
+def unpack(key: int, origin: str, level: int, reason: str | None, data: bytes) -> Segment | None:
+    """The segment of a row, None if what is there cannot be understood."""
+    try:
+        body = _decode(zlib.decompressobj().decompress(data, _MAX_BODY))
+    except (zlib.error, msgspec.DecodeError, TypeError):  # where pages are damaged, there may be no bytes at all
+        return None
+    messages = [
+        Message(
+            topic=each.topic,
+            payload=each.payload,
+            origin=origin,
+            seq=each.seq,
+            created=each.created,
+            qos=each.qos,
+            expiry=each.expiry,
+            properties=each.properties,
+            estimated=each.estimated,
+        )
+        for each in body.messages
+    ]
+    return Segment(key, origin, Stamp(body.boot, body.monotonic, body.wall), messages, level, reason)

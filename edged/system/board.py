@@ -1,0 +1,86 @@
+"""What a board says of its own health below /sys: supply voltage, throttling, temperature, and wear of its eMMC.
+
+Each function looks below a root, which tests put elsewhere, and answers None where the board does not say. Plain SD
+cards report no wear at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_THROTTLED = "devices/platform/soc*/*:firmware/get_throttled"
+_BITS = {
+    0: "the supply voltage is too low",
+    1: "the clock is capped",
+    2: "the processor is throttled",
+    3: "the temperature limit is reached",
+}
+_EARLIER = 16
+"""Each bit has a twin so much higher, which stays set until the next boot."""
+
+_NEARLY_WORN_OUT = 9
+"""In tenths of the life an eMMC is made for."""
+
+
+class Throttling(NamedTuple):
+    """What slows a Raspberry Pi down, in words: `now`, and `earlier` since it was switched on."""
+
+    now: tuple[str, ...]
+    earlier: tuple[str, ...]
+
+
+class EmmcWear(NamedTuple):
+    """How much of its life an eMMC has behind it: in tenths, rounded up, the worse of its two areas; 11 is all of it.
+
+    `worn` is whether it should be replaced: by that, or because its reserve blocks run out.
+    """
+
+    device: str
+    tenths: int
+    worn: bool
+
+
+def throttling(sys: Path) -> Throttling | None:
+    """The firmware's flags, as the Raspberry Pi documentation of `vcgencmd get_throttled` lists them."""
+    try:
+        flags = int(next(sys.glob(_THROTTLED)).read_text(), 16)
+    except (StopIteration, OSError, ValueError):
+        return None
+    return Throttling(
+        tuple(text for bit, text in _BITS.items() if flags >> bit & 1),
+        tuple(text for bit, text in _BITS.items() if flags >> bit + _EARLIER & 1),
+    )
+
+
+def temperature(sys: Path) -> float | None:
+    """The hottest thermal zone, in degrees Celsius."""
+    readings = list(_readings(sys))
+    return max(readings) / 1000 if readings else None
+
+
+def _readings(sys: Path) -> Iterator[int]:
+    for file in sys.glob("class/thermal/thermal_zone*/temp"):
+        try:
+            yield int(file.read_text())
+        except (OSError, ValueError):  # a zone that is switched off answers with an error
+            continue
+
+
+def wear(sys: Path) -> tuple[EmmcWear, ...]:
+    """The wear of each eMMC, from the life time estimations and the pre-EOL information of JEDEC eMMC 5.0."""
+    return tuple(_wear(life) for life in sorted(sys.glob("block/mmcblk?/device/life_time")) if _estimates(life))
+
+
+def _wear(life: Path) -> EmmcWear:
+    tenths = max(_estimates(life))
+    reserve = _estimates(life.with_name("pre_eol_info"))
+    return EmmcWear(life.parts[-3], tenths, tenths > _NEARLY_WORN_OUT or max(reserve, default=0) > 1)
+
+
+def _estimates(file: Path) -> list[int]:
+    try:
+        return [int(word, 16) for word in file.read_text().split()]
+    except (OSError, ValueError):
+        return []

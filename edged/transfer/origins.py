@@ -1,0 +1,97 @@
+"""Which servers the daemon asks by itself, and which ones see its credentials: pure rules about origins and addresses.
+
+An origin is scheme, host and port. A message may lead the daemon anywhere, so it never decides on credentials, nor on
+what is asked inside the network that the board is in: only the configuration does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from urllib.parse import SplitResult, urlsplit
+
+from edged.core.errors import ConfigError
+from edged.transfer.http_response import FetchError, is_host, mask, origin
+
+Origin = tuple[str, str, int]
+
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+class PolicyError(FetchError):
+    """The configuration does not let the daemon fetch this without an operator's request."""
+
+
+@dataclass(frozen=True)
+class OriginPolicy:
+    """Rules for fetches. `named` are the origins that the configuration names, and only these get credentials.
+
+    A fetch that no operator asked for may begin elsewhere unless the configuration has a list of origins (`listed`) or
+    `credentials`; redirects may lead elsewhere unless it is `listed`. Elsewhere, only public addresses are asked.
+    """
+
+    named: frozenset[Origin] = frozenset()
+    listed: bool = False
+    credentials: bool = False
+
+    def admit(self, target: SplitResult, *, redirected: bool) -> None:
+        """Raises PolicyError for an origin that may not be asked."""
+        if origin(target) not in self.named and (self.listed or (self.credentials and not redirected)):
+            raise PolicyError(f"the configuration does not name {_shown(target)}", hint=_LIST_IT)
+
+    def admit_proxied(self, target: SplitResult) -> None:
+        """Raises PolicyError for an origin whose address only the proxy will learn, unless it is named."""
+        if origin(target) not in self.named:
+            raise PolicyError(
+                f"{_shown(target)} would be asked through a proxy, where its address cannot be checked", hint=_LIST_IT
+            )
+
+    def admit_address(self, target: SplitResult, address: str, *, ours: bool) -> None:
+        """Raises PolicyError for an address that is not public, or is this board's, unless the origin is named."""
+        if origin(target) not in self.named and (ours or not is_public(address)):
+            what = "an address of this board" if ours else "not a public address"
+            raise PolicyError(f"{_shown(target)} is at {address}, which is {what}", hint=_LIST_IT)
+
+
+_LIST_IT = "if it should be fetched from, add it to origins in [updates.fetch]"
+
+
+def parse_origin(text: str) -> Origin:
+    """Return the origin that a text names, as https://models.example.org:8443. Raises ConfigError."""
+    try:
+        parts = urlsplit(text)
+        bare = parts.path in ("", "/") and not (parts.query or parts.fragment) and parts.username is None
+        host = "" if "*" in text else parts.hostname
+        if bare and parts.scheme in ("http", "https") and is_host(host) and parts.port != 0:
+            return origin(parts)
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"{mask(text)!r} is no origin", hint="write scheme, host and port alone, as https://models.example.org:8443"
+    )
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an address is one of the internet: not of this board, its network, or a group of hosts.
+
+    An IPv6 address that stands for an IPv4 address counts as that one.
+    """
+    ip = ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    inner = _inner(ip)
+    return is_public(str(inner)) if inner else ip.is_global and ip in _GLOBAL_UNICAST
+
+
+def _inner(ip: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that packets to an IPv6 address end at, if there is one."""
+    if ip.ipv4_mapped or ip.sixtofour:
+        return ip.ipv4_mapped or ip.sixtofour
+    if ip.teredo:
+        return ip.teredo[1]
+    return IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+
+
+def _shown(target: SplitResult) -> str:
+    return f"{target.scheme}://{target.netloc.rpartition('@')[2]}"

@@ -1,0 +1,1 @@
+"""The update machine: new versions come in, are tried, and serve or are taken back."""

@@ -1,0 +1,395 @@
+"""The daemon's parts as they come and go, in this process: what the tests of the real one cannot hold still."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+
+import edged.app.admission
+import edged.app.daemon
+from edged import plugins
+from edged.api import BundleError, ConfigError, EdgedError, ModelError, SourceConfig, SourceInfo
+from edged.app.admission import Admission
+from edged.app.daemon import Daemon
+from edged.app.operations import Operations
+from edged.app.state_lock import StateLock
+from edged.app.status import overall
+from edged.config.load import ConfigErrors, load
+from edged.control.systemd import Notifier
+from edged.core.container import read_head
+from edged.flow.reader import Reader
+from edged.models.store import FACTORY, Store
+from edged.updates.updater import Updater
+from tests.receiving import bundle
+
+MOTION = FACTORY / "motion" / "1.0.0"
+
+SOURCE = f"""
+[sources.wrist]
+kind = "replay"
+path = "{Path(__file__).parents[2] / "demo" / "recording.csv"}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = 1000
+loop = true
+[sources.wrist.supervision]
+rate_tolerance = 0
+"""
+PIPELINE = """
+[pipelines.motion]
+source = "wrist"
+model = "motion"
+sinks = []
+"""
+MODEL = """
+[models.motion]
+path = "{path}"
+"""
+
+
+@asynccontextmanager
+async def running(folder: Path, config: str) -> AsyncIterator[Daemon]:
+    file = folder / "edged.toml"
+    file.write_text(config)
+    daemon = Daemon([file], load([file]), Store(FACTORY, folder / "models"), Notifier({}), folder)
+    await daemon.start()
+    try:
+        yield daemon
+    finally:
+        await daemon.stop(5.0)
+
+
+async def reload(daemon: Daemon, config: str) -> list[str]:
+    daemon.parts.files[0].write_text(config)
+    return await daemon.reload()
+
+
+def operations(daemon: Daemon) -> Operations:
+    nothing = SimpleNamespace(calls={}, streams={}, changes=frozenset(), versions=None)
+    return Operations(daemon.parts, daemon.reload, nothing, nothing)
+
+
+def test_the_status_is_told_of_a_model_whose_files_are_gone(tmp_path):
+    shutil.copytree(MOTION, tmp_path / "mine")
+
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE + MODEL.format(path=tmp_path / "mine") + PIPELINE) as daemon:
+            shutil.rmtree(tmp_path / "mine")
+            status = await operations(daemon).call("status", {})
+            assert status["models"][0]["bytes"] == (MOTION / "model.tflite").stat().st_size
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_no_pipeline_can_use_is_failed_once_its_trial_is_over(tmp_path):
+    source = '[sources.wrist]\nkind = "synthetic"\nchannels = ["v"]\nrate = 10\n'
+
+    async def scenario() -> None:
+        async with running(tmp_path, source + PIPELINE) as daemon:
+            model = daemon.parts.models["motion"]
+            while daemon.parts.pipelines["motion"].status.health.state != "failed":
+                await asyncio.sleep(0.01)
+            assert model.status.health.state == "failed"
+            assert model.status.health.reason == "no pipeline can use it: motion"
+
+    asyncio.run(scenario())
+
+
+def test_whoever_watches_goes_on_where_a_pipeline_is_built_anew(tmp_path):
+    async def scenario() -> None:
+        async with (
+            running(tmp_path, SOURCE + PIPELINE) as daemon,
+            aclosing(operations(daemon).stream("watch", {"pipeline": "motion"})) as watched,
+        ):
+            async with asyncio.timeout(120):
+                first = await anext(watched)
+                assert await reload(daemon, SOURCE + PIPELINE + "queue = 5\n") == ["pipelines.motion"]
+                begun = daemon.parts.pipelines["motion"].begins_at
+                assert first["seq"] < begun
+                assert await anext(result async for result in watched if result["seq"] >= begun)
+
+    asyncio.run(scenario())
+
+
+def test_a_sink_that_loses_results_is_trouble(tmp_path):
+    log = tmp_path / "not there" / "results.jsonl"
+    config = SOURCE + PIPELINE.replace("[]", '["log"]') + f'[sinks.log]\nkind = "jsonl"\npath = "{log}"\n'
+
+    async def scenario() -> None:
+        async with running(tmp_path, config) as daemon:
+            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(120):
+                async for _ in watched:
+                    status = await operations(daemon).call("status", {})
+                    if status["state"] != "running":
+                        break
+            assert status["health"]["reason"] == f"sink log: {log} cannot be written: No such file or directory"
+
+    asyncio.run(scenario())
+
+
+def test_a_metrics_port_that_is_taken_is_trouble_until_another_is_configured(tmp_path):
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            async with running(tmp_path, f"[metrics]\nport = {port}\n") as daemon:
+                assert overall(daemon.parts).reason.startswith("metrics: ")
+                assert await reload(daemon, "") == ["metrics"]
+                assert overall(daemon.parts).state == "running"
+
+    asyncio.run(scenario())
+
+
+def test_a_reload_tries_again_what_could_not_be_built(tmp_path):
+    config = SOURCE + MODEL.format(path=tmp_path / "mine") + PIPELINE
+
+    async def scenario() -> None:
+        async with running(tmp_path, config) as daemon:
+            assert daemon.parts.pipelines["motion"].status.health.state == "failed"
+            shutil.copytree(MOTION, tmp_path / "mine")
+            assert await reload(daemon, config) == ["models.motion", "pipelines.motion"]
+            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(120):
+                assert await anext(watched)
+            assert await reload(daemon, config) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_refused_configuration_is_trouble_since_it_was_refused(tmp_path):
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE) as daemon:
+            begun = time.monotonic()
+            with pytest.raises(ConfigErrors):
+                await reload(daemon, "[nonsense]")
+            assert overall(daemon.parts).reason == "the new configuration was refused"
+            assert overall(daemon.parts).since >= begun
+
+    asyncio.run(scenario())
+
+
+class Hanging(SourceConfig, frozen=True, kw_only=True):
+    """A source that hangs as it is read until `let_go`."""
+
+    let_go = threading.Event()
+    reading = threading.Event()
+
+    def describe(self) -> SourceInfo:
+        return SourceInfo(shape=(6,))
+
+    def open(self) -> "Hanging":
+        return self
+
+    faults: ClassVar[dict[str, int]] = {}
+
+    def read(self, timeout: float) -> None:
+        self.reading.set()
+        self.let_go.wait()
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_is_left_behind_does_not_speak_for_what_took_its_place(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(plugins.BUILT_IN["sources"], "hanging", f"{__name__}:Hanging")
+    monkeypatch.setattr(edged.app.daemon, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(edged.app.daemon, "set_up", lambda level: None)  # which would take the handler of caplog away
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        async with running(tmp_path, '[sources.wrist]\nkind = "hanging"\n') as daemon:
+            await asyncio.to_thread(Hanging.reading.wait)
+            (hung,) = [thread for thread in threading.enumerate() if thread.name == "source-wrist"]
+            await reload(daemon, SOURCE)
+            assert "wrist did not stop in time and is left behind" in caplog.text
+            Hanging.let_go.set()
+            await asyncio.to_thread(hung.join)
+            assert "source wrist is stopped" not in caplog.text
+
+    asyncio.run(scenario())
+
+
+def test_a_reload_that_broke_off_half_way_is_made_good_by_the_next(tmp_path):
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE + PIPELINE) as daemon:
+            slower = SOURCE.replace("1000", "500") + PIPELINE
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(daemon, "_reader", fails)
+                with pytest.raises(ConfigError):
+                    await reload(daemon, slower)
+            assert daemon.parts.sources == {}
+            await reload(daemon, slower)
+            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(120):
+                assert await anext(watched)
+
+    asyncio.run(scenario())
+
+
+def fails(name: str) -> None:
+    raise ConfigError("it has changed since it was looked at")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "judged"),
+    [
+        (ModelError("it runs on an npu"), BundleError),
+        (ModelError("it needs memory, and there is too little", retryable=True), ModelError),
+    ],
+)
+def test_only_for_what_stays_is_a_fetch_thrown_away(refusal, judged):
+    def fit(*_: object) -> None:
+        raise refusal
+
+    async def ask() -> EdgedError:
+        door = Admission(SimpleNamespace(), SimpleNamespace(fit=fit), lambda head: (), asyncio.get_running_loop())
+        with pytest.raises(EdgedError) as raised:
+            await asyncio.to_thread(door.fit, read_head(bundle()))
+        return raised.value
+
+    error = asyncio.run(ask())
+    assert (type(error), error.message) == (judged, refusal.message)
+
+
+def test_a_fetch_that_cannot_be_judged_now_is_tried_again(monkeypatch):
+    monkeypatch.setattr(edged.app.admission, "ASK_SECONDS", 0.01)
+    loop = asyncio.new_event_loop()  # which does not come round to it
+    with pytest.raises(EdgedError, match="the daemon is busy") as raised:
+        Admission(SimpleNamespace(), SimpleNamespace(), lambda head: (), loop).fit(read_head(bundle()))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert raised.value.retryable
+
+
+def test_once_its_time_is_over_a_stop_waits_for_no_chunk(tmp_path, monkeypatch):
+    patiences = []
+    monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, patience: patiences.append(patience))
+
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE) as daemon:
+            await daemon.stop(0.0)
+
+    asyncio.run(scenario())
+    assert patiences == [0.0]
+
+
+def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch):
+    async def is_at_a_trial(_updater: Updater) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    file = tmp_path / "edged.toml"
+    file.write_text(SOURCE + PIPELINE)
+    monkeypatch.setattr(Updater, "start", is_at_a_trial)
+    monkeypatch.setattr(edged.app.daemon, "set_up", lambda level: None)
+    lock = StateLock(tmp_path, "a test", hint="")
+    life = edged.app.daemon.run([file], tmp_path / "run", lock, Store(FACTORY, tmp_path / "models"))
+    asyncio.run(asyncio.wait_for(life, 120))
+
+
+# Models that are new to the board
+
+SLOW = '''
+from edged.backends.tflite import TfliteBackend
+
+class SlowBackend(TfliteBackend, frozen=True, kw_only=True):
+    """Loads once somebody has opened the fifo to write, and closed it; only in a child process."""
+    fifo: str
+
+    def load(self, file, *, signature=None):
+        import os
+        if "EDGED_CHILD" in os.environ:
+            open(self.fifo).read()
+        return super().load(file, signature=signature)
+'''
+SLOW_PIPELINE = """
+[sources.ankle]
+kind = "replay"
+path = "{recording}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+[models.slow]
+backend = "slow"
+path = "{path}"
+fifo = "{fifo}"
+[pipelines.slow]
+source = "ankle"
+model = "slow"
+sinks = []
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path, install_plugin, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A configuration with a model whose first trial goes on until somebody writes into `tmp_path / "fifo"`."""
+    install_plugin("slow", SLOW, "backends", slow="slow:SlowBackend")
+    monkeypatch.setattr(edged.app.daemon, "TRIAL_PATIENCE", 0.0)
+    os.mkfifo(tmp_path / "fifo")
+    path = shutil.copytree(MOTION, tmp_path / "motion-of-another-backend")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "backend": "slow"}))
+    recording = Path(__file__).parents[2] / "demo" / "recording.csv"
+    return SOURCE + PIPELINE + SLOW_PIPELINE.format(recording=recording, path=path, fifo=tmp_path / "fifo")
+
+
+def states(daemon: Daemon) -> dict[str, str]:
+    return {name: part.status.health.state for name, part in daemon.parts.models.items()}
+
+
+async def first_windows(daemon: Daemon, *pipelines: str) -> dict[str, int]:
+    """The number of the first window that each of these pipelines answers from now on."""
+    found: dict[str, int] = {}
+    async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(20):
+        async for result in watched:
+            found.setdefault(result["pipeline"], result["seq"])
+            if found.keys() >= set(pipelines):
+                break
+    return found
+
+
+def test_a_model_whose_first_trial_takes_long_serves_from_its_end_on_and_misses_nothing(tmp_path, slow):
+    async def scenario() -> None:
+        async with running(tmp_path, slow) as daemon:
+            assert (await first_windows(daemon, "motion")).keys() == {"motion"}
+            assert states(daemon) == {"motion": "running", "slow": "starting"}
+            watching = asyncio.create_task(first_windows(daemon, "slow"))
+            await asyncio.to_thread((tmp_path / "fifo").write_text, "go on")
+            assert (await watching)["slow"] == 0  # its recording did not begin without it
+            assert states(daemon) == {"motion": "running", "slow": "running"}
+
+    asyncio.run(scenario())
+
+
+def test_a_reload_does_not_wait_for_a_first_trial(tmp_path, slow):
+    async def scenario() -> None:
+        async with running(tmp_path, slow) as daemon:
+            writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)  # once the child is there
+            assert await reload(daemon, slow + "queue = 5\n") == ["pipelines.slow"]
+            assert states(daemon)["slow"] == "starting"
+            assert await reload(daemon, SOURCE + PIPELINE) == ["sources.ankle", "models.slow", "pipelines.slow"]
+            os.close(writing)
+            while daemon.proofs.is_busy:
+                await asyncio.sleep(0.01)
+            assert states(daemon) == {"motion": "running"}
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_ends_a_first_trial(tmp_path, slow):
+    async def scenario() -> None:
+        async with running(tmp_path, slow) as daemon:
+            writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)
+        with pytest.raises(BrokenPipeError):
+            os.write(writing, b"is anybody there?")
+        os.close(writing)
+        assert daemon.parts.models == {}
+
+    asyncio.run(scenario())

@@ -1,0 +1,55 @@
+"""What a terminal shows while bytes are on their way: only there, and gone when there is news."""
+
+import os
+import pty
+import subprocess
+import sys
+
+TELL = """
+from edged.ctl.progress import Console, Outcome, Teller
+console = Console(as_json=False)
+first, second = (Teller(console, board) for board in {boards})
+first.progress(500_000, 1_000_000)
+second.progress(100_000, 1_000_000)
+first.step("push.sent", "all of it is there")
+first.end(Outcome("done", "it serves", ""))
+second.end(Outcome("refused", "it is \\x1b[2Jnot signed", "sign it"))
+"""
+
+
+def on_a_terminal(boards):
+    """All that is written, a line for each time the terminal's last line is erased."""
+    ours, theirs = pty.openpty()
+    code = TELL.format(boards=boards)
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, timeout=120)
+    os.close(theirs)
+    assert done.returncode == 0
+    return os.read(ours, 10_000).decode().replace("\r\n", "").split("\r\x1b[K")
+
+
+def without_time(line):
+    return line.split(" s  ")[-1]
+
+
+def test_several_boards():
+    assert [without_time(line) for line in on_a_terminal(("pi", "attic"))[1:]] == [
+        "pi 50%",
+        "pi 50%   attic 10%",
+        "pi  all of it is thereattic 10%",
+        "pi: it servesattic 10%",
+        "attic: it is �[2Jnot signed",
+        "  -> sign it",
+    ]
+
+
+def test_one_board():
+    lines = on_a_terminal(("", ""))
+    assert lines[1] == "[##########          ]  50% of 1 MB"
+
+
+def test_none_of_it_where_nobody_watches():
+    done = subprocess.run(
+        [sys.executable, "-c", TELL.format(boards=("pi", "attic"))], capture_output=True, text=True, timeout=20
+    )
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 4

@@ -1,0 +1,233 @@
+"""What answers mean, as literal headers and verdicts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.transfer.http_response import (
+    Asked,
+    Body,
+    FetchError,
+    Redirect,
+    StartAgain,
+    TryAgain,
+    Whole,
+    follow,
+    mask,
+    origin,
+    parse_url,
+    understand,
+)
+
+NEW = Asked(0, None, "")
+HALF = Asked(500, 1000, '"v1"')
+
+NOON = "Tue, 10 Nov 2026 12:00:00 GMT"
+A_SECOND_LATER = "Tue, 10 Nov 2026 12:00:01 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "meaning"),
+    [
+        ({"content-length": "1000", "etag": '"v1"'}, Body(0, 1000, '"v1"')),
+        ({"etag": '"v1"'}, Body(0, None, '"v1"')),
+        ({"content-length": "1000", "transfer-encoding": "chunked"}, Body(0, None, "")),
+        ({"content-length": "-5"}, Body(0, None, "")),
+        ({"content-length": "9" * 5000}, Body(0, None, "")),
+        ({"content-encoding": "identity"}, Body(0, None, "")),
+    ],
+)
+def test_200_is_the_whole_file_whatever_was_asked_for(headers, meaning):
+    assert understand(200, headers, NEW) == understand(200, headers, HALF) == meaning
+
+
+def test_a_page_that_comes_instead_of_the_rest_passes():
+    page = {"content-type": "Text/HTML; charset=utf-8", "content-length": "80"}
+    assert understand(200, page, HALF) == TryAgain("a web page comes instead of the rest")
+    assert understand(200, page, NEW) == Body(0, 80, "")
+
+
+@pytest.mark.parametrize(
+    ("headers", "tag"),
+    [
+        ({"etag": '"v1"'}, '"v1"'),
+        ({"etag": 'W/"v1"'}, ""),
+        ({"etag": 'W/"v1"', "last-modified": NOON, "date": A_SECOND_LATER}, ""),
+        ({"etag": "v1"}, ""),
+        ({"etag": '"v1\r\nRange: bytes=0-"'}, ""),
+        ({"last-modified": NOON, "date": A_SECOND_LATER}, NOON),
+        ({"last-modified": NOON, "date": NOON}, ""),
+        ({"last-modified": NOON}, ""),
+        ({"last-modified": "yesterday", "date": NOON}, ""),
+    ],
+)
+def test_only_what_identifies_every_byte_ties_two_parts_together(headers, tag):
+    assert understand(200, headers, NEW) == Body(0, None, tag)
+
+
+def test_206_goes_on():
+    headers = {"content-range": "bytes 500-999/1000", "etag": '"v1"'}
+    assert understand(206, headers, HALF) == Body(500, 1000, '"v1"')
+
+
+def test_206_may_leave_out_what_is_known():
+    assert understand(206, {"content-range": "bytes 500-999/*"}, HALF) == Body(500, 1000, '"v1"')
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"content-range": "bytes 501-999/1000"}, "the part from 501 instead of 500"),
+        ({"content-range": "bytes 0-999/1000"}, "the part from 0 instead of 500"),
+        ({"content-range": "bytes 500-1000/1001"}, "it has 1001 bytes now, and had 1000"),
+        ({"content-range": "bytes 500-999/1000", "etag": '"v2"'}, "has changed"),
+        ({}, "does not say which"),
+        ({"content-range": "lines 500-999/1000"}, "does not say which"),
+        ({"content-type": "multipart/byteranges; boundary=x"}, "does not say which"),
+    ],
+)
+def test_206_that_does_not_fit_means_starting_again(headers, reason):
+    answer = understand(206, headers, HALF)
+    assert isinstance(answer, StartAgain)
+    assert reason in answer.reason
+
+
+def test_416_at_the_end_of_the_file_is_all_of_it():
+    done = Asked(1000, 1000, '"v1"')
+    assert understand(416, {"content-range": "bytes */1000"}, done) == Whole()
+    assert understand(416, {}, done) == Whole()
+    assert understand(416, {"content-range": "bytes */1000"}, Asked(1000, None, "")) == Whole()
+
+
+@pytest.mark.parametrize("headers", [{"content-range": "bytes */400"}, {"content-range": "bytes */1000"}, {}])
+def test_416_anywhere_else_means_starting_again(headers):
+    assert isinstance(understand(416, headers, HALF), StartAgain)
+
+
+def test_416_to_no_range_is_nonsense():
+    with pytest.raises(FetchError, match="answers 416"):
+        understand(416, {}, NEW)
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_some_troubles_pass(status):
+    assert understand(status, {}, NEW) == TryAgain(f"the server answers {status}")
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "120"}, 120.0),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": A_SECOND_LATER, "date": NOON}, 1.0),
+        ({"retry-after": NOON, "date": A_SECOND_LATER}, 0.0),
+        ({"retry-after": NOON}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "٣"}, None),
+    ],
+)
+def test_a_server_may_say_when(headers, seconds):
+    """Dates are held against the server's clock: this board may be in 1970."""
+    assert understand(503, headers, NEW) == TryAgain("the server answers 503", seconds)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, "token"), (403, "token"), (404, "check the URL"), (407, "proxy"), (410, "taken away"), (418, "check")],
+)
+def test_some_do_not(status, remedy):
+    with pytest.raises(FetchError, match=f"answers {status}") as refusal:
+        understand(status, {}, NEW)
+    assert remedy in refusal.value.hint
+    assert not refusal.value.retryable
+
+
+@pytest.mark.parametrize("status", [200, 206])
+def test_what_is_encoded_is_refused(status):
+    with pytest.raises(FetchError, match=r"encoded \(gzip\)"):
+        understand(status, {"content-encoding": "gzip", "content-range": "bytes 500-999/1000"}, HALF)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects(status):
+    assert understand(status, {"location": "/there"}, NEW) == Redirect("/there")
+
+
+def test_a_redirect_to_nowhere_is_final():
+    with pytest.raises(FetchError, match="answers 302"):
+        understand(302, {}, NEW)
+
+
+@given(st.integers(100, 599), st.dictionaries(st.sampled_from(["content-range", "etag", "date", "retry-after",
+       "last-modified", "content-length", "location", "content-encoding"]), st.text(max_size=40)))  # fmt: skip
+def test_any_answer_has_a_meaning(status, headers):
+    try:
+        answer = understand(status, headers, HALF)
+    except FetchError:
+        return
+    assert isinstance(answer, Body | Whole | StartAgain | TryAgain | Redirect)
+    assert not isinstance(answer, Body) or answer.start in (0, 500)
+
+
+@pytest.mark.parametrize(
+    ("location", "leads_to"),
+    [
+        ("/b", "https://user:secret@one.example/b"),
+        ("https://two.example/b?key=1", "https://two.example/b?key=1"),
+        ("https://eve:x@two.example/b", "https://two.example/b"),
+        ("//two.example:8443/b#part", "https://two.example:8443/b"),
+    ],
+)
+def test_where_redirects_lead(location, leads_to):
+    home = parse_url("https://user:secret@one.example/a")
+    assert follow(home, location).geturl() == leads_to.replace("user:secret@", "")
+
+
+@pytest.mark.parametrize("location", ["file:///etc/shadow", "ftp://one.example/a", "https://a b/", "http://[::1/"])
+def test_redirects_out_of_the_web_are_refused(location):
+    with pytest.raises(FetchError, match="is no http or https URL"):
+        follow(parse_url("https://one.example/a"), location)
+
+
+def test_redirects_never_lead_out_of_encryption():
+    with pytest.raises(FetchError, match=r"sends us on from https to http://one\.example/a"):
+        follow(parse_url("https://one.example/a"), "http://one.example/a")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "model.edgm", "ftp://x/y", "https:///y", "http://x:99999/", "http://x:0/", "http://ä.example/",
+            "http://x/a b", "http://x/\r\nHost: y", "http://x/" + "a" * 5000, "http://[::1/a", "http://a..example/a",
+            f"http://{'a' * 64}.example/a"],
+)  # fmt: skip
+def test_urls_that_cannot_be_asked_for(url):
+    with pytest.raises(FetchError):
+        parse_url(url)
+
+
+def test_origins_are_scheme_host_and_port():
+    assert origin(parse_url("HTTPS://One.example/a")) == origin(parse_url("https://u:p@one.example:443/b"))
+    assert origin(parse_url("https://one.example")) != origin(parse_url("http://one.example"))
+    assert origin(parse_url("https://one.example")) != origin(parse_url("https://one.example:8443"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://one.example/a.edgm", "https://one.example/a.edgm"),
+        ("https://user:secret@one.example/a", "https://***@one.example/a"),
+        ("https://user:se@cret@one.example/a", "https://***@one.example/a"),
+        ("https://one.example/a?token=secret#secret", "https://one.example/a?***"),
+        ("https://one.example/a#secret?secret", "https://one.example/a?***"),
+        ("https://user:se/cr?e#t@one.example/a?token=secret", "https://***@one.example/a?***"),
+        ("user:se/cret@one.example/a", "***@one.example/a"),
+        ("user:se//cret@one.example/a", "***@one.example/a"),
+        ("one.example/a?token=sec//ret", "one.example/a?***"),
+        ("//user:secret@one.example/a", "//***@one.example/a"),
+        ("https://one.example:8443/@scope/a.edgm", "https://one.example:8443/@scope/a.edgm"),
+        ("https://[::1]:8443/a@1.edgm", "https://[::1]:8443/a@1.edgm"),
+        ("no url", "no url"),
+    ],
+)
+def test_secrets_are_not_shown(url, shown):
+    assert mask(url) == shown
