@@ -18,7 +18,7 @@ from edged.models.bare_file import Bare
 from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.partial_files import Transfer
 from edged.updates.fetch_jobs import MAX_ASKED, MAX_JOBS, MAX_WISHES
-from edged.updates.jobs import ANY, NAME_IT, Options, Wanted
+from edged.updates.jobs import ANY, NAME_IT, InstallOptions, Wanted
 from edged.updates.verbs import MAX_CHUNK
 from tests.containers import MODEL
 from tests.receiving import Board, bundle, names
@@ -599,7 +599,7 @@ def test_what_a_wish_began_is_no_operator_s_after_a_restart(tmp_path):
 
 
 async def fetch(board, url, model="colours", wanted=ANY, *, operator=False, **options):
-    return board.updates.fetches.fetch(url, Options(**options), model, wanted, operator=operator)
+    return board.updates.fetches.fetch(url, InstallOptions(**options), model, wanted, operator=operator)
 
 
 @pytest.mark.parametrize(
