@@ -2,7 +2,7 @@
 
 Of a damaged spool whatever is legible is copied to a file beside it. When that is complete it gets a name that says so,
 the damaged one is renamed, and the copy takes its place; `is_there` finishes what a power cut has interrupted. What is
-no spool of this edged is never read, and never deleted. Whatever goes wrong is raised as a ShelfError.
+no spool of this edged is never read, and never deleted. Whatever goes wrong is raised as a SegmentFileError.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -22,9 +21,10 @@ from edged.outbox.segment_file import (
     MAX_SEGMENT,
     SCHEMA,
     Connect,
+    Listing,
     Segment,
     SegmentFile,
-    ShelfError,
+    SegmentFileError,
     border,
     log_of,
     unpack,
@@ -32,18 +32,6 @@ from edged.outbox.segment_file import (
 
 KEEP_ASIDE = 3
 """So many damaged files are kept, the latest; and of other files, which are not ours to delete, no more are moved."""
-
-
-class Saved(NamedTuple):
-    """Segments that were saved: origin and number of messages by key, and the keys of parked ones, of one message."""
-
-    waiting: dict[int, tuple[str, int]]
-    parked: set[int]
-
-    @property
-    def messages(self) -> int:
-        """How many messages that is."""
-        return sum(number for _, number in self.waiting.values()) + len(self.parked)
 
 
 def is_there(file: Path) -> bool:
@@ -58,7 +46,7 @@ def is_there(file: Path) -> bool:
         return file.exists()
 
 
-def replace(file: Path, connect: Connect, without: Collection[int]) -> tuple[Path, Saved]:
+def replace(file: Path, connect: Connect, without: Collection[int]) -> tuple[Path, Listing]:
     """Begin a new file with what a damaged one says, but for these keys; where it is now, and what was saved."""
     with border(file):
         _delete(_draft(file))
@@ -69,7 +57,7 @@ def replace(file: Path, connect: Connect, without: Collection[int]) -> tuple[Pat
             _sync(file.parent)
             aside = set_aside(file, "damaged")
             _take_place(file)
-    except ShelfError:
+    except SegmentFileError:
         with border(file):
             _delete(_complete(file))
         raise
@@ -83,7 +71,7 @@ def set_aside(file: Path, kind: str) -> Path:
         free = [path for path in paths if not path.exists()]
         if not free and kind != "damaged":
             hint = f"move {kind}-*.db out of the folder, and look what writes there"
-            raise ShelfError(f"{file} is no spool, and {KEEP_ASIDE} such files are set aside already", hint=hint)
+            raise SegmentFileError(f"{file} is no spool, and {KEEP_ASIDE} such files are set aside already", hint=hint)
         aside = free[0] if free else min(paths, key=lambda path: path.stat().st_mtime)
         _delete(aside)
         _rename(file, aside)
@@ -91,8 +79,8 @@ def set_aside(file: Path, kind: str) -> Path:
     return aside
 
 
-def _save(file: Path, draft: Path, connect: Connect, without: Collection[int]) -> Saved:
-    saved = Saved({}, set())
+def _save(file: Path, draft: Path, connect: Connect, without: Collection[int]) -> Listing:
+    saved = Listing({}, set())
     shelf = SegmentFile(draft, connect)
     try:
         with shelf.transaction():

@@ -6,7 +6,7 @@ the order of an origin's segments is that of their keys. Two tables, so that cou
 
 The write-ahead log is flushed with each commit (synchronous = FULL): what was committed survives a power cut. Nothing
 is flushed twice on trust: after any failure the file is closed, and opened anew with a checkpoint, which writes every
-page again. One thread uses a shelf. Whatever goes wrong is raised as a ShelfError.
+page again. One thread uses a shelf. Whatever goes wrong is raised as a SegmentFileError.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ A segment that is not full may grow by as many as make a full one.
 """
 
 
-class ShelfError(StoreError):
+class SegmentFileError(StoreError):
     """The file cannot be used. `damaged`: nor ever, for it is broken. `other`: nor ever, for it is none of ours.
 
     `doubtful`: SQLite may say the same of a file that is damaged; `is_damaged` tells.
@@ -88,8 +88,20 @@ class Segment(NamedTuple):
     reason: str | None = None
 
 
+class Listing(NamedTuple):
+    """The segments of a file: origin and number of messages by key, and the keys of parked ones, of one message."""
+
+    waiting: dict[int, tuple[str, int]]
+    parked: set[int]
+
+    @property
+    def messages(self) -> int:
+        """Number of all messages."""
+        return sum(number for _, number in self.waiting.values()) + len(self.parked)
+
+
 class FileContents(NamedTuple):
-    """What a file holds: messages by origin, parked segments, and the highest key."""
+    """The messages of a file: their number by origin, the parked segments, and the highest key."""
 
     waiting: dict[str, int]
     parked: list[Segment]
@@ -108,7 +120,7 @@ class SegmentFile:
     """An open file."""
 
     def __init__(self, file: Path, connect: Connect) -> None:
-        """Open or create it. Raises ShelfError."""
+        """Open or create it. Raises SegmentFileError."""
         self.file = file
         with border(file):
             _make_folder(file.parent)
@@ -118,19 +130,25 @@ class SegmentFile:
         try:
             with border(file):
                 self._prepare()
-                self._places = _places(file)
+                self._places = place(file), place(log_of(file))
+                self._marks = _marks(file)
         except BaseException:
             self.close()
             raise
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the open files are still those at their paths: somebody may have deleted or replaced them."""
-        return None not in self._places and _places(self.file) == self._places
+        """Whether the open files are at their paths: another program may have deleted or replaced them."""
+        return None not in self._places and (place(self.file), place(log_of(self.file))) == self._places
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no other program has written to the files at their paths, by their sizes and times."""
+        return _marks(self.file) == self._marks
 
     @property
     def place(self) -> Place | None:
-        """Where the open database is, whatever has become of its path."""
+        """Device and inode of the open database, at its path or not."""
         return self._places[0]
 
     def withdraw_log(self) -> None:
@@ -148,17 +166,33 @@ class SegmentFile:
                 moved = ((key + shift, *row) for key, *row in rows)
                 self._db.executemany(f"INSERT INTO {table} VALUES ({columns})", moved)
 
-    def look(self) -> FileContents:
-        """What is there."""
+    def listing(self) -> Listing:
+        """Return the keys, origins and sizes of all segments."""
+        with border(self.file):
+            self._check_rows()
+            waiting: dict[int, tuple[str, int]] = {}
+            parked: set[int] = set()
+            for key, origin, number, reason in self._db.execute("SELECT key, origin, count, reason FROM segment"):
+                if reason is None:
+                    waiting[key] = origin, number
+                else:
+                    parked.add(key)
+        return Listing(waiting, parked)
+
+    def contents(self) -> FileContents:
+        """Return the number of messages by origin, and the parked messages."""
         with border(self.file):
             run = self._db.execute
             waiting = dict(run("SELECT origin, sum(count) FROM segment WHERE reason IS NULL GROUP BY origin"))
-            [(senseless,)] = run(f"SELECT count(*) FROM segment WHERE NOT ({_SENSE})")
-            if senseless:
-                raise ShelfError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
+            self._check_rows()
             parked = [key for (key,) in run("SELECT key FROM segment WHERE reason IS NOT NULL ORDER BY key")]
             [(last,)] = run("SELECT coalesce(max(key), 0) FROM segment")
         return FileContents(waiting, [segment for key in parked if (segment := self.read(key))], last)
+
+    def _check_rows(self) -> None:
+        [(senseless,)] = self._db.execute(f"SELECT count(*) FROM segment WHERE NOT ({_SENSE})")
+        if senseless:
+            raise SegmentFileError(f"{self.file} is damaged", hint=SET_ASIDE, damaged=True)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -172,6 +206,8 @@ class SegmentFile:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                self._marks = _marks(self.file)
 
     def put(self, segment: Segment) -> int:
         """Write a segment, in the place of any of the same key; the bytes of it."""
@@ -243,11 +279,13 @@ class SegmentFile:
             with border(self.file):
                 self._db.execute(f"PRAGMA incremental_vacuum({free // 2})").fetchall()
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._marks = _marks(self.file)
 
     def settle(self) -> None:
         """Have all of it in the one file, which may be moved then."""
         with border(self.file):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._marks = _marks(self.file)
 
     def read_wear(self) -> BytesWritten | None:
         """What was written by whoever had this file before."""
@@ -293,11 +331,11 @@ class SegmentFile:
 
     def _check(self) -> None:
         if self._pragma("application_id") != APPLICATION:
-            raise ShelfError(f"{self.file} is a database of something else", hint=SET_ASIDE, other=True)
+            raise SegmentFileError(f"{self.file} is a database of something else", hint=SET_ASIDE, other=True)
         version = self._pragma("user_version")
         if version != SCHEMA:
             which = "an older" if version < SCHEMA else "a newer"
-            raise ShelfError(f"{self.file} was written by {which} edged", hint=SET_ASIDE, other=True)
+            raise SegmentFileError(f"{self.file} was written by {which} edged", hint=SET_ASIDE, other=True)
         self._db.execute("SELECT key, reason, created, data FROM segment JOIN body USING (key) LIMIT 1").fetchone()
 
     def _pragma(self, name: str) -> int:
@@ -321,7 +359,7 @@ def is_damaged(file: Path, connect: Connect) -> bool:
                 first = database.execute("PRAGMA quick_check(1)").fetchone()
             finally:
                 database.close()
-    except ShelfError as error:
+    except SegmentFileError as error:
         return error.damaged
     return bool(first != ("ok",))
 
@@ -348,11 +386,11 @@ _CODES = {
 
 @contextmanager
 def border(file: Path) -> Iterator[None]:
-    """What SQLite and the system raise becomes a ShelfError."""
+    """What SQLite and the system raise becomes a SegmentFileError."""
     try:
         yield
     except UnicodeDecodeError as error:  # SQLite names a table, and where its name is damaged the message is no text
-        raise ShelfError(f"{file} cannot be used: {error}", hint=SET_ASIDE, damaged=True) from error
+        raise SegmentFileError(f"{file} cannot be used: {error}", hint=SET_ASIDE, damaged=True) from error
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _read_only(file.parent):
@@ -363,12 +401,14 @@ def border(file: Path) -> Iterator[None]:
             hint = room_hint(file, hint)  # where its log cannot be made, SQLite does not say why
         # a page number that makes no sense may be one beyond the last possible: no room for it, says SQLite
         doubtful = not damaged and (code == sqlite3.SQLITE_FULL or code not in _HINTS)
-        raise ShelfError(f"{file} cannot be used: {error}", hint=hint, damaged=damaged, doubtful=doubtful) from error
+        raise SegmentFileError(
+            f"{file} cannot be used: {error}", hint=hint, damaged=damaged, doubtful=doubtful
+        ) from error
     except OSError as error:
         hint = _HINTS.get(_CODES.get(error.errno or 0, 0), "look at dmesg")
         if error.errno == errno.ENOSPC:
             hint = room_hint(file, hint)
-        raise ShelfError(f"{file} cannot be used: {error.strerror or error}", hint=hint) from error
+        raise SegmentFileError(f"{file} cannot be used: {error.strerror or error}", hint=hint) from error
 
 
 def _read_only(folder: Path) -> bool:
@@ -387,9 +427,17 @@ def place(file: Path) -> Place | None:
     return status.st_dev, status.st_ino
 
 
-def _places(file: Path) -> tuple[Place | None, Place | None]:
-    """Which files are at the paths of a database and of its log."""
-    return place(file), place(log_of(file))
+def _marks(file: Path) -> list[tuple[int, int] | None]:
+    """Return size and time of the last change of a database and of its log."""
+    marks: list[tuple[int, int] | None] = []
+    for each in (file, log_of(file)):
+        try:
+            status = each.stat()
+        except OSError:
+            marks.append(None)
+        else:
+            marks.append((status.st_size, status.st_mtime_ns))
+    return marks
 
 
 def log_of(file: Path) -> Path:

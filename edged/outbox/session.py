@@ -24,7 +24,8 @@ from edged.outbox import faults
 from edged.outbox.faults import LinkError
 from edged.outbox.link import Link, Wake, pack
 from edged.outbox.options import MqttOptions
-from edged.outbox.spool import Entry, Spool
+from edged.outbox.origin_queue import Entry
+from edged.outbox.spool import Spool
 from edged.outbox.states import RetainedStates
 
 log = logging.getLogger("edged.outbox")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from edged.core.types import Message
+from edged.outbox.backlog import REPLAYED_AFTER
 from edged.outbox.options import Policy
-from edged.outbox.spool import REPLAYED_AFTER, Spool
+from edged.outbox.spool import Spool
 
 
 def message(seq: int, origin: str = "a", **fields: Any) -> Message:

@@ -18,11 +18,15 @@ from typing import Any
 import pytest
 
 from edged.core.health import Status
-from edged.outbox import disk_spool as disk
-from edged.outbox.disk_spool import HUNG_SECONDS, SOON, DiskSpool
+from edged.outbox import keeper, spool_file
+from edged.outbox.backlog import MAX_PARKED
+from edged.outbox.disk_spool import DiskSpool
+from edged.outbox.keeper import HUNG_SECONDS
 from edged.outbox.options import Policy, SpoolOptions
+from edged.outbox.origin_queue import Entry
+from edged.outbox.residency import SOON
 from edged.outbox.segment_file import Segment, SegmentFile, Stamp, open_database
-from edged.outbox.spool import MAX_PARKED, Aside, Entry
+from edged.outbox.spool import SetAsideFile
 from tests.contracts.spool import SpoolContract, message, numbers
 from tests.patience import PATIENCE
 
@@ -191,16 +195,16 @@ def test_parked_messages_survive_a_restart_with_their_reason(make: Make) -> None
 
 def test_no_more_parked_messages_stay_on_disk_than_are_kept(make: Make, tmp_path: Path) -> None:
     """As a power cut may leave them, between parking one more and deleting the oldest."""
-    shelf = SegmentFile(tmp_path / "spool" / "spool.db", open_database)
-    with shelf.transaction():
+    file = SegmentFile(tmp_path / "spool" / "spool.db", open_database)
+    with file.transaction():
         for key in range(1, MAX_PARKED + 6):
-            shelf.put(Segment(key, "a", Stamp("boot", 0.0, None), [message(key)], reason="not authorised"))
-    shelf.close()
+            file.put(Segment(key, "a", Stamp("boot", 0.0, None), [message(key)], reason="not authorised"))
+    file.close()
     make().close(PATIENCE)
 
-    shelf = SegmentFile(tmp_path / "spool" / "spool.db", open_database)
-    assert [segment.key for segment in shelf.look().parked] == list(range(6, MAX_PARKED + 6))
-    shelf.close()
+    file = SegmentFile(tmp_path / "spool" / "spool.db", open_database)
+    assert [segment.key for segment in file.contents().parked] == list(range(6, MAX_PARKED + 6))
+    file.close()
 
 
 def test_memory_is_never_written_and_is_given_back_at_the_end(make: Make) -> None:
@@ -429,7 +433,7 @@ def test_a_file_that_is_of_no_use_is_set_aside_and_a_new_one_begun(
 
     assert (tmp_path / "spool" / name).read_bytes() == content
     assert spool.stats.disk is not None
-    assert spool.stats.disk.set_aside == (Aside(str(tmp_path / "spool" / name), saved=0),)
+    assert spool.stats.disk.set_aside == (SetAsideFile(str(tmp_path / "spool" / name), saved=0),)
     spool.close(PATIENCE)
     assert numbers(drain(make(), 3)) == [0, 1, 2]
 
@@ -646,15 +650,15 @@ def test_a_file_is_read_through_for_damage_once_and_not_whenever_a_full_disk_is_
         now[0] += 60.0  # it is a large file on a slow card
         return False
 
-    monkeypatch.setattr(disk, "is_damaged", look)
+    monkeypatch.setattr(spool_file, "is_damaged", look)
     full, connect = failing("", "BEGIN")
     spool = make(connect=connect, clock=lambda: now[0])
     full.set()
     for _ in range(3):
         spool.put(message(1, created=now[0]))
-        until(lambda: spool.health.state == "degraded" and spool._next_commit > now[0])
+        until(lambda: spool.health.state == "degraded" and spool._keeper.next_commit > now[0])
         now[0] += 10.0
-    until(lambda: spool._next_commit > now[0])
+    until(lambda: spool._keeper.next_commit > now[0])
 
     assert looks == ["degraded"]
 
@@ -774,7 +778,7 @@ def test_a_file_that_was_deleted_while_it_could_not_be_used_is_missed(make: Make
 
 
 def test_nothing_is_looked_at_while_nothing_is_owed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.01)
     spool = make()
     spool.resume()
     fill(spool, 10)
@@ -791,7 +795,7 @@ def count_turns(spool: DiskSpool, most: int = 3) -> int:
     """The turns of the keeper, until there were so many or none came for a hundred times as long as one lasts."""
     turns = 0
     with spool._lock:
-        while turns < most and spool._turned.wait(1.0):
+        while turns < most and spool._keeper.turned.wait(1.0):
             turns += 1
     return turns
 

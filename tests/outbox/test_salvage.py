@@ -22,7 +22,7 @@ from edged.core.types import Message
 from edged.outbox import salvage
 from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import SpoolOptions
-from edged.outbox.segment_file import MAX_SEGMENT, Segment, SegmentFile, ShelfError, Stamp, open_database
+from edged.outbox.segment_file import MAX_SEGMENT, Segment, SegmentFile, SegmentFileError, Stamp, open_database
 from tests.contracts.spool import message
 from tests.patience import PATIENCE
 
@@ -178,7 +178,7 @@ def test_results_go_on_while_a_damaged_file_cannot_be_saved_for_long(
 
     def fail(*_: object) -> None:
         now[0] += 6.0
-        raise ShelfError("no room", hint="")
+        raise SegmentFileError("no room", hint="")
 
     now = [1000.0]
     monkeypatch.setattr(salvage, "replace", fail)
@@ -277,7 +277,7 @@ def test_a_segment_that_has_grown_is_not_taken_for_damaged(tmp_path: Path) -> No
     )
     with shelf.transaction():
         shelf.put(Segment(1, "a", Stamp("boot", 0.0, None), grown))
-    assert shelf.look().waiting == {"a": 2 * MAX_SEGMENT - 1}
+    assert shelf.contents().waiting == {"a": 2 * MAX_SEGMENT - 1}
     shelf.close()
 
 

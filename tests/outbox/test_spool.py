@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.outbox.backlog import MAX_PARKED
 from edged.outbox.options import Policy, SpoolOptions
-from edged.outbox.spool import MAX_PARKED, OVERHEAD, MemorySpool
+from edged.outbox.origin_queue import OVERHEAD
+from edged.outbox.spool import MemorySpool
 from tests.contracts.spool import SpoolContract, message, numbers
 
 

@@ -7,7 +7,7 @@ import pytest
 from edged.core.errors import StoreError
 from edged.ctl.doctor import check_state
 from edged.models.atomic_files import Disk
-from edged.outbox.segment_file import SegmentFile, ShelfError, open_database
+from edged.outbox.segment_file import SegmentFile, SegmentFileError, open_database
 from edged.sinks.jsonl import JsonlSink
 from edged.system.disk_space import NO_INODES, room_hint
 from edged.transfer.partial_files import PartialFiles
@@ -40,7 +40,7 @@ def test_a_disk_without_inodes_is_not_said_to_have_no_space(disk):
         hint_of(StoreError, lambda: Disk().replace(disk / "state.json", b"{}")),
         hint_of(StoreError, lambda: Disk().make_folder(disk / "models" / "motion")),
         hint_of(StoreError, lambda: PartialFiles(disk / "incoming", 1 << 20, 8).open("a" * 64)),
-        hint_of(ShelfError, lambda: SegmentFile(disk / "spool.db", open_database)),
+        hint_of(SegmentFileError, lambda: SegmentFile(disk / "spool.db", open_database)),
         hint_of(StoreError, lambda: JsonlSink(path=disk / "results.jsonl").open(context())),
     }
     assert hints == {NO_INODES}
@@ -50,7 +50,7 @@ def test_a_disk_without_inodes_is_not_said_to_have_no_space(disk):
 
 def test_a_spool_whose_log_has_no_inode_says_so(disk):
     (disk / "0").unlink()
-    assert hint_of(ShelfError, lambda: SegmentFile(disk / "spool.db", open_database)) == NO_INODES
+    assert hint_of(SegmentFileError, lambda: SegmentFile(disk / "spool.db", open_database)) == NO_INODES
 
 
 def test_a_disk_with_inodes_is_short_of_bytes(tmp_path):

@@ -1,0 +1,383 @@
+"""Residency: which message of a disk spool is in memory, in which segment on disk, in flight. No clock, disk or lock.
+
+The invariant. Each message that was put and is not gone is in exactly one of these places:
+
+    in memory, with an id:   waiting in a queue of its origin, in flight, or parked; perhaps stored in a segment as well
+    on disk only:            in a segment that is not `in_use`, and counted in `on_disk` of its origin's queue
+
+And each segment in the file is exactly one of these:
+
+    resident:       some of its messages are in memory, and not settled (acknowledged or dropped)
+    obsolete:       all of its messages are settled, or saved elsewhere; the next transaction deletes it
+    on disk only:   none of its messages is in memory; `on_disk` counts them all
+
+Within an origin the order is: head, then the messages on disk only, then tail, then fresh (see OriginQueue), so nothing
+is sent before an older message that is on disk only.
+
+A change of the file begins with `due`, which lists what to write, and `begin_save`; after the transaction `finish_save`
+or `fail_save` records its outcome. Other threads may put, take, acknowledge and drop messages meanwhile; a message
+settled then is not stored. A crash between any two steps loses no message of which `is_saved` was true, and may bring
+back one that was acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from edged.core.types import Message
+from edged.outbox.backlog import MAX_PARKED, Backlog, Parked, held
+from edged.outbox.disk_quota import Removed
+from edged.outbox.options import Policy, SpoolOptions
+from edged.outbox.origin_queue import Entry, OriginQueue, size
+from edged.outbox.segment_file import MAX_SEGMENT, MAX_SEGMENT_BYTES, FileContents, Listing, Segment
+from edged.outbox.segment_table import Growing, SegmentTable, StoredSegment
+
+SOON = 1000
+"""Number of messages of an origin that are held in memory, though they are on disk, since they are sent soon."""
+
+AT_FIRST = 100
+"""The same while there is no connection."""
+
+SMALL = 2500
+"""A segment of fewer bytes is written again with the next messages of its origin: that costs no more pages."""
+
+
+class Batch(NamedTuple):
+    """Entries of one origin to be saved as one segment, behind the messages `before` that the segment already holds.
+
+    `resident`: these messages are in memory as well. `parked`: the entry is parked, and has a segment of its own.
+    """
+
+    key: int
+    origin: str
+    entries: list[Entry]
+    before: Sequence[Message] = ()
+    resident: bool = False
+    parked: Parked | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages of the segment."""
+        return [*self.before, *(entry.message for entry in self.entries)]
+
+
+class Residency:
+    """The messages of a disk spool and their places. `backlog` holds those in memory.
+
+    `awaited` are the ids of messages whose `put` waits until they are saved.
+    """
+
+    def __init__(self, options: SpoolOptions, policies: Mapping[str, Policy]) -> None:
+        self.backlog = Backlog(options, policies, self._forget)
+        self.awaited: set[int] = set()
+        self._options = options
+        self._table = SegmentTable()
+        self._settled: set[int] | None = None  # entries settled since begin_save
+        self._rewritten: set[int] = set()  # keys of segments that a failed transaction has perhaps rewritten
+        self._recorded: set[int] = set()  # numbers of parked messages that are parked on disk as well
+        self._first_id = -(1 << 60)  # of entries that are read from the file
+
+    def is_saved(self, entry_id: int) -> bool:
+        """Return whether a message in memory is on disk as well."""
+        return entry_id in self._table
+
+    def unsaved(self) -> Iterator[tuple[int, Message]]:
+        """Yield ids and messages that are to be on disk some time, and are not."""
+        for origin, queue in self.backlog.queues.items():
+            if self.backlog.policy(origin).durability != "memory":
+                yield from ((entry.id, entry.message) for entry in queue.entries() if entry.id not in self._table)
+        for entry_id, (message, _) in self.backlog.in_flight.items():
+            if entry_id not in self._table and self.backlog.policy(message.origin).durability != "memory":
+                yield entry_id, message
+
+    @property
+    def in_use(self) -> set[int]:
+        """Keys of segments that are resident or obsolete."""
+        return self._table.in_use
+
+    @property
+    def obsolete(self) -> set[int]:
+        """Keys of segments that the next transaction deletes."""
+        return set(self._table.obsolete)
+
+    @property
+    def owes(self) -> bool:
+        """Whether any message is kept, or a segment is to be deleted."""
+        return bool(self.backlog.depth or self.backlog.parked or self._table.obsolete)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the memory is so full that messages on disk should not be there."""
+        return self.backlog.bytes > self._options.memory_bytes * 3 // 4
+
+    @property
+    def excess(self) -> int:
+        """Number of messages beyond `options.messages`."""
+        return self.backlog.depth - self._options.messages
+
+    @property
+    def has_disk_only(self) -> bool:
+        """Whether any message is on disk only."""
+        return any(queue.on_disk for queue in self.backlog.queues.values())
+
+    def retry(self, numbers: Iterable[int] | None) -> int:
+        """Queue parked messages again. On disk they are parked, so they are to be saved again."""
+        for each in self.backlog.chosen(numbers):
+            self._table.leave(each.entry.id)
+            if self._settled is not None:
+                self._settled.add(each.entry.id)
+        return self.backlog.retry(numbers)
+
+    def _forget(self, entry_id: int) -> None:
+        if self._settled is not None:
+            self._settled.add(entry_id)
+        self.awaited.discard(entry_id)
+        self._table.leave(entry_id)
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def due(self, now: float, *, closing: bool) -> list[Batch]:
+        """Return the messages to be saved now; the segments `obsolete` are deleted with the same transaction."""
+        batches: list[Batch] = []
+        spill = not self.backlog.connected or closing or self.is_crowded
+        for origin in self.backlog.queues:
+            durability = self.backlog.policy(origin).durability
+            if durability == "memory":
+                continue
+            entries = [entry for entry in held(self.backlog, origin) if entry.id not in self._table]
+            entries.sort(key=lambda entry: entry.message.created)
+            late = any(now - entry.message.created > self._options.spill_seconds for entry in entries[:1])
+            if durability == "always" or spill or late:
+                batches += self._split(origin, entries)
+        self._recorded &= self.backlog.parked.keys()
+        for number, parked in self.backlog.parked.items():
+            origin = parked.entry.message.origin
+            if number not in self._recorded and self.backlog.policy(origin).durability != "memory":
+                batches.append(Batch(self._table.new_key(), origin, [parked.entry], parked=parked))
+        return [*batches, *self._remainders()] if closing else batches
+
+    def begin_save(self) -> None:
+        """Record that a transaction begins."""
+        self._settled = set()
+
+    def finish_save(
+        self, batches: Sequence[Batch], sizes: Sequence[int], deleted: set[int], lost: list[Removed]
+    ) -> None:
+        """Record that batches are on disk, in so many bytes each, and which segments are not any more."""
+        self._table.obsolete -= deleted
+        for each in lost:
+            self._table.growing.pop(each.origin, None)
+            self.backlog.queue(each.origin).on_disk -= each.messages
+            self.backlog.count_drop(each.origin, each.reason, each.messages)
+        settled, self._settled = self._settled or set(), None
+        for batch, written in zip(batches, sizes, strict=True):
+            self._finish(batch, written, settled)
+        for origin in {batch.origin for batch in batches}:
+            self._trim(self.backlog.queue(origin))
+
+    def fail_save(self, batches: Sequence[Batch]) -> None:
+        """Record that a transaction failed, and has perhaps been written all the same."""
+        self._settled = None
+        self._table.obsolete |= {batch.key for batch in batches if not batch.before} - self._table.by_key.keys()
+        self._rewritten |= {batch.key for batch in batches} & self._table.by_key.keys()
+
+    def _finish(self, batch: Batch, written: int, settled: set[int]) -> None:
+        messages = batch.messages
+        alive = {entry.id for entry in batch.entries} - settled
+        self.awaited -= alive
+        if batch.before and not batch.resident:
+            queue = self.backlog.queue(batch.origin)
+            held_back = self._hold_on_disk(queue, alive)
+            queue.on_disk += len(batch.entries) - held_back  # settled or taken too late: these come once more
+        else:
+            former = self._table.by_key.get(batch.key) if batch.resident else None
+            self._table.store(batch.key, alive | former.alive if former else alive, len(messages))
+        if batch.parked is not None:
+            self._recorded.add(batch.parked.number)
+        elif written < SMALL and len(messages) < MAX_SEGMENT and batch.key not in self._table.obsolete:
+            self._table.growing[batch.origin] = Growing(batch.key, messages)
+        else:
+            self._table.growing.pop(batch.origin, None)
+
+    def _split(self, origin: str, entries: list[Entry]) -> list[Batch]:
+        batches: list[Batch] = []
+        room, left = 0, 0
+        growing = self._table.growing.get(origin)
+        for entry in entries:
+            if room <= 0 or left <= 0:
+                if not batches and growing and self._may_grow(growing, entries):
+                    resident = growing.key in self._table.by_key
+                    batches.append(Batch(growing.key, origin, [], growing.messages, resident))
+                else:
+                    batches.append(Batch(self._table.new_key(), origin, []))
+                room, left = MAX_SEGMENT, MAX_SEGMENT_BYTES
+            batches[-1].entries.append(entry)
+            room -= 1
+            left -= len(entry.message.payload)
+        return batches
+
+    def _may_grow(self, growing: Growing, entries: list[Entry]) -> bool:
+        """Return whether messages may be added: only to a segment that is wholly in memory, or not at all."""
+        segment = self._table.by_key.get(growing.key)
+        if segment is None:
+            return not any(entry.id in self.backlog.in_flight for entry in entries)
+        return segment.is_whole
+
+    def _remainders(self) -> Iterator[Batch]:
+        """Yield resident segments without their settled messages, which would otherwise be sent again."""
+        waiting = [entry for queue in self.backlog.queues.values() for entry in queue.entries()]
+        for segment in self._table.by_key.values():
+            if not segment.is_whole and (entries := [entry for entry in waiting if entry.id in segment.alive]):
+                yield Batch(segment.key, entries[0].message.origin, entries)
+
+    # -- what leaves the memory --------------------------------------------------------------------------------------
+
+    def shed(self) -> None:
+        """Hold on disk only all whole segments that wait, so that room is made in the order of the segments."""
+        for queue in self.backlog.queues.values():
+            if self._options.drain == "newest":
+                self._hold_on_disk(queue, self._release_oldest(queue, 0))
+            else:
+                waiting = {entry.id for entry in queue.entries()}
+                whole = [each for each in self._segments(queue.entries()) if each.is_whole and each.alive <= waiting]
+                self._hold_on_disk(queue, set().union(*map(self._table.release, whole)))
+
+    def _trim(self, queue: OriginQueue) -> None:
+        """Hold on disk only what is not sent soon."""
+        if len(queue) <= SOON:
+            return
+        if self._options.drain == "newest":
+            if len(queue.fresh) > SOON:
+                queue.end_fresh()
+            self._hold_on_disk(queue, self._release_oldest(queue, SOON))
+            return
+        waiting = {entry.id for each in (queue.tail, queue.fresh) for entry in each}
+        keep = 0 if queue.on_disk else SOON - len(queue.head)
+        released: set[int] = set()
+        for segment in self._segments(entry for each in (queue.tail, queue.fresh) for entry in each):
+            if keep > 0:
+                keep -= len(segment.alive)
+            elif segment.is_whole and segment.alive <= waiting:
+                released |= self._table.release(segment)
+        if released:
+            self._hold_on_disk(queue, released)
+
+    def _release_oldest(self, queue: OriginQueue, keep: int) -> set[int]:
+        """Release whole segments that are older than all else in memory, but for `keep` old messages."""
+        entries = [*queue.head, *queue.tail]
+        released: set[int] = set()
+        while len(released) < len(entries) - keep and (segment := self._table.of(entries[len(released)].id)):
+            following = {entry.id for entry in entries[len(released) : len(released) + segment.saved]}
+            if following != segment.alive or len(entries) - len(released) - segment.saved < keep:
+                break
+            released |= self._table.release(segment)
+        return released
+
+    def _segments(self, entries: Iterable[Entry]) -> list[StoredSegment]:
+        """Return the segments in which entries are stored, in the order of these."""
+        return list({each.key: each for entry in entries if (each := self._table.of(entry.id))}.values())
+
+    def _hold_on_disk(self, queue: OriginQueue, ids: set[int]) -> int:
+        """Remove entries from memory, and return their number. Stored entries older than they are stay before them."""
+        first = not queue.on_disk
+        removed = 0
+        for each in (queue.head, queue.tail, queue.fresh):
+            entries = list(each)
+            each.clear()
+            for entry in entries:
+                if entry.id in ids:
+                    removed += 1
+                    queue.bytes -= size(entry.message)
+                    self.backlog.bytes -= size(entry.message)
+                elif each is not queue.head and first and not removed and entry.id in self._table:
+                    queue.head.append(entry)
+                else:
+                    each.append(entry)
+        queue.on_disk += removed
+        self.backlog.waiting -= removed
+        return removed
+
+    # -- what is read from the file ----------------------------------------------------------------------------------
+
+    def hungriest(self, soon: int) -> str | None:
+        """Return the origin with messages on disk only that has fewest in memory, if fewer than `soon` and room.
+
+        Half of the memory is for messages that are not on disk; but one message at least has to be read to be sent.
+        """
+        ahead = {origin: each.ahead(self._options) for origin, each in self.backlog.queues.items() if each.on_disk}
+        if not ahead:
+            return None
+        starved = self.backlog.connected and not any(ahead.values())
+        if self.backlog.bytes >= self._options.memory_bytes // 2 and not starved:
+            return None
+        origin = min(ahead, key=ahead.__getitem__)
+        return origin if ahead[origin] < soon else None
+
+    def fetched(self, origin: str, key: int, number: int, segment: Segment | None) -> None:
+        """Record that a segment was read; None: its messages cannot be read, and are lost."""
+        queue = self.backlog.queue(origin)
+        queue.on_disk -= number
+        self._table.growing.pop(origin, None)
+        if segment is None:
+            self._table.obsolete.add(key)
+            self.backlog.count_drop(origin, "damaged", number)
+            return
+        entries = self._to_entries(segment)
+        self.backlog.bytes += queue.insert_read(entries, self._options)
+        self.backlog.waiting += len(entries)
+
+    def lose(self, origin: str) -> int:
+        """Drop all messages of an origin that are on disk only, since none is found there; return their number."""
+        queue = self.backlog.queue(origin)
+        lost, queue.on_disk = queue.on_disk, 0
+        self.backlog.count_drop(origin, "damaged", lost)
+        return lost
+
+    def adopt(self, contents: FileContents) -> None:
+        """Take over the messages of a file that an earlier process has left."""
+        self._table.inherit(contents.last_key)
+        for origin, waiting in contents.waiting.items():
+            self.backlog.queue(origin).on_disk += waiting
+        self._table.obsolete |= {segment.key for segment in contents.parked[:-MAX_PARKED]}
+        for segment in contents.parked[-MAX_PARKED:]:
+            for entry in self._to_entries(segment):
+                self._recorded.add(self.backlog.add_parked(entry, segment.reason or ""))
+                self.backlog.bytes += size(entry.message)
+
+    def _to_entries(self, segment: Segment) -> list[Entry]:
+        inherited = segment.key <= self._table.inherited
+        entries = [
+            Entry((segment.key << 10 | index) + self._first_id, message, inherited)
+            for index, message in enumerate(segment.messages)
+        ]
+        self._table.store(segment.key, {entry.id for entry in entries}, len(entries))
+        return entries
+
+    def keep_only(self, found: Listing) -> int:
+        """Record that only these segments are on disk. Return the number of messages that are lost.
+
+        Messages whose segments are missing are saved again if they are in memory, and are lost if they are not.
+        """
+        numbers = {**{key: number for key, (_, number) in found.waiting.items()}, **dict.fromkeys(found.parked, 1)}
+        self._table.keep_only(numbers, self._rewritten)
+        self._table.last_key = max(self._table.last_key, *numbers, 0)
+        self._rewritten.clear()
+        self._recorded = {number for number, each in self.backlog.parked.items() if each.entry.id in self._table}
+        on_disk: dict[str, int] = {}
+        for key in found.waiting.keys() - self._table.in_use:
+            origin, number = found.waiting[key]
+            on_disk[origin] = on_disk.get(origin, 0) + number
+        missing = 0
+        for origin in {*self.backlog.queues, *on_disk}:
+            queue = self.backlog.queue(origin)
+            if (lost := queue.on_disk - on_disk.get(origin, 0)) > 0:
+                self.backlog.count_drop(origin, "damaged", lost)
+                missing += lost
+            queue.on_disk = on_disk.get(origin, 0)
+        return missing
+
+    def shift_keys(self, by: int) -> None:
+        """Record that the key of every segment is higher by this number. Segments read later give other ids."""
+        self._table.shift_keys(by)
+        self._first_id -= 1 << 60

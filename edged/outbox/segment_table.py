@@ -1,0 +1,130 @@
+"""The segments on disk of which messages are in memory, found by key and by message. No lock, no clock, no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from edged.core.types import Message
+
+
+class StoredSegment(NamedTuple):
+    """A segment on disk of which messages are in memory: the ids of these, and the number it was written with."""
+
+    key: int
+    alive: set[int]
+    saved: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every message of the segment is in memory."""
+        return len(self.alive) == self.saved
+
+
+class Growing(NamedTuple):
+    """The last segment of an origin, while it is so small that the next messages may be added to it."""
+
+    key: int
+    messages: list[Message]
+
+
+class SegmentTable:
+    """Segments and the entries stored in them.
+
+    An entry is stored in at most one segment. A segment none of whose entries is needed any more becomes `obsolete`,
+    and is deleted with the next transaction. Keys only go up; keys up to `inherited` were used by an earlier process.
+    """
+
+    def __init__(self) -> None:
+        self.by_key: dict[int, StoredSegment] = {}
+        self.obsolete: set[int] = set()
+        self.growing: dict[str, Growing] = {}
+        self.last_key = 0
+        self.inherited = 0
+        self._by_entry: dict[int, StoredSegment] = {}
+
+    def __contains__(self, entry_id: int) -> bool:
+        return entry_id in self._by_entry
+
+    def of(self, entry_id: int) -> StoredSegment | None:
+        """Return the segment in which an entry is stored."""
+        return self._by_entry.get(entry_id)
+
+    @property
+    def in_use(self) -> set[int]:
+        """Keys of segments that are not on disk only."""
+        return {*self.by_key, *self.obsolete}
+
+    def new_key(self) -> int:
+        """Return a key that no segment has."""
+        self.last_key += 1
+        return self.last_key
+
+    def inherit(self, last_key: int) -> None:
+        """Take over a file whose highest key is this."""
+        self.last_key = max(self.last_key, last_key)
+        self.inherited = max(self.inherited, last_key)
+
+    def store(self, key: int, ids: set[int], saved: int) -> None:
+        """Record that a segment was written with `saved` messages, of which these entries are still needed."""
+        if (former := self.by_key.pop(key, None)) is not None:
+            for entry_id in former.alive:
+                del self._by_entry[entry_id]
+        for entry_id in ids:
+            self.leave(entry_id)
+        if ids:
+            self.obsolete.discard(key)
+            self.by_key[key] = segment = StoredSegment(key, ids, saved)
+            self._by_entry |= dict.fromkeys(ids, segment)
+        else:
+            self._end(key)
+
+    def leave(self, entry_id: int) -> None:
+        """Record that an entry is gone, or is to be saved anew."""
+        segment = self._by_entry.pop(entry_id, None)
+        if segment is None:
+            return
+        segment.alive.discard(entry_id)
+        if not segment.alive:
+            del self.by_key[segment.key]
+            self._end(segment.key)
+
+    def _end(self, key: int) -> None:
+        self.obsolete.add(key)
+        self.growing = {origin: last for origin, last in self.growing.items() if last.key != key}
+
+    def release(self, segment: StoredSegment) -> set[int]:
+        """Record that the entries of a segment leave the memory, and return their ids."""
+        del self.by_key[segment.key]
+        for entry_id in segment.alive:
+            del self._by_entry[entry_id]
+        return segment.alive
+
+    def keep_only(self, found: Mapping[int, int], rewritten: Iterable[int]) -> None:
+        """Record which segments are on disk: `found` gives the number of messages by key.
+
+        A segment with another number than it was written with is not the same segment, unless its key is among
+        `rewritten`: perhaps that rewriting has succeeded, although it failed.
+        """
+        trusted = set(rewritten)
+        self.by_key = {
+            key: segment
+            for key, segment in self.by_key.items()
+            if key in found and (key in trusted or found[key] == segment.saved)
+        }
+        self._by_entry = {entry_id: each for entry_id, each in self._by_entry.items() if each.key in self.by_key}
+        self.obsolete &= found.keys()
+        self.growing = {
+            origin: last
+            for origin, last in self.growing.items()
+            if last.key in self.by_key or found.get(last.key) == len(last.messages)
+        }
+
+    def shift_keys(self, by: int) -> None:
+        """Record that the key of every segment is higher by this number."""
+        self.by_key = {key + by: segment._replace(key=key + by) for key, segment in self.by_key.items()}
+        self._by_entry = {entry_id: self.by_key[each.key + by] for entry_id, each in self._by_entry.items()}
+        self.growing = {origin: last._replace(key=last.key + by) for origin, last in self.growing.items()}
+        self.obsolete = {key + by for key in self.obsolete}
+        self.last_key += by
+        self.inherited += by
