@@ -777,6 +777,66 @@ def test_a_file_that_was_deleted_while_it_could_not_be_used_is_missed(make: Make
     assert numbers(after_a_kill(make, spool, 101)) == list(range(101))
 
 
+def cut_off(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def emptied(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def overwritten(file: Path) -> None:
+    with file.open("r+b") as open_file:
+        open_file.write(b"not a database at all" * 10_000)
+
+
+def copied_onto(file: Path) -> None:
+    """By a file of an earlier time: one of the same keys, of which this spool knows others."""
+    shutil.copyfile(file.parent.parent / "backup.db", file)
+
+
+def without_its_log(file: Path) -> None:
+    os.truncate(file.with_name("spool.db-wal"), 0)
+
+
+@pytest.mark.parametrize("harm", [cut_off, emptied, overwritten, copied_onto, without_its_log])
+def test_a_file_that_is_changed_in_place_costs_no_more_than_is_counted(
+    make: Make, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
+) -> None:
+    before = make()
+    fill(before, 100, first=100_000)
+    before.close(PATIENCE)
+    shutil.copyfile(before.file, before.file.parent.parent / "backup.db")
+    spool = make(clock=lambda: time.monotonic() * 10)
+    for seq in range(3 * SOON):
+        spool.put(message(seq, created=time.monotonic() * 10))
+    until(lambda: saved(spool) and spool.stats.on_disk)
+    sound_since = spool.health.since
+    harm(spool.file)
+    until(lambda: in_place(spool) and spool.health.since > sound_since)
+    lost = spool.stats.drops.get("a", {}).get("damaged", 0)
+    in_memory = spool.depth - spool.stats.on_disk
+    came = numbers(drain(spool, spool.depth))
+
+    assert "was changed by another program while it was in use" in caplog.text
+    assert "messages of it were saved" in caplog.text or "and are lost" in caplog.text or not lost
+    assert lost >= len({*range(3 * SOON), *range(100_000, 100_100)} - set(came))
+    assert len(came) >= in_memory > 0
+
+
+def test_a_file_that_is_merely_touched_is_used_on(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    spool = with_some_on_disk_only(make, open_database)
+    sound_since = spool.health.since
+    os.utime(spool.file, (1, 1))
+    until(lambda: in_place(spool) and spool.health.since > sound_since)
+
+    assert "was changed by another program while it was in use" in caplog.text
+    assert spool.stats.disk is not None
+    assert spool.stats.disk.set_aside == ()
+    assert numbers(drain(spool, 3 * SOON)) == list(range(3 * SOON))
+    assert spool.stats.drops == {}
+
+
 def test_nothing_is_looked_at_while_nothing_is_owed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.01)
     spool = make()
