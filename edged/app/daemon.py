@@ -645,12 +645,12 @@ class Daemon:
         parts.namesake, parts.namesake_at = boot, time.monotonic()
         reason = f"another board calls itself {name!r} too (its boot is {boot})"
         hint = "give each board a name of its own: name in [device]; for a board with a new card, this passes by itself"
-        parts.publisher.complain(reason, hint, RETAINED_SECONDS if is_retained else NAMESAKE_SECONDS)
+        parts.publisher.degrade(reason, hint, RETAINED_SECONDS if is_retained else NAMESAKE_SECONDS)
 
     def _hear_own_availability(self, topic: str, payload: bytes, is_retained: bool) -> None:
         """On the publisher's thread: a namesake that goes or is renamed takes back what it said, and so what we did."""
         if not is_retained and payload != ONLINE:
-            self.parts.publisher.begin_anew(ANEW_SECONDS)
+            self.parts.publisher.repeat_states(ANEW_SECONDS)
 
     async def _take_down(self, names: Names, end: float) -> None:
         """Stop what is named, sources first, so that each part still has its next one while it finishes.

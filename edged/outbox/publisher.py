@@ -1,8 +1,9 @@
-"""The way to the broker: one thread that connects, talks, and starts again when the connection is lost.
+"""The publisher: a thread that connects to the broker, sends, and connects again when the connection is lost.
 
-`Publisher` is what the rest of the daemon sees, and its `_run` the whole life of the thread. What is said on a
-connection is in session.py, the connection itself in link.py, and what waits for one in spool.py (messages, each to be
-delivered) and states.py (retained states, of which only the latest matters).
+`Publisher` is used by the rest of the daemon; `_run` is the whole life of its thread. session.py holds the conversation
+over one connection, link.py the connection itself, connector.py the way to open one, retry.py the pauses between
+attempts. Messages, each of which is to be delivered, wait in spool.py; retained states, of which only the latest
+matters, in states.py.
 """
 
 from __future__ import annotations
@@ -15,56 +16,29 @@ from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
-from paho.mqtt.enums import MQTTProtocolVersion
-
 from edged.core.health import Status
 from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.core.types import Message
-from edged.outbox import faults
-from edged.outbox.faults import CapabilityError, LinkError, VersionError
-from edged.outbox.link import V5, V311, Link, Wake
+from edged.outbox.connector import Connector
+from edged.outbox.faults import LinkError
+from edged.outbox.link import V5, Link, Wake
+from edged.outbox.link_watch import PROBE_SECONDS, LinkWatch
 from edged.outbox.network import Network, reachable
 from edged.outbox.options import MqttOptions
+from edged.outbox.retry import FIRST_RETRY, RetrySchedule, backoff
 from edged.outbox.session import DeliveryCounts, Handler, Session
 from edged.outbox.spool import Spool
 from edged.outbox.states import RetainedStates
 
 log = logging.getLogger("edged.outbox")
 
-FIRST_RETRY = 0.6
-LONGEST_RETRY = 30.0
-
-STEADY_SECONDS = 10.0
-"""A connection that lived so long was a good one: the next retry comes quickly again.
-
-So was a shorter one over which messages went, unless the broker has asked for peace, or there were several in a row:
-two boards with the same client id throw each other out for ever, each after a few messages.
-"""
-
-BRIEF_SESSIONS = 3
-"""So many short connections in a row, over which messages went, are each followed by the next one at once."""
-
-BRIEF_FAILURES = 4
-"""Further ones are paused after as if they were failures, but as so many at most: a bad link has to be used."""
-
-PROBE_SECONDS = 0.5
-"""How often it is tried, while messages wait and nobody listens, whether somebody does by now."""
-
-DOUBT_SECONDS = 1.5
-"""After so long without an acknowledgement it is tried likewise whether the broker can be reached at all."""
-
-LAST_WORD_SECONDS = 1.0
-"""How long a clean stop waits for the broker to take "stopped", and then for the connection to close."""
-
-
-def backoff(failures: int, chance: float) -> float:
-    """Seconds to wait after so many failures in a row; `chance` in [0, 1) spreads devices apart."""
-    return min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(failures - 1, 16)) * (0.5 + chance / 2)
+STOP_SECONDS = 1.0
+"""Time for which a clean stop waits for the acknowledgement of "stopped", and then for the connection to close."""
 
 
 def _check(message: Message) -> None:
-    """A sink's mistake is the sink's: it would end each conversation in which it is sent, and be sent first again."""
+    """Raise TypeError for a message that could not be sent: it would end every connection, and be the first again."""
     if not isinstance(message.payload, bytes):
         raise TypeError(f"payload is {type(message.payload).__name__}, not bytes")
     if not all(isinstance(text, str) for pair in message.properties for text in pair):
@@ -72,12 +46,13 @@ def _check(message: Message) -> None:
 
 
 class Publisher:
-    """Owns the connection to the broker. Without a host it has none and drops what it is given.
+    """Owns the connection to the broker. Without a host it drops every message.
 
-    Any thread may call `put`, the states' methods and `subscribe` at any time; only `put` may wait, for the disk, where
-    a pipeline wants that. `broker` is where the broker is, `connected` whether it has accepted us, `protocol` with
-    which version of MQTT it last did. `reconnects` counts the connections after the first. With a `wall` clock, results
-    that waited for it to be synchronised leave with the right times. `chance()` in [0, 1) spreads devices apart.
+    Any thread may call `put`, the methods for states and `subscribe` at any time; only `put` may wait, for the disk,
+    where the pipeline's durability requires it. `broker` is host and port, `connected` is true while the broker accepts
+    messages, `protocol` is the version of MQTT last used. `reconnects` counts the connections after the first. With a
+    `wall` clock, results that waited until it was synchronised are sent with the right times. `chance()` in [0, 1)
+    spreads devices apart.
     """
 
     def __init__(
@@ -91,7 +66,7 @@ class Publisher:
         chance: Callable[[], float] = random.random,
         client: str = "",
     ) -> None:
-        """`client` makes the client id unlike that of another board with the same name."""
+        """`client` makes the client id differ from that of another board with the same name."""
         self.broker = options.broker
         self.spool = spool
         self.status = status
@@ -103,55 +78,56 @@ class Publisher:
         self._clock = clock
         self._wall = wall
         self._chance = chance
-        self._client_id = options.client_id or "-".join(filter(None, ("edged", topics.device, client)))
         self._session: Session | None = None
         self._contested_until = -math.inf
-        self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
         self._states = RetainedStates()
         self._handlers: dict[str, Handler] = {}
-        self._tally = DeliveryCounts()
+        self._counts = DeliveryCounts()
         self._wake = Wake()
         self._network = Network()
+        self._watch = LinkWatch(self._network, options, clock)
+        client_id = options.client_id or "-".join(filter(None, ("edged", topics.device, client)))
+        self._connector = Connector(
+            options, client_id=client_id, will=topics.availability, wake=self._wake, clock=clock
+        )
         self._address: Any = (options.host, options.real_port)
         self._opened = False
-        self._next_look = 0.0
-        self._out_of_reach = False
         self._stop_at = math.inf
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
 
     @property
     def sent(self) -> int:
-        """Messages that the broker has acknowledged."""
-        return self._tally.sent
+        """Number of messages that the broker has acknowledged."""
+        return self._counts.sent
 
     @property
     def last_sent(self) -> float | None:
-        """When it last acknowledged one, by our clock; None before the first."""
-        return self._tally.last_sent
+        """Time of the last acknowledgement, by `clock`; None before the first."""
+        return self._counts.last_sent
 
     @property
     def refused(self) -> int:
-        """Messages and states that the broker would not have."""
-        return self._tally.refused
+        """Number of messages and states that the broker has refused."""
+        return self._counts.refused
 
     @property
     def replayed(self) -> int:
-        """Messages that were sent later than they were made."""
-        return self._tally.replayed
+        """Number of messages that were sent later than they were made."""
+        return self._counts.replayed
 
     @property
     def rate(self) -> float:
-        """Messages a second that the broker takes; 0 while there is none."""
-        return self._tally.rate if self.connected else 0.0
+        """Number of messages a second that the broker acknowledges; 0 while there is no connection."""
+        return self._counts.rate if self.connected else 0.0
 
     @property
     def seconds_to_empty(self) -> float | None:
-        """When nothing will wait any more if all goes on like this; None if it does not become less."""
-        shrinking = self._tally.shrinking
+        """Seconds until no message waits at the present rate; None if the spool does not become shorter."""
+        shrinking = self._counts.shrinking
         return self.spool.depth / shrinking if self.connected and shrinking > 0 else None
 
     def open(self) -> None:
-        """Start the spool, so that what is put is kept as its pipeline wants; `start` does it if nobody has before."""
+        """Start the spool, so that messages are kept as their pipelines require; `start` does so otherwise."""
         if self._options.host and not self._opened:
             self._opened = True
             self.spool.start(self._wake.nudge)
@@ -165,137 +141,98 @@ class Publisher:
             self.status.set("stopped", "no broker is configured", "set host in [mqtt]")
 
     def stop(self, seconds: float) -> None:
-        """Send what waits, for at most so many seconds, say "stopped" and disconnect. `join` waits for that."""
+        """Send waiting messages for at most so many seconds, publish "stopped" and disconnect; `join` waits for it."""
         self._stop_at = self._clock() + seconds
         self._wake.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end; whether it came."""
+        """Wait for the thread to end, and return whether it has."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def put(self, message: Message) -> None:
-        """Send a message, now or as soon as there is a broker. Raises TypeError if it is made of other types."""
+        """Send a message, now or as soon as there is a broker. Raises TypeError for other types than Message names."""
         _check(message)
         if self._options.host:
             self.spool.put(message)
             self._wake.nudge()
 
     def publish_state(self, topic: str, payload: bytes) -> None:
-        """Make a state known, retained, now and on each connection from now on; sent only if it has changed."""
+        """Publish a state, retained, now and on each later connection; the same state again is not sent."""
         self._states.put(topic, payload)
         self._wake.nudge()
 
     def repeat_state(self, topic: str) -> None:
-        """Send a state again though it has not changed, for a listener that may have missed it."""
+        """Send a state again though it has not changed, for a subscriber that may have missed it."""
         self._states.repeat(topic)
         self._wake.nudge()
 
     def forget_state(self, topic: str) -> None:
-        """Have the broker retain nothing there."""
+        """Have the broker retain no message at a topic."""
         self.publish_state(topic, b"")
 
     def is_clear(self, topic: str) -> bool:
-        """Whether the broker has been told to retain nothing there, and has agreed."""
+        """Return whether the broker has confirmed that no message is retained at a topic."""
         return self._states.is_clear(topic)
 
     def subscribe(self, topic: str, handler: Handler) -> None:
-        """Hear the messages of a topic or topic filter, now and on each connection from now on."""
+        """Have a handler called with the messages of a topic or topic filter, on this and each later connection."""
         self._handlers[topic] = handler
         self._wake.nudge()
 
     def unsubscribe(self, topic: str) -> None:
-        """Hear them no more."""
+        """End a subscription."""
         self._handlers.pop(topic, None)
         self._wake.nudge()
 
-    def complain(self, reason: str, hint: str, seconds: float) -> None:
-        """Be degraded for so many seconds, and pause for longer after each short connection that ends in them.
+    def degrade(self, reason: str, hint: str, seconds: float) -> None:
+        """Be degraded for so many seconds; brief connections that end meanwhile are followed by longer pauses.
 
-        For a handler, on whose thread alone it may be called.
+        Called by handlers, on the publisher's thread.
         """
         self._contested_until = self._clock() + seconds
         if self._session is not None:
-            self._session.complain(reason, hint, seconds)
+            self._session.health.degrade(reason, hint, seconds)
 
-    def begin_anew(self, seconds: float) -> None:
-        """Say all states again in so many seconds. For a handler, on whose thread alone it may be called."""
+    def repeat_states(self, seconds: float) -> None:
+        """Publish all states again in so many seconds. Called by handlers, on the publisher's thread."""
         if self._session is not None:
-            self._session.begin_anew(seconds)
+            self._session.repeat_states(seconds)
 
     @property
     def _stopping(self) -> bool:
         return self._stop_at < math.inf
 
     def _run(self) -> None:
-        failures = brief = 0
+        retries = RetrySchedule()
         unreachable = False
         while True:
-            last = self._stopping  # a stop leaves one more attempt, for what waits and for the last word
-            since, sent = math.inf, self._tally.sent
+            last = self._stopping  # a stop leaves one more attempt, for waiting messages and for "stopped"
+            since, sent = math.inf, self._counts.sent
             try:
-                link = self._connect()
+                link = self._connector.connect()
                 since = self._clock()
                 self._converse(link)
                 break
             except LinkError as error:
                 self.status.set("failed", error.message, error.hint)
-                steady = self._clock() - since > STEADY_SECONDS
-                delivered = self._tally.sent > sent and not error.unwelcome
-                brief = brief + 1 if delivered and not steady else 0
-                failures = 1 if steady else failures + 1
-                if brief:
-                    most = math.inf if self._clock() < self._contested_until else BRIEF_FAILURES
-                    failures = int(max(1, min(brief - BRIEF_SESSIONS, most)))
+                now = self._clock()
+                delivered = self._counts.sent > sent and not error.unwelcome
+                retries.record(now - since, delivered=delivered, contested=now < self._contested_until)
                 unreachable = error.unreachable
                 if error.over and not last:
-                    self._hold_back()
+                    self._spread()
                     continue
             if last:
                 break
-            self._pause(backoff(failures, self._chance()), probing=unreachable)
+            self._pause(backoff(retries.failures, self._chance()), probing=unreachable)
         if left := self.spool.depth:
             log.warning("stopped, with %d messages that the broker does not have", left)
         self.status.set("stopped")
 
-    def _connect(self) -> Link:
-        """Connect with the newest version of MQTT that both sides speak."""
-        first, *older = self._versions
-        try:
-            return self._open(first)
-        except VersionError as error:
-            if not older:
-                raise
-            if error.certain:
-                self._versions = tuple(older)
-        return self._open(older[0])
-
-    def _open(self, version: MQTTProtocolVersion) -> Link:
-        """Connect with as much as the broker takes: some refuse a last will that is retained, or sent with QoS 1."""
-        retain, qos = True, 1
-        while True:
-            try:
-                return Link(
-                    self._options,
-                    version=version,
-                    client_id=self._client_id,
-                    will=self._topics.availability,
-                    wake=self._wake,
-                    clock=self._clock,
-                    retain=retain,
-                    qos=qos,
-                )
-            except CapabilityError as error:
-                if error.code == faults.RETAIN_NOT_SUPPORTED and retain:
-                    retain = False
-                elif error.code == faults.QOS_NOT_SUPPORTED and qos:
-                    qos = 0
-                else:
-                    raise
-
     def _converse(self, link: Link) -> None:
-        """Talk until the connection is lost, which raises LinkError, or all is said after a stop."""
+        """Run a session until the connection is lost, which raises LinkError, or all is sent after a stop."""
         self.reconnects += bool(self.protocol)
         self.protocol = "5" if link.version == V5 else "3.1.1"
         self.connected = True
@@ -307,7 +244,7 @@ class Publisher:
             spool=self.spool,
             states=self._states,
             handlers=self._handlers,
-            tally=self._tally,
+            counts=self._counts,
             status=self.status,
             wake=self._wake,
             clock=self._clock,
@@ -316,12 +253,12 @@ class Publisher:
         try:
             while not (self._stopping and session.finished) and (left := self._stop_at - self._clock()) > 0:
                 session.turn(min(left, PROBE_SECONDS if session.unanswered else 1.0))
-                self._look(link, session)
-            session.end(LAST_WORD_SECONDS)
+                self._watch.check(link, session.unanswered)
+            session.end(STOP_SECONDS)
         except LinkError as error:
             session.abandon(error)
             raise
-        except Exception as error:  # a bug of ours must not end the thread, and with it all that is said, in silence
+        except Exception as error:  # a bug must not end the thread, and with it all publishing, without a trace
             log.exception("the conversation with the broker failed")
             failure = LinkError(f"{type(error).__name__}: {error}", hint="report this")
             session.abandon(failure)
@@ -330,43 +267,24 @@ class Publisher:
             self.connected = False
             self._session = None
 
-    def _look(self, link: Link, session: Session) -> None:
-        """Every so often: raises LinkError where a connection is of no use, though it has not noticed.
-
-        One over which nothing went for a while may live on, but goes on late: the kernel's pauses grow and grow.
-        """
-        now = self._clock()
-        if now < self._next_look:
-            return
-        self._next_look = now + PROBE_SECONDS
-        if self._network.changed():
-            link.check_address()
-        if session.unanswered < DOUBT_SECONDS:
-            self._out_of_reach = False
-        elif not reachable(link.peer, PROBE_SECONDS):
-            self._out_of_reach = True
-        elif self._out_of_reach:
-            self._out_of_reach = False
-            raise faults.interrupted(self._options)
-
     def _pause(self, seconds: float, *, probing: bool) -> None:
-        """Wait before the next attempt: less if the network changes, or if a broker that was not there is."""
+        """Wait before the next attempt: less if the network changes, or if `probing` finds the broker."""
         self._network.changed()
         until = self._clock() + seconds
         while not self._stopping and (left := until - self._clock()) > 0:
             probe = probing and self.spool.depth > 0
             began = self._clock()
-            until_probe = PROBE_SECONDS * (0.75 + self._chance() / 2)  # or all boards would knock in step
+            until_probe = PROBE_SECONDS * (0.75 + self._chance() / 2)  # so that boards do not probe in step
             if self._wake.wait(min(left, until_probe) if probe else left, self._network.fileno()):
                 left = FIRST_RETRY / 2 - (self._clock() - until + seconds)
                 self._wake.wait(max(0.0, left))
-                self._hold_back()
+                self._spread()
                 return
             if probe and self._clock() - began >= PROBE_SECONDS / 2 and reachable(self._address, min(left, 2.0)):
-                self._hold_back()
+                self._spread()
                 return
 
-    def _hold_back(self) -> None:
-        """Wait a moment: other boards have learned just now, too, that the broker can be reached again."""
+    def _spread(self) -> None:
+        """Wait a moment: other boards have found just now as well that the broker can be reached again."""
         if not self._stopping:
             self._wake.wait(FIRST_RETRY / 2 * self._chance())

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from edged.outbox.publisher import LONGEST_RETRY
+from edged.outbox.retry import LONGEST_RETRY
 from tests.accounting import PROMISES, UNBOUNDED, Auditor, balance, line_of, said
 from tests.broker import Broker
 from tests.edged_process import Edged

@@ -13,8 +13,9 @@ from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.outbox.faults import LinkError
 from edged.outbox.link import Acknowledgement, Link, Received, Wake
+from edged.outbox.link_health import REFUSAL_SECONDS
 from edged.outbox.options import MqttOptions, SpoolOptions
-from edged.outbox.session import MAX_STRIKES, REFUSAL_SECONDS, DeliveryCounts, Handler, Session
+from edged.outbox.session import MAX_STRIKES, DeliveryCounts, Handler, Session
 from edged.outbox.spool import MemorySpool
 from edged.outbox.states import RetainedStates
 from tests.contracts.spool import message
@@ -74,7 +75,7 @@ class Rig:
         self.spool = MemorySpool(clock=lambda: self.now)
         self.states = RetainedStates()
         self.handlers: dict[str, Handler] = {}
-        self.tally = DeliveryCounts()
+        self.counts = DeliveryCounts()
         self.status = Status("mqtt", lambda: self.now, lambda name, health: None)
 
     def session(self, link: FakeLink, wall: WallClock | None = None) -> Session:
@@ -85,7 +86,7 @@ class Rig:
             spool=self.spool,
             states=self.states,
             handlers=self.handlers,
-            tally=self.tally,
+            counts=self.counts,
             status=self.status,
             wake=Wake(),
             clock=lambda: self.now,
@@ -172,7 +173,7 @@ def test_a_refused_message_is_parked_with_the_reason(rig: Rig, answer: str) -> N
     rig.session(link).turn(0)
 
     assert [each.reason for each in rig.spool.parked()] == [f"the broker refuses result: {answer}"]
-    assert (rig.tally.sent, rig.tally.refused) == (0, 1)
+    assert (rig.counts.sent, rig.counts.refused) == (0, 1)
     assert rig.status.health.state == "degraded"
 
 
@@ -182,7 +183,7 @@ def test_nobody_listening_is_no_refusal(rig: Rig) -> None:
     link.answers = ["Success", "No matching subscribers"]
     rig.session(link).turn(0)
 
-    assert (rig.tally.sent, rig.tally.refused) == (1, 0)
+    assert (rig.counts.sent, rig.counts.refused) == (1, 0)
 
 
 def test_a_refusal_is_forgiven_after_a_while_without_another(rig: Rig) -> None:
@@ -226,7 +227,7 @@ def test_a_message_on_which_the_broker_keeps_hanging_up_is_found_and_parked(rig:
     [(_, (_, parked, _), reason)] = rig.spool.parked()
     assert parked.topic == "result/1"
     assert reason == "each time it is sent: the broker hung up"
-    assert rig.tally.sent == 3
+    assert rig.counts.sent == 3
 
 
 def test_a_network_that_keeps_failing_parks_nothing(rig: Rig) -> None:
@@ -256,7 +257,7 @@ def test_what_waited_for_the_connection_is_replayed_at_the_rate_that_is_set_and_
         session.turn(0)
 
     assert link.topics == [ONLINE, "new", "old/0", "old/1", "old/2"]
-    assert rig.tally.replayed == 3
+    assert rig.counts.replayed == 3
 
 
 def test_a_replayed_message_says_so_in_its_payload_if_that_is_an_object(rig: Rig) -> None:

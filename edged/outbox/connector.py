@@ -1,0 +1,61 @@
+"""Connections to the broker with as much of MQTT as the broker accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from edged.outbox import faults
+from edged.outbox.faults import CapabilityError, VersionError
+from edged.outbox.link import V5, V311, Link, Wake
+from edged.outbox.options import MqttOptions
+
+
+class Connector:
+    """Opens links. A broker that refuses MQTT 5 in so many words is addressed with 3.1.1 from then on."""
+
+    def __init__(
+        self, options: MqttOptions, *, client_id: str, will: str, wake: Wake, clock: Callable[[], float]
+    ) -> None:
+        self._options = options
+        self._client_id = client_id
+        self._will = will
+        self._wake = wake
+        self._clock = clock
+        self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
+
+    def connect(self) -> Link:
+        """Connect with the newest version of MQTT that both sides speak. Raises LinkError."""
+        first, *older = self._versions
+        try:
+            return self._open(first)
+        except VersionError as error:
+            if not older:
+                raise
+            if error.certain:
+                self._versions = tuple(older)
+        return self._open(older[0])
+
+    def _open(self, version: MQTTProtocolVersion) -> Link:
+        """Connect with the best last will that the broker accepts: some refuse a retained one, or one with QoS 1."""
+        retain, qos = True, 1
+        while True:
+            try:
+                return Link(
+                    self._options,
+                    version=version,
+                    client_id=self._client_id,
+                    will=self._will,
+                    wake=self._wake,
+                    clock=self._clock,
+                    retain=retain,
+                    qos=qos,
+                )
+            except CapabilityError as error:
+                if error.code == faults.RETAIN_NOT_SUPPORTED and retain:
+                    retain = False
+                elif error.code == faults.QOS_NOT_SUPPORTED and qos:
+                    qos = 0
+                else:
+                    raise

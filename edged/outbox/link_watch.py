@@ -1,0 +1,47 @@
+"""Checks of an open connection that is of no use though neither side has closed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edged.outbox import faults
+from edged.outbox.link import Link
+from edged.outbox.network import Network, reachable
+from edged.outbox.options import MqttOptions
+
+PROBE_SECONDS = 0.5
+"""Time between two probes of a broker that does not answer while messages wait."""
+
+DOUBT_SECONDS = 1.5
+"""A broker that has acknowledged nothing for so long is probed as well."""
+
+
+class LinkWatch:
+    """Probes the peer of a link, at most every PROBE_SECONDS."""
+
+    def __init__(self, network: Network, options: MqttOptions, clock: Callable[[], float]) -> None:
+        self._network = network
+        self._options = options
+        self._clock = clock
+        self._next = 0.0
+        self._out_of_reach = False
+
+    def check(self, link: Link, unanswered: float) -> None:
+        """Raise LinkError if the board has lost the link's address, or the peer was out of reach and is back.
+
+        A connection may survive an interruption, but resumes late: the kernel's pauses between repetitions grow and
+        grow. `unanswered` is the time in seconds for which an acknowledgement has been owed.
+        """
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + PROBE_SECONDS
+        if self._network.changed():
+            link.check_address()
+        if unanswered < DOUBT_SECONDS:
+            self._out_of_reach = False
+        elif not reachable(link.peer, PROBE_SECONDS):
+            self._out_of_reach = True
+        elif self._out_of_reach:
+            self._out_of_reach = False
+            raise faults.interrupted(self._options)

@@ -1,0 +1,28 @@
+"""The rate at which old messages may be sent beside new ones."""
+
+from __future__ import annotations
+
+BURST_SECONDS = 0.05
+"""A limited replay comes in bursts, each of the messages of so many seconds."""
+
+
+class ReplayLimit:
+    """Allows `rate` old messages a second; any number with rate 0."""
+
+    def __init__(self, rate: int, now: float) -> None:
+        self._rate = rate
+        self._allowance = 0.0
+        self._then = now
+
+    def allowed(self, now: float) -> int | None:
+        """Return the number of old messages that may be sent now; None for any number."""
+        if not self._rate:
+            return None
+        most = max(1.0, self._rate * BURST_SECONDS)
+        self._allowance = min(most, self._allowance + self._rate * (now - self._then))
+        self._then = now
+        return int(self._allowance)
+
+    def spend(self, number: int) -> None:
+        """Count old messages that were sent."""
+        self._allowance -= number
