@@ -1,51 +1,51 @@
-"""The update machine: what to do next about one model, from what is. This file is all of its policy, and pure.
+"""The update machine: the next step for one model, decided from facts. All policy of updates is here, and pure.
 
-    while step := decide(look()):        look() and do() are in models/updater.py
+    while step := decide(look()):        look() and do() are methods of the updater
         do(step)
 
-There is no recovery path. After a power cut, a crash or a restart the daemon looks again, and `decide` goes on from
-whatever it finds; an update that nothing interrupts takes the same way. This works because
+No recovery path exists. After a power cut, a crash or a restart the daemon looks again, and `decide` continues from the
+facts; an uninterrupted update takes the same way. Three rules make this work:
 
-- `Ledger` (a model's state.json) is the only truth. It is replaced whole, so it is always one of the ledgers written
-  here. Everything else on disk either has its name in the ledger or is litter.
-- each step changes one thing, and doing it twice does no harm.
-- a thing is written before it is acted upon: the candidate before it is tried, the run before the candidate is loaded
-  in it, the verdict before anything is undone.
+- `Ledger` (a model's state.json) is the only truth. The file is replaced whole, so it always holds a ledger written by
+  this machine. Any other file on disk either is named in the ledger or is litter.
+- Each step changes one thing, and repeating a step does no harm.
+- Every intention is written before it is acted upon: the candidate before the trial, the run before the candidate is
+  loaded, the verdict before anything is undone.
 
 The phases of an update, by `Ledger.candidate`:
 
                      `offered`: an install passed its checks
       +-----------------------------------------------------------------+
       |                                                                 v
-    idle  <-- the self-test fails: rejected -------------------------- trial      the candidate proves itself in a child
-      ^                                                                 |         process; `active` serves
-      |                                                                 | the self-test is good
+    idle  <-- the self-test fails: rejected -------------------------- trial      a child process tests the candidate;
+      ^                                                                 |         `active` serves
+      |                                                                 | the self-test passes
       |                                                                 v
-      +<-- it misbehaves, or does not load: rejected ---------------- probation   the candidate serves and is watched;
-      |    nobody confirms it in time: reverted                         |         `active` is what to return to
-      |                                                                 | good, and confirmed where that was asked for
+      +<-- a fault, or a failure to load: rejected ------------------ probation   the candidate serves and is watched;
+      |    no confirmation in time: reverted                            |         a failure returns to `active`
+      |                                                                 | good, and confirmed if `confirm_within` is set
       +<----------------------------------------------------------------+         active = candidate, previous = active
 
-`active` is always the last version that was confirmed, so going back is nothing but serving `active` again, and needs
-no network. A candidate is rejected (remembered, refused at once from then on, removed), reverted (kept, and may be
-offered again) or damaged (removed, and may be sent again); `VersionFault` says which. Where no pipeline has used the
-model since the candidate was offered there is nothing to watch, and probation ends as it begins. Where one did and was
-taken away, probation is suspended until one does again, or an operator rolls back.
+`active` is always the last confirmed version. Rolling back therefore means serving `active` again, and needs no
+network. A candidate ends as rejected (recorded, refused from then on, removed), reverted (kept, may be offered again)
+or damaged (removed, may be sent again), according to `VersionFault`. If no pipeline has used the model since the
+candidate was offered, there are no windows to watch, and probation ends at once. If the last pipeline was taken away,
+probation is suspended until a pipeline uses the model again, or an operator rolls back.
 
-What serves is not stored but derived, in `ranking`: the candidate on probation, else `active`, else `previous`, else
-the factory's versions, newest first, else any other that was once confirmed; of these the first that is sound. Where
-the configuration names a version, only those of that number count. So a version that rots on disk costs that version.
-One that serves and whose files are gone serves on, from memory. When none is sound nothing serves, and that is a state
-an operator sees.
+The version to serve is not stored but derived by `ranking`: the candidate on probation, then `active`, `previous`, the
+factory versions (newest first), and any other version confirmed on this board; the first sound version serves. If the
+configuration names a version number, only versions of this number count. Damage to a version on disk thus costs only
+that version. A serving version whose files are gone continues to serve from memory. Without a sound version the model
+does not serve, and this state is reported.
 
-A candidate has BOOTS runs of the daemon for its trial, and as many for its probation. A run is counted before it gets
-anywhere near the candidate, and given back by a clean stop; a candidate that takes daemon or board down with it uses
-them up. A run that begins while a candidate awaits an operator's confirmation reverts it: nobody has confirmed, and
-how long the board was off nobody knows. No other rule here depends on a clock, and none on what day it is.
+A candidate has BOOTS runs of the daemon for the trial, and as many for the probation. A run is charged before the
+candidate is touched, and refunded by a clean stop; a candidate that crashes the daemon or the board uses up its runs. A
+run that begins while a candidate waits for an operator's confirmation reverts the candidate, since the length of the
+outage is unknown. No other rule depends on a clock, and no rule on the date.
 
-The anti-rollback floor rises when a version is confirmed, and never falls. It bars installs, not the way back: an
-operator may return to any version that was once confirmed here, or to the factory's. Whoever goes back says no to what
-served: it is rejected, so that nothing automatic brings it again.
+The anti-rollback floor rises when a version is confirmed, and never falls. The floor bars installs but not rollbacks:
+an operator may return to any version once confirmed on this board, or to a factory version. The version rolled back
+from is rejected until `edgectl forget`, so that no automatic update installs it again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ from edged.core.ledger import (
 
 
 class VersionFault(msgspec.Struct, frozen=True):
-    """What is wrong with a version, and so what becomes of it as a candidate: see the head of this file."""
+    """Fault of a version. `kind` determines the fate of a candidate; see the head of this file."""
 
     kind: Literal["rejected", "reverted", "damaged"]
     reason: str
@@ -82,14 +82,13 @@ class VersionFault(msgspec.Struct, frozen=True):
 
 
 Answer = Literal["open", "good"] | VersionFault
-"""To the question whether a trial or a probation was passed."""
+"""State of a trial or a probation."""
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a model's past is kept: this many versions, in so many bytes.
+    """Limits for old versions: a number of versions, and a total of bytes.
 
-    Those that are active, previous, under way, serving or of the number that the configuration names are kept, whatever
-    they come to.
+    Versions that are active, previous, candidate, serving or named by the configuration are kept regardless.
     """
 
     versions: int = 4
@@ -97,20 +96,20 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is to be known of a model to decide what to do next.
+    """Facts from which the next step of a model is decided.
 
     run      this run of the daemon
-    factory  digests of the factory's versions, newest first
-    present  the version folders on disk, by digest, and their bytes
-    unfit    versions found damaged, or that would not serve, in this run
-    serving  the digest that answers now; "" for none, None where no pipeline uses the model
-    named    the versions of the number that the configuration has the model stay with; None for any number
-    trial    how the candidate's self-test ended in this run
-    watched  how the candidate is doing on probation
-    waited   seconds for which the candidate has been on probation, and served if it can, in this run
-    current  the digest that the convenience link names; None where there is no link
-    litter   what lies in the model's folder and belongs to nothing, relative to it
-    barred   kinds of steps that the disk has just refused: not worth trying again this time
+    factory  digests of the factory versions, newest first
+    present  version folders on disk: bytes by digest
+    unfit    versions that were found damaged or failed to serve in this run
+    serving  digest that serves now; "" for none, None if no pipeline uses the model
+    named    versions of the number that the configuration names; None for any number
+    trial    state of the candidate's self-test in this run
+    watched  state of the candidate's probation
+    waited   seconds of this run in which the candidate has been on probation and, if possible, has served
+    current  digest that the convenience link names; None without a link
+    litter   unneeded files in the model's folder, relative to the folder
+    barred   kinds of steps that the disk has just refused, and that are not repeated this time
     """
 
     ledger: Ledger
@@ -130,7 +129,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplaceLedger(msgspec.Struct, frozen=True):
-    """Replace the ledger. `event` names for ever what happens, `text` says it to a person, and `hint` what to do."""
+    """Replace the ledger. `event` is a permanent identifier, `text` a description for people, `hint` the remedy."""
 
     ledger: Ledger
     event: str
@@ -139,13 +138,13 @@ class ReplaceLedger(msgspec.Struct, frozen=True):
 
 
 class Serve(msgspec.Struct, frozen=True):
-    """Have every pipeline that uses the model switch to this version; "" lets go of what serves."""
+    """Switch all pipelines that use the model to this version; "" stops serving."""
 
     digest: str
 
 
 class Try(msgspec.Struct, frozen=True):
-    """Have a version prove itself in a child process."""
+    """Test a version in a child process."""
 
     digest: str
 
@@ -157,7 +156,7 @@ class PointLink(msgspec.Struct, frozen=True):
 
 
 class Remove(msgspec.Struct, frozen=True):
-    """Remove this file or folder of the model's folder, with all that is in it."""
+    """Remove a file or folder, with its content, from the model's folder."""
 
     path: str
 
@@ -169,7 +168,7 @@ Step = ReplaceLedger | Serve | Try | PointLink | Remove
 
 
 def decide(facts: ModelFacts) -> Step | None:
-    """The next step; None when all is as it should be, or must wait for something to happen."""
+    """Return the next step, or None if nothing is to be done until the facts change."""
     for rule in (_judge, _serve, _try, _tidy):
         step = rule(facts)
         if step is not None and type(step) not in facts.barred:
@@ -178,7 +177,7 @@ def decide(facts: ModelFacts) -> Step | None:
 
 
 def ranking(facts: ModelFacts) -> Iterator[str]:
-    """The versions that may serve, best first; some may be there twice, and not all of them need be on disk."""
+    """Yield the versions that may serve, best first; a version may be yielded twice, and may be missing on disk."""
     candidate = facts.ledger.candidate
     counted = candidate is not None and candidate.run == facts.run
     ranked = list(standing(facts.ledger, facts.factory))
@@ -188,13 +187,13 @@ def ranking(facts: ModelFacts) -> Iterator[str]:
 
 
 def target(facts: ModelFacts) -> str:
-    """The version that ought to serve; "" where none can. What serves needs no files until it is loaded again."""
+    """Return the version to serve, or "". A serving version needs no files until the next load."""
     there = {*facts.factory, *facts.present, facts.serving}
     return next((digest for digest in ranking(facts) if digest in there and digest not in facts.unfit), "")
 
 
 def in_use(facts: ModelFacts) -> set[str | None]:
-    """The versions that must not go, whatever they take."""
+    """Return the versions that must be kept regardless of limits."""
     ledger = facts.ledger
     candidate = None if ledger.candidate is None else ledger.candidate.digest
     return {ledger.active, ledger.previous, candidate, facts.serving, *(facts.named or ())}
@@ -214,9 +213,7 @@ def _judge(facts: ModelFacts) -> ReplaceLedger | None:
         text = f"{name} has this run of the daemon for its {candidate.phase}, and {candidate.boots_left - 1} more"
         return ReplaceLedger(counted(ledger, candidate, facts.run), "update.counted", text)
     if candidate.unused and facts.serving is not None:
-        return ReplaceLedger(
-            used(ledger, candidate), "update.used", f"a pipeline uses the model, and so {name} is watched"
-        )
+        return ReplaceLedger(used(ledger, candidate), "update.used", f"a pipeline uses the model, so {name} is watched")
     if candidate.phase == "trial" and facts.trial == "good":
         return ReplaceLedger(proven(ledger, candidate), "update.proven", f"{name} has passed its self-test")
     if _passed(facts, candidate):
@@ -250,7 +247,7 @@ def _tidy(facts: ModelFacts) -> Step | None:
 
 
 def _spare(facts: ModelFacts) -> str | None:
-    """The oldest version there is no need to keep, where there are too many."""
+    """Return the oldest version that may be removed if the limits are exceeded, else None."""
     ledger, keep, needed = facts.ledger, facts.keep, in_use(facts)
     bytes_held = sum(size for digest, size in facts.present.items() if digest in ledger.versions)
     if len(ledger.versions) <= keep.versions and bytes_held <= keep.bytes:
@@ -259,11 +256,11 @@ def _spare(facts: ModelFacts) -> str | None:
 
 
 def _fault(facts: ModelFacts, candidate: Candidate) -> VersionFault | None:
-    """What ends the candidate, if anything does."""
+    """Return the fault that ends the candidate, or None."""
     if candidate.digest in facts.unfit:
         return facts.unfit[candidate.digest]
     if candidate.digest not in facts.present:
-        return VersionFault("damaged", "its folder is gone")
+        return VersionFault("damaged", "the version's folder is gone")
     if candidate.run != facts.run:
         return _fault_of_runs(candidate)
     answer = facts.trial if candidate.phase == "trial" else facts.watched
@@ -272,28 +269,28 @@ def _fault(facts: ModelFacts, candidate: Candidate) -> VersionFault | None:
     if isinstance(answer, VersionFault):
         return answer
     if awaited(candidate) and facts.waited >= candidate.confirm_within:
-        return VersionFault("reverted", f"nobody confirmed it within {candidate.confirm_within:g} s")
+        return VersionFault("reverted", f"no operator confirmed it within {candidate.confirm_within:g} s")
     return None
 
 
 def _fault_of_runs(candidate: Candidate) -> VersionFault | None:
-    """What keeps a candidate that an earlier run left from being gone on with."""
+    """Return the fault that ends a candidate left by an earlier run, or None."""
     if awaited(candidate):
-        return VersionFault("reverted", "the daemon started anew before anybody confirmed it")
+        return VersionFault("reverted", "the daemon restarted before an operator confirmed it")
     if candidate.boots_left == 0:
         return VersionFault("rejected", f"the daemon or the board went down {BOOTS} times during its {candidate.phase}")
     return None
 
 
 def is_suspended(facts: ModelFacts) -> bool:
-    """Whether the candidate is on probation, and the pipeline that used the model was taken away."""
+    """Return whether the candidate is on probation and the pipelines that used the model were taken away."""
     candidate = facts.ledger.candidate
     on_probation = candidate is not None and candidate.phase == "probation" and not candidate.unused
     return on_probation and facts.serving is None
 
 
 def _passed(facts: ModelFacts, candidate: Candidate) -> bool:
-    """Whether probation is over. Where no pipeline has ever used the model there is nothing to watch."""
+    """Return whether probation is over. Without any pipeline since the offer, probation has nothing to watch."""
     if candidate.phase != "probation" or awaited(candidate):
         return False
     if facts.serving is None:

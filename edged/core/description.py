@@ -1,4 +1,4 @@
-"""What the running configuration offers to listeners, from which Home Assistant's and AsyncAPI's texts are made."""
+"""Interface of the running configuration on MQTT, the base of the Home Assistant and AsyncAPI documents."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Kind = Literal["classification", "regression", "anomaly", "unknown"]
 
 
 class Value(msgspec.Struct, frozen=True):
-    """A named real value of a regression, and its unit ("" where it has none)."""
+    """Real value of a regression: name and unit ("" without a unit)."""
 
     name: str
     unit: str = ""
 
 
 class PipelineOutput(msgspec.Struct, frozen=True):
-    """What a pipeline says: one of `labels`, or `values`. Its kind is unknown while its model cannot be read.
+    """Output of a pipeline: one of `labels`, or `values`. The kind is "unknown" while the model cannot be read.
 
-    It gets its windows from `source`, and its results are `published` where one of its sinks is the broker.
+    The windows come from `source`. The results are `published` if a sink of the pipeline is the broker.
     """
 
     name: str
@@ -35,11 +35,10 @@ class PipelineOutput(msgspec.Struct, frozen=True):
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """A device and its parts. `version` is the daemon's; `broker` is host:port, empty if there is none.
+    """A device and its parts.
 
-    `path` is where the broker is on a web server, empty where it is spoken to without one.
-
-    `accelerated` are those of the models that have an accelerator to run on.
+    `version` is the version of the daemon. `broker` is host:port, or empty without a broker. `path` is the path of a
+    broker behind WebSockets, otherwise empty. `accelerated` names the models that have an accelerator.
     """
 
     topics: Topics
@@ -54,7 +53,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def retained(description: Description) -> set[str]:
-    """Every topic where a broker may retain something of the device."""
+    """Return all topics on which the broker may retain a message of the device."""
     topics = description.topics
     return {
         topics.availability,
@@ -69,7 +68,7 @@ def retained(description: Description) -> set[str]:
 
 
 def pipeline_output(name: str, manifest: Manifest | None) -> PipelineOutput:
-    """What a pipeline with this model says; None for a model that cannot be read."""
+    """Return the output of a pipeline with this model; None stands for a model that cannot be read."""
     if manifest is None:
         return PipelineOutput(name, "unknown")
     match manifest.postprocess:

@@ -1,15 +1,15 @@
-"""Every error `edged` raises on purpose, split by whose fault it is.
+"""Errors raised on purpose by `edged`, split by the party at fault.
 
-The message says what is wrong and where; the hint says what to do next to somebody at the far end of an SSH
-session. Foreign exceptions are wrapped in one of these once, at the border of the wing that met them. Lists in messages
-are cut with a count: `some`.
+The message states the fault and the place; the hint tells an operator at the far end of an SSH session what to do next.
+Foreign exceptions are wrapped in these classes once, at the border of the part that called foreign code. Lists in
+messages are shortened by `some`.
 """
 
 from collections.abc import Sequence
 
 
 class EdgedError(Exception):
-    """What every error of ours is. `retryable` means that trying again unchanged may succeed."""
+    """Base of all errors of `edged`. `retryable` is true if an unchanged retry may succeed."""
 
     def __init__(self, message: str, *, hint: str = "", retryable: bool = False) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class ConfigError(EdgedError):
 
 
 class BundleError(EdgedError):
-    """What we were given as a model is bad: damaged, contradictory or hostile."""
+    """The submitted model is bad: damaged, contradictory or hostile."""
 
 
 class ModelError(EdgedError):
@@ -42,11 +42,11 @@ class StoreError(EdgedError):
 
 
 class ControlError(EdgedError):
-    """The operator asked for something that cannot be done."""
+    """The operator's request cannot be met."""
 
 
 def some(names: Sequence[str], most: int = 10, *, of: int | None = None, by: str = ", ") -> str:
-    """The first few names, and how many more there are; what is given may be the first ones `of` so many."""
+    """Join the first `most` names, followed by the number of the others; `of` is the total if `names` is truncated."""
     count = len(names) if of is None else of
     more = f" and {count - most} more" if count > most else ""
     return by.join(names[:most]) + more

@@ -1,7 +1,7 @@
-"""The one vocabulary of states that sources, models, pipelines and the link to the broker share.
+"""States shared by sources, models, pipelines and the link to the broker.
 
-A status cell has one writer, and perhaps one who says that this hangs. `since` and `reason` change only with the state
-or the reason, so that an operator sees how long a thing has been as it is, and a listener hears of changes alone.
+A status has one writer, and perhaps a second thread to report a hang. `since` changes only with the state or the
+reason: an operator sees the duration of a state, and a listener is called for changes alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ State = Literal["starting", "running", "degraded", "failed", "stopped"]
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What a part is doing and why; `hint` says what to do about it, `since` is CLOCK_MONOTONIC seconds."""
+    """State of a part and the reason; `hint` is the remedy, `since` a time in CLOCK_MONOTONIC seconds."""
 
     state: State
     reason: str
@@ -24,7 +24,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Status:
-    """A part's health as it changes. `listener` hears (name, health) on the thread that set it, and must not block."""
+    """Health of a part. `listener` gets (name, health) on the thread that sets the health, and must not block."""
 
     def __init__(self, name: str, clock: Callable[[], float], listener: Callable[[str, Health], None]) -> None:
         self.name = name
@@ -42,10 +42,10 @@ class Status:
         self._listener(self.name, self.health)
 
     def silence(self) -> None:
-        """Tell nobody of further changes: another part is there by that name."""
+        """Stop calling the listener: another part has taken over the name."""
         self._listener = lambda _name, _health: None
 
 
 def _whole(text: str) -> str:
-    """Text without halves of characters, as in the name of a file that is not in UTF-8: JSON has no place for them."""
+    """Replace unpaired surrogates, as in a file name that is not UTF-8: JSON cannot hold surrogates."""
     return text if text.isascii() else text.encode(errors="replace").decode()

@@ -1,9 +1,9 @@
-"""What is known of one model's versions (its state.json), and every way in which that may change.
+"""Versions of one model (state.json), and every permitted change of them.
 
-A ledger is a value: each change makes another one, and models/updater.py replaces the file whole. When which change is
-due is decided in core/decide.py, whose head says how to think about candidates, floors and rejections.
+A ledger is a value: each change returns a new ledger, and the updater replaces the file whole. core/decide.py decides
+on the time of each change; the head of that file explains candidates, floors and rejections.
 
-Versions go by digest, the SHA-256 of their manifest's bytes. The factory's versions are not in the ledger.
+A version is identified by its digest, the SHA-256 of the manifest's bytes. Factory versions are not in the ledger.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from edged.core.errors import BundleError, ControlError, StoreError, some
 from edged.core.manifest import Digest, Version, version_key
 
 BOOTS = 3
-"""How many runs of the daemon a candidate has for its trial, and again for its probation."""
+"""Number of runs of the daemon that a candidate has for the trial, and again for the probation."""
 
 MAX_REJECTED = 256
-"""How many rejections are remembered; the oldest is forgotten first."""
+"""Maximum number of rejections in a ledger; the oldest are forgotten first."""
 
 MAX_REASON = 500
-"""How many characters of a reason are: a backend may say pages, and a ledger too long to be read would be lost."""
+"""Maximum length of a reason. A backend's error may fill pages, and a ledger over the size limit would be lost."""
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """A version on disk: where it came from, who signed it, whether it ever was confirmed here.
+    """A version on disk: origin, signers, and confirmation on this board.
 
-    `created` is what its manifest states, in Unix seconds. `installed` likewise, by this board's clock, for people to
-    read; nothing depends on it.
+    `created` is the manifest's time in Unix seconds. `installed` is the time of the installation by the board's clock,
+    for information only.
     """
 
     version: Version
@@ -44,10 +44,10 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """The version under way. `run` is the run of the daemon that `boots_left` was last counted for.
+    """The version being installed. `run` is the run of the daemon last counted in `boots_left`.
 
-    `confirm_within` is how many seconds an operator has to confirm it once it serves; 0 where nobody need. `unused` is
-    whether no pipeline has used the model since it was offered.
+    `confirm_within` is the number of seconds in which an operator must confirm the candidate once it serves; 0 if no
+    confirmation is required. `unused` is true if no pipeline has used the model since the candidate was offered.
     """
 
     digest: Digest
@@ -59,16 +59,17 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a digest is refused."""
+    """Reason for the refusal of a digest."""
 
     version: Version
     reason: str
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. `active` is the version confirmed last, `previous` the one before; None is the factory's newest.
+    """State of a model's versions.
 
-    `versions` and `rejected` are in order of arrival. A `pinned` model stays with what it has.
+    `active` is the last confirmed version, `previous` its predecessor; None stands for the newest factory version.
+    `versions` and `rejected` are in order of arrival. A `pinned` model keeps its active version.
     """
 
     schema: Literal["edged.ledger/1"]
@@ -82,19 +83,19 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 
 
 EMPTY = Ledger(schema="edged.ledger/1")
-"""Of a model that nothing was ever installed of."""
+"""Ledger of a model without any installed version."""
 
 
 def encode(ledger: Ledger) -> bytes:
-    """The bytes of its state.json, indented for people to read."""
+    """Return the ledger as the bytes of state.json, indented for people to read."""
     return msgspec.json.format(msgspec.json.encode(ledger), indent=2) + b"\n"
 
 
 def decode(data: bytes) -> Ledger:
-    """The ledger in the bytes of a state.json.
+    """Return the ledger in the bytes of a state.json.
 
     Raises:
-        StoreError: it is damaged, or contradicts itself.
+        StoreError: the ledger is damaged or contradicts itself.
     """
     try:
         ledger = msgspec.json.decode(data, type=Ledger)
@@ -111,10 +112,11 @@ _DAMAGED = "the disk may be failing; install the model again"
 
 
 def recovered(found: dict[Digest, Installed], active: Digest | None) -> Ledger:
-    """What the versions that are on disk tell, where the ledger is lost; `active` is the one that `current` names.
+    """Return a replacement for a lost ledger, made of the versions on disk.
 
-    That one was confirmed, of the others nobody knows, and they only wait to be sent again. The floor is at the newest,
-    for one that is too high asks an operator, and one that is too low asks nobody. Rejections and pins are forgotten.
+    `active` is the target of the `current` link. Only the active version is known to be confirmed; the others cannot
+    serve until installed again. The floor is the highest version: too high a floor requires an operator, too low a
+    floor would permit a downgrade. Rejections and pins are lost.
     """
     by_age = dict(sorted(found.items(), key=lambda each: version_key(each[1].version)))
     if active in by_age:
@@ -128,9 +130,9 @@ def recovered(found: dict[Digest, Installed], active: Digest | None) -> Ledger:
 
 
 def standing(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
-    """The versions to serve, best first, the candidate aside; `factory` are the factory's digests, newest first.
+    """Yield the versions to serve, best first, without the candidate; `factory` holds digests, newest first.
 
-    Some may be there twice, and not all of them need be on disk.
+    A version may be yielded twice, and may be missing on disk.
     """
     for chosen in (ledger.active, ledger.previous, None):
         yield from factory if chosen is None else (chosen,)
@@ -143,53 +145,53 @@ def standing(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
 
 
 def admit(ledger: Ledger, name: str, digest: str, version: str, active: str, *, allow_downgrade: bool) -> None:
-    """Refuse a version of model `name` that may not become a candidate now; `active` is the active version's number.
+    """Raise an error if a version of model `name` may not become the candidate now; `active` is a version number.
 
     Raises:
-        BundleError: it was rejected before, or is below the floor or the active version.
-        ControlError: the model is pinned, or another version is under way.
+        BundleError: the version was rejected before, or is below the floor or the active version.
+        ControlError: the model is pinned, or another version is being installed.
     """
     if digest in ledger.rejected:
         reason = ledger.rejected[digest].reason
         raise BundleError(
             f"{name} {version} was rejected on this board: {reason}",
-            hint=f"have it tried again with `edgectl forget {name} {digest[:12]}`",
+            hint=f"to try the version again, run `edgectl forget {name} {digest[:12]}`",
         )
     if ledger.pinned:
-        raise ControlError(f"{name} is pinned to {active}", hint=f"let go of it with `edgectl pin {name} --off`")
+        raise ControlError(f"{name} is pinned to {active}", hint=f"unpin the model with `edgectl pin {name} --off`")
     if ledger.candidate is not None:
         raise _under_way(ledger, ledger.candidate, name)
     if is_downgrade(ledger, version, active) and not allow_downgrade:
         raise BundleError(
             f"{name} {version} is older than {_floor(ledger, active)}, and versions only go up",
-            hint="if that is what you want, say so with --allow-downgrade",
+            hint="to downgrade on purpose, add --allow-downgrade",
         )
 
 
 def _under_way(ledger: Ledger, candidate: Candidate, name: str) -> ControlError:
     return ControlError(
         f"{name} {ledger.versions[candidate.digest].version} is under way ({candidate.phase})",
-        hint=f"wait for its end, or stop it with `edgectl rollback {name}`",
+        hint=f"wait for the end, or cancel with `edgectl rollback {name}`",
         retryable=True,
     )
 
 
 def refuse_unnamed(name: str, version: str, named: str) -> None:
-    """Raises ControlError for another version than the number that the configuration names, "" for any."""
+    """Raise ControlError if `version` is not the configured version `named` ("" permits any version)."""
     if named and version_key(version) != version_key(named):
         raise held_by_configuration(name, named)
 
 
 def held_by_configuration(name: str, named: str) -> ControlError:
-    """The error for another version than the one that the configuration names."""
+    """Return the error for a version other than the configured version."""
     return ControlError(
-        f"the configuration has {name} stay with version {named}",
-        hint=f"take `version` out of [models.{name}], then: edgectl reload",
+        f"the configuration keeps {name} at version {named}",
+        hint=f"delete `version` in [models.{name}], then run `edgectl reload`",
     )
 
 
 def is_downgrade(ledger: Ledger, version: str, active: str) -> bool:
-    """Whether a version is older than one that has been confirmed here; `active` is the active version's number."""
+    """Return whether a version is lower than the highest version confirmed so far; `active` is a version number."""
     return version_key(version) < version_key(_floor(ledger, active))
 
 
@@ -198,7 +200,7 @@ def _floor(ledger: Ledger, active: str) -> str:
 
 
 def offered(ledger: Ledger, digest: str, version: Installed, confirm_within: float, *, unused: bool = False) -> Ledger:
-    """With a version that passed the checks as the candidate; `unused` if no pipeline uses the model."""
+    """Make an accepted version the candidate; `unused` if no pipeline uses the model."""
     known = ledger.versions.get(digest)
     version = replace(version, confirmed=known is not None and known.confirmed)
     others = {each: ledger.versions[each] for each in ledger.versions if each != digest}
@@ -210,12 +212,12 @@ def offered(ledger: Ledger, digest: str, version: Installed, confirm_within: flo
 
 
 def counted(ledger: Ledger, candidate: Candidate, run: str) -> Ledger:
-    """With one more run of the daemon spent on the candidate."""
+    """Charge a run of the daemon to the candidate."""
     return replace(ledger, candidate=replace(candidate, run=run, boots_left=candidate.boots_left - 1))
 
 
 def given_back(ledger: Ledger, run: str) -> Ledger:
-    """With this run, which ends as it should, not held against the candidate."""
+    """Refund the run charged to the candidate, for a run of the daemon that ends regularly."""
     candidate = ledger.candidate
     if candidate is None or candidate.run != run or awaited(candidate):
         return ledger
@@ -223,25 +225,25 @@ def given_back(ledger: Ledger, run: str) -> Ledger:
 
 
 def used(ledger: Ledger, candidate: Candidate) -> Ledger:
-    """With a pipeline that uses the model, which is watched from then on."""
+    """Record that a pipeline uses the model, so that the candidate is watched from now on."""
     return replace(ledger, candidate=replace(candidate, unused=False))
 
 
 def proven(ledger: Ledger, candidate: Candidate) -> Ledger:
-    """With the candidate on probation, for which this run counts as well."""
+    """Move the candidate to probation; the current run is the first run of the probation."""
     return replace(ledger, candidate=replace(candidate, phase="probation", boots_left=BOOTS - 1))
 
 
 def awaited(candidate: Candidate) -> bool:
-    """Whether it serves until an operator confirms it, or nobody does."""
+    """Return whether the candidate serves and waits for an operator's confirmation."""
     return candidate.phase == "probation" and candidate.confirm_within > 0
 
 
 def pinned(ledger: Ledger, name: str, *, on: bool) -> Ledger:
-    """With the model staying with what it has, or free again.
+    """Pin the model to the active version, or unpin it.
 
     Raises:
-        ControlError: another version is under way, which would serve all the same.
+        ControlError: another version is being installed, and would serve in spite of the pin.
     """
     if on and ledger.candidate is not None:
         raise _under_way(ledger, ledger.candidate, name)
@@ -249,19 +251,19 @@ def pinned(ledger: Ledger, name: str, *, on: bool) -> Ledger:
 
 
 def vouched(ledger: Ledger, name: str) -> Ledger:
-    """With the candidate confirmed by an operator; the rest of its probation remains.
+    """Record an operator's confirmation of the candidate; the rest of the probation remains.
 
     Raises:
-        ControlError: nothing waits for that.
+        ControlError: no candidate waits for confirmation.
     """
     candidate = ledger.candidate
     if candidate is None or not awaited(candidate):
-        raise ControlError(f"nothing of {name} waits to be confirmed", hint="see `edgectl models`")
+        raise ControlError(f"{name} has no version to confirm", hint="see `edgectl models`")
     return replace(ledger, candidate=replace(candidate, confirm_within=0.0))
 
 
 def confirmed(ledger: Ledger, candidate: Candidate) -> Ledger:
-    """With the candidate as the active version, and the floor at it or above."""
+    """Make the candidate the active version, and raise the floor to its number if it is higher."""
     version = replace(ledger.versions[candidate.digest], confirmed=True)
     return replace(
         ledger,
@@ -274,14 +276,14 @@ def confirmed(ledger: Ledger, candidate: Candidate) -> Ledger:
 
 
 def rejected(ledger: Ledger, digest: str, reason: str) -> Ledger:
-    """With a version that is refused from now on; it stays where it is."""
+    """Refuse a version from now on; its files remain."""
     others = {each: ledger.rejected[each] for each in ledger.rejected if each != digest}
     others[digest] = Rejection(version=ledger.versions[digest].version, reason=reason[:MAX_REASON])
     return replace(ledger, rejected=dict(list(others.items())[-MAX_REJECTED:]))
 
 
 def without(ledger: Ledger, digest: str) -> Ledger:
-    """Without a version, whose folder is litter then."""
+    """Remove a version; its folder becomes litter."""
     return replace(
         ledger,
         previous=None if digest == ledger.previous else ledger.previous,
@@ -289,20 +291,20 @@ def without(ledger: Ledger, digest: str) -> Ledger:
     )
 
 
-# What an operator asks for
+# Operator requests
 
 
 def rolled_back(ledger: Ledger, name: str, to: str = "", *, has_factory: bool = True) -> Ledger:
-    """Back to what served before, to a version confirmed here (`to` its number or digest), or to the "factory".
+    """Return to the previous version, to a confirmed version (number or digest in `to`), or to "factory".
 
-    `has_factory` is whether that has another version than the active one. What it goes away from is rejected. A
-    candidate without anything before it may be rejected too.
+    `has_factory` is true if a factory version other than the active version exists. The version rolled back from is
+    rejected. A candidate may be rolled back even without a predecessor.
 
     Raises:
-        ControlError: there is nothing of that kind to go back to.
+        ControlError: no such version exists.
     """
     if ledger.pinned:
-        raise ControlError(f"{name} is pinned", hint=f"let go of it with `edgectl pin {name} --off`")
+        raise ControlError(f"{name} is pinned", hint=f"unpin the model with `edgectl pin {name} --off`")
     by_hand = "an operator rolled it back"
     candidate = ledger.candidate
     chosen = ledger.active if candidate is not None and not to else _chosen(ledger, name, to)
@@ -323,29 +325,29 @@ def rolled_back(ledger: Ledger, name: str, to: str = "", *, has_factory: bool = 
 
 
 def _nothing_before(ledger: Ledger, name: str, to: str) -> ControlError:
-    """The error for a rollback that would change nothing."""
+    """Return the error for a rollback without effect."""
     serving = ledger.versions[ledger.active].version if ledger.active else "the factory's version"
     if to == "factory" and ledger.active:
-        return ControlError(f"there is no other factory version of {name}", hint="see what there is: edgectl models")
+        return ControlError(f"there is no other factory version of {name}", hint="list the versions: edgectl models")
     if to:
-        return ControlError(f"{name} is at {serving} already", hint="see what else there is: edgectl models")
+        return ControlError(f"{name} is already at {serving}", hint="list the versions: edgectl models")
     others = [each.version for digest, each in ledger.versions.items() if each.confirmed and digest != ledger.active]
     if not others:
         return ControlError(
-            f"{name} has nothing to go back to: no other version was confirmed here",
-            hint="bring one: edgectl update-model FILE",
+            f"{name} cannot be rolled back: no other version was confirmed on this board",
+            hint="install a version: edgectl update-model FILE",
         )
     return ControlError(
-        f"{name} has nothing to go back to by itself",
-        hint=f"name a version: edgectl rollback {name} --to VERSION; there are: {', '.join(others)}",
+        f"{name} cannot be rolled back without a version number",
+        hint=f"name a version: edgectl rollback {name} --to VERSION (available: {', '.join(others)})",
     )
 
 
 def forgiven(ledger: Ledger, name: str, digest: str) -> Ledger:
-    """Without a rejection; the beginning of the digest is enough.
+    """Remove a rejection; a unique prefix of the digest is enough.
 
     Raises:
-        ControlError: nothing like that, or more than one, was rejected.
+        ControlError: no digest or several digests have this prefix.
     """
     found = [each for each in ledger.rejected if digest and each.startswith(digest)]
     if len(found) != 1:

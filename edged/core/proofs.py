@@ -1,7 +1,7 @@
-"""The record of models that a child process has loaded, run and closed without harm: proofs.json in the state folder.
+"""Record of models that a child process has loaded, run and closed without a crash: proofs.json in the state folder.
 
-A model in the record may be loaded by the daemon itself. A record that cannot be read proves nothing, and so does one
-of another runtime or processor: then the model is tried in a child once more.
+The daemon may load a model in the record directly. An unreadable record, or an entry of another runtime or processor,
+proves nothing: the model is tried in a child process again.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from edged.core.errors import StoreError
 from edged.core.manifest import Digest
 
 MAX_PROOFS = 128
-"""The number of models that are remembered; the oldest is forgotten first."""
+"""Maximum number of models in a record; the oldest are removed first."""
 
 MAX_RECORD_BYTES = 256 << 10
 MAX_TITLE = 200
 
 
 class SafeLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model that did no harm: the SHA-256 of its `file`, the signature that ran, the `shapes` of its inputs, on what.
+    """A safe model: SHA-256 of the `file`, signature, `shapes` of the inputs, and the environment of the proof.
 
-    `backend` is the class ("module:Class"), `runtime` its title, "" where it has none, and `processor` a digest of what
-    identifies the processor.
+    `backend` is the class ("module:Class"), `runtime` the title of the runtime ("" if untitled), and `processor` a
+    digest of the processor's identification.
     """
 
     file: Digest
@@ -43,13 +43,13 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def encode(loads: Iterable[SafeLoad]) -> bytes:
-    """The bytes of a record of the newest of these loads; the last is the newest."""
+    """Return a record of the newest loads as bytes; the last load is the newest."""
     newest = tuple(loads)[-MAX_PROOFS:]
     return msgspec.json.encode(_Record(schema="edged.proofs/1", loads=newest)) + b"\n"
 
 
 def decode(data: bytes) -> tuple[SafeLoad, ...]:
-    """The loads in a record. Raises StoreError if it is damaged."""
+    """Return the loads in a record. Raises StoreError if the record is damaged."""
     if len(data) > MAX_RECORD_BYTES:
         raise StoreError(f"the record of proofs is larger than {MAX_RECORD_BYTES} bytes", hint=_NO_MATTER)
     try:
@@ -58,4 +58,4 @@ def decode(data: bytes) -> tuple[SafeLoad, ...]:
         raise StoreError(f"the record of proofs is damaged: {error}", hint=_NO_MATTER) from error
 
 
-_NO_MATTER = "models are tried again, and a new record is written"
+_NO_MATTER = "no action is needed: models are tried again, and a new record is written"

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source will deliver, known before the first sample.
+    """Properties of a source that are known before the first sample.
 
-    `shape` is the shape of one sample: `(6,)` for six channels, `(96, 96, 3)` for a picture.
-    `channels` and `units` name the columns where a sample is a row of channels; empty means unstated.
-    `rate` is in samples per second; None where only the sensor knows. `pace` is how many a second arrive, where that is
-    another number: of a recording that is played faster or slower than it was made. A `patient` source can wait while
-    the pipeline catches up (a recording played as fast as possible); physics cannot.
+    `shape` is the shape of one sample: `(6,)` for six channels, `(96, 96, 3)` for a picture. `channels` and `units`
+    name the columns of a sample that is a row of channels; empty means unstated. `rate` is in samples per second; None
+    if only the sensor knows. `pace` is the number of samples that arrive per second, if a recording is played faster or
+    slower than `rate`. A `patient` source can wait while the pipeline catches up (a recording played as fast as
+    possible); physics cannot.
     """
 
     shape: tuple[int, ...]
@@ -32,13 +32,12 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chunk(NamedTuple):
-    """What a source yields: samples that arrived together.
+    """Samples that arrived together from a source.
 
-    `samples` has shape `(n, *SourceInfo.shape)` with n >= 1, and is only valid until the next read.
-    `time` is when the last of them arrived. `lost` counts the samples missing just before the first one: 0 when
-    the stream went on without a break, and at least 1 when it broke and the number is unknown. `anew` says that
-    another stream begins with the first one, as a recording that is played again: no window spans that, and nothing
-    is lost.
+    `samples` has shape `(n, *SourceInfo.shape)` with n >= 1, and is only valid until the next read. `time` is the
+    arrival of the last sample. `lost` counts the samples missing just before the first one: 0 in an unbroken stream, at
+    least 1 after a gap of unknown length. `anew` marks the first chunk of another stream, such as a recording that is
+    played again: no window spans the boundary, and nothing is lost.
     """
 
     samples: NDArray[Any]
@@ -48,22 +47,22 @@ class Chunk(NamedTuple):
 
 
 MAX_SHOWN = 80
-"""Characters that are shown of input that was thrown away."""
+"""Maximum number of characters shown of discarded input."""
 
 
 class Obstacle(NamedTuple):
-    """The reason why bytes that a source receives do not become samples, and what to do about it."""
+    """Reason why received bytes do not become samples, and the remedy."""
 
     reason: str
     hint: str
 
 
 class Window(NamedTuple):
-    """What a model eats: `samples` of shape `(length, *sample shape)`, and where it stands in the stream.
+    """Input of one inference: `samples` of shape `(length, *sample shape)`, and their position in the stream.
 
-    `samples` are shared with the windows that overlap it, and nobody writes to them. `seq` counts the windows the
-    stream has had, including those that were dropped on the way, so a jump shows. `time` is when its last sample
-    arrived, `start` when its first did; None where no rate is known.
+    Overlapping windows share `samples`, which must not be written to. `seq` counts the windows of the stream, dropped
+    windows included, so a jump shows a drop. `time` is the arrival of the last sample, `start` that of the first
+    sample; None if the rate is unknown.
     """
 
     samples: NDArray[Any]
@@ -91,12 +90,12 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype as numpy knows it."""
+        """Return the dtype as a numpy object."""
         return np.dtype(self.dtype)
 
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loaded model runs on: for `edgectl models` and the result's metadata.
+    """Runtime and delegate of a loaded model, shown by `edgectl models` and in results.
 
     `delegate` is "cpu" or the name of an accelerator; `nodes` and `delegated` count graph nodes, 0 where unknown.
     """
@@ -110,17 +109,17 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):
-    """One label with its score, a probability for classifiers that give one."""
+    """Label with a score, which is a probability if the classifier computes probabilities."""
 
     label: str
     score: float
 
 
 class Classification(msgspec.Struct, frozen=True, tag="classification", tag_field="kind"):
-    """The best labels of one window, best first, and what is decided over time.
+    """Best labels of one window, best first, and the decision over several windows.
 
-    `decision` is the label that thresholds, smoothing, minimum duration and cooldown let through now, None for
-    none; `changed` is true on the window at which it became so.
+    `decision` is the label that passes thresholds, smoothing, minimum duration and cooldown, or None. `changed` is true
+    for the window in which the decision changed.
     """
 
     label: str
@@ -131,13 +130,13 @@ class Classification(msgspec.Struct, frozen=True, tag="classification", tag_fiel
 
 
 class Regression(msgspec.Struct, frozen=True, tag="regression", tag_field="kind"):
-    """Named real values, or an array of them where they are too many to be named."""
+    """Named real values, or an array if the values are too many to have names."""
 
     values: dict[str, float] | list[float]
 
 
 class Anomaly(msgspec.Struct, frozen=True, tag="anomaly", tag_field="kind"):
-    """How far a window is from what the model knows; `anomalous` is decided over time, `changed` as it turns."""
+    """Distance of a window from the training data. `anomalous` is decided over several windows, as `changed` is."""
 
     score: float
     threshold: float
@@ -149,10 +148,10 @@ Outcome = Classification | Regression | Anomaly
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """What a pipeline says of one window.
+    """Result of one window of a pipeline.
 
-    `start` and `time` are when the window's first and last samples arrived, `start` None where no rate is known.
-    `latency` is the seconds from `time` until the prediction was made, `inference` those of them the model took.
+    `start` and `time` are the arrivals of the window's first and last samples; `start` is None if the rate is unknown.
+    `latency` is the time from `time` to the prediction, `inference` the time in the model, both in seconds.
     """
 
     pipeline: str
@@ -167,11 +166,11 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sink sends: a payload for one topic, waiting in the spool until the broker has it.
+    """Payload for one topic, kept in the spool until the broker has acknowledged it.
 
-    `origin` is the pipeline it belongs to and `seq` its number there; with the boot id they identify it for ever.
-    `created` is when what it tells was made, in CLOCK_MONOTONIC seconds; it is only `estimated` of a message of an
-    earlier boot that did not know the time. `expiry` is how many seconds later it is worthless (0: never).
+    `origin` is the name of the pipeline, and `seq` the number of the message in this pipeline; together with the boot
+    id they are unique. `created` is the time of the content in CLOCK_MONOTONIC seconds; `estimated` marks a guess, for
+    a message of an earlier boot without a clock. `expiry` is the lifetime in seconds (0: unlimited).
     """
 
     topic: str

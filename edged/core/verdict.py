@@ -1,4 +1,4 @@
-"""The verdict of a trial: whether a version may serve on this board, and what was measured."""
+"""Verdict of a trial: fitness of a version for this board, and the measurements."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Failure = Literal["", "damaged", "unfit", "wrong", "slow", "memory", "crashed", 
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a trial found.
+    """Outcome of a trial.
 
-    `failure` is "" for a version that may serve, or else in one word why not:
+    `failure` is "" for a version that may serve, or one of these words:
 
-    damaged  it is not what its manifest says          memory   it needs more memory than it may have
-    unfit    it does not load here                     crashed  it ended its process
-    wrong    it loads, and fails or answers wrongly    hung     it was not done in time
-    slow     it answers too slowly                     silent   its process ended without a verdict
-    hindered that cannot be told now: what it lacked is no fault of the version, and may be there the next time
+    damaged  the files contradict the manifest       memory   the model exceeds its memory limit
+    unfit    the model does not load here            crashed  the process ended abnormally
+    wrong    an inference fails or is incorrect      hung     the time limit passed
+    slow     an inference takes too long             silent   the process ended without a verdict
+    hindered the trial lacked a resource through no fault of the version, and may succeed later
 
-    `reason` and `hint` say it to a person, and `stderr` is the end of what the process complained of. What was measured
-    before the failure is there too: the number of golden `samples` and the `worst` difference in any of them (as in
-    selftest.Proof), `latency_p50` and `latency_p99` of one inference in seconds, `rss_bytes` at their peak, interpreter
-    and runtime included, and the `seconds` that all of it took.
+    `reason` and `hint` are for people; `stderr` is the end of the process's error output. Measurements made before a
+    failure are included: the number of golden `samples` and the `worst` difference in any sample (as in
+    selftest.Proof), `latency_p50` and `latency_p99` of one inference in seconds, the peak of `rss_bytes` with
+    interpreter and runtime, and the duration of the trial in `seconds`.
     """
 
     failure: Failure = ""
@@ -44,14 +44,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def ok(self) -> bool:
-        """Whether the version may serve."""
+        """Return whether the version may serve."""
         return not self.failure
 
 
 def hold_latency(measured: Verdict, limits: Limits, where: str = "") -> Verdict:
-    """The same verdict, or where it took longer than a manifest allows, that it is too slow; `where` says on what."""
+    """Return `measured`, or a failure "slow" if the latency exceeds the limit; `where` completes the message."""
     if limits.latency_p99 is None or measured.latency_p99 <= limits.latency_p99:
         return measured
     taken, allowed = (f"{seconds * 1e3:.3g} ms" for seconds in (measured.latency_p99, limits.latency_p99))
-    reason = f"one inference takes {taken} at the 99th percentile{where}, and {allowed} are allowed"
-    return replace(measured, failure="slow", reason=reason, hint="a smaller model, or another delegate, is needed")
+    reason = f"an inference takes {taken} at the 99th percentile{where}, and {allowed} are allowed"
+    return replace(measured, failure="slow", reason=reason, hint="use a smaller model or another delegate")

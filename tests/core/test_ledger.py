@@ -105,7 +105,7 @@ def test_an_older_version_comes_in_only_if_that_is_wanted(floor, active):
     ledger = replace(LEDGER, floor=floor)
     assert refusal(BundleError, ledger, "1.0.9", active) == (
         "motion 1.0.9 is older than 1.1, and versions only go up "
-        "(if that is what you want, say so with --allow-downgrade)"
+        "(to downgrade on purpose, add --allow-downgrade)"
     )
     admit(ledger, "motion", NEW, "1.0.9", active, allow_downgrade=True)
 
@@ -114,7 +114,7 @@ def test_what_was_rejected_is_refused_at_once():
     ledger = replace(LEDGER, rejected={NEW: Rejection(version="1.2", reason="it crashed")})
     assert refusal(BundleError, ledger, allow_downgrade=True) == (
         "motion 1.2 was rejected on this board: it crashed "
-        "(have it tried again with `edgectl forget motion cccccccccccc`)"
+        "(to try the version again, run `edgectl forget motion cccccccccccc`)"
     )
 
 
@@ -124,7 +124,7 @@ def test_a_pinned_model_stays():
 
 def test_one_version_at_a_time():
     assert refusal(ControlError, under_way("trial")) == (
-        "motion 1.2 is under way (trial) (wait for its end, or stop it with `edgectl rollback motion`)"
+        "motion 1.2 is under way (trial) (wait for the end, or cancel with `edgectl rollback motion`)"
     )
 
 
@@ -161,7 +161,7 @@ def test_to_vouch_for_a_candidate_leaves_it_on_probation():
 
 @pytest.mark.parametrize("ledger", [LEDGER, under_way(), under_way("trial", confirm_within=9.0)])
 def test_there_must_be_something_to_vouch_for(ledger):
-    with pytest.raises(ControlError, match="nothing of motion waits to be confirmed"):
+    with pytest.raises(ControlError, match="motion has no version to confirm"):
         vouched(ledger, "motion")
 
 
@@ -212,10 +212,10 @@ def test_only_to_what_was_confirmed_here(to):
 @pytest.mark.parametrize(
     ("ledger", "to", "has_factory", "why"),
     [
-        (EMPTY, "", True, r"motion has nothing to go back to: no other version was confirmed here \(bring one"),
-        (replace(LEDGER, previous=None), "", False, r"nothing to go back to by itself \(name a .*; there are: 1\.0\)"),
-        (LEDGER, "1.1", True, r"motion is at 1\.1 already \(see what else there is: edgectl models\)"),
-        (EMPTY, "factory", True, "motion is at the factory's version already"),
+        (EMPTY, "", True, r"motion cannot be rolled back: no other version was confirmed on this board \(install"),
+        (replace(LEDGER, previous=None), "", False, r"without a version number \(name a .* \(available: 1\.0\)\)"),
+        (LEDGER, "1.1", True, r"motion is already at 1\.1 \(list the versions: edgectl models\)"),
+        (EMPTY, "factory", True, "motion is already at the factory's version"),
     ],
 )
 def test_there_must_be_something_to_go_back_to(ledger, to, has_factory, why):

@@ -35,13 +35,13 @@ def test_what_is_needed_is_there(needs, runtime):
 @pytest.mark.parametrize(
     ("needs", "runtime", "reason"),
     [
-        ({"runtimes": LITERT}, "ai-edge-litert 2.2.9", "needs ai-edge-litert 2.3 or above and below 3, and this is"),
+        ({"runtimes": LITERT}, "ai-edge-litert 2.2.9", "needs ai-edge-litert 2.3 or above and below 3; this device has"),
         ({"runtimes": LITERT}, "ai-edge-litert 3.0.0", "needs ai-edge-litert 2.3"),
-        ({"runtimes": LITERT}, "tflite-runtime 2.14.0", "and this is tflite-runtime 2.14.0"),
-        ({"runtimes": EITHER}, "fake", "below 3 or tflite-runtime, and this is fake"),
+        ({"runtimes": LITERT}, "tflite-runtime 2.14.0", "this device has tflite-runtime 2.14.0"),
+        ({"runtimes": EITHER}, "fake", "below 3 or tflite-runtime; this device has fake"),
         ({"runtimes": {"fake": {"below": "2"}}}, "fake", "needs fake below 2"),
-        ({"delegates": ["edgetpu"]}, "fake", "runs on edgetpu, and here it could run on cpu"),
-        ({"memory_bytes": 1001}, "fake", "needs 1001 bytes of memory, and 1000 are free"),
+        ({"delegates": ["edgetpu"]}, "fake", "runs on edgetpu; this device can run it on cpu"),
+        ({"memory_bytes": 1001}, "fake", "needs 1001 bytes of memory; 1000 are free"),
     ],
 )
 def test_what_is_needed_is_not_there(needs, runtime, reason):

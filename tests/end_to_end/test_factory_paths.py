@@ -138,7 +138,7 @@ def test_an_update_is_done_only_where_the_version_answers(tmp_path: Path, edged:
     models = f'[models.mine]\npath = "{at_a_container(tmp_path)}"\n'
     daemon = edged(CONFIG + models + 'version = "1.0"\n')
     code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1"))
-    assert (code, output.splitlines()[0]) == (REFUSED, "the configuration has mine stay with version 1.0")
+    assert (code, output.splitlines()[0]) == (REFUSED, "the configuration keeps mine at version 1.0")
     code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1", "other"))
     assert (code, "version 1.1 is confirmed; no pipeline uses it" in output) == (NOT_RUNNING, True), output
     code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1", "other"))

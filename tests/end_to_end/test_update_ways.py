@@ -228,7 +228,7 @@ def test_what_needs_the_memory_of_the_one_before_is_handed_over_to(tmp_path: Pat
     assert serving(daemon) == "1.1.0"
     needs = {"memory_bytes": 1 << 40}
     code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.2.0", backend="narrow", needs=needs))
-    assert (code, "bytes of memory, and" in output) == (REFUSED, True), output
+    assert (code, "bytes of memory; " in output) == (REFUSED, True), output
     assert serving(daemon) == "1.1.0"
 
 

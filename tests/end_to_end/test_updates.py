@@ -223,7 +223,7 @@ def test_what_nobody_confirms_goes_and_what_somebody_confirms_stays(tmp_path: Pa
     daemon = edged()
     code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0"), "--confirm-within", "2")
     assert code == ROLLED_BACK
-    assert "nobody confirmed it within 2 s; version 1.0.0 serves" in output
+    assert "no operator confirmed it within 2 s; version 1.0.0 serves" in output
     assert serving(daemon) == "1.0.0"
     assert ledger(daemon).floor == "0"
     update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0"), "--confirm-within", "60")

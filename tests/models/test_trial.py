@@ -321,7 +321,7 @@ def judged(
         ),
         (
             judged(0, MEASURED, latency_p99=0.0199),
-            ("slow", "one inference takes 20 ms at the 99th percentile, and 19.9 ms are allowed"),
+            ("slow", "an inference takes 20 ms at the 99th percentile, and 19.9 ms are allowed"),
         ),
         (
             judged(0, Verdict(failure="wrong", reason="it is off", hint="train it again")),

@@ -767,7 +767,7 @@ def test_what_nobody_confirms_is_reverted_and_may_come_again(rig):
     assert serving == "1.1"
     assert (reverted.state, reverted.text) == (
         "rolled_back",
-        "colours: version 1.1 is reverted: nobody confirmed it within 100 s; version 1.0 serves",
+        "colours: version 1.1 is reverted: no operator confirmed it within 100 s; version 1.0 serves",
     )
     assert again.state == "running"
 
@@ -784,7 +784,7 @@ def test_what_nobody_confirmed_before_the_daemon_went_is_reverted(rig):
 
 
 def test_there_must_be_something_to_confirm(rig):
-    with pytest.raises(ControlError, match="nothing of colours waits to be confirmed"):
+    with pytest.raises(ControlError, match="colours has no version to confirm"):
         play(rig, ask(rig, "confirm", NAME))
 
 
@@ -1077,13 +1077,13 @@ def test_where_the_configuration_names_a_version_no_other_comes_in_and_none_is_g
         rig.board.names = "1.1"
         job = await rig.installed("1.2")
         with pytest.raises(
-            ControlError, match=r"the configuration has colours stay with version 1\.1 \(take `version`"
+            ControlError, match=r"the configuration keeps colours at version 1\.1 \(delete `version`"
         ):
             await rig.updater.rollback(NAME)
         return job
 
     job = asyncio.run(scenario())
-    assert (job.state, job.text) == ("refused", "the configuration has colours stay with version 1.1")
+    assert (job.state, job.text) == ("refused", "the configuration keeps colours at version 1.1")
     assert rig.board.version == "1.1"
 
 

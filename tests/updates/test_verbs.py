@@ -121,13 +121,13 @@ def test_what_is_pinned_is_told_before_anything_is_sent(board, ask):
     board.updater.ledger = replace(board.updater.ledger, pinned=True)
     bare = {**NAMES, "model": "colours"}
     for announced in (ANNOUNCED, bare, {**bare, "version": "1.1"}):
-        with pytest.raises(BundleError, match=r"colours is pinned to 1\.0 \(let go of it"):
+        with pytest.raises(BundleError, match=r"colours is pinned to 1\.0 \(unpin the model"):
             ask("receive-open", **announced)
 
 
 def test_another_version_than_the_configuration_names_is_refused_before_it_is_sent(board, ask):
     board.updater.named = "1.0"
-    with pytest.raises(BundleError, match=r"the configuration has colours stay with version 1\.0"):
+    with pytest.raises(BundleError, match=r"the configuration keeps colours at version 1\.0"):
         ask("receive-open", **ANNOUNCED)
 
 
@@ -183,7 +183,7 @@ def test_what_was_rejected_is_refused_before_it_is_sent(board, ask):
         BundleError, match=r"colours 2\.0 was rejected on this board: it is 12 times too slow"
     ) as caught:
         ask("receive-open", **NAMES)
-    assert caught.value.hint == f"have it tried again with `edgectl forget colours {NAMES['digest'][:12]}`"
+    assert caught.value.hint == f"to try the version again, run `edgectl forget colours {NAMES['digest'][:12]}`"
     assert board.gone()
 
 
