@@ -1,7 +1,7 @@
-"""When to try again, and when to give up: pure rules for whoever fetches over a bad link.
+"""Rules for retries over a bad link: when to try again, and when to give up.
 
-Attempts are never counted. As long as there is progress the next attempt follows soon, however many there have been;
-without any the pauses grow, and after a while it is over. What bounds the whole is time, and bytes moved in vain.
+Attempts are not counted. While there is progress the next attempt follows soon; without progress the pauses grow, until
+a limit ends the transfer. Two limits bound the whole: time, and bytes transferred in vain.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 import msgspec
 
 SLACK = 1 << 20
-"""Bytes that may be moved beyond the multiple of the size, so that small files may fail a few times as well."""
+"""Bytes that may be transferred beyond the multiple of the size, so that small files may fail a few times as well."""
 
 
 class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to bear what.
+    """Limits of a transfer.
 
-    `stall`: seconds without progress. `total`: seconds altogether. `traffic`: bytes received, as a multiple of the
-    size. Pauses start at `pause` seconds and double up to `longest_pause`; a server may ask for `longest_wait`.
+    `stall` is in seconds without progress, `total` in seconds altogether, `traffic` in bytes received, as a multiple of
+    the size. Pauses start at `pause` seconds and double up to `longest_pause`; a server may request `longest_wait`.
     """
 
     stall: float
@@ -30,9 +30,9 @@ class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetryBudget:
-    """What is left of it, for a file of which `position` bytes are here.
+    """Remaining time and traffic of the transfer of a file, `position` bytes of which have arrived.
 
-    All times are of one monotonic clock, in seconds. `jitter()` gives numbers from 0 to 1.
+    Times are seconds of one monotonic clock. `jitter()` returns a number from 0 to 1.
     """
 
     def __init__(self, limits: RetryLimits, position: int, now: float, jitter: Callable[[], float]) -> None:
@@ -45,7 +45,7 @@ class RetryBudget:
         self._failures = 0
 
     def reached(self, position: int, now: float) -> None:
-        """There are bytes up to `position`: progress, if that was never reached before."""
+        """Record that the bytes up to `position` have arrived; a new maximum is progress."""
         if position > self._furthest:
             self._furthest = position
             self._longest = max(self._longest, position)
@@ -53,39 +53,39 @@ class RetryBudget:
             self._failures = 0
 
     def start_again(self) -> None:
-        """It is another file from now on, and every byte of it is progress.
+        """Record that another file begins, so that its first bytes count as progress again.
 
-        That is so only if there has been progress beyond where the last one was left: a server that has everybody start
-        again and again leads nowhere.
+        The restart has no effect unless more arrived of the last file than of the file before: a server that replaces
+        the file again and again must not keep the transfer alive.
         """
         if self._furthest > self._left:
             self._left, self._furthest = self._furthest, 0
 
     def exhausted(self, moved: int, total: int | None, now: float) -> str:
-        """Why there is none left after `moved` bytes for a file of `total`; "" while there is.
+        """Return the limit reached after `moved` bytes of a file of `total` bytes, or "".
 
-        A total nobody knows is taken for the most there has been of the file.
+        An unknown total is replaced by the most bytes seen so far.
         """
         if now >= self._end:
-            return f"it has taken {self._limits.total:g} s"
+            return f"the transfer has taken {self._limits.total:g} s"
         if now >= self._stalled:
             return f"there was no progress for {self._limits.stall:g} s"
         size = self._longest if total is None else total
         if moved > size * self._limits.traffic + SLACK:
-            return f"{moved} bytes were moved for a file of {size}"
+            return f"{moved} bytes were transferred for a file of {size}"
         return ""
 
     def pause(self) -> float:
-        """How many seconds to wait after a failure: more after each without progress, and never quite the same."""
+        """Return the seconds to wait after a failure; doubled by each failure without progress, with jitter."""
         doubled = self._limits.pause * 2.0 ** min(self._failures, 50)
         self._failures += 1
         return min(doubled, self._limits.longest_pause) * (0.5 + 0.5 * self._jitter())
 
     def wait(self, asked: float) -> float | None:
-        """How many seconds to wait for a server that asked for it, None if that is too long to.
+        """Return the seconds to wait if a server asks for `asked`, or None if the request exceeds the limit.
 
-        Such a wait is no lack of progress. A pause comes on top, for a fleet that was sent away together must not come
-        back together, nor anybody for ever at once.
+        The wait does not count as a stall. A pause is added so that boards sent away together do not return together,
+        and a request for 0 s does not cause a busy loop.
         """
         if asked > self._limits.longest_wait:
             return None

@@ -1,4 +1,4 @@
-"""Probation: whether a version that has begun to serve keeps the limits its manifest sets."""
+"""Probation: check of a new version in service against the limits in its manifest."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from edged.core.manifest import Probation
 HOUR = 3600.0
 
 FEW = 3
-"""So many periods may lie between two answers for all of that time to count."""
+"""Maximum number of periods between two answers for the whole gap to count."""
 
 GRAIN = 0.1
-"""Seconds: answers that are closer together than this are counted together."""
+"""Answers within this time, in seconds, are counted together."""
 
 MAX_PERIOD = 60.0
-"""The longest period, in seconds, that is taken from the gaps seen where no rate is stated."""
+"""Longest period, in seconds, estimated from gaps if no rate is stated."""
 
 _GAPS = 15
 
 RECOVERY = 60.0
-"""Seconds an accelerator may be brought back for before its trouble counts against the version."""
+"""Time, in seconds, that an accelerator may take to recover before the trouble counts against the version."""
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a version did since it began to serve in this run of the daemon.
+    """Behaviour of a version since the start of service in this run of the daemon.
 
-    `seconds` are those in which windows were answered: see AnsweredTime. `errors` counts those of the `windows` that
-    ended in an error or in NaN, `constant` how many outputs in a row were the same up to now, `decisions` those that
-    were let through, and `labels` how often each label was the best. `latency_p99` is in seconds, 0 while it is not
-    known. `delegate_fault` says what is wrong with the accelerator it should run on, "" for nothing.
+    `seconds` is the time in which windows were answered: see AnsweredTime. `errors` counts the `windows` that ended in
+    an error or in NaN, `constant` the latest consecutive identical outputs, `decisions` the decisions let through, and
+    `labels` the windows by best label. `latency_p99` is in seconds, 0 while unknown. `delegate_fault` is the fault of
+    the version's accelerator, or "".
     """
 
     seconds: float = 0.0
@@ -49,11 +49,11 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnsweredTime:
-    """The seconds in which windows were answered. One thread adds, anybody reads `seconds`.
+    """Time in which windows were answered. One thread adds; any thread may read `seconds`.
 
-    A gap between two answers counts up to FEW periods of the windows that were answered since the gap before, so that
-    time in which the daemon, the sensor or the board stood still does not count. `period` is the seconds from one
-    window to the next; None where no rate is stated, and then the median of the latest gaps stands for it.
+    A gap between two answers counts up to FEW periods of the windows answered since the previous gap, so that
+    standstills of the daemon, the sensor or the board do not count. `period` is the time from one window to the next in
+    seconds; if None, the median of the latest gaps is used.
     """
 
     def __init__(self, period: float | None = None) -> None:
@@ -64,7 +64,7 @@ class AnsweredTime:
         self._answers = 0
 
     def add(self, now: float) -> None:
-        """Count an answer, given at `now` by a monotonic clock."""
+        """Count an answer at `now`, a time of a monotonic clock."""
         self._answers += 1
         if self._since is None:
             self._since, self._answers = now, 0
@@ -76,23 +76,23 @@ class AnsweredTime:
         self._since, self._answers = now, 0
 
     def _covered(self) -> float:
-        """The seconds that the windows stand for that were answered since the last gap."""
+        """Return the seconds covered by the windows answered since the last gap."""
         if self._period is not None:
             return self._answers * self._period
         return min(sorted(self._gaps)[len(self._gaps) // 2], MAX_PERIOD) if self._gaps else 0.0
 
 
 class Watch(msgspec.Struct, frozen=True):
-    """How it stands: "watching", "good", or "failed" for a reason."""
+    """State of a probation: "watching", "good", or "failed" for a reason."""
 
     state: Literal["watching", "good", "failed"]
     reason: str = ""
 
 
 def judge(limits: Probation, seen: Observed, usual: Mapping[str, float] | None = None) -> Watch:
-    """Hold what was seen against the limits, and labels against their `usual` shares.
+    """Compare a version with its limits, and the labels with their `usual` shares.
 
-    What can no longer be kept has failed; the end need not be waited for.
+    A limit that can no longer be kept fails the probation at once.
     """
     reason = _failure(limits, seen, usual or {})
     if reason:
@@ -102,10 +102,10 @@ def judge(limits: Probation, seen: Observed, usual: Mapping[str, float] | None =
 
 
 def delegate_fault(standing: AcceleratorStatus, began: float, now: float) -> str:
-    """What is wrong with the accelerator of a version, as far as that may be the version's doing; "" for nothing.
+    """Return the fault of a version's accelerator as far as the version may have caused the fault, else "".
 
-    It is not where there was trouble before the version `began` to serve, or where nothing is plugged in; and what is
-    brought back soon is no trouble. Times are of one monotonic clock, in seconds.
+    A fault older than the start of service at `began`, a missing device, and a short recovery do not count. Times are
+    seconds of one monotonic clock.
     """
     if standing.reason == MISSING or standing.since < began:
         return ""
@@ -114,7 +114,7 @@ def delegate_fault(standing: AcceleratorStatus, began: float, now: float) -> str
 
 
 def label_shift(usual: Mapping[str, float], labels: Mapping[str, int]) -> float:
-    """The share of windows that had to have another label for the labels to have their usual shares: 0 to 1."""
+    """Return the share of windows, 0 to 1, that would need another label for the labels to have their usual shares."""
     total = sum(labels.values())
     if not total:
         return 0.0
@@ -131,14 +131,14 @@ def _failure(limits: Probation, seen: Observed, usual: Mapping[str, float]) -> s
     if seen.errors > limits.max_error_share * max(seen.windows, limits.windows):
         return f"{seen.errors} of {seen.windows} windows ended in an error or in NaN"
     if limits.constant_windows is not None and seen.constant >= limits.constant_windows:
-        return f"its output was the same for {seen.constant} windows in a row"
+        return f"the output was the same for {seen.constant} windows in a row"
     if enough and limits.max_latency_p99 is not None and seen.latency_p99 > limits.max_latency_p99:
-        return f"its latency is {seen.latency_p99:.4g} s (p99), and {limits.max_latency_p99:g} s are allowed"
+        return f"the latency is {seen.latency_p99:.4g} s (p99), and {limits.max_latency_p99:g} s are allowed"
     if most is not None and seen.decisions > math.ceil(most * hours):
-        return f"it decided {seen.decisions} times in {seen.seconds:.0f} s, and {most:g} an hour are allowed"
+        return f"{seen.decisions} decisions were made in {seen.seconds:.0f} s, and {most:g} an hour are allowed"
     shift = label_shift(usual, seen.labels)
     if over and limits.max_label_shift is not None and shift > limits.max_label_shift:
-        return f"its labels are {shift:.0%} off their usual shares, and {limits.max_label_shift:.0%} are allowed"
+        return f"the labels are {shift:.0%} off their usual shares, and {limits.max_label_shift:.0%} are allowed"
     if over and least is not None and seen.decisions < math.floor(least * hours):
-        return f"it decided {seen.decisions} times in {seen.seconds:.0f} s, and {least:g} an hour are expected"
+        return f"{seen.decisions} decisions were made in {seen.seconds:.0f} s, and {least:g} an hour are expected"
     return ""

@@ -1,8 +1,8 @@
-"""What OpenSSH signatures say of themselves: who is supposed to have signed, and for what. Nothing is verified here.
+"""Parser of OpenSSH signatures: claimed signer and purpose. Signatures are not verified here.
 
-A signature is text between two marker lines, as `ssh-keygen -Y sign` writes it, and several stand one after another.
-Inside is the format SSHSIG: the public key, a namespace that keeps a signature on one kind of thing from being passed
-off as one on another, and the signature proper.
+A signature is text between two marker lines, as written by `ssh-keygen -Y sign`; signatures are concatenated. The
+content is in the format SSHSIG: the public key, a namespace that prevents the use of a signature for another purpose,
+and the signature proper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_SIGNATURES = 16
 
 
 class SshSignature(NamedTuple):
-    """One signature: its text and its key, both as ssh-keygen has them ("SHA256:..."), and its namespace."""
+    """A signature: text, namespace, and fingerprint of the key as printed by ssh-keygen ("SHA256:...")."""
 
     text: bytes
     namespace: str
@@ -29,13 +29,13 @@ class SshSignature(NamedTuple):
 
 
 def parse(data: bytes) -> tuple[SshSignature, ...]:
-    """The signatures in a manifest.json.sig, or between a container's manifest and its files; none in no bytes.
+    """Return the signatures in a manifest.json.sig, or between a container's manifest and files.
 
     Raises:
-        BundleError: there is something else, or there are more than MAX_SIGNATURES.
+        BundleError: `data` holds other content, or more than MAX_SIGNATURES signatures.
     """
     if not _ALL.fullmatch(data):
-        raise BundleError("the signatures are not as OpenSSH writes them", hint=_AGAIN)
+        raise BundleError("the signatures are not in the format of OpenSSH", hint=_AGAIN)
     found = tuple(_parse(match) for match in _ONE.finditer(data))
     if len(found) > MAX_SIGNATURES:
         raise BundleError(f"there are {len(found)} signatures", hint=f"at most {MAX_SIGNATURES} are allowed")
@@ -43,11 +43,11 @@ def parse(data: bytes) -> tuple[SshSignature, ...]:
 
 
 def merge(signatures: bytes, new: bytes) -> bytes:
-    """The signatures with a new one among them, in place of an earlier one by the same key. Raises BundleError."""
+    """Add a signature, in place of an earlier signature by the same key. Raises BundleError."""
     [added] = parse(new)
     kept = [each.text for each in parse(signatures) if (each.key, each.namespace) != (added.key, added.namespace)]
     merged = b"".join([*kept, added.text])
-    parse(merged)  # one too many would have all of them refused
+    parse(merged)  # too many signatures would make the whole file invalid
     return merged
 
 
@@ -72,7 +72,7 @@ def _parse(match: re.Match[bytes]) -> SshSignature:
 
 
 def _string(blob: bytes, at: int) -> tuple[bytes, int]:
-    """A string with its length before it, and where the next one begins."""
+    """Return a length-prefixed string, and the position after the string."""
     (length,) = struct.unpack_from(">I", blob, at)
     begin = at + 4
     if len(blob) < begin + length:

@@ -1,8 +1,8 @@
-"""How samples become windows: they are written into a block, once, and a window is a view of it.
+"""Cutting of samples into windows: samples are written into a block once, and a window is a view of the block.
 
-A block is only ever appended to. When it is full the next one begins with the samples that a coming window may still
-need, so that every window lies in one piece. A window therefore stays as it is for as long as somebody holds it, and
-windows that overlap share their samples. Where samples were lost no window is stitched over the gap.
+A block is only appended to. When a block is full, the next block begins with the samples that a coming window may still
+need, so that every window is contiguous. A window therefore stays unchanged as long as a reference exists, and
+overlapping windows share samples. No window spans a gap of lost samples.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _BLOCK_BYTES = 16 << 10
 
 
 class Windower:
-    """Cuts a stream of samples into windows of `spec.length` samples, a new one every `spec.hop`."""
+    """Cut a stream of samples into windows of `spec.length` samples, with a distance of `spec.hop` samples."""
 
     def __init__(self, spec: WindowSpec, columns: NDArray[np.intp] | None, next_seq: int = 0) -> None:
-        """`columns` picks the source's columns in the model's order; None takes samples as they are.
+        """Set up for a stream; `columns` picks the source's columns in the model's order, None leaves samples
+        unchanged.
 
-        `next_seq` is the number of the first window, for a stream that goes on from another.
+        `next_seq` is the number of the first window, for a stream that continues another stream.
         """
         self._length = spec.length
         self._hop = spec.hop
@@ -43,14 +44,14 @@ class Windower:
         self.next_seq = next_seq
 
     def push(self, samples: NDArray[Any], time: float, lost: int = 0, rate: float | None = None) -> Iterator[Window]:
-        """Take samples `(n, *sample shape)` in; the last arrived at `time`, and `lost` are missing before the first.
+        """Add samples of shape `(n, *sample shape)`, and yield the completed windows.
 
-        Iterate to the end. A window's time is when its own last sample arrived, reckoned back from `time` at `rate`, by
-        default the one that the model states, and so is its start. `seq` goes up by one with every window, and
-        once more where samples were lost: the window they broke off counts as one that is missing.
+        The last sample arrived at `time`; `lost` samples are missing before the first. Iterate to the end. The time of
+        a window is the arrival of its last sample, computed from `time` and `rate` (default: the model's rate), and
+        likewise the start. `seq` rises by 1 with every window, and once more at a gap, for the window broken off.
 
         Raises:
-            DeviceError: the samples have another shape than the source described.
+            DeviceError: the samples do not have the shape described by the source.
         """
         samples = self._pick(samples)
         if lost:
@@ -103,15 +104,15 @@ class Windower:
 
 def _unlike(samples: NDArray[Any]) -> DeviceError:
     return DeviceError(
-        f"the source gave samples of the shape {list(samples.shape[1:])}, which is not what it described",
+        f"the source delivered samples of shape {list(samples.shape[1:])}, against its own description",
         hint="check the source's options against what the device sends",
     )
 
 
 def _cast(samples: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The same values in another dtype: rounded half to even, saturated, and 0 for NaN, where it holds integers."""
+    """Convert values to another dtype. Integers are rounded half to even and saturated; NaN becomes 0."""
     if dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity, and is seen
+        with np.errstate(over="ignore"):  # a value too large for float32 becomes an infinity, which shows
             return samples.astype(dtype)
     if np.can_cast(samples.dtype, dtype, "safe"):
         return samples.astype(dtype)

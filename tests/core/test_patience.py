@@ -51,10 +51,10 @@ def test_any_number_of_failures_is_borne_with_progress():
     [
         (0, None, 99.9, ""),
         (0, None, 100, "there was no progress for 100 s"),
-        (0, None, 1000, "it has taken 1000 s"),
+        (0, None, 1000, "the transfer has taken 1000 s"),
         (3 * MIB + MIB, MIB, 1, ""),
-        (3 * MIB + MIB + 1, MIB, 1, f"{4 * MIB + 1} bytes were moved for a file of {MIB}"),
-        (MIB + 1, None, 1, f"{MIB + 1} bytes were moved for a file of 0"),
+        (3 * MIB + MIB + 1, MIB, 1, f"{4 * MIB + 1} bytes were transferred for a file of {MIB}"),
+        (MIB + 1, None, 1, f"{MIB + 1} bytes were transferred for a file of 0"),
     ],
 )
 def test_it_ends_when_time_or_traffic_is_used_up(moved, total, now, why):
@@ -67,7 +67,7 @@ def test_a_file_of_unknown_size_is_as_big_as_it_has_ever_been():
     rest.start_again()
     rest.reached(10, now=2)
     assert rest.exhausted(4 * MIB, None, now=3) == ""
-    assert rest.exhausted(4 * MIB + 1, None, now=3) == f"{4 * MIB + 1} bytes were moved for a file of {MIB}"
+    assert rest.exhausted(4 * MIB + 1, None, now=3) == f"{4 * MIB + 1} bytes were transferred for a file of {MIB}"
 
 
 def test_another_file_is_progress_from_its_first_byte():

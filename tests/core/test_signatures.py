@@ -39,11 +39,11 @@ def test_there_is_no_signing_more_often_than_is_allowed():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"-----BEGIN PGP SIGNATURE-----\n", "not as OpenSSH writes them"),
-        (b"\n" + signature(b"alice"), "not as OpenSSH writes them"),
-        (signature(b"alice")[:-1], "not as OpenSSH writes them"),
-        (signature(b"alice").replace(b"\n", b"\r\n"), "not as OpenSSH writes them"),
-        (signature(b"alice") + b"PK\3\4", "not as OpenSSH writes them"),
+        (b"-----BEGIN PGP SIGNATURE-----\n", "not in the format of OpenSSH"),
+        (b"\n" + signature(b"alice"), "not in the format of OpenSSH"),
+        (signature(b"alice")[:-1], "not in the format of OpenSSH"),
+        (signature(b"alice").replace(b"\n", b"\r\n"), "not in the format of OpenSSH"),
+        (signature(b"alice") + b"PK\3\4", "not in the format of OpenSSH"),
         (signature(b"alice") * 17, "there are 17 signatures"),
         (armor(b"SSHSIG"), "a signature is damaged"),
         (armor(b"SSHSIG" + struct.pack(">II", 1, 1 << 31) + b"key"), "a signature is damaged"),

@@ -257,9 +257,9 @@ def test_an_operator_goes_back_and_keeps_what_there_is(tmp_path: Path, edged):
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        ({"windows": 40, "constant_windows": 30}, "its output was the same for "),
-        ({"windows": 10, "max_latency_p99": 1e-6}, "its latency is "),
-        ({"windows": 10, "max_decisions_per_hour": 0}, "it decided "),
+        ({"windows": 40, "constant_windows": 30}, "the output was the same for "),
+        ({"windows": 10, "max_latency_p99": 1e-6}, "the latency is "),
+        ({"windows": 10, "max_decisions_per_hour": 0}, " decisions were made in "),
     ],
 )
 def test_what_misbehaves_as_it_serves_is_taken_back(

@@ -132,7 +132,7 @@ def test_a_key_that_is_allowed_for_something_else(trust, signed, manifest):
 
 
 def test_what_is_no_signature(trust, manifest):
-    with pytest.raises(BundleError, match="not as OpenSSH writes them"):
+    with pytest.raises(BundleError, match="not in the format of OpenSSH"):
         trust().verify(manifest, b"alice was here", NOW)
 
 

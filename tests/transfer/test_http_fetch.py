@@ -121,7 +121,7 @@ def test_a_link_that_swallows_everything_is_given_up_on(tmp_path: Path) -> None:
 def test_time_is_bounded_even_with_progress(tmp_path: Path) -> None:
     with WebServer(FILE) as server, FlakyProxy(server.port, rate=100_000) as link:
         slow = f"http://127.0.0.1:{link.port}/"
-        with pytest.raises(FetchError, match=r"given up at \d+ of 300000 bytes, as it has taken 1\.5 s"):
+        with pytest.raises(FetchError, match=r"given up at \d+ of 300000 bytes, as the transfer has taken 1\.5 s"):
             fetch(slow, tmp_path, max_seconds=1.5)
 
 
@@ -130,7 +130,7 @@ def test_traffic_is_bounded(tmp_path: Path) -> None:
     file = FILE * 4
     with WebServer(file) as server, FlakyProxy(server.port, cut_after=repeat(1_000_000)) as link:
         server.orders.extend(repeat(whole, 100))
-        with pytest.raises(FetchError, match="bytes were moved for a file of 1200000"):
+        with pytest.raises(FetchError, match="bytes were transferred for a file of 1200000"):
             fetch(f"http://127.0.0.1:{link.port}/", tmp_path)
         assert link.down < 3.0 * len(file) + (2 << 20)
 
