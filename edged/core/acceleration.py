@@ -1,25 +1,25 @@
-"""Accelerators that fail: when one is brought back, and when it is left alone. All of that policy, and pure.
+"""Policy for failing accelerators: when to reload, and when to quarantine. All of this policy is here, and pure.
 
-    while step := decide(look()):        the thread of an Accelerator does this: backends/accelerated.py
+    while step := decide(look()):        run by the thread of an Accelerator: backends/accelerated.py
         do(step)
 
-A device serves the models of several pipelines. Each of them has a twin on the CPU, which serves whenever the
-accelerator does not; so nothing here is urgent, and an accelerator is only used while it is known to be right.
+A device serves the models of several pipelines. Each model has a twin on the CPU, which serves whenever the accelerator
+does not. No step here is therefore urgent, and an accelerator serves only while known to be correct.
 
     loading --> serving --> fault --> a pause --> loading ...
                               |
                               +--> quarantine, after `failures` faults within `within` seconds; ends when the device
-                                   is plugged in anew, or an operator releases it
+                                   is plugged in again, or an operator releases the accelerator
 
-- A fault is the device's, whichever model met it, and all its models go back to their twins. There is one exception: a
-  model that does not load there, or fails its proof, leaves those alone that serve already. Where one of them has to be
-  brought back, or another model comes, such failures are forgotten: they would keep that one away for nothing.
-- Pauses double from `backoff` to `backoff_max`, less up to half of it by chance.
-- What served for `within` seconds without a fault owes nothing: the next pause is as short as the first.
-- A device that is not there is not tried: it is looked for each LOOK_EVERY seconds, and tried as soon as it is there.
-- A quarantined device is tried again when it is another than it was as it was quarantined, or when an operator says
-  so. Its past is then forgotten. One that has fallen off the bus and comes back by itself looks the same as one that
-  was plugged in anew, and is treated so: it may fail `failures` times again.
+- A fault belongs to the device: all models of the device return to their twins. A failed load or proof of a model is an
+  exception: models in service stay. When a model in service has to be reloaded, or another model arrives, such failures
+  are forgotten, since otherwise they would delay that model.
+- Pauses double from `backoff` to `backoff_max`, and are shortened at random by up to half.
+- After `within` seconds of service without a fault, the next pause is as short as the first.
+- A missing device is not tried: the daemon looks for the device each LOOK_EVERY seconds, and loads on arrival.
+- A quarantined device is tried again when the identity of the device has changed, or when an operator releases the
+  accelerator. The history is then forgotten. A device that dropped off the bus and came back cannot be told from a
+  device plugged in again, and may also fail `failures` times again.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks for a device that is not there, or quarantined."""
+"""Seconds between two looks for a missing or quarantined device."""
 
 KEPT = 100
-"""How many faults are remembered at most; so many make any pause the longest."""
+"""Maximum number of faults in a record; so many make any pause the longest."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 FaultKind = Literal["device", "run", "wrong", "load"]
@@ -73,9 +73,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class AcceleratorStatus(msgspec.Struct, frozen=True):
-    """Where the models of a device run and why; `hint` says what to do, `since` is CLOCK_MONOTONIC seconds.
+    """State of the models of a device, with the reason; `hint` is the remedy, `since` is CLOCK_MONOTONIC seconds.
 
-    "cpu" is no fault: they are to run there, or the accelerator is still being loaded.
+    "cpu" is no fault: the models are meant to run there, or the accelerator is being loaded.
     """
 
     state: AcceleratorStateName
@@ -85,18 +85,18 @@ class AcceleratorStatus(msgspec.Struct, frozen=True):
 
     @property
     def is_fault(self) -> bool:
-        """Whether the models run on the CPU though they should not."""
+        """Return whether the models run on the CPU because of a fault."""
         return self.state in ("degraded", "quarantined")
 
 
-# The record of a device, and how it changes
+# The record of a device
 
 
 class AcceleratorFault(msgspec.Struct, frozen=True):
-    """What went wrong at `time`.
+    """A fault at `time`.
 
-    By `kind`: the "device", or the process that drives it, failed; it would not "run" an input that the CPU ran; it
-    answered "wrong"; a model did not "load" or failed its proof.
+    `kind` is "device" (the device or the driving process failed), "run" (an input failed but runs on the CPU), "wrong"
+    (an answer was incorrect) or "load" (a model did not load, or failed the proof).
     """
 
     time: float
@@ -106,12 +106,12 @@ class AcceleratorFault(msgspec.Struct, frozen=True):
 
 
 class AcceleratorRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is remembered of a device; one with no past is `AcceleratorRecord()`.
+    """History of a device; `AcceleratorRecord()` for a new device.
 
-    faults       since it last served for long enough, oldest first, the last KEPT of them
-    due          when it may be tried next
-    settled      since when all its models run on it; None while any does not
-    quarantined  what it was as it was quarantined ("" for not there); None while it is not in quarantine
+    faults       faults since the last service of sufficient length, oldest first, at most KEPT
+    due          time of the next attempt
+    settled      time since which all models run on the device; None while any model does not
+    quarantined  identity of the device at the quarantine ("" for missing); None outside of quarantine
     """
 
     faults: tuple[AcceleratorFault, ...] = ()
@@ -121,7 +121,7 @@ class AcceleratorRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def failed(rules: Rules, record: AcceleratorRecord, fault: AcceleratorFault, luck: float) -> AcceleratorRecord:
-    """After a fault; `luck` from 0 to 1 makes the pause that follows longer, from half of it to all."""
+    """Record a fault; `luck` from 0 to 1 sets the following pause, from half of the pause to all of it."""
     if fault.kind != "load":
         record = pardoned(rules, record)
     forgotten = record.settled is not None and fault.time - record.settled >= rules.within
@@ -130,7 +130,7 @@ def failed(rules: Rules, record: AcceleratorRecord, fault: AcceleratorFault, luc
 
 
 def pardoned(rules: Rules, record: AcceleratorRecord) -> AcceleratorRecord:
-    """Without what models failed to load, and out of quarantine where that was all there was to it."""
+    """Remove failures to load, and end a quarantine without other faults."""
     faults = tuple(fault for fault in record.faults if fault.kind != "load")
     if _recent(rules, faults) >= rules.failures:
         return record
@@ -138,19 +138,19 @@ def pardoned(rules: Rules, record: AcceleratorRecord) -> AcceleratorRecord:
 
 
 def settled(record: AcceleratorRecord, now: float) -> AcceleratorRecord:
-    """After the last of its models has come to run on it; in quarantine that is so once those that failed have left."""
+    """Record that all models run on the device, or that the failed models have left a quarantined device."""
     if record.quarantined is not None:
         return AcceleratorRecord(settled=now)
     return replace(record, settled=now)
 
 
 def quarantined(record: AcceleratorRecord, identity: str) -> AcceleratorRecord:
-    """As it is left alone: it was `identity`."""
+    """Quarantine a device with this identity."""
     return replace(record, quarantined=identity)
 
 
 def pause(rules: Rules, faults: int, luck: float) -> float:
-    """Seconds from the last of so many faults until it is tried again."""
+    """Return the seconds between the last of `faults` faults and the next attempt."""
     longest = max(rules.backoff, rules.backoff_max)
     return min(rules.backoff * 2.0 ** (faults - 1), longest) * (0.5 + 0.5 * luck)
 
@@ -159,11 +159,11 @@ def pause(rules: Rules, faults: int, luck: float) -> float:
 
 
 class AcceleratorFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is to be known of a device to decide what to do next.
+    """Facts from which the next step of a device is decided.
 
-    waiting   whether any model waits to be loaded
-    serving   whether any model runs on it
-    identity  what is plugged in; "" for nothing
+    waiting   whether a model waits to be loaded
+    serving   whether a model runs on the device
+    identity  identity of the device; "" if missing
     """
 
     record: AcceleratorRecord
@@ -174,23 +174,23 @@ class AcceleratorFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadWaiting(msgspec.Struct, frozen=True):
-    """Load a model that waits."""
+    """Load a waiting model."""
 
 
 class Settle(msgspec.Struct, frozen=True):
-    """All models run on it: count from now on how long it serves."""
+    """Record that all models run on the device; the time of service begins."""
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """Leave it alone, and remember what it was."""
+    """Quarantine the device, and record its identity."""
 
 
 class Release(msgspec.Struct, frozen=True):
-    """Forget its past: it was plugged in anew."""
+    """Forget the history of the device, which was plugged in again."""
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Do nothing until then, or until there is news where it is None; `missing` is for a device that is not there."""
+    """Do nothing until `until` or, if None, until the facts change; `missing` if the device is missing."""
 
     until: float | None
     missing: bool = False
@@ -200,7 +200,7 @@ Step = LoadWaiting | Settle | Quarantine | Release | Wait
 
 
 def decide(rules: Rules, facts: AcceleratorFacts) -> Step:
-    """The next step."""
+    """Return the next step."""
     record, now = facts.record, facts.now
     if not facts.waiting:
         return Settle() if facts.serving and record.settled is None else Wait(None)
@@ -214,18 +214,18 @@ def decide(rules: Rules, facts: AcceleratorFacts) -> Step:
 
 
 def standing(rules: Rules, record: AcceleratorRecord, *, name: str, missing: bool, now: float) -> AcceleratorStatus:
-    """How the device `name` stands, from now on."""
+    """Return the status of the device `name` from `now` on."""
     if record.quarantined is not None:
         faults = _recent(rules, record.faults)
         several = f"{faults} faults" if faults > 1 else "1 fault"
         why = f"{several} within {rules.within:g} s, the last: {record.faults[-1].reason}"
-        hint = f"plug the device in anew; or, when the cause is mended: edgectl release {name}"
+        hint = f"plug the device in again; or remove the cause, then run: edgectl release {name}"
         return AcceleratorStatus("quarantined", why, hint, now)
     if record.settled is not None:
         return AcceleratorStatus("accelerated", "", "", now)
     if missing:
         return AcceleratorStatus(
-            "degraded", MISSING, "plug it in; if it is, let the service at it: sudo edgectl devices allow", now
+            "degraded", MISSING, "plug the device in; if plugged in, run: sudo edgectl devices allow --restart", now
         )
     if record.faults:
         return AcceleratorStatus("degraded", record.faults[-1].reason, record.faults[-1].hint, now)
@@ -233,7 +233,7 @@ def standing(rules: Rules, record: AcceleratorRecord, *, name: str, missing: boo
 
 
 def standing_with(device: AcceleratorStatus, up: bool) -> AcceleratorStatus:
-    """How one of a device's models stands, by whether it is loaded there: faults are those of the ones that are not."""
+    """Return the status of a model on the device; `up` if loaded there, since faults of the device concern other models."""
     if up:
         return AcceleratorStatus("accelerated", "", "", device.since)
     if device.state == "accelerated":
@@ -242,5 +242,5 @@ def standing_with(device: AcceleratorStatus, up: bool) -> AcceleratorStatus:
 
 
 def _recent(rules: Rules, faults: Sequence[AcceleratorFault]) -> int:
-    """How many of the faults were within the time that counts, up to the last."""
+    """Return the number of faults in the period that ends with the last fault."""
     return sum(faults[-1].time - fault.time < rules.within for fault in faults)

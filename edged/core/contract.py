@@ -1,7 +1,6 @@
-"""Whether a source can feed a model, told before either runs.
+"""Match of a source and a model, checked before either runs.
 
-The model's manifest states what it needs and the source what it will deliver; what one of them leaves unstated is not
-held against the other.
+The manifest states the model's requirements and the source its properties; unstated properties match any.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ MAX_CHANNEL_PROBLEMS = 5
 
 
 def match(spec: WindowSpec, info: SourceInfo, source: str, model: str) -> NDArray[np.intp] | None:
-    """Which columns of the source the model takes, in the model's order; None where samples fit as they are.
+    """Return the source's columns in the model's order, or None if samples fit unchanged.
 
-    Channels are found by name, in any order, and further ones are passed over; a source that names none must have
-    exactly as many. `source` and `model` are names for the message.
+    Channels are matched by name in any order, and further channels are ignored; a source without names must have the
+    same number of channels. `source` and `model` are names for the message.
 
     Raises:
-        ConfigError: they do not fit; the message lists everything that does not, the hint what to do.
+        ConfigError: source and model do not match; the message lists all differences, the hint the remedies.
     """
     problems = [*_shape_problems(spec, info), *_channel_problems(spec, info), *_rate_problems(spec, info)]
     if problems:
@@ -39,7 +38,7 @@ def match(spec: WindowSpec, info: SourceInfo, source: str, model: str) -> NDArra
 
 
 def _shape_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]:
-    remedy = "have the source deliver what the model takes, or name a model made for this source"
+    remedy = "change the source to deliver the model's input, or name a model made for this source"
     if spec.sample_shape and info.shape != spec.sample_shape:
         return [(f"a sample has the shape {list(info.shape)}, the model takes {list(spec.sample_shape)}", remedy)]
     if not spec.channels:
@@ -75,13 +74,13 @@ def _channel_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str
             problems.append(
                 (
                     f"the channel {channel.name!r} is in {unit}, the model takes {channel.unit}",
-                    "have the source deliver the model's units",
+                    "change the source to deliver the model's units",
                 )
             )
     more = len(problems) - MAX_CHANNEL_PROBLEMS
     if more > 0:
         _, remedy = problems[MAX_CHANNEL_PROBLEMS]
-        problems[MAX_CHANNEL_PROBLEMS:] = [(f"and {more} more of its channels do not fit", remedy)]
+        problems[MAX_CHANNEL_PROBLEMS:] = [(f"and {more} more of the model's channels do not fit", remedy)]
     return problems
 
 

@@ -1,9 +1,9 @@
-"""What `edgectl tune` measured of a model on this board, and what follows from it: the order of its ways, and threads.
+"""Measurements by `edgectl tune` of a model on this board, and the resulting order of ways and number of threads.
 
-A way to run a model is a delegate with one of its variants, or the CPU with a number of threads. A record holds what
-each way took, and in which environment that was. It is worth nothing for another version of the model, with another
-runtime or kernel, or once the delegates have other libraries or devices: `stale` says so, and then the order of the
-manifest and one thread hold, as if nobody had measured.
+A way to run a model is a delegate with one of its variants, or the CPU with a number of threads. A record holds the
+measurements of each way, and the environment. A record is stale for another version of the model, another runtime or
+kernel, or after a change of a delegate's library or devices: see `stale`. Then the order of the manifest and one
+thread apply, as without a record.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_RECORD_BYTES = 256 << 10
 MAX_TEXT = 1000
 
 WORTH = 0.9
-"""More threads must take less than this share of the time that fewer take."""
+"""Additional threads must reduce the time to less than this share."""
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -31,18 +31,18 @@ Path = Annotated[str, Meta(max_length=4096)]
 
 
 class Way(NamedTuple):
-    """A delegate, and the variant that runs there; "" for the model's own file."""
+    """A delegate and the variant that runs there; "" stands for the model's own file."""
 
     delegate: str
     variant: str
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One way to run a model, with what it took, or with why it is none as its `failure`.
+    """Measurements of one way to run a model, or the reason of its `failure`.
 
-    `p50` and `p99` of one inference are in seconds, over so many `runs`; `worst` is the worst difference from the CPU
-    in its proof, in steps; `rss_bytes` is the memory of the process it ran in, with all that runs there;
-    `celsius_before` and `celsius_after` are the board's hottest zone, where it says.
+    `p50` and `p99` of one inference are in seconds, over `runs` runs; `worst` is the largest difference from the CPU in
+    the proof, in steps; `rss_bytes` is the memory of the whole process; `celsius_before` and `celsius_after` are
+    temperatures of the board's hottest zone, or None.
     """
 
     delegate: Name = "cpu"
@@ -60,19 +60,19 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def way(self) -> Way:
-        """Where it ran."""
+        """Return the delegate and variant."""
         return Way(self.delegate, self.variant)
 
     @property
     def title(self) -> str:
-        """Where it ran, in words."""
+        """Return the way in words."""
         if self.delegate == "cpu":
             return f"the CPU with {self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.delegate} ({self.variant})" if self.variant else self.delegate
 
 
 class Library(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The shared library of a delegate; another file has another size or time."""
+    """Shared library of a delegate; a changed file differs in size or time."""
 
     path: Path
     bytes: Count
@@ -80,7 +80,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a delegate has to work with: its library, the ids of its devices that are ready, and its options."""
+    """Environment of a delegate: library, ids of the ready devices, and options."""
 
     library: Library | None
     devices: Annotated[tuple[Text, ...], Meta(max_length=64)]
@@ -88,7 +88,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a model was measured; `delegates` are those that have something of it to run."""
+    """Environment of a measurement; `delegates` holds those with a variant of the model."""
 
     runtime: Text
     kernel: Text
@@ -97,7 +97,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class TuningRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that was measured of one version of a model, and when: in Unix seconds by this board's clock, for people."""
+    """Measurements of one version of a model; `measured` is Unix time by the board's clock, for information only."""
 
     schema: Literal["edged.tuning/1"] = "edged.tuning/1"
     model: Name
@@ -109,7 +109,7 @@ class TuningRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Choice(NamedTuple):
-    """The accelerated ways to try, best first, how many threads the CPU is to have, and why."""
+    """Accelerated ways to try, best first, number of threads for the CPU, and the reason."""
 
     order: tuple[Way, ...]
     threads: int
@@ -117,45 +117,45 @@ class Choice(NamedTuple):
 
 
 def encode(record: TuningRecord) -> bytes:
-    """The bytes of its file, indented for people to read."""
+    """Return the bytes of a record's file, indented for people to read."""
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 def decode(data: bytes) -> TuningRecord:
-    """The record in the bytes of a file.
+    """Return the record in the bytes of a file.
 
     Raises:
-        StoreError: it is damaged, or not of this edged.
+        StoreError: the record is damaged, or from another version of edged.
     """
     try:
         if len(data) > MAX_RECORD_BYTES:
-            raise ValueError(f"it is longer than {MAX_RECORD_BYTES} bytes")
+            raise ValueError(f"more than {MAX_RECORD_BYTES} bytes")
         return msgspec.json.decode(data, type=TuningRecord)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise StoreError(f"the record of what was measured is damaged: {error}", hint="edgectl tune MODEL") from error
+        raise StoreError(f"the tuning record is damaged: {error}", hint="measure again: edgectl tune MODEL") from error
 
 
 def stale(record: TuningRecord, digest: str, environment: Environment) -> str:
-    """Why a record says nothing of this version here and now; "" where it does."""
+    """Return the reason why a record does not apply to this version and environment, else ""."""
     then, now = record.environment, environment
     if record.digest != digest:
-        return f"it was measured for version {record.version}, and this is another one"
+        return f"the record is for version {record.version}, another version is loaded"
     if then.runtime != now.runtime:
-        return f"it was measured with {then.runtime}, and this is {now.runtime}"
+        return f"measured with {then.runtime}, now {now.runtime}"
     if then.kernel != now.kernel:
-        return f"it was measured under the kernel {then.kernel}, and this is {now.kernel}"
+        return f"measured under kernel {then.kernel}, now {now.kernel}"
     if then.processors != now.processors:
-        return f"it was measured on {then.processors} processors, and here are {now.processors}"
+        return f"measured on {then.processors} processors, now {now.processors}"
     return _changed(then.delegates, now.delegates)
 
 
 def choose(record: TuningRecord | None, ways: Sequence[Way], *, pinned: bool = False, stale: str = "") -> Choice:
-    """In which order to try the ways there are; without a record, or with one that is `stale`, that of the manifest.
+    """Return the order in which to try the ways; without a record, or with a stale record, the manifest's order.
 
-    What is slower than the CPU, or failed, is not tried; where a model is `pinned` to its delegate, it is tried last.
+    Ways that failed or are slower than the CPU are left out; for a model `pinned` to its delegate they are tried last.
     """
     if record is None or stale:
-        return Choice(tuple(ways), 1, f"as the manifest says: {stale or 'edgectl tune has not measured it here'}")
+        return Choice(tuple(ways), 1, f"as in the manifest: {stale or 'not measured here by edgectl tune'}")
     sound = sorted((each for each in record.measurements if not each.failure), key=lambda each: each.p50)
     cpu = _cpu([each for each in sound if each.delegate == "cpu"])
     there = [each for each in sound if each.way in ways]
@@ -167,7 +167,7 @@ def choose(record: TuningRecord | None, ways: Sequence[Way], *, pinned: bool = F
 
 
 def _cpu(measured: Sequence[Measurement]) -> Measurement | None:
-    """The number of threads that is worth it."""
+    """Return the measurement with the most threads that pays."""
     best: Measurement | None = None
     for each in sorted(measured, key=lambda each: each.threads):
         if best is None or each.p50 < WORTH * best.p50:
@@ -177,7 +177,7 @@ def _cpu(measured: Sequence[Measurement]) -> Measurement | None:
 
 def _why(ranked: Sequence[Measurement]) -> str:
     if not ranked:
-        return "nothing that was measured here works"
+        return "no way that was measured here works"
     first, *others = ranked
     took = "".join(f", {each.title} {each.p50 * 1e3:.3g} ms" for each in others)
     return f"measured here: {first.title} took {first.p50 * 1e3:.3g} ms{took}"
@@ -187,8 +187,8 @@ def _changed(then: Mapping[str, Surroundings], now: Mapping[str, Surroundings]) 
     for name in sorted({*then, *now}):
         before, after = then.get(name), now.get(name)
         if before is None or after is None:
-            return f"the delegate {name} is {'new' if before is None else 'gone'} since it was measured"
+            return f"the delegate {name} is {'new' if before is None else 'gone'} since the measurement"
         for part in ("library", "devices", "options"):
             if getattr(before, part) != getattr(after, part):
-                return f"the {part} of {name} changed since it was measured"
+                return f"the {part} of {name} changed since the measurement"
     return ""

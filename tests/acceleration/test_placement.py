@@ -428,13 +428,13 @@ def test_why_is_kept(measured):
 def test_what_was_measured_with_another_runtime_is_not_gone_by(measured):
     board, folder = measured(8, 4, 9, 9, runtime="litert 0.1")
     assert board.threads("colours", folder, "auto", TfliteBackend()) == 1
-    assert board.choices()["colours"].startswith("as the manifest says: it was measured with litert 0.1, and this is ")
+    assert board.choices()["colours"].startswith("as in the manifest: measured with litert 0.1, now ")
 
 
 def test_where_there_is_no_choice_none_is_told_of(tmp_path):
     board = Accelerators(lambda *_: None)
     board.choice("colours", bundle(tmp_path / "before", TPU), "auto", TfliteBackend())
-    assert board.choices() == {"colours": "as the manifest says: edgectl tune has not measured it here"}
+    assert board.choices() == {"colours": "as in the manifest: not measured here by edgectl tune"}
     board.choice("colours", bundle(tmp_path / "after"), "auto", TfliteBackend())
     assert board.choices() == {}
 

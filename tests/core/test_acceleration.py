@@ -100,7 +100,7 @@ def test_what_is_done_next(what: str, found: AcceleratorFacts, step: Step):
             AcceleratorStatus(
                 "degraded",
                 "the device is not there",
-                "plug it in; if it is, let the service at it: sudo edgectl devices allow",
+                "plug the device in; if plugged in, run: sudo edgectl devices allow --restart",
                 7.0,
             ),
         ),
@@ -111,7 +111,7 @@ def test_what_is_done_next(what: str, found: AcceleratorFacts, step: Step):
             AcceleratorStatus(
                 "quarantined",
                 "3 faults within 100 s, the last: it hung",
-                "plug the device in anew; or, when the cause is mended: edgectl release mine",
+                "plug the device in again; or remove the cause, then run: edgectl release mine",
                 7.0,
             ),
         ),

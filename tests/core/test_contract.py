@@ -83,7 +83,7 @@ def test_many_channels_that_are_missing_are_cut_with_a_count() -> None:
     clauses = [f"there is no channel 'c{index}' {among}" for index in range(5)]
     assert caught.value.message == (
         "the source 'imu' does not fit the model 'autoencoder': "
-        + "; ".join([*clauses, "and 635 more of its channels do not fit"])
+        + "; ".join([*clauses, "and 635 more of the model's channels do not fit"])
     )
     with pytest.raises(ConfigError) as caught:
         match(model, SourceInfo(shape=(50,)), "imu", "autoencoder")
@@ -102,7 +102,7 @@ def test_everything_that_does_not_fit_is_in_one_message() -> None:
         "the rate is 100 samples per second, the model takes 10 (within 5 %)"
     )
     assert caught.value.hint == (
-        "have the source deliver the model's units; "
+        "change the source to deliver the model's units; "
         "name the source's channels as the model does; "
         "set the sensor and the source to 10 samples per second"
     )

@@ -104,8 +104,7 @@ def test_a_version_that_is_no_older_comes_in(version):
 def test_an_older_version_comes_in_only_if_that_is_wanted(floor, active):
     ledger = replace(LEDGER, floor=floor)
     assert refusal(BundleError, ledger, "1.0.9", active) == (
-        "motion 1.0.9 is older than 1.1, and versions only go up "
-        "(to downgrade on purpose, add --allow-downgrade)"
+        "motion 1.0.9 is older than 1.1, and versions only go up (to downgrade on purpose, add --allow-downgrade)"
     )
     admit(ledger, "motion", NEW, "1.0.9", active, allow_downgrade=True)
 

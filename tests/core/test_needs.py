@@ -35,7 +35,7 @@ def test_what_is_needed_is_there(needs, runtime):
 @pytest.mark.parametrize(
     ("needs", "runtime", "reason"),
     [
-        ({"runtimes": LITERT}, "ai-edge-litert 2.2.9", "needs ai-edge-litert 2.3 or above and below 3; this device has"),
+        ({"runtimes": LITERT}, "ai-edge-litert 2.2.9", "needs ai-edge-litert 2.3 or above and below 3; this device"),
         ({"runtimes": LITERT}, "ai-edge-litert 3.0.0", "needs ai-edge-litert 2.3"),
         ({"runtimes": LITERT}, "tflite-runtime 2.14.0", "this device has tflite-runtime 2.14.0"),
         ({"runtimes": EITHER}, "fake", "below 3 or tflite-runtime; this device has fake"),

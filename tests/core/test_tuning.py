@@ -87,8 +87,8 @@ def test_more_threads_have_to_be_worth_it(milliseconds, threads):
 @pytest.mark.parametrize(
     ("found", "why"),
     [
-        (choose(None, [TPU]), "as the manifest says: edgectl tune has not measured it here"),
-        (choose(record(), [TPU], stale="the kernel is new"), "as the manifest says: the kernel is new"),
+        (choose(None, [TPU]), "as in the manifest: not measured here by edgectl tune"),
+        (choose(record(), [TPU], stale="the kernel is new"), "as in the manifest: the kernel is new"),
         (
             choose(record(cpu(8), cpu(2.5, 2), on("edgetpu", 0.125, "tpu")), [Way("edgetpu", "tpu")]),
             "measured here: edgetpu (tpu) took 0.125 ms, the CPU with 2 threads 2.5 ms",
@@ -97,7 +97,7 @@ def test_more_threads_have_to_be_worth_it(milliseconds, threads):
             choose(record(cpu(1), on("edgetpu", 3, "")), [Way("edgetpu", "")]),
             "measured here: the CPU with 1 thread took 1 ms, edgetpu 3 ms",
         ),
-        (choose(record(cpu(1, failure="it hung")), []), "nothing that was measured here works"),
+        (choose(record(cpu(1, failure="it hung")), []), "no way that was measured here works"),
     ],
 )
 def test_it_says_why(found, why):
@@ -117,32 +117,32 @@ def elsewhere(**parts):
     ("digest", "here", "why"),
     [
         (DIGEST, HERE, ""),
-        ("e" * 64, HERE, "it was measured for version 1.0, and this is another one"),
+        ("e" * 64, HERE, "the record is for version 1.0, another version is loaded"),
         (
             DIGEST,
             replace(HERE, runtime="ai-edge-litert 2.4.0"),
-            "it was measured with ai-edge-litert 2.3.0, and this is ai-edge-litert 2.4.0",
+            "measured with ai-edge-litert 2.3.0, now ai-edge-litert 2.4.0",
         ),
         (
             DIGEST,
             replace(HERE, kernel="6.12.40"),
-            "it was measured under the kernel 6.12.34, and this is 6.12.40",
+            "measured under kernel 6.12.34, now 6.12.40",
         ),
-        (DIGEST, replace(HERE, processors=2), "it was measured on 4 processors, and here are 2"),
-        (DIGEST, replace(HERE, delegates={}), "the delegate edgetpu is gone since it was measured"),
+        (DIGEST, replace(HERE, processors=2), "measured on 4 processors, now 2"),
+        (DIGEST, replace(HERE, delegates={}), "the delegate edgetpu is gone since the measurement"),
         (
             DIGEST,
             replace(HERE, delegates={"edgetpu": EDGETPU, "teflon": EDGETPU}),
-            "the delegate teflon is new since it was measured",
+            "the delegate teflon is new since the measurement",
         ),
-        (DIGEST, elsewhere(devices=("usb:0", "usb:1")), "the devices of edgetpu changed since it was measured"),
-        (DIGEST, elsewhere(library=None), "the library of edgetpu changed since it was measured"),
+        (DIGEST, elsewhere(devices=("usb:0", "usb:1")), "the devices of edgetpu changed since the measurement"),
+        (DIGEST, elsewhere(library=None), "the library of edgetpu changed since the measurement"),
         (
             DIGEST,
             elsewhere(library=replace(LIBRARY, mtime_ns=8)),
-            "the library of edgetpu changed since it was measured",
+            "the library of edgetpu changed since the measurement",
         ),
-        (DIGEST, elsewhere(options={"device": "usb"}), "the options of edgetpu changed since it was measured"),
+        (DIGEST, elsewhere(options={"device": "usb"}), "the options of edgetpu changed since the measurement"),
     ],
 )
 def test_a_record_is_worth_nothing_where_anything_has_changed(digest, here, why):

@@ -263,7 +263,7 @@ def test_one_that_fails_too_often_is_left_alone_until_it_is_released_or_replugge
             device.order("abort")
             said = board.hears(state, because="aborted: SIGABRT")
         assert said["reason"].startswith("2 faults within 600 s, the last: the process of mine aborted: SIGABRT")
-        assert said["hint"].endswith("when the cause is mended: edgectl release mine")
+        assert said["hint"].endswith("remove the cause, then run: edgectl release mine")
         assert children(daemon.process.pid) == []
         assert board.model()["accelerator"]["state"] == "quarantined"
         code, output = edgectl(daemon, "status")
@@ -454,7 +454,7 @@ def test_what_was_compiled_for_an_edge_tpu_has_its_twin_serve_where_there_is_non
     brought = edgectl(daemon, "update-model", tmp_path / "new.edgm")
     assert brought.code == DONE, brought.output
     said = board.hears(state, "pictures", because="the device is not there")
-    assert said["hint"] == "plug it in; if it is, let the service at it: sudo edgectl devices allow"
+    assert said["hint"] == "plug the device in; if plugged in, run: sudo edgectl devices allow --restart"
     assert board.auditor.hears_more(PATIENCE)
     code, output = edgectl(daemon, "status")
     assert (code, f"edgetpu: {state}, for " in output) == (exit_code, True), output

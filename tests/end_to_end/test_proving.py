@@ -72,7 +72,7 @@ def test_it_proves_and_tunes_what_it_serves(edged, edgectl):
         ("slow", "agrees"),
         ("wrong", "disagrees"),
     ]
-    assert edged.call("models")[0]["choice"].startswith("as the manifest says: edgectl tune has not measured")
+    assert edged.call("models")[0]["choice"].startswith("as in the manifest: not measured here by edgectl tune")
 
     code, output = edgectl("tune", "--all", "--seconds", "0.1", "--json")
     assert code == exits.DONE

@@ -26,7 +26,7 @@ def test_a_damaged_one_is_as_none_and_that_is_said(tmp_path, caplog, data):
     (tmp_path / "motion.json").write_bytes(data)
     with caplog.at_level(logging.WARNING):
         assert Tunings(tmp_path).read("motion") is None
-    assert "motion.json: the record of what was measured is damaged" in caplog.text
+    assert "motion.json: the tuning record is damaged" in caplog.text
 
 
 def test_one_that_cannot_be_read_is_as_none_too(tmp_path, caplog):

@@ -1076,9 +1076,7 @@ def test_where_the_configuration_names_a_version_no_other_comes_in_and_none_is_g
         await rig.installed("1.1")
         rig.board.names = "1.1"
         job = await rig.installed("1.2")
-        with pytest.raises(
-            ControlError, match=r"the configuration keeps colours at version 1\.1 \(delete `version`"
-        ):
+        with pytest.raises(ControlError, match=r"the configuration keeps colours at version 1\.1 \(delete `version`"):
             await rig.updater.rollback(NAME)
         return job
 
