@@ -233,7 +233,7 @@ def standing(rules: Rules, record: AcceleratorRecord, *, name: str, missing: boo
 
 
 def standing_with(device: AcceleratorStatus, up: bool) -> AcceleratorStatus:
-    """Return the status of a model on the device; `up` if loaded there, since faults of the device concern other models."""
+    """Return the status of a model on the device; `up` if loaded there: faults of the device concern other models."""
     if up:
         return AcceleratorStatus("accelerated", "", "", device.since)
     if device.state == "accelerated":

@@ -1,15 +1,15 @@
-"""The container: one version of a model as one file, `.edgm`, which can be checked as it arrives.
+"""The container, `.edgm`: one version of a model as one file, verified while being received.
 
     8 bytes   "edgm" 0 0 0 1
     u32 LE    length of the manifest       u32 LE   length of the signatures
-    the bytes of manifest.json, then the signatures, then every file the manifest lists, in the order of their names
+    the bytes of manifest.json, then the signatures, then every file listed in the manifest, in order of names
 
-There is no name, path, offset or compression in it, so there is nothing to lie with: what lies where and how much
-there must be follows from the manifest alone. The manifest has a digest for each 256 KiB of each file, so a reader need
-never hold more than that, nor hand out a byte before it is known to be right, and a bad link costs it a chunk.
+The format has no names, paths, offsets or compression that could be forged: position and length of every file follow
+from the manifest alone. The manifest has a digest for each 256 KiB of each file. A reader therefore never holds more
+than 256 KiB, hands out verified bytes only, and loses at most a chunk on a bad link.
 
-`ContainerReader` takes bytes in as they come and gives verified pieces; `write` gives the bytes of a container, each of
-which has been through a `ContainerReader`.
+`ContainerReader` accepts bytes in pieces and yields verified pieces; `write` yields the bytes of a container, after
+verification by a `ContainerReader`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PREFIX = struct.Struct("<8sII")
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What comes before the files. `data` are the manifest's own bytes, `signatures` those of whoever signed them."""
+    """Part of a container before the files. `data` is the manifest as bytes, `signatures` the signatures over them."""
 
     manifest: Manifest
     data: bytes
@@ -41,31 +41,31 @@ class Head(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """The identity of this version: the SHA-256 of the manifest's bytes, in hex."""
+        """Return the identity of this version: the SHA-256 of the manifest's bytes, in hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
 
     @property
     def transfer(self) -> str:
-        """What a container with these very signatures is called on its way: the SHA-256 of its head, in hex.
+        """Return the identifier of a transfer of this container: the SHA-256 of the head, in hexadecimal.
 
-        The head states the digests of everything after it, so this names each byte of the container.
+        The head holds the digests of all following bytes, so the identifier covers the whole container.
         """
         start = PREFIX.pack(MAGIC, len(self.data), len(self.signatures))
         return hashlib.sha256(start + self.data + self.signatures).hexdigest()
 
     @property
     def length(self) -> int:
-        """How many bytes come before the first file."""
+        """Return the number of bytes before the first file."""
         return PREFIX.size + len(self.data) + len(self.signatures)
 
     @property
     def size(self) -> int:
-        """How many bytes the whole container has."""
+        """Return the number of bytes of the whole container."""
         return self.length + sum(file.bytes for file in self.manifest.files.values())
 
 
 class Piece(NamedTuple):
-    """Verified bytes of a file, and where in it they begin. Files come one after another, and their pieces in order."""
+    """Verified bytes of a file, beginning at `offset`. Pieces arrive in order, file by file."""
 
     name: str
     offset: int
@@ -73,10 +73,10 @@ class Piece(NamedTuple):
 
 
 def read_head(data: bytes) -> Head:
-    """The head of a container, from its first bytes; what follows the head is ignored.
+    """Return the head of a container from its first bytes; bytes after the head are ignored.
 
     Raises:
-        BundleError: it is no container, or not a sound one, or it breaks off in the head.
+        BundleError: `data` is not a container, is invalid, or ends within the head.
     """
     if len(data) < PREFIX.size:
         raise _broken_off(len(data))
@@ -91,11 +91,11 @@ def read_head(data: bytes) -> Head:
 
 
 class ContainerReader:
-    """Reads a container that comes in pieces of any size.
+    """Reader of a container that arrives in pieces of any size.
 
-    `head` is there as soon as enough has come; its digests are only worth as much as its signatures, so look at those
-    before using what follows. After an error the reader stands at byte `verified` of the container and can be fed from
-    there again, which is worth while if the error is `retryable`: then a chunk was damaged on its way.
+    `head` is set once enough bytes have arrived. Verify the signatures before using later pieces: without them the
+    digests prove nothing. After an error the reader stands at byte `verified` and can be fed from there again; try this
+    if the error is `retryable`, since then a chunk was damaged in transit.
     """
 
     def __init__(self) -> None:
@@ -109,19 +109,19 @@ class ContainerReader:
 
     @property
     def complete(self) -> bool:
-        """Whether all of it has come, and is right."""
+        """Return whether the whole container has arrived and is correct."""
         return self.head is not None and self._next is None
 
     def feed(self, data: bytes | memoryview) -> Iterator[Piece]:
-        """Take in the next bytes. Iterate to the end.
+        """Add the next bytes, and yield verified pieces. Iterate to the end.
 
         Raises:
-            BundleError: they cannot be part of a sound container.
+            BundleError: the bytes are not part of a valid container.
         """
         rest = memoryview(data)
         while rest:
             if self.complete:
-                raise BundleError(f"the container goes on after its end, which is at byte {self.verified}", hint=_AGAIN)
+                raise BundleError(f"data follows the end of the container at byte {self.verified}", hint=_AGAIN)
             missing = self._wanted - len(self._held)
             self._held += rest[:missing]
             rest = rest[missing:]
@@ -129,12 +129,12 @@ class ContainerReader:
                 yield from self._take()
 
     def close(self) -> None:
-        """Raises BundleError if the container has not come to its end."""
+        """Raise BundleError if the container is incomplete."""
         if not self.complete:
             raise _broken_off(self.verified + len(self._held))
 
     def _take(self) -> Iterator[Piece]:
-        """Judge what is held, which is now a whole prefix, head or chunk."""
+        """Verify the held bytes, which are now a complete prefix, head or chunk."""
         held = bytes(self._held)
         try:
             if self._next is not None:
@@ -159,7 +159,7 @@ class ContainerReader:
     def _take_chunk(self, held: bytes, chunk: _Chunk) -> Piece:
         if hashlib.sha256(held).hexdigest() != chunk.sha256:
             raise BundleError(
-                f"{chunk.name}: the {len(held)} bytes from {chunk.offset} on are damaged: their SHA-256 is not the "
+                f"{chunk.name}: the {len(held)} bytes from {chunk.offset} on are damaged: the SHA-256 differs from the "
                 "manifest's",
                 hint=_AGAIN,
                 retryable=True,
@@ -169,7 +169,7 @@ class ContainerReader:
         self._whole.update(held)
         if chunk.whole and self._whole.hexdigest() != chunk.whole:
             raise BundleError(
-                f"{chunk.name}: each chunk has the digest the manifest states, and the whole has not",
+                f"{chunk.name}: the chunks match the manifest, but the digest of the whole file does not",
                 hint="make the container again: edgectl pack",
             )
         self.verified += len(held)
@@ -182,10 +182,10 @@ class ContainerReader:
 
 
 def write(manifest: bytes, signatures: bytes, body: Iterable[bytes]) -> Iterator[bytes]:
-    """The bytes of a container. `body` are the contents of the files, one after another in the order of their names.
+    """Yield the bytes of a container. `body` yields the contents of the files in order of names.
 
     Raises:
-        BundleError: nobody could read it: the manifest is not sound, or has no digests of chunks, or not of this body.
+        BundleError: the manifest is invalid, has no digests of chunks, or belongs to another body.
     """
     reader = ContainerReader()
     start = PREFIX.pack(MAGIC, len(manifest), len(signatures)) + manifest + signatures
@@ -197,7 +197,7 @@ def write(manifest: bytes, signatures: bytes, body: Iterable[bytes]) -> Iterator
 
 
 def measure(data: bytes) -> File:
-    """What a manifest says of a file with this content. Raises BundleError if it is empty or too big for one."""
+    """Return the manifest's entry for a file with this content. Raises BundleError if empty or too large."""
     if not 1 <= len(data) <= manifests.MAX_FILE_BYTES:
         raise BundleError(f"a file has {len(data)} bytes", hint=f"1 to {manifests.MAX_FILE_BYTES} are allowed")
     view = memoryview(data)
@@ -210,7 +210,7 @@ def measure(data: bytes) -> File:
 
 
 class _Chunk(NamedTuple):
-    """What is expected next; `whole` is the digest of the file that ends with it, "" where it goes on."""
+    """The next expected chunk; `whole` is the digest of the file if this chunk is its last, otherwise ""."""
 
     name: str
     offset: int
@@ -228,14 +228,14 @@ def _chunks(manifest: Manifest) -> Iterator[_Chunk]:
 
 
 def _lengths(data: bytes) -> tuple[int, int]:
-    """How many bytes the manifest and the signatures have."""
+    """Return the lengths of the manifest and the signatures."""
     magic, manifest, signatures = PREFIX.unpack_from(data)
     if magic[:4] != MAGIC[:4]:
-        raise BundleError("not a container: it does not begin with edgm", hint="name an .edgm file: edgectl pack")
+        raise BundleError("not a container: the file does not begin with edgm", hint="name an .edgm file: edgectl pack")
     if magic != MAGIC:
         raise BundleError(
-            f"the container is of version {int.from_bytes(magic[4:], 'big')}, and only 1 is understood",
-            hint="update edged, or pack it with the edgectl of this edged",
+            f"the container has version {int.from_bytes(magic[4:], 'big')}, but this edged reads only 1",
+            hint="update edged, or pack the model with this version of edgectl",
         )
     if not 1 <= manifest <= MAX_MANIFEST_BYTES:
         raise BundleError(
@@ -253,11 +253,11 @@ def _require_chunks(manifest: Manifest) -> None:
         if not file.chunks:
             raise BundleError(
                 f"manifest.json: files: {name}: a container needs the digests of its chunks",
-                hint="make the container with edgectl pack, which adds them",
+                hint="make the container with edgectl pack",
             )
 
 
-_AGAIN = "fetch it again"
+_AGAIN = "fetch or send the bundle again"
 
 
 def _broken_off(at: int) -> BundleError:

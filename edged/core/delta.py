@@ -1,20 +1,20 @@
-"""The delta: what turns a version that is already there into the container of another, `.edgd`.
+"""The delta, `.edgd`: the difference between a version on the board and the container of another version.
 
     8 bytes   "edgd" 0 0 0 1
     u32 LE    length of the manifest       u32 LE   length of the signatures       u16 LE   number of files
-    32 bytes  the digest of the base: the SHA-256 of its manifest
+    32 bytes  digest of the base: the SHA-256 of its manifest
     the bytes of the new manifest.json, then its signatures
     for every file the new manifest lists, in the order of their names:
-        u8 method   u8 number of the base's file, in the order of theirs   u32 LE length of the packed data
+        u8 method   u8 number of the base's file, in order of names   u32 LE length of the packed data
     the packed data, one after another
 
-"same" is the base's file as it is and has no data. "full" is the file itself, packed. "subtract" is the file less the
-base's file, byte by byte (modulo 256, the base going on with zeros), packed: after a fine-tuning most weights are equal
-and the rest moved by little, so nearly all of it is zeros. Packed is raw LZMA2 with FILTERS, which has no header that
-could ask for more memory.
+"same" copies the base's file, without data. "full" is the file itself, packed. "subtract" is the packed bytewise
+difference between the file and the base's file (modulo 256, the base padded with zeros): after fine-tuning, most
+weights are equal and the others moved little, so nearly all bytes are zero. Packed data is raw LZMA2 with FILTERS,
+without a header that could request more memory.
 
-`rebuild` gives the bytes of the new version's container and promises nothing of them: whoever reads a container holds
-each chunk against the signed manifest, and so finds a wrong base, a rotten one, and a damaged delta alike.
+`rebuild` returns the bytes of the new version's container without verification: the reader of a container compares
+each chunk with the signed manifest, and thus detects a wrong base, a damaged base and a damaged delta alike.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MAX_HEAD_BYTES = PREFIX.size + MAX_MANIFEST_BYTES + container.MAX_SIGNATURES_BY
 
 
 class DeltaEntry(NamedTuple):
-    """How one file is made: by a method, of the base's file with this number, from so many bytes of packed data."""
+    """Recipe for one file: a method, the number of the base's file, and the length of the packed data in bytes."""
 
     method: int
     base: int
@@ -53,7 +53,7 @@ class DeltaEntry(NamedTuple):
 
 
 class DeltaHead(msgspec.Struct, frozen=True):
-    """What comes before the packed data: the head of the new version's container, and how its files are made."""
+    """Part of a delta before the packed data: head of the new version's container, and recipes for the files."""
 
     version: container.Head
     base: str
@@ -61,59 +61,59 @@ class DeltaHead(msgspec.Struct, frozen=True):
 
     @property
     def data(self) -> bytes:
-        """Its bytes: all that come before the packed data."""
+        """Return all bytes before the packed data."""
         manifest, signatures = self.version.data, self.version.signatures
         prefix = PREFIX.pack(MAGIC, len(manifest), len(signatures), len(self.entries), bytes.fromhex(self.base))
         return b"".join([prefix, manifest, signatures, *(_ENTRY.pack(*entry) for entry in self.entries)])
 
     @property
     def transfer(self) -> str:
-        """What the delta is called on its way: the SHA-256 of this head, in hex."""
+        """Return the identifier of a transfer of the delta: the SHA-256 of this head, in hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
 
     @property
     def length(self) -> int:
-        """How many bytes come before the packed data."""
+        """Return the number of bytes before the packed data."""
         start = PREFIX.size + len(self.version.data) + len(self.version.signatures)
         return start + len(self.entries) * _ENTRY.size
 
     @property
     def size(self) -> int:
-        """How many bytes the whole delta has."""
+        """Return the number of bytes of the whole delta."""
         return self.length + sum(entry.packed for entry in self.entries)
 
 
 class Readable(Protocol):
-    """Where a delta comes from."""
+    """Reader of a delta's bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """The next bytes, `size` of them unless it ends."""
+        """Return the next `size` bytes, or fewer at the end."""
 
 
 class Base(Protocol):
-    """The version a delta builds on."""
+    """The version that a delta builds on."""
 
     digest: str
 
     def read(self, file: int, offset: int, size: int) -> bytes:
-        """Bytes of the file with this number, in the order of names; fewer than `size` where it ends or is not there.
+        """Return bytes of the file with this number in order of names; fewer than `size` at the end or without a file.
 
         Raises:
-            BundleError: it cannot be read.
+            BundleError: the file cannot be read.
         """
 
 
 def head_length(data: bytes) -> int:
-    """How many bytes the head has, of a delta that begins with these PREFIX.size bytes.
+    """Return the length of the head of a delta that begins with these PREFIX.size bytes.
 
     Raises:
-        BundleError: it is no delta, or breaks off before.
+        BundleError: `data` is not the beginning of a delta, or is too short.
     """
     if len(data) < PREFIX.size:
         raise _broken_off()
     magic, manifest, signatures, files, _ = PREFIX.unpack_from(data)
     if magic != MAGIC:
-        raise BundleError("not a delta that is understood here: it does not begin with edgd 1", hint=_FULL)
+        raise BundleError("not a delta of version 1: the file does not begin with edgd 1", hint=_FULL)
     length: int = PREFIX.size + manifest + signatures + files * _ENTRY.size
     if length > _MAX_HEAD_BYTES:
         raise BundleError(f"the delta's head has {length} bytes", hint=f"at most {_MAX_HEAD_BYTES} are allowed")
@@ -121,10 +121,10 @@ def head_length(data: bytes) -> int:
 
 
 def read_head(data: bytes) -> DeltaHead:
-    """The head of a delta, from its first bytes; what follows the head is ignored.
+    """Return the head of a delta from its first bytes; bytes after the head are ignored.
 
     Raises:
-        BundleError: it is no delta, or not a sound one, or breaks off in the head.
+        BundleError: `data` is not a delta, is invalid, or ends within the head.
     """
     if len(data) < head_length(data):
         raise _broken_off()
@@ -138,16 +138,16 @@ def read_head(data: bytes) -> DeltaHead:
 
 
 def rebuild(delta: Readable, base: Base) -> Iterator[bytes]:
-    """The container of the new version, in pieces of at most BLOCK bytes after the first.
+    """Yield the container of the new version, in pieces of at most BLOCK bytes after the first.
 
     Raises:
-        BundleError: this is no sound delta, or not one of this base; or the base cannot be read.
+        BundleError: the delta is invalid or for another base, or the base cannot be read.
     """
     start = _exactly(delta, PREFIX.size)
     head = read_head(start + _exactly(delta, head_length(start) - len(start)))
     if head.base != base.digest:
         raise BundleError(
-            f"the delta builds on the version {head.base[:12]}, and this is {base.digest[:12]}", hint=_FULL
+            f"the delta builds on version {head.base[:12]}, but the base is {base.digest[:12]}", hint=_FULL
         )
     version = head.version
     yield container.PREFIX.pack(container.MAGIC, len(version.data), len(version.signatures))
@@ -163,10 +163,10 @@ def rebuild(delta: Readable, base: Base) -> Iterator[bytes]:
 
 
 def write(version: container.Head, base: str, files: Iterable[tuple[int, int, bytes]]) -> bytes:
-    """A delta. `files` are method, number of the base's file and packed data of each file, in the order of names.
+    """Return a delta. `files` holds method, number of the base's file and packed data by file, in order of names.
 
     Raises:
-        BundleError: nobody could read it.
+        BundleError: the result would be invalid.
     """
     entries, data = [], []
     for method, number, packed in files:
@@ -178,13 +178,13 @@ def write(version: container.Head, base: str, files: Iterable[tuple[int, int, by
 
 
 def pack(pieces: Iterable[bytes]) -> bytes:
-    """Packed data."""
+    """Return the packed form of data."""
     packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=FILTERS)
     return b"".join([*map(packer.compress, pieces), packer.flush()])
 
 
 def subtract(file: bytes, base: bytes) -> bytes:
-    """A file less another, byte by byte."""
+    """Return the bytewise difference between a file and another."""
     return _sum(file, (-np.frombuffer(base, np.uint8)).tobytes())
 
 
@@ -194,13 +194,13 @@ def _check(version: container.Head, entries: tuple[DeltaEntry, ...]) -> None:
         raise BundleError(f"the delta makes {len(entries)} files, and the manifest lists {len(files)}", hint=_FULL)
     for (name, file), entry in zip(sorted(files.items()), entries, strict=True):
         if entry.method not in (SAME, FULL, SUBTRACT) or (entry.method == SAME and entry.packed):
-            raise BundleError(f"{name}: the delta says nothing sensible of how it is made", hint=_FULL)
+            raise BundleError(f"{name}: the delta has an unknown method for this file", hint=_FULL)
         if entry.packed > _most_packed(file.bytes):
             raise BundleError(f"{name}: {entry.packed} bytes are more than {file.bytes} can be packed to", hint=_FULL)
 
 
 def _most_packed(size: int) -> int:
-    """What LZMA2 makes of noise: it is stored, with three bytes for each 64 KiB and one at the end."""
+    """Return the largest size of packed data: LZMA2 stores noise with 3 bytes for each 64 KiB, and 1 at the end."""
     return size + size // 1000 + 64
 
 
@@ -217,7 +217,7 @@ def _added(pieces: Iterable[bytes], base: Base, number: int) -> Iterator[bytes]:
 
 
 def _sum(one: bytes, other: bytes) -> bytes:
-    """Two files added byte by byte, as long as the first: the second is cut, or goes on with zeros."""
+    """Return the bytewise sum, as long as `one`; `other` is cut, or padded with zeros."""
     total = np.frombuffer(one, np.uint8).copy()
     added = np.frombuffer(other, np.uint8)[: len(one)]
     total[: len(added)] += added
@@ -225,7 +225,7 @@ def _sum(one: bytes, other: bytes) -> bytes:
 
 
 def _unpacked(delta: Readable, packed: int, size: int) -> Iterator[bytes]:
-    """The `size` bytes that are packed in the next bytes of a delta, neither more nor less."""
+    """Yield the next `packed` bytes of a delta unpacked; they must hold exactly `size` bytes."""
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS)
     while not unpacker.eof:
         data = b""

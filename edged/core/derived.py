@@ -1,8 +1,8 @@
-"""Derives from a bare .tflite file how to use it, as far as that is certain; the rest is asked for.
+"""Derivation of a manifest from a bare .tflite file, as far as certain; other parts must be filled in.
 
-Certain is what TFLite metadata say (labels, normalisation, audio) and what the tensors leave no doubt of: an 8-bit
-input of 1 or 3 channels whose quantisation is that of pixels is a picture, and a last op SOFTMAX or LOGISTIC makes
-scores. Everything else may mean anything, and an answer from a wrong guess looks like a right one.
+Two sources are certain: TFLite metadata (labels, normalisation, audio), and unambiguous tensors. An 8-bit input of 1 or
+3 channels with the quantisation of pixels is a picture, and a last op SOFTMAX or LOGISTIC makes scores. Anything else
+is not guessed, since the results of a wrong guess look correct.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from edged.core.types import TensorSpec
 _LEAST_SIDE = 16
 _FEW = 12
 _PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-128.0, 127.0), (-0.5, 0.5))
-"""The real values that the darkest and the brightest pixel of quantised picture models stand for."""
-_SCORES = {"SOFTMAX": "one of the classes", "LOGISTIC": "a score for each class"}
+"""Real values of the darkest and the brightest pixel in quantised picture models."""
+_SCORES = {"SOFTMAX": "a single class", "LOGISTIC": "a score for each class"}
 
 
 class Side(NamedTuple):
-    """The input or the output of a model: the fields of a manifest that are certain, and the sentence that says why.
+    """Input or output of a model: the certain fields of a manifest, and a sentence with the reason.
 
-    Where there are none, `problem` says what is not certain, and `part` is the part of a manifest to be filled in.
+    Without any, `problem` states the uncertainty, and `part` is a part of a manifest to be filled in.
     """
 
     fields: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Side(NamedTuple):
 
 
 class Derived(NamedTuple):
-    """The two sides of a model: the input has a `window`, the output `labels` and a `postprocess`."""
+    """Input and output of a model: the input has a `window`, the output `labels` and a `postprocess`."""
 
     input: Side
     output: Side
@@ -52,17 +52,16 @@ def _unsure(problem: str, part: Mapping[str, Any]) -> Side:
 
 
 def derive(structure: TfliteFile) -> Derived:
-    """What is certain of the first subgraph of a file."""
+    """Return the certain properties of the first subgraph of a file."""
     return Derived(_input(structure), _output(structure))
 
 
 def default_steps(
     window: WindowSpec, tensors: tuple[TensorSpec, ...], metadata: tuple[TensorMetadata, ...]
 ) -> tuple[Step, ...]:
-    """The preprocessing of a manifest that states none, for the tensors that the window feeds.
+    """Return the preprocessing for a manifest without steps, for the tensors fed by the window.
 
-    Pixels go into 8-bit tensors as they are: TFLite's own reader of metadata applies their normalisation to float
-    tensors alone.
+    Pixels go into 8-bit tensors unchanged: TFLite's own metadata reader also normalises float tensors only.
     """
     if window.is_picture and all(tensor.dtype in ("uint8", "int8") for tensor in tensors):
         return (NoStep(),)
@@ -77,9 +76,9 @@ def _input(structure: TfliteFile) -> Side:
         part: dict[str, Any] = {"window": _window_part(structure)}
         if len(structure.inputs) != 1:
             part["inputs"] = _feeds(structure)
-        return _unsure(problem=f"the shape of its input is open: {opened}", part=part)
+        return _unsure(problem=f"the input has an open shape: {opened}", part=part)
     if len(structure.inputs) != 1:
-        problem = f"it has {len(structure.inputs)} inputs: {_few(structure.inputs)}"
+        problem = f"the model has {len(structure.inputs)} inputs: {_few(structure.inputs)}"
         return _unsure(problem=problem, part={"window": _window_part(structure), "inputs": _feeds(structure)})
     tensor = structure.inputs[0]
     said = structure.input_metadata[0] if structure.input_metadata else TensorMetadata()
@@ -97,7 +96,7 @@ def _input(structure: TfliteFile) -> Side:
     if _looks_like_a_picture(tensor):
         floating = tensor.dtype == "float32"
         part["preprocess"] = [NORMALISE if floating else {"step": "none"}]
-    return _unsure(problem=f"the meaning of its input is not certain: {_words(tensor)}", part=part)
+    return _unsure(problem=f"the meaning of the input is not certain: {_words(tensor)}", part=part)
 
 
 def _picture(tensor: TensorSpec, said: TensorMetadata) -> Side | None:
@@ -105,15 +104,15 @@ def _picture(tensor: TensorSpec, said: TensorMetadata) -> Side | None:
     window = WindowSpec(length=1, hop=1, sample_shape=(height, width, depth), dtype="uint8")
     what = f"pictures of {width} x {height} pixels, {'grey' if depth == 1 else 'RGB'}"
     if tensor.dtype in ("uint8", "int8") and (said.content == "image" or _is_of_pixels(tensor)):
-        return _sure({"window": window}, f"{what}, which go in as they are")
+        return _sure({"window": window}, f"{what}, fed unchanged")
     if tensor.dtype == "float32" and _normalisation(said):
         words = f"(x - {_listed(said.mean)}) / {_listed(said.std)}"
-        return _sure({"window": window}, f"{what}, normalised as its metadata say: {words}")
+        return _sure({"window": window}, f"{what}, normalised as in the metadata: {words}")
     return None
 
 
 def _is_of_pixels(tensor: TensorSpec) -> bool:
-    """Whether what an 8-bit tensor can store are the values that pixels are normalised to."""
+    """Return whether the range of an 8-bit tensor equals a usual range of normalised pixels."""
     if not tensor.scale:
         return tensor.dtype == "uint8"
     least = -128 if tensor.dtype == "int8" else 0
@@ -127,16 +126,16 @@ def _is_of_pixels(tensor: TensorSpec) -> bool:
 
 def _audio(count: int, said: TensorMetadata) -> Side:
     window = WindowSpec(length=count, hop=count, rate=said.sample_rate, channels=(Channel(name="audio"),))
-    fact = f"{count} samples of sound at {said.sample_rate} a second, as its metadata say, from -1 to 1"
+    fact = f"{count} samples of sound at {said.sample_rate} per second, by the metadata, from -1 to 1"
     return _sure({"window": window}, fact)
 
 
 def _rows(length: int, columns: int, said: TensorMetadata) -> Side:
-    # One channel more than a manifest may have is enough to be refused. A hostile file may claim billions.
+    # One channel over a manifest's limit is enough for a refusal. A hostile file may claim billions.
     channels = tuple(Channel(name=f"c{index}") for index in range(min(columns, 4097)))
     window = WindowSpec(length=length, hop=length, channels=channels)
-    how = "normalised as its metadata say" if _normalisation(said) else "with no normalisation in its metadata"
-    return _sure({"window": window}, f"{length} samples of {columns} channels, called c0 and so on, {how}")
+    how = "normalised as in the metadata" if _normalisation(said) else "without normalisation in the metadata"
+    return _sure({"window": window}, f"{length} samples of {columns} channels, named c0 and so on, {how}")
 
 
 def _normalisation(metadata: TensorMetadata) -> tuple[Step, ...]:
@@ -147,7 +146,7 @@ NORMALISE = {"step": "normalise", "mean": ["MEAN"], "std": ["STD"]}
 
 
 def is_picture_shape(shape: Sequence[int]) -> bool:
-    """Whether a sample of this shape is probably a picture."""
+    """Return whether a sample of this shape is probably a picture."""
     match shape:
         case (height, width) | (height, width, 1 | 3):
             return min(height, width) >= _LEAST_SIDE
@@ -155,13 +154,13 @@ def is_picture_shape(shape: Sequence[int]) -> bool:
 
 
 def _looks_like_a_picture(tensor: TensorSpec) -> bool:
-    """Whether the shape is that of a picture, and nothing else speaks against it."""
+    """Return whether shape and quantisation fit a picture."""
     is_shape = tensor.shape[:1] == (1,) and is_picture_shape(tensor.shape[1:])
     return is_shape and (tensor.dtype == "float32" or _is_of_pixels(tensor))
 
 
 def _window_part(structure: TfliteFile) -> dict[str, Any]:
-    """A window that fills the first input; SIZE stands for what the file leaves open."""
+    """Return a window that fills the first input; SIZE stands for open sizes."""
     tensor = structure.inputs[0] if structure.inputs else TensorSpec(name="", shape=(1,), dtype="float32")
     if _looks_like_a_picture(tensor):
         return {"length": 1, "hop": 1, "sample_shape": list(tensor.shape[1:]), "dtype": "uint8"}
@@ -189,7 +188,7 @@ def _columns(count: int) -> dict[str, Any]:
 
 
 def _feeds(structure: TfliteFile) -> list[dict[str, Any]]:
-    """Inputs that have the shape of an output are probably fed back, unless the first has it too."""
+    """Return the feeds: an input with the shape of an output, but not of the first input, is probably fed back."""
     outputs = list(structure.outputs)
     feeds: list[dict[str, Any]] = []
     for tensor in structure.inputs[:_FEW]:
@@ -208,13 +207,13 @@ def _feeds(structure: TfliteFile) -> list[dict[str, Any]]:
 def _output(structure: TfliteFile) -> Side:
     labelled = [index for index, each in enumerate(structure.output_metadata) if each.labels]
     if len(structure.outputs) != 1 and labelled != [0]:
-        problem = f"it has {len(structure.outputs)} outputs: {_few(structure.outputs)}"
+        problem = f"the model has {len(structure.outputs)} outputs: {_few(structure.outputs)}"
         return _unsure(problem=problem, part=_output_part(structure))
     tensor = structure.outputs[0]
     said = structure.output_metadata[0] if structure.output_metadata else TensorMetadata()
     if tensor.shape and prod(tensor.shape) == tensor.shape[-1] <= MAX_LABELS:
         return _scores(structure, tensor, said)
-    problem = f"the meaning of its output is not certain: {_words(tensor)}"
+    problem = f"the meaning of the output is not certain: {_words(tensor)}"
     return _unsure(problem=problem, part=_output_part(structure))
 
 
@@ -223,20 +222,20 @@ def _scores(structure: TfliteFile, tensor: TensorSpec, said: TensorMetadata) -> 
     threshold = said.threshold or 0.0
     named = len(said.labels) == count
     if said.labels and not named:
-        problem = f"its metadata have {len(said.labels)} labels for {count} scores"
+        problem = f"the metadata have {len(said.labels)} labels for {count} scores"
         return _unsure(problem=problem, part={"labels": ["NAME"], "postprocess": {"kind": "classification"}})
     if not named and last_op not in _SCORES:
         last = f" of the op {last_op}" if last_op else ""
-        problem = f"its output{last} is not certain to be scores: {_words(tensor)}"
+        problem = f"the output{last} may not be scores: {_words(tensor)}"
         return _unsure(problem=problem, part=_output_part(structure))
     if count == 1 and not threshold:
-        problem = "its only score needs a threshold"
+        problem = "a single score needs a threshold"
         decision = {"threshold": "THRESHOLD"}
         part = {"labels": ["NAME"], "postprocess": {"kind": "classification", "decision": decision}}
         return _unsure(problem=problem, part=part)
     labels = numbered(said.labels) if named else tuple(f"class_{index}" for index in range(count))
-    kind = f": {_SCORES[last_op]}, by its last op {last_op}" if last_op in _SCORES else ", by its labels"
-    names = "the labels are its metadata's" if named else "it names no labels, so they are class_0 and so on"
+    kind = f": {_SCORES[last_op]}, by the last op {last_op}" if last_op in _SCORES else ", by the labels"
+    names = "labels from the metadata" if named else "no labels in the file, so named class_0 and so on"
     if named and (changed := renamed(said.labels, labels)):
         names += f", and {changed}"
     fields = {"labels": labels, "postprocess": Classify(decision=Decision(threshold=threshold))}
@@ -244,12 +243,12 @@ def _scores(structure: TfliteFile, tensor: TensorSpec, said: TensorMetadata) -> 
 
 
 def _output_part(structure: TfliteFile) -> dict[str, Any]:
-    """A postprocessing that would do: of an autoencoder an anomaly, of anything else values."""
+    """Return a possible postprocessing: an anomaly for an autoencoder, otherwise values."""
     if not structure.outputs:
         return {}
     shape = structure.outputs[0].shape
     count = prod(shape)
-    if not shape:  # only the runtime knows
+    if not shape:  # known to the runtime only
         return {"postprocess": {"kind": "regression", "output": 0, "names": ["NAME"]}}
     if len(structure.outputs) == 1 and len(structure.inputs) == 1 and 1 < count == prod(structure.inputs[0].shape):
         decision = {"threshold": "THRESHOLD"}
@@ -271,7 +270,7 @@ def _few(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 def _open_shapes(structure: TfliteFile) -> str:
-    """The shapes of inputs with open axes, ? for each of those; "" where none but the first, of one, is open."""
+    """Return the open shapes of inputs, with ? for open axes; "" if only the first axis, of size 1, is open."""
     found = []
     for tensor, axes in zip(structure.inputs, structure.dynamic, strict=True):
         if any(axis > 0 or tensor.shape[0] != 1 for axis in axes):

@@ -1,14 +1,13 @@
-"""Bytes off a wire become samples: text lines (CSV, JSON) and binary frames (sync bytes or COBS, with a CRC).
+"""Decoding of bytes into samples: text lines (CSV, JSON) and binary frames (sync bytes or COBS, with a CRC).
 
-Think of three stages. A splitter cuts the byte stream into pieces, a parser turns pieces into rows, and `Decoder` turns
-rows into segments of float samples in their units. Between them travels the one thing a model must never be lied to
-about: where the stream was torn. A piece that is thrown away is a None among the pieces, and becomes `lost` on the
-segment after it. Where samples carry a sequence number, that number alone says what was lost.
+Decoding has three stages. A splitter cuts the byte stream into pieces, a parser turns pieces into rows, and `Decoder`
+turns rows into segments of float samples in units. Every stage passes on the gaps in the stream, since a model must
+not see samples joined across a gap: a discarded piece is None among the pieces, and becomes `lost` in the next segment.
+If samples carry a sequence number, only this number determines losses.
 
-Lines that are not ours (comments, headers, other sentences of a talker) are passed over: they tear nothing. A wire may
-carry anything, for ever: every splitter keeps a bounded rest, everything thrown away is counted by reason in `faults`,
-and nothing here raises on input. Only the options can be wrong, which is a ConfigError from the `*_decoder` functions
-at the end: start reading there.
+Foreign lines (comments, headers, other sentences of a talker) are ignored and cause no gap. Input may be arbitrary and
+endless: every splitter keeps a bounded remainder, discarded input is counted by reason in `faults`, and no input raises
+an error. Wrong options raise ConfigError in the `*_decoder` functions at the end of this file; start reading there.
 """
 
 import binascii
@@ -41,9 +40,9 @@ T = TypeVar("T")
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wanted of a line or frame, and how it becomes real units: raw * scale + offset.
+    """Wanted columns of a line or frame, and their conversion to units: raw * scale + offset.
 
-    `sequence` names the sample counter, "" for none; it starts again from zero at `modulus` (0: never). `scale` and
+    `sequence` names the sample counter, "" for none; the counter wraps to zero at `modulus` (0: never). `scale` and
     `offset` are one number for all channels, or one for each.
     """
 
@@ -55,11 +54,11 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lines(msgspec.Struct, frozen=True, kw_only=True):
-    """Rules for lines: how they end, and which of them are ours.
+    """Rules for lines: the line end, and the selection of lines.
 
-    `end` is what ends a line; without it CR, LF and both do. Lines that begin with one of `comment` are passed over,
-    and so are those that begin with none of `prefix`, if there is one, or have other values than `select` gives for
-    columns or keys. With `nmea` a line ends in `*` and the checksum of what stands between the `$` and that.
+    `end` ends a line; if empty, CR, LF or both. A line is ignored if it begins with a string of `comment`, begins with
+    no string of `prefix` (unless empty), or has other values in columns or keys than `select`. With `nmea`, a line ends
+    in `*` and the checksum of the text between `$` and `*`.
     """
 
     end: bytes = b""
@@ -70,30 +69,30 @@ class Lines(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Faults(Counter[str]):
-    """Counts of input that was thrown away, by reason; `last` is the last of it, escaped."""
+    """Counts of discarded input by reason; `last` is the latest discarded input, escaped."""
 
     last: str = ""
 
     def count(self, reason: str, thrown_away: bytes) -> None:
-        """Count a piece that is thrown away."""
+        """Count a discarded piece."""
         self[reason] += 1
         self.last = escaped(thrown_away)
 
 
 def escaped(data: bytes) -> str:
-    """The beginning of a piece of input in printable characters, at most 80."""
+    """Return the beginning of a piece of input in printable characters, at most 80."""
     return repr(data[:MAX_SHOWN])[2:-1][:MAX_SHOWN]
 
 
 class Stretch(NamedTuple):
-    """Samples of shape (n, channels) with no break among them; `lost` are missing before the first (1: unknown)."""
+    """Samples of shape (n, channels) without a gap; `lost` are missing before the first (1: unknown number)."""
 
     samples: NDArray[Any]
     lost: int
 
 
 class Run(NamedTuple):
-    """Raw rows (n, channels), their sequence numbers, and whether something was thrown away before the first."""
+    """Raw rows (n, channels), their sequence numbers, and whether input was discarded before the first row."""
 
     values: NDArray[np.float64]
     numbers: list[int]
@@ -101,7 +100,7 @@ class Run(NamedTuple):
 
 
 class Decoder:
-    """Blocks of bytes, cut anywhere, to segments of samples; `faults` counts what was thrown away, by reason."""
+    """Decoder of blocks of bytes, cut anywhere, into segments of samples; `faults` counts discarded input by reason."""
 
     def __init__(self, parse: "Text | Binary", signal: Signal, faults: Faults, dtype: DTypeLike = np.float32) -> None:
         self.faults = faults
@@ -114,7 +113,7 @@ class Decoder:
         self._torn = False
 
     def decode(self, block: bytes) -> list[Stretch]:
-        """The samples completed by this block, in order; [] while none is."""
+        """Return the samples completed by this block, in order."""
         segments: list[Stretch] = []
         for run in self._parse(block):
             for finite in finite_runs(run if self._raw else self._in_units(run), self.faults):
@@ -123,11 +122,11 @@ class Decoder:
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """The reason why no sample comes of what comes, where that is not among the faults."""
+        """Reason for the absence of samples, if not among the faults."""
         return self._parse.obstacle
 
     def _in_units(self, run: Run) -> Run:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is sorted out next
+        with np.errstate(over="ignore", invalid="ignore"):  # finite_runs removes values that are not finite
             return run._replace(values=run.values * self._scale + self._offset)
 
     def _unbroken(self, run: Run) -> Iterator[Stretch]:
@@ -150,10 +149,10 @@ class Decoder:
 
 
 class Continuity:
-    """Counts missing samples by their sequence numbers.
+    """Count of missing samples by sequence numbers.
 
-    A number that stands still, goes back, or leaps further than a real gap would (half the modulus, or a million) is
-    another count begun: the sensor has restarted, and how much was lost is unknown.
+    A number that stands still, goes back, or leaps further than a real gap (half the modulus, or a million) begins a
+    new count: the sensor has restarted, and the number of lost samples is unknown.
     """
 
     def __init__(self, modulus: int) -> None:
@@ -162,7 +161,7 @@ class Continuity:
         self._previous: int | None = None
 
     def lost_before(self, number: int) -> int:
-        """How many samples are missing between the previous number and this one; 1 when that cannot be known."""
+        """Return the number of samples missing between the previous number and this number; 1 if unknown."""
         previous, self._previous = self._previous, number
         if previous is None:
             return 0
@@ -173,13 +172,13 @@ class Continuity:
 
 
 def finite_runs(run: Run, faults: Faults) -> Iterator[Run]:
-    """The run without the rows that hold NaN, infinity or what float32 cannot hold: torn where they were.
+    """Remove rows with NaN, infinity or values beyond float32, and split the run at the gaps.
 
     Rows may have any shape.
     """
     count = len(run.values)
     magnitude = np.abs(run.values)
-    if not count or magnitude.max() <= _FLOAT32_MAX:  # which no NaN is
+    if not count or magnitude.max() <= _FLOAT32_MAX:  # false for NaN
         yield run
         return
     good = (magnitude <= _FLOAT32_MAX).reshape(count, -1).all(axis=1)
@@ -192,22 +191,22 @@ def finite_runs(run: Run, faults: Faults) -> Iterator[Run]:
         start, torn = stop + 1, True
 
 
-# Splitters: the byte stream to pieces
+# Splitters: from the byte stream to pieces
 
 
 class Delimited:
-    """Cuts at a delimiter. A piece longer than `limit` is thrown away without being kept.
+    """Splitter at a delimiter. A piece longer than `limit` is discarded without being stored.
 
-    `midway` says that we may have joined in the middle of a piece: then what comes before the first delimiter is the
-    tail of one, which could pass for a whole one ("1.23,4" cut to "3,4"), and is dropped.
+    `midway` means that the stream may begin in the middle of a piece: the bytes before the first delimiter are then a
+    fragment, which could pass for a whole piece ("1.23,4" cut to "3,4"), and are discarded.
     """
 
     def __init__(self, delimiter: bytes, limit: int, faults: Faults, *, midway: bool) -> None:
-        """Without a `delimiter` lines are cut: at CR, LF or both."""
+        """Set up for a delimiter; an empty `delimiter` splits lines at CR, LF or both."""
         self.unended = 0
-        """Bytes since the last delimiter."""
+        """Number of bytes since the last delimiter."""
         self.ended = False
-        """True once there was one."""
+        """True after the first delimiter."""
         self._lines = not delimiter
         self._delimiter = delimiter or b"\n"
         self._limit = limit
@@ -216,7 +215,7 @@ class Delimited:
         self._skipping = midway
 
     def __call__(self, block: bytes) -> Pieces:
-        """The pieces completed by this block."""
+        """Return the pieces completed by this block."""
         if self._lines:
             block = block.replace(b"\r", b"\n")
         *whole, self._rest = (self._rest + block).split(self._delimiter)
@@ -232,7 +231,7 @@ class Delimited:
         if not self._skipping and len(self._rest) > self._limit:
             pieces.append(self._checked(self._rest))
             self._skipping = True
-        if self._skipping:  # of a delimiter, a part may have come
+        if self._skipping:  # the delimiter may have arrived in part
             self._rest = self._rest[len(self._rest) - len(self._delimiter) + 1 :]
         return pieces
 
@@ -244,11 +243,11 @@ class Delimited:
 
 
 class Synced:
-    """Cuts frames that begin with sync bytes; each piece is a whole number of sound frames.
+    """Splitter for frames that begin with sync bytes; each piece is a whole number of valid frames.
 
-    While frames follow one another it only checks them. When one is not sound it hunts for the next sync bytes, and
-    counts a fault for each frame's worth of bytes it passes over. Sync bytes may also occur inside a frame by chance: a
-    CRC tells, and without one the first frame found is believed only when a second follows it.
+    While frames follow each other, they are only checked. After an invalid frame the splitter searches for the next
+    sync bytes, and counts a fault for each frame's worth of skipped bytes. Sync bytes may also occur inside a frame by
+    chance: a CRC detects this; without a CRC, the first frame found is valid only if a second frame follows.
     """
 
     def __init__(self, frame: "Frame", faults: Faults) -> None:
@@ -256,10 +255,10 @@ class Synced:
         self._faults = faults
         self._rest = b""
         self._locked = False
-        self._passed = -frame.size  # joining in the middle of a frame is no fault
+        self._passed = -frame.size  # a start in the middle of a frame is no fault
 
     def __call__(self, block: bytes) -> Pieces:
-        """The frames completed by this block."""
+        """Return the frames completed by this block."""
         data = self._rest + block
         pieces: Pieces = []
         start = 0
@@ -308,7 +307,7 @@ class Synced:
 
 
 class Cobs:
-    """Cuts frames stuffed with COBS, which keeps zero bytes out of them and puts one between them.
+    """Splitter for COBS frames, which hold no zero bytes and are separated by zero bytes.
 
     Cheshire and Baker, "Consistent Overhead Byte Stuffing", IEEE/ACM Transactions on Networking 7(2), 1999.
     """
@@ -320,7 +319,7 @@ class Cobs:
         self.split = Delimited(b"\0", stuffed, faults, midway=True)
 
     def __call__(self, block: bytes) -> Pieces:
-        """The frames completed by this block, stuffing removed."""
+        """Return the frames completed by this block, decoded."""
         return [piece and self._checked(piece) for piece in self.split(block) if piece != b""]
 
     def _checked(self, piece: bytes) -> bytes | None:
@@ -338,7 +337,7 @@ class Cobs:
 
 
 def unstuffed(piece: bytes) -> bytes | None:
-    """What a COBS piece (its zero delimiters removed) stands for; None if it is not COBS."""
+    """Return the decoded content of a COBS piece without delimiters; None if the piece is not COBS."""
     out = bytearray()
     start = 0
     while start < len(piece):
@@ -353,11 +352,11 @@ def unstuffed(piece: bytes) -> bytes | None:
     return bytes(out)
 
 
-# Parsers: pieces to rows
+# Parsers: from pieces to rows
 
 
 def stretches(pieces: Iterable[T | None]) -> Iterator[tuple[list[T], bool]]:
-    """The pieces between the Nones, and whether a None came before them; the last stretch may be empty."""
+    """Yield the pieces between Nones, and whether a None preceded them; the last list may be empty."""
     whole: list[T] = []
     torn = False
     for piece in pieces:
@@ -372,9 +371,9 @@ def stretches(pieces: Iterable[T | None]) -> Iterator[tuple[list[T], bool]]:
 
 
 class Text:
-    """One row a line, by functions that read a line or raise `GarbageError`. Empty lines are nothing.
+    """Parser for one row per line, by functions that read a line or raise `GarbageError`. Empty lines are ignored.
 
-    `pick` takes off a line what is not for `read`; either gives None for a line that is passed over.
+    `pick` removes the parts of a line that are not for `read`; both return None for a line to be ignored.
     """
 
     def __init__(
@@ -393,19 +392,19 @@ class Text:
         self._passed_over = 0
 
     def __call__(self, block: bytes) -> Iterator[Run]:
-        """The rows completed by this block."""
+        """Yield the rows completed by this block."""
         for rows, torn in stretches(self._rows(block)):
             values = np.array([row for row, _ in rows], dtype=np.float64).reshape(-1, self._channels)
             yield Run(values, [number for _, number in rows], torn)
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """The reason why no row comes: lines do not end, or all are passed over."""
+        """Reason for the absence of rows: lines do not end, or all lines are ignored."""
         if self._passed_over:
             return Obstacle(
-                f"{self._passed_over} lines came and all were passed over", "check comment, prefix and select"
+                f"{self._passed_over} lines arrived, and all were ignored", "check comment, prefix and select"
             )
-        return no_end(self._split, "line", "set end to what ends a line, in hex, and check baud")
+        return no_end(self._split, "line", "set end to the line end in hexadecimal, and check baud")
 
     def _rows(self, block: bytes) -> Iterator[Row | None]:
         for line in self._split(block):
@@ -430,22 +429,22 @@ class Text:
 
 
 def no_end(split: Delimited, what: str, hint: str) -> Obstacle | None:
-    """Return the obstacle that bytes come and no end of a line or frame does."""
+    """Return the obstacle that bytes arrive without an end of a line or frame, else None."""
     if not split.unended or (split.ended and split.unended < _LONG):
         return None
-    return Obstacle(f"{split.unended} bytes came and no end of {what}", hint)
+    return Obstacle(f"{split.unended} bytes arrived without an end of a {what}", hint)
 
 
 _LONG = 256
-"""Bytes without an end that are odd even where there was an end before."""
+"""Number of bytes without an end that is suspicious even after earlier ends."""
 
 
 class GarbageError(Exception):
-    """A line that is none of ours, and why."""
+    """A line is invalid, for a reason."""
 
 
 class Picked:
-    """Takes prefix and checksum off the lines that are ours. A line with control characters in it is damaged."""
+    """Selection of lines, and removal of prefix and checksum. A line with control characters is damaged."""
 
     def __init__(self, lines: Lines) -> None:
         self._comment = tuple(text.encode() for text in lines.comment)
@@ -453,7 +452,7 @@ class Picked:
         self._nmea = lines.nmea
 
     def __call__(self, line: bytes) -> bytes | None:
-        """Return the part of a line to read; None for a line that is passed over. Raises GarbageError."""
+        """Return the part of a line to read, or None for a line to be ignored. Raises GarbageError."""
         if self._comment and line.lstrip().startswith(self._comment) and is_text(line):
             return None
         if self._nmea:
@@ -468,7 +467,7 @@ class Picked:
 
 
 def is_text(line: bytes) -> bool:
-    """Tell if a line is printable, perhaps in colours (ESC): a device that says something on purpose prints it."""
+    """Return whether a line is printable, perhaps in colours (ESC), as lines printed on purpose are."""
     try:
         return line.translate(None, b"\t\x1b").decode().strip().isprintable()
     except UnicodeDecodeError:
@@ -476,7 +475,7 @@ def is_text(line: bytes) -> bool:
 
 
 def _refuse_damaged(line: bytes) -> None:
-    """Raises GarbageError for a line that seems to be another's, and may be a damaged one of ours."""
+    """Raise GarbageError for a foreign line that may be a damaged line of data."""
     if not is_text(line):
         raise GarbageError("not text")
 
@@ -494,9 +493,9 @@ def _without_checksum(line: bytes) -> bytes:
 
 
 class CsvLine:
-    """Reads a line of numbers: those of `channels`, and the sequence number, out of `columns`.
+    """Reader for a line of numbers in `columns`: the channels, and the sequence number.
 
-    A line that repeats the names of the columns is passed over.
+    A line that repeats the names of the columns is ignored.
     """
 
     def __init__(self, signal: Signal, columns: tuple[str, ...], separator: str, select: dict[str, str]) -> None:
@@ -509,7 +508,7 @@ class CsvLine:
         self._select = [(columns.index(name), value.encode()) for name, value in select.items()]
 
     def __call__(self, line: bytes) -> Row | None:
-        """One row, or None. Raises GarbageError."""
+        """Return one row, or None. Raises GarbageError."""
         parts = line.split(self._separator)
         for place, value in self._select:
             if place < len(parts) and parts[place].strip() != value:
@@ -529,7 +528,7 @@ class CsvLine:
 
 
 class JsonLine:
-    """Reads a JSON object with a key for each channel, whatever else it holds, or an array of numbers in `columns`."""
+    """Reader for a JSON object with a key for each channel and any other keys, or an array of numbers in `columns`."""
 
     def __init__(self, signal: Signal, columns: tuple[str, ...], select: dict[str, str]) -> None:
         keys = [*signal.channels, signal.sequence] if signal.sequence else list(signal.channels)
@@ -547,7 +546,7 @@ class JsonLine:
         self._select = select
 
     def __call__(self, line: bytes) -> Row | None:
-        """One row, or None. Raises GarbageError."""
+        """Return one row, or None. Raises GarbageError."""
         try:
             if self._select and self._is_other(self._objects.decode(line)):
                 return None
@@ -577,7 +576,7 @@ class JsonLine:
 
 
 def _has_key_twice(line: bytes) -> bool:
-    """Tell if an object has a key twice at the top, or that cannot be told: msgspec takes the last one."""
+    """Return whether the outermost object repeats a key, or the line is unreadable: msgspec takes the last value."""
     keys: list[str] = []
 
     def keep(pairs: list[tuple[str, Any]]) -> None:
@@ -585,36 +584,36 @@ def _has_key_twice(line: bytes) -> bool:
 
     try:
         json.loads(line, object_pairs_hook=keep)
-    except (ValueError, RecursionError):  # numbers without end, or nested without end, beside what is ours
+    except (ValueError, RecursionError):  # endless numbers or nesting in other keys
         return True
     return len(set(keys)) < len(keys)
 
 
 class Binary:
-    """Rows out of frames."""
+    """Parser for rows in frames."""
 
     def __init__(self, split: "Synced | Cobs", frame: "Frame") -> None:
         self._split = split
         self._frame = frame
 
     def __call__(self, block: bytes) -> Iterator[Run]:
-        """The rows completed by this block."""
+        """Yield the rows completed by this block."""
         for frames, torn in stretches(self._split(block)):
             yield self._frame.unpack(b"".join(frames), torn)
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """The reason why no row comes: frames do not end."""
-        if isinstance(self._split, Synced):  # which counts all that it passes over as out of sync
+        """Reason for the absence of rows: frames do not end."""
+        if isinstance(self._split, Synced):  # skipped bytes are counted as "out of sync"
             return None
-        return no_end(self._split.split, "frame", "COBS has a zero byte after each: check cobs and baud")
+        return no_end(self._split.split, "frame", "COBS ends each frame with a zero byte: check cobs and baud")
 
 
 class Checksum(msgspec.Struct, frozen=True, kw_only=True):
-    """Signs of a sound frame: the checksum `crc` after the struct, and the bytes `end` after that.
+    """Checks of a frame: the checksum `crc` after the struct, and the bytes `end` after the checksum.
 
-    The checksum is that of the bytes of the frame from the first to before the second of `range`; without it of the
-    struct.
+    The checksum covers the bytes of the frame from the first number of `range` up to the second, exclusive; without a
+    range, the struct.
     """
 
     crc: Crc = "none"
@@ -623,7 +622,7 @@ class Checksum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frame:
-    """The layout of one frame: sync bytes, a struct, its checksum in the struct's byte order, and constant bytes."""
+    """Layout of a frame: sync bytes, a struct, a checksum in the struct's byte order, and constant bytes."""
 
     def __init__(self, signal: Signal, layout: str, fields: tuple[str, ...], sync: bytes, check: Checksum) -> None:
         crc_bytes, self._crc = CRCS[check.crc]
@@ -648,7 +647,7 @@ class Frame:
         self._sequence = signal.sequence
 
     def fault(self, data: bytes, start: int) -> str:
-        """Return the fault of the frame at `start`, which must be all there; "" for none."""
+        """Return the fault of the complete frame at `start`, or ""."""
         if not data.startswith(self.sync, start):
             return "out of sync"
         if not data.startswith(self._end, start + self._end_at):
@@ -659,10 +658,10 @@ class Frame:
         return ""
 
     def unpack(self, frames: bytes, torn: bool) -> Run:
-        """The rows of whole frames that stand side by side."""
+        """Return the rows of concatenated frames."""
         table = np.frombuffer(frames, dtype=self._dtype)
         values = np.empty((len(table), len(self._channels)))
-        with np.errstate(invalid="ignore"):  # a signalling NaN is sorted out later, as any other
+        with np.errstate(invalid="ignore"):  # finite_runs removes signalling NaNs later
             for column, name in enumerate(self._channels):
                 values[:, column] = table[name]
         return Run(values, table[self._sequence].tolist() if self._sequence else [], torn)
@@ -685,7 +684,7 @@ def _table(polynomial: int, *, reflected: bool) -> tuple[int, ...]:
 
 
 def crc8(data: bytes) -> int:
-    """x^8 + x^2 + x + 1, from 0, as SMBus has it (CRC-8/SMBUS)."""
+    """Return the CRC by x^8 + x^2 + x + 1, from 0, as in SMBus (CRC-8/SMBUS)."""
     table = _table(0x07, reflected=False)
     crc = 0
     for byte in data:
@@ -694,7 +693,7 @@ def crc8(data: bytes) -> int:
 
 
 def crc16_modbus(data: bytes) -> int:
-    """x^16 + x^15 + x^2 + 1 reflected, from 0xFFFF, as "MODBUS over Serial Line" 1.02 has it (CRC-16/MODBUS)."""
+    """Return the CRC by x^16 + x^15 + x^2 + 1 reflected, from 0xFFFF, as in Modbus serial 1.02 (CRC-16/MODBUS)."""
     table = _table(0xA001, reflected=True)
     crc = 0xFFFF
     for byte in data:
@@ -703,27 +702,27 @@ def crc16_modbus(data: bytes) -> int:
 
 
 def crc16_ccitt(data: bytes) -> int:
-    """x^16 + x^12 + x^5 + 1, from 0xFFFF, often called CCITT-FALSE (CRC-16/IBM-3740)."""
+    """Return the CRC by x^16 + x^12 + x^5 + 1, from 0xFFFF, often called CCITT-FALSE (CRC-16/IBM-3740)."""
     return binascii.crc_hqx(data, 0xFFFF)
 
 
 def sum8(data: bytes) -> int:
-    """The sum of all bytes, its lowest byte."""
+    """Return the lowest byte of the sum of all bytes."""
     return sum(data) & 0xFF
 
 
 def sum8_negated(data: bytes) -> int:
-    """The byte that makes the sum of all bytes zero."""
+    """Return the byte that makes the sum of all bytes zero."""
     return -sum(data) & 0xFF
 
 
 def sum16(data: bytes) -> int:
-    """The sum of all bytes, its lowest two."""
+    """Return the lowest two bytes of the sum of all bytes."""
     return sum(data) & 0xFFFF
 
 
 def xor8(data: bytes) -> int:
-    """The exclusive or of all bytes."""
+    """Return the exclusive or of all bytes."""
     return reduce(xor, data, 0)
 
 
@@ -732,7 +731,7 @@ CRCS: dict[Crc, tuple[int, Callable[[bytes], int]]] = {
     "crc8": (1, crc8),
     "crc16-ccitt": (2, crc16_ccitt),
     "crc16-modbus": (2, crc16_modbus),
-    "crc32": (4, binascii.crc32),  # the one of Ethernet and zip (CRC-32/ISO-HDLC)
+    "crc32": (4, binascii.crc32),  # as in Ethernet and zip (CRC-32/ISO-HDLC)
     "sum8": (1, sum8),
     "sum8-negated": (1, sum8_negated),
     "sum16": (2, sum16),
@@ -740,7 +739,7 @@ CRCS: dict[Crc, tuple[int, Callable[[bytes], int]]] = {
 }
 
 
-# Options: what a source's table may ask for
+# Decoders for the options of a source
 
 ANY_LINES = Lines()
 UNCHECKED = Checksum()
@@ -755,9 +754,10 @@ def csv_decoder(
     midway: bool = True,
     dtype: DTypeLike = np.float32,
 ) -> Decoder:
-    """Lines of numbers, `columns` in their order (default: the channels). A space separates by any run of blanks.
+    """Return a decoder for lines of numbers in `columns` (default: the channels).
 
-    `midway` says that the first line may be the tail of one. Raises ConfigError.
+    A space as separator stands for any run of blanks. `midway` means that the first line may be a fragment. Raises
+    ConfigError.
     """
     columns = _checked_columns(signal, columns or _default_columns(signal), "columns")
     for name in lines.select:
@@ -767,7 +767,10 @@ def csv_decoder(
 
 
 def json_decoder(signal: Signal, columns: tuple[str, ...] = (), *, lines: Lines = ANY_LINES) -> Decoder:
-    """JSON lines: an object with a key for each channel, or an array in the order of `columns`. Raises ConfigError."""
+    """Return a decoder for JSON lines: objects with a key for each channel, or arrays in the order of `columns`.
+
+    Raises ConfigError.
+    """
     columns = _checked_columns(signal, columns or _default_columns(signal), "columns")
     return _text_decoder(signal, JsonLine(signal, columns, lines.select), lines)
 
@@ -788,7 +791,10 @@ def _text_decoder(
 def binary_decoder(
     signal: Signal, layout: str, fields: tuple[str, ...], *, sync: bytes, check: Checksum = UNCHECKED
 ) -> Decoder:
-    """Frames of one struct, each item named by `fields`; without sync bytes they are COBS. Raises ConfigError."""
+    """Return a decoder for frames of one struct with items named by `fields`; without sync bytes, for COBS frames.
+
+    Raises ConfigError.
+    """
     _check_layout(layout, fields)
     _checked_columns(signal, fields, "fields")
     _check_range(check, len(sync) + struct.calcsize(layout))
@@ -805,12 +811,12 @@ def _check_range(check: Checksum, size: int) -> None:
         return
     if check.crc == "none":
         raise ConfigError(
-            "crc_range means nothing without crc", hint="say in crc which checksum it is, or leave it out"
+            "crc_range has no effect without crc", hint="set crc to the kind of checksum, or delete crc_range"
         )
     first, last = check.range
     if not 0 <= first < last <= size:
         raise ConfigError(
-            f"crc_range is {first} to {last}", hint=f"give two numbers from 0 to {size}, where the checksum stands"
+            f"crc_range is {first} to {last}", hint=f"give two numbers from 0 to {size}, the position of the checksum"
         )
 
 
@@ -820,16 +826,16 @@ def _default_columns(signal: Signal) -> tuple[str, ...]:
 
 def _checked_columns(signal: Signal, columns: tuple[str, ...], option: str) -> tuple[str, ...]:
     if not signal.channels:
-        raise ConfigError("channels is empty", hint='name what is measured, e.g. channels = ["ax", "ay", "az"]')
+        raise ConfigError("channels is empty", hint='name the measured values, e.g. channels = ["ax", "ay", "az"]')
     for what, names in (("channels", signal.channels), (option, columns)):
         for name, count in Counter(names).items():
             if count > 1:
-                raise ConfigError(f"{what} names {name!r} {count} times", hint="give each its own name")
+                raise ConfigError(f"{what} names {name!r} {count} times", hint="make the names unique")
     for name in (*signal.channels, *filter(None, [signal.sequence])):
         if name not in columns:
             raise ConfigError(f"{name!r} is not in {option}", hint=f"{option} has {some(columns) or 'nothing'}")
     if signal.sequence in signal.channels:
-        raise ConfigError(f"sequence {signal.sequence!r} is also a channel", hint="take it out of channels")
+        raise ConfigError(f"sequence {signal.sequence!r} is also a channel", hint="delete the name from channels")
     for what, given in (("scale", signal.scale), ("offset", signal.offset)):
         if isinstance(given, tuple) and len(given) != len(signal.channels):
             raise ConfigError(
@@ -839,7 +845,7 @@ def _checked_columns(signal: Signal, columns: tuple[str, ...], option: str) -> t
         if not np.all(np.abs(given) <= _FLOAT32_MAX):
             raise ConfigError(f"{what} is not finite", hint="give ordinary numbers")
     if signal.modulus == 1 or signal.modulus < 0:
-        raise ConfigError(f"sequence_modulus is {signal.modulus}", hint="a byte's is 256; 0 means it never wraps")
+        raise ConfigError(f"sequence_modulus is {signal.modulus}", hint="use 256 for a byte, or 0 for no wrapping")
     return columns
 
 
@@ -864,7 +870,7 @@ def _check_layout(layout: str, fields: tuple[str, ...]) -> None:
 
 
 def _items(layout: str) -> tuple[list[str], list[int]]:
-    """numpy's formats and the offsets of a layout's items."""
+    """Return numpy's formats and the offsets of a layout's items."""
     order = "<" if layout[0] == "<" else ">"
     formats: list[str] = []
     offsets: list[int] = []

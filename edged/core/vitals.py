@@ -1,7 +1,7 @@
-"""Whether a source is well: rules for silence, garbage, flat lines, lost samples, drift, and when to try again.
+"""Rules for the health of a source: silence, garbage, flat lines, lost samples, drift, and retries.
 
-Facts and times go in, a state and its reason come out; nothing here reads a clock. A reason holds no number that moves,
-so that an operator is told once and sees how long it has been so; the moving figures are in the source's statistics.
+Facts and times go in, a state and a reason come out; no function here reads a clock. A reason holds no changing number,
+so that a state is reported once and its duration shows; changing figures are in the source's statistics.
 """
 
 from collections import deque
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from edged.core.health import Health, State
 
 STABLE = 10.0
-"""Seconds after which an opened source counts as having worked, and the next retry is quick again."""
+"""Seconds after which an opened source counts as having worked, so that the next retry is quick again."""
 
 STALLED = "stalled"
-"""How the reason of a source begins that is open and silent."""
+"""Beginning of the reason of an open but silent source."""
 
 _PERIOD = 10.0
 _MARKS = 10
@@ -53,7 +53,7 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class HealthVerdict(NamedTuple):
-    """A state with its reason and what to do about it."""
+    """State with reason and remedy."""
 
     state: State
     reason: str = ""
@@ -61,23 +61,23 @@ class HealthVerdict(NamedTuple):
 
 
 def failure(source: str, health: Health) -> Health | None:
-    """What the health of a source means for the pipelines that it feeds: why they get no samples; None if they do."""
+    """Return the health of a pipeline that gets no samples because of its source, or None if it gets samples."""
     if health.state == "degraded" and health.reason.startswith(STALLED):
         state: State = "failed"
     elif health.state in ("failed", "stopped"):
         state = health.state
     else:
         return None
-    reason = f"its source {source!r}: {health.reason}" if health.reason else ""
+    reason = f"source {source!r}: {health.reason}" if health.reason else ""
     return Health(state, reason, health.hint, health.since)
 
 
 class SourceHealth:
-    """What one opening of a source shows over time; `rate` is the stated one, None where there is nothing to hold to.
+    """Health of a source since it was opened; `rate` is the stated rate, or None.
 
-    Shares and the measured rate are taken over the last 10 s, or the last 50 samples of a slow source. A busy board
-    reads late, and then much at once: rates go by when samples arrived, as the source has it, and must be off in most
-    parts of that time and over all of it.
+    Shares and the measured rate cover the last 10 s, or the last 50 samples of a slow source. A busy board reads late,
+    and then much at once: rates are computed from the source's times of arrival, and a rate is a fault only if both
+    the median and the overall rate are off.
     """
 
     def __init__(self, supervision: Supervision, rate: float | None, now: float) -> None:
@@ -95,9 +95,9 @@ class SourceHealth:
     def observe(
         self, samples: int, lost: int, faults: int, flat: bool, now: float, arrived: float | None = None
     ) -> None:
-        """Take in one read: samples it gave (0 for none), lost before them, faults so far, whether nothing changed.
+        """Record one read: number of samples (0 for none), lost samples before them, total faults, and flatness.
 
-        The last of the samples `arrived` then, by default now.
+        `arrived` is the arrival of the last sample, by default `now`.
         """
         self._faults = faults
         if not samples:
@@ -108,50 +108,50 @@ class SourceHealth:
         self._heard = now
         time = now if arrived is None else arrived
         self._totals = _Totals(time, self._totals.samples + samples, self._totals.lost + lost, faults)
-        if resumed:  # what piled up in the meantime says nothing of the rate
+        if resumed:  # the backlog says nothing about the rate
             self._marks.clear()
         if not self._marks or time - self._marks[-1].time >= self._period / _MARKS:
             self._marks.append(self._totals)
 
     @property
     def measured_rate(self) -> float | None:
-        """Samples per second of late; None before a second has been measured."""
+        """Return the recent rate in samples per second, or None if less than a second was measured."""
         first, last = self._marks[0], self._totals
         return _rate(first, last) if last.time - first.time >= 1.0 else None
 
     def silent(self, now: float) -> bool:
-        """Tell if no sample has come for so long that the source is stalled."""
+        """Return whether the time without a sample makes the source stalled."""
         return now - (self._opened if self._heard is None else self._heard) >= self._stall_after
 
     def verdict(self, now: float) -> HealthVerdict:
-        """How it is: "starting" until the first sample, then "running" or "degraded"."""
+        """Return the health: "starting" until the first sample, then "running" or "degraded"."""
         stalled = self.silent(now)
         if self._garbage(stalled):
             return HealthVerdict(
                 "degraded",
-                f"{STALLED}: only garbage comes" if stalled else "mostly garbage",
-                "check the format, and a port's baud and wiring; edgectl sources shows what was refused last, and why",
+                f"{STALLED}: only garbage arrives" if stalled else "mostly garbage",
+                "check the format, and a port's baud and wiring; see rejected input in `edgectl sources`",
             )
         if stalled:
             return HealthVerdict(
                 "degraded",
                 f"{STALLED}: no sample for {self._stall_after:g} s",
-                "check the sensor's power and cable; if it is meant to be slow, set supervision.stall_after",
+                "check the sensor's power and cable; for a slow sensor, set supervision.stall_after",
             )
         if self._heard is None:
             return HealthVerdict("starting")
         if self._supervision.flat_after and now - self._changed >= self._supervision.flat_after:
             return HealthVerdict(
                 "degraded",
-                f"flat-lined: the very same sample for {self._supervision.flat_after:g} s",
-                "check the sensor; if it is meant to be constant, set supervision.flat_after = 0",
+                f"flat-lined: identical samples for {self._supervision.flat_after:g} s",
+                "check the sensor; for a constant sensor, set supervision.flat_after = 0",
             )
         if self._lossy():
             return HealthVerdict(
                 "degraded",
                 f"more than {100 * self._supervision.loss_tolerance:.3g} % of the samples are lost",
-                "check the sensor and its connection (a port's baud and cable), and whether the board is overloaded; "
-                "or set supervision.loss_tolerance",
+                "check the sensor, the connection (a port's baud and cable) and the load of the board; or set "
+                "supervision.loss_tolerance",
             )
         return self._drift() or HealthVerdict("running")
 
@@ -179,7 +179,7 @@ class SourceHealth:
             return None
         return HealthVerdict(
             "degraded",
-            f"samples come {'faster' if measured > stated else 'slower'} than the stated {stated:g} per second",
+            f"samples arrive {'faster' if measured > stated else 'slower'} than the stated {stated:g} per second",
             "correct the source's rate or the sensor's, or set supervision.rate_tolerance",
         )
 
@@ -196,19 +196,19 @@ def _rate(before: _Totals, after: _Totals) -> float:
 
 
 class FlatLine:
-    """Sees when a stream does not change at all: every sample bit-identical to the one before."""
+    """Detector of a stream without any change: every sample is bit-identical to the previous sample."""
 
     def __init__(self) -> None:
         self._last = b""
 
     def same(self, samples: NDArray[Any]) -> bool:
-        """Whether these samples (n, ...) are all the same as the last ones seen."""
+        """Return whether the samples (n, ...) are all equal to the last sample seen."""
         previous, self._last = self._last, samples[-1].tobytes()
         return self._last == previous and bool(np.all(samples == samples[-1]))
 
 
 class Backoff:
-    """How long to wait before the next attempt."""
+    """Waiting times between attempts to open a source."""
 
     def __init__(self, supervision: Supervision) -> None:
         self._shortest = supervision.retry_min
@@ -216,7 +216,7 @@ class Backoff:
         self._next = self._shortest
 
     def delay(self, lived: float, luck: float) -> float:
-        """Seconds to wait after a source that worked for `lived` seconds; `luck` in [0, 1) spreads it by half."""
+        """Return the seconds to wait after a source worked for `lived` seconds; `luck` in [0, 1) adds jitter."""
         if lived >= STABLE:
             self._next = self._shortest
         step = self._next

@@ -101,7 +101,7 @@ def test_a_head_that_is_refused_may_be_fed_again_from_the_beginning():
 def test_a_file_whose_chunks_are_right_and_whose_digest_is_not():
     manifest = colours()
     manifest["files"]["notes.bin"]["sha256"] = "0" * 64
-    with pytest.raises(BundleError, match=r"notes.bin: each chunk has the digest .* and the whole has not") as refused:
+    with pytest.raises(BundleError, match=r"notes.bin: the chunks match .* whole file does not") as refused:
         read(container(manifest))
     assert not refused.value.retryable
 
@@ -114,7 +114,7 @@ def test_a_container_that_breaks_off(length):
 
 
 def test_a_container_that_goes_on():
-    with pytest.raises(BundleError, match=f"goes on after its end, which is at byte {len(SOUND)}"):
+    with pytest.raises(BundleError, match=f"follows the end of the container at byte {len(SOUND)}"):
         read(SOUND + b"x")
 
 
@@ -137,7 +137,7 @@ def test_what_is_written_is_what_was_made_by_hand():
     ("manifest", "body", "reason"),
     [
         (MANIFEST, [MODEL], "breaks off"),
-        (MANIFEST, [MODEL, NOTES, b"x"], "goes on after its end"),
+        (MANIFEST, [MODEL, NOTES, b"x"], "follows the end"),
         (MANIFEST, [NOTES, MODEL], "model.tflite: the .* are damaged"),
         (b"{}", [], "missing required field"),
     ],

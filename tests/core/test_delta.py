@@ -88,7 +88,7 @@ def test_what_cannot_be_packed_fits():
 
 def test_another_base_is_refused_by_name():
     said = refusal(SOUND, Version(OLD, digest="c" * 64))
-    assert said == "the delta builds on the version bbbbbbbbbbbb, and this is cccccccccccc"
+    assert said == "the delta builds on version bbbbbbbbbbbb, but the base is cccccccccccc"
 
 
 def test_a_rotten_base_makes_a_container_that_its_reader_refuses():
@@ -132,7 +132,7 @@ def test_anything_else_is_refused(data):
 
 
 def test_a_container_is_no_delta():
-    assert refusal(of(NEW)) == "not a delta that is understood here: it does not begin with edgd 1"
+    assert refusal(of(NEW)) == "not a delta of version 1: the file does not begin with edgd 1"
 
 
 def test_a_bomb_is_given_no_room():
@@ -160,8 +160,8 @@ def test_packed_data_that_are_not_the_file_s_are_refused(packed, what):
     ("files", "reason"),
     [
         ([], "the delta makes 0 files, and the manifest lists 1"),
-        ([(3, 0, b"")], "model.tflite: the delta says nothing sensible of how it is made"),
-        ([(SAME, 0, b"x")], "model.tflite: the delta says nothing sensible of how it is made"),
+        ([(3, 0, b"")], "model.tflite: the delta has an unknown method for this file"),
+        ([(SAME, 0, b"x")], "model.tflite: the delta has an unknown method for this file"),
     ],
 )
 def test_a_head_that_contradicts_its_manifest_is_refused(files, reason):

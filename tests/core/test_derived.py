@@ -70,7 +70,7 @@ def test_8_bits_of_pixels_are_a_picture(dtype, scale, zero_point):
 def test_an_input_that_may_be_anything(parts):
     side = derive(file(**parts)).input
     assert side.fields == {}
-    assert side.problem.startswith("the meaning of its input is not certain: ")
+    assert side.problem.startswith("the meaning of the input is not certain: ")
     assert side.part["window"]["length"] >= 1
 
 
@@ -78,7 +78,7 @@ def test_metadata_that_say_it_is_a_picture_are_believed():
     odd = {"scale": 0.0187, "zero_point": 114}
     assert derive(file(content="image", mean=(0.0,), std=(1.0,), **odd)).input.fields == {"window": PICTURE}
     side = derive(file(dtype="float32", scale=0.0, mean=(127.5,), std=(127.5,))).input
-    assert side.fact == "pictures of 96 x 96 pixels, RGB, normalised as its metadata say: (x - 127.5) / 127.5"
+    assert side.fact == "pictures of 96 x 96 pixels, RGB, normalised as in the metadata: (x - 127.5) / 127.5"
 
 
 def test_sound_that_states_its_rate():
@@ -96,7 +96,7 @@ def test_sound_that_states_its_rate():
 )
 def test_an_open_shape_comes_first(shape, opened, words, sizes):
     side = derive(file(shape, opened=opened)).input
-    assert side.problem == f"the shape of its input is open: {words}"
+    assert side.problem == f"the input has an open shape: {words}"
     assert side.part["window"]["sample_shape"] == sizes
 
 
@@ -115,14 +115,14 @@ def test_ops_that_make_scores(last):
 @pytest.mark.parametrize(
     ("outputs", "last", "problem"),
     [
-        (((1, 1404),), "CONV_2D", "its output of the op CONV_2D is not certain to be scores"),
-        (((1, 10),), "", "its output is not certain to be scores"),
-        (((1, 1),), "LOGISTIC", "its only score needs a threshold"),
-        (((1, 7, 10),), "SOFTMAX", "the meaning of its output is not certain"),
-        (((),), "SOFTMAX", "the meaning of its output is not certain"),
-        (((1, 10), (1, 4)), "SOFTMAX", "it has 2 outputs: y uint8 [1, 10] of scale 0.003906, y uint8 [1, 4]"),
+        (((1, 1404),), "CONV_2D", "the output of the op CONV_2D may not be scores"),
+        (((1, 10),), "", "the output may not be scores"),
+        (((1, 1),), "LOGISTIC", "a single score needs a threshold"),
+        (((1, 7, 10),), "SOFTMAX", "the meaning of the output is not certain"),
+        (((),), "SOFTMAX", "the meaning of the output is not certain"),
+        (((1, 10), (1, 4)), "SOFTMAX", "the model has 2 outputs: y uint8 [1, 10] of scale 0.003906, y uint8 [1, 4]"),
         (((1, 10),) * 9, "SOFTMAX", "of scale 0.003906 and 5 more"),
-        ((), "SOFTMAX", "it has 0 outputs"),
+        ((), "SOFTMAX", "the model has 0 outputs"),
     ],
 )
 def test_outputs_that_may_be_anything(outputs, last, problem):

@@ -217,18 +217,18 @@ class TestText:
         assert decoder.decode(b"1.25,2.5;" * 40) == []
         assert decoder.decode(b"1.25,2.5;" * 5) == []
         assert decoder.obstacle == Obstacle(
-            "405 bytes came and no end of line", "set end to what ends a line, in hex, and check baud"
+            "405 bytes arrived without an end of a line", "set end to the line end in hexadecimal, and check baud"
         )
         decoder.decode(b"\n1,2\n3,")
         assert decoder.obstacle is None
         decoder.decode(b"x" * 100_000)
         assert decoder.obstacle
-        assert decoder.obstacle.reason == "100002 bytes came and no end of line"
+        assert decoder.obstacle.reason == "100002 bytes arrived without an end of a line"
 
     def test_lines_that_are_all_passed_over_are_counted_and_named(self) -> None:
         decoder = lines(ours=Lines(comment=("1",)))
         decoder.decode(b"1,2\n1,3\n")
-        assert decoder.obstacle == Obstacle("2 lines came and all were passed over", "check comment, prefix and select")
+        assert decoder.obstacle == Obstacle("2 lines arrived, and all were ignored", "check comment, prefix and select")
         decoder.decode(b"2,2\n")
         assert decoder.obstacle is None
 
@@ -434,7 +434,7 @@ class TestBinary:
         decoder = binary_decoder(XY, "<bb", ("x", "y"), sync=b"")
         decoder.decode(b"\1" * 40)
         assert decoder.obstacle
-        assert decoder.obstacle.reason == "40 bytes came and no end of frame"
+        assert decoder.obstacle.reason == "40 bytes arrived without an end of a frame"
 
     def test_not_a_number_in_a_float_field(self) -> None:
         decoder = binary_decoder(XY, "<dd", ("x", "y"), sync=b"\xaa\x55")
@@ -517,7 +517,7 @@ def test_no_bytes_are_too_strange(wire: str, blocks: list[bytes]) -> None:
         ({"layout": "<4s"}, "is not a layout"),
         ({"layout": "<hhh"}, "has 3 items, fields names 2"),
         ({"layout": "<٣h"}, "is not a layout"),
-        ({"check": Checksum(range=(0, 2))}, "crc_range means nothing without crc"),
+        ({"check": Checksum(range=(0, 2))}, "crc_range has no effect without crc"),
         ({"check": Checksum(crc="sum8", range=(0, 6))}, "crc_range is 0 to 6"),
         ({"check": Checksum(crc="sum8", range=(2, 2))}, "crc_range is 2 to 2"),
         ({"layout": "<9999d"}, "79992 bytes"),

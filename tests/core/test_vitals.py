@@ -62,7 +62,7 @@ def test_a_stall_ends_with_the_next_sample() -> None:
 def test_only_garbage_is_called_garbage_not_silence() -> None:
     vitals = sensor()
     vitals.observe(0, 0, 50, False, 2.5)
-    assert vitals.verdict(2.5).reason == "stalled: only garbage comes"
+    assert vitals.verdict(2.5).reason == "stalled: only garbage arrives"
 
 
 def test_more_garbage_than_samples() -> None:
@@ -88,7 +88,7 @@ def test_a_flat_line() -> None:
     beat(vitals, 5, 34, flat=True)
     assert vitals.verdict(33.0).state == "running"
     beat(vitals, 34, 36, flat=True)
-    assert vitals.verdict(35.0).reason == "flat-lined: the very same sample for 30 s"
+    assert vitals.verdict(35.0).reason == "flat-lined: identical samples for 30 s"
     beat(vitals, 36, 37)
     assert vitals.verdict(37.0).state == "running"
 
@@ -229,4 +229,4 @@ def test_a_source_that_had_worked_is_retried_quickly() -> None:
 )
 def test_what_the_health_of_a_source_means_for_its_pipelines(health: Health, state: str | None) -> None:
     meant = failure("wrist", health)
-    assert (meant and (meant.state, meant.reason)) == (state and (state, f"its source 'wrist': {health.reason}"))
+    assert (meant and (meant.state, meant.reason)) == (state and (state, f"source 'wrist': {health.reason}"))

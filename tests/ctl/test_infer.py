@@ -171,7 +171,7 @@ def test_values_that_the_model_cannot_store_are_told(tmp_path, capsys):
 def test_what_is_derived_from_a_bare_file_is_told(tmp_path, capsys):
     np.save(tmp_path / "x.npy", [[1.0, 2.0, 3.0, 4.0]])
     assert main(["infer", str(tmp_path / "x.npy"), "--model", str(DATA / "metadata.tflite")]) == 0
-    assert "derived from metadata.tflite: 1 samples of 4 channels, called c0 and so on" in capsys.readouterr().err
+    assert "derived from metadata.tflite: 1 samples of 4 channels, named c0 and so on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -89,16 +89,16 @@ def test_a_bare_file_and_what_is_derived_from_it(capsys):
         "                its metadata: colour; threshold 0.25; 3 labels: red, green, blue",
         "ops           FULLY_CONNECTED, in 1 nodes",
         "signatures    serving_default",
-        "derived       1 samples of 4 channels, called c0 and so on, normalised as its metadata say",
-        "              3 scores, by its labels; the labels are its metadata's",
+        "derived       1 samples of 4 channels, named c0 and so on, normalised as in the metadata",
+        "              3 scores, by the labels; labels from the metadata",
     ]
 
 
 def test_a_bare_file_and_what_has_to_be_said_of_it(capsys):
     lines = shown(DATA / "stateful.tflite", capsys)
     assert lines[-3:-1] == [
-        "not certain   the meaning of its input is not certain: float32 [1, 1]",
-        "              its output of the op READ_VARIABLE is not certain to be scores: float32 [1, 1]",
+        "not certain   the meaning of the input is not certain: float32 [1, 1]",
+        "              the output of the op READ_VARIABLE may not be scores: float32 [1, 1]",
     ]
     assert lines[-1].startswith(
         "to do         complete this part of a manifest, save it as part.json, and run edgectl pack"
@@ -134,7 +134,7 @@ def test_a_long_list_is_cut_with_a_count(tmp_path, capsys):
     ("content", "complaint"),
     [
         (b"<html>", "the container breaks off after 6 bytes"),
-        (MODEL, "not a container: it does not begin with edgm"),
+        (MODEL, "not a container: the file does not begin with edgm"),
         (container()[:-1], "breaks off"),
     ],
 )

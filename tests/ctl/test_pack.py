@@ -582,7 +582,7 @@ def test_a_variant_with_a_signature_of_its_own(pack, tmp_path):
         ),
         ([DATA / "metadata.tflite", "--version", "1", "--card", "absent.md"], "absent.md cannot be read: No such file"),
         ([DATA / "metadata.tflite", "--version", "1", "--manifest", DATA / "metadata.tflite"], "a part of one"),
-        ([DATA / "two_by_two.tflite", "--version", "1"], "it has 2 inputs: "),
+        ([DATA / "two_by_two.tflite", "--version", "1"], "the model has 2 inputs: "),
         ([DATA / "custom_op.tflite", "--version", "1"], "needs the custom op my-op"),
         (["absent.tflite", "--version", "1"], "absent.tflite cannot be read: No such file"),
         ([DATA], "manifest.json cannot be read"),

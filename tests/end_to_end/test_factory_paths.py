@@ -88,7 +88,7 @@ def test_a_bare_file_that_serves_from_its_path_need_not_be_sent_and_others_inher
 ):
     path = at_a_bare_file(tmp_path)
     daemon = edged(f'{CONFIG}[models.mine]\npath = "{path}"\n')
-    daemon.wait_for_log("mine: derived from bare.tflite: 3 scores, by its labels")
+    daemon.wait_for_log("mine: derived from bare.tflite: 3 scores, by the labels")
     code, output = edgectl(daemon, "update-model", path, "--model", "mine")
     assert (code, output.strip()) == (DONE, "this mine is what serves already")
     retrained = tmp_path / "retrained.tflite"

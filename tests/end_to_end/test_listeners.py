@@ -115,7 +115,7 @@ def test_a_sensor_that_is_unplugged_leaves_no_answer_behind(tmp_path: Path, brok
     states = listener.until_state(CLASS, "unavailable")
     assert listener.until_state("pipeline_motion_problem", "on")["source_wrist_problem"] == "on"
     source, pipeline = health(daemon, "sources", "wrist"), health(daemon, "pipelines", "motion")
-    assert (pipeline["state"], pipeline["reason"]) == ("failed", f"its source 'wrist': {source['reason']}")
+    assert (pipeline["state"], pipeline["reason"]) == ("failed", f"source 'wrist': {source['reason']}")
     assert states["pipeline_motion_score"] == "unavailable"
     with Subscriber(broker.port, "edged/board/pipelines/motion/decision", "edged/board/state") as latecomer:
         assert latecomer.next().topic == "edged/board/state"  # there is no decision to be found
@@ -139,7 +139,7 @@ def test_a_sensor_that_falls_silent_leaves_no_answer_behind(tmp_path: Path, brok
     sensor.write(lines(0, 50))
     listener.until_state(CLASS, "standing")
     listener.until_state(CLASS, "unavailable")
-    assert health(daemon, "pipelines", "motion")["reason"] == "its source 'wrist': stalled: no sample for 0.5 s"
+    assert health(daemon, "pipelines", "motion")["reason"] == "source 'wrist': stalled: no sample for 0.5 s"
 
 
 def test_a_recording_that_has_ended_leaves_no_answer_behind(broker: Broker, listener: Listener, edged):

@@ -49,7 +49,7 @@ def test_a_bare_file_that_leaves_doubt_fails_with_the_part_of_a_manifest_that_is
     daemon = edged(configured(tmp_path, model))
     health = pipeline(daemon)
     assert health["state"] == "failed"
-    assert "its output of the op FULLY_CONNECTED is not certain to be scores" in health["reason"]
+    assert "the output of the op FULLY_CONNECTED may not be scores" in health["reason"]
     assert '"postprocess":{"kind":"regression","output":0,"names":["v0","v1","v2"]}' in health["hint"]
     assert not (tmp_path / "results.jsonl").exists()
 

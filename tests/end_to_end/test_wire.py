@@ -136,5 +136,5 @@ def test_bytes_without_an_end_of_line_are_named(board: Board) -> None:
     board.start()
     board.sensor.write(b"1,2,3,4,5,6;" * 40)
     said = board.daemon.wait_for_log("source wrist is degraded")
-    assert "480 bytes came and no end of line" in said
-    assert "set end to what ends a line, in hex, and check baud" in said
+    assert "480 bytes arrived without an end of a line" in said
+    assert "set end to the line end in hexadecimal, and check baud" in said

@@ -1,7 +1,7 @@
 from edged.core.health import Health
 from edged.flow.dependent import DependentStatus
 
-UNPLUGGED = Health("failed", "its source 'wrist': /dev/imu is gone", "plug it in", 0.0)
+UNPLUGGED = Health("failed", "source 'wrist': /dev/imu is gone", "plug it in", 0.0)
 
 
 class Heard(list[tuple[str, str]]):

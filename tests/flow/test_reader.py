@@ -298,14 +298,14 @@ def test_what_comes_and_is_no_sample_is_named_with_the_figure_it_had_at_first() 
         @property
         def obstacle(self) -> Obstacle | None:
             count = int(10 * (self._clock.now - 100.0))
-            return Obstacle(f"{count} bytes came and no end of line", "set end") if count else None
+            return Obstacle(f"{count} bytes arrived without an end of a line", "set end") if count else None
 
     class Muted(Script, frozen=True, kw_only=True):
         def open(self) -> Source:
             return Mute(self.openings.pop(0), self.clock)
 
     reader, listener = read(Muted(openings=[[*[0.5] * 20, chunk(1)]], clock=Clock()))
-    assert listener.next() == ("degraded", "stalled: 20 bytes came and no end of line", "set end")
+    assert listener.next() == ("degraded", "stalled: 20 bytes arrived without an end of a line", "set end")
     assert listener.next()[0] == "running"
     assert ended(reader)
     assert reader.refused == "\\x00oops"
@@ -372,7 +372,7 @@ def test_garbage_is_shown_and_counted_across_reconnects() -> None:
     script = Script(openings=[[{"bad CRC": 5}, *[0.5] * 5, DeviceError("unplugged")], [{"bad CRC": 2, "too long": 1}]])
     reader, listener = read(script)
     assert listener.next()[:2] == ("degraded", "mostly garbage")
-    assert listener.next()[:2] == ("degraded", "stalled: only garbage comes")
+    assert listener.next()[:2] == ("degraded", "stalled: only garbage arrives")
     assert ended(reader)
     assert reader.faults == {"bad CRC": 7, "too long": 1}
 

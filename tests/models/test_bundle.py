@@ -239,8 +239,8 @@ def test_a_bare_model_may_be_a_link(tmp_path):
 
 def test_what_was_derived_is_said():
     assert derive(DATA / "metadata.tflite").derived == (
-        "1 samples of 4 channels, called c0 and so on, normalised as its metadata say",
-        "3 scores, by its labels; the labels are its metadata's",
+        "1 samples of 4 channels, named c0 and so on, normalised as in the metadata",
+        "3 scores, by the labels; labels from the metadata",
     )
 
 
@@ -261,13 +261,17 @@ def test_a_file_whose_name_no_bundle_can_have_is_to_be_renamed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason", "remedy"),
     [
-        ("float.tflite", "its output of the op FULLY_CONNECTED is not certain to be scores: float32 [1, 3]", '"v2"]}'),
-        ("float.tflite", "the meaning of its input is not certain: float32 [1, 4]", '{"window":{"length":1,"hop":1,'),
-        ("int8.tflite", "the meaning of its input is not certain: int8 [1, 4] of scale 0.00781", '"channels":['),
-        ("two_by_two.tflite", "it has 2 inputs: serving_default_b:0 float32 [1, 3], ", '"inputs":[{},{"channels":'),
-        ("dynamic.tflite", "the meaning of its input is not certain: float32 [4]", '"window":{"length":4,"hop":4,'),
-        ("open.tflite", "the meaning of its input is not certain: float32 [1, 4]", '"window":{"length":1,"hop":1,'),
-        ("stateful.tflite", "its output of the op READ_VARIABLE is not certain to be scores", '"names":["v0"]'),
+        ("float.tflite", "the output of the op FULLY_CONNECTED may not be scores: float32 [1, 3]", '"v2"]}'),
+        ("float.tflite", "the meaning of the input is not certain: float32 [1, 4]", '{"window":{"length":1,"hop":1,'),
+        ("int8.tflite", "the meaning of the input is not certain: int8 [1, 4] of scale 0.00781", '"channels":['),
+        (
+            "two_by_two.tflite",
+            "the model has 2 inputs: serving_default_b:0 float32 [1, 3], ",
+            '"inputs":[{},{"channels":',
+        ),
+        ("dynamic.tflite", "the meaning of the input is not certain: float32 [4]", '"window":{"length":4,"hop":4,'),
+        ("open.tflite", "the meaning of the input is not certain: float32 [1, 4]", '"window":{"length":1,"hop":1,'),
+        ("stateful.tflite", "the output of the op READ_VARIABLE may not be scores", '"names":["v0"]'),
         # A decisive reason comes alone: nothing that could be filled in would help.
         ("custom_op.tflite", "it needs the custom op my-op", "convert the model without it"),
         ("edgetpu.tflite", "it is compiled for the Edge TPU and does not run on a CPU", "edgectl pack --variant"),
@@ -324,16 +328,16 @@ def test_a_real_sound_model_says_its_rate():
 @pytest.mark.parametrize(
     ("name", "reason", "part"),
     [
-        ("mlperf_tiny_kws_int8.tflite", "its input is not certain", '"sample_shape":[49,10,1]'),
-        ("mlperf_tiny_ad01_int8.tflite", "its output of the op FULLY_CONNECTED", '"kind":"anomaly"'),
-        ("hey_jarvis.tflite", "its only score needs a threshold", '"decision":{"threshold":"THRESHOLD"}'),
-        ("mlperf_tiny_resnet_cifar10_fp32.tflite", "its input is not certain", '"preprocess":[{"step":"normalise",'),
-        ("face_detection_short_range.tflite", "it has 2 outputs", '{"kind":"regression","output":0}'),
+        ("mlperf_tiny_kws_int8.tflite", "the input is not certain", '"sample_shape":[49,10,1]'),
+        ("mlperf_tiny_ad01_int8.tflite", "the output of the op FULLY_CONNECTED", '"kind":"anomaly"'),
+        ("hey_jarvis.tflite", "a single score needs a threshold", '"decision":{"threshold":"THRESHOLD"}'),
+        ("mlperf_tiny_resnet_cifar10_fp32.tflite", "the input is not certain", '"preprocess":[{"step":"normalise",'),
+        ("face_detection_short_range.tflite", "the model has 2 outputs", '{"kind":"regression","output":0}'),
         ("mobilenet_v1_1.0_224_quant_embedding_extractor.tflite", "AVERAGE_POOL_2D", '"output":0}'),
-        ("movenet_single_pose_lightning_ptq.tflite", "its output is not certain: float32 [1, 1, 17, 3]", '"v0"'),
-        ("tflm_hello_world_int8.tflite", "FULLY_CONNECTED is not certain", '"names":["v0"]'),
-        ("keras_lstm_mnist_ptq.tflite", "its input is not certain: uint8 [1, 28, 28]", '"sample_shape":[28,28]'),
-        ("automl_traffic_ssd_lstm.tflite", "it has 3 inputs", '"feedback":"raw_outputs/lstm_c"'),
+        ("movenet_single_pose_lightning_ptq.tflite", "the output is not certain: float32 [1, 1, 17, 3]", '"v0"'),
+        ("tflm_hello_world_int8.tflite", "FULLY_CONNECTED may not", '"names":["v0"]'),
+        ("keras_lstm_mnist_ptq.tflite", "the input is not certain: uint8 [1, 28, 28]", '"sample_shape":[28,28]'),
+        ("automl_traffic_ssd_lstm.tflite", "the model has 3 inputs", '"feedback":"raw_outputs/lstm_c"'),
         ("model_invoking_error.tflite", "it needs the custom op fake-op-double", "convert the model without it"),
         ("tflm_person_detect_vela.tflite", "it is compiled for an Arm Ethos-U", "use the model it was compiled from"),
     ],

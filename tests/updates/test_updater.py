@@ -153,7 +153,7 @@ def test_what_is_no_container_is_refused(rig):
         return job
 
     job = asyncio.run(scenario())
-    assert (job.state, job.text) == ("refused", "not a container: it does not begin with edgm")
+    assert (job.state, job.text) == ("refused", "not a container: the file does not begin with edgm")
     assert list(rig.state.iterdir()) == []
 
 
