@@ -37,7 +37,7 @@ _SCHEMA_REF = "#/components/schemas/{name}"
 
 
 def document(description: Description) -> Json:
-    """The document: a channel for each topic, an operation for each since the device only sends, and the schemas."""
+    """Return the document: a channel for each topic, a send operation for each channel, and the schemas."""
     topics = description.topics
     records = [State, UpdateStep, AcceleratorState, *_RESULTS.values(), *_DECISIONS.values()]
     _, schemas = msgspec.json.schema_components(records, ref_template=_SCHEMA_REF)
@@ -61,24 +61,26 @@ def document(description: Description) -> Json:
             "bindings": {"mqtt": {"qos": 1, "retain": retained, "bindingVersion": "0.2.0"}},
         }
 
-    what = "Whether the device is there; offline is its last will."
+    what = "Availability of the device; offline is the last will."
     add("availability", topics.availability, what, availability, retained=True, content="text/plain")
-    add("state", topics.state, "How the daemon is.", state, retained=True)
+    add("state", topics.state, "State of the daemon.", state, retained=True)
     for name in description.sources:
-        add(f"source_{name}", topics.source_state(name), f"How the source {name} is.", state, retained=True)
+        add(f"source_{name}", topics.source_state(name), f"State of the source {name}.", state, retained=True)
     for name in description.models:
-        add(f"model_{name}", topics.model_state(name), f"How the model {name} is.", state, retained=True)
-        add(f"update_{name}", topics.model_update(name), f"How the last update of {name} went.", step, retained=True)
+        add(f"model_{name}", topics.model_state(name), f"State of the model {name}.", state, retained=True)
+        add(
+            f"update_{name}", topics.model_update(name), f"Last step of the last update of {name}.", step, retained=True
+        )
     for name in description.accelerated:
-        what = f"How the accelerator of the model {name} stands."
+        what = f"State of the accelerator of the model {name}."
         add(f"accelerator_{name}", topics.model_accelerator(name), what, accelerator, retained=True)
     for pipeline in description.pipelines:
         name = pipeline.name
-        add(f"pipeline_{name}", topics.pipeline_state(name), f"How the pipeline {name} is.", state, retained=True)
+        add(f"pipeline_{name}", topics.pipeline_state(name), f"State of the pipeline {name}.", state, retained=True)
         if pipeline.published:
             result, decision = _record(pipeline, _RESULTS), _record(pipeline, _DECISIONS)
-            add(f"result_{name}", topics.result(name), f"What the pipeline {name} says.", result, retained=False)
-            what = f"What the pipeline {name} decides now; empty while it does not run."
+            add(f"result_{name}", topics.result(name), f"Results of the pipeline {name}.", result, retained=False)
+            what = f"Current decision of the pipeline {name}; empty while the pipeline does not run."
             add(f"decision_{name}", topics.decision(name), what, decision, retained=True)
     found: Json = {
         "asyncapi": "3.0.0",
@@ -96,7 +98,7 @@ def document(description: Description) -> Json:
 
 
 def _record(pipeline: PipelineOutput, records: Records) -> Json:
-    """The schema of a pipeline's results or decisions: its kind's, narrowed to its own labels or values."""
+    """Return the schema of a pipeline's results or decisions, narrowed to its labels or values."""
     refs = {kind: {"$ref": _SCHEMA_REF.format(name=record.__name__)} for kind, record in records.items()}
     if pipeline.kind == "unknown":
         return {"oneOf": list(refs.values())}

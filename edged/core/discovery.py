@@ -1,8 +1,9 @@
-"""How Home Assistant learns of the device: one retained message that lists all its entities ("components").
+"""Announcement to Home Assistant: one retained message that lists all entities ("components") of the device.
 
-A component that is no longer named stays in Home Assistant; to be removed it must be sent once more with nothing but
-its platform. So an announcement is made from what there is now and what was announced before. While a pipeline's kind
-is unknown its components are left alone: a model that fails to load must not cost its entities their history.
+A component missing from an announcement stays in Home Assistant; removal requires one more message with only the
+platform of the component. An announcement is therefore made from the present components and the previous announcement.
+While the kind of a pipeline is unknown, its components are left alone: a model that fails to load must not erase the
+history of its entities.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ MAX_OPTIONS = 100
 
 Component = dict[str, Any]
 
-# A state that is taken back is an empty message, which is no JSON: then there is no `value_json`.
+# A withdrawn state is an empty message without JSON: then `value_json` is undefined.
 _SAID = "(value_json | default({}, true))"
 _PROBLEM = f"{{{{ 'ON' if {_SAID}.state in ('degraded', 'quarantined', 'failed') else 'OFF' }}}}"
 _WORKS = f"{{{{ 'online' if {_SAID}.state in ('running', 'degraded') else 'offline' }}}}"
-_UNKNOWN = "None"  # Home Assistant's payload for a value that is not known
+_UNKNOWN = "None"  # Home Assistant's payload for an unknown value
 _STATES = ["starting", "running", "degraded", "failed", "stopped"]
 
 
 def topic(discovery_prefix: str, device: str) -> str:
-    """Where the announcement goes."""
+    """Return the topic of the announcement."""
     return f"{discovery_prefix}/device/edged_{device}/config"
 
 
 def status_topic(discovery_prefix: str) -> str:
-    """Where Home Assistant says "online" as it starts."""
+    """Return the topic on which Home Assistant publishes "online" at start."""
     return f"{discovery_prefix}/status"
 
 
 def announcement(description: Description, previous: Mapping[str, str]) -> dict[str, Any]:
-    """The message for Home Assistant. `previous` are components announced before: platform by id."""
+    """Return the message for Home Assistant. `previous` holds components announced before: platform by id."""
     topics = description.topics
     now = components(description)
     return {
@@ -56,7 +57,7 @@ def announcement(description: Description, previous: Mapping[str, str]) -> dict[
 
 
 def announced(message: bytes) -> dict[str, str]:
-    """The components, platform by id, of an announcement as a broker retained it; none if it is not one."""
+    """Return the components, platform by id, of a retained announcement; {} for any other message."""
     try:
         found = msgspec.json.decode(message, type=_Announcement)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -65,7 +66,7 @@ def announced(message: bytes) -> dict[str, str]:
 
 
 def components(description: Description) -> dict[str, Component]:
-    """All entities of the device, by id."""
+    """Return all entities of the device by id."""
     topics = description.topics
     found = {"state": _state(topics.state)}
     for pipeline in description.pipelines:
@@ -95,7 +96,7 @@ def components(description: Description) -> dict[str, Component]:
 
 
 def _free(found: Mapping[str, Any], prefix: str, name: str) -> str:
-    """An id that no component has yet: with underscores in names, those of two pipelines may run together to one."""
+    """Return an unused id: ids of two pipelines may coincide, since names may hold underscores."""
     return f"{prefix}{name}" if f"{prefix}{name}" not in found else f"{prefix}.{name}"
 
 
@@ -115,7 +116,7 @@ def _removals(description: Description, previous: Mapping[str, str], now: Mappin
 
 
 def _device_works(topics: Topics) -> dict[str, str]:
-    # "stopped" would be no news to Home Assistant: it knows two payloads and ignores others
+    # Home Assistant knows two payloads and ignores others, such as "stopped"
     template = "{{ 'online' if value == 'online' else 'offline' }}"
     return {"topic": topics.availability, "value_template": template}
 
@@ -156,7 +157,7 @@ def _outputs(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
 
 
 def _known(expression: str) -> str:
-    """A template of what is `said`, or that it is unknown while nothing is decided and the message is empty."""
+    """Return a template for `expression`, or for an unknown value while the message is empty, without a decision."""
     return f"{{% set said = {_SAID} %}}{{{{ {expression} if said else '{_UNKNOWN}' }}}}"
 
 

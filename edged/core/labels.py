@@ -1,8 +1,8 @@
-"""Reads label files as people have them, and gives each label of a model a name of its own.
+"""Reader of label files in common forms, which gives unique names to all labels of a model.
 
-A file has a label a line. Other forms are read as well: lines that begin with the index of their label ("7  cat",
-"7: cat", "7,cat"), and a table with a header (CSV); gaps in either become "class_N". Lines whose numbers cannot be
-indices of this model are names that happen to begin with digits.
+A file has a label per line. Other forms are read as well: lines that begin with the index of the label ("7  cat",
+"7: cat", "7,cat"), and a table with a header (CSV); gaps in either become "class_N". Numbers that cannot be indices of
+this model are taken as parts of the names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INDICES = ("index", "idx", "id", "class_id", "class_index", "label_id", "number
 
 
 class LabelFile(NamedTuple):
-    """The labels of a file, and what was made of it beyond reading its lines ("" for nothing)."""
+    """Labels of a file, and a note about their interpretation ("" for plain lines)."""
 
     labels: tuple[str, ...]
     note: str
@@ -37,7 +37,7 @@ class _Line(NamedTuple):
 
 
 def numbered(labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels, each of them different: the second "crane" becomes "crane (2)", and an empty one "class_N"."""
+    """Return unique labels: the second "crane" becomes "crane (2)", and an empty label becomes "class_N"."""
     taken = set(labels)
     seen: dict[str, int] = {}
     found = []
@@ -61,16 +61,16 @@ def numbered(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def renamed(before: Sequence[str], after: Sequence[str]) -> str:
-    """Which labels `numbered` has changed, in words; "" for none."""
-    changes = [f"{one!r} is {other!r}" for one, other in zip(before, after, strict=True) if one != other]
+    """Return the labels changed by `numbered` in words, or ""."""
+    changes = [f"{old!r} is {new!r}" for old, new in zip(before, after, strict=True) if old != new]
     return f"labels that are not unique are numbered: {some(changes, 3)}" if changes else ""
 
 
 def read(data: bytes, file: str, scores: int) -> LabelFile:
-    """The labels in the bytes of a label file, for a model with so many scores.
+    """Return the labels in the bytes of a label file, for a model with `scores` scores.
 
     Raises:
-        ControlError: it is no label file, or not one of this model; the message names the file and the line.
+        ControlError: the file is no label file or does not fit the model; the message names the file and the line.
     """
     lines = _lines(data, file)
     note = ""
@@ -79,7 +79,7 @@ def read(data: bytes, file: str, scores: int) -> LabelFile:
         found, note = table
     elif _is_indexed(lines, scores):
         found = _by_index([_split(line) for line in lines], file, scores)
-        note = f"{file}: the numbers that its lines begin with are taken as the indices of the labels"
+        note = f"{file}: numbers at the beginning of lines are taken as indices of the labels"
     else:
         found = dict(enumerate(lines))
         _check_count(lines, file, scores)
@@ -88,7 +88,7 @@ def read(data: bytes, file: str, scores: int) -> LabelFile:
             _refuse(file, line, f"the label has {len(line.text)} characters", f"at most {MAX_LABEL} are allowed")
     gaps = scores - len(found)
     if gaps:
-        note += f"; {gaps} that it does not name are called class_N"
+        note += f"; missing labels, named class_N: {gaps}"
     return LabelFile(tuple(found[index].text if index in found else f"class_{index}" for index in range(scores)), note)
 
 
@@ -101,11 +101,11 @@ def _lines(data: bytes, file: str) -> list[_Line]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = _Line(data.count(b"\n", 0, error.start) + 1, "")
-        _refuse(file, line, "this is not UTF-8 text", "it must be text with a label a line")
+        _refuse(file, line, "not UTF-8 text", "use a text file with a label per line")
     ends = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = [_Line(number, line.strip()) for number, line in enumerate(ends.split("\n"), 1) if line.strip()]
     if not lines:
-        raise ControlError(f"{file} is empty", hint="it must be text with a label a line")
+        raise ControlError(f"{file} is empty", hint="use a text file with a label per line")
     return lines
 
 
@@ -114,14 +114,15 @@ def _check_count(lines: list[_Line], file: str, scores: int) -> None:
         return
     problem = f"{file} has {len(lines)} labels, and the model {scores} scores"
     if len(lines) == scores - 1:
-        hint = 'is the background class at 0 missing? Then put a line "background" before the first'
+        hint = 'if the background class at 0 is missing, insert a first line "background"'
     elif len(lines) == scores + 1:
         hint = (
-            f"is line {lines[0].number}, {lines[0].text[:80]!r}, a heading or a class that the model lacks? Take it out"
+            f"if line {lines[0].number}, {lines[0].text[:80]!r}, is a heading or a class unknown to the model, delete "
+            "the line"
         )
     else:
-        hint = "it must have a label for each score, in their order"
-    raise ControlError(f"{problem}: line {lines[-1].number} is its last", hint=hint)
+        hint = "give a label for each score, in the order of the scores"
+    raise ControlError(f"{problem}: line {lines[-1].number} is the last", hint=hint)
 
 
 # Lines that begin with an index
@@ -134,9 +135,10 @@ def _split(line: _Line) -> tuple[int, _Line]:
 
 
 def _is_indexed(lines: list[_Line], scores: int) -> bool:
-    """Whether all lines begin with a number that can be the index of a label; a sign after it leaves no doubt.
+    """Return whether all lines begin with a number that can be the index of a label.
 
-    Without one, numbers that alone tell the lines apart ("2 fingers", "3 fingers") are parts of the names.
+    A sign after the number decides. Without a sign, numbers that distinguish otherwise equal lines ("2 fingers",
+    "3 fingers") are parts of the names.
     """
     found = [_INDEXED.fullmatch(line.text) for line in lines]
     matches = [each for each in found if each]
@@ -153,7 +155,7 @@ def _by_index(rows: list[tuple[int, _Line]], file: str, scores: int) -> dict[int
         if index >= scores:
             _refuse(file, line, f"the index is {index}", f"the model has {scores} scores: 0 to {scores - 1}")
         if index in found:
-            _refuse(file, line, f"the index {index} is that of line {found[index].number} too", "give each index once")
+            _refuse(file, line, f"the index {index} is also in line {found[index].number}", "use each index once")
         found[index] = line
     return found
 
@@ -162,7 +164,7 @@ def _by_index(rows: list[tuple[int, _Line]], file: str, scores: int) -> dict[int
 
 
 def _table(lines: list[_Line], file: str, scores: int) -> tuple[dict[int, _Line], str] | None:
-    """The labels of a table with a header, by index, and what was made of it; None where there is no header."""
+    """Return the labels of a table by index, with a note on the columns, or None if there is no header."""
     for separator in _SEPARATORS:
         head = [cell.strip().lower() for cell in next(csv.reader([lines[0].text], delimiter=separator))]
         name = next((head.index(each) for each in _NAMES if each in head), None)
@@ -172,25 +174,25 @@ def _table(lines: list[_Line], file: str, scores: int) -> tuple[dict[int, _Line]
         index = next((head.index(each) for each in _INDICES if each in head and head.index(each) != name), None)
         rows = [_cells(line, separator, head, file) for line in lines[1:]]
         names = [_Line(line.number, row[name].strip()) for line, row in zip(lines[1:], rows, strict=True)]
-        note = f"{file}: the labels are its column {head[name]!r}"
+        note = f"{file}: labels from column {head[name]!r}"
         if index is None:
             _check_count(names or lines, file, scores)
             return dict(enumerate(names)), note
         found = _by_index(
             [(_number(row[index], line, file), line) for row, line in zip(rows, names, strict=True)], file, scores
         )
-        return found, f"{note}, their indices {head[index]!r}"
+        return found, f"{note}, indices from column {head[index]!r}"
     return None
 
 
 def _cells(line: _Line, separator: str, head: list[str], file: str) -> list[str]:
     cells = next(csv.reader([line.text], delimiter=separator))
     if len(cells) != len(head):
-        _refuse(file, line, f"there are {len(cells)} columns", f"the header has {len(head)}")
+        _refuse(file, line, f"the line has {len(cells)} columns", f"write {len(head)} columns, as in the header")
     return cells
 
 
 def _number(text: str, line: _Line, file: str) -> int:
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text, re.ASCII):
-        _refuse(file, line, f"{text[:80]!r} is no index", "indices are whole numbers from 0 on")
+        _refuse(file, line, f"{text[:80]!r} is no index", "use whole numbers from 0 on as indices")
     return int(text)

@@ -1,9 +1,9 @@
-"""The manifest: what a model says of itself, and the only place where its input contract is written down.
+"""The manifest: description of a model, and the only statement of the model's input contract.
 
-It is `manifest.json` beside the model file. Everything in it comes from outside, so decoding is strict (unknown fields
-are errors), bounded (every list, name and number), and cross-checked in `check`: what is returned may be believed.
-The digests in `files` are what ties the words to the bytes. The SHA-256 of the manifest's own bytes is the identity of
-a version, and those bytes are what gets signed.
+The manifest is the file `manifest.json` beside the model file. Since the content comes from outside, decoding is strict
+(unknown fields are errors), bounded (every list, name and number), and cross-checked by `check`: a returned manifest
+is consistent. The digests in `files` bind the description to the files. The SHA-256 of the manifest's bytes is the
+identity of a version, and signatures cover these bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_WORDS = 1000
 MAX_NAMES = 1000
 MAX_VALUES = 100_000
 NO_DELEGATES = ("cpu", "auto")
-"""What may stand where a delegate is named, and is none."""
+"""Words that are allowed in place of a delegate's name, but name no delegate."""
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z")]
@@ -41,7 +41,7 @@ FileName = Annotated[str, Meta(pattern=FILE_NAME)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Text = Annotated[str, Meta(max_length=1000)]
 Label = Annotated[str, Meta(min_length=1, max_length=200)]
-# JSON has no NaN and no infinity; these bounds keep what is left finite in float32 too.
+# JSON has neither NaN nor infinity; these bounds keep numbers finite in float32, too.
 Real = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Positive = Annotated[float, Meta(ge=1e-30, le=1e30)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e30)]
@@ -52,7 +52,7 @@ Seconds = Annotated[float, Meta(ge=1e-6, le=1e7)]
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What every part of a manifest derives from."""
+    """Base class of all parts of a manifest."""
 
 
 class File(Strict, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ class File(Strict, frozen=True, kw_only=True):
     Keys:
         bytes (bytes): Size of the file.
         sha256: SHA-256 of the file in hexadecimal.
-        chunks: SHA-256 of each 256 KiB of the file, which an .edgm container needs.
+        chunks: SHA-256 of each 256 KiB of the file, required in an .edgm container.
     """
 
     bytes: Annotated[int, Meta(ge=1, le=MAX_FILE_BYTES)]
@@ -70,11 +70,11 @@ class File(Strict, frozen=True, kw_only=True):
 
 
 class Channel(Strict, frozen=True, kw_only=True):
-    """One column of a sample.
+    """Column of a sample.
 
     Keys:
-        name: Name of the channel, under which a source must offer it.
-        unit: Unit of its values. A source that states units must state this one.
+        name: Name of the channel, as offered by the source.
+        unit: Unit of the values. A source that states units must state this unit.
     """
 
     name: Name
@@ -87,10 +87,10 @@ class WindowSpec(Strict, frozen=True, kw_only=True):
     Keys:
         length (samples): Samples of one window.
         hop (samples): Samples from the beginning of one window to that of the next.
-        rate (Hz): Samples a second. A model without a rate takes samples at any.
-        rate_tolerance (share): Largest difference between `rate` and the rate that a source states.
+        rate (Hz): Samples per second. A model without a rate accepts any rate.
+        rate_tolerance (share): Largest difference between `rate` and the rate stated by a source.
         channels: Channels of a sample, in their order.
-        sample_shape: Shape of a sample that is no row of channels, for example [96, 96, 3] for a picture.
+        sample_shape: Shape of a sample other than a row of channels, for example [96, 96, 3] for a picture.
         dtype: Type of the values before preprocessing.
     """
 
@@ -104,12 +104,12 @@ class WindowSpec(Strict, frozen=True, kw_only=True):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
+        """Shape of one sample."""
         return self.sample_shape or (len(self.channels),)
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is one picture of uint8 pixels."""
+        """Return whether a window is a single picture of uint8 pixels."""
         return self.length == 1 and len(self.sample_shape) >= 2 and self.dtype == "uint8"
 
 
@@ -117,8 +117,8 @@ class Normalise(Strict, frozen=True, kw_only=True, tag="normalise", tag_field="s
     """Step "normalise": (x - mean) / std, for each channel (last axis) or for all alike.
 
     Keys:
-        mean: Value to subtract; one, or one for each channel.
-        std: Value to divide by; one, or one for each channel.
+        mean: Value to subtract: a single value, or a value for each channel.
+        std: Value to divide by: a single value, or a value for each channel.
     """
 
     mean: Annotated[tuple[Real, ...], Meta(min_length=1, max_length=4096)]
@@ -126,7 +126,7 @@ class Normalise(Strict, frozen=True, kw_only=True, tag="normalise", tag_field="s
 
 
 class Standardise(Strict, frozen=True, kw_only=True, tag="standardise", tag_field="step"):
-    """Step "standardise": each channel of each window to its own mean 0 and standard deviation 1.
+    """Step "standardise": each channel of each window to mean 0 and standard deviation 1.
 
     Keys:
         floor: Least standard deviation to divide by.
@@ -148,10 +148,11 @@ class Clip(Strict, frozen=True, kw_only=True, tag="clip", tag_field="step"):
 
 
 class NoStep(Strict, frozen=True, kw_only=True, tag="none", tag_field="step"):
-    """Step "none": no preprocessing, not even the normalisation that the metadata of the model file state.
+    """Step "none": no preprocessing, not even the normalisation stated in the metadata of the model file.
 
-    This step stands alone. Values go in as they are: the pixels of a picture (uint8 samples) into an 8-bit tensor as
-    its stored values, 0 to 255 in uint8 and -128 to 127 in int8, with any scale. Pictures are treated so by default.
+    This step stands alone. Values are fed unchanged: pixels of a picture (uint8 samples) become the
+    stored values of an 8-bit tensor, 0 to 255 in uint8 and -128 to 127 in int8, for any scale. This is the default for
+    pictures.
     """
 
 
@@ -159,7 +160,7 @@ Step = Normalise | Standardise | Clip | NoStep
 
 
 class Input(Strict, frozen=True, kw_only=True):
-    """One input tensor and its feed. A model that keeps its state inside needs no feedback.
+    """Input tensor and its feed. A model with internal state needs no feedback.
 
     Keys:
         tensor: Specification of the tensor.
@@ -175,19 +176,19 @@ class Input(Strict, frozen=True, kw_only=True):
 
 
 class Decision(Strict, frozen=True, kw_only=True):
-    """Rules by which scores become a decision. [pipelines.X.decision] may override these fields, and no others.
+    """Rules for decisions from scores. [pipelines.X.decision] may override these fields, and no others.
 
-    A label is a candidate while its score is high enough, in `k` of the last `n` windows. Of several candidates the one
-    with the best score is decided.
+    A label is a candidate while the score is high enough, in `k` of the last `n` windows. Of several candidates, the
+    candidate with the best score is decided.
 
     Keys:
         threshold: Least score of a candidate. 0 stands for the window's best score: the best label is the candidate.
         thresholds: Thresholds of single labels, by label.
-        hysteresis: Distance below the threshold to which the score of a candidate may fall before it is none.
-        k (windows): Windows of the last `n` in which a label must be a candidate.
-        n (windows): Number of last windows that count.
+        hysteresis: Distance by which the score of a candidate may fall below the threshold.
+        k (windows): Number of windows, among the last `n`, in which a label must be a candidate.
+        n (windows): Number of latest windows that count.
         min_duration (s): Time for which a label must be a candidate before it is decided.
-        cooldown (s): Time after the end of a decision in which the label is not decided again.
+        cooldown (s): Time after the end of a decision during which the label is not decided again.
         background: Labels that are never decided.
     """
 
@@ -205,8 +206,8 @@ class Classify(Strict, frozen=True, kw_only=True, tag="classification", tag_fiel
     """Postprocessing "classification": scores of `labels`.
 
     Keys:
-        output: Index of the output tensor that holds the scores.
-        activation: Function that turns logits into probabilities.
+        output: Index of the output tensor with the scores.
+        activation: Function from logits to probabilities.
         top_k: Number of best scores in a result.
         decision: Rules for the decision.
     """
@@ -220,12 +221,12 @@ class Classify(Strict, frozen=True, kw_only=True, tag="classification", tag_fiel
 class Regress(Strict, frozen=True, kw_only=True, tag="regression", tag_field="kind"):
     """Postprocessing "regression": each element of an output is a value with a name and a unit.
 
-    More than 1,000 values have no names: they are an array, in the order of the output's elements.
+    More than 1,000 values have no names, and form an array in the order of the output's elements.
 
     Keys:
-        output: Index of the output tensor that holds the values.
-        names: Names of the values, one for each element.
-        units: Units of the values, one for each element.
+        output: Index of the output tensor with the values.
+        names: Names of the values, in the order of the elements.
+        units: Units of the values, in the order of the elements.
     """
 
     output: Annotated[int, Meta(ge=0, le=255)] = 0
@@ -234,13 +235,13 @@ class Regress(Strict, frozen=True, kw_only=True, tag="regression", tag_field="ki
 
 
 class Detect(Strict, frozen=True, kw_only=True, tag="anomaly", tag_field="kind"):
-    """Postprocessing "anomaly": a score of how unlike the training data a window is.
+    """Postprocessing "anomaly": a score for the distance of a window from the training data.
 
     Keys:
         output: Index of the output tensor.
-        score: Origin of the score: the "output" itself, or the error with which an autoencoder rebuilds its
+        score: Origin of the score: the "output" itself, or the error of an autoencoder's reconstruction of the
             preprocessed first input.
-        decision: Rules for the decision; its `threshold` is the score from which a window is anomalous.
+        decision: Rules for the decision; `threshold` is the least score of an anomalous window.
     """
 
     output: Annotated[int, Meta(ge=0, le=255)] = 0
@@ -252,15 +253,15 @@ Postprocess = Classify | Regress | Detect
 
 
 class Golden(Strict, frozen=True, kw_only=True):
-    """Golden samples: inputs and the outputs that the model must compute for them.
+    """Golden samples: inputs, and outputs that the model must compute for these inputs.
 
-    The file holds arrays `input_0` and on, of shape (n, *tensor shape), and `output_0` and on likewise, quantised as
-    the tensors are. The decision (argmax) must be the same too.
+    The file holds arrays `input_0` and on, of shape (n, *tensor shape), and `output_0` and on likewise, quantised
+    like the tensors. The decision (argmax) must be the same too.
 
     Keys:
         file: Name of the .npz file in the bundle.
-        steps: Largest difference of an element of a quantised output, in quantisation steps.
-        absolute: Largest difference of an element of an output that is not quantised.
+        steps: Largest permitted difference of an element of a quantised output, in quantisation steps.
+        absolute: Largest permitted difference of an element of an output without quantisation.
     """
 
     file: FileName = "golden.npz"
@@ -270,7 +271,7 @@ class Golden(Strict, frozen=True, kw_only=True):
 
 OptionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 OptionValue = Annotated[str, Meta(pattern=r"^[ -.0-~]{0,200}\Z")]
-"""Printable, and with no slash in it: a bundle names no file of the board, least of all a library to be loaded."""
+"""Printable text without a slash: a bundle must not name files of the board, least of all a library to be loaded."""
 
 
 class Variant(Strict, frozen=True, kw_only=True):
@@ -279,9 +280,9 @@ class Variant(Strict, frozen=True, kw_only=True):
     Keys:
         name: Name of the variant.
         delegate: Delegate that runs the file.
-        file: Name of the model file in the bundle, which may be that of the CPU model.
-        signature: Signature to run in this file; compilers do not always keep that of the model.
-        options: Options of the delegate. Those of the board's configuration come first.
+        file: Name of the model file in the bundle, possibly the file of the CPU model.
+        signature: Signature to run in this file; compilers do not always keep the model's signature.
+        options: Options of the delegate. Options in the board's configuration take precedence.
     """
 
     name: Name
@@ -295,8 +296,8 @@ class Versions(Strict, frozen=True, kw_only=True):
     """Range of versions of a runtime.
 
     Keys:
-        at_least: Lowest version that will do.
-        below: Lowest version that will not do any more.
+        at_least: Lowest accepted version.
+        below: Upper bound, not accepted itself.
     """
 
     at_least: Version | None = None
@@ -304,12 +305,12 @@ class Versions(Strict, frozen=True, kw_only=True):
 
 
 class Needs(Strict, frozen=True, kw_only=True):
-    """Requirements of the model to the board. A key that is left out requires nothing.
+    """Requirements of the model for the board. An omitted key means no requirement.
 
     Keys:
-        runtimes: Python packages that can run the model, by name, with their versions; one of them is enough.
-        memory_bytes (bytes): Memory that must be free before the model is loaded.
-        delegates: Delegates that can run the model, among which "cpu" counts; one of them is enough.
+        runtimes: Python packages that can run the model, by name, with versions; a single package is enough.
+        memory_bytes (bytes): Free memory required before loading the model.
+        delegates: Delegates that can run the model, "cpu" included; a single delegate is enough.
     """
 
     runtimes: Annotated[dict[Name, Versions], Meta(max_length=16)] = {}
@@ -318,13 +319,13 @@ class Needs(Strict, frozen=True, kw_only=True):
 
 
 class Limits(Strict, frozen=True, kw_only=True):
-    """Limits of the self-test on the board. Without them a model is held to the board's own limits.
+    """Limits of the self-test on the board. The defaults are the board's own limits.
 
     Keys:
-        latency_p99 (s): Largest 99th percentile of the time of one inference.
+        latency_p99 (s): Largest 99th percentile of the time of an inference.
         rss_bytes (bytes): Most memory of the process that tests the model.
         seconds (s): Time for the whole test.
-        delegated_share (share): Least share of its nodes that a delegate must take.
+        delegated_share (share): Least share of the model's nodes that a delegate must take.
     """
 
     latency_p99: Seconds | None = None
@@ -334,7 +335,7 @@ class Limits(Strict, frozen=True, kw_only=True):
 
 
 class Reference(Strict, frozen=True, kw_only=True):
-    """Statistics of a recording that is typical for the model, and of the model's outputs on it.
+    """Statistics of a typical recording, and of the model's outputs for this recording.
 
     Keys:
         windows (windows): Number of windows in the recording.
@@ -342,8 +343,8 @@ class Reference(Strict, frozen=True, kw_only=True):
         std: Standard deviation of each channel.
         min: Least value of each channel.
         max: Greatest value of each channel.
-        shares (share): Share of the windows in which a label was the best, by label; labels that never were are left
-            out.
+        shares (share): Share of the windows in which a label had the best score, by label; labels without any windows
+            are omitted.
         scores: Least anomaly score, its three quartiles, and the greatest score.
     """
 
@@ -357,18 +358,18 @@ class Reference(Strict, frozen=True, kw_only=True):
 
 
 class Probation(Strict, frozen=True, kw_only=True):
-    """Rules for the time in which a new version is watched while it serves. A version that breaks one is rolled back.
+    """Rules for the probation of a new version in service. A version that breaks a rule is rolled back.
 
     Keys:
-        seconds (s): Least time, in which windows were answered, that probation lasts.
-        windows (windows): Least number of answered windows that probation lasts.
-        max_error_share (share): Largest share of windows that end in an error or in NaN.
+        seconds (s): Least duration of probation; only time in which windows were answered counts.
+        windows (windows): Least number of answered windows in probation.
+        max_error_share (share): Largest share of windows with an error or NaN.
         max_latency_p99 (s): Largest 99th percentile of the latency.
-        constant_windows (windows): Number of outputs in a row, the same to the last bit, that fail the version.
-        min_decisions_per_hour: Least number of decisions an hour.
-        max_decisions_per_hour: Largest number of decisions an hour.
-        max_label_shift (share): Largest share of windows that would need another label for the labels to be shared out
-            as in `reference`; judged at the end.
+        constant_windows (windows): Number of consecutive bit-identical outputs from which the version fails.
+        min_decisions_per_hour: Least number of decisions per hour.
+        max_decisions_per_hour: Largest number of decisions per hour.
+        max_label_shift (share): Largest share of windows that would need another label for the shares of labels in
+            `reference`; judged at the end.
     """
 
     seconds: Annotated[float, Meta(ge=0, le=1e7)] = 300.0
@@ -387,26 +388,26 @@ class Manifest(Strict, frozen=True, kw_only=True):
     Keys:
         schema: Version of this format.
         name: Name of the model.
-        version: Number of the version, dotted; it only ever goes up.
+        version: Dotted number of the version, higher than earlier versions.
         created (s): Time at which the version was made, in Unix seconds.
         description: Purpose of the model, for people.
         licence: Licence of the model.
         files: Sizes and digests of all files of the bundle, by name.
         model: Name of the model file for the CPU.
-        backend: Kind of runtime that runs it.
-        signature: Signature of the model file to run, where it has several.
+        backend: Kind of runtime for the model file.
+        signature: Signature to run, if the model file has several.
         window: Cutting of samples into windows.
         inputs: Input tensors in the order of the model file, and their feeds.
         outputs: Output tensors in the order of the model file.
-        preprocess: Steps from the samples of a window to the input, in order. Quantisation is not one of them.
-        labels: Labels in the order of the scores. Default: those in the metadata of the model file.
+        preprocess: Steps from the samples of a window to the input, in order, without quantisation.
+        labels: Labels in the order of the scores. Default: labels in the metadata of the model file.
         postprocess: Way from the outputs to a result.
         golden: Golden samples.
         reference: Statistics of a typical recording.
         variants: The model for accelerators, in order of preference.
-        needs: Requirements to the board.
+        needs: Requirements for the board.
         limits: Limits of the self-test on the board.
-        probation: Rules for the time in which a new version is watched.
+        probation: Rules for the probation of a new version.
     """
 
     schema: Literal["edged.manifest/1"]
@@ -434,16 +435,16 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Orders versions: 1.9 before 1.10, and 1 equal to 1.0."""
+    """Return a sort key for versions: 1.9 before 1.10, and 1 equal to 1.0."""
     parts = [int(part) for part in version.split(".")]
     return tuple(parts + [0] * (4 - len(parts)))
 
 
 def decode(data: bytes) -> Manifest:
-    """The manifest in the bytes of a manifest.json.
+    """Return the manifest in the bytes of a manifest.json.
 
     Raises:
-        BundleError: it is too big, is no manifest, or contradicts itself; the message names the field.
+        BundleError: `data` is too long, not a manifest, or contradictory; the message names the field.
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"manifest.json has {len(data)} bytes", hint=f"at most {MAX_MANIFEST_BYTES} are allowed")
@@ -451,16 +452,16 @@ def decode(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"manifest.json: {_clipped(str(error))}", hint=_HINT) from error
-    json.loads(data, object_pairs_hook=_refuse_duplicates)  # of which msgspec keeps the last: others may keep the first
+    json.loads(data, object_pairs_hook=_refuse_duplicates)  # msgspec keeps the last, others the first
     check(manifest)
     return manifest
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The bytes of its manifest.json, indented for people to read.
+    """Return the bytes of a manifest.json, indented for people to read.
 
     Raises:
-        BundleError: it would not decode again.
+        BundleError: the result would be invalid.
     """
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     decode(data)
@@ -468,7 +469,7 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def check(manifest: Manifest) -> None:
-    """Hold every part of a manifest against the others. Labels may be missing: then they are in the model file.
+    """Check the parts of a manifest against each other. Labels may be missing: then the model file has labels.
 
     Raises:
         BundleError: two parts contradict each other.
@@ -504,7 +505,7 @@ def _refuse(place: str, problem: str) -> NoReturn:
 
 
 def _clipped(words: str) -> str:
-    """No more than is read: what a stranger's manifest says may be quoted here, and goes into logs and messages."""
+    """Return the first MAX_WORDS characters: the text may quote a foreign manifest, and goes into logs."""
     return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}..."
 
 
@@ -515,7 +516,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
 def _check_files(manifest: Manifest) -> None:
     for name in ("manifest.json", "manifest.json.sig"):
         if name in manifest.files:
-            _refuse("files", f"{name} cannot be vouched for by the manifest itself")
+            _refuse("files", f"{name} cannot be listed in the manifest itself")
     if sum(file.bytes for file in manifest.files.values()) > MAX_BUNDLE_BYTES:
         _refuse("files", f"have more than {MAX_BUNDLE_BYTES} bytes together")
     for name, file in manifest.files.items():
@@ -534,14 +535,14 @@ def _check_chunks(name: str, file: File) -> None:
     here = f"files: {name}"
     expected = -(-file.bytes // CHUNK_BYTES)
     if len(file.chunks) not in (0, expected):
-        _refuse(here, f"{file.bytes} bytes have {expected} chunks, and there are digests of {len(file.chunks)}")
+        _refuse(here, f"{file.bytes} bytes have {expected} chunks, but {len(file.chunks)} digests are given")
     if len(file.chunks) == 1 and file.chunks[0] != file.sha256:
-        _refuse(here, "its only chunk has another digest than the file")
+        _refuse(here, "the digest of the only chunk differs from the digest of the file")
 
 
 def _check_window(window: WindowSpec) -> None:
     if bool(window.channels) == bool(window.sample_shape):
-        _refuse("window", "needs either channels or sample_shape, and not both")
+        _refuse("window", "needs either channels or sample_shape, not both")
     _check_unique("window.channels", [channel.name for channel in window.channels])
     if window.length * prod(window.shape) > MAX_ELEMENTS:
         _refuse("window", f"has more than {MAX_ELEMENTS} elements")
@@ -578,7 +579,7 @@ def _check_quantisation(here: str, tensor: TensorSpec) -> None:
 
 def _check_inputs(manifest: Manifest) -> None:
     if all(each.feed == "feedback" for each in manifest.inputs):
-        _refuse("inputs", "none is fed by the window")
+        _refuse("inputs", "no input is fed by the window")
     for each in manifest.inputs:
         if each.feed == "window":
             _check_window_input(manifest.window, each)
@@ -615,9 +616,9 @@ def _check_feedback_input(outputs: tuple[TensorSpec, ...], each: Input) -> None:
         if output.name == each.feedback:
             break
     else:
-        _refuse(here, f"there is no output {each.feedback!r} to feed back")
+        _refuse(here, f"the feedback {each.feedback!r} is not an output")
     if output.shape != each.tensor.shape:
-        _refuse(here, f"has another shape than the output {each.feedback!r} it is fed with: {list(output.shape)}")
+        _refuse(here, f"the shape differs from the output {each.feedback!r} that feeds the input: {list(output.shape)}")
 
 
 def _check_steps(manifest: Manifest) -> None:
@@ -628,7 +629,7 @@ def _check_steps(manifest: Manifest) -> None:
             case Normalise(mean=mean, std=std):
                 for name, values in (("mean", mean), ("std", std)):
                     if len(values) not in (1, columns):
-                        _refuse(f"{here}.{name}", f"has {len(values)} values, where 1 or {columns} are needed")
+                        _refuse(f"{here}.{name}", f"has {len(values)} values, but 1 or {columns} are needed")
             case Clip(low=low, high=high) if low >= high:
                 _refuse(here, f"low ({low}) is not below high ({high})")
             case NoStep() if len(manifest.preprocess) > 1:
@@ -648,7 +649,7 @@ def _check_variants(manifest: Manifest) -> None:
         here = f"variants: {variant.name}"
         for word in (variant.name, variant.delegate):
             if word in NO_DELEGATES:
-                _refuse(here, f"{word!r} means something else wherever a delegate is named")
+                _refuse(here, f"{word!r} is reserved, and cannot name a variant or delegate")
         if variant.file not in manifest.files:
             _refuse(here, f"{variant.file} is not in files")
         if manifest.golden is not None and variant.file == manifest.golden.file:
@@ -656,12 +657,12 @@ def _check_variants(manifest: Manifest) -> None:
     if manifest.variants and manifest.backend != "tflite":
         _refuse("variants", f"the backend {manifest.backend} has no delegates")
     if manifest.limits.delegated_share is not None and not manifest.variants:
-        _refuse("limits.delegated_share", "there is no variant of which a delegate could take a share")
+        _refuse("limits.delegated_share", "needs a variant for a delegate")
 
 
 def _check_limits(limits: Limits) -> None:
     if limits.latency_p99 and limits.seconds and limits.latency_p99 > limits.seconds:
-        _refuse("limits", "latency_p99 is more than seconds, in which all inferences of the self-test must fit")
+        _refuse("limits", "latency_p99 exceeds seconds, the time for all inferences of the self-test")
 
 
 def _check_reference(manifest: Manifest, reference: Reference | None) -> None:
@@ -670,45 +671,45 @@ def _check_reference(manifest: Manifest, reference: Reference | None) -> None:
     columns = manifest.window.shape[-1]
     for name in ("mean", "std", "min", "max"):
         if len(getattr(reference, name)) != columns:
-            _refuse(f"reference.{name}", f"has {len(getattr(reference, name))} values, where {columns} are needed")
+            _refuse(f"reference.{name}", f"has {len(getattr(reference, name))} values, but {columns} are needed")
     if reference.shares and not isinstance(manifest.postprocess, Classify):
         _refuse("reference.shares", "only a classification has labels to share out")
     unknown = reference.shares.keys() - set(manifest.labels)
     if manifest.labels and unknown:
-        _refuse("reference.shares", f"there is no label {min(unknown)!r}")
+        _refuse("reference.shares", f"no label {min(unknown)!r} exists")
     if reference.shares and abs(sum(reference.shares.values()) - 1) > 0.01:
-        _refuse("reference.shares", f"are {sum(reference.shares.values()):g} together, and not 1")
+        _refuse("reference.shares", f"the sum is {sum(reference.shares.values()):g}, not 1")
     if reference.scores and not isinstance(manifest.postprocess, Detect):
         _refuse("reference.scores", "only an anomaly has a score")
     if len(reference.scores) not in (0, 5) or sorted(reference.scores) != list(reference.scores):
-        _refuse("reference.scores", "must be five, in ascending order")
+        _refuse("reference.scores", "must be five numbers in ascending order")
 
 
 def _check_probation(manifest: Manifest) -> None:
     probation = manifest.probation
     low, high = probation.min_decisions_per_hour, probation.max_decisions_per_hour
     if (low is not None or high is not None) and isinstance(manifest.postprocess, Regress):
-        _refuse("probation", "a regression decides nothing that could be counted by the hour")
+        _refuse("probation", "a regression makes no decisions to be counted per hour")
     if low is not None and high is not None and low > high:
         _refuse("probation", f"min_decisions_per_hour ({low:g}) is more than max_decisions_per_hour ({high:g})")
     if probation.max_label_shift is not None and not (manifest.reference and manifest.reference.shares):
-        _refuse("probation.max_label_shift", "needs reference.shares to be held against")
+        _refuse("probation.max_label_shift", "needs reference.shares for comparison")
     if probation.constant_windows and probation.constant_windows > probation.windows:
-        _refuse("probation", "constant_windows is more than windows, so it might never be reached")
+        _refuse("probation", "constant_windows exceeds windows, and might never be reached")
 
 
 def _check_classify(manifest: Manifest, classify: Classify) -> None:
     scores = prod(_output(manifest, classify.output).shape)
     if manifest.labels and len(manifest.labels) != scores:
-        _refuse("labels", f"there are {len(manifest.labels)} for {scores} scores")
+        _refuse("labels", f"{len(manifest.labels)} labels for {scores} scores")
     _check_unique("labels", list(manifest.labels))
     decision = classify.decision
     _check_decision(decision)
     if scores == 1 and not (decision.threshold or any(decision.thresholds.values())):
-        _refuse("postprocess.decision.threshold", "a single label needs one, as it is the best in every window")
+        _refuse("postprocess.decision.threshold", "a single label needs a threshold, or would always be decided")
     unknown = {*decision.thresholds, *decision.background} - set(manifest.labels)
     if manifest.labels and unknown:
-        _refuse("postprocess.decision", f"there is no label {min(unknown)!r}")
+        _refuse("postprocess.decision", f"no label {min(unknown)!r} exists")
 
 
 def _check_regress(manifest: Manifest, regress: Regress) -> None:
@@ -719,9 +720,9 @@ def _check_regress(manifest: Manifest, regress: Regress) -> None:
         _refuse("postprocess.output", f"has {values} values, and {MAX_VALUES} are allowed")
     if len(regress.names) != (values if values <= MAX_NAMES else 0):
         more = f": more than {MAX_NAMES} have no names" if values > MAX_NAMES else ""
-        _refuse("postprocess.names", f"there are {len(regress.names)} for {values} values{more}")
+        _refuse("postprocess.names", f"{len(regress.names)} names for {values} values{more}")
     if len(regress.units) not in (0, len(regress.names)):
-        _refuse("postprocess.units", f"there are {len(regress.units)} for {values} values")
+        _refuse("postprocess.units", f"{len(regress.units)} units for {values} values")
 
 
 def _check_detect(manifest: Manifest, detect: Detect) -> None:
@@ -730,16 +731,16 @@ def _check_detect(manifest: Manifest, detect: Detect) -> None:
     if detect.decision.thresholds or detect.decision.background:
         _refuse("postprocess.decision", "an anomaly has no labels, only a threshold")
     if not detect.decision.threshold:
-        _refuse("postprocess.decision.threshold", "an anomaly needs one that is not 0")
+        _refuse("postprocess.decision.threshold", "an anomaly needs a threshold other than 0")
     scored = prod(_output(manifest, detect.output).shape)
     first = manifest.inputs[0]
     rebuilt = prod(first.tensor.shape)
     if detect.score == "output":
         if scored != 1:
-            _refuse("postprocess.output", f"an anomaly score is one number, and the output has {scored}")
+            _refuse("postprocess.output", f"an anomaly score is a single number, but the output has {scored}")
         return
     if first.feed != "window":
-        _refuse("postprocess.score", "an autoencoder rebuilds its first input, which is not fed by the window")
+        _refuse("postprocess.score", "an autoencoder rebuilds the first input, but the window does not feed this input")
     if scored != rebuilt:
         _refuse("postprocess.score", f"{scored} elements cannot rebuild the {rebuilt} of the first input")
 
@@ -751,12 +752,12 @@ def _check_decision(decision: Decision) -> None:
 
 def _check_no_labels(manifest: Manifest) -> None:
     if manifest.labels:
-        _refuse("labels", "only a classification has them")
+        _refuse("labels", "only a classification has labels")
 
 
 def _output(manifest: Manifest, index: int) -> TensorSpec:
     if index >= len(manifest.outputs):
-        _refuse("postprocess.output", f"there is no output {index}, only {len(manifest.outputs)}")
+        _refuse("postprocess.output", f"no output {index} exists, only {len(manifest.outputs)}")
     return manifest.outputs[index]
 
 
@@ -764,5 +765,5 @@ def _check_unique(place: str, names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            _refuse(place, f"{name!r} is there twice")
+            _refuse(place, f"{name!r} occurs twice")
         seen.add(name)

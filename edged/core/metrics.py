@@ -1,4 +1,4 @@
-"""Figures about the daemon itself, and their text in Prometheus' exposition format, version 0.0.4.
+"""Metrics of the daemon, and their text in Prometheus' exposition format, version 0.0.4.
 
 Names follow Prometheus: `edged_`, base units, and `_total`, `_seconds`, `_bytes`, `_ratio` or `_info` at the end.
 """
@@ -21,7 +21,7 @@ _RING = 1024
 
 
 class Sample(NamedTuple):
-    """One figure. `suffix` is what a histogram appends to its family's name: "_bucket", "_sum" or "_count"."""
+    """Value of a metric. `suffix` is appended to a histogram's family name: "_bucket", "_sum" or "_count"."""
 
     value: float
     labels: Mapping[str, str] = {}
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Figures of one name and meaning."""
+    """Metric with a name and a meaning."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -38,7 +38,7 @@ class Family(NamedTuple):
 
 
 class LatencyHistogram:
-    """How long something takes: percentiles of the last 1024 times, and a histogram of all. One thread adds."""
+    """Durations: percentiles of the last 1024, and a histogram of all. One thread adds."""
 
     def __init__(self) -> None:
         self._ring = array("d", bytes(8 * _RING))
@@ -47,19 +47,19 @@ class LatencyHistogram:
         self._sum = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one time."""
+        """Add one duration."""
         self._ring[self._added % _RING] = seconds
         self._added += 1
         self._counts[bisect_left(BOUNDS, seconds)] += 1
         self._sum += seconds
 
     def percentiles(self) -> dict[str, float | None]:
-        """The p50, p90 and p99 of the last times, in seconds; None before the first."""
+        """Return the p50, p90 and p99 of the last durations in seconds; None before the first."""
         recent = sorted(self._ring[: min(self._added, _RING)])
         return {f"p{share}": _percentile(recent, share) for share in (50, 90, 99)}
 
     def histogram(self, labels: Mapping[str, str]) -> list[Sample]:
-        """The samples of a family of kind "histogram"."""
+        """Return the samples of a family of kind "histogram"."""
         below = list(accumulate(self._counts))  # one copy, so that the last bucket and the count agree
         bounds = [*(_number(bound) for bound in BOUNDS), "+Inf"]
         buckets = [
@@ -69,7 +69,7 @@ class LatencyHistogram:
 
 
 def render(families: Iterable[Family]) -> str:
-    """The families as a page for Prometheus."""
+    """Return the families as a page for Prometheus."""
     return "".join(f"{line}\n" for family in families for line in _lines(family))
 
 
@@ -99,5 +99,5 @@ def _number(value: float) -> str:
 
 
 def _percentile(ordered: list[float], share: int) -> float | None:
-    """The nearest rank: the least value that `share` per cent do not exceed."""
+    """Return the nearest-rank percentile: the least value not exceeded by `share` per cent."""
     return ordered[math.ceil(len(ordered) * share / 100) - 1] if ordered else None

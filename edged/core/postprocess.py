@@ -1,7 +1,7 @@
-"""From output tensors to what a pipeline says, and from scores to decisions over time.
+"""Postprocessing: from output tensors to outcomes, and from scores to decisions over several windows.
 
-`Decider` is the decision machine: read `_Track.follow`, which is all of it for one label. Scores are float32, as
-models give them, and what they are held against is rounded alike, so that a score of 0.9 reaches a threshold of 0.9.
+`Decider` makes decisions; `_Track.follow` is the whole rule for one label. Scores are float32, as in models, and
+thresholds are rounded to float32 too, so that a score of 0.9 reaches a threshold of 0.9.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class _Rule(Protocol):
 
 
 class Postprocessor:
-    """Makes outcomes from a model's outputs."""
+    """Conversion of a model's outputs to outcomes."""
 
     def __init__(self, manifest: Manifest, decision: Decision | None) -> None:
-        """`manifest` has been checked; `decision` replaces the manifest's own, None leaves it.
+        """Set up for a checked manifest; `decision` overrides the manifest's own, unless None.
 
         Raises:
-            ConfigError: the decision names labels the model does not have, or cannot ever come true.
+            ConfigError: the decision names labels unknown to the model, or can never be reached.
         """
         self._rule = _rule(manifest, decision)
 
     def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Outcome:
-        """What the outputs say of the window whose last sample arrived at `time`, in monotonic seconds.
+        """Return the outcome of a window whose last sample arrived at `time`, in monotonic seconds.
 
-        `prepared` is the preprocessor's, for a model whose score needs it.
+        `prepared` comes from the preprocessor, for a model whose score needs the preprocessed input.
 
         Raises:
             ModelError: an output is NaN or infinite.
@@ -61,8 +61,8 @@ def _rule(manifest: Manifest, decision: Decision | None) -> _Rule:
         case Regress() as regress:
             if decision is not None:
                 raise ConfigError(
-                    f"the model {manifest.name!r} gives values and decides nothing",
-                    hint="take the decision out of its table",
+                    f"the model {manifest.name!r} is a regression and makes no decisions",
+                    hint="delete the table `decision` of the pipeline",
                 )
             return _Regressor(manifest, regress)
 
@@ -104,7 +104,7 @@ class _Regressor:
         return Regression({name: _sound(value) for name, value in zip(self._names, values, strict=True)})
 
     def reset(self) -> None:
-        """There is nothing to forget."""
+        """Do nothing: a regression keeps no state."""
 
 
 class _Detector:
@@ -124,7 +124,7 @@ class _Detector:
         return Anomaly(value, self._threshold, self._decider.decided is not None, changed)
 
     def _error(self, rebuilt: NDArray[np.float32], prepared: Prepared) -> NDArray[np.float32]:
-        assert prepared is not None, "the preprocessor keeps it for these models"
+        assert prepared is not None, "the preprocessor keeps the values for these models"
         error = np.subtract(rebuilt, prepared.reshape(-1), out=rebuilt)
         if self._score == "mean_squared_error":
             np.multiply(error, error, out=error)
@@ -135,18 +135,18 @@ class _Detector:
 
 
 class Decider:
-    """Decides, window by window, for at most one label, as `Decision` says.
+    """Decisions over several windows, for at most one label at a time, by the rules of `Decision`.
 
-    A label whose threshold is 0 is a candidate while it is the best of all: the best score is its threshold. Of
-    several labels that are decided at once the one with the highest score wins.
+    A label with threshold 0 is a candidate while its score is the best of all. Among several decided labels the label
+    with the highest score wins.
     """
 
     def __init__(self, decision: Decision, labels: tuple[str, ...]) -> None:
-        """Raises ConfigError where the decision and the labels contradict each other."""
+        """Raise ConfigError if the decision and the labels contradict each other."""
         _check(decision, labels)
         self.decided: int | None = None
         self._decision = decision
-        background = set(decision.background)  # which may be as long as the labels are, and those are 100,000
+        background = set(decision.background)  # a set, since labels and background may have 100,000 entries each
         self._background = frozenset(index for index, label in enumerate(labels) if label in background)
         self._exact = [decision.thresholds.get(label, decision.threshold) or inf for label in labels]
         self._thresholds = np.array(self._exact, dtype=np.float32)
@@ -155,7 +155,7 @@ class Decider:
         self._tracks: dict[int, _Track] = {}
 
     def update(self, scores: NDArray[np.float32], best: int, time: float) -> bool:
-        """Take the scores of all labels in; `best` is the index of the highest. Whether `decided` has changed."""
+        """Add the scores of all labels; `best` is the index of the highest. Return whether `decided` has changed."""
         before = self.decided
         if self._at_once:
             self.decided = None if best in self._background else best
@@ -195,10 +195,10 @@ class Decider:
 
 
 class _Track:
-    """What is known of one label over time.
+    """History of one label.
 
-    `history` has a bit for each of the last n windows, the latest lowest: whether the label was a candidate. `since`
-    is when k of them first were, `ended` when the last decision for it ended.
+    `history` has a bit for each of the last n windows, the latest lowest: 1 if the label was a candidate. `since` is
+    the time from which k of them were 1 without interruption, `ended` the end of the last decision for the label.
     """
 
     __slots__ = ("candidate", "decided", "decision", "ended", "history", "since")
@@ -212,7 +212,7 @@ class _Track:
         self.ended = -inf
 
     def follow(self, candidate: bool, time: float) -> bool:
-        """Go on by one window; whether the label is decided now."""
+        """Add one window, and return whether the label is decided now."""
         rules = self.decision
         self.candidate = candidate
         self.history = (self.history << 1 | candidate) & ((1 << rules.n) - 1)
@@ -228,14 +228,14 @@ class _Track:
         return self.decided
 
     def is_idle(self, time: float) -> bool:
-        """Whether there is nothing left to remember."""
+        """Return whether the track holds no information and may be deleted."""
         return not self.history and time - self.ended >= self.decision.cooldown
 
 
 def best(stored: NDArray[Any], k: int) -> list[int]:
-    """The indices of the k greatest elements, greatest first; of equals the first one first.
+    """Return the indices of the k greatest elements, greatest first; of equal elements the first comes first.
 
-    Works on what the tensor stores: quantisation and activations keep the order, and integers sort fastest.
+    The elements are compared as stored: quantisation and activations keep the order, and integers sort fastest.
     """
     ascending = stored[::-1].argsort(kind="stable")
     order: list[int] = (len(stored) - 1 - ascending[: -k - 1 : -1]).tolist()
@@ -247,7 +247,7 @@ def _activate(activation: str, real: NDArray[np.float32]) -> NDArray[np.float32]
         real -= real.max()
         np.exp(real, out=real)
         real /= np.add.reduce(real)
-    elif activation == "sigmoid":  # by way of tanh, which does not overflow
+    elif activation == "sigmoid":  # by tanh, which does not overflow
         real *= np.float32(0.5)
         np.tanh(real, out=real)
         real *= np.float32(0.5)
@@ -256,12 +256,12 @@ def _activate(activation: str, real: NDArray[np.float32]) -> NDArray[np.float32]
 
 
 def _sound(value: float) -> float:
-    """The value, if it is a number that JSON can carry and a threshold can be held against."""
+    """Return the value if finite, as JSON and thresholds require, or raise ModelError."""
     if isfinite(value):
         return value
     raise ModelError(
         f"the model's output is {'NaN' if isnan(value) else 'infinite'}",
-        hint="look at the source's values; if they are sound, prove the model on its golden samples: edged --check",
+        hint="check the source's values; if they are plausible, test the model on its golden samples: edged --check",
     )
 
 
@@ -270,14 +270,14 @@ def _check(decision: Decision, labels: tuple[str, ...]) -> None:
     if unknown:
         raise ConfigError(
             f"the decision names the label {min(unknown)!r}, which the model does not have",
-            hint=f"its labels: {some(labels, 20)}",
+            hint=f"use one of the model's labels: {some(labels, 20)}",
         )
     if len(labels) == 1 and not (decision.thresholds.get(labels[0], decision.threshold)):
         raise ConfigError(
-            f"the decision has no threshold for {labels[0]!r}, which as the only label would always be decided",
-            hint="give it a threshold: the least score that counts",
+            f"the decision has no threshold for the only label {labels[0]!r}, which would therefore always be decided",
+            hint="set `threshold` to the least score that counts",
         )
     if decision.k > decision.n:
         raise ConfigError(
-            f"the decision wants {decision.k} of the last {decision.n} windows", hint="make n at least as great as k"
+            f"the decision needs {decision.k} of the last {decision.n} windows", hint="make n at least as great as k"
         )

@@ -1,9 +1,9 @@
-"""From a window to the model's input tensors.
+"""Preprocessing: from a window to the model's input tensors.
 
-Each input fed by the window gets a chain of its own, put together once: pick its channels, apply the manifest's steps
-in place on one float32 buffer, quantise. Two shortcuts leave the outcome as it is: a `normalise` that comes last is
-done by the quantiser, in its own multiplication; and where pixels become bytes one by one, the chain is run once over
-all 256 values and every picture is looked up in the result.
+Each input fed by the window has a chain of its own, put together once: pick the channels, apply the manifest's steps in
+place on one float32 buffer, quantise. Two shortcuts give the same result faster: the quantiser performs a final
+`normalise` in its own multiplication; and if each pixel is mapped to a byte by itself, the chain runs once over all 256
+values, and pictures are translated by the resulting table.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from edged.core.tensors import Encode, at_rest, dequantise, lookup, quantiser
 from edged.core.types import Arrays, TensorSpec
 
 Apply = Callable[[NDArray[Any], NDArray[np.float32]], None]
-"""One step: from the first array into the second, which may be the same."""
+"""Function for a step, from the first array into the second; both may be the same array."""
 
 
 class Preprocessor:
-    """Makes a model's inputs from windows. All arrays it gives are valid until the next call."""
+    """Preprocessing of windows for a model. All returned arrays are valid until the next call."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """`manifest` has been checked: shapes, channels and outputs agree."""
+        """Set up for a manifest that has been checked: shapes, channels and outputs agree."""
         self.prepared: NDArray[np.float32] | None = None
-        """The first input's real values after the steps; kept only for a model whose score needs them."""
+        """Real values of the first input after the steps; kept only if the model's score needs them."""
         self._manifest = manifest
         self._inputs = [at_rest(each.tensor) for each in manifest.inputs]
         self._feeds = [
@@ -41,18 +41,18 @@ class Preprocessor:
         ]
 
     def __call__(self, samples: NDArray[Any]) -> Arrays:
-        """The inputs for a window's samples `(length, *sample shape)`, of the window's dtype."""
+        """Return the inputs for a window's samples `(length, *sample shape)`, of the window's dtype."""
         for index, feed in self._feeds:
             self._inputs[index] = feed(samples)
         return self._inputs
 
     def feed_back(self, outputs: Arrays) -> None:
-        """Keep what the model's outputs say for the inputs of the next run that are fed with them."""
+        """Store the outputs for inputs of the next run."""
         for index, loop in self._loops:
             loop(outputs, self._inputs[index])
 
     def reset(self) -> None:
-        """Forget what was fed back."""
+        """Forget stored outputs."""
         for index, _ in self._loops:
             tensor = self._manifest.inputs[index].tensor
             np.copyto(self._inputs[index], at_rest(tensor))
@@ -79,7 +79,7 @@ def _needs_prepared(manifest: Manifest) -> bool:
 
 
 def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[Step, ...]:
-    """The steps after which an 8-bit tensor stores the pixels of a picture as they are; none for anything else."""
+    """Return the steps by which an 8-bit tensor stores the pixels of a picture unchanged; () for other inputs."""
     if not window.is_picture or tensor.dtype not in ("uint8", "int8"):
         return ()
     darkest = float(np.iinfo(tensor.numpy_dtype).min)
@@ -89,7 +89,7 @@ def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[Step, ...]:
 
 
 def _of_columns(step: Step, columns: list[int]) -> Step:
-    """The same step for some of the window's columns."""
+    """Return the step for some of the window's columns."""
     if not columns or not isinstance(step, Normalise):
         return step
     mean = step.mean if len(step.mean) == 1 else tuple(step.mean[column] for column in columns)
@@ -130,7 +130,7 @@ def _table(steps: tuple[Step, ...], window: WindowSpec, tensor: TensorSpec) -> N
 
 
 def _chain(steps: tuple[Step, ...], window: WindowSpec, shape: tuple[int, ...], tensor: TensorSpec) -> Encode:
-    """The steps and the quantiser; a last `normalise` is the quantiser's."""
+    """Return the steps and the quantiser, which performs a final `normalise`."""
     match steps:
         case (*before, Normalise(mean=mean, std=std)):
             quantise = quantiser(tensor, shape, mean, std)
@@ -145,7 +145,7 @@ def _chain(steps: tuple[Step, ...], window: WindowSpec, shape: tuple[int, ...], 
 def _keeping_chain(
     steps: tuple[Step, ...], window: WindowSpec, shape: tuple[int, ...], tensor: TensorSpec
 ) -> tuple[Encode, NDArray[np.float32]]:
-    """The steps and the quantiser, and the buffer that holds the real values in between."""
+    """Return the steps and the quantiser, and the buffer that holds the real values between them."""
     real = np.zeros(shape, np.float32)
     prepare = _preparation(steps, window, real)
     quantise = quantiser(tensor, shape)
@@ -153,7 +153,7 @@ def _keeping_chain(
 
 
 def _preparation(steps: Sequence[Step], window: WindowSpec, real: NDArray[np.float32]) -> Encode:
-    """All steps, the first from the samples into `real` and the others within it."""
+    """Return a function that performs the first step from the samples into `real`, and the others within `real`."""
     applies = [_step(step, window, real.shape) for step in steps] or [_copy]
 
     def prepare(samples: NDArray[Any]) -> NDArray[np.float32]:
@@ -201,7 +201,7 @@ def _clip(low: np.float32, high: np.float32) -> Apply:
 
 
 def _axes(window: WindowSpec) -> tuple[int, ...]:
-    """The axes of a window that belong to one channel: a picture without a channel axis is one channel as a whole."""
+    """Return the axes of a window within one channel: a picture without an axis of channels is a single channel."""
     if window.channels:
         return (0,)
     rank = 1 + len(window.sample_shape)
@@ -213,7 +213,7 @@ def _standardise(floor: float, axes: tuple[int, ...], shape: tuple[int, ...]) ->
     squares = np.empty(shape, np.float32)
 
     def standardise(source: NDArray[Any], real: NDArray[np.float32]) -> None:
-        # Summed in float64: a long window of large values would lose its mean in float32.
+        # Sums are float64: a long window of large values would lose the mean in float32.
         mean = np.add.reduce(source, axis=axes, dtype=np.float64, keepdims=True) / count
         np.subtract(source, mean.astype(np.float32), out=real)
         np.multiply(real, real, out=squares)
@@ -224,7 +224,7 @@ def _standardise(floor: float, axes: tuple[int, ...], shape: tuple[int, ...]) ->
 
 
 def _loop(manifest: Manifest, each: Input) -> Callable[[Arrays, NDArray[Any]], None]:
-    """From the outputs into the input array that one of them feeds, in the input's own quantisation."""
+    """Return a function from the outputs to the input fed by an output, in the input's quantisation."""
     index = [output.name for output in manifest.outputs].index(each.feedback)
     output, tensor = manifest.outputs[index], each.tensor
     if (output.dtype, output.scale, output.zero_point) == (tensor.dtype, tensor.scale, tensor.zero_point):

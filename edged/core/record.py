@@ -1,7 +1,7 @@
-"""The records that leave the board as JSON: what a pipeline said, and how a part is.
+"""Records that leave the board as JSON: results of pipelines, and states of parts.
 
-They are the product's public format, the same over MQTT, in files and on the control socket; AsyncAPI's schemas are
-made from these structs. A field may be added under the same schema id; changing or removing one takes a new id.
+The records are the product's public format, the same over MQTT, in files and on the control socket; AsyncAPI's schemas
+are made from these structs. A field may be added under the same schema id; changing or removing a field takes a new id.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ ACCELERATOR_SCHEMA: Literal["edged.accelerator/1"] = "edged.accelerator/1"
 
 
 class WallClock(Protocol):
-    """Wall-clock time for monotonic moments."""
+    """Conversion from monotonic time to wall-clock time."""
 
     @property
     def synchronised(self) -> bool:
-        """Whether a time source vouches for the wall clock."""
+        """Return whether the wall clock is synchronised with a time source."""
 
     def at(self, monotonic: float) -> float:
-        """Unix seconds at a CLOCK_MONOTONIC moment of this boot."""
+        """Return Unix seconds for a CLOCK_MONOTONIC time of this boot."""
 
     def knows(self, monotonic: float) -> bool:
-        """Whether the time at such a moment is to be believed."""
+        """Return whether the wall-clock time for `monotonic` is trustworthy."""
 
 
 class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
@@ -46,13 +46,13 @@ class Result(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
         pipeline: Name of the pipeline.
         model: Name of the model.
         version: Version of the model that served.
-        seq: Number of the window in this run. A jump is a window that was dropped, or thinned out by `publish`.
+        seq: Number of the window in this run. A jump means a window that was dropped, or thinned out by `publish`.
         id: `<boot>:<pipeline>:<seq>`, the same each time a message is sent again, so that a subscriber can drop
             duplicates.
         time (s): Time at which the window's last sample arrived, in Unix seconds.
         synchronised: False while the wall clock cannot be trusted.
         latency (s): Time from the last sample to the prediction.
-        inference (s): Time of that which the model took.
+        inference (s): Part of the latency spent in the model.
     """
 
     schema: Literal["edged.result/1"]
@@ -76,9 +76,9 @@ class ClassificationResult(Result, frozen=True, tag="classification", gc=False, 
         label: Label with the best score.
         score: Best score.
         scores: Best scores by label, best first.
-        decision: Label that is decided over time; null for none.
-        changed: True if the decision is another than in the result before.
-        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing where no rate is known.
+        decision: Label decided over several windows; null for none.
+        changed: True if the decision differs from the previous result.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
         replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
             before.
     """
@@ -97,7 +97,7 @@ class RegressionResult(Result, frozen=True, tag="regression", gc=False, omit_def
 
     Keys:
         values: Values by name, or an array of more than 1,000 values.
-        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing where no rate is known.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
         replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
             before.
     """
@@ -114,8 +114,8 @@ class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False, omit_defaults=
         score: Distance of the window from the training data.
         threshold: Score from which a window is anomalous.
         anomalous: True while an anomaly is decided.
-        changed: True if the decision is another than in the result before.
-        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing where no rate is known.
+        changed: True if the decision differs from the previous result.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
         replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
             before.
     """
@@ -156,9 +156,9 @@ class ClassificationDecision(DecisionRecord, frozen=True, kw_only=True, tag="cla
     """Decision of a classification.
 
     Keys:
-        decision: Label that is decided over time; null for none.
+        decision: Label decided over several windows; null for none.
         label: Label with the best score in the window.
-        score: Its score.
+        score: Best score.
     """
 
     decision: str | None
@@ -219,8 +219,8 @@ class AcceleratorState(msgspec.Struct, frozen=True, kw_only=True):
     """State of the accelerator of a model. In every state but "accelerated" the model runs on the CPU.
 
     "degraded": the accelerator failed or is missing, and is tried again. "quarantined": the accelerator failed too
-    often, and is left alone until it is plugged in anew or released. "cpu": no fault; the accelerator is still being
-    loaded, or the model is to run on the CPU.
+    often, and is left alone until plugged in again or released. "cpu": no fault; the accelerator is being loaded, or
+    the model is meant to run on the CPU.
 
     Keys:
         schema: Version of this format.
@@ -247,12 +247,12 @@ class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
     Keys:
         schema: Version of this format.
         model: Name of the model.
-        id: Kind of the step, a name that never changes.
+        id: Kind of the step, a permanent identifier.
         text: Description of the step, for people.
         time (s): Time of the step, in Unix seconds.
-        version: Version that the step is about; "" for none, or one not known yet.
-        digest: SHA-256 of its manifest; "" for none, or one not known yet.
-        phase: Phase that the version is in from this step on; "" for none.
+        version: Version concerned; "" for none, or while unknown.
+        digest: SHA-256 of the version's manifest; "" for none, or while unknown.
+        phase: Phase of the version from this step on; "" for none.
         outcome: End of the update, in its last step: "done" (the version answers), "installed" (no pipeline uses the
             model), "refused", "failed" (the version does not work here) or "rolled_back".
         bytes (bytes): Bytes received while the version arrives; null otherwise.
@@ -273,19 +273,19 @@ class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TIME_DECIMALS = 4
-"""Wall-clock times are told to a tenth of a millisecond; no clock of a board is truer."""
+"""Wall-clock times are given to a tenth of a millisecond; no clock of a board is more accurate."""
 
 DURATION_DECIMALS = 6
 
 SCORE_DIGITS = 4
-"""Significant digits of a score: an 8-bit model knows 256 of them, and a float one is not surer."""
+"""Significant digits of a score: an 8-bit model has 256 different scores, and a float model is no more certain."""
 
 VALUE_DIGITS = 6
-"""Significant digits of a value: what a 32-bit float holds, without the noise of its conversion to 64 bits."""
+"""Significant digits of a value: the precision of a 32-bit float, without the noise of conversion to 64 bits."""
 
 
 def worth(value: float, digits: int) -> float:
-    """The value with so many significant digits."""
+    """Return a value rounded to `digits` significant digits."""
     return float(f"{value:.{digits}g}")
 
 
@@ -295,7 +295,7 @@ _UNSYNCHRONISED = b'"synchronised":false'
 
 
 class Recorder:
-    """Makes records of predictions, for one device and one boot of it."""
+    """Maker of records from predictions, for one device and one run of the daemon."""
 
     def __init__(self, device: str, boot: str, clock: WallClock) -> None:
         self._device = device
@@ -303,9 +303,9 @@ class Recorder:
         self._clock = clock
 
     def record(self, prediction: Prediction) -> ClassificationResult | RegressionResult | AnomalyResult:
-        """The record of a prediction."""
+        """Return the record of a prediction."""
         name, seq, outcome, clock = prediction.pipeline, prediction.seq, prediction.outcome, self._clock
-        common = (  # by position, in the order of Result: twice as fast as by name, and every prediction comes by
+        common = (  # by position, in the order of Result: twice as fast as by name, for every prediction
             RESULT_SCHEMA,
             self._device,
             self._boot,
@@ -320,7 +320,7 @@ class Recorder:
             round(prediction.inference, DURATION_DECIMALS),
         )
         start: float | msgspec.UnsetType = msgspec.UNSET
-        if prediction.start is not None:  # by the clock's reading at the end: it may have been set within the window
+        if prediction.start is not None:  # by the offset at the end: the clock may have been set within the window
             start = round(clock.at(prediction.time) - (prediction.time - prediction.start), TIME_DECIMALS)
         if isinstance(outcome, Classification):
             scores = {score.label: worth(score.score, SCORE_DIGITS) for score in outcome.scores}
@@ -332,7 +332,7 @@ class Recorder:
         return RegressionResult(*common, _values(outcome), start)
 
     def decision(self, prediction: Prediction) -> DecisionRecord:
-        """The record of what is decided with a prediction."""
+        """Return the record of the decision in a prediction."""
         outcome, clock = prediction.outcome, self._clock
         common: dict[str, Any] = {
             "device": self._device,
@@ -350,11 +350,11 @@ class Recorder:
         return ClassificationDecision(**common, decision=outcome.decision, label=outcome.label, score=score)
 
     def encode(self, prediction: Prediction) -> bytes:
-        """The record of a prediction as JSON."""
+        """Return the record of a prediction as JSON."""
         return _encode(self.record(prediction))
 
     def result(self, prediction: Prediction) -> dict[str, Any]:
-        """The record of a prediction as plain values, for whoever writes JSON by other means."""
+        """Return the record of a prediction as plain values, for other encoders of JSON."""
         plain: dict[str, Any] = msgspec.to_builtins(self.record(prediction))
         return plain
 
@@ -366,9 +366,9 @@ def _values(outcome: Regression) -> dict[str, float] | list[float]:
 
 
 def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
-    """Return a result's record as JSON with the right times, if `clock` did not know them then, and does now.
+    """Return a result as JSON with corrected times, if `clock` has become synchronised since the result was made.
 
-    `created` is when, in CLOCK_MONOTONIC seconds. What is no such record, or was right, stays as it is.
+    `created` is a CLOCK_MONOTONIC time. Other payloads, and results with correct times, are returned unchanged.
     """
     if _UNSYNCHRONISED not in payload or not clock.knows(created):
         return payload
@@ -387,7 +387,7 @@ def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:
 
 
 def encode_state(name: str, health: Health, clock: WallClock, details: dict[str, Any] | None = None) -> bytes:
-    """A part's state record as JSON. `details` must be JSON's own types."""
+    """Return the state record of a part as JSON. `details` must hold JSON types only."""
     return _encode(
         State(
             name=name,
@@ -409,7 +409,7 @@ class _OwnState(msgspec.Struct, frozen=True):
 
 
 def state_boot(payload: bytes) -> str:
-    """Which boot of a daemon said this as the daemon's own state; "" where that cannot be told."""
+    """Return the run of the daemon that published this state of the daemon, or "" if unknown."""
     try:
         return msgspec.json.decode(payload, type=_OwnState).details.boot[:64]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -417,7 +417,7 @@ def state_boot(payload: bytes) -> str:
 
 
 def encode_acceleration(model: str, accelerator: str, standing: AcceleratorStatus, clock: WallClock) -> bytes:
-    """The record of a model's accelerator as JSON."""
+    """Return the record of a model's accelerator as JSON."""
     return _encode(
         AcceleratorState(
             model=model,
@@ -431,5 +431,5 @@ def encode_acceleration(model: str, accelerator: str, standing: AcceleratorStatu
 
 
 def encode_step(step: UpdateStep) -> bytes:
-    """A step of an update as JSON."""
+    """Return a step of an update as JSON."""
     return _encode(step)

@@ -1,9 +1,9 @@
-"""Tables of plain values, as TOML gives them, into frozen structs: with every problem at once, and each where it is.
+"""Conversion of tables of plain values, as read from TOML, to frozen structs, with all problems and their places.
 
-`Tables` is a document put together from files, of which later ones override earlier ones key by key; it remembers
-which file said what. `struct` then takes one table of it as a struct. msgspec does the converting and stops at the
-first error, so it is asked field by field, and what it refuses is put into words that somebody who knows TOML but
-not Python understands. Values of fields that are annotated with `SECRET` are never shown.
+`Tables` is a document merged from files, in which later files override earlier files key by key; the document records
+the origin of each key. `struct` converts one of the tables to a struct. Since msgspec stops at the first error, each
+field is converted separately, and errors are explained to a reader who knows TOML but not Python. Values of fields
+annotated with `SECRET` are never shown.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ SECRET = {"secret": True}
 MASK = "********"
 
 URL_USER = re.compile(r"""://(?:[^\s"'<>/?#]*|(?!\[)[^\s"'<>/?#:]*:(?!\d*(?:[\s"'<>/?#]|\Z))[^\s"'<>]*)@""")
-"""User and password in a URL, also where one holds a sign that should have been written as %XX."""
+"""User and password in a URL, also if a character was not written as %XX."""
 
 URL_QUERY = re.compile(r"""(://[^\s"'<>?]+\?)[^\s"'<>]+""")
-"""The query of a URL: links to stores are signed in it."""
+"""Query of a URL, which may hold a signature."""
 
 Place = tuple[str, ...]
 S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong: in which file, at which path, what was found, what is allowed, and what to do."""
+    """A mistake: file, path, value found, allowed values, and remedy."""
 
     file: str
     path: str
@@ -42,15 +42,15 @@ class Problem(msgspec.Struct, frozen=True):
     hint: str = ""
 
     def __str__(self) -> str:
-        told = f"{self.file}: {self.path}: found {self.found}; allowed: {self.allowed}"
-        return f"{told} ({self.hint})" if self.hint else told
+        text = f"{self.file}: {self.path}: found {self.found}; allowed: {self.allowed}"
+        return f"{text} ({self.hint})" if self.hint else text
 
 
 class Tables:
-    """A document of tables within tables, where each key came from, and the problems found in it so far.
+    """Document of nested tables, with the origin of each key, and the problems found so far.
 
-    `hook(type, value, file)` makes values of types that msgspec does not know, as its `dec_hook` does. `belongs(key)`
-    is a hint naming the tables that a key belongs in, "" for none.
+    `hook(type, value, file)` makes values of types unknown to msgspec, like msgspec's `dec_hook`. `belongs(key)`
+    returns a hint that names the right tables for a misplaced key, or "".
     """
 
     def __init__(self, hook: Callable[[type, Any, str], Any], belongs: Callable[[str], str] = lambda key: "") -> None:
@@ -61,38 +61,38 @@ class Tables:
         self._belongs = belongs
 
     def merge(self, table: dict[str, Any], file: str) -> None:
-        """Lay the content of one more file over what is there: tables are merged, anything else replaces."""
+        """Merge the content of another file: tables are merged, other values replaced."""
         self.origins[()] = file
         self._merge(self.root, table, (), file)
 
     def keys(self, place: Place) -> list[str]:
-        """The keys of the table at a place; none where there is no table."""
+        """Return the keys of the table at a place; [] without a table."""
         found = self.get(place)
         return list(found) if isinstance(found, dict) else []
 
     def get(self, place: Place) -> Any:
-        """The plain value at a place, None where there is none."""
+        """Return the plain value at a place, or None."""
         found: Any = self.root
         for key in place:
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
     def origin(self, place: Place) -> str:
-        """The file that said what is at a place, or last touched the table it would be in."""
+        """Return the file that set the value at a place, or that last changed the nearest table around the place."""
         while place not in self.origins and place:
             place = place[:-1]
         return self.origins.get(place, "")
 
     def refuse(self, place: Place, found: str, allowed: str, hint: str = "", *, item: str = "") -> None:
-        """Note a problem; `item` is the part of an array it is about, as "[2]"."""
+        """Record a problem; `item` is the part of an array concerned, such as "[2]"."""
         self.problems.append(Problem(self.origin(place), dotted(place) + item, found, allowed, hint))
 
     def blame(self, place: Place, error: Exception, allowed: str) -> None:
-        """Note as a problem what somebody raised over the values at a place."""
+        """Record an exception raised for the values at a place as a problem."""
         self.refuse(place, str(getattr(error, "message", error)), allowed, str(getattr(error, "hint", "")))
 
     def refuse_strangers(self, place: Place, known: Collection[str]) -> None:
-        """Note every key of the table at a place that is not one of `known`."""
+        """Record every key of the table at a place that is not in `known`."""
         for key in self.keys(place):
             if key not in known:
                 elsewhere = self._belongs(key) if place else ""
@@ -100,9 +100,10 @@ class Tables:
                 self.refuse((*place, key), "an unknown key", listed(known), hint)
 
     def struct(self, place: Place, kind: type[S], *, beside: Collection[str] = ()) -> S | None:
-        """The table at a place as a struct, from its defaults where there is no such table.
+        """Return the table at a place as a struct; without a table, the defaults.
 
-        `beside` are keys in it that belong to something else. None if anything is wrong with it; that is noted.
+        `beside` holds keys in the table that are read elsewhere. If the table has problems, record them and return
+        None.
         """
         before = len(self.problems)
         found = self.get(place)
@@ -118,13 +119,13 @@ class Tables:
             if key in found:
                 values[field.name] = self._value((*place, key), found[key], field.type)
             elif field.required:
-                self.refuse((*place, key), "nothing", _words(inspect.type_info(field.type)), "this key is needed")
+                self.refuse((*place, key), "nothing", _words(inspect.type_info(field.type)), "add this key")
         return self._make(place, kind, values) if len(self.problems) == before else None
 
     def _make(self, place: Place, kind: type[S], values: dict[str, Any]) -> S | None:
         try:
             return kind(**values)
-        except Exception as error:  # what a plug-in's own checks raise as it is made
+        except Exception as error:  # from a plug-in's own checks at construction
             self.blame(place, error, "values that fit together")
             return None
 
@@ -176,12 +177,12 @@ class Tables:
 
 
 def secret(kind: Any) -> bool:
-    """Whether a field's type is annotated with `SECRET`, anywhere in it."""
+    """Return whether a field's type is annotated with `SECRET` at any depth."""
     return any(isinstance(part, inspect.Metadata) and (part.extra or {}).get("secret") for part in _parts(kind))
 
 
 def plain(struct: msgspec.Struct) -> dict[str, Any]:
-    """A struct as a table for people: fields that are None left out, secrets masked."""
+    """Return a struct as a table for people: None fields omitted, secrets masked."""
     values = {}
     for field in msgspec.structs.fields(type(struct)):
         value = getattr(struct, field.name)
@@ -191,7 +192,7 @@ def plain(struct: msgspec.Struct) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as it would stand in a TOML file, short, and without what may be secret in a URL."""
+    """Return a value as in a TOML file, shortened, without possible secrets in URLs."""
     match value:
         case dict():
             return "a table"
@@ -206,17 +207,17 @@ def shown(value: Any) -> str:
 
 
 def dotted(place: Place) -> str:
-    """A place as TOML writes it: pipelines.motion.source."""
+    """Return a place in TOML notation: pipelines.motion.source."""
     return ".".join(key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _short(json.dumps(key)) for key in place)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a row, as "a", "b" and so on."""
+    """Return names as a list: "a", "b" and so on."""
     return ", ".join(json.dumps(name) for name in sorted(names)) or "nothing"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint naming what a mistyped word resembles, empty where it resembles nothing."""
+    """Return a hint with the name that a mistyped word resembles, or ""."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {json.dumps(close[0])}?" if close else ""
 
@@ -224,11 +225,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def _secret_hint(key: str, known: Collection[str]) -> str:
     if f"{key}_file" not in known:
         return ""
-    return f"keep it out of the configuration: write it to a file of its own and name that in {key}_file"
+    return f"write the secret to a file of its own, and name this file in {key}_file"
 
 
 def _unsound(value: Any, depth: int) -> tuple[str, str] | None:
-    """What is wrong with a value that TOML allows and nothing of ours can take, and what is allowed."""
+    """Return the fault of a value that TOML permits but edged does not, and the allowed values; None if sound."""
     match value:
         case float() if not math.isfinite(value):
             return str(value), "a finite number"
@@ -276,7 +277,7 @@ def _parts(kind: Any) -> Iterable[inspect.Type]:
 
 
 def _bare(info: inspect.Type) -> inspect.Type:
-    """A type without its annotations and without None."""
+    """Return a type without annotations and without None."""
     while isinstance(info, inspect.Metadata):
         info = info.type
     if isinstance(info, inspect.UnionType):
@@ -295,7 +296,7 @@ def _choices(info: inspect.Type) -> list[str]:
 
 
 def _words(info: inspect.Type) -> str:
-    """What a type allows, in words."""
+    """Return the values allowed by a type in words."""
     match info:
         case inspect.Metadata():
             return (info.extra_json_schema or {}).get("description") or _words(info.type)
@@ -310,7 +311,7 @@ def _words(info: inspect.Type) -> str:
         case inspect.FloatType():
             return "a number" + _bounds(info)
         case inspect.StrType():
-            return "text" + _length(info, "characters") + (f" that matches {info.pattern}" if info.pattern else "")
+            return "text" + _length(info, "characters") + (f" matching {info.pattern}" if info.pattern else "")
         case inspect.ListType() | inspect.VarTupleType() | inspect.SetType() | inspect.FrozenSetType():
             return f"an array{_length(info, 'items')}, each {_words(info.item_type)}"
         case inspect.TupleType():

@@ -1,8 +1,8 @@
-"""Between real values and what a tensor stores: real = scale * (stored - zero_point).
+"""Quantisation: conversion between real values and stored values, real = scale * (stored - zero_point).
 
-Quantising rounds half to even and saturates: what lies beyond the range of the dtype, the infinities too, becomes
-its bound. NaN becomes the zero point, so that no cast is left undefined; sources refuse NaN long before. Integers
-without a scale are quantised as with scale 1 and zero point 0. Floats are stored as they are.
+Quantisation rounds half to even and saturates: values beyond the range of the dtype, including infinities, become the
+nearest bound. NaN becomes the zero point, so that no cast is undefined; sources refuse NaN long before. Integers
+without a scale are quantised as with scale 1 and zero point 0. Floats are stored unchanged.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from edged.core.manifest import Golden
 from edged.core.types import TensorSpec
 
 Encode = Callable[[NDArray[Any]], NDArray[Any]]
-"""Values in, a tensor ready for the runner out. It may share memory with the values or with the call before."""
+"""Function from values to a tensor for the runner. The result may share memory with the values or the last result."""
 
 
 def quantiser(
     spec: TensorSpec, shape: tuple[int, ...], mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
 ) -> Encode:
-    """What turns real values of this shape into the tensor.
+    """Return a function from real values of this shape to the tensor.
 
-    `mean` and `std`, one for all or one per element of the last axis, are normalised by on the way, which costs one
-    multiplication for both. The values may be float32, or integers as a sensor gives them.
+    The function also normalises by `mean` and `std`, one number for all or one per element of the last axis, at the
+    cost of a single multiplication. The values may be float32, or integers from a sensor.
     """
     centre = _constant(mean, shape) if any(mean) else None
     if spec.dtype == "bool":
@@ -38,7 +38,7 @@ def quantiser(
 
 
 def lookup(spec: TensorSpec, table: NDArray[Any]) -> Encode:
-    """What turns uint8 values into a tensor of one byte per element by a table of its 256 stored values."""
+    """Return a function from uint8 values to a tensor of one byte per element, by a table of the 256 stored values."""
     codes = table.view(np.uint8)
     numbers = np.arange(256, dtype=np.uint8)
     if np.array_equal(codes, numbers):
@@ -48,14 +48,14 @@ def lookup(spec: TensorSpec, table: NDArray[Any]) -> Encode:
     translation = codes.tobytes()
 
     def look_up(pixels: NDArray[Any]) -> NDArray[Any]:
-        # Indexing the table takes half as long again at best: it makes a 64-bit index of every pixel first.
+        # Indexing by the table takes at least 1.5 times as long, since numpy first makes 64-bit indices.
         return np.frombuffer(pixels.tobytes().translate(translation), spec.numpy_dtype).reshape(spec.shape)
 
     return look_up
 
 
 def dequantise(spec: TensorSpec, stored: NDArray[Any]) -> NDArray[np.float32]:
-    """The real values, in a new float32 array of the same shape."""
+    """Return the real values as a new float32 array of the same shape."""
     if not spec.scale:
         return stored.astype(np.float32)
     real: NDArray[np.float32] = np.subtract(stored, spec.zero_point, dtype=np.float32)
@@ -63,26 +63,26 @@ def dequantise(spec: TensorSpec, stored: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def at_rest(spec: TensorSpec) -> NDArray[Any]:
-    """The tensor with real 0 everywhere."""
+    """Return the tensor filled with real 0."""
     return np.full(spec.shape, spec.zero_point if spec.scale else 0, spec.numpy_dtype)
 
 
 def difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """How far the worst element is off, as stored: in quantisation steps, where the tensor is quantised."""
+    """Return the largest difference of an element as stored: in quantisation steps if the tensor is quantised."""
     return float(np.max(np.abs(got.astype(np.float64) - expected.astype(np.float64))))
 
 
 def decides_otherwise(got: NDArray[Any], expected: NDArray[Any]) -> bool:
-    """Whether the greatest element is another; of equals in the golden output any will do."""
+    """Return whether the greatest element differs; any of several greatest elements of `expected` will do."""
     return bool(expected.item(got.argmax()) != expected.max())
 
 
 def disagreement(
     spec: TensorSpec, got: NDArray[Any], expected: NDArray[Any], golden: Golden, *, decides: bool = False
 ) -> str:
-    """How one output, as stored, differs from the golden one, in words; "" when they agree.
+    """Return the difference between a stored output and the golden output in words, or "" if they agree.
 
-    `decides` says that the greatest element is what the model decides: then it must be the same one.
+    `decides` means that the greatest element is the model's decision, which must then be the same.
     """
     if got.shape != expected.shape:
         return f"the output {spec.name!r} has the shape {list(got.shape)}, not {list(expected.shape)}"
@@ -94,7 +94,7 @@ def disagreement(
 
 
 def _constant(values: Sequence[float] | NDArray[np.float64], shape: tuple[int, ...]) -> Any:
-    """A scalar, or an array of the full shape: broadcasting a short last axis makes numpy's loops short and slow."""
+    """Return a scalar or an array of full shape: broadcasting a short last axis makes numpy's loops short and slow."""
     if len(values) == 1:
         return np.array(values[0], dtype=np.float32)
     return np.ascontiguousarray(np.broadcast_to(np.asarray(values, dtype=np.float32), shape))
@@ -105,7 +105,7 @@ def _float_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, diviso
         return lambda real: real.astype(spec.numpy_dtype, copy=False).reshape(spec.shape)
     stored = np.empty(spec.shape, spec.numpy_dtype)
     out = stored.reshape(shape)
-    # float16 holds the normalised values, and not always those on the way: 101,325 Pa would be infinite.
+    # float16 holds the normalised values, but not always the intermediate values: 101,325 Pa would be infinite.
     work = out if spec.numpy_dtype.itemsize >= 4 else np.empty(shape, np.float32)
     factor = _constant(1.0 / divisor, shape)
 
@@ -121,7 +121,7 @@ def _float_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, diviso
 def _integer_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, divisor: NDArray[np.float64]) -> Encode:
     stored = np.empty(spec.shape, spec.numpy_dtype)
     out = stored.reshape(shape)
-    # The bounds must be exact: float32 holds every integer of up to 16 bits, float64 those of 32.
+    # The bounds must be exact: float32 holds every integer of up to 16 bits, float64 every integer of up to 32.
     work = np.empty(shape, np.float32 if spec.numpy_dtype.itemsize <= 2 else np.float64)
     factor = _constant(1.0 / divisor, shape)
     zero = np.array(spec.zero_point if spec.scale else 0, dtype=work.dtype)
@@ -135,7 +135,7 @@ def _integer_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, divi
         np.rint(work, out=work)
         if shifted:
             np.add(work, zero, out=work)
-        # To look at both ends costs half of what clipping does; NaN is found here too, being less than nothing.
+        # A look at both ends costs half as much as clipping; argmin also finds NaN, which fails the comparison.
         if not (low <= work.item(work.argmin()) and work.item(work.argmax()) <= high):
             _saturate(work, low, high, zero)
         out[...] = work
@@ -145,7 +145,7 @@ def _integer_encoder(spec: TensorSpec, shape: tuple[int, ...], centre: Any, divi
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """The least and greatest floats whose cast is defined: a float64 cannot hold the last 64-bit integers."""
+    """Return the least and greatest float with a defined cast: float64 cannot hold the greatest 64-bit integers."""
     limits = np.iinfo(dtype)
     high = float(limits.max)
     return float(limits.min), high if int(high) <= limits.max else float(np.nextafter(high, 0.0))
@@ -168,17 +168,17 @@ def _sign_flipper(spec: TensorSpec) -> Encode:
 
 
 def _symptom(got: NDArray[Any]) -> str:
-    """What broken runtimes do to an output as a whole."""
+    """Return a typical symptom of a broken runtime in the whole output, or ""."""
     if not np.isfinite(got).all():
-        return "has NaN or infinities in it"
+        return "has NaN or infinities"
     if not got.any():
-        return "is all zeros, as if nothing had been written"
+        return "is all zeros, as if the runtime had written no result"
     if got.size > 1 and np.all(got == got.flat[0]):
-        return f"is the same everywhere ({got.flat[0]})"
+        return f"has the same value everywhere ({got.flat[0]})"
     return ""
 
 
 def _distance(off: float, tolerance: float, unit: str, got: NDArray[Any], expected: NDArray[Any]) -> str:
     if off > tolerance:
-        return f"is off by {off:g} {unit}, where {tolerance:g} are allowed"
+        return f"is off by {off:g} {unit}, and {tolerance:g} are allowed"
     return f"decides for element {got.argmax()}, not {expected.argmax()}"

@@ -1,11 +1,11 @@
-"""Reads the structure of a .tflite file without a runtime, and believes none of it.
+"""Reader of the structure of a .tflite file without a runtime, safe against damaged and hostile files.
 
-A .tflite is a FlatBuffer: tables that point at one another by offsets, any of which may lie in a damaged or hostile
-file. So every read is held against the end of the file, and all reads together against a budget, because offsets may
-also make a small file look endless, or one long name be that of thousands. What passes is whole: no table, vector or
-weight lies outside. That it computes what was trained only its digest and its golden samples can tell.
+A .tflite file is a FlatBuffer: tables that refer to each other by offsets, which may be damaged or forged. Every read
+is therefore checked against the end of the file. All reads together are limited by a budget, since offsets may also
+make a small file look endless, or give one long name to thousands of tables. An accepted file is complete: every table,
+vector and weight lies within the file. Only the digest and the golden samples prove that the weights are correct.
 
-The layout is TFLite's schema (version 3, identifier TFL3) and, for the metadata buffer, its metadata schema (M001).
+The layout is TFLite's schema (version 3, identifier TFL3) and, for the metadata buffer, the metadata schema (M001).
 Field numbers below are positions in those schemas. Label files are in a zip archive appended to the file.
 """
 
@@ -28,20 +28,20 @@ MAX_TEXT_BYTES = 1 << 16
 MAX_ARCHIVE_BYTES = 4 << 20
 MAX_LABELS = 100_000
 _TEXT_PART = 64
-"""So many bytes of text cost as much as a table."""
+"""Number of bytes of text at the cost of a table."""
 _ARCHIVE_WORK = 20_000
-"""What it costs to look into the archive, which takes far longer than to look at a table."""
+"""Cost of opening the archive, which takes far longer than reading a table."""
 
 _AGAIN = "fetch or convert the model again"
 
 
 @dataclass(frozen=True)
 class TensorMetadata:
-    """What the metadata say of one input or output; empty or None where they say nothing.
+    """Metadata of one input or output; absent parts are empty or None.
 
     `mean` and `std` are the normalisation (x - mean) / std, `low` and `high` the range of values seen, `threshold`
     the least score that counts, `labels` the names of the elements along the last axis. `content` is "image", "audio"
-    or "" for anything else; audio has a `sample_rate`, 0 where none is stated, and a number of `channels`.
+    or "" for other content; audio has a `sample_rate`, 0 if unstated, and a number of `channels`.
     """
 
     name: str = ""
@@ -58,7 +58,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class Signature:
-    """A named way into the model: the names of its inputs and outputs, and the subgraph it runs."""
+    """Named entry point of a model: names of the inputs and outputs, and index of the subgraph."""
 
     name: str
     subgraph: int
@@ -68,13 +68,13 @@ class Signature:
 
 @dataclass(frozen=True)
 class TfliteFile:
-    """What is in a .tflite file.
+    """Content of a .tflite file.
 
-    `inputs` and `outputs` are those of the first subgraph, whose number of nodes is `nodes`. `ops` are the names of
-    all operations used, `custom_ops` those of them that no schema knows. `input_metadata` and `output_metadata` are
-    as long as `inputs` and `outputs`, or empty where the file carries no metadata. `dynamic` has for each input its
-    axes whose size is open. `last_ops` has for each output the operation that computes it, those passed over that only
-    change shape or storage; "" where nothing does.
+    `inputs`, `outputs` and the number of `nodes` belong to the first subgraph. `ops` are the names of all operations,
+    `custom_ops` the operations outside the schema. `input_metadata` and `output_metadata` are as long as `inputs` and
+    `outputs`, or empty if the file has no metadata. `dynamic` holds the axes of open size of each input. `last_ops`
+    holds the operation that computes each output, "" if unknown; operations that only change shape or storage are
+    skipped.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -90,33 +90,33 @@ class TfliteFile:
 
     @property
     def remembers(self) -> bool:
-        """Whether it keeps resource variables from one run to the next."""
+        """Return whether the model keeps resource variables from one run to the next."""
         return "VAR_HANDLE" in self.ops
 
     @property
     def compiled_for(self) -> str | None:
-        """The kind of delegate that alone can run it, None if it is for any processor."""
+        """Return the kind of delegate that the file is compiled for, or None if it runs on a CPU."""
         return next((_COMPILED[op] for op in self.custom_ops if op in _COMPILED), None)
 
     @property
     def obstacle(self) -> tuple[str, str] | None:
-        """The reason why no CPU can run it, and the remedy; None where there is none to be seen in the file."""
+        """Return the reason why no CPU can run the file, with the remedy, or None if none is apparent."""
         if self.compiled_for:
             return (
                 f"is compiled for {_ACCELERATORS[self.compiled_for]} and does not run on a CPU",
-                "use the model it was compiled from; this one can be a variant of that: edgectl pack --variant",
+                "use the original model; add the compiled file as a variant: edgectl pack --variant",
             )
         for op in self.custom_ops:
             if op.startswith("Flex"):
                 return (
                     f"needs the TensorFlow op {op[4:]}, which no TFLite runtime has",
-                    "convert it again with TFLITE_BUILTINS as the only supported ops",
+                    "convert the model again with TFLITE_BUILTINS as the only supported ops",
                 )
         return None
 
     @property
     def strange_ops(self) -> tuple[str, ...]:
-        """The custom ops that TFLite's own runtimes do not bring along."""
+        """Return the custom ops that TFLite's own runtimes lack."""
         return tuple(op for op in self.custom_ops if op not in _KNOWN_CUSTOM_OPS)
 
 
@@ -124,7 +124,7 @@ def inspect(data: bytes | memoryview) -> TfliteFile:
     """Read and verify a .tflite file.
 
     Raises:
-        BundleError: it is not a TFLite file, or is truncated or damaged.
+        BundleError: `data` is not a TFLite file, or is truncated or damaged.
     """
     reader = _Reader(memoryview(data).cast("B"))
     if reader.identifier() != b"TFL3":
@@ -134,7 +134,7 @@ def inspect(data: bytes | memoryview) -> TfliteFile:
     codes = [_read_op_name(code) for code in model.tables(1)]
     subgraphs = [_read_subgraph(subgraph, codes, len(buffers)) for subgraph in model.tables(2)]
     if not subgraphs:
-        raise BundleError("damaged TFLite file: it has no subgraph", hint=_AGAIN)
+        raise BundleError("damaged TFLite file: no subgraph", hint=_AGAIN)
     main = subgraphs[0]
     ops = {op for subgraph in subgraphs for op in subgraph.ops}
     metadata = _find_metadata(reader, model, buffers)
@@ -175,13 +175,13 @@ class _Subgraph:
 
 
 def _read_buffer(reader: _Reader, buffer: _Table) -> memoryview:
-    """The data of a buffer, which in models over 2 GB lie behind the tables."""
+    """Return the data of a buffer; in models over 2 GB they lie behind the tables."""
     offset, size = buffer.number(1, "Q"), buffer.number(2, "Q")
     return reader.bytes_at(offset, size) if offset > 1 else buffer.data(0)
 
 
 def _read_op_name(code: _Table) -> _Op:
-    # Codes above 127 came later, in a wider field; the older field then says 127.
+    # Newer codes, above 127, are in a wider field; the older field then holds 127.
     builtin = max(code.number(0, "b"), code.number(3, "i"))
     if builtin == _CUSTOM:
         return _Op(code.text(1), custom=True)
@@ -213,12 +213,12 @@ def _read_subgraph(subgraph: _Table, codes: list[_Op], buffers: int) -> _Subgrap
 
 
 def _open_axes(tensor: _Table) -> tuple[int, ...]:
-    """The axes of which the shape's signature leaves the size open."""
+    """Return the axes whose size is open in the shape's signature."""
     return tuple(axis for axis, size in enumerate(tensor.numbers(7, "i")) if size == -1)
 
 
 def _last_op(makers: dict[int, tuple[str, int]], tensor: int) -> str:
-    """The operation behind a tensor, behind a few of those that are passed over."""
+    """Return the operation that computes a tensor, skipping a limited number of _PASSING operations."""
     for _ in range(_MAX_PASSING + 1):
         name, tensor = makers.get(tensor, ("", -1))
         if name not in _PASSING:
@@ -233,10 +233,10 @@ def _verify_tensor(tensor: _Table, buffers: int) -> None:
 
 
 def _verify_operator(operator: _Table, tensors: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tensors that an operator takes and those that it makes."""
+    """Return the input tensors and the output tensors of an operator."""
     given, made = operator.numbers(1, "i"), operator.numbers(2, "i")
     for index in (*given, *made):
-        if index != -1:  # an optional input left out
+        if index != -1:  # -1: an omitted optional input
             _index(index, tensors, "tensor")
     operator.table(4)
     operator.data(5)
@@ -248,7 +248,7 @@ def _read_spec(tensor: _Table) -> TensorSpec:
     quantisation = tensor.table(4)
     if quantisation is not None:
         scales, zero_points = quantisation.numbers(2, "f"), quantisation.numbers(3, "q")
-        if len(scales) == 1:  # more belong to the channels of a weight, which nobody feeds or reads
+        if len(scales) == 1:  # several scales belong to the channels of a weight, not to an input or output
             scale, zero_point = scales[0], zero_points[0] if zero_points else 0
     return TensorSpec(
         name=tensor.text(3),
@@ -278,7 +278,7 @@ def _index(index: int, count: int, what: str) -> int:
 
 
 def _find_metadata(reader: _Reader, model: _Table, buffers: list[memoryview]) -> _Table | None:
-    """The metadata of the first subgraph."""
+    """Return the metadata of the first subgraph."""
     for entry in model.tables(6):
         if entry.text(0) != "TFLITE_METADATA":
             continue
@@ -315,7 +315,7 @@ def _read_tensor_metadata(reader: _Reader, tensor: _Table) -> TensorMetadata:
 
 
 def _content(tensor: _Table) -> tuple[str, int, int]:
-    """What kind of content a tensor has, and the sample rate and number of channels of audio."""
+    """Return the kind of content of a tensor, and the sample rate and number of channels of audio."""
     content = tensor.table(3)
     kind = "" if content is None else _CONTENTS.get(content.number(0, "B"), "")
     audio = content.table(1) if content is not None and kind == "audio" else None
@@ -337,13 +337,13 @@ def _finite(table: _Table | None, slot: int) -> tuple[float, ...]:
 
 
 def _read_labels(reader: _Reader, tensor: _Table) -> tuple[str, ...]:
-    """The lines of the first file that names the elements of the last axis."""
+    """Return the lines of the first file that names the elements of the last axis."""
     for file in tensor.tables(6):
         if file.number(2, "b") == _AXIS_LABELS:
             reader.budget.spend(_ARCHIVE_WORK)
             labels = _lines(_read_archived(reader.data, file.text(0)))
             if len(labels) > MAX_LABELS:
-                raise _damaged(f"there are {len(labels)} labels, at most {MAX_LABELS} are allowed")
+                raise _damaged(f"{len(labels)} labels, at most {MAX_LABELS} are allowed")
             return tuple(label.strip() for label in labels)
     return ()
 
@@ -356,14 +356,14 @@ def _lines(text: bytes) -> list[str]:
 
 
 def _read_archived(data: memoryview, name: str) -> bytes:
-    """A file from the zip archive at the end; it is in the last 4 MB, or not at all."""
+    """Return a file from the zip archive in the last 4 MB of the data."""
     try:
         with zipfile.ZipFile(io.BytesIO(data[-MAX_ARCHIVE_BYTES:])) as archive:
             entry = archive.getinfo(name)
             if entry.file_size > MAX_ARCHIVE_BYTES or entry.compress_type not in (0, zipfile.ZIP_DEFLATED):
-                raise _damaged(f"the associated file {name!r} is too big or packed in an unusual way")
+                raise _damaged(f"the associated file {name!r} is too big or packed by an unsupported method")
             with archive.open(entry) as file:
-                return file.read(entry.file_size)  # no more than it says: to read all of it would unpack a bomb first
+                return file.read(entry.file_size)  # read() without a limit would first unpack a zip bomb
     except KeyError:
         raise _damaged(f"the associated file {name!r} is missing") from None
     except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError, OSError, struct.error) as error:
@@ -374,7 +374,7 @@ def _read_archived(data: memoryview, name: str) -> bytes:
 
 
 class _Budget:
-    """How many more tables, numbers and pieces of text may be looked at."""
+    """Number of tables, numbers and pieces of text that may still be read."""
 
     def __init__(self) -> None:
         self._left = MAX_WORK
@@ -386,7 +386,7 @@ class _Budget:
 
 
 class _Reader:
-    """Reads inside the bounds of the data."""
+    """Reader within the bounds of the data."""
 
     def __init__(self, data: memoryview, budget: _Budget | None = None) -> None:
         self.data = data
@@ -407,7 +407,7 @@ class _Reader:
         return self.data[position : position + count]
 
     def follow(self, position: int) -> int:
-        """Where the offset at `position` points; offsets only ever point forwards."""
+        """Return the target of the offset at `position`; offsets point forwards only."""
         return position + int(self.number(position, "I"))
 
     def identifier(self) -> bytes:
@@ -418,11 +418,11 @@ class _Reader:
 
     def _hold(self, position: int, size: int) -> None:
         if position < 0 or position + size > len(self.data):
-            raise _damaged(f"it ends at byte {len(self.data)}, and byte {position + size} is needed")
+            raise _damaged(f"the data end at byte {len(self.data)}, but byte {position + size} is needed")
 
 
 class _Table:
-    """A table: fields by their number in the schema, each of which may be absent."""
+    """Table with fields by number in the schema, any of which may be absent."""
 
     def __init__(self, reader: _Reader, position: int) -> None:
         reader.budget.spend(1)
@@ -443,7 +443,7 @@ class _Table:
         return self._reader.numbers(start, code, count) if count else ()
 
     def data(self, slot: int) -> memoryview:
-        """A vector of bytes; of a string, its bytes."""
+        """Return a vector of bytes, or the bytes of a string."""
         start, count = self._vector(slot)
         return self._reader.bytes_at(start, count)
 
@@ -468,13 +468,13 @@ class _Table:
             yield _Table(self._reader, self._reader.follow(at))
 
     def _field(self, slot: int) -> int:
-        """Where the field is, 0 if it is absent."""
+        """Return the position of a field, 0 if absent."""
         if slot >= len(self._fields) or self._fields[slot] == 0:
             return 0
         return self._position + int(self._fields[slot])
 
     def _vector(self, slot: int) -> tuple[int, int]:
-        """Where the first element of a vector is and how many there are."""
+        """Return the position of the first element of a vector, and the number of elements."""
         at = self._field(slot)
         if not at:
             return 0, 0
@@ -491,7 +491,7 @@ uint16 int4 bfloat16 int2 uint4
 _TYPES = dict(enumerate(_TYPE_NAMES.split()))
 
 _COMPILED = {"edgetpu-custom-op": "edgetpu", "ethos-u": "ethosu", "NeutronGraph": "neutron"}
-"""What compilers for accelerators put in place of the operations they take."""
+"""Operations that compilers for accelerators put in place of the compiled operations."""
 _KNOWN_CUSTOM_OPS = {
     "AudioSpectrogram",
     "Convolution2DTransposeBias",
@@ -505,7 +505,7 @@ _ACCELERATORS = {"edgetpu": "the Edge TPU", "ethosu": "an Arm Ethos-U", "neutron
 
 _MAX_PASSING = 8
 _PASSING = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-"""Operations that change the shape of a tensor or how it is stored, and not what it means."""
+"""Operations that change the shape or the storage of a tensor, but not the meaning."""
 
 _CONTENTS = {2: "image", 4: "audio"}
 _AXIS_LABELS = 2

@@ -69,7 +69,7 @@ def test_what_computes_the_same_agrees(tmp_path, accelerators):
     [
         ({"wrong": "zeros"}, "disagrees", "16 of 16 samples: the output 'y' is all zeros"),
         ({"wrong": "nan"}, "disagrees", "has NaN or infinities"),
-        ({"wrong": "constant"}, "disagrees", "is the same everywhere"),
+        ({"wrong": "constant"}, "disagrees", "has the same value everywhere"),
         ({"wrong": "step"}, "disagrees", "is off by 1 absolute"),
         ({"fail": "create"}, "fails", "refuses to work"),
         ({"fail": "invoke"}, "fails", "invoke failed, as told"),

@@ -315,7 +315,7 @@ def test_every_error_is_told_at_once(write: Write) -> None:
         ("[sources.x]", ("sources.x.kind", "nothing", "")),
         ("[sources.x]\nkind = 3", ("sources.x.kind", "3", "")),
         ("[sources.x]\nkind = 'gage'", ("sources.x.kind", '"gage"', 'did you mean "gauge"?')),
-        ("[sources.x]\nkind = 'gauge'", ("sources.x.port", "nothing", "this key is needed")),
+        ("[sources.x]\nkind = 'gauge'", ("sources.x.port", "nothing", "add this key")),
         (
             "[sources.x]\nkind = 'gauge'\nport = 'a'\nprot = 'b'",
             ("sources.x.prot", "an unknown key", 'did you mean "port"?'),
@@ -366,9 +366,9 @@ def test_every_error_is_told_at_once(write: Write) -> None:
         ),
         ("[delegates.cpu]\nkind = 'edgetpu'", ("delegates.cpu", 'the name "cpu"', "")),
         ("[delegates.edgtpu]", ("delegates.edgtpu.kind", "nothing", 'did you mean "edgetpu"?')),
-        ("[delegates.mine]", ("delegates.mine.kind", "nothing", "this key is needed")),
+        ("[delegates.mine]", ("delegates.mine.kind", "nothing", "add this key")),
         ("[delegates.mine]\nkind = 'edgetp'", ("delegates.mine.kind", '"edgetp"', 'did you mean "edgetpu"?')),
-        ("[delegates.mine]\nkind = 'external'", ("delegates.mine.library", "nothing", "this key is needed")),
+        ("[delegates.mine]\nkind = 'external'", ("delegates.mine.library", "nothing", "add this key")),
         (
             "[delegates.mine]\nkind = 'external'\nlibrary = 'libmine.so'\ndevice = 'npu0'",
             ("delegates.mine.device", '"npu0"', ""),
@@ -381,7 +381,7 @@ def test_every_error_is_told_at_once(write: Write) -> None:
         ('[delegates.teflon]\noptions.a = "\\u0000"', ("delegates.teflon.options.a", '"\\u0000"', "")),
         ("[accelerators]\ndeadlin = 1.0", ("accelerators.deadlin", "an unknown key", 'did you mean "deadline"?')),
         ("[sinks.x]", ("sinks.x.kind", "nothing", "")),
-        ("[pipelines.p]\nmodel = 'm'", ("pipelines.p.source", "nothing", "this key is needed")),
+        ("[pipelines.p]\nmodel = 'm'", ("pipelines.p.source", "nothing", "add this key")),
         ("[log]\nlevel = 'inof'", ("log.level", '"inof"', 'did you mean "info"?')),
         ("[metrics]\nport = 70000", ("metrics.port", "70000", "")),
         ("[mqtt]\nport = 1e999", ("mqtt.port", "inf", "")),
@@ -412,7 +412,7 @@ def test_a_source_with_errors_is_there_all_the_same(write: Write) -> None:
 def test_a_password_is_kept_out_of_the_file_and_out_of_the_message(write: Write) -> None:
     with pytest.raises(ConfigErrors) as caught:
         load(write("[mqtt]\npassword = 'hunter2'"))
-    assert caught.value.problems[0].hint.endswith("name that in password_file")
+    assert caught.value.problems[0].hint.endswith("name this file in password_file")
     assert "hunter2" not in str(caught.value)
 
 

@@ -67,15 +67,15 @@ def test_a_csv_of_one_column_has_a_header_whatever_its_length():
     ("text", "scores", "message", "hint"),
     [
         ("cat\ndog\n", 3, "labels.txt has 2 labels, and the model 3 scores: line 2", "background class at 0"),
-        ("Animals\ncat\ndog\n", 2, "labels.txt has 3 labels, and the model 2 scores", "line 1, 'Animals', a heading"),
+        ("Animals\ncat\ndog\n", 2, "labels.txt has 3 labels, and the model 2 scores", "'Animals', is a heading"),
         ("a\nb\nc\nd\n", 2, "labels.txt has 4 labels, and the model 2 scores", "a label for each score"),
-        ("", 2, "labels.txt is empty", "a label a line"),
+        ("", 2, "labels.txt is empty", "a label per line"),
         ("cat\n" + "x" * 201, 2, "labels.txt, line 2: the label has 201 characters", "at most 200"),
         ("0  cat\n2  dog\n", 2, "labels.txt, line 2: the index is 2", "0 to 1"),
-        ("0: cat\n0: dog\n", 2, "labels.txt, line 2: the index 0 is that of line 1 too", "each index once"),
+        ("0: cat\n0: dog\n", 2, "labels.txt, line 2: the index 0 is also in line 1", "each index once"),
         ("id,name\n1,cat\n2,dog\n", 2, "labels.txt, line 3: the index is 2", "0 to 1"),
         ("id,name\nx,cat\n", 2, "labels.txt, line 2: 'x' is no index", "whole numbers from 0"),
-        ("id,name\n0,cat,1\n", 2, "labels.txt, line 2: there are 3 columns", "the header has 2"),
+        ("id,name\n0,cat,1\n", 2, "labels.txt, line 2: the line has 3 columns", "write 2 columns"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_names_file_and_line(text, scores, message, hint):
@@ -86,14 +86,13 @@ def test_what_is_wrong_names_file_and_line(text, scores, message, hint):
 
 
 def test_what_is_no_text_names_the_line():
-    with pytest.raises(ControlError, match=r"labels\.txt, line 2: this is not UTF-8 text"):
+    with pytest.raises(ControlError, match=r"labels\.txt, line 2: not UTF-8 text"):
         read(b"cat\n\xff\xfe", "labels.txt", 2)
 
 
 def test_what_was_made_of_a_file_is_said():
     assert read(b"cat\ndog", "x", 2).note == ""
     assert read(b"0 cat", "x", 2).note == (
-        "x: the numbers that its lines begin with are taken as the indices of the labels; "
-        "1 that it does not name are called class_N"
+        "x: numbers at the beginning of lines are taken as indices of the labels; missing labels, named class_N: 1"
     )
-    assert read(b"id,name\n0,cat\n1,dog", "x", 2).note == "x: the labels are its column 'name', their indices 'id'"
+    assert read(b"id,name\n0,cat\n1,dog", "x", 2).note == "x: labels from column 'name', indices from column 'id'"

@@ -337,8 +337,8 @@ def test_what_the_configuration_decides_replaces_what_the_manifest_says() -> Non
     [
         (Classify(), Decision(background=("silence",)), "names the label 'silence'"),
         (Classify(), Decision(thresholds={"d": 0.5}), "names the label 'd'"),
-        (Classify(), Decision(k=3, n=2), "wants 3 of the last 2 windows"),
-        (Regress(names=("x", "y", "z")), Decision(threshold=0.5), "decides nothing"),
+        (Classify(), Decision(k=3, n=2), "needs 3 of the last 2 windows"),
+        (Regress(names=("x", "y", "z")), Decision(threshold=0.5), "makes no decisions"),
         (Detect(decision=Decision(threshold=1.0)), Decision(thresholds={"a": 0.5}), "names the label 'a'"),
     ],
 )
@@ -360,6 +360,6 @@ def test_many_values_are_an_array() -> None:
 
 @pytest.mark.parametrize("decision", [Decision(), Decision(thresholds={"wake": 0.0}, threshold=0.5)])
 def test_a_single_label_without_a_threshold_is_refused_for_it_would_always_be_decided(decision: Decision) -> None:
-    with pytest.raises(ConfigError, match="no threshold for 'wake', which as the only label would always be decided"):
+    with pytest.raises(ConfigError, match="no threshold for the only label 'wake', which would therefore always be"):
         Decider(decision, ("wake",))
     Decider(Decision(thresholds={"wake": 0.5}), ("wake",))

@@ -128,7 +128,7 @@ def test_a_missing_key_is_found_to_be_nothing() -> None:
             "sensor.port",
             "nothing",
             "a whole number, at least 1 and at most 65535",
-            "this key is needed",
+            "add this key",
         )
     ]
 
@@ -167,7 +167,7 @@ def test_a_secret_key_that_has_a_file_instead_points_to_it() -> None:
     tables.merge({"sensor": {"pass": "hunter2"}}, "a.toml")
     tables.refuse_strangers(("sensor",), ["pass_file"])
     assert tables.problems[0].found == "an unknown key"
-    assert tables.problems[0].hint.endswith("name that in pass_file")
+    assert tables.problems[0].hint.endswith("name this file in pass_file")
 
 
 def test_plain_is_what_could_have_been_written() -> None:

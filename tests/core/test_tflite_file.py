@@ -147,7 +147,7 @@ def test_a_long_name_that_is_that_of_thousands_is_refused():
 
 def test_the_same_file_with_names_that_can_be_read():
     """It has no subgraph, which is looked for after them."""
-    with pytest.raises(BundleError, match="it has no subgraph"):
+    with pytest.raises(BundleError, match="no subgraph"):
         inspect(op_codes(100, b"x" * 60_000))
 
 
@@ -174,7 +174,9 @@ def with_archive(write) -> bytes:
         pytest.param(
             lambda archive: archive.writestr("labels.txt", bytes(5 << 20), zipfile.ZIP_DEFLATED), "too big", id="bomb"
         ),
-        pytest.param(lambda archive: archive.writestr("labels.txt", "red", zipfile.ZIP_BZIP2), "unusual", id="packed"),
+        pytest.param(
+            lambda archive: archive.writestr("labels.txt", "red", zipfile.ZIP_BZIP2), "unsupported method", id="packed"
+        ),
         pytest.param(lambda archive: archive.writestr("labels.txt", b"\xff\xfe"), "not UTF-8", id="not UTF-8"),
         pytest.param(lambda archive: archive.writestr("labels.txt", "a\n" * 100_001), "100001 labels", id="too many"),
     ],

@@ -108,7 +108,7 @@ def test_a_bare_file_and_what_has_to_be_said_of_it(capsys):
 
 def test_a_bare_file_that_no_cpu_runs(capsys):
     assert shown(DATA / "edgetpu.tflite", capsys)[-1].startswith(
-        "cannot run    it is compiled for the Edge TPU and does not run on a CPU (use the model it was compiled from"
+        "cannot run    it is compiled for the Edge TPU and does not run on a CPU (use the original model"
     )
 
 

@@ -578,7 +578,7 @@ def test_a_variant_with_a_signature_of_its_own(pack, tmp_path):
         ([DATA / "metadata.tflite", "--version", "1", "--golden", RECORDING], "c0"),
         (
             [DATA / "metadata.tflite", "--version", "1", "--labels", DATA / "float.tflite"],
-            "float.tflite, line 1: this is not UTF-8 text",
+            "float.tflite, line 1: not UTF-8 text",
         ),
         ([DATA / "metadata.tflite", "--version", "1", "--card", "absent.md"], "absent.md cannot be read: No such file"),
         ([DATA / "metadata.tflite", "--version", "1", "--manifest", DATA / "metadata.tflite"], "a part of one"),
@@ -588,7 +588,7 @@ def test_a_variant_with_a_signature_of_its_own(pack, tmp_path):
         ([DATA], "manifest.json cannot be read"),
         (
             [DATA / "metadata.tflite", "--version", "1", "--variant", "cpu"],
-            "'cpu' means something else wherever a delegate",
+            "'cpu' is reserved, and cannot name",
         ),
         (
             [DATA / "metadata.tflite", "--version", "1", "--variant", "Coral"],
@@ -616,7 +616,7 @@ def test_what_cannot_be_packed_is_told_with_the_remedy(pack, options, complaint)
         ({"inputs": [{}, {}]}, "the manifest has 2 inputs, and the model 1"),
         ({"colour": "red"}, "`colour`"),
         ({"golden": {"steps": -1}}, "golden: "),
-        ({"labels": ["one"]}, "there are 1 for 3 scores"),
+        ({"labels": ["one"]}, "1 labels for 3 scores"),
         ({"backend": "tpu"}, "there is no kind 'tpu'"),
         ({"variants": [{"name": "usb", "file": "x"}]}, "variants: "),
     ],

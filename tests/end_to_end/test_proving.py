@@ -77,7 +77,7 @@ def test_it_proves_and_tunes_what_it_serves(edged, edgectl):
     code, output = edgectl("tune", "--all", "--seconds", "0.1", "--json")
     assert code == exits.DONE
     steps = [json.loads(line) for line in output.splitlines()]
-    assert "is the same everywhere" in steps[-2]["measurement"]["failure"]
+    assert "has the same value everywhere" in steps[-2]["measurement"]["failure"]
     assert steps[-1]["why"].startswith("measured here: the CPU with ")
     assert Tunings(edged.state_dir / "tuning").read("colours").model == "colours"
 

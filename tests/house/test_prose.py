@@ -21,7 +21,6 @@ PENDING = {
     "edged/backends",
     "edged/config",
     "edged/control",
-    "edged/core",
     "edged/core/protocol.py",
     "edged/ctl",
     "edged/flow",

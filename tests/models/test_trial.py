@@ -204,9 +204,9 @@ def test_a_backend_that_raises_anything_is_unfit_and_its_traceback_is_kept(tmp_p
     ("running", "reason"),
     [
         ("y += 0.5", "golden sample 0: the output 'y' is off by 0.5"),
-        ("y[:] = np.nan", "golden sample 0: the output 'y' has NaN or infinities in it"),
-        ("y[:] = 0", "golden sample 0: the output 'y' is all zeros, as if nothing had been written"),
-        ("y[:] = 7", "golden sample 0: the output 'y' is the same everywhere (7.0)"),
+        ("y[:] = np.nan", "golden sample 0: the output 'y' has NaN or infinities"),
+        ("y[:] = 0", "golden sample 0: the output 'y' is all zeros, as if the runtime had written no result"),
+        ("y[:] = 7", "golden sample 0: the output 'y' has the same value everywhere (7.0)"),
         ("raise ModelError('the device went away', hint='plug it in')", "the device went away"),
     ],
 )
