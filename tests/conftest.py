@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The contract suites are no test modules themselves: without this a failure would not show what was compared.
+# Spools are no plug-ins, so their suite is no part of edged.testing. Without this a failure would not show its values.
 pytest.register_assert_rewrite("tests.contracts")
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])

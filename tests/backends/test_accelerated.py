@@ -21,9 +21,9 @@ from edged.api import Arrays, Backend, DeviceError, ModelError, Runner, TensorSp
 from edged.backends.accelerated import AcceleratedRunner, Accelerator
 from edged.backends.fake import FakeBackend, FakeRunner
 from edged.core.acceleration import LOADING, LOOK_EVERY, AcceleratorStatus, Rules
+from edged.testing.backend_contract import BackendContract
 from tests.backends.changes import changes
 from tests.backends.test_fake import write
-from tests.contracts.backend import BackendContract
 
 X = TensorSpec(name="x", shape=(1, 1), dtype="float32")
 Y = TensorSpec(name="y", shape=(1, 1), dtype="float32")

@@ -6,8 +6,8 @@ import pytest
 
 from edged.api import DeviceError, ModelError
 from edged.backends.tflite import DelegatedTflite, TfliteBackend
+from edged.testing.backend_contract import BackendContract
 from tests.bundles import DATA
-from tests.contracts.backend import BackendContract
 from tests.delegates import faulty
 from tests.real_models import real_model
 
@@ -25,8 +25,8 @@ class TestDelegatedContract(BackendContract):
     def model_file(self):
         return DATA / "float.tflite"
 
-    def test_it_is_made_from_a_table_and_refuses_unknown_keys(self, backend):
-        """It is made of what was found on the board, and no table makes it."""
+    def test_the_configuration_is_made_from_a_table_and_refuses_unknown_keys(self, backend):
+        """A delegate is found on the board; a table in the configuration cannot make one."""
         with pytest.raises(msgspec.ValidationError, match="`device`"):
             msgspec.convert({**msgspec.to_builtins(backend), "device": "usb:0"}, DelegatedTflite)
 

@@ -7,7 +7,7 @@ import pytest
 
 from edged.api import BundleError, ModelError, TensorSpec
 from edged.backends.fake import FakeBackend, FakeRunner
-from tests.contracts.backend import BackendContract
+from edged.testing.backend_contract import BackendContract
 
 X = TensorSpec(name="x", shape=(1, 2), dtype="int8")
 Y = TensorSpec(name="y", shape=(1, 3), dtype="float32")

@@ -25,7 +25,7 @@ from edged.backends.isolated import MAX_STDERR_BYTES, Host, IsolatedRunner, Lost
 from edged.backends.isolated_child import TURN
 from edged.backends.tflite import TfliteBackend
 from edged.system.child import ResourceLimits
-from tests.contracts.backend import BackendContract, ones
+from edged.testing.backend_contract import BackendContract, ones
 from tests.delegates import faulty
 
 DATA = Path(__file__).resolve().parents[1] / "data"

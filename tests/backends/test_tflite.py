@@ -8,7 +8,7 @@ import pytest
 
 from edged.api import BundleError, ModelError
 from edged.backends.tflite import TfliteBackend
-from tests.contracts.backend import BackendContract
+from edged.testing.backend_contract import BackendContract
 from tests.real_models import real_model
 
 DATA = Path(__file__).resolve().parents[1] / "data"

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "backends": RULES | {"api"},
     "sinks": RULES | {"api"},
     "plugins": RULES | {"api"},
+    "testing": RULES | {"api"},
     "updates": WINGS,
     "acceleration": WINGS,
     "config": WINGS,

@@ -79,6 +79,7 @@ def test_nothing_is_in_it_that_was_only_needed_to_make_it(package):
         "WebGpu",
         "vendors",
         "/tests/",
+        "/testing/",
     )
     assert [name for name in listing(package) if any(word in name for word in droppings)] == []
 

@@ -1,6 +1,8 @@
 """The wheel, installed as `pipx install` does: into an environment of its own, with no checkout in sight."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -32,10 +34,10 @@ def commands(built, tmp_path_factory):
     return venv / "bin"
 
 
-def run(command, *words, cwd):
+def run(command, *words, cwd, status=0):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EDGED"))}
     done = subprocess.run([command, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -50,6 +52,12 @@ def test_it_has_the_factory_models_and_the_sdist_also_what_made_them(built):
     assert models | trainers <= sdists
 
 
+def test_type_checkers_find_its_types(built):
+    wheel, _ = built
+    with ZipFile(wheel) as packed:
+        assert {"edged/py.typed", "edged/testing/source_contract.py"} <= set(packed.namelist())
+
+
 def test_its_commands_work(commands, tmp_path):
     assert run(commands / "edged", "--version", cwd=tmp_path) == f"edged {__version__}\n"
     assert run(commands / "edgectl", "version", cwd=tmp_path).startswith(f"edgectl         {__version__}\n")
@@ -60,3 +68,33 @@ def test_it_has_the_factory_models_with_it(commands, tmp_path):
     config.write_text((REPOSITORY / "packaging/debian/edged.toml").read_text())
     said = run(commands / "edged", f"--config={config}", "--check", cwd=tmp_path)
     assert "model motion 1.0.0 on ai-edge-litert" in said
+
+
+@pytest.fixture(scope="module")
+def plug_in(commands, tmp_path_factory):
+    """Return the folder of the package that docs/plug-ins.md shows, installed beside the wheel, with pytest."""
+    page = (REPOSITORY / "docs/plug-ins.md").read_text()
+    module, suite = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    project, table = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    folder = tmp_path_factory.mktemp("plug-in")
+    (folder / "tests").mkdir()
+    (folder / "thermal_zone.py").write_text(module)
+    (folder / "tests/test_thermal_zone.py").write_text(suite)
+    (folder / "pyproject.toml").write_text(project)
+    (folder / "edged.toml").write_text(table)
+    run(commands / "pip", "install", "--quiet", "--disable-pip-version-check", ".", "pytest", cwd=folder)
+    return folder
+
+
+def test_the_plug_in_of_a_stranger_passes_its_contract_suite(commands, plug_in):
+    assert re.search(r"^9 passed", run(commands / "pytest", "-q", "tests", cwd=plug_in), re.M)
+    assert "valid: 0 pipelines, 1 source" in run(commands / "edgectl", "config", "check", "edged.toml", cwd=plug_in)
+
+
+def test_the_suite_shows_where_a_plug_in_breaks_the_contract(commands, plug_in, tmp_path):
+    module = (plug_in / "thermal_zone.py").read_text()
+    (tmp_path / "thermal_zone.py").write_text(module.replace("[[value]]", "[[value, value]]"))
+    shutil.copytree(plug_in / "tests", tmp_path / "tests")
+    said = run(commands / "python", "-m", "pytest", "-q", "tests", cwd=tmp_path, status=1)
+    assert "assert (2,) == (1,)" in said  # what was compared: pytest rewrites the suite's assertions
+    assert re.search(r"^1 failed, 8 passed", said, re.M)

@@ -10,7 +10,8 @@ import pytest
 
 from edged.api import StoreError
 from edged.sinks.jsonl import JsonlSink
-from tests.contracts.sink import SinkContract, context, prediction
+from edged.testing.fakes import context, prediction
+from edged.testing.sink_contract import SinkContract
 
 
 class TestJsonlSink(SinkContract):

@@ -5,7 +5,8 @@ import pytest
 
 from edged.api import Topics
 from edged.sinks.mqtt import MqttSink
-from tests.contracts.sink import FakeOutbox, SinkContract, context, prediction
+from edged.testing.fakes import FakeOutbox, context, prediction
+from edged.testing.sink_contract import SinkContract
 
 
 class TestMqttSink(SinkContract):

@@ -8,7 +8,8 @@ import pytest
 
 from edged.api import DeviceError, Outcome
 from edged.sinks.stdout import StdoutSink
-from tests.contracts.sink import LEVELS, STRANGE, WALKING, FixedClock, SinkContract, context, prediction
+from edged.testing.fakes import LEVELS, STRANGE, WALKING, FixedClock, context, prediction
+from edged.testing.sink_contract import SinkContract
 
 
 class TestStdoutSink(SinkContract):

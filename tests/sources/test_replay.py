@@ -10,7 +10,7 @@ import pytest
 from edged.api import Chunk, ConfigError, DeviceError, EdgedError
 from edged.core.framing import Signal
 from edged.sources.replay import MAX_BYTES, ArrayRecording, Player, ReplaySource
-from tests.contracts.source import SourceContract
+from edged.testing.source_contract import SourceContract
 
 PATH = "walk.csv"
 

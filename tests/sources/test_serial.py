@@ -11,7 +11,7 @@ import pytest
 
 from edged.api import Chunk, ConfigError, DeviceError, Source
 from edged.sources.serial import SerialSource, refusal
-from tests.contracts.source import SourceContract, chunks
+from edged.testing.source_contract import SourceContract, chunks
 
 
 class Wire:

@@ -3,7 +3,7 @@ import pytest
 
 from edged.api import ConfigError
 from edged.sources.synthetic import Synthesizer, SyntheticSource
-from tests.contracts.source import SourceContract
+from edged.testing.source_contract import SourceContract
 
 
 class TestContract(SourceContract):

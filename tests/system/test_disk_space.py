@@ -10,8 +10,8 @@ from edged.models.atomic_files import Disk
 from edged.outbox.segment_file import SegmentFile, SegmentFileError, open_database
 from edged.sinks.jsonl import JsonlSink
 from edged.system.disk_space import NO_INODES, room_hint
+from edged.testing.fakes import context
 from edged.transfer.partial_files import PartialFiles
-from tests.contracts.sink import context
 
 
 @pytest.fixture
