@@ -7,7 +7,7 @@ SUITE ?= bookworm
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference docs picture bench clean
+.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference docs picture bench deb wheel repo release clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,8 @@ help:
 	@echo 'make bench              the benchmark table, and build/bench.json'
 	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
 	@echo 'make wheel              a wheel and an sdist in dist/'
+	@echo 'make repo KEY=FINGERPRINT  a signed apt repository of the packages in build/: build/repo'
+	@echo 'make release            all of the above but the repository, built twice and compared, in dist/VERSION'
 	@echo 'make clean              remove everything that make made'
 
 demo: $(VENV)/demo.ready
@@ -79,6 +81,13 @@ deb: $(VENV)/package.ready
 
 wheel: $(VENV)/package.ready
 	$(BIN)/python -m build --outdir dist
+
+repo:
+	$(PYTHON) packaging/repo --key "$(KEY)" $(or $(PACKAGES),build/edged_*.deb)
+
+release: $(VENV)/test.ready
+	packaging/set-up deb-armhf $(VENV)
+	$(BIN)/python packaging/release
 
 $(VENV)/%.ready: pyproject.toml packaging/set-up $(wildcard packaging/locks/*.txt)
 	packaging/set-up $* $(VENV) $(PYTHON)

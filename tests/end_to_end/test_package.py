@@ -1,15 +1,17 @@
 """The real package on a board with a real systemd: installed, used, killed, hung, upgraded, removed, purged.
 
-All of it is done on one release of Debian, and what depends most on the release on the other too. A board is a
-container in which the package has just been installed. Tests that leave it as they found it share one; the others boot
-their own. There is no network but the container's own, with a mosquitto in it. A recording that is played fast takes
-the place of the sensor that is made up, which would have every test wait for its windows.
+The first installation is from a signed apt repository, with the commands of docs/guide/install.md. All of it is done on
+one release of Debian, and what depends most on the release on the other too. A board is a container in which the
+package has just been installed. Tests that leave it as they found it share one; the others boot their own. There is no
+network but the container's own, with a mosquitto in it. A recording that is played fast takes the place of the sensor
+that is made up, which would have every test wait for its windows.
 """
 
 import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import threading
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.apt_repository import make_repository, throw_away_key
 from tests.container import Container, root_of, why_not
 from tests.debian_package import build, under_another_version
 from tests.motion import RECORDING, ROOT, bundle, long_recording
@@ -69,12 +72,23 @@ def package(suite):
 
 
 @pytest.fixture(scope="module")
-def installed(suite, package, tmp_path_factory):
+def repository(package, tmp_path_factory):
+    """The package in an apt repository that a throw-away key signed."""
+    folder = tmp_path_factory.mktemp("repository")
+    with throw_away_key(folder / "gpg") as environment:
+        done = make_repository(folder / "edged", environment, package)
+    assert done.returncode == 0, done.stderr
+    return folder / "edged"
+
+
+@pytest.fixture(scope="module")
+def installed(suite, repository, tmp_path_factory):
     """What the installation wrote, as a layer, above the root file system it wrote it to."""
     container = Container(tmp_path_factory.mktemp(suite), root_of(suite))
+    shutil.copytree(repository, container.root / "srv/edged")
     try:
         container.boot()
-        install(container, package)
+        container.run("sh", "-euc", from_repository("file:/srv/edged", suite))
         container.run("systemctl", "is-active", "edged")
         container.power_off()
     finally:
@@ -112,6 +126,23 @@ def board(installed, tmp_path):
     """A running board of one's own."""
     with booted(tmp_path / "board", installed) as board:
         yield board
+
+
+def from_repository(uri, suite):
+    """The commands of docs/guide/install.md that install from a repository, for a folder of the board."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/guide/install.md").read_text(), re.M | re.S)
+    (block,) = [block for block in blocks if "edged.sources" in block]
+    for documented, here in {
+        "https://packages.example.org/edged": uri,
+        "curl -o": "cp /srv/edged/edged-archive-keyring.asc",  # there is no network
+        f" {uri}/edged-archive-keyring.asc": "",
+        "Suites: bookworm": f"Suites: {suite}",
+        "apt update": "apt-get -o Dir::Etc::sourcelist=/dev/null update",
+        "apt install": "apt-get --yes --no-install-recommends install",
+    }.items():
+        assert documented in block
+        block = block.replace(documented, here)
+    return block
 
 
 def install(container, package, *options):
@@ -187,6 +218,18 @@ def test_it_runs_and_publishes(shared):
     }
     first, second = results(shared, 2)
     assert (first["model"], first["pipeline"], second["seq"]) == ("motion", "demo", first["seq"] + 1)
+
+
+@on_each_suite
+def test_a_changed_repository_is_refused(shared):
+    """By the verifier of the board's own apt: gpgv on Debian 12, sqv on 13."""
+    changed = "cp -r /srv/edged /run/changed; sed -i 's/^Label: .*/Label: other/' /run/changed/dists/*/InRelease"
+    listed = "sed 's,/srv/edged,/run/changed,' /etc/apt/sources.list.d/edged.sources > /run/changed.sources"
+    shared.run("sh", "-euc", f"{changed}; {listed}; mkdir /run/lists")
+    options = ["-o", "Dir::Etc::sourcelist=/run/changed.sources", "-o", "Dir::Etc::sourceparts=/dev/null"]
+    refused = shared.run("apt-get", *options, "-o", "Dir::State::lists=/run/lists", "update", check=False)
+    assert refused.returncode == 100
+    assert "is not signed" in refused.stderr
 
 
 @on_each_suite
