@@ -31,8 +31,8 @@ def test_every_section_of_the_changelog_has_kinds_in_order():
 
 def test_every_entry_of_a_released_version_is_one_short_line():
     released = "".join(re.split(r"^## ", CHANGELOG, flags=re.M)[2:])
-    lines = [line for line in released.splitlines()[1:] if line and not line.startswith("### ")]
-    assert [line for line in lines if not re.fullmatch(r"- .{1,240}\.", line)] == []
+    entries = [line for line in released.splitlines() if line.startswith(("-", " "))]
+    assert [entry for entry in entries if not re.fullmatch(r"- .{1,240}\.", entry)] == []
 
 
 def test_addresses_that_a_publisher_replaces_are_in_one_place():
