@@ -1,4 +1,4 @@
-# What a newcomer types. Every target sets up what it needs first: `make demo`, `make test`.
+# Targets for users and developers. Every target installs its own requirements first.
 PYTHON ?= python3
 VENV ?= .venv
 SECONDS ?= 0
@@ -12,23 +12,23 @@ SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
 help:
 	@echo 'make demo [SECONDS=10]  a recorded sensor, a broker, edged and a subscriber, live in this terminal'
-	@echo 'make test               the tests, with a real broker, some ten minutes on two cores; it says what it installs'
-	@echo 'make test-wide          the tests that need more than that: emulated ARM, Home Assistant; before a release'
-	@echo 'make soak               the long forms of what test does in short'
-	@echo 'make vm-test            the package in a virtual machine whose power is cut; minutes, and as root'
-	@echo 'make test-others        what depends on them, under other Pythons and under tflite-runtime'
-	@echo 'make test-newest        with the newest Python packages, where they differ from the pinned ones'
+	@echo 'make test               the tests, with a real broker, some ten minutes on two cores'
+	@echo 'make test-wide          tests with emulated ARM and Home Assistant; before a release'
+	@echo 'make soak               the long forms of tests: outages, kills, power cuts'
+	@echo 'make vm-test            the package in a virtual machine whose power is cut; as root'
+	@echo 'make test-others        tests under other Pythons and under tflite-runtime'
+	@echo 'make test-newest        tests with the newest Python packages, if any is newer than pinned'
 	@echo 'make locks              pin the newest Python packages: packaging/locks'
 	@echo 'make check              types, lint, format, and the rules of tests/house: layers, documented keys, links'
-	@echo 'make reference          the pages of the manual that are made from the code, in docs/'
+	@echo 'make reference          write the generated pages of the manual, docs/reference'
 	@echo 'make picture            docs/demo.svg, a recording of the demo'
 	@echo 'make docs               the manual as a site in build/site'
 	@echo 'make bench              the benchmark table, and build/bench.json'
 	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
 	@echo 'make wheel              a wheel and an sdist in dist/'
 	@echo 'make repo KEY=FINGERPRINT  a signed apt repository of the packages in build/: build/repo'
-	@echo 'make release            all of the above but the repository, built twice and compared, in dist/VERSION'
-	@echo 'make clean              remove everything that make made'
+	@echo 'make release            wheel, sdist and packages, built twice and compared: dist/VERSION'
+	@echo 'make clean              remove everything that make has made'
 
 demo: $(VENV)/demo.ready
 	@$(BIN)/python demo/demo.py --seconds $(SECONDS)

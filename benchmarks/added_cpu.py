@@ -1,8 +1,8 @@
 """CPU added to an inference on its way from a window to an encoded message, on a tiny model.
 
-The script's window is a list of rows, edged's an array: each begins with what its own reader would have made. edged's
-windows are all put into the mailbox first and then worked off. What it costs to wake a thread for each depends on how
-fast they come, and is in the CPU time of the whole process, which the measure `latency` takes.
+The window of the script is a list of rows, the window of edged an array: each variant begins with the output of its
+own reader. The windows of edged wait in the mailbox before the measurement. Waking a thread for each window costs more
+or less with their rate; the measure `latency` includes that cost, in the CPU time of the whole process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(rounds: int, inferences: int = 5000) -> list[Figure]:
         def edged() -> None:
             for seq in range(inferences):
                 flow.mailbox.put(Window(windows[seq % len(windows)], seq, time.monotonic()))
-            flow.serve(model)  # this starts its worker
+            flow.serve(model)  # starts the worker
             outbox.wait()
 
         spent = _cpu(edged)
@@ -57,7 +57,7 @@ def measure(rounds: int, inferences: int = 5000) -> list[Figure]:
 
     variants = {"bare": run_bare, "script": run_script, "edged": run_edged}
     for run in variants.values():
-        run()  # once to warm up
+        run()  # to warm up
     whole = Figure("CPU of an inference on a tiny model", "us", {name: [] for name in variants})
     for _ in range(rounds):
         for name, run in variants.items():
@@ -70,13 +70,13 @@ def measure(rounds: int, inferences: int = 5000) -> list[Figure]:
     )
     added.targets += [
         Target("edged adds at most 45 us", added.variants["edged"], 45),
-        Target("edged adds at most 0.5x of what the script does", added.ratios("edged", "script"), 0.5),
+        Target("edged adds at most 0.5x of the script", added.ratios("edged", "script"), 0.5),
     ]
     return [whole, added]
 
 
 def _cpu(run: Callable[[], None]) -> float:
-    """Seconds of CPU that all threads together take."""
+    """Return the seconds of CPU that all threads take for a run."""
     begun = time.process_time()
     run()
     return time.process_time() - begun

@@ -1,4 +1,4 @@
-"""The interpreter alone: as a loop, and as a program that loads a model, runs it once, says when, and waits."""
+"""The interpreter alone: as a loop, and as a program that runs a model once, prints the time, and waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class Bare:
-    """set_tensor, invoke, get_tensor, and nothing else."""
+    """Loop over set_tensor, invoke and get_tensor."""
 
     def __init__(self, model: Path) -> None:
         self._interpreter = Interpreter(model_path=str(model), num_threads=1)
@@ -24,11 +24,11 @@ class Bare:
 
     @property
     def silence(self) -> NDArray[Any]:
-        """An input of zeros."""
+        """Return an input of zeros."""
         return np.zeros(self._input["shape"], self._input["dtype"])
 
     def run(self, inputs: Sequence[NDArray[Any]] | NDArray[Any], times: int) -> None:
-        """Run so many times, with the inputs in turn."""
+        """Run `count` times, with the inputs in turn."""
         interpreter, source, target = self._interpreter, self._input["index"], self._output["index"]
         for number in range(times):
             interpreter.set_tensor(source, inputs[number % len(inputs)])

@@ -1,4 +1,4 @@
-"""edged's own pipeline in this process, from a window to the message it leaves in the outbox."""
+"""The pipeline of edged in this process, from a window to its message in the outbox."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ CHANNELS = ("ax", "ay", "az", "gx", "gy", "gz")
 
 
 class Counter:
-    """An outbox that counts: what a message costs from here on is the publisher's."""
+    """Outbox that counts messages and drops them: sending is the cost of the publisher."""
 
     def __init__(self) -> None:
         self._awaited = 0
         self._arrived = Event()
 
     def put(self, message: Message) -> None:
-        """Count it."""
+        """Count the message."""
         self._awaited -= 1
         if not self._awaited:
             self._arrived.set()
 
     def expect(self, messages: int) -> None:
-        """Start to count so many."""
+        """Start to count up to `count`."""
         self._arrived.clear()
         self._awaited = messages
 
     def wait(self) -> None:
-        """Until all have come. Raises TimeoutError after a minute."""
+        """Wait for the last message. Raises TimeoutError after a minute."""
         if not self._arrived.wait(60):
             raise TimeoutError(f"{self._awaited} messages never came")
 
 
 def pipeline(bundle: Bundle, outbox: Counter, capacity: int) -> Pipeline:
-    """A pipeline into the outbox, whose reader waits rather than drop a window. It has no model yet."""
+    """Return a pipeline into the outbox, without a model. The reader waits instead of dropping a window."""
     context = SinkContext(
         device="bench", boot="0123456789ab", topics=Topics("edged", "bench"), outbox=outbox, clock=KernelClock()
     )
@@ -69,14 +69,14 @@ def pipeline(bundle: Bundle, outbox: Counter, capacity: int) -> Pipeline:
 
 
 def served(bundle: Bundle) -> Served:
-    """The bundle's model, ready to serve."""
+    """Return the model of a bundle, ready to serve."""
     manifest = bundle.manifest
     runner = TfliteBackend().load(bundle.model)
     return Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, None), RunCounts())
 
 
 def recorded() -> NDArray[np.float32]:
-    """The demo's recording: samples `(n, 6)` of real motion."""
+    """Return the recording of the demo: samples `(n, 6)` of real motion."""
     with RECORDING.open() as file:
         return np.array([[row[channel] for channel in CHANNELS] for row in csv.DictReader(file)], np.float32)
 

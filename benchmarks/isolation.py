@@ -1,7 +1,7 @@
-"""CPU that a process of its own adds to an inference, both processes counted, against the same runner on this thread.
+"""CPU added to an inference by isolation in a child process, beside the same runner on the main thread.
 
-The tiny model is the factory's, the other takes a picture of 150 kB. The runners take turns every few dozen
-milliseconds, so that a disturbance lasts longer than a turn of either.
+Both processes are counted. The tiny model is a factory model; the large model takes a picture of 150 kB. The runners
+take turns every few dozen milliseconds, so that a disturbance lasts longer than a turn.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _measure(name: str, model: Path, rounds: int, turns: int) -> Figure:
 
 
 def _cpu(runner: Runner, inferences: int, child: int) -> float:
-    """Seconds of CPU that both processes take."""
+    """Return the seconds of CPU of both processes."""
     (spec,) = runner.inputs
     inputs = [np.random.default_rng(0).integers(0, 100, spec.shape).astype(spec.dtype)]
     begun = time.process_time() + cpu_seconds(child)

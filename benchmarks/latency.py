@@ -1,8 +1,8 @@
-"""From the sensor's wire to a subscriber, through real processes and a real broker: latency, losses and CPU.
+"""Latency, losses and CPU from the wire of a sensor to a subscriber, through real processes and a real broker.
 
-A window ends with every sample, so there is a result for each, and each result is matched to the sample that completed
-its window: the script's carry that sample's number, edged's number the windows, the first of which ends with the sample
-LENGTH - 1. A variant that is too slow loses what the port's buffer cannot hold.
+A window ends with every sample, and each result is matched to the sample that completed its window. Results of the
+script carry the number of the sample. Results of edged number the windows; the first window ends with the sample
+LENGTH - 1. A variant that is too slow loses the samples that overflow the buffer of the port.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ queue = 64  # windows; at 1 kHz the usual 4 are 4 ms, and a busy machine's threa
 
 
 class Passage(NamedTuple):
-    """What one rate gave: sorted latencies in seconds, the share of samples without a result, CPU seconds a second."""
+    """Outcome at one rate: sorted latencies in seconds, share of samples without a result, CPU seconds a second."""
 
     latencies: list[float]
     lost: float
@@ -99,7 +99,7 @@ def _watch(
     sample: Callable[[dict[str, Any]], int],
     seconds: float,
 ) -> dict[int, Passage]:
-    """Play to one process at every rate; `sample` tells which sample a result is of."""
+    """Play to one process at every rate; `sample` returns the number of the sample behind a result."""
     sent: dict[int, dict[int, float]] = {}
     spent: dict[int, float] = {}
     with ExitStack() as running:
@@ -112,7 +112,7 @@ def _watch(
         for rate in RATES:
             before = cpu_seconds(process.pid)
             sent[rate] = sensor.play(rate, seconds)
-            time.sleep(0.2)  # what is still under way belongs to it
+            time.sleep(0.2)  # the rate includes messages still under way
             spent[rate] = cpu_seconds(process.pid) - before
         heard = {sample(result): when for when, result in listener.stop()}
         if sensor.next - 1 not in heard and not sensor.overruns:

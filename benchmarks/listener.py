@@ -1,8 +1,8 @@
-"""A subscriber as light as can be, so that little of what is measured is its own.
+"""A subscriber with little code, so that the subscriber adds little to a measurement.
 
-`python -m benchmarks.listener PORT TOPIC` says "ready" once it is subscribed. When its standard input is closed it
-waits until something has come and then nothing more for a while, and prints all it has heard: a JSON list of
-[CLOCK_MONOTONIC seconds, payload]. It speaks just enough MQTT 3.1.1, at QoS 0.
+`python -m benchmarks.listener PORT TOPIC` prints "ready" after the subscription. After the end of standard input the
+listener waits for a first message and for a pause, and prints every message: a JSON list of
+[CLOCK_MONOTONIC seconds, payload]. The listener speaks a part of MQTT 3.1.1, at QoS 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PUBLISH, SUBACK = 3, 9
 
 
 def main() -> None:
-    """Subscribe, listen, tell."""
+    """Subscribe, listen, and print."""
     port, topic = int(sys.argv[1]), sys.argv[2].encode()
     broker = socket.create_connection(("127.0.0.1", port))
     broker.sendall(b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00")
@@ -53,7 +53,7 @@ def _payload(body: bytes) -> str:
 
 
 def _split(buffer: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The whole packets in the buffer, as (type, body), and what is left of it."""
+    """Return the complete packets in the buffer as (type, body), and the rest of the buffer."""
     packets = []
     while len(buffer) >= 2:
         length, shift, at = 0, 0, 1

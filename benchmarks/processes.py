@@ -1,7 +1,7 @@
-"""The processes around a measure: a broker, a sensor on a pseudo-terminal, a listener, and what they surround.
+"""Processes of a measure: a broker, a sensor on a pseudo-terminal, a listener, and the variants under test.
 
-The sensor is physics and waits for nobody. It keeps absolute deadlines, and what its reader has left no room for in the
-terminal's buffer is lost, as in a serial port.
+The sensor is physics and does not wait. Sensors keep absolute deadlines, and lose samples while the buffer of the
+terminal is full, as a serial port does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BROKER = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin
 
 @contextlib.contextmanager
 def broker(folder: Path, port: int = 0) -> Iterator[int]:
-    """mosquitto on this port, or else a free one, of the loopback interface."""
+    """Run mosquitto on `port` of the loopback interface, 0 for a free one."""
     assert BROKER, "the caller has looked"
     port = port or free_port()
     config = folder / "mosquitto.conf"
@@ -47,7 +47,7 @@ def broker(folder: Path, port: int = 0) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """One where nobody listens."""
+    """Return a port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def program(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose output goes to a file, stopped when the block ends."""
+    """Run a process with its output in a file; the end of the block stops the process."""
     with log.open("ab") as output:
         child = subprocess.Popen(
             command, cwd=ROOT, env=installed(log.parent), stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -72,13 +72,13 @@ def program(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
 
 
 def installed(folder: Path) -> dict[str, str]:
-    """The environment of a process that finds its modules compiled, as they are where they were installed."""
+    """Return the environment of a process whose modules are compiled, as after an installation."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
 
 
 class Listener:
-    """A subscriber in a process of its own."""
+    """Subscriber in a process of its own."""
 
     def __init__(self, port: int, topic: str) -> None:
         command = [sys.executable, "-m", "benchmarks.listener", str(port), topic]
@@ -88,13 +88,13 @@ class Listener:
             raise RuntimeError("the listener cannot subscribe")
 
     def stop(self) -> list[tuple[float, dict[str, Any]]]:
-        """Everything it has heard: when, and what, once it has grown quiet."""
+        """Return the time and payload of every message, after a pause without messages."""
         heard, _ = self._child.communicate(timeout=2 * PATIENCE)
         return [(when, json.loads(payload)) for when, payload in json.loads(heard)]
 
 
 class Sensor:
-    """A motion sensor that sends lines of CSV, each with its number: 0, 1, 2, ..."""
+    """Motion sensor that sends numbered lines of CSV: 0, 1, 2, ..."""
 
     def __init__(self) -> None:
         with RECORDING.open() as file:
@@ -107,19 +107,19 @@ class Sensor:
         self.overruns = 0
 
     def await_reader(self) -> None:
-        """Until somebody has opened the port and is done with it. Raises TimeoutError."""
+        """Wait until a reader has opened the port and set it up. Raises TimeoutError."""
         hung_up = select.poll()
         hung_up.register(self._terminal, select.POLLHUP)
         until = time.monotonic() + PATIENCE
         while hung_up.poll(0):  # there is no event for a hang-up that ends
             if time.monotonic() > until:
-                raise TimeoutError(f"nobody opened {self.port}")
+                raise TimeoutError(f"no process opened {self.port}")
             time.sleep(0.01)
-        time.sleep(0.3)  # whoever opens a port sets its speed and empties its buffer next
-        os.write(self._terminal, b"\n")  # a reader cannot know whether its first line is a whole one
+        time.sleep(0.3)  # a reader sets the speed next and empties the buffer
+        os.write(self._terminal, b"\n")  # the first line may be incomplete to a reader
 
     def play(self, rate: float, seconds: float) -> dict[int, float]:
-        """Send samples; when each was sent."""
+        """Send samples, and return the time of each."""
         sent = {}
         due = time.monotonic()
         for _ in range(round(rate * seconds)):
@@ -133,7 +133,7 @@ class Sensor:
         return sent
 
     def close(self) -> None:
-        """Unplug it."""
+        """Unplug the sensor."""
         os.close(self._terminal)
 
     def _send(self, line: bytes) -> None:
@@ -145,21 +145,21 @@ class Sensor:
 
 
 def script_command(model: Path, sensor: Sensor, broker_port: int, topic: str) -> list[str]:
-    """The user's script, classifying after every sample."""
+    """Return the command of the script, which classifies after every sample."""
     options = ["--port", sensor.port, "--baud", str(BAUD), "--broker", "127.0.0.1", "--broker-port", str(broker_port)]
     script = str(Path(__file__).with_name("user_script.py"))
     return [sys.executable, script, *options, "--topic", topic, "--model", str(model), "--hop", "1"]
 
 
 def edged_command(folder: Path, config: str) -> list[str]:
-    """The daemon, with this configuration in this folder."""
+    """Return the command of the daemon, with a configuration in a folder."""
     (folder / "edged.toml").write_text(config)
     options = ["--config", str(folder / "edged.toml"), "--runtime-dir", str(folder / "run")]
     return [sys.executable, "-m", "edged", *options]
 
 
 def hasty_motion(folder: Path) -> tuple[Path, int]:
-    """A copy of the motion model with a window after every sample, at any rate; and the length of a window."""
+    """Copy the motion model with a window after every sample, at any rate; return folder and window length."""
     bundle = Store(FACTORY).find("motion")
     copy = folder / "motion"
     shutil.copytree(bundle.folder, copy)
@@ -169,12 +169,12 @@ def hasty_motion(folder: Path) -> tuple[Path, int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process: its CPU clock, whose number clock_getcpuclockid(3) makes of the pid."""
+    """Return the CPU time of all threads of a process, by the clock that clock_getcpuclockid(3) derives of a pid."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
 def resident_bytes(pid: int, *, peak: bool = False) -> int:
-    """What a process holds in memory, or the most that it has held since the start or `forget_peak`."""
+    """Return the resident memory of a process, or its peak since the start or `forget_peak`."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:" if peak else "VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -182,7 +182,7 @@ def resident_bytes(pid: int, *, peak: bool = False) -> int:
 
 
 def forget_peak(pid: int) -> None:
-    """Begin to look anew for the most that a process holds."""
+    """Reset the peak of the resident memory of a process."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 

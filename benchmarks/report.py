@@ -1,4 +1,4 @@
-"""What a measure found, and how it is told."""
+"""Results of measures, as a table for people and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """What was promised: the median of `values`, one a round, is at most the limit, or at least."""
+    """Target of a figure: the median of `values`, one a round, is at most the limit, or at least."""
 
     promise: str
     values: Sequence[float]
@@ -19,18 +19,18 @@ class Target:
 
     @property
     def value(self) -> float:
-        """The median over the rounds."""
+        """Return the median over the rounds."""
         return median(self.values)
 
     @property
     def met(self) -> bool:
-        """Whether the promise is kept."""
+        """Return whether the target is met."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass
 class Figure:
-    """One quantity, one value a round for each variant, and what was promised of it."""
+    """Quantity with a value a round for each variant, and its targets."""
 
     name: str
     unit: str
@@ -38,29 +38,29 @@ class Figure:
     targets: list[Target] = field(default_factory=list)
 
     def ratios(self, variant: str, to: str) -> list[float]:
-        """Round by round, how many times the one is the other."""
+        """Return the quotient of two variants in each round."""
         return [one / other for one, other in zip(self.variants[variant], self.variants[to], strict=True)]
 
     def differences(self, variant: str, to: str) -> list[float]:
-        """Round by round, how much more the one is than the other."""
+        """Return the difference of two variants in each round."""
         return [one - other for one, other in zip(self.variants[variant], self.variants[to], strict=True)]
 
 
 @dataclass
 class Skipped:
-    """A measure that could not be taken here."""
+    """Measure that this machine does not allow."""
 
     name: str
     reason: str
 
 
 def table(results: Sequence[Figure | Skipped]) -> str:
-    """All of it, for people."""
+    """Return all results as a table for people."""
     return "\n\n".join("\n".join(_lines(result)) for result in results)
 
 
 def plain(result: Figure | Skipped) -> dict[str, Any]:
-    """One result as JSON's own types."""
+    """Return a result in types of JSON."""
     if isinstance(result, Skipped):
         return {"name": result.name, "skipped": result.reason}
     return {

@@ -24,8 +24,8 @@ PACKAGES = ("ai-edge-litert", "numpy", "msgspec", "paho-mqtt", "pyserial")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures of all rounds to this file")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each variant has its turn (%(default)s)")
-    parser.add_argument("--only", choices=MEASURES, action="append", help="just this measure; may be given again")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each variant (%(default)s)")
+    parser.add_argument("--only", choices=MEASURES, action="append", help="take this measure alone; may be repeated")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def surroundings() -> dict[str, Any]:
-    """The machine and what is installed on it."""
+    """Return the machine and the versions installed there."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",

@@ -1,10 +1,10 @@
-"""What waiting costs: the card, the memory and the time, for a spool with messages of 133 bytes.
+"""Costs of waiting messages in bytes written, memory and time, for a spool with messages of 133 bytes.
 
-Bytes are counted by the kernel on a loop device with a fresh ext4 while messages are put at 100 a second, as a pipeline
-would, and committed every second. Backlogs are put at once, closed, opened again and sent through a publisher to a real
-mosquitto; then paho sends as many as the small one has from its own memory, last, for what it has freed would hide what
-the others take. A large backlog has 100,000 messages, and 1,000,000 with EDGED_SOAK=1; a small one 10,000. The first
-message after an outage is timed from when the broker answers again to when the publisher has its acknowledgement.
+The kernel counts bytes on a loop device with a fresh ext4, while 100 messages a second arrive, as from a pipeline, and
+are committed every second. Backlogs are put at once, closed, opened again and sent through a publisher to a real
+mosquitto. At the end paho sends as many messages as the small backlog has from its own memory: memory freed by paho
+would hide the use of the others. A large backlog has 100,000 messages, 1,000,000 with EDGED_SOAK=1; a small one 10,000.
+The time of the first message after an outage runs from the broker's return to the acknowledgement.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def measure(
 ) -> list[Figure | Skipped]:
     wear: Figure | Skipped
     if os.geteuid() or not Path("/dev/loop-control").exists():
-        wear = Skipped("bytes on the block device", "this needs root and loop devices")
+        wear = Skipped("bytes on the block device", "needs root and loop devices")
     else:
         wear = _wear(rounds, seconds)
     if BROKER is None:
@@ -65,7 +65,7 @@ def _wear(rounds: int, seconds: float) -> Figure:
 
 
 def _written(folder: Path, written: Callable[[], int], seconds: float, *, online: bool) -> float:
-    """Bytes a message, once the file is there and in use."""
+    """Return the bytes a message, with the file in use already."""
     spool = _spool(folder)
     if online:
         spool.resume()
@@ -85,7 +85,7 @@ def _written(folder: Path, written: Callable[[], int], seconds: float, *, online
 
 @contextmanager
 def _loop(folder: Path) -> Iterator[tuple[Path, Callable[[], int]]]:
-    """A fresh ext4, and how many bytes were written to its device."""
+    """Mount a fresh ext4; yield the folder, and a function that counts the bytes written to its device."""
     image, mount = folder / "image", folder / "mount"
     image.touch()
     os.truncate(image, 128 << 20)
@@ -160,7 +160,7 @@ def _fill(folder: Path, count: int) -> None:
 
 
 def _send(folder: Path, port: int, count: int) -> tuple[float, float]:
-    """Seconds until what was left behind is known, and messages a second until the broker has it all."""
+    """Return the seconds until the spool knows its backlog, and the messages a second until the broker has all."""
     began = time.monotonic()
     spool = _spool(folder, SpoolOptions(messages=2 * count))
     took = time.monotonic() - began
@@ -181,7 +181,7 @@ def _send(folder: Path, port: int, count: int) -> tuple[float, float]:
 
 
 def _paho(port: int, count: int) -> float:
-    """Messages a second that paho alone sends from its memory."""
+    """Return the messages a second that paho alone sends from its memory."""
     acknowledged, done = 0, Event()
 
     def on_publish(*_: object) -> None:
@@ -205,7 +205,7 @@ def _paho(port: int, count: int) -> float:
 
 
 def _spool(folder: Path, options: SpoolOptions | None = None) -> DiskSpool:
-    """A spool that knows what was left behind."""
+    """Return a spool that knows its backlog."""
     spool = _unopened(folder, options)
     looked = Event()
     spool.start(looked.set)

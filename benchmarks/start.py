@@ -1,7 +1,7 @@
-"""How long from the start of a process to its first inference, and what it holds in memory then.
+"""Time from the start of a process to its first inference, and its memory then.
 
-edged is the whole daemon: it plays a recording, as fast as it can, into the motion model and to a real broker. Its
-first result says when it was made; its memory is looked at when the recording has gone through.
+edged is the whole daemon, which plays a recording at full speed into the motion model and to a real broker. The first
+result states the time of the inference; memory is measured at the end of the recording.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.processes import BROKER, ROOT, Listener, broker, edged_command, 
 from benchmarks.report import Figure, Skipped, Target
 from edged.models.store import FACTORY, Store
 
-STARTS = 3  # a round; a start is short, and the machine disturbs it more than anything else
+STARTS = 3  # a round; a start is short, so that other load disturbs the measurement most
 
 CONFIG = """
 [device]

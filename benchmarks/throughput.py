@@ -1,6 +1,6 @@
-"""Inferences per second on picture models, from a source's chunk to an encoded message, against the bare interpreter.
+"""Inferences per second on picture models, from a chunk of a source to an encoded message, beside the bare interpreter.
 
-The two take turns every few dozen milliseconds, so that a disturbance lasts longer than a turn of either.
+The variants take turns every few dozen milliseconds, so that a disturbance lasts longer than a turn.
 """
 
 from __future__ import annotations

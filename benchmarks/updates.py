@@ -1,8 +1,8 @@
-"""An update of the model that serves, at 100 windows a second: how long it takes, and what the pipeline feels of it.
+"""Duration of an update at 100 windows a second, and its effect on the pipeline.
 
-The new version is the motion model again, with a file of noise beside it that makes its bundle as big as is asked for.
-Lateness is from a window's last sample to its result; around the swap it is the worst of a second's windows. The gap is
-the longest time between two results there, beyond the period in which windows come.
+The new version is the motion model with a file of noise, for a bundle of any size. Lateness is the time from the last
+sample of a window to its result; around the swap the worst window of a second counts. The gap is the longest time
+between two results around the swap, less the period of windows.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ RATE = 1000
 PERIOD = 10 / RATE
 CUTS = 50
 CUT_BYTES = 70_000
-"""What a connection carries before it is cut."""
+"""Bytes that a connection carries before its cut."""
 
 UPDATE_SECONDS = 200.0
-"""What takes longer has failed."""
+"""Longest time that an update may take."""
 
 AROUND = round(0.5 / PERIOD)
-"""Windows before the swap, and after it, that count as being around it."""
+"""Windows before and after the swap that count as around the swap."""
 
 CONFIG = """
 [device]
@@ -82,9 +82,9 @@ def _updates(rounds: int, sizes: Mapping[str, int]) -> list[Figure]:
     swap = Figure("worst lateness around the swap", "ms", {})
     gap = Figure("gap in the results at the swap", "ms", {})
     lost = Figure("windows lost in an update", "", {})
-    memory = Figure("most memory that the daemon held", "MB", {})
-    more = Figure("what of that the update took", "MB", {})
-    trial = Figure("most memory that the process of the self-test held", "MB", {})
+    memory = Figure("peak memory of the daemon", "MB", {})
+    more = Figure("memory that the update added", "MB", {})
+    trial = Figure("peak memory of the self-test", "MB", {})
     figures = (staged, before, during, swap, gap, lost, memory, more, trial)
     for _ in range(rounds):
         for name, size in sizes.items():
@@ -99,7 +99,7 @@ def _updates(rounds: int, sizes: Mapping[str, int]) -> list[Figure]:
 
 
 def _over_links(cuts: int) -> Iterator[Figure | Skipped]:
-    """One update over HTTP and one over SSH, each cut so many times; bytes hardly vary from round to round."""
+    """Run an update over HTTP and another over SSH, with `cuts` cuts each; bytes hardly vary between rounds."""
     wire = Figure(f"bytes on the wire for one of the bundle, with {cuts} cuts", "", {})
     before = Figure("p99 of lateness before an update over such a link", "ms", {})
     during = Figure("p99 of lateness until it is received, tested and swapped", "ms", {})
@@ -127,7 +127,7 @@ def _http(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> _Broug
 
 def _ssh(folder: Path, bundle: Path, cuts: int, carried: list[float]) -> _Brought:
     with (
-        redirect_stdout(io.StringIO()),  # on which it tells its log
+        redirect_stdout(io.StringIO()),  # which carries the log
         Sshd(folder / "sshd", folder / "run") as sshd,
         FlakyProxy(sshd.port, cut_up_after=repeat(CUT_BYTES, cuts)) as link,
     ):
@@ -143,7 +143,7 @@ def _require(link: FlakyProxy, cuts: int) -> None:
 
 
 def _fine_tuned() -> Figure | Skipped:
-    """A delta to MobileNet v2 with every weight of its last layer moved, mostly by a step or two."""
+    """Make a delta to MobileNet v2 in which every weight of the last layer moved, mostly by a step or two."""
     name = "delta to MobileNet v2 with a last layer fine-tuned"
     model = FOLDER / "mobilenet_v2_1.0_224_quant.tflite"
     if not model.exists():
@@ -159,7 +159,7 @@ def _fine_tuned() -> Figure | Skipped:
 
 
 def _last_weights(model: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Of the classifier: 1001 classes from 1280 features."""
+    """Return the weights of the classifier: 1001 classes from 1280 features."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(model))
@@ -170,14 +170,14 @@ def _last_weights(model: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 class _Brought(NamedTuple):
-    """How an update went: the seconds until it served, and the bytes of memory that its self-test took."""
+    """Outcome of an update: seconds until the version served, and bytes of memory of its self-test."""
 
     seconds: float
     tried_bytes: int
 
 
 Bring = Callable[[Path, Path], _Brought]
-"""Has the daemon in a folder take a bundle."""
+"""Function that installs a bundle on the daemon in a folder."""
 
 
 def _here(folder: Path, bundle: Path) -> _Brought:
@@ -185,7 +185,7 @@ def _here(folder: Path, bundle: Path) -> _Brought:
 
 
 def _update(folder: Path, size: int, bring: Bring = _here) -> tuple[float, ...]:
-    """One update on a fresh daemon: a value for each figure."""
+    """Run an update on a fresh daemon, and return a value for each figure."""
     np.save(folder / "recording.npy", np.tile(recorded(), (60 * RATE // len(recorded()), 1)))
     text = CONFIG.format(recording=folder / "recording.npy", channels=json.dumps(CHANNELS), rate=RATE)
     bundle = _bundle(folder, size)
@@ -216,7 +216,7 @@ def _update(folder: Path, size: int, bring: Bring = _here) -> tuple[float, ...]:
 
 
 def _bundle(folder: Path, size: int) -> Path:
-    """The motion model as version 2, and noise."""
+    """Pack the motion model as version 2, with noise."""
     motion = Store(FACTORY).find("motion")
     contents = {name: motion.file(name).read_bytes() for name in motion.manifest.files}
     contents["noise.bin"] = random.Random(size).randbytes(size)
@@ -231,7 +231,7 @@ def _bundle(folder: Path, size: int) -> Path:
 
 
 def _install(runtime_dir: Path, bundle: str, *words: str) -> _Brought:
-    """How it goes, as whoever calls edgectl sees it."""
+    """Run `edgectl update-model`, and return the outcome as its caller sees it."""
     code = "import sys; from edged.ctl.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--runtime-dir", str(runtime_dir), "--json", *words, "update-model", bundle]
     began = time.monotonic()
@@ -253,7 +253,7 @@ def _install(runtime_dir: Path, bundle: str, *words: str) -> _Brought:
 
 
 class _Watcher:
-    """Hears every result of the daemon, as `edgectl watch` does."""
+    """Receiver of every result of the daemon, as in `edgectl watch`."""
 
     def __init__(self, runtime_dir: Path) -> None:
         self.heard: list[dict[str, Any]] = []
@@ -261,7 +261,7 @@ class _Watcher:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def wait_for(self, count: int) -> None:
-        """Until so many results have been heard. Raises TimeoutError."""
+        """Wait for `count` results. Raises TimeoutError."""
         until = time.monotonic() + PATIENCE
         while len(self.heard) < count:
             if time.monotonic() > until:
@@ -275,7 +275,7 @@ class _Watcher:
 
 
 def _stream(runtime_dir: Path) -> Any:
-    """Results, once there is a daemon and it has a pipeline that runs."""
+    """Wait for a running pipeline, and return the stream of its results."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -288,7 +288,7 @@ def _stream(runtime_dir: Path) -> Any:
 
 
 def _most_held(pid: int) -> int:
-    """The most that a process ever held in memory."""
+    """Return the peak of the memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

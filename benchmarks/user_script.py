@@ -1,4 +1,4 @@
-"""The script one writes first: read a motion sensor on a serial port, classify every window, publish what it is."""
+"""A user's first script: read a motion sensor on a serial port, classify every window, publish the label."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ LENGTH = 40
 
 
 class Classifier:
-    """An int8 model that turns a window of six channels into a probability for each label."""
+    """Int8 model that turns a window of six channels into a probability for each label."""
 
     def __init__(self, model):
         self.interpreter = Interpreter(model_path=model, num_threads=1)
@@ -25,7 +25,7 @@ class Classifier:
         self.output = self.interpreter.get_output_details()[0]
 
     def __call__(self, window):
-        """The probability of each label, for the last samples as a list of rows."""
+        """Return the probability of each label for a window, given as a list of rows."""
         scale, zero_point = self.input["quantization"]
         x = (np.array(window, dtype=np.float32) - MEAN) / STD
         x = np.clip(np.round(x / scale) + zero_point, -128, 127).astype(np.int8)
@@ -37,7 +37,7 @@ class Classifier:
 
 
 def make_message(seq, probabilities):
-    """The JSON of a result."""
+    """Return a result in JSON."""
     best = int(np.argmax(probabilities))
     scores = {label: round(float(score), 4) for label, score in zip(LABELS, probabilities, strict=True)}
     return json.dumps(
@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--broker-port", type=int, default=1883)
     parser.add_argument("--topic", default="motion/result")
     parser.add_argument("--model", default="model.tflite")
-    parser.add_argument("--hop", type=int, default=10, help="classify after every so many samples")
+    parser.add_argument("--hop", type=int, default=10, help="samples between two classifications")
     args = parser.parse_args()
 
     classifier = Classifier(args.model)
@@ -68,7 +68,7 @@ def main():
             try:
                 seq, *sample = (float(value) for value in line.decode().split(","))
             except ValueError:
-                continue  # half a line, or none within the timeout
+                continue  # half a line, or no line within the timeout
             window.append(sample)
             window = window[-LENGTH:]
             since += 1

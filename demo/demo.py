@@ -1,9 +1,8 @@
-"""The whole of `edged` in one terminal: a sensor, a broker, the daemon, and somebody who listens.
+"""Demo of `edged` in one terminal: a sensor, a broker, the daemon and a subscriber.
 
-The sensor is a pseudo-terminal that plays `recording.csv` at its own rate; the model has never seen that recording.
-The daemon is the real one, with `edged.toml` as a user would write it; only the port of the sensor and that of the
-broker are put into its conf.d here. Every prediction is printed as its subscriber gets it, beside what the recording
-says was going on at that time.
+The sensor is a pseudo-terminal that plays `recording.csv` at its own rate; the model was not trained on the recording.
+The daemon is the real one, with `edged.toml` as a user would write it; the demo adds the ports of sensor and broker in
+conf.d. The subscriber prints each prediction beside the activity that the recording states for that time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ READY_SECONDS = 20.0
 
 
 class Sensor:
-    """Plays the recording into a pseudo-terminal, over and over, and remembers what was going on when."""
+    """Player of the recording into a pseudo-terminal, in a loop, with a record of the activity at each time."""
 
     def __init__(self) -> None:
         with (HERE / "recording.csv").open() as file:
@@ -58,8 +57,8 @@ class Sensor:
         self._thread.join()
 
     def truth(self, start: float, end: float) -> str:
-        """What was going on between two Unix times; two activities where it changed."""
-        # A sample arrives a little after it was played, and the window's start is reckoned from the nominal rate.
+        """Return the activity between two Unix times, two joined by ">" if it changed."""
+        # A sample arrives a little after it is played, and the start of a window follows from the nominal rate.
         seen = [activity for played, activity in list(self._played) if start - 0.5 / RATE <= played <= end]
         return " > ".join(dict.fromkeys(seen))
 
@@ -79,7 +78,7 @@ class Sensor:
 
 @contextlib.contextmanager
 def broker(folder: Path) -> Iterator[tuple[str, int]]:
-    """A broker on a free port of the loopback interface: mosquitto if it is installed, else an embedded one."""
+    """Run a broker on a free port of the loopback interface: mosquitto if installed, else an embedded one."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -95,7 +94,7 @@ def broker(folder: Path) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that is asked to stop when the block ends, and not by the terminal's Ctrl-C before."""
+    """Run a child process until the block ends; Ctrl-C in the terminal does not reach the child."""
     with log.open("wb") as output:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -112,7 +111,7 @@ def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def subscribe(port: int, messages: SimpleQueue[tuple[str, bytes]], seconds: float) -> mqtt.Client:
-    """A subscriber to everything the device says."""
+    """Subscribe to every topic of the device."""
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
     client.on_connect = lambda client, *_: client.subscribe("edged/#", qos=1)
     client.on_message = lambda _client, _data, message: messages.put((message.topic, message.payload))
@@ -124,13 +123,13 @@ def subscribe(port: int, messages: SimpleQueue[tuple[str, bytes]], seconds: floa
         except ConnectionRefusedError:
             if time.monotonic() > until:
                 raise
-            time.sleep(0.05)  # the broker has no other way to say that it listens
+            time.sleep(0.05)  # the broker gives no other sign of readiness
     client.loop_start()
     return client
 
 
 def show(result: dict[str, Any], truth: str) -> bool | None:
-    """Print a prediction beside the truth; whether it was right, None where the truth changed within its window."""
+    """Print a prediction beside the truth; return whether both agree, None if the truth changed in the window."""
     right = None if ">" in truth or not truth else result["label"] == truth
     mark = {True: "ok", False: "WRONG", None: "(changing)"}[right]
     clock = time.strftime("%H:%M:%S", time.localtime(result["time"]))
@@ -145,7 +144,7 @@ def show(result: dict[str, Any], truth: str) -> bool | None:
 def listen(
     sensor: Sensor, messages: SimpleQueue[tuple[str, bytes]], daemon: subprocess.Popen[bytes], seconds: float
 ) -> Counter[bool | None]:
-    """Show what arrives for so many seconds (0: until Ctrl-C), or until the daemon is gone; count right and wrong."""
+    """Print messages for `seconds` (0: until Ctrl-C), or until the daemon ends; count right and wrong ones."""
     scores: Counter[bool | None] = Counter()
     until = time.monotonic() + seconds if seconds else float("inf")
     while time.monotonic() < until and daemon.poll() is None:
@@ -162,7 +161,7 @@ def listen(
 
 
 def edgectl() -> str:
-    """How to call edgectl from here: it is beside this Python, which need not be on the PATH."""
+    """Return the command of edgectl in the virtual environment, perhaps not on the PATH."""
     beside = Path(sys.executable).with_name("edgectl")
     if not beside.exists():
         return f"{sys.executable} -m edged.ctl"
@@ -170,7 +169,7 @@ def edgectl() -> str:
 
 
 def play(seconds: float) -> Counter[bool | None]:
-    """Start everything, listen, and stop everything in reverse."""
+    """Start all processes, listen, and stop in reverse order."""
     messages: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="edged-demo-")))
@@ -188,7 +187,7 @@ def play(seconds: float) -> Counter[bool | None]:
         sensor.start()
         running.callback(sensor.stop)
         print(f"sensor {sensor.port}, broker {kind} on port {port}, log {folder / 'edged.log'}")
-        print(f"ask it yourself: {edgectl()} --runtime-dir {folder / 'run'} status\n", flush=True)
+        print(f"ask the daemon: {edgectl()} --runtime-dir {folder / 'run'} status\n", flush=True)
         try:
             return listen(sensor, messages, daemon, seconds)
         finally:
@@ -197,9 +196,9 @@ def play(seconds: float) -> Counter[bool | None]:
 
 
 def main() -> int:
-    """Play, and say how it went: 0 if at least one prediction was right."""
+    """Play, print the counts, and return 0 if at least one prediction was right."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself after so long (default: Ctrl-C)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="seconds to play (default: until Ctrl-C)")
     args = parser.parse_args()
     scores: Counter[bool | None] = Counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,6 +1,6 @@
-"""Record the demo's terminal as a picture: `python demo/picture.py OUT.svg` runs it, and draws each line at its time.
+"""Record the terminal of the demo as a picture: `python demo/picture.py OUT.svg`.
 
-A viewer that does not play animations shows all lines at once.
+Each line appears at its time. A viewer without animation shows all lines at once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 PROMPT = "$ make demo"
 REST = 5.0
-"""Seconds for which the last line stands before the recording begins anew."""
+"""Seconds from the last line to the next repetition."""
 
 _WIDTH, _LEFT, _TOP, _LINE = 900, 16, 34, 19
 
 
 class Line(NamedTuple):
-    """One line of the terminal, and the seconds from the start until it came."""
+    """Line of the terminal, and the seconds from the start to the line."""
 
     time: float
     text: str
@@ -66,7 +66,7 @@ def main() -> None:
     """Record, and write the picture."""
     parser = argparse.ArgumentParser(description="Record the demo as an animated SVG picture.")
     parser.add_argument("out", type=Path, metavar="OUT.svg")
-    parser.add_argument("--seconds", type=float, default=24.0, help="how long to record (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=24.0, help="seconds to record (default: %(default)g)")
     args = parser.parse_args()
     args.out.write_text(draw(record(args.seconds)))
 

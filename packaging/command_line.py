@@ -1,4 +1,4 @@
-"""What the commands understand, as argparse and the table of verbs know it: for the manual and for completion."""
+"""Options and verbs of the commands, read from argparse and the table of verbs, for manual and completion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Option(NamedTuple):
-    """One option, or one word that stands for itself; `value` is "" where an option takes none."""
+    """Option or fixed word; `value` is "" for an option without a value."""
 
     names: tuple[str, ...]
     value: str
@@ -22,7 +22,7 @@ class Option(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command or a verb: how it is used, in one line; what it is for, in one and in many; what it understands."""
+    """Command or verb: usage, summary in one line, description, and options."""
 
     usage: str
     summary: str
@@ -32,7 +32,7 @@ class Command(NamedTuple):
 
 
 class CommandLine(NamedTuple):
-    """All there is to say about `edged` and `edgectl`. `common` are options that stand before a verb or after it."""
+    """Command lines of `edged` and `edgectl`; `common` are options before or after a verb."""
 
     edged: Command
     common: tuple[Option, ...]
@@ -41,7 +41,7 @@ class CommandLine(NamedTuple):
 
 
 def read() -> CommandLine:
-    """Ask the checkout, as a service would on a board: nothing of whoever asks is in the defaults."""
+    """Read the command lines of the checkout, with the defaults of a service on a board."""
     for name in ("XDG_RUNTIME_DIR", *(name for name in os.environ if name.startswith(("EDGED_", "EDGECTL_")))):
         os.environ.pop(name, None)
     sys.path.insert(0, str(ROOT))

@@ -1,4 +1,4 @@
-"""Completion for bash, as a script that asks nobody: everything it knows is written into it."""
+"""Completion for bash, as a script with all options and verbs written into it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ complete -F _edgectl edgectl
 
 
 def script(line: CommandLine) -> str:
-    """The script for edgectl and edged."""
+    """Return the script for edgectl and edged."""
     everything = [*line.common, *(option for verb in line.verbs.values() for option in verb.options)]
     return _TEMPLATE.format(
         edged_values=_values(line.edged.options, ""),
@@ -75,7 +75,7 @@ def _case(verb: str, command: Command) -> str:
 
 
 def _values(options: Sequence[Option], ends: str) -> str:
-    """What may stand after options that take a value: where nothing better is known, a file."""
+    """Return the cases of options with a value; the completion is a file unless more is known."""
     kinds: dict[str, dict[str, None]] = {}
     for option in options:
         if option.value:

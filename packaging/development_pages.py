@@ -1,4 +1,4 @@
-"""Parts of docs/development that are made from the code: the drawing of the layers, and examples of updates.
+"""Generated parts of docs/development: the drawing of the layers, and examples of updates.
 
 The drawing shows the table of tests/house/test_layers.py. The examples let `decide` of edged/core/decide.py drive an
 update in a world of plain values, and write down each step.
@@ -19,7 +19,7 @@ _BOX, _GAP, _FLOOR, _WIDTH = 26, 8, 58, 860
 
 
 def layers() -> dict[str, set[str]]:
-    """Return what each part of edged may import, as the test has it."""
+    """Return the parts that each part of edged may import, from the test."""
     tree = ast.parse((ROOT / "tests/house/test_layers.py").read_text())
     names: dict[str, Any] = {"set": set}
     for node in tree.body:
@@ -33,7 +33,7 @@ def layers() -> dict[str, set[str]]:
 
 
 def floors(table: Mapping[str, set[str]]) -> list[list[str]]:
-    """Return the parts by floor, the lowest first: a part stands above everything that it may import."""
+    """Return the parts by floor, the lowest first: a part stands above all parts open to its imports."""
     heights: dict[str, int] = {}
 
     def height(part: str) -> int:
@@ -75,11 +75,11 @@ def updates() -> str:
     old, new, board = "b" * 64, "c" * 64, "a" * 64
     installed = {old: ledger.Installed(version="1.0", confirmed=True)}
     idle = ledger.Ledger(schema="edged.ledger/1", active=old, floor="1.0", versions=installed)
-    bad = decide.VersionFault("rejected", "it answers wrongly")
+    bad = decide.VersionFault("rejected", "wrong answers to golden samples")
     names = {old: "version 1.0", new: "version 1.1", board: "the factory's version"}
 
     def example(title: str, events: Sequence[tuple[str, dict[str, Any]]], **offer: Any) -> str:
-        """Play an update: `events` are what happens from outside whenever nothing is left to do, and changed facts."""
+        """Play an update; each of `events` is an event from outside, after the last step, with changed facts."""
         offered = ledger.offered(idle, new, ledger.Installed(version="1.1"), offer.get("confirm_within", 0.0))
         present = {old: 100, new: 100}
         facts = decide.ModelFacts(ledger=offered, run="1", factory=(board,), present=present, serving=old, current=old)
@@ -139,7 +139,7 @@ def _done(decide: Any, facts: Any, step: Any, names: Mapping[str, str]) -> tuple
 
 
 def filled(page: str, name: str, made: str) -> str:
-    """Return a page with what stands between `<!-- made: NAME -->` and `<!-- end -->` made anew."""
+    """Return a page with the part between `<!-- made: NAME -->` and `<!-- end -->` made anew."""
     begin = f"<!-- made: {name} -->\n"
     before, _, rest = page.partition(begin)
     return f"{before}{begin}{made}\n{rest[rest.index('<!-- end -->') :]}"

@@ -13,7 +13,7 @@ _MAN = Path(__file__).parent / "man"
 
 
 def pages(line: CommandLine, version: str, date: str) -> dict[str, str]:
-    """The pages by file name, such as "edgectl.1", in roff (see man(7)). `date` is what stands at the foot."""
+    """Return the pages by file name, such as "edgectl.1", in roff (see man(7)), with `date` at the foot."""
     filled = {
         "version": version,
         "date": date,
@@ -49,7 +49,7 @@ def _table(section: reference.Section) -> Iterator[str]:
 
 
 def _prose(text: str) -> Iterator[str]:
-    """Paragraphs of a docstring; what is indented stays as it is."""
+    """Return the paragraphs of a docstring in roff; indented lines are kept."""
     for paragraph in text.strip("\n").split("\n\n"):
         lines = paragraph.rstrip().splitlines()
         yield ".PP"
@@ -65,11 +65,11 @@ def _definitions(options: Sequence[Option]) -> Iterator[str]:
         value = f"\\fI{_text(option.value)}\\fR" if option.value else ""
         yield ".TP"
         yield " ".join(filter(None, [names, value]))
-        yield _text(option.help or "one of these")
+        yield _text(option.help or "choose a word")
 
 
 def _text(text: str) -> str:
-    r"""Words as they are: roff has its own ideas about \, -, and a dot or ' that begins a line."""
+    r"""Escape characters special to roff: \, -, and a dot or ' at the start of a line."""
     safe = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
     return f"\\&{safe}" if safe.startswith((".", "'")) else safe
 

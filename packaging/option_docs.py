@@ -1,6 +1,6 @@
 """Keys of tables and fields of records, read from their structs: types from annotations, meanings from docstrings.
 
-A docstring describes the keys of its struct in a list at its end, one entry a key. The unit may be left out, and
+A docstring describes the keys of its struct in a list at its end, an entry a key. The unit may be left out, and
 further lines of an entry are indented deeper:
 
     Keys:
@@ -23,7 +23,7 @@ _ENTRY = re.compile(r"    (?P<name>\w+)(?: \((?P<unit>[^)]+)\))?: (?P<meaning>.+
 
 
 class Key(NamedTuple):
-    """One key or field. `default` is "" where there is none, and `required` says whether the key must be given."""
+    """Key or field; `default` is "" without a default, `required` is true for a key that must be given."""
 
     name: str
     type: str
@@ -34,19 +34,19 @@ class Key(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """Unit and meaning of a key, as the docstring has them."""
+    """Unit and meaning of a key, from the docstring."""
 
     unit: str
     text: str
 
 
 def prose(struct: type) -> str:
-    """Return the docstring of a struct without its list of keys, paragraphs parted by blank lines."""
+    """Return the docstring of a struct without the list of keys, paragraphs parted by blank lines."""
     return _doc(struct).partition("\n\nKeys:")[0]
 
 
 def meanings(struct: type) -> dict[str, Meaning]:
-    """Return the meanings of the keys of a struct, those that it inherits included."""
+    """Return the meanings of the keys of a struct, inherited keys included."""
     found: dict[str, Meaning] = {}
     for base in reversed(struct.__mro__):
         name = ""
@@ -60,7 +60,7 @@ def meanings(struct: type) -> dict[str, Meaning]:
 
 
 def keys(struct: type) -> Iterator[Key]:
-    """Yield the keys of a struct in their order. Raises KeyError where its docstring and its fields differ."""
+    """Yield the keys of a struct in order. Raises KeyError if the docstring and the fields differ."""
     known, fields = meanings(struct), list(_fields(struct))
     if stale := known.keys() - {field.encode_name for field in fields}:
         raise KeyError(
@@ -75,14 +75,14 @@ def keys(struct: type) -> Iterator[Key]:
 
 
 def _fields(struct: type) -> Iterator[shapes.Field]:
-    """Yield the fields of a struct that are keys of its own table: a plug-in's options are a struct of their own."""
+    """Yield the fields of a struct that are keys of its table: the options of a plug-in are a separate struct."""
     info = shapes.type_info(struct)
     assert isinstance(info, shapes.StructType)
     yield from (field for field in info.fields if field.encode_name != "options" or not nested(field.type))
 
 
 def nested(kind: shapes.Type) -> list[shapes.StructType]:
-    """Return the structs that a type may hold."""
+    """Return the structs inside a type."""
     if isinstance(kind, shapes.Metadata):
         return nested(kind.type)
     if isinstance(kind, shapes.UnionType):
@@ -95,7 +95,7 @@ def nested(kind: shapes.Type) -> list[shapes.StructType]:
 
 
 def type_of(kind: shapes.Type, unit: str = "") -> str:
-    """Return a type in words, with its bounds, which are in `unit`."""
+    """Return a type in words, with its bounds in `unit`."""
     match kind:
         case shapes.Metadata(type=inner, extra_json_schema={"description": str(text)}):
             return f"{type_of(inner)}: {text}"
@@ -128,7 +128,7 @@ def type_of(kind: shapes.Type, unit: str = "") -> str:
 
 
 def _is_absence(kind: shapes.Type) -> bool:
-    """Whether the only value of a type says that there is none."""
+    """Return whether the only value of a type means "none"."""
     return isinstance(kind, shapes.NoneType) or (isinstance(kind, shapes.CustomType) and kind.cls is msgspec.UnsetType)
 
 
@@ -154,7 +154,7 @@ def _bounds(kind: shapes.IntType | shapes.FloatType, unit: str) -> str:
 
 
 def _number(value: float | None, unit: str) -> str:
-    """Return a number in digits, and a round one of bytes in MiB and the like too; "" for None."""
+    """Return a number in digits, and round numbers of bytes in MiB and the like too; "" for None."""
     if value is None:
         return ""
     for power, name in ((40, "TiB"), (30, "GiB"), (20, "MiB")):

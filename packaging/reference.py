@@ -1,4 +1,4 @@
-"""The reference in docs/reference, made from the code: `make reference` writes it, and a test holds that it is current.
+"""The reference in docs/reference, made from the code by `make reference`; a test holds the pages current.
 
 configuration.md  manifest.md   the structs of edged.toml and manifest.json
 mqtt.md                         the topics of the AsyncAPI document, and the structs of their payloads
@@ -32,7 +32,7 @@ _MADE = "<!-- Made by `make reference` from the code. Do not edit. -->\n"
 
 
 class Section(NamedTuple):
-    """A table of edged.toml, or an object in JSON: its title, and the struct of its keys."""
+    """Table of edged.toml, or object in JSON: title, and struct of the keys."""
 
     title: str
     struct: type
@@ -60,7 +60,7 @@ def pages() -> dict[str, str]:
 
 
 def configuration() -> Iterator[Section]:
-    """Yield the tables of edged.toml, in the order in which they are configured."""
+    """Yield the tables of edged.toml, in order of configuration."""
     from edged import plugins
     from edged.config.options import Config
     from edged.core.manifest import Decision
@@ -99,7 +99,7 @@ def _configuration() -> Iterator[str]:
 
 
 def manifest() -> Iterator[Section]:
-    """Yield the objects of manifest.json, an outer one before those in it, and each struct once."""
+    """Yield the objects of manifest.json, outer objects first, and each struct once."""
     from edged.core.manifest import Manifest
 
     yield Section("The whole manifest", Manifest)
@@ -192,7 +192,7 @@ def _mqtt() -> Iterator[str]:
     for struct in records:
         yield from _section(Section(struct.__name__, struct), json=True, received=struct is DesiredVersion)
         if example := _EXAMPLES.get(struct.__name__):
-            message = msgspec.json.encode(msgspec.convert(example, struct))  # it must be one
+            message = msgspec.json.encode(msgspec.convert(example, struct))  # refuses a wrong example
             yield f"```json\n{msgspec.json.format(message, indent=2).decode()}\n```"
 
 
@@ -287,7 +287,7 @@ def _exit_codes(line: command_line.CommandLine) -> Iterator[str]:
 
 
 class Metric(NamedTuple):
-    """A family of metrics, as the source text of edged has it."""
+    """Family of metrics, from the source text of edged."""
 
     name: str
     kind: str
@@ -296,7 +296,7 @@ class Metric(NamedTuple):
 
 
 def metrics() -> list[Metric]:
-    """Return the families that are made anywhere in edged, in order of their names."""
+    """Return the families of metrics in edged, in order of names."""
     found = []
     for file in sorted((ROOT / "edged").rglob("*.py")):
         tree = ast.parse(file.read_text())
@@ -337,7 +337,7 @@ def _metrics() -> Iterator[str]:
 
 
 def _section(section: Section, *, json: bool = False, received: bool = True) -> Iterator[str]:
-    """Yield the heading, the text and the table of a section; what edged only sends needs no defaults."""
+    """Yield the heading, the text and the table of a section; records from edged need no defaults."""
     yield f"## {section.title}"
     yield _paragraphs(option_docs.prose(section.struct))
     head, rows = ["key", "type", "default", "unit", "meaning"], []
@@ -369,7 +369,7 @@ def _code(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what Markdown would take for tags and for emphasis, outside of code."""
+    """Escape tags and emphasis of Markdown outside of code."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([<*])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)
@@ -382,8 +382,8 @@ def _struct(cls: type) -> shapes.StructType:
 
 
 def main() -> int:
-    """Write the pages; with --check name those that are not current, and return 1 if any is."""
-    parser = argparse.ArgumentParser(description="Make the pages of the manual that come from the code.")
+    """Write the pages; with --check print the pages that are not current, and return 1 for any."""
+    parser = argparse.ArgumentParser(description="Make the generated pages of the manual.")
     parser.add_argument("--check", action="store_true", help="change nothing, and fail if a page is not current")
     check = parser.parse_args().check
     made = pages()
