@@ -1,11 +1,11 @@
-"""What the training scripts share: from a trained Keras network to a finished version folder.
+"""Shared parts of the training scripts: from a trained Keras network to a finished version folder.
 
-A script loads its data, trains a float network, and then goes through here: `export` makes the int8 file and loads it
-with edged's own backend, `replay` runs windows through edged's own pre- and postprocessing, so that what the card says
-is what a board will do, and `finish` writes the rest of the folder.
+A script loads data and trains a float network. `export` then makes the int8 file and loads the file with the backend of
+edged. `replay` runs windows through the pre- and postprocessing of edged, so that the figures of the card hold on a
+board. `finish` writes the rest of the folder.
 
-Needs the extra: `pip install -e '.[train]'`. A run repeats itself to the byte on one machine; other processors and
-TensorFlow versions round differently and arrive at a slightly different model.
+Needs the extra: `pip install -e '.[train]'`. Two runs on a machine give the same bytes; other processors and TensorFlow
+versions round differently and give a slightly different model.
 """
 
 import argparse
@@ -32,20 +32,20 @@ Floats = NDArray[np.float32]
 
 
 def output_folder(description: str, default: Path) -> Path:
-    """Where the command line wants the version folder to go."""
+    """Return the version folder of the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=default, metavar="DIR", help="write DIR/<version>/ (%(default)s)")
     return parser.parse_args().out
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed Python, numpy and TensorFlow, and let TensorFlow use only kernels that repeat themselves."""
+    """Seed Python, numpy and TensorFlow, and restrict TensorFlow to deterministic kernels."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
 
 def normalise(samples: NDArray, step: Normalise) -> Floats:
-    """Many windows at once as the manifest's step will make them one by one."""
+    """Normalise many windows at once, as the step of the manifest does for each window."""
     return ((samples - np.float32(step.mean)) / np.float32(step.std)).astype(np.float32)
 
 
@@ -70,7 +70,7 @@ def _to_int8(network: keras.Model, inputs: Floats) -> bytes:
 
 
 def replay(manifest: Manifest, runner: Runner, windows: Iterable[NDArray]) -> list[Outcome]:
-    """What edged says of these windows, a second apart; `manifest` may still lack its files."""
+    """Return the outcomes of edged for windows a second apart; `manifest` may still lack its files."""
     preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
     samples = (np.ascontiguousarray(window, manifest.window.dtype) for window in windows)
     return [
@@ -80,7 +80,7 @@ def replay(manifest: Manifest, runner: Runner, windows: Iterable[NDArray]) -> li
 
 
 def golden_samples(manifest: Manifest, runner: Runner, windows: Iterable[NDArray]) -> bytes:
-    """The golden samples' .npz: what these windows are in the input tensor, and what the output tensor then is."""
+    """Return the golden samples as .npz: input tensors of the windows, and the output tensors."""
     preprocess = Preprocessor(manifest)
     inputs = [preprocess(np.ascontiguousarray(window, manifest.window.dtype))[0].copy() for window in windows]
     outputs = [runner.run([array])[0] for array in inputs]
@@ -90,7 +90,7 @@ def golden_samples(manifest: Manifest, runner: Runner, windows: Iterable[NDArray
 
 
 def finish(folder: Path, manifest: Manifest, golden: bytes, card: Path, figures: dict[str, object]) -> None:
-    """Write the golden samples, the card with its figures filled in, and the manifest with everyone's digest."""
+    """Write the golden samples, the card with its figures, and the manifest with all digests."""
     model = (folder / manifest.model).read_bytes()
     text = card.read_text(encoding="utf-8").format_map({**figures, "version": manifest.version, "size": len(model)})
     files = {manifest.model: model, "golden.npz": golden, "CARD.md": text.encode()}
@@ -101,17 +101,17 @@ def finish(folder: Path, manifest: Manifest, golden: bytes, card: Path, figures:
 
 
 def spread(number: int, count: int) -> NDArray[np.intp]:
-    """`count` indices spread evenly over `number` samples: a choice that nobody made."""
+    """Return `count` indices spread evenly over `number` samples: no sample is picked by hand."""
     return np.linspace(0, number - 1, count).round().astype(np.intp)
 
 
 def share(hits: NDArray[np.bool_]) -> str:
-    """A proportion as the card quotes it: with its counts, since the sets are small."""
+    """Return a proportion for the card, with its counts, since the sets are small."""
     return f"{hits.mean():.4f} ({np.count_nonzero(hits)} of {hits.size})"
 
 
 def accuracy(truth: NDArray, real: NDArray, quantised: NDArray, labels: tuple[str, ...]) -> dict[str, str]:
-    """A classifier's figures, from the classes that the float network and the int8 model gave."""
+    """Return the figures of a classifier, from the classes of the float network and the int8 model."""
     return {
         "float_accuracy": share(real == truth),
         "int8_accuracy": share(quantised == truth),
@@ -129,5 +129,5 @@ def _confusion(truth: NDArray, guess: NDArray, labels: tuple[str, ...]) -> str:
 
 
 def made_with(*packages: str) -> str:
-    """The versions of the packages that made the model."""
+    """Return the versions of the packages behind the model."""
     return ", ".join(f"{package} {version(package)}" for package in ("tensorflow-cpu", "keras", *packages))

@@ -1,4 +1,4 @@
-"""Train `anomaly`: an autoencoder of a pulse wave, which rebuilds badly what is not one.
+"""Train `anomaly`: an autoencoder of a pulse wave, with a large error on other signals.
 
 Run it with `python firmware_models/anomaly/train.py`; `--out` names another folder.
 """
@@ -41,12 +41,12 @@ QUANTILE = 0.999
 
 
 def windows(signal: NDArray) -> NDArray:
-    """Windows at every offset of a signal: (n, LENGTH, 1)."""
+    """Return the windows at every offset of a signal: (n, LENGTH, 1)."""
     return sliding_window_view(signal, LENGTH)[..., None]
 
 
 def train(inputs: Floats) -> keras.Model:
-    """An autoencoder: six numbers must do to rebuild 64."""
+    """Return an autoencoder that rebuilds 64 numbers from six."""
     network = keras.Sequential(
         [
             keras.Input((LENGTH, 1)),
@@ -64,7 +64,7 @@ def train(inputs: Floats) -> keras.Model:
 
 
 def describe(runner: Runner, step: Normalise, threshold: float) -> Manifest:
-    """The manifest, but for the files' digests."""
+    """Return the manifest without the digests of the files."""
     return Manifest(
         schema=SCHEMA,
         name="anomaly",
@@ -82,29 +82,29 @@ def describe(runner: Runner, step: Normalise, threshold: float) -> Manifest:
 
 
 def float_scores(network: keras.Model, inputs: Floats) -> Floats:
-    """The mean squared error of each rebuilt window."""
+    """Return the mean squared error of each rebuilt window."""
     return ((inputs - network.predict(inputs, verbose=0)) ** 2).mean((1, 2))
 
 
 def int8_scores(manifest: Manifest, runner: Runner, samples: NDArray) -> Floats:
-    """The same of the int8 model."""
+    """Return the mean squared error of each window that the int8 model rebuilt."""
     return np.float32([outcome.score for outcome in replay(manifest, runner, samples)])
 
 
 def threshold_of(scores: Floats) -> float:
-    """Above nearly all that is normal."""
+    """Return a threshold above nearly all normal scores."""
     return round(float(np.quantile(scores, QUANTILE)), 6)
 
 
 def row(name: str, scores: Floats, anomalous: NDArray[np.bool_], threshold: float) -> str:
-    """A row of the card's table."""
+    """Return a row of the table in the card."""
     alarms = scores >= threshold
     figures = precision_score(anomalous, alarms), recall_score(anomalous, alarms), roc_auc_score(anomalous, scores)
     return f"| {name} | {threshold} | {' | '.join(f'{x:.4f}' for x in figures)} | {share(alarms[~anomalous])} |"
 
 
 def alarms_raised(manifest: Manifest, runner: Runner, samples: NDArray, anomalous: NDArray[np.bool_]) -> dict[str, int]:
-    """How often the decision turns to alarm as the held-out signal plays, within n windows of the event or not."""
+    """Count the alarms on the held-out signal, within n windows of the event and elsewhere."""
     outcomes = replay(manifest, runner, samples[::HOP])
     begins = [number for number, outcome in enumerate(outcomes) if outcome.anomalous and outcome.changed]
     memory = manifest.postprocess.decision.n
@@ -113,14 +113,14 @@ def alarms_raised(manifest: Manifest, runner: Runner, samples: NDArray, anomalou
 
 
 def with_noise(samples: NDArray) -> NDArray:
-    """The windows with their middle 12 samples disturbed by noise of deviation 4, like the labelled event."""
+    """Return windows with noise of deviation 4 on the middle 12 samples, like the labelled event."""
     disturbed = samples.copy()
     disturbed[:, 26:38] += np.random.default_rng(2).normal(0, 4, (len(samples), 12, 1))
     return disturbed
 
 
 def frozen(samples: NDArray) -> NDArray:
-    """The windows as a sensor leaves them that stops half-way and repeats its last value."""
+    """Return windows of a sensor that stops half-way and repeats the last value."""
     disturbed = samples.copy()
     disturbed[:, LENGTH // 2 :] = disturbed[:, LENGTH // 2 - 1, None]
     return disturbed

@@ -1,4 +1,4 @@
-"""Train `digits`: which digit an 8x8 picture of handwriting shows.
+"""Train `digits`: the digit on an 8x8 picture of handwriting.
 
 Run it with `python firmware_models/digits/train.py`; `--out` names another folder.
 """
@@ -34,11 +34,11 @@ VERSION = "1.0.0"
 LABELS = tuple("0123456789")
 SIDE = 8
 STEP = Normalise(mean=(0.0,), std=(16.0,))  # pixels are 0 (paper) to 16 (ink)
-SMOOTHING = 0.05  # of the labels: keeps scores off the ends of the int8 range, where all would look alike
+SMOOTHING = 0.05  # of the labels: keeps scores off the ends of the int8 range, where differences vanish
 
 
 def train(inputs: Floats, truth: NDArray) -> keras.Model:
-    """Two convolutions and a layer that sees where things are."""
+    """Return a network of two convolutions and a dense layer, which keeps positions."""
     network = keras.Sequential(
         [
             keras.Input((SIDE, SIDE, 1)),
@@ -55,7 +55,7 @@ def train(inputs: Floats, truth: NDArray) -> keras.Model:
 
 
 def describe(runner: Runner) -> Manifest:
-    """The manifest, but for the files' digests."""
+    """Return the manifest without the digests of the files."""
     return Manifest(
         schema=SCHEMA,
         name="digits",
@@ -86,7 +86,7 @@ def main() -> None:
     runner = export(network, inputs, folder)
     manifest = describe(runner)
 
-    windows = held_out[:, None]  # of one picture each
+    windows = held_out[:, None]  # each of a single picture
     real = network.predict(normalise(held_out, STEP)[..., None], verbose=0).argmax(1)
     quantised = np.array([LABELS.index(outcome.label) for outcome in replay(manifest, runner, windows)])
     figures = {

@@ -1,4 +1,4 @@
-"""The BasicMotions recordings, and the demo's recording strung together from those the model never saw.
+"""BasicMotions, and the recording of the demo, joined from test recordings that the model was not trained on.
 
 Run it with `python firmware_models/motion/recording.py --out demo/recording.csv`.
 """
@@ -15,7 +15,7 @@ LABELS = ("standing", "walking", "running", "badminton")
 CHANNELS = ("ax", "ay", "az", "gx", "gy", "gz")
 RATE = 10.0
 
-# The first two test recordings of each activity, each pair apart, so that every change is to another activity.
+# The first two test recordings of each activity, apart from each other, so that the activity changes at each joint.
 DEMO_ORDER = (
     ("standing", 0),
     ("walking", 0),
@@ -29,20 +29,20 @@ DEMO_ORDER = (
 
 
 def recordings(split: str) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """The recordings of the "train" or "test" split, shape (40, 100, 6), and which of LABELS each one is."""
+    """Return the recordings of the "train" or "test" split, shape (40, 100, 6), and the index in LABELS of each."""
     samples, activities = load_basic_motions(split=split)
     return samples.transpose(0, 2, 1), np.array([LABELS.index(activity) for activity in activities])
 
 
 def demo_recording() -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Test recordings in DEMO_ORDER end to end: samples of shape (800, 6), and which of LABELS each one is."""
+    """Return test recordings in DEMO_ORDER, joined: samples of shape (800, 6), and the index in LABELS of each."""
     samples, activities = recordings("test")
     chosen = [np.flatnonzero(activities == LABELS.index(label))[nth] for label, nth in DEMO_ORDER]
     return np.concatenate(samples[chosen]), np.repeat(activities[chosen], samples.shape[1])
 
 
 def main() -> None:
-    """Write the demo's recording."""
+    """Write the recording of the demo."""
     parser = argparse.ArgumentParser(description="Write the recording the demo plays.")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     samples, activities = demo_recording()

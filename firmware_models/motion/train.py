@@ -1,4 +1,4 @@
-"""Train `motion`: which of four activities somebody wearing a 6-axis motion sensor is at.
+"""Train `motion`: four activities of the wearer of a 6-axis motion sensor.
 
 Run it with `python firmware_models/motion/train.py`; `--out` names another folder.
 """
@@ -35,23 +35,23 @@ VERSION = "1.0.0"
 LENGTH = 40  # samples: four seconds hold several steps or a whole rally stroke
 HOP = 10
 TRAINING_HOP = 2  # windows overlap more in training, so that the network sees every phase of a stride
-SMOOTHING = 0.05  # of the labels: keeps scores off the ends of the int8 range, where all would look alike
+SMOOTHING = 0.05  # of the labels: keeps scores off the ends of the int8 range, where differences vanish
 
 
 def windows(samples: NDArray, hop: int) -> NDArray:
-    """Windows of one recording: (n, LENGTH, 6)."""
+    """Return the windows of a recording: (n, LENGTH, 6)."""
     return np.stack([samples[start : start + LENGTH] for start in range(0, len(samples) - LENGTH + 1, hop)])
 
 
 def all_windows(split: str, hop: int) -> tuple[NDArray, NDArray]:
-    """Windows of every recording of a split, and which of LABELS each is."""
+    """Return the windows of every recording of a split, and the index in LABELS of each."""
     samples, activities = recordings(split)
     cut = [windows(recording, hop) for recording in samples]
     return np.concatenate(cut), np.repeat(activities, len(cut[0]))
 
 
 def train(inputs: Floats, truth: NDArray) -> keras.Model:
-    """A small convolutional network: strides for cheapness, pooling over time so that the phase does not matter."""
+    """Return a small convolutional network: strides save time, pooling over time hides the phase."""
     network = keras.Sequential(
         [
             keras.Input((LENGTH, len(CHANNELS))),
@@ -69,7 +69,7 @@ def train(inputs: Floats, truth: NDArray) -> keras.Model:
 
 
 def describe(runner: Runner, step: Normalise) -> Manifest:
-    """The manifest, but for the files' digests."""
+    """Return the manifest without the digests of the files."""
     return Manifest(
         schema=SCHEMA,
         name="motion",
@@ -90,12 +90,12 @@ def describe(runner: Runner, step: Normalise) -> Manifest:
 
 
 def guesses(manifest: Manifest, runner: Runner, samples: NDArray) -> NDArray:
-    """Which of LABELS the int8 model takes each window for."""
+    """Return the index in LABELS of the answer of the int8 model to each window."""
     return np.array([LABELS.index(outcome.label) for outcome in replay(manifest, runner, samples)])
 
 
 def demo_accuracy(manifest: Manifest, runner: Runner) -> dict[str, str]:
-    """How the windows of the demo's recording fare: those within one activity, and those across a change."""
+    """Count right answers on the recording of the demo: windows within an activity, and windows across a change."""
     samples, activities = demo_recording()
     truth = windows(activities, HOP)
     hits = guesses(manifest, runner, windows(samples, HOP)) == truth[:, -1]
