@@ -114,7 +114,9 @@ def test_a_sensor_that_is_unplugged_leaves_no_answer_behind(tmp_path: Path, brok
     sensor.unplug()
     states = listener.until_state(CLASS, "unavailable")
     assert listener.until_state("pipeline_motion_problem", "on")["source_wrist_problem"] == "on"
+    daemon.wait_for_log(f"pipeline motion is failed: source 'wrist': {sensor.link} is not there")
     source, pipeline = health(daemon, "sources", "wrist"), health(daemon, "pipelines", "motion")
+    assert source["reason"] == f"{sensor.link} is not there"
     assert (pipeline["state"], pipeline["reason"]) == ("failed", f"source 'wrist': {source['reason']}")
     assert states["pipeline_motion_score"] == "unavailable"
     with Subscriber(broker.port, "edged/board/pipelines/motion/decision", "edged/board/state") as latecomer:
