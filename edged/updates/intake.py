@@ -136,7 +136,7 @@ class ModelsSnapshot:
             if rejection := model.ledger.rejected.get(digest):
                 raise BundleError(
                     f"{model.name} {rejection.version} was rejected on this board: {rejection.reason}",
-                    hint=f"have it tried again with `edgectl forget {model.name} {digest[:12]}`",
+                    hint=f"to try the version again, run `edgectl forget {model.name} {digest[:12]}`",
                 )
 
     def admit(self, name: str, digest: str, version: str, *, allow_downgrade: bool) -> None:
