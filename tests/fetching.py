@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edged.transfer.http_fetch import Fetched, Fetcher, FetchOptions
+from edged.transfer.http_fetch import ExpectedFile, Fetched, Fetcher, FetchOptions
 from edged.transfer.partial_files import ArrivalCheck, PartialFiles, Transfer
 
 ID = "f0" * 32
+BUNDLE = ExpectedFile("a bundle", lambda start: start.startswith(b"edgm"))
 
 
 def options(**given: Any) -> FetchOptions:
@@ -24,5 +25,5 @@ def fetch(
 ) -> tuple[bytes, Fetched]:
     """What came, and how it went."""
     with open_transfer(folder, check) as transfer:
-        fetched = Fetcher(options(**given)).fetch(url, transfer)
+        fetched = Fetcher(options(**given), expected=BUNDLE).fetch(url, transfer)
         return transfer.path.read_bytes(), fetched

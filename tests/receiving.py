@@ -21,7 +21,7 @@ from edged.models.bare_file import Bare
 from edged.models.bundle import examine
 from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.partial_files import PartialFiles
-from edged.updates.jobs import Event, InstallOptions, Job, Report
+from edged.updates.jobs import Event, InstallOptions, Job, ModelReport
 from edged.updates.verbs import Updates
 from tests.containers import MODEL, colours, container, entry
 
@@ -116,10 +116,10 @@ class ScriptedUpdater:
     def jobs(self) -> tuple[Job, ...]:
         return tuple(self._jobs)
 
-    async def models(self) -> tuple[Report, ...]:
+    async def models(self) -> tuple[ModelReport, ...]:
         assert self.ledger.active
         active = self.ledger.versions[self.ledger.active].version
-        report = Report(
+        report = ModelReport(
             name=NAME,
             serving=self.serving,
             active=active,
@@ -144,6 +144,11 @@ class ScriptedUpdater:
 
 class Clock:
     """Its day began with the machine."""
+
+    synchronised = True
+
+    def knows(self, monotonic: float) -> bool:
+        return True
 
     def at(self, monotonic: float) -> float:
         return monotonic
@@ -255,13 +260,13 @@ class Board:
         self.updates = Updates(
             incoming,
             self.updater,
-            door=self.door,
+            checks=self.door,
             clock=Clock(),
-            say=self._hear,
+            publish=self._hear,
             fetch=self._fetch,
             urls=self._urls,
             idle=self._idle,
-            tell_every=0.02,
+            progress_every=0.02,
         )
         await self.updates.start()
         server = Server(self.runtime_dir / "edged.sock", _Verbs(self.updates))

@@ -188,7 +188,7 @@ class Rig:
                 **settings,
             },
             run=run,
-            say=self.say,
+            publish=self.say,
             clock=self.clock,
         )
         try:

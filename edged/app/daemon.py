@@ -78,7 +78,7 @@ from edged.outbox.publisher import Publisher
 from edged.system.folder_watch import FolderWatch
 from edged.system.log import set_up
 from edged.transfer.partial_files import PartialFiles
-from edged.updates.desired import Desires
+from edged.updates.desired import DesiredVersionPoller
 from edged.updates.jobs import Event
 from edged.updates.updater import Updater
 from edged.updates.verbs import Updates
@@ -140,25 +140,25 @@ async def run(files: Sequence[Path], runtime_dir: Path, lock: StateLock, store: 
     updates = Updates(
         incoming,
         updater,
-        door=Admission(daemon.parts, daemon.board, updater.verify, loop),
+        checks=Admission(daemon.parts, daemon.board, updater.verify, loop),
         clock=daemon.parts.clock,
-        say=daemon.tell,
+        publish=daemon.tell,
         fetch=config.updates.fetch,
         urls=_urls(config).values(),
     )
-    desires = Desires(updates.fetches, daemon.board, daemon.tell)
-    daemon.on_wish = desires.hear
+    desires = DesiredVersionPoller(updates.fetch_jobs, daemon.board, daemon.tell)
+    daemon.on_wish = desires.receive
     daemon.hold = updater.held
 
     def follow_config() -> None:
         """After a reload: what [updates] says, and where the models may come from."""
         options = daemon.parts.config.updates
-        updater.abide_by(trust_of(options), _keep(options))
-        updates.fetches.abide_by(options.fetch, _urls(daemon.parts.config).values())
-        desires.look_at(_urls(daemon.parts.config), options.check_every, daemon.parts.config.device.name)
+        updater.configure(trust_of(options), _keep(options))
+        updates.fetch_jobs.configure(options.fetch, _urls(daemon.parts.config).values())
+        desires.configure(_urls(daemon.parts.config), options.check_every, daemon.parts.config.device.name)
 
     daemon.on_reload = follow_config
-    desires.look_at(_urls(config), config.updates.check_every, config.device.name)
+    desires.configure(_urls(config), config.updates.check_every, config.device.name)
     proving = Proving(daemon.parts.accelerators, daemon.board.subjects, daemon.tunings, daemon.serve_anew)
     operations = Operations(daemon.parts, daemon.reload, updates, proving)
     server = Server(runtime_dir / protocol.SOCKET, operations, group=config.control.group)
@@ -228,7 +228,7 @@ def _updater(daemon: Daemon, config: Config, store: Store) -> Updater:
         daemon.board,
         trust=trust_of(config.updates),
         run=daemon.parts.boot,
-        say=daemon.tell,
+        publish=daemon.tell,
         keep=_keep(config.updates),
         synchronised=lambda: daemon.parts.clock.synchronised,
     )

@@ -1,8 +1,8 @@
-"""A line to a web server: one TCP connection, through a proxy and TLS where wanted, that can be cut from outside.
+"""A connection to a web server: TCP, through a proxy and TLS if wanted, that another thread can cut.
 
-`http.client` speaks HTTP over a `HttpConnection`, and believes it to be a socket. Every byte that comes in passes
-`readinto`, so the least speed holds for bodies, headers, chunk sizes and a proxy's answer alike, and a server that
-sends a byte now and then does not hold us for ever.
+`http.client` speaks HTTP over an `HttpConnection` as over a socket. Every received byte passes `readinto`, so that the
+minimum speed applies to bodies, headers, chunk sizes and a proxy's response alike, and a server that sends a byte now
+and then cannot hold the fetch forever.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _MAX_SECRET = 4096
 
 
 class MinimumSpeed(NamedTuple):
-    """The least speed: `least()` bytes a second over `seconds`, and a byte at least.
+    """A minimum speed of `least()` bytes a second, measured over `seconds`, and of one byte in that time.
 
-    Connecting and sending may take as long.
+    Connecting and sending may take `seconds`, too.
     """
 
     least: Callable[[], float]
@@ -40,42 +40,42 @@ class MinimumSpeed(NamedTuple):
 
 
 class TooSlowError(OSError):
-    """The other side sends less than it must."""
+    """The server sends more slowly than the minimum speed."""
 
 
 class AbandonedError(FetchError):
-    """Somebody called it off."""
+    """The fetch was cancelled."""
 
 
 class Cancellation:
-    """Cuts whatever line is open, now and from now on, from any thread."""
+    """A cancellation of all connections, now and later, from any thread."""
 
     def __init__(self) -> None:
-        self._cut = Event()
+        self._cancelled = Event()
         self._lock = Lock()
         self._socket: socket.socket | None = None
 
-    def cut(self) -> None:
-        """End it all."""
+    def cancel(self) -> None:
+        """Cut the open connection, and refuse others."""
         with self._lock:
-            self._cut.set()
+            self._cancelled.set()
             if self._socket is not None:
                 with suppress(OSError):
-                    # Not SSLSocket's own, which would take the encryption away under the thread that reads.
+                    # Not SSLSocket.shutdown, which would remove the encryption while another thread reads.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """Raises AbandonedError once cut."""
-        if self._cut.is_set():
-            raise AbandonedError("it was called off", hint="fetch again: it goes on where it was", retryable=True)
+        """Raise AbandonedError after a cancellation."""
+        if self._cancelled.is_set():
+            raise AbandonedError("the fetch was cancelled", hint="fetch again to continue", retryable=True)
 
     def wait(self, seconds: float) -> None:
-        """Sleep. Raises AbandonedError as soon as cut."""
-        self._cut.wait(seconds)
+        """Sleep. Raises AbandonedError as soon as cancelled."""
+        self._cancelled.wait(seconds)
         self.check()
 
     def watch(self, sock: socket.socket) -> None:
-        """Take over a socket, which is closed by `release` only. Raises AbandonedError."""
+        """Take over a socket, which only `release` closes. Raises AbandonedError."""
         with self._lock:
             self._socket = sock
         self.check()
@@ -89,65 +89,65 @@ class Cancellation:
 
 
 class HttpConnection:
-    """A connected socket, as http.client uses one. It is closed by the scissors, not by whoever reads it."""
+    """A connected socket as http.client uses one. The Cancellation closes it, not http.client."""
 
-    def __init__(self, sock: socket.socket, pace: MinimumSpeed, received: Callable[[int], None]) -> None:
+    def __init__(self, sock: socket.socket, minimum: MinimumSpeed, received: Callable[[int], None]) -> None:
         self._socket = sock
-        self._pace = pace
+        self._minimum = minimum
         self._received = received
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it, within the time there is."""
-        self._socket.settimeout(self._pace.seconds)
+        """Send all bytes, within the seconds of the minimum speed."""
+        self._socket.settimeout(self._minimum.seconds)
         self._socket.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """What comes in."""
-        return io.BufferedReader(_Inflow(self._socket, self._pace, self._received))
+        """Return a file of the received bytes."""
+        return io.BufferedReader(_Inflow(self._socket, self._minimum, self._received))
 
 
 class _Inflow(io.RawIOBase):
-    """The bytes that come in, each counted, and no slower than the pace."""
+    """The received bytes, counted, at no less than the minimum speed."""
 
-    def __init__(self, sock: socket.socket, pace: MinimumSpeed, received: Callable[[int], None]) -> None:
+    def __init__(self, sock: socket.socket, minimum: MinimumSpeed, received: Callable[[int], None]) -> None:
         self._socket = sock
-        self._pace = pace
+        self._minimum = minimum
         self._received = received
         self._count = 0
-        self._deadline = time.monotonic() + pace.seconds
+        self._deadline = time.monotonic() + minimum.seconds
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Raises TooSlowError."""
+        """Read into a buffer, and return the number of bytes. Raises TooSlowError."""
         while True:
             count = self._receive(buffer)
-            self._judge(count or 0)
+            self._enforce_minimum(count or 0)
             if count is not None:
                 self._received(count)
                 return count
 
     def _receive(self, buffer: memoryview) -> int | None:
-        """How many bytes have come; None if there were none until the deadline."""
+        """Return the number of bytes received; None if there were none until the deadline."""
         self._socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
         try:
             return self._socket.recv_into(buffer)
         except TimeoutError:
             return None
 
-    def _judge(self, count: int) -> None:
+    def _enforce_minimum(self, count: int) -> None:
         self._count += count
         now = time.monotonic()
         if now < self._deadline:
             return
-        if not self._count or self._count < self._pace.least() * self._pace.seconds:
-            raise TooSlowError(f"only {self._count} bytes came within {self._pace.seconds:g} s")
-        self._count, self._deadline = 0, now + self._pace.seconds
+        if not self._count or self._count < self._minimum.least() * self._minimum.seconds:
+            raise TooSlowError(f"only {self._count} bytes arrived within {self._minimum.seconds:g} s")
+        self._count, self._deadline = 0, now + self._minimum.seconds
 
 
 class Identity(NamedTuple):
-    """How the others prove who they are, and how we do, to the server first asked and nobody else."""
+    """TLS contexts without and with the board's certificate, and its token. Only the first server gets the latter."""
 
     anonymous: ssl.SSLContext
     certified: ssl.SSLContext
@@ -155,12 +155,12 @@ class Identity(NamedTuple):
 
 
 def identify(ca_file: str, cert_file: str, key_file: str, token_file: str) -> Identity:
-    """Read the files, those that are named. Raises ConfigError if one cannot be used."""
+    """Read the files that are named. Raises ConfigError if one cannot be used."""
     anonymous = certified = _trusting(ca_file)
     if cert_file:
         certified = _trusting(ca_file)
         try:
-            # The empty passphrase makes a protected key an error; without it OpenSSL would ask on the terminal.
+            # OpenSSL would ask for a passphrase on the terminal; an empty one makes a protected key an error.
             certified.load_cert_chain(find(cert_file), find(key_file), password="")
         except OSError as error:
             raise _unusable("cert_file or key_file", f"{cert_file}, {key_file}", error) from error
@@ -175,12 +175,12 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
 
 
 def _read_secret(name: str) -> str:
-    """The first line of a file."""
+    """Return the first line of a file."""
     try:
         with find(name).open("rb") as file:
             line = file.readline(_MAX_SECRET + 1).rstrip(b"\r\n").decode("ascii")
         if not line.isprintable() or not 1 <= len(line) <= _MAX_SECRET:
-            raise OSError(f"its first line is empty, longer than {_MAX_SECRET} bytes or not plain text")
+            raise OSError(f"the first line is empty, longer than {_MAX_SECRET} bytes or not plain text")
         return line
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable("token_file", name, error) from error
@@ -188,7 +188,7 @@ def _read_secret(name: str) -> str:
 
 def _unusable(option: str, name: str, error: Exception) -> ConfigError:
     reason = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
-    hint = "name a file that the service may read, or one of its credentials (LoadCredential=)"
+    hint = "name a file that the service may read, or a credential of the service (LoadCredential=)"
     return ConfigError(f"{option} {name!r} cannot be used: {reason}", hint=hint)
 
 
@@ -196,32 +196,30 @@ def _unusable(option: str, name: str, error: Exception) -> ConfigError:
 
 
 def find_proxies(proxy: str, no_proxy: str) -> dict[str, str]:
-    """URLs by scheme, and under "no" the hosts to reach without: from the options, or else from the environment."""
+    """Return proxy URLs by scheme, and under "no" the hosts to reach directly, from the options or the environment."""
     if proxy == "none":
         return {}
     return {"http": proxy, "https": proxy, "no": no_proxy} if proxy else getproxies_environment()
 
 
 def parse_proxy(url: str) -> SplitResult:
-    """The parts of a proxy's URL. Raises ConfigError."""
+    """Return the parts of a proxy's URL. Raises ConfigError."""
     try:
         parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
         if parts.scheme == "http" and is_host(parts.hostname) and parts.port != 0:
             return parts
     except ValueError:
         pass
-    raise ConfigError(
-        f"the proxy {mask(url)!r} is none that can be used", hint="give one, as http://proxy.example.org:3128"
-    )
+    raise ConfigError(f"{mask(url)!r} is no usable proxy", hint="write it as http://proxy.example.org:3128")
 
 
-# Asking
+# Requests
 
 
 class HttpClient:
-    """Asks web servers for files, one at a time. `received` hears of every byte that comes in.
+    """Requests files from web servers, one at a time. `received` is called with the size of every read.
 
-    Credentials go to origins that the `policy` names. A `guarded` client asks nobody else inside the board's network.
+    Credentials go to origins that the `policy` names. A `guarded` client asks no other server in the board's network.
     """
 
     def __init__(
@@ -231,28 +229,28 @@ class HttpClient:
         *,
         guarded: bool,
         proxies: dict[str, str],
-        pace: MinimumSpeed,
-        scissors: Cancellation,
+        minimum_speed: MinimumSpeed,
+        cancellation: Cancellation,
         received: Callable[[int], None],
     ) -> None:
         self._identity = identity
         self._policy = policy
         self._guarded = guarded
         self._proxies = proxies
-        self._pace = pace
-        self._scissors = scissors
+        self._minimum = minimum_speed
+        self._cancellation = cancellation
         self._received = received
 
     def get(self, target: SplitResult, home: SplitResult, headers: dict[str, str]) -> HTTPResponse:
-        """The answer, with its body still to be read; `home` is where the fetch began, whom our credentials are for.
+        """Return the response, with its body still to be read. `home` is the first URL, which gets the credentials.
 
         Raises:
-            PolicyError: it is guarded, and may not ask there.
-            FetchError: it is no use: a certificate is wrong, or a proxy refuses.
-            OSError, HTTPException: it may work at another time.
-            AbandonedError: the line was cut.
+            PolicyError: a guarded client may not ask this server.
+            FetchError: a certificate is wrong, or a proxy refuses.
+            OSError, HTTPException: the request failed for a reason that may pass.
+            AbandonedError: the fetch was cancelled.
         """
-        self._scissors.release()
+        self._cancellation.release()
         try:
             return self._get(target, home, headers)
         except ssl.SSLError as error:
@@ -273,7 +271,7 @@ class HttpClient:
         elif proxy:
             path = f"http://{_place(target)}{path}"
             asked |= _basic("Proxy-Authorization", proxy)
-        return _exchange(HttpConnection(sock, self._pace, self._received), "GET", path, asked)
+        return _exchange(HttpConnection(sock, self._minimum, self._received), "GET", path, asked)
 
     def _proxy(self, target: SplitResult) -> SplitResult | None:
         url = self._proxies.get(target.scheme)
@@ -286,11 +284,11 @@ class HttpClient:
         try:
             return self._dial(proxy, guarded=False)
         except OSError as error:
-            self._scissors.check()
+            self._cancellation.check()
             raise OSError(f"the proxy {_place(proxy)} cannot be reached: {error.strerror or error}") from error
 
     def _dial(self, target: SplitResult, *, guarded: bool) -> socket.socket:
-        """Connect to one of the addresses, looked up once: a second look-up might give others than were checked."""
+        """Connect to one of the addresses, looked up once: a second look-up might give unchecked ones."""
         _, host, port = origin(target)
         refusal = OSError(f"{host} has no address")
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -299,14 +297,14 @@ class HttpClient:
                 self._policy.admit_address(target, str(address[0]), ours=_is_ours(family, address))
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
-            sock.settimeout(self._pace.seconds)
-            self._scissors.watch(sock)
+            sock.settimeout(self._minimum.seconds)
+            self._cancellation.watch(sock)
             try:
                 sock.connect(address)
                 return sock
             except OSError as error:
                 refusal = error
-                self._scissors.release()
+                self._cancellation.release()
         raise refusal
 
     def _tunnel(self, sock: socket.socket, proxy: SplitResult, target: SplitResult) -> None:
@@ -314,55 +312,57 @@ class HttpClient:
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         headers = {"Host": place, **_basic("Proxy-Authorization", proxy)}
         try:
-            answer = _exchange(HttpConnection(sock, self._pace, self._received), "CONNECT", place, headers)
+            answer = _exchange(HttpConnection(sock, self._minimum, self._received), "CONNECT", place, headers)
         except (OSError, HTTPException) as error:
-            self._scissors.check()
+            self._cancellation.check()
             raise OSError(f"the proxy {_place(proxy)} does not answer: {error}") from error
         if answer.status in (401, 403, 405, 407):
             raise FetchError(
                 f"the proxy {_place(proxy)} answers {answer.status} to a connection to {place}",
-                hint="check the user and password of the proxy, and whether it lets us reach that host",
+                hint="check the user and password of the proxy, and that the proxy allows this host",
             )
         if answer.status != 200:
             raise HTTPException(f"the proxy {_place(proxy)} answers {answer.status}")
 
     def _secure(self, sock: socket.socket, target: SplitResult, context: ssl.SSLContext) -> ssl.SSLSocket:
         secured = context.wrap_socket(sock, server_hostname=target.hostname, do_handshake_on_connect=False)
-        self._scissors.watch(secured)
-        secured.settimeout(self._pace.seconds)
+        self._cancellation.watch(secured)
+        secured.settimeout(self._minimum.seconds)
         secured.do_handshake()
         return secured
 
     def _credentials(self, home: SplitResult) -> dict[str, str]:
         if home.username is not None:
             return _basic("Authorization", home)
-        # A token is worth keeping: it is never sent in the clear, nor to whom only a message names.
+        # A token is never sent in the clear, nor to a server that only a message names.
         token = self._identity.token if home.scheme == "https" and origin(home) in self._policy.named else ""
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _exchange(line: HttpConnection, method: str, path: str, headers: dict[str, str]) -> HTTPResponse:
+def _exchange(connection: HttpConnection, method: str, path: str, headers: dict[str, str]) -> HTTPResponse:
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    # A server may answer and hang up before it has heard us out; what it says then is worth hearing.
+    # A server may respond and close the connection before it has read the request: read the response.
     with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-        line.sendall("\r\n".join([*lines, f"User-Agent: edged/{__version__}", "Connection: close", "", ""]).encode())
-    response = HTTPResponse(cast(socket.socket, line), method=method)
+        connection.sendall(
+            "\r\n".join([*lines, f"User-Agent: edged/{__version__}", "Connection: close", "", ""]).encode()
+        )
+    response = HTTPResponse(cast(socket.socket, connection), method=method)
     response.begin()
     return response
 
 
 def _is_ours(family: int, address: Any) -> bool:
-    """Tell whether a connection to this address would end at this board. Nothing is sent to find out."""
+    """Return whether a connection to this address would end at this board. Sends nothing."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)
             return bool(probe.getsockname()[0] == address[0])
-    except OSError:  # there is no way there, as the attempt to connect will tell
+    except OSError:  # no route; connecting will fail, too
         return False
 
 
 def _place(parts: SplitResult) -> str:
-    """Host and port as the URL has them."""
+    """Return host and port as the URL has them."""
     return parts.netloc.rpartition("@")[2]
 
 
@@ -391,24 +391,24 @@ _REFUSALS = (
 
 
 def _tls_refusal(error: ssl.SSLError, place: str, now: float) -> FetchError | None:
-    """What is final about a failure of TLS, None if it may work at another time. `now` is what our clock says."""
+    """Return the error for a failure of TLS that will not pass; None for any other. `now` is the board's clock."""
     today = time.strftime("%Y-%m-%d", time.gmtime(now))
     if isinstance(error, ssl.SSLCertVerificationError):
-        message = f"the certificate of {place} is not to be trusted: {error.verify_message}"
+        message = f"the certificate of {place} cannot be trusted: {error.verify_message}"
         if error.verify_code == _NOT_YET_VALID:
-            hint = f"this board's clock says {today} and is not synchronised, it seems: set it, and fetch again"
+            hint = f"set this board's clock, which says {today}, and fetch again"
         elif error.verify_code == _HAS_EXPIRED:
-            hint = f"have it renewed; or, where it is wrong that today is {today}, set this board's clock"
+            hint = f"renew the certificate, or set this board's clock if today is not {today}"
         else:
-            hint = "is it the right host? If so, name its authority in ca_file"
+            hint = "check the host; if it is right, name its certificate authority in ca_file"
         return FetchError(message, hint=hint, retryable=error.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED))
     reason = error.reason or ""
     if reason.endswith(_REFUSALS):
         return FetchError(
-            f"{place} refuses our certificate, or that we have none: {reason}", hint="check cert_file and key_file"
+            f"{place} refuses the board's certificate, or requires one: {reason}", hint="check cert_file and key_file"
         )
     if reason == "WRONG_VERSION_NUMBER":
         return FetchError(
-            f"{place} does not speak TLS", hint="check the port; or something between answers in its place"
+            f"{place} does not speak TLS", hint="check the port, and for a proxy or portal that answers in its place"
         )
     return None

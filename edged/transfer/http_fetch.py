@@ -1,11 +1,11 @@
-"""Fetch a file over HTTP, through any number of cuts, into a `Transfer`.
+"""Fetch a file over HTTP into a `Transfer`, through any number of cuts.
 
-    ask for the rest -> take what comes -> cut -> wait -> ask for the rest -> ...
+    request the rest -> receive -> cut -> wait -> request the rest -> ...
 
-It ends when all of it is here, when the server says something final, or when patience runs out; see core/patience.py.
-What an answer means is decided in answer.py, what is spoken over is line.py, and what has come is kept by incoming.py:
-so it goes on after a restart of the daemon or the board as after a cut. Nothing fetched is trusted for having come from
-the right place; where a check reads along, damaged bytes are asked for again, a chunk at a time.
+A fetch ends when the file is complete, when the server answers with a final error, or when the retry budget is used up
+(core/patience.py). http_response.py decides the meaning of a response, http_connection.py moves the bytes, and
+partial_files.py keeps them, so that a fetch continues after a restart as after a cut. Bytes are not trusted for coming
+from the right place: if a check reads the transfer, damaged bytes are requested again, a chunk at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -28,14 +28,14 @@ from edged.core.patience import RetryBudget, RetryLimits
 from edged.transfer.http_connection import Cancellation, HttpClient, MinimumSpeed, find_proxies, identify, parse_proxy
 from edged.transfer.http_response import (
     Answer,
-    Asked,
     Body,
     FetchError,
-    NotBundleError,
+    RangeRequest,
     Redirect,
     StartAgain,
     TryAgain,
     Whole,
+    WrongFileError,
     follow,
     is_page,
     mask,
@@ -46,18 +46,18 @@ from edged.transfer.http_response import (
 from edged.transfer.origins import OriginPolicy, parse_origin
 from edged.transfer.partial_files import Transfer
 
-log = logging.getLogger("edged.models")
+log = logging.getLogger("edged.transfer")
 
 MAX_REDIRECTS = 5
 MAX_DAMAGES = 3
-"""How often the same bytes may come damaged: then it is the file that is, and not the way."""
+"""Number of times that the same bytes may arrive damaged, until the file itself counts as damaged."""
 
 _PIECE = 64 << 10
 _REPORT_SECONDS = 0.5
 _SMOOTHING_SECONDS = 5.0
 
 Progress = Callable[[int, int | None, float], None]
-"""Hears how many bytes are here, of how many (None: unknown), and how many come in a second. Called on the fetching
+"""Called with the bytes received, the size of the file (None: unknown) and the bytes per second, on the fetching
 thread, at most twice a second and once at the end."""
 
 Text = Annotated[str, Meta(max_length=1000)]
@@ -65,11 +65,11 @@ Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
 
 class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of [updates.fetch]: the download of models. The defaults suit a 2G link that drops every few minutes.
+    """Options of [updates.fetch]: downloads. The defaults suit a 2G link that drops every few minutes.
 
-    A server's certificate is always verified. Credentials go only to `origins` and to the origins of the models' `url`,
-    never to another host that a server redirects to. A relative name of a file is looked for among the service's
-    credentials ($CREDENTIALS_DIRECTORY). Received bytes of an abandoned download are kept for the next.
+    A server's certificate is always verified. Credentials go only to `origins` and to the origin of each `url` in the
+    configuration, never to another host that a server redirects to. A relative file name is looked up among the
+    service's credentials ($CREDENTIALS_DIRECTORY). The received bytes of an abandoned download are kept for the next.
 
     Keys:
         ca_file: Certificates of the authorities to trust. Default: those of the system.
@@ -77,13 +77,13 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         key_file: Private key of `cert_file`.
         token_file: File whose first line is sent as a bearer token, over HTTPS only.
         origins: Servers that get the credentials, and the only ones that an MQTT message may lead to, written as
-            https://models.example.org:8443. Without this key a message may lead to any public address, but not through
+            https://files.example.org:8443. Without this key a message may lead to any public address, but not through
             a proxy, and nowhere while there are credentials.
         proxy: URL of an HTTP proxy; "none" for none. Default: $http_proxy and $https_proxy.
         no_proxy: Hosts reached without the proxy, parted by commas. Default: $no_proxy.
         low_speed (bytes/s): Speed below which a connection is given up, and opened again.
         low_speed_seconds (s): Time over which `low_speed` is measured.
-        head_speed (bytes/s): Least average speed at which the head of a bundle must arrive.
+        head_speed (bytes/s): Least average speed until the head of a file has arrived and can be checked.
         pause (s): Time to the first retry; doubled with each further one without progress.
         longest_pause (s): Longest time between two retries.
         longest_wait (s): Longest time that a server may ask the board to wait.
@@ -121,16 +121,19 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Return the rules for fetches where the configuration names these `urls` of models."""
         named = {parse_origin(each) for each in self.origins or ()}
         for url in urls:
-            with suppress(FetchError):  # it is told of when it is fetched
+            with suppress(FetchError):  # the fetch itself reports it
                 named.add(origin(parse_url(url)))
         return OriginPolicy(frozenset(named), self.origins is not None, bool(self.token_file or self.cert_file))
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
-    """How it went: `total` bytes are here, `resumed` of them from before.
+    """Figures of a completed fetch.
 
-    `moved` bytes were received for it, headers and all, over `connections`; `cuts` of those broke off or failed,
-    `damages` times bytes had to be asked for again, and `restarts` times everything.
+    total        bytes of the file, `resumed` of them from an earlier attempt
+    moved        bytes received, with headers and repetitions
+    connections  connections made, of which `cuts` broke off or failed
+    damages      requests for bytes that had arrived damaged
+    restarts     times that the file began anew
     """
 
     total: int
@@ -143,55 +146,77 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Fetcher:
-    """Fetches one file after the other, on any thread, until it is cancelled.
+class ExpectedFile(NamedTuple):
+    """The kind of file that a fetch is for.
 
-    Credentials go to origins that the `policy` names; where it is `guarded`, all the rest of the policy holds too.
+    `name` is its name in messages, with the article. `may_start` returns whether bytes can be the first ones of such a
+    file; if so, the file is no web page, whatever the server calls it.
     """
 
-    def __init__(self, options: FetchOptions, policy: OriginPolicy | None = None, *, guarded: bool = False) -> None:
+    name: str = "a file"
+    may_start: Callable[[bytes], bool] = lambda start: False
+
+
+class Fetcher:
+    """Fetches one file after another, on any thread, until cancelled.
+
+    Credentials go to origins that the `policy` names. A `guarded` fetcher keeps to all other rules of the policy, too.
+    """
+
+    def __init__(
+        self,
+        options: FetchOptions,
+        policy: OriginPolicy | None = None,
+        expected: ExpectedFile | None = None,
+        *,
+        guarded: bool = False,
+    ) -> None:
         self._options = options
         self._policy = policy or options.policy(())
+        self._expected = expected or ExpectedFile()
         self._guarded = guarded
-        self._scissors = Cancellation()
+        self._cancellation = Cancellation()
 
-    def fetch(self, url: str, into: Transfer, *, progress: Progress | None = None) -> Fetched:
-        """Fetch all of it; blocks until it is complete and durable.
+    def fetch(self, url: str, transfer: Transfer, *, progress: Progress | None = None) -> Fetched:
+        """Fetch a file, and return when all of it is here and durable.
 
         Raises:
-            FetchError: it cannot be had; whether later is `retryable`. AbandonedError if cancelled.
-            BundleError: what comes is not a sound bundle, however often it is asked for.
-            StoreError: it is too big, or the disk refuses.
+            FetchError: the file cannot be had, now if `retryable`; AbandonedError after `cancel`.
+            BundleError: the check of the transfer refuses the bytes, however often they are requested.
+            StoreError: the file is too big, or the disk refuses.
             ConfigError: an option names a file that cannot be used.
         """
         try:
-            return _Fetch(self._options, self._policy, self._guarded, self._scissors, url, into, progress).run()
+            return _Fetch(
+                self._options, self._policy, self._expected, self._guarded, self._cancellation, url, transfer, progress
+            ).run()
         except FetchError as error:
             raise type(error)(f"{mask(url)}: {error.message}", hint=error.hint, retryable=error.retryable) from error
         finally:
-            self._scissors.release()
+            self._cancellation.release()
 
     def cancel(self) -> None:
-        """End the fetch under way, and refuse any other. From any thread; only a look-up of a name is waited for."""
-        self._scissors.cut()
+        """End the fetch under way, and refuse any other. From any thread. A look-up of a name is not cut short."""
+        self._cancellation.cancel()
 
 
 def transfer_id(url: str) -> str:
-    """The id of the transfer for a URL whose content's digest is not known."""
+    """Return the id of the transfer for a URL, for a file of unknown digest."""
     return f"url-{hashlib.sha256(url.encode()).hexdigest()}"
 
 
 class _Fetch:
-    """One fetch, as far as it has come."""
+    """A fetch under way."""
 
     def __init__(
         self,
         options: FetchOptions,
         policy: OriginPolicy,
+        expected: ExpectedFile,
         guarded: bool,
-        scissors: Cancellation,
+        cancellation: Cancellation,
         url: str,
-        into: Transfer,
+        transfer: Transfer,
         progress: Progress | None,
     ) -> None:
         self._began = time.monotonic()
@@ -199,21 +224,22 @@ class _Fetch:
         if guarded:
             policy.admit(self._home, redirected=False)
         self._policy = policy
+        self._expected = expected
         self._guarded = guarded
-        self._scissors = scissors
-        self._into = into
-        self._resumed = into.received
-        self._meter = _Meter(progress, into.received, self._began)
-        self._patience = RetryBudget(_limits(options), into.received, self._began, random.random)
+        self._cancellation = cancellation
+        self._transfer = transfer
+        self._resumed = transfer.received
+        self._meter = _Meter(progress, transfer.received, self._began)
+        self._budget = RetryBudget(_limits(options), transfer.received, self._began, random.random)
         self._client = HttpClient(
             identify(options.ca_file, options.cert_file, options.key_file, options.token_file),
             policy,
             guarded=guarded,
             proxies=find_proxies(options.proxy, options.no_proxy),
-            pace=MinimumSpeed(
-                lambda: options.head_speed if into.awaits_head else options.low_speed, options.low_speed_seconds
+            minimum_speed=MinimumSpeed(
+                lambda: options.head_speed if transfer.awaits_head else options.low_speed, options.low_speed_seconds
             ),
-            scissors=scissors,
+            cancellation=cancellation,
             received=self._count,
         )
         self._moved = self._connections = self._cuts = self._restarts = 0
@@ -221,12 +247,12 @@ class _Fetch:
 
     def run(self) -> Fetched:
         while isinstance(problem := self._attempt(), TryAgain):
-            self._rest(problem)
-        self._into.complete()
+            self._wait(problem)
+        self._transfer.complete()
         now = time.monotonic()
-        self._meter.report(self._into, now)
+        self._meter.report(self._transfer, now)
         return Fetched(
-            total=self._into.received,
+            total=self._transfer.received,
             resumed=self._resumed,
             moved=self._moved,
             connections=self._connections,
@@ -237,10 +263,10 @@ class _Fetch:
         )
 
     def _attempt(self) -> Whole | TryAgain:
-        """Ask once for what is missing, and take what comes."""
-        self._scissors.check()
-        if self._into.checked and self._into.received == self._into.total:
-            return Whole()  # and vouched for: no server need say so, which may be out of reach now
+        """Make one request for the missing bytes, and receive what arrives."""
+        self._cancellation.check()
+        if self._transfer.checked and self._transfer.received == self._transfer.total:
+            return Whole()  # the check vouches for all bytes, and the server may be out of reach now
         try:
             response, answer = self._ask()
             match answer:
@@ -254,13 +280,13 @@ class _Fetch:
         except BundleError as error:
             return self._damaged(error)
         except (OSError, HTTPException) as error:
-            self._scissors.check()
+            self._cancellation.check()
             self._cuts += 1
             return TryAgain(_explain(error))
 
     def _ask(self) -> tuple[HTTPResponse, Body | Whole | StartAgain | TryAgain]:
-        """The answer, with its body still to be read, from wherever the redirects lead."""
-        asked = self._asked()
+        """Follow redirects, and return the last response with its meaning; its body is still to be read."""
+        asked = self._range()
         target = self._home
         for redirects in range(MAX_REDIRECTS + 1):
             if self._guarded:
@@ -272,91 +298,95 @@ class _Fetch:
             if not isinstance(answer, Redirect):
                 return response, answer
             target = follow(target, answer.location)
-        raise FetchError(f"there are more than {MAX_REDIRECTS} redirects", hint="give the URL they should lead to")
+        raise FetchError(
+            f"there are more than {MAX_REDIRECTS} redirects", hint="use the URL at the end of the redirects"
+        )
 
-    def _asked(self) -> Asked:
-        # Bytes that nothing ties to an edition of the file, and no check vouches for, are not continued.
-        offset = self._into.received if self._into.tag or self._into.checked else 0
-        return Asked(offset, self._into.total, self._into.tag)
+    def _range(self) -> RangeRequest:
+        # Bytes without a tag of their edition and without a check may be of another file: begin anew.
+        offset = self._transfer.received if self._transfer.tag or self._transfer.checked else 0
+        return RangeRequest(offset, self._transfer.total, self._transfer.tag)
 
     def _take(self, response: HTTPResponse, body: Body) -> Whole | TryAgain:
-        into = self._into
+        transfer = self._transfer
         if body.start == 0:
             self._start_again(body.total, body.tag)
-        elif into.total is None and body.total is not None:
-            into.expect(body.total)
+        elif transfer.total is None and body.total is not None:
+            transfer.expect(body.total)
         if body.total == 0:
-            raise self._another("an empty file")
-        while into.received != into.total:
-            left = _PIECE if into.total is None else into.total - into.received
+            raise self._wrong_file("an empty file")
+        while transfer.received != transfer.total:
+            left = _PIECE if transfer.total is None else transfer.total - transfer.received
             data = response.read1(min(_PIECE, left))
             if not data:
-                if not into.received and (response.chunked or not into.checked):
-                    raise self._another("an empty file")
-                return self._end(into)
-            if not into.received and is_page(response.headers.get("Content-Type", ""), data):
-                raise self._another("a web page")
-            into.append(data)
-            self._went_on()
+                if not transfer.received and (response.chunked or not transfer.checked):
+                    raise self._wrong_file("an empty file")
+                return self._end()
+            if not transfer.received and self._is_page(response, data):
+                raise self._wrong_file("a web page")
+            transfer.append(data)
+            self._report_progress()
         return Whole()
 
-    def _another(self, what: str) -> NotBundleError:
-        """Make the error for a file that somebody on the way may have sent, so that asking another time may help."""
-        self._scissors.check()
-        wanted = "a bundle" if self._into.checked else "a model file"
-        hint = "check the URL, and whether the network wants a log-in first"
-        return NotBundleError(f"{what} came instead of {wanted}", hint=hint, retryable=True)
+    def _is_page(self, response: HTTPResponse, start: bytes) -> bool:
+        return not self._expected.may_start(start) and is_page(response.headers.get("Content-Type", ""), start)
 
-    def _end(self, into: Transfer) -> Whole | TryAgain:
-        """The body has ended. Where nobody knows how long the file is, that is its end."""
-        self._scissors.check()
-        if into.total is None and not into.checked:
+    def _wrong_file(self, kind: str) -> WrongFileError:
+        """Return the error for a file that a server between may have sent, so that a later attempt may help."""
+        self._cancellation.check()
+        hint = "check the URL, and whether the network requires a log-in first"
+        return WrongFileError(f"{kind} arrived instead of {self._expected.name}", hint=hint, retryable=True)
+
+    def _end(self) -> Whole | TryAgain:
+        """Return the meaning of the end of a body. A file of unknown size ends there."""
+        self._cancellation.check()
+        if self._transfer.total is None and not self._transfer.checked:
             return Whole()
         self._cuts += 1
         return TryAgain("the connection broke off")
 
-    def _went_on(self) -> None:
+    def _report_progress(self) -> None:
         now = time.monotonic()
-        if not self._into.awaits_head:
-            self._patience.reached(self._into.received, now)
-        self._meter.update(self._into, now)
+        if not self._transfer.awaits_head:
+            self._budget.reached(self._transfer.received, now)
+        self._meter.update(self._transfer, now)
         self._give_up_when_exhausted("", now)
 
     def _start_again(self, total: int | None, tag: str) -> None:
-        if self._into.received:
+        if self._transfer.received:
             self._restarts += 1
             self._resumed = 0
-            self._patience.start_again()
-        self._into.begin(total, tag)
+            self._budget.start_again()
+        self._transfer.begin(total, tag)
 
     def _damaged(self, error: BundleError) -> TryAgain:
-        """A bad way is tried again, a bad file is not; `received` stands where the damage begins."""
+        """Return the next attempt after damage on the way, which begins at `received`. Raise for a bad file."""
         if not error.retryable:
             raise error
-        self._damages[self._into.received] += 1
-        if self._damages[self._into.received] >= MAX_DAMAGES:
+        self._damages[self._transfer.received] += 1
+        if self._damages[self._transfer.received] >= MAX_DAMAGES:
             raise error
         return TryAgain(error.message)
 
-    def _rest(self, problem: TryAgain) -> None:
+    def _wait(self, problem: TryAgain) -> None:
         self._give_up_when_exhausted(problem.reason, time.monotonic())
-        pause = self._patience.pause() if problem.after is None else self._patience.wait(problem.after)
+        pause = self._budget.pause() if problem.after is None else self._budget.wait(problem.after)
         if pause is None:
             raise FetchError(
-                f"{problem.reason}, and wants to be asked again in {problem.after:g} s only",
-                hint="try again then, or raise longest_wait",
+                f"{problem.reason}, and requests a wait of {problem.after:g} s",
+                hint="try again after that time, or raise longest_wait",
                 retryable=True,
             )
-        log.info("%s: %s; asking again in %.1f s", mask(self._home.geturl()), problem.reason, pause)
-        self._scissors.wait(pause)
+        log.info("%s: %s; trying again in %.1f s", mask(self._home.geturl()), problem.reason, pause)
+        self._cancellation.wait(pause)
 
     def _give_up_when_exhausted(self, reason: str, now: float) -> None:
-        exhausted = self._patience.exhausted(self._moved, self._into.total, now)
+        exhausted = self._budget.exhausted(self._moved, self._transfer.total, now)
         if exhausted:
             raise FetchError(
-                f"given up at {self._into.received} of {self._into.total or 'an unknown number of'} bytes, as "
+                f"given up at {self._transfer.received} of {self._transfer.total or 'an unknown number of'} bytes, as "
                 f"{exhausted}{'; last: ' if reason else ''}{reason}",
-                hint="what has come is kept; try again when the link is better",
+                hint="try again when the link is better; the received bytes are kept",
                 retryable=True,
             )
 
@@ -365,7 +395,7 @@ class _Fetch:
 
 
 class _Meter:
-    """Reports how far it is and how fast."""
+    """Reports the progress and the speed of a fetch."""
 
     def __init__(self, progress: Progress | None, received: int, now: float) -> None:
         self._progress = progress
@@ -373,19 +403,18 @@ class _Meter:
         self._reported = now
         self._rate = 0.0
 
-    def update(self, into: Transfer, now: float) -> None:
-        """Report, if it is time to."""
+    def update(self, transfer: Transfer, now: float) -> None:
+        """Report if the last report is old enough."""
         if now - self._reported >= _REPORT_SECONDS:
-            self.report(into, now)
+            self.report(transfer, now)
 
-    def report(self, into: Transfer, now: float) -> None:
-        """Report."""
+    def report(self, transfer: Transfer, now: float) -> None:
         elapsed = max(now - self._reported, 1e-3)
-        speed = max(into.received - self._received, 0) / elapsed
+        speed = max(transfer.received - self._received, 0) / elapsed
         self._rate += (speed - self._rate) * (min(elapsed / _SMOOTHING_SECONDS, 1.0) if self._rate else 1.0)
-        self._received, self._reported = into.received, now
+        self._received, self._reported = transfer.received, now
         if self._progress:
-            self._progress(into.received, into.total, self._rate)
+            self._progress(transfer.received, transfer.total, self._rate)
 
 
 def _limits(options: FetchOptions) -> RetryLimits:
@@ -404,12 +433,12 @@ def _explain(error: Exception) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in said[:200])
 
 
-def _request(asked: Asked, *, fresh: bool) -> dict[str, str]:
+def _request(asked: RangeRequest, *, fresh: bool) -> dict[str, str]:
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
     if asked.offset:
         headers["Range"] = f"bytes={asked.offset}-"
         if asked.tag:
             headers["If-Range"] = asked.tag
-    if fresh:  # a cache on the way may hold the damage
+    if fresh:  # a cache between may hold the damaged bytes
         headers["Cache-Control"] = "no-cache"
     return headers

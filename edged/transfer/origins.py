@@ -1,7 +1,7 @@
-"""Which servers the daemon asks by itself, and which ones see its credentials: pure rules about origins and addresses.
+"""Rules about the servers that the daemon asks by itself, and about those that get its credentials.
 
-An origin is scheme, host and port. A message may lead the daemon anywhere, so it never decides on credentials, nor on
-what is asked inside the network that the board is in: only the configuration does.
+An origin is scheme, host and port. Since a message may name any server, only the configuration decides which servers
+get credentials, and which ones inside the board's network are asked at all.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class PolicyError(FetchError):
 
 @dataclass(frozen=True)
 class OriginPolicy:
-    """Rules for fetches. `named` are the origins that the configuration names, and only these get credentials.
+    """Rules for fetches. The configuration names the origins in `named`, and only these get credentials.
 
-    A fetch that no operator asked for may begin elsewhere unless the configuration has a list of origins (`listed`) or
-    `credentials`; redirects may lead elsewhere unless it is `listed`. Elsewhere, only public addresses are asked.
+    A fetch without an operator's request may begin at other origins unless the configuration lists origins (`listed`)
+    or has `credentials`, and redirects may lead to others unless it lists origins. Of others, only public addresses are
+    asked.
     """
 
     named: frozenset[Origin] = frozenset()
@@ -36,29 +37,27 @@ class OriginPolicy:
     credentials: bool = False
 
     def admit(self, target: SplitResult, *, redirected: bool) -> None:
-        """Raises PolicyError for an origin that may not be asked."""
+        """Raise PolicyError for an origin that may not be asked."""
         if origin(target) not in self.named and (self.listed or (self.credentials and not redirected)):
             raise PolicyError(f"the configuration does not name {_shown(target)}", hint=_LIST_IT)
 
     def admit_proxied(self, target: SplitResult) -> None:
-        """Raises PolicyError for an origin whose address only the proxy will learn, unless it is named."""
+        """Raise PolicyError for an origin whose address only the proxy will learn, unless the origin is named."""
         if origin(target) not in self.named:
-            raise PolicyError(
-                f"{_shown(target)} would be asked through a proxy, where its address cannot be checked", hint=_LIST_IT
-            )
+            raise PolicyError(f"{_shown(target)} is behind a proxy, and its address cannot be checked", hint=_LIST_IT)
 
     def admit_address(self, target: SplitResult, address: str, *, ours: bool) -> None:
-        """Raises PolicyError for an address that is not public, or is this board's, unless the origin is named."""
+        """Raise PolicyError for an address that is not public, or is this board's, unless the origin is named."""
         if origin(target) not in self.named and (ours or not is_public(address)):
-            what = "an address of this board" if ours else "not a public address"
-            raise PolicyError(f"{_shown(target)} is at {address}, which is {what}", hint=_LIST_IT)
+            kind = "an address of this board" if ours else "not a public address"
+            raise PolicyError(f"{_shown(target)} is at {address}, {kind}", hint=_LIST_IT)
 
 
-_LIST_IT = "if it should be fetched from, add it to origins in [updates.fetch]"
+_LIST_IT = "to allow this server, add it to origins in [updates.fetch]"
 
 
 def parse_origin(text: str) -> Origin:
-    """Return the origin that a text names, as https://models.example.org:8443. Raises ConfigError."""
+    """Return the origin that a text names, as https://files.example.org:8443. Raises ConfigError."""
     try:
         parts = urlsplit(text)
         bare = parts.path in ("", "/") and not (parts.query or parts.fragment) and parts.username is None
@@ -68,14 +67,14 @@ def parse_origin(text: str) -> Origin:
     except ValueError:
         pass
     raise ConfigError(
-        f"{mask(text)!r} is no origin", hint="write scheme, host and port alone, as https://models.example.org:8443"
+        f"{mask(text)!r} is no origin", hint="write scheme, host and port alone, as https://files.example.org:8443"
     )
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address is one of the internet: not of this board, its network, or a group of hosts.
+    """Return whether an address belongs to the internet, and not to this board, its network, or a group of hosts.
 
-    An IPv6 address that stands for an IPv4 address counts as that one.
+    An IPv6 address that stands for an IPv4 address counts as that IPv4 address.
     """
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv4Address):
@@ -85,7 +84,7 @@ def is_public(address: str) -> bool:
 
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address that packets to an IPv6 address end at, if there is one."""
+    """Return the IPv4 address at which packets to an IPv6 address end, if there is one."""
     if ip.ipv4_mapped or ip.sixtofour:
         return ip.ipv4_mapped or ip.sixtofour
     if ip.teredo:

@@ -1,15 +1,15 @@
-"""Where models arrive: files that may take days and many attempts, and never claim a byte that the disk could lose.
+"""Files that may take days and many attempts to arrive, without a claim to a byte that the disk could lose.
 
     <folder>/<id>/part            the bytes so far
-    <folder>/<id>/transfer.json   how many of them are certain, how many there will be, and of which edition they are
-    <folder>/<id>/order.json      whatever whoever opened it wants to be reminded of after a restart, while it is open
+    <folder>/<id>/transfer.json   how many bytes are durable, the size of the whole file, and the edition
+    <folder>/<id>/order.json      a reminder for the next run of the program, as long as the transfer is under way
 
-A transfer has three marks. `received` is where the next byte goes. `offset` is durable: up to there everything has been
-synced and recorded, and after a crash the file is cut back to it, whatever else it holds. `verified` is how far the
-`ArrivalCheck` that reads along vouches for it; a byte it objects to takes the transfer back to that mark, so that a bad
-link or proxy costs a chunk. The record is raised after the bytes are synced, and lowered before the file is cut.
+A transfer has three marks. `received` is the place of the next byte. `offset` is durable: up to there all bytes are
+synced and recorded, and after a crash the file is cut back to this mark. `verified` is where the bytes end that the
+`ArrivalCheck` has found right; a wrong byte takes the transfer back to this mark, so that a bad link or proxy costs a
+chunk. The record is raised after the bytes are synced, and lowered before the file is cut.
 
-A transfer has one writer: its folder is locked while it is open, and only folders nobody has open are collected.
+A transfer has one writer: its folder is locked while it is open, and only unlocked folders are removed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _MAX_ORDER_BYTES = 64 << 10
 
 
 class ArrivalCheck(Protocol):
-    """What reads along from the first byte on, and objects.
+    """A check that reads a file as it arrives, from the first byte on.
 
-    `total` is the whole length, as soon as what was read tells it. `verified` is how many bytes from the start are
-    known to be right. When `feed` has objected it stands there, and what it is fed next begins there.
+    `total` is the size of the whole file, once the bytes read so far tell. `verified` is the number of bytes from the
+    start that are known to be right. After an error in `feed` the next bytes fed begin there.
     """
 
     @property
@@ -60,17 +60,11 @@ class ArrivalCheck(Protocol):
 
 
 NewCheck = Callable[[], ArrivalCheck]
-"""Gives a check for the file that a transfer begins anew."""
-
-
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    durable: int = 0
-    total: int | None = None
-    tag: str = ""
+"""Makes a check for a file that begins anew."""
 
 
 class _Rules(NamedTuple):
-    """What a transfer keeps to, and whom it asks for room."""
+    """Limits of a transfer. `make_room` makes a number of bytes free, or raises StoreError."""
 
     max_bytes: int
     window: int
@@ -79,10 +73,10 @@ class _Rules(NamedTuple):
 
 
 class PartialFiles:
-    """The folder of all transfers: at most `max_transfers` of at most `max_bytes` each.
+    """A folder of transfers: at most `max_transfers` of at most `max_bytes` each.
 
-    Where there are more, or the disk would be left with less than `reserve` bytes, the oldest that nobody has open
-    are thrown away. `window` is how many bytes may wait to be made durable. `sync` is os.fdatasync.
+    Beyond that number, or with less than `reserve` bytes free on the disk, the oldest unlocked ones are removed.
+    `window` is the number of received bytes that may not be durable yet. `sync` is os.fdatasync.
     """
 
     def __init__(
@@ -103,38 +97,38 @@ class PartialFiles:
         self._sync = sync
 
     def open(self, id: str, *, total: int | None = None, check: NewCheck | None = None) -> Transfer:  # noqa: A002
-        """Start or continue a transfer; it is locked until closed.
+        """Begin or continue a transfer, which is locked until closed.
 
-        What is on disk is read by a new `check` first. If it was to have another `total`, it is begun anew.
+        A new `check` reads the bytes on disk first. If the file was to have another `total`, it begins anew.
 
         Raises:
-            ControlError: another transfer of this is under way, or too many others are.
-            StoreError: it is too big, there is no room for it, or the disk refuses.
+            ControlError: this transfer is open elsewhere, or too many others are.
+            StoreError: the file is too big, there is no room for it, or the disk refuses.
         """
         if not _ID.fullmatch(id):
-            raise ControlError(f"{id!r} is no name of a transfer", hint="use the bundle's digest")
+            raise ControlError(f"{id!r} is no name of a transfer", hint="use a SHA-256 digest in lower-case hex")
         try:
             lock = self._claim(self._folder / id)
         except OSError as error:
-            raise _refused(self._folder, error, total or 0) from error
+            raise _refusal(self._folder, error, total or 0) from error
         rules = _Rules(self._max_bytes, self._window, lambda needed: self._make_room(id, needed), self._sync)
         try:
             self._limit_number(id)
         except BaseException:
             os.close(lock)
             raise
-        return Transfer(self._folder / id, lock, rules, total, check)
+        return Transfer(_StoredBytes(self._folder / id, lock, self._sync), rules, total, check)
 
     def ids(self) -> tuple[str, ...]:
-        """All transfers there are, the oldest first, open or not."""
+        """Return the ids of all transfers, oldest first, open or not."""
         return tuple(folder.name for folder in self._folders())
 
     def part(self, id: str) -> Path:  # noqa: A002
-        """The file of a transfer, complete or not."""
+        """Return the file of a transfer, complete or not."""
         return self._folder / id / PART
 
     def orders(self) -> dict[str, bytes]:
-        """What transfers that nobody closed were opened for, by id: an earlier run was ended in their midst."""
+        """Return, by id, the reminders that an earlier run has left with its transfers under way."""
         found = {}
         for folder in self._folders():
             with suppress(OSError), (folder / ORDER).open("rb") as file:
@@ -142,9 +136,9 @@ class PartialFiles:
         return found
 
     def collect(self, now: float, max_age: float) -> tuple[str, ...]:
-        """Throw away what nobody has open and was last written `max_age` seconds before `now`; returns their ids.
+        """Remove unlocked transfers that were last written `max_age` seconds before `now`, and return their ids.
 
-        `now` is wall-clock time: call it while the clock is synchronised.
+        `now` is wall-clock time: call this only while the clock is synchronised.
         """
         stale = [folder for folder in self._folders() if _modified(folder) < now - max_age]
         return tuple(folder.name for folder in stale if _remove_unless_open(folder))
@@ -160,11 +154,11 @@ class PartialFiles:
             except BlockingIOError as error:
                 raise ControlError(
                     f"another transfer of {folder.name} is under way",
-                    hint="wait until it has ended, or end it",
+                    hint="wait for its end, or end it",
                     retryable=True,
                 ) from error
             except FileNotFoundError:
-                continue  # whoever had it has just thrown it away
+                continue  # the last writer has just removed the folder
 
     def _sync_folder(self) -> None:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -176,11 +170,11 @@ class PartialFiles:
     def _limit_number(self, own: str) -> None:
         while len(self._folders()) > self._max_transfers:
             if not self._remove_oldest(own):
-                with suppress(OSError):  # not empty: there was something before, and it stays
+                with suppress(OSError):  # a folder that is not empty existed before, and stays
                     (self._folder / own).rmdir()
                 raise ControlError(
                     f"{self._max_transfers} transfers are under way, and no more are allowed",
-                    hint="wait until one has ended",
+                    hint="wait for the end of one",
                     retryable=True,
                 )
 
@@ -188,7 +182,7 @@ class PartialFiles:
         wanted = needed + self._reserve
         while (free := _free(self._folder)) < wanted:
             others = sum(_size(folder / PART) for folder in self._folders() if folder.name != own)
-            if free + others < wanted or not self._remove_oldest(own):  # nothing goes in vain
+            if free + others < wanted or not self._remove_oldest(own):  # remove no file in vain
                 raise StoreError(
                     f"{self._folder}: {needed} bytes and a reserve of {self._reserve} are needed, and {free} are free",
                     hint="free some space on that disk",
@@ -208,156 +202,146 @@ class PartialFiles:
 class Transfer:
     """A file that arrives. One thread uses it; close it, or use it in a `with` statement.
 
-    `total` is its whole length, None while nobody knows. `tag` is whatever names the edition these bytes are of, as
-    the sender said it to `begin`. A transfer whose disk has failed is discarded: it is closed, and nothing is left.
+    A transfer whose disk has failed is discarded: closed, with nothing left on disk.
     """
 
-    def __init__(
-        self, folder: Path, lock: int, rules: _Rules, total: int | None, new_check: Callable[[], ArrivalCheck] | None
-    ) -> None:
-        self._folder = folder
-        self._lock = lock
+    def __init__(self, stored: _StoredBytes, rules: _Rules, total: int | None, new_check: NewCheck | None) -> None:
+        self._stored = stored
         self._rules = rules
         self._new_check = new_check
         self._check: ArrivalCheck | None = None
-        self._received = 0
         try:
-            self._part = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            self._record = _read_record(folder / RECORD)
+            stored.open()
         except OSError as error:
-            os.close(lock)
-            raise _refused(folder, error, total or 0) from error
+            stored.close()
+            raise _refusal(self.path.parent, error, total or 0) from error
         try:
             with self._disk():
                 self._resume(total)
-        except BaseException:  # the check may not be able to judge just now: whoever comes next finds all as it was
-            self._let_go()
+        except BaseException:  # also where the check cannot judge just now: the next writer finds all bytes
+            stored.close()
             raise
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self._folder / PART
+        return self._stored.path
 
     @property
     def offset(self) -> int:
-        """How many bytes will still be there after a power cut."""
-        return self._record.durable
+        """Number of bytes that survive a power cut."""
+        return self._stored.record.durable
 
     @property
     def received(self) -> int:
-        """How many bytes there are: the place of the next."""
-        return self._received
+        """Number of bytes received, and so the place of the next."""
+        return self._stored.size
 
     @property
     def checked(self) -> bool:
-        """Whether a check reads along."""
+        """True if a check reads the file as it arrives."""
         return self._check is not None
 
     @property
     def awaits_head(self) -> bool:
-        """Tell whether a check reads along and has not seen the whole head yet."""
+        """True while a check has not read enough to know the size of the file."""
         return self._check is not None and self._check.total is None
 
     @property
     def total(self) -> int | None:
-        """The whole length in bytes, as soon as it is known."""
-        return self._record.total
+        """Size of the whole file, None while unknown."""
+        return self._stored.record.total
 
     @property
     def tag(self) -> str:
-        """The edition these bytes are of."""
-        return self._record.tag
+        """Name of the edition of the file, as given to `begin`."""
+        return self._stored.record.tag
 
     def begin(self, total: int | None, tag: str = "") -> None:
-        """Forget what is there, and expect another file, of `total` bytes where that is known.
+        """Forget the bytes so far, and expect another file, of `total` bytes if known.
 
         Raises:
-            StoreError: it is too big, there is no room for it, or the disk refuses.
+            StoreError: the file is too big, there is no room for it, or the disk refuses.
         """
         with self._disk():
-            self._write_record(_Record(0, None, tag))
-            self._cut(0)
+            self._stored.set_record(_Record(0, None, tag))
+            self._stored.cut(0)
             self._check = self._new_check() if self._new_check else None
         if total is not None:
             self.expect(total)
 
     def expect(self, total: int) -> None:
-        """It will have `total` bytes. Raises StoreError if that is too big, or there is no room for it."""
-        if total > self._rules.max_bytes:
-            raise self._too_big(total)
-        self._make_room(total - self._received)
-        self._record = msgspec.structs.replace(self._record, total=total)  # on disk with the next sync
+        """Set the size of the whole file. Raises StoreError if that is too big, or there is no room for it."""
+        self._limit_size(total)
+        self._make_room(total - self.received)
+        self._stored.total_with_next_sync(total)
 
     def append(self, data: bytes) -> int:
-        """Take the next bytes; returns the new durable offset, which follows within a window.
+        """Append the next bytes, and return the durable offset, which follows within a window.
 
         Raises:
-            BundleError: they cannot be right; `received` is where what was verified ends.
-            StoreError: it grows too big, there is no room for it, or the disk refuses.
+            BundleError: the bytes cannot be right; `received` is then the end of the verified ones.
+            StoreError: the file grows too big, there is no room for it, or the disk refuses.
         """
-        end = self._received + len(data)
+        end = self.received + len(data)
         if self.total is not None and end > self.total:
             raise BundleError(f"more than the {self.total} bytes that were announced", hint=_AGAIN)
-        if end > self._rules.max_bytes:
-            raise self._too_big(end)
+        self._limit_size(end)
         if self.total is None:
             self._make_room(len(data))
-        self._read_along(data)
+        self._feed_check(data)
         with self._disk(len(data)):
-            self._write(data)
-        if self._received - self.offset >= self._rules.window or self._received == self.total:
+            self._stored.write(data)
+        if self.received - self.offset >= self._rules.window or self.received == self.total:
             self.sync()
         return self.offset
 
     def sync(self) -> int:
-        """Make everything received durable; returns the offset. Raises StoreError; never tried twice on one file."""
-        if self._received != self.offset:
+        """Make all received bytes durable, and return the offset. Raises StoreError; the file is lost then."""
+        if self.received != self.offset:
             with self._disk():
-                self._rules.sync(self._part)
-                self._write_record(msgspec.structs.replace(self._record, durable=self._received))
+                self._stored.sync()
         return self.offset
 
     def complete(self) -> Path:
-        """Make sure that all of it is here and durable; returns its path. The transfer stays open, and so locked.
+        """Return the path of the file, complete and durable. The transfer stays open, and so locked.
 
         Raises:
-            BundleError: something is missing.
+            BundleError: bytes are missing.
             StoreError: the disk refuses.
         """
-        total = self._received if self.total is None else self.total
-        if self._received != total or (self._check and (self._check.total, self._check.verified) != (total, total)):
-            raise BundleError(f"it ends after {self._received} bytes, and is not complete", hint=_AGAIN)
+        total = self.received if self.total is None else self.total
+        if self.received != total or (self._check and (self._check.total, self._check.verified) != (total, total)):
+            raise BundleError(f"incomplete: the file ends after {self.received} bytes", hint=_AGAIN)
         self.sync()
         return self.path
 
-    def order(self, data: bytes) -> None:
-        """Have `PartialFiles.orders` say this after a restart. Raises StoreError."""
+    def keep_order(self, data: bytes) -> None:
+        """Keep a reminder for the next run, for `PartialFiles.orders`. Raises StoreError."""
         with self._disk(len(data)):
-            self._replace(ORDER, data)
+            self._stored.replace(ORDER, data)
 
     def give_up(self) -> None:
-        """Forget the order, keep what was received for whoever comes next, and close. Raises StoreError."""
-        with suppress(OSError):  # it is only gone on with once more
-            (self._folder / ORDER).unlink(missing_ok=True)
+        """Remove the reminder, keep the bytes for another attempt, and close. Raises StoreError."""
+        with suppress(OSError):  # the next run tries once more then
+            (self.path.parent / ORDER).unlink(missing_ok=True)
         self.close()
 
     def discard(self) -> None:
-        """Throw it away, and close it. Never raises; may be called twice."""
-        if self._lock >= 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._let_go()
+        """Remove the file, and close the transfer. Never raises; may be called twice."""
+        self._stored.remove()
+        self._stored.close()
 
     def close(self) -> None:
-        """Make durable what was received, for the next who opens it, and unlock it. Raises StoreError.
+        """Make the received bytes durable for the next writer, and unlock. Raises StoreError.
 
-        Where nothing was received, and nothing is ordered, nothing is left.
+        Without bytes and without a reminder nothing is left on disk.
         """
-        if not self._received and not (self._folder / ORDER).exists():
+        if not self.received and not (self.path.parent / ORDER).exists():
             self.discard()
-        if self._lock >= 0:
+        if self._stored.is_open:
             self.sync()
-        self._let_go()
+        self._stored.close()
 
     def __enter__(self) -> Transfer:
         return self
@@ -366,56 +350,41 @@ class Transfer:
         self.close()
 
     def _resume(self, total: int | None) -> None:
-        there = min(self.offset, os.fstat(self._part).st_size)
-        if there < self.offset:
-            self._write_record(msgspec.structs.replace(self._record, durable=there))
-        self._cut(there)
-        self._read_back()
+        self._stored.cut_to_durable()
+        self._check_stored()
         if total is None or total == self.total:
             return
-        if self.total is None and total >= self._received:
+        if self.total is None and total >= self.received:
             self.expect(total)
         else:
             self.begin(total)
 
-    def _read_back(self) -> None:
-        """Show a new check what is there already, and keep what it vouches for."""
+    def _check_stored(self) -> None:
+        """Feed a new check the bytes on disk, and cut off those that are wrong."""
         if self._new_check is None:
             return
         self._check = check = self._new_check()
         try:
-            for place in range(0, self._received, _PIECE):
-                check.feed(os.pread(self._part, min(_PIECE, self._received - place), place))
+            for piece in self._stored.read():
+                check.feed(piece)
         except BundleError:
-            self._cut(check.verified)
+            self._stored.cut(check.verified)
 
-    def _cut(self, size: int) -> None:
-        if size < self.offset:
-            self._write_record(msgspec.structs.replace(self._record, durable=size))
-        os.ftruncate(self._part, size)
-        self._received = size
-
-    def _read_along(self, data: bytes) -> None:
+    def _feed_check(self, data: bytes) -> None:
         if self._check is None:
             return
         try:
             self._check.feed(data)
         except EdgedError:
-            self._keep_verified(data, self._check.verified)
+            with self._disk(len(data)):
+                self._stored.end_at(self._check.verified, data)
             raise
-        announced, said = self.total, self._check.total
-        if announced is None and said is not None:
-            self.expect(said)
-        elif said not in (None, announced):
+        expected, stated = self.total, self._check.total
+        if expected is None and stated is not None:
+            self.expect(stated)
+        elif stated not in (None, expected):
             self.begin(None)
-            raise BundleError(f"it says it has {said} bytes, and {announced} were announced", hint=_AGAIN)
-
-    def _keep_verified(self, data: bytes, verified: int) -> None:
-        with self._disk(len(data)):
-            if verified < self._received:
-                self._cut(verified)
-            else:
-                self._write(data[: verified - self._received])
+            raise BundleError(f"the file states {stated} bytes, and {expected} were announced", hint=_AGAIN)
 
     def _make_room(self, needed: int) -> None:
         try:
@@ -424,67 +393,132 @@ class Transfer:
             self.discard()
             raise
 
-    def _too_big(self, size: int) -> StoreError:
-        self.discard()
-        return StoreError(
-            f"{size} bytes are too many: at most {self._rules.max_bytes} are allowed", hint="send a smaller bundle"
-        )
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            written = os.pwrite(self._part, rest, self._received)
-            self._received += written
-            rest = rest[written:]
-
-    def _write_record(self, record: _Record) -> None:
-        self._replace(RECORD, msgspec.json.encode(record))
-        self._record = record
-
-    def _replace(self, name: str, data: bytes) -> None:
-        aside = self._folder / f"{name}.new"
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, data)
-            self._rules.sync(descriptor)
-        finally:
-            os.close(descriptor)
-        aside.rename(self._folder / name)
-        self._rules.sync(self._lock)  # the folder's own descriptor
-
-    def _let_go(self) -> None:
-        for descriptor in (self._part, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._part = self._lock = -1
+    def _limit_size(self, size: int) -> None:
+        if size > self._rules.max_bytes:
+            self.discard()
+            raise StoreError(
+                f"{size} bytes are too many: at most {self._rules.max_bytes} are allowed", hint="send a smaller file"
+            )
 
     @contextmanager
     def _disk(self, needed: int = _MAX_RECORD_BYTES) -> Iterator[None]:
-        """Around everything that writes. What has failed once is lost: the kernel may have dropped what it held."""
+        """Discard the transfer if the disk fails inside: the kernel may have dropped bytes that it had accepted."""
         try:
             yield
         except OSError as error:
-            missing = needed if self.total is None else self.total - self._received
+            missing = needed if self.total is None else self.total - self.received
             self.discard()
-            raise _refused(self._folder.parent, error, missing) from error
+            raise _refusal(self.path.parent.parent, error, missing) from error
 
 
 _AGAIN = "fetch or send it again"
 
 
-def _refused(folder: Path, error: OSError, needed: int) -> StoreError:
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    durable: int = 0
+    total: int | None = None
+    tag: str = ""
+
+
+class _StoredBytes:
+    """The bytes of a transfer on disk, with their record. Methods raise OSError. `lock` locks the folder."""
+
+    def __init__(self, folder: Path, lock: int, sync: Callable[[int], None]) -> None:
+        self.path = folder / PART
+        self.record = _Record()
+        self.size = 0
+        self._folder = folder
+        self._lock = lock
+        self._part = -1
+        self._sync = sync
+
+    @property
+    def is_open(self) -> bool:
+        """True until `close`."""
+        return self._lock >= 0
+
+    def open(self) -> None:
+        self._part = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self.record = _read_record(self._folder / RECORD)
+
+    def cut_to_durable(self) -> None:
+        self.cut(min(self.record.durable, os.fstat(self._part).st_size))
+
+    def read(self) -> Iterator[bytes]:
+        for place in range(0, self.size, _PIECE):
+            yield os.pread(self._part, min(_PIECE, self.size - place), place)
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self._part, rest, self.size)
+            self.size += written
+            rest = rest[written:]
+
+    def sync(self) -> None:
+        """Make the bytes durable, and then the record."""
+        self._sync(self._part)
+        self.set_record(msgspec.structs.replace(self.record, durable=self.size))
+
+    def cut(self, size: int) -> None:
+        """Lower the record, and then cut the file."""
+        if size < self.record.durable:
+            self.set_record(msgspec.structs.replace(self.record, durable=size))
+        os.ftruncate(self._part, size)
+        self.size = size
+
+    def end_at(self, size: int, data: bytes) -> None:
+        """Have the file end at `size`, where `data` may have to be appended in part."""
+        if size < self.size:
+            self.cut(size)
+        else:
+            self.write(data[: size - self.size])
+
+    def total_with_next_sync(self, total: int) -> None:
+        """Set the size of the whole file in the record, which is written with the next sync."""
+        self.record = msgspec.structs.replace(self.record, total=total)
+
+    def set_record(self, record: _Record) -> None:
+        self.replace(RECORD, msgspec.json.encode(record))
+        self.record = record
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Replace a file of the folder atomically."""
+        aside = self._folder / f"{name}.new"
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, data)
+            self._sync(descriptor)
+        finally:
+            os.close(descriptor)
+        aside.rename(self._folder / name)
+        self._sync(self._lock)  # a descriptor of the folder
+
+    def remove(self) -> None:
+        if self.is_open:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        for descriptor in (self._part, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._part = self._lock = -1
+
+
+def _refusal(folder: Path, error: OSError, needed: int) -> StoreError:
+    """Return the error for a disk that refuses."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             f"{folder} is full: {needed} more bytes are needed", hint=room_hint(folder, "free some space on that disk")
         )
     return StoreError(
         f"{folder} cannot be written: {error.strerror}",
-        hint="check that it is there, that we may write, and what the kernel's log says of the disk",
+        hint="check that the folder exists and the service may write there, and read the kernel's log about the disk",
     )
 
 
 def _read_record(path: Path) -> _Record:
-    """What was recorded; nothing at all where that cannot be read, and the transfer starts from the beginning."""
+    """Return the record of a transfer. If it cannot be read, the transfer begins anew."""
     try:
         with path.open("rb") as file:
             record = msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=_Record)
@@ -495,11 +529,16 @@ def _read_record(path: Path) -> _Record:
 
 
 def _lock(folder: Path) -> int:
-    """A locked descriptor of the folder. Raises BlockingIOError if it is open elsewhere, FileNotFoundError if gone."""
+    """Return a locked descriptor of the folder.
+
+    Raises:
+        BlockingIOError: another writer has the lock.
+        FileNotFoundError: the folder was removed.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # It may have been removed, and even made again, before we had the lock.
+        # The folder may have been removed, and even created again, before the lock was taken.
         if not os.path.samestat(os.fstat(descriptor), folder.stat()):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     except BaseException:
@@ -509,7 +548,7 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_unless_open(folder: Path) -> bool:
-    """Whether it is gone."""
+    """Remove a folder that is not locked, and return whether it is gone."""
     try:
         lock = _lock(folder)
     except OSError:
@@ -520,7 +559,7 @@ def _remove_unless_open(folder: Path) -> bool:
 
 
 def _modified(folder: Path) -> float:
-    """When it was last written; 0 if it is gone meanwhile."""
+    """Return the time of the last write; 0 if the folder is gone."""
     try:
         return folder.stat().st_mtime
     except OSError:
@@ -528,7 +567,7 @@ def _modified(folder: Path) -> float:
 
 
 def _size(file: Path) -> int:
-    """How many bytes of the disk a file takes; 0 if it is gone meanwhile."""
+    """Return the bytes that a file takes on the disk; 0 if the file is gone."""
     try:
         return file.stat().st_blocks * 512
     except OSError:

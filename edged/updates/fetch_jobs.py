@@ -1,13 +1,14 @@
-"""Versions that the daemon fetches by itself: each a job, from the first byte to the end of the install.
+"""Versions that the daemon fetches by itself: each fetch is one job, from the first byte to the end of the install.
 
-A fetch is written down beside what has come of it, so that a daemon that is back goes on with it. What is found at the
-URL decides how far it gets: of what serves already, or may not come in, only the head is fetched, for some URLs are
-looked at again and again; a delta that comes to nothing here is followed by the bundle beside it. Fetches have threads
-of their own, and wait for one that is free.
+A fetch is written down beside its received bytes, so that the next run of the daemon continues it. The head of a file
+decides how much is fetched: of a version that serves already or may not come in, only the head is, since some URLs are
+polled again and again. A delta that is of no use here is followed by the bundle beside it. Fetches have threads of
+their own, and wait for a free one.
 
-An operator asks for some of them; the others are wishes, from a message or the configuration. Wishes are fetched under
-the rules of models/origins.py, one per model at a time, and never keep an operator waiting. What is published of a
-failed wish is one of a few words: a message must not make the board tell what it finds in its network.
+Operators request some fetches; the others are for desired versions, named by a message or the configuration. Those are
+fetched under the rules of transfer/origins.py, one for each model at a time, and never keep an operator waiting. A
+failed fetch of a desired version is published in a few fixed words, since a message must not make the board report what
+it finds in its network.
 """
 
 from __future__ import annotations
@@ -33,63 +34,62 @@ from edged.core.container import Head
 from edged.models.bare_file import is_bare
 from edged.models.delta import VersionCheck
 from edged.transfer.http_connection import AbandonedError
-from edged.transfer.http_fetch import Fetcher, FetchOptions, transfer_id
-from edged.transfer.http_response import FetchError, NotBundleError, NotFoundError, mask, parse_url
+from edged.transfer.http_fetch import ExpectedFile, Fetcher, FetchOptions, transfer_id
+from edged.transfer.http_response import FetchError, NotFoundError, WrongFileError, mask, parse_url
 from edged.transfer.origins import PolicyError
 from edged.transfer.partial_files import PartialFiles, Transfer
-from edged.updates.intake import AdmissionRules, InboundVersion, Installer, ModelsSnapshot
-from edged.updates.jobs import ANY, NAME_IT, Ending, Event, InstallOptions, Job, Outcome, Wanted
+from edged.updates.intake import InboundChecks, InboundVersion, ModelsSnapshot, VersionControl
+from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, Ending, Event, InstallOptions, Job, Outcome, Wanted
+from edged.updates.update_state import bug
 
-MAX_WISHES = 4
-MAX_ASKED = 2
-"""So many wishes, and so many fetches that operators asked for, are fetched at a time, and the others wait."""
-
-MAX_JOBS = 50
-"""No more of each are under way, and none is remembered when there are as many later ones."""
+MAX_DESIRED = 4
+MAX_REQUESTED = 2
+"""Desired versions, and versions requested by operators, that are fetched at a time. The others wait."""
 
 log = logging.getLogger("edged.models")
 
 
 class FetchJobs:
-    """Fetches as `options` say; `urls` are those of models in the configuration.
+    """Fetches of versions, at most MAX_JOBS of operators and as many of desired versions.
 
-    `say` hears of those the updater never knew of.
+    `publish` is called with the steps of fetches that the updater does not know yet. `urls` are the models' URLs in the
+    configuration.
     """
 
     def __init__(
         self,
-        incoming: PartialFiles,
-        updater: Installer,
-        door: AdmissionRules,
-        say: Callable[[Event], None],
+        partial_files: PartialFiles,
+        updater: VersionControl,
+        checks: InboundChecks,
+        publish: Callable[[Event], None],
         options: FetchOptions,
         urls: Collection[str] = (),
     ) -> None:
-        self.abide_by(options, urls)
-        self._incoming = incoming
+        self.configure(options, urls)
+        self._partial_files = partial_files
         self._updater = updater
-        self._door = door
-        self._say = say
-        self._all: dict[str, _Fetch] = {}
+        self._checks = checks
+        self._publish = publish
+        self._all: dict[str, _FetchJob] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._threads = ThreadPoolExecutor(MAX_WISHES + MAX_ASKED, thread_name_prefix="fetch")
-        self._wishes, self._asked = asyncio.Semaphore(MAX_WISHES), asyncio.Semaphore(MAX_ASKED)
+        self._threads = ThreadPoolExecutor(MAX_DESIRED + MAX_REQUESTED, thread_name_prefix="fetch")
+        self._desired, self._requested = asyncio.Semaphore(MAX_DESIRED), asyncio.Semaphore(MAX_REQUESTED)
 
-    def abide_by(self, options: FetchOptions, urls: Collection[str]) -> None:
-        """Fetch as these say from now on."""
+    def configure(self, options: FetchOptions, urls: Collection[str]) -> None:
+        """Use these options for fetches that begin from now on."""
         self._options, self._policy = options, options.policy(urls)
 
     def resume(self) -> None:
-        """Go on with what an earlier run has left."""
-        for order in self._incoming.orders().values():
+        """Continue the fetches of an earlier run."""
+        for order in self._partial_files.orders().values():
             with contextlib.suppress(EdgedError, msgspec.MsgspecError, UnicodeDecodeError):  # the card may have rotted
                 left = msgspec.json.decode(order, type=_Order)
                 self.fetch(left.url, left.options, left.model, left.wanted, operator=left.operator)
 
     async def stop(self) -> None:
-        """End them all, but for a look-up of a name; what has come is kept, and gone on with in the next run."""
+        """End all fetches except for a look-up of a name. Received bytes are kept, and the next run continues."""
         self._stopping = True
         for fetch in self._all.values():
             fetch.fetcher.cancel()
@@ -100,45 +100,45 @@ class FetchJobs:
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """The latest, the oldest first."""
+        """The latest jobs, oldest first."""
         return tuple(fetch.job for fetch in self._all.values())
 
     def job_of(self, install: Job) -> Job:
-        """The job that an install is to whoever asks: the fetch that has led to it, if one has, or itself."""
+        """Return the job of the fetch that has led to an install; the install itself if no fetch has."""
         return next((fetch.job for fetch in self._all.values() if install in fetch.installs), install)
 
     @property
-    def coming(self) -> tuple[InboundVersion, ...]:
-        """What is under way and not here yet."""
+    def inbound(self) -> tuple[InboundVersion, ...]:
+        """Versions under way and not complete yet."""
         fetches = self._all.values()
-        return tuple(each.coming for each in fetches if not each.job.ended.is_set() and not each.installs)
+        return tuple(each.inbound for each in fetches if not each.job.ended.is_set() and not each.installs)
 
     def progress(self, job: Job) -> dict[str, Any] | None:
-        """How far a fetch is; None where this is none, or nothing has come."""
+        """Return the progress of a fetch; None for another job, or before the first byte."""
         fetch = self._all.get(job.id)
         return fetch.progress if fetch else None
 
-    def wish(self, model: str) -> Job | None:
-        """Return the wish for a model that is being fetched, if there is one."""
+    def desired_job(self, model: str) -> Job | None:
+        """Return the fetch of a desired version of this model that is under way, if there is one."""
         return next((each.job for each in self._under_way() if not each.operator and each.model == model), None)
 
     def fetch(
         self, url: str, options: InstallOptions, model: str = "", wanted: Wanted = ANY, *, operator: bool = False
     ) -> Job:
-        """Fetch a container and install it, all as one job; a fetch of this URL that is under way is that job.
+        """Fetch a file and install its version, all as one job. A fetch of the same URL under way is that job.
 
-        `model` is what is looked for there, where that is known, and `wanted` which version; anything else is refused.
-        The latest wish for a model takes the place of the one before. What an `operator` asks for takes the place of a
-        wish for the same. A delta (.edgd) that comes to nothing here is followed by the bundle (.edgm) beside it.
+        `model` is the expected model, "" if not known, and `wanted` the expected version; any other is refused. The
+        latest fetch of a desired version replaces an earlier one for its model, and an operator's fetch replaces one
+        for the same URL. A delta (.edgd) that is of no use here is followed by the bundle (.edgm) beside it.
 
         Raises:
-            BundleError: it is a bare file, and only signed versions may come in.
-            ControlError: too many are under way, or this one on other terms, or the daemon is stopping.
+            BundleError: the file is a bare model, and only signed versions may come in.
+            ControlError: too many fetches are under way, or this one with other options, or the daemon is stopping.
         """
         if self._stopping:
-            raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
+            raise ControlError("the daemon is stopping", hint="repeat this after its restart", retryable=True)
         if options.bare:
-            self._door.admit_bare()
+            self._checks.admit_bare()
         before = [each for each in self._all.values() if each.url == url and not each.job.ended.is_set()]
         for each in before:
             alike = each.job.options.bare == options.bare
@@ -146,21 +146,23 @@ class FetchJobs:
                 stays = each.operator or each.installing
             else:
                 stays = each.operator or (each.model, each.wanted) == (model, wanted)
-            if stays and alike and not each.called_off:
+            if stays and alike and not each.cancelled:
                 _refuse_other_terms(each.job, options)
                 return each.job
         if sum(each.operator == operator for each in self._under_way()) >= MAX_JOBS:
             raise ControlError(
-                f"{MAX_JOBS} fetches are under way, and no more are allowed", hint="wait for one: edgectl jobs"
+                f"{MAX_JOBS} fetches are under way, and no more are allowed",
+                hint="wait for the end of one: edgectl jobs",
             )
         for each in self._under_way():
             if operator and each in before and not each.operator:
-                each.call_off("an operator asked for the same, and that takes its place")
+                each.cancel("an operator's fetch of the same URL replaced this one")
             elif model and not operator and not each.operator and each.model == model:
-                each.call_off(f"another wish for {model} takes its place")
+                each.cancel(f"a newer desired version of {model} replaced this one")
         job = Job(f"fetch-{next(self._numbers)}", options, model)
-        fetcher = Fetcher(self._options, self._policy, guarded=not operator)
-        fetch = _Fetch(
+        expected = ExpectedFile("a model file" if options.bare else "a bundle", _may_start_version)
+        fetcher = Fetcher(self._options, self._policy, expected, guarded=not operator)
+        fetch = _FetchJob(
             url, job, fetcher, InboundVersion("fetching", model, quiet=not operator), operator, model, wanted
         )
         self._forget_oldest()
@@ -170,27 +172,27 @@ class FetchJobs:
         fetch.task.add_done_callback(self._tasks.discard)
         return fetch.job
 
-    def _under_way(self) -> list[_Fetch]:
-        """List the fetches that go on; one that was called off is as good as gone."""
-        return [each for each in self._all.values() if not each.job.ended.is_set() and not each.called_off]
+    def _under_way(self) -> list[_FetchJob]:
+        """Return the fetches that go on. A cancelled one counts as ended."""
+        return [each for each in self._all.values() if not each.job.ended.is_set() and not each.cancelled]
 
     def _forget_oldest(self) -> None:
-        """Make room for one more. What is under way is not forgotten: nobody could watch it then, nor end it."""
+        """Make room for one more. A fetch under way is kept, or no client could watch it."""
         ended = [name for name, fetch in self._all.items() if fetch.job.ended.is_set()]
         for name in ended[: max(len(self._all) - MAX_JOBS + 1, 0)]:
             del self._all[name]
 
-    async def _bring(self, fetch: _Fetch, before: list[Job]) -> None:
-        """The life of a fetch, from the first byte, once those `before` have ended, to the end of the install."""
+    async def _bring(self, fetch: _FetchJob, before: list[Job]) -> None:
+        """Run a fetch to the end of its install, once the jobs `before` have ended."""
         job = fetch.job
         try:
             for each in before:
                 await each.ended.wait()
-            full = _full_beside(fetch.url)
+            full = _bundle_beside(fetch.url)
             installed = await self._bring_from(fetch, fetch.url)
             if full and any(event.id == "update.full_needed" for event in job.events):
                 installed = await self._bring_from(fetch, full)
-            assert installed is not None  # only a delta comes to nothing
+            assert installed is not None  # only a delta can be of no use
             assert installed.state != "running"
             job.end(installed.state, installed.text, installed.hint)
         except _PresentError as error:
@@ -198,91 +200,88 @@ class FetchJobs:
         except _UnusedError as error:
             job.end("installed", error.message, error.hint)
         except AbandonedError as error:
-            job.end("failed", fetch.called_off or error.message)
+            job.end("failed", fetch.cancelled or error.message)
         except EdgedError as error:
             self._end_fetch(fetch, error)
         except asyncio.CancelledError:
-            job.end("failed", fetch.called_off or "the daemon stopped; what has come is gone on with when it is back")
+            job.end("failed", fetch.cancelled or "the daemon stopped, and continues the fetch after its restart")
             raise
-        except Exception as error:  # or it would be under way for ever, and so would whoever waits for it
+        except Exception as error:  # else the job would never end, and its clients would wait forever
             log.exception("the fetch of %s met a bug", mask(fetch.url))
-            told = EdgedError(
-                f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback"
-            )
-            self._end_fetch(fetch, told)
+            self._end_fetch(fetch, bug(error))
 
-    async def _bring_from(self, fetch: _Fetch, url: str) -> Job | None:
-        """Fetch and install what is at a URL; the install, None for a delta that could come to nothing."""
+    async def _bring_from(self, fetch: _FetchJob, url: str) -> Job | None:
+        """Fetch and install the file at a URL, and return the install; None for a delta that is of no use here."""
         job = fetch.job
         fetch.begun = False
         try:
-            async with self._asked if fetch.operator else self._wishes:
-                standing = ModelsSnapshot(await self._updater.models())
-                if bare := job.options.bare:  # which would be fetched to its end before the updater could say so
-                    standing.admit_bare(bare, allow_downgrade=job.options.allow_downgrade)
+            async with self._requested if fetch.operator else self._desired:
+                snapshot = ModelsSnapshot(await self._updater.models())
+                if bare := job.options.bare:  # else all of it would be fetched before the updater could refuse
+                    snapshot.admit_bare(bare, allow_downgrade=job.options.allow_downgrade)
                 fetch.begun = True
                 loop = asyncio.get_running_loop()
-                transfer = await loop.run_in_executor(self._threads, self._fetch_all, fetch, url, standing)
-            if fetch.called_off:  # in the very moment that it was complete
+                transfer = await loop.run_in_executor(self._threads, self._fetch_all, fetch, url, snapshot)
+            if fetch.cancelled:  # just as the last byte arrived
                 await asyncio.to_thread(transfer.give_up)
-                raise AbandonedError(fetch.called_off)
+                raise AbandonedError(fetch.cancelled)
         except _BaseMissingError as error:
-            if not _full_beside(url):
+            if not _bundle_beside(url):
                 raise
-            self._note(fetch, "update.full_needed", error.message)
+            self._announce(fetch, "update.full_needed", error.message)
             return None
         try:
             installed = self._updater.install(transfer.path, job.options)
             fetch.installs.append(installed)
             installed.events = job.events
             await installed.released.wait()
-        except asyncio.CancelledError:  # it is gone on with, unless it has become a candidate meanwhile
+        except asyncio.CancelledError:  # the next run continues, unless the version is the candidate by then
             await asyncio.to_thread(transfer.close)
             raise
-        # Where this device is at fault, as when it has no room, all of it need not be fetched again at the next look.
+        # If this board is at fault, as for want of room, the bytes are kept for the next attempt.
         await asyncio.to_thread(transfer.give_up if installed.state == "failed" else transfer.discard)
         job.model, job.version, job.digest = installed.model, installed.version, installed.digest
         await installed.ended.wait()
         return installed
 
-    def _fetch_all(self, fetch: _Fetch, url: str, standing: ModelsSnapshot) -> Transfer:
-        """On a thread of its own: the transfer, complete and open. Raises EdgedError, and what has come is kept."""
+    def _fetch_all(self, fetch: _FetchJob, url: str, snapshot: ModelsSnapshot) -> Transfer:
+        """On a thread of its own: return the complete transfer, still open. After an EdgedError the bytes are kept."""
 
         def approve(head: Head, _transfer: str, base: str) -> None:
             version = f"{head.manifest.name} {head.manifest.version}"
             fetch.refuse_other(head)
-            fetch.coming.name(head)
+            fetch.inbound.name(head)
             fetch.job.name(head)
-            if self._door.serves(head):
-                raise _PresentError(f"{version} is what serves already")
-            if standing.is_unused(head.digest):
+            if self._checks.serves(head):
+                raise _PresentError(f"{version} serves already")
+            if snapshot.is_unused(head.digest):
                 raise _UnusedError(f"{version} is installed already, and no pipeline uses it", hint=NAME_IT)
             manifest = head.manifest
-            standing.admit(manifest.name, head.digest, manifest.version, allow_downgrade=options.allow_downgrade)
-            self._door.approve(head)
-            self._door.fit(head)
-            if base and base not in standing.bases:
+            snapshot.admit(manifest.name, head.digest, manifest.version, allow_downgrade=options.allow_downgrade)
+            self._checks.approve(head)
+            self._checks.fit(head)
+            if base and base not in snapshot.bases:
                 raise _BaseMissingError(
-                    f"the full bundle is needed: what the delta for {version} builds on is not here",
+                    f"the full bundle is needed: the delta for {version} builds on a version that is not here",
                     hint="fetch the full bundle",
                 )
 
         options = fetch.job.options
         check = None if options.bare else partial(VersionCheck, approve)
-        transfer = fetch.coming.transfer = self._incoming.open(transfer_id(url), check=check)
+        transfer = fetch.inbound.transfer = self._partial_files.open(transfer_id(url), check=check)
         try:
-            transfer.order(msgspec.json.encode(_Order(url, options, fetch.model, fetch.operator, fetch.wanted)))
-            fetch.fetcher.fetch(url, transfer, progress=fetch.went_on)
+            transfer.keep_order(msgspec.json.encode(_Order(url, options, fetch.model, fetch.operator, fetch.wanted)))
+            fetch.fetcher.fetch(url, transfer, progress=fetch.set_progress)
             fetch.job.fetched = True
-            if options.bare:  # the updater would take it for its verdict
+            if options.bare:  # else the updater would take it as a verdict on the board
                 fetch.refuse_other_file(transfer.path)
         except AbandonedError:
-            if fetch.called_off:
+            if fetch.cancelled:
                 transfer.give_up()
-            else:  # the daemon stops, and goes on with it when it is back
+            else:  # the daemon stops; its next run continues
                 transfer.close()
             raise
-        except BundleError:  # it is not worth going on with
+        except BundleError:  # no more bytes can mend it
             transfer.discard()
             raise
         except BaseException:
@@ -290,87 +289,88 @@ class FetchJobs:
             raise
         return transfer
 
-    def _end_fetch(self, fetch: _Fetch, error: EdgedError) -> None:
-        """End a fetch that the updater never knew of. Of a wish, only a sound head can be refused for good."""
-        known = fetch.operator or bool(fetch.coming.digest) or fetch.coming.transfer is None
+    def _end_fetch(self, fetch: _FetchJob, error: EdgedError) -> None:
+        """End a fetch that the updater does not know. For a desired version, only a sound head is refused for good."""
+        known = fetch.operator or bool(fetch.inbound.digest) or fetch.inbound.transfer is None
         judged = isinstance(error, BundleError) and (fetch.operator or (known and not error.retryable))
-        state: Ending = "refused" if judged or isinstance(error, PolicyError | _OtherError) else "failed"
+        state: Ending = "refused" if judged or isinstance(error, PolicyError | _UnwantedError) else "failed"
         plain = fetch.operator or (known and not isinstance(error, FetchError))
-        text = error.message if plain else _in_general(error)
+        text = error.message if plain else _public_words(error)
         if text != error.message:
-            place = "" if isinstance(error, FetchError) else f"{mask(fetch.url)}: "  # which those say themselves
-            log.warning("the wish for %s failed: %s%s", fetch.model, place, error, extra={"model": fetch.model})
-        self._note(fetch, f"update.{state}", text, state)
+            place = "" if isinstance(error, FetchError) else f"{mask(fetch.url)}: "  # a FetchError names the URL itself
+            log.warning("no desired version of %s: %s%s", fetch.model, place, error, extra={"model": fetch.model})
+        self._announce(fetch, f"update.{state}", text, state)
         fetch.job.end(state, error.message, error.hint)
 
-    def _note(self, fetch: _Fetch, kind: str, text: str, outcome: Outcome = "") -> None:
-        """A step of a fetch."""
-        event = fetch.coming.event(kind, text, outcome)
+    def _announce(self, fetch: _FetchJob, kind: str, text: str, outcome: Outcome = "") -> None:
+        event = fetch.inbound.event(kind, text, outcome)
         fetch.job.events.append(event)
-        self._say(event)
+        self._publish(event)
 
 
 @dataclass(eq=False)
-class _Fetch:
-    """A fetch, and the installs it leads to: of a delta, of the full bundle. Its thread writes `progress`.
+class _FetchJob:
+    """A fetch, and its installs: of a delta, of the full bundle. The fetching thread writes `progress`.
 
-    It is for a `model` ("" where nobody said which) and the version that is `wanted`, and has `begun` once there was a
-    thread for it.
+    `model` ("" for any) and `wanted` are expected. The fetch has `begun` once there is a thread for it; `cancelled` is
+    the reason of a cancellation.
     """
 
     url: str
     job: Job
     fetcher: Fetcher
-    coming: InboundVersion
+    inbound: InboundVersion
     operator: bool
     model: str
     wanted: Wanted
     task: asyncio.Task[None] | None = None
     begun: bool = False
-    called_off: str = ""
+    cancelled: str = ""
     installs: list[Job] = field(default_factory=list)
     progress: dict[str, Any] | None = None
 
     @property
     def installing(self) -> bool:
-        """Tell whether all of it is here, and with the updater."""
+        """True while the complete file is with the updater."""
         return any(not each.ended.is_set() for each in self.installs)
 
-    def call_off(self, why: str) -> None:
-        """End it before it is installed; what has come is kept."""
+    def cancel(self, reason: str) -> None:
+        """End the fetch, unless it is being installed. Received bytes are kept."""
         if not self.installing:
-            self.called_off = why
+            self.cancelled = reason
             self.fetcher.cancel()
-            if self.task and not self.begun:  # it may not even have seen its first line
-                self.job.end("failed", why)
+            if self.task and not self.begun:  # a task that has not run yet would not see the cancellation
+                self.job.end("failed", reason)
                 self.task.cancel()
 
     def refuse_other(self, head: Head) -> None:
-        """Raise BundleError for a version of another model, or another version, than what was asked for."""
+        """Raise BundleError for another model or version than the expected one."""
         name, version = head.manifest.name, head.manifest.version
         if self.model not in ("", name):
-            raise _OtherError(f"it is for {name}, and not for {self.model}", hint="check the URL")
+            raise _UnwantedError(f"the file is for {name}, not for {self.model}", hint="check the URL")
         if self.wanted.version not in ("", version):
-            raise _OtherError(f"it is version {version}, and not {self.wanted.version}", hint="check the URL")
-        if self.wanted.digest not in ("", head.digest):
-            raise _OtherError(f"its digest is {head.digest}, and not {self.wanted.digest}", hint="check the URL")
+            raise _UnwantedError(f"the file is version {version}, not {self.wanted.version}", hint="check the URL")
+        self._refuse_digest(head.digest)
 
     def refuse_other_file(self, file: Path) -> None:
-        """Raise BundleError for what is no .tflite file, or another than what was asked for."""
+        """Raise BundleError for a file that is not a .tflite file, or another than the expected one."""
         with file.open("rb") as opened:
             if not is_bare(opened.read(8)):
                 raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="check the URL")
             opened.seek(0)
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if self.wanted.digest not in ("", digest):
-            raise _OtherError(f"its digest is {digest}, and not {self.wanted.digest}", hint="check the URL")
+            self._refuse_digest(hashlib.file_digest(opened, "sha256").hexdigest())
 
-    def went_on(self, received: int, total: int | None, rate: float) -> None:
+    def _refuse_digest(self, digest: str) -> None:
+        if self.wanted.digest not in ("", digest):
+            raise _UnwantedError(f"the file has the digest {digest}, not {self.wanted.digest}", hint="check the URL")
+
+    def set_progress(self, received: int, total: int | None, rate: float) -> None:
+        """Take over how many bytes are here, of how many, and how many come in a second."""
         self.progress = {"bytes": received, "total": total, "rate": rate}
 
 
 class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is left beside a transfer, so that a daemon that is back goes on with it."""
+    """The request for a fetch, kept beside the transfer for the next run of the daemon."""
 
     url: str
     options: InstallOptions
@@ -379,32 +379,37 @@ class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wanted: Wanted = ANY
 
 
-class _OtherError(BundleError):
-    """What is at the URL is not what was asked for."""
+class _UnwantedError(BundleError):
+    """The file at the URL is another than the expected one."""
 
 
 class _BaseMissingError(BundleError):
-    """A delta is of no use here."""
+    """The delta builds on a version that is not here."""
 
 
 class _UnusedError(BundleError):
-    """There is no need to fetch the rest of it, and nothing comes of having it."""
+    """The version is installed, and no pipeline uses it."""
 
 
 class _PresentError(BundleError):
-    """There is no need to fetch the rest of it."""
+    """The version serves already."""
 
 
-def _in_general(error: EdgedError) -> str:
-    """Return the few words that are published of a wish that failed: its author may not know more."""
+def _may_start_version(start: bytes) -> bool:
+    """Return whether bytes can be the first ones of a container, a delta or a bare model file."""
+    return is_bare(start) or any(magic.startswith(start[:4]) for magic in (container.MAGIC, delta.MAGIC))
+
+
+def _public_words(error: EdgedError) -> str:
+    """Return the few words that are published of a failed desired version: its author may not learn more."""
     match error:
         case PolicyError():
             return "refused by policy"
         case NotFoundError():
             return "not found"
-        case _OtherError():
-            return "not what was wished for"
-        case BundleError() | NotBundleError():
+        case _UnwantedError():
+            return "not the desired version"
+        case BundleError() | WrongFileError():
             return "not a bundle"
         case FetchError() | ConfigError():
             return "unreachable"
@@ -412,19 +417,21 @@ def _in_general(error: EdgedError) -> str:
 
 
 def _refuse_other_terms(job: Job, asked: InstallOptions) -> None:
-    """Nobody is to believe that a version is taken back unless confirmed, where it is not."""
+    """Raise ControlError where an operator would wrongly count on a version to be reverted unless confirmed."""
     known = job.options
     if asked.confirm_within not in (0.0, known.confirm_within) or asked.allow_downgrade > known.allow_downgrade:
         raise ControlError(
-            "it is fetched already, and was not asked for on these terms",
-            hint=f"wait for it: edgectl job wait {job.id}",
+            f"this URL is already being fetched with --confirm-within {known.confirm_within:g} and "
+            f"{'with' if known.allow_downgrade else 'without'} --allow-downgrade",
+            hint=f"wait for that fetch: edgectl job wait {job.id}",
         )
 
 
-def _full_beside(url: str) -> str | None:
-    """The URL of the full bundle beside a delta: the same with .edgm for .edgd. None where it names no delta.
+def _bundle_beside(url: str) -> str | None:
+    """Return the URL of the full bundle beside a delta, with .edgm for .edgd; None if the URL names no delta.
 
-    Raises FetchError for what is no URL.
+    Raises:
+        FetchError: the URL is none of HTTP.
     """
     parts = parse_url(url)
     path, suffix = parts.path.removesuffix(delta.SUFFIX), container.SUFFIX

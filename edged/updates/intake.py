@@ -1,6 +1,6 @@
-"""What all ways in have in common: who decides on what comes, how far it is, and how the models stood before it.
+"""Parts that every way in for versions shares: the checks and the updater that it needs, and the version under way.
 
-The ways are what others send (updates.py) and what the daemon fetches (fetches.py).
+The ways in are files that clients send (receive.py) and files that the daemon fetches (fetch_jobs.py).
 """
 
 from __future__ import annotations
@@ -18,67 +18,67 @@ from edged.core.ledger import admit, refuse_unnamed
 from edged.core.manifest import version_key
 from edged.models.bare_file import Bare, next_version, nothing_to_inherit
 from edged.transfer.partial_files import Transfer
-from edged.updates.jobs import Event, InstallOptions, Job, Outcome, Report
+from edged.updates.jobs import Event, InstallOptions, Job, ModelReport, Outcome
 
 
-class Installer(Protocol):
-    """What decides about versions; see models/updater.py."""
+class VersionControl(Protocol):
+    """Installs versions, and carries out what an operator decides about them."""
 
     def install(self, container: Path, options: InstallOptions) -> Job:
-        """Begin to install a container, which stays where it is until the job has `released` it."""
+        """Begin to install a file, which stays in place until the job is `released`."""
 
     async def rollback(self, name: str, to: str = "") -> None:
-        """Go back. Raises EdgedError."""
+        """Return to an earlier version. Raises EdgedError."""
 
     async def confirm(self, name: str) -> None:
         """Confirm the candidate. Raises EdgedError."""
 
     async def pin(self, name: str, pinned: bool) -> None:
-        """Stay with what there is, or do not. Raises EdgedError."""
+        """Refuse other versions from now on, or accept them again. Raises EdgedError."""
 
     async def forget_rejection(self, name: str, digest: str) -> None:
         """Let a rejected version be tried again. Raises EdgedError."""
 
     async def knows(self, file: Path) -> bool:
-        """Whether what is in a file that came in is installed, under way or rejected."""
+        """Return whether the version in a received file is installed, under way or rejected."""
 
     def jobs(self) -> tuple[Job, ...]:
-        """Those of this run, the oldest first."""
+        """Return the latest jobs of this run, oldest first."""
 
-    async def models(self) -> tuple[Report, ...]:
-        """How every model stands."""
+    async def models(self) -> tuple[ModelReport, ...]:
+        """Return a report on each model. Raises StoreError."""
 
 
-class AdmissionRules(Protocol):
-    """What decides at the first sight of what comes. On any thread, but for what says otherwise."""
+class InboundChecks(Protocol):
+    """Checks of a version on its way in. Callable on any thread."""
 
     def approve(self, head: Head) -> None:
-        """Raises BundleError for the head of a container that may not come in."""
+        """Raise BundleError for a version that may not come in."""
 
     def fit(self, head: Head) -> None:
-        """Raises BundleError for a version that could not serve here, and any other EdgedError where that may pass.
+        """Raise BundleError for a version that cannot serve here, or another EdgedError if the reason may pass.
 
-        Not on the event loop's thread.
+        Blocks: not for the event loop.
         """
 
     def admit_bare(self) -> None:
-        """Raises BundleError where no bare model file may."""
+        """Raise BundleError if bare model files may not come in."""
 
     def serves(self, head: Head) -> bool:
-        """Whether it is the version that answers now."""
+        """Return whether this version answers now."""
 
     def serves_file(self, bare: Bare, sha256: str) -> bool:
-        """Whether the version that answers now is made of the file with this digest, and is what is asked for."""
+        """Return whether the version that answers now is the requested one, made of the file with this digest."""
 
     def lost(self, model: str) -> bool:
-        """Whether what answers now does so from memory only, and is to be brought again."""
+        """Return whether the version that answers does so from memory, with its files lost."""
 
 
 @dataclass(eq=False)
 class InboundVersion:
-    """What comes, as far as it is known: the thread that takes it writes, anybody reads.
+    """A version on its way in, as far as it is known. The receiving thread writes, any thread reads.
 
-    While it is `quiet` nothing is published of how much there is: it may be anything, from anywhere.
+    The byte counts of a `quiet` one are not published, since any file of any server may be behind them.
     """
 
     phase: Literal["receiving", "fetching"]
@@ -90,21 +90,21 @@ class InboundVersion:
 
     @property
     def received(self) -> int:
-        """How many bytes are here."""
+        """Number of bytes received."""
         return self.transfer.received if self.transfer else 0
 
     @property
     def total(self) -> int | None:
-        """How many there will be, once that is known."""
+        """Number of bytes to receive, once known."""
         return self.transfer.total if self.transfer else None
 
     def name(self, head: Head) -> None:
-        """Its head is there."""
+        """Take over model, version and digest from the head, which has arrived."""
         self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
         self.quiet = False
 
     def event(self, kind: str, text: str, outcome: Outcome = "") -> Event:
-        """A step of it, now."""
+        """Return a step of this version, with the present time."""
         return Event(
             id=kind,
             model=self.model,
@@ -120,9 +120,9 @@ class InboundVersion:
 
 
 class ModelsSnapshot:
-    """How all models stood a moment ago; `bases` are the versions a delta may build on."""
+    """Reports on all models at one moment. `bases` are the versions that a delta may build on."""
 
-    def __init__(self, models: tuple[Report, ...]) -> None:
+    def __init__(self, models: tuple[ModelReport, ...]) -> None:
         self.models = models
         self.bases = {digest for model in models for digest in (*model.ledger.versions, *model.factory)}
 
@@ -131,7 +131,7 @@ class ModelsSnapshot:
         return any(digest == model.ledger.active and model.serving is None for model in self.models)
 
     def refuse_rejected(self, digest: str) -> None:
-        """Raises BundleError if this version was rejected: it is refused unseen."""
+        """Raise BundleError if this version was rejected, so that no byte of the file is sent in vain."""
         for model in self.models:
             if rejection := model.ledger.rejected.get(digest):
                 raise BundleError(
@@ -140,12 +140,12 @@ class ModelsSnapshot:
                 )
 
     def admit(self, name: str, digest: str, version: str, *, allow_downgrade: bool) -> None:
-        """Raises BundleError if this version may not come in, and will not by the time that all of it is here."""
+        """Raise BundleError if this version may not come in now, nor when all of it will have arrived."""
         for model in self.models:
             if model.name != name:
                 continue
             candidate = model.ledger.candidate and model.ledger.candidate.digest
-            free = replace(model.ledger, candidate=None)  # what is under way now may be over then
+            free = replace(model.ledger, candidate=None)  # the present candidate may have ended by then
             try:
                 refuse_unnamed(name, version, model.named)
                 if digest in (model.ledger.active, candidate):
@@ -155,11 +155,12 @@ class ModelsSnapshot:
                 raise BundleError(error.message, hint=error.hint) from error
 
     def admit_bare(self, bare: Bare, *, allow_downgrade: bool) -> None:
-        """Raises BundleError if a bare file may not come in, or there is nothing that it could inherit from."""
+        """Raise BundleError if a bare file may not come in, or has no version whose contract it could inherit."""
         known = {model.name: model for model in self.models}
         model = known.get(bare.model)
         if model is None:
-            raise BundleError(f"there is no model {bare.model!r}", hint=f"there is {', '.join(known) or 'none'}")
+            names = ", ".join(known) or "(none)"
+            raise BundleError(f"there is no model {bare.model!r}", hint=f"choose one of: {names}")
         if not model.factory and not model.ledger.versions:
             raise nothing_to_inherit(bare.model)
         latest = max(model.ledger.floor, model.active, key=version_key)

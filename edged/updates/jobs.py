@@ -1,13 +1,11 @@
-"""What an update is to whoever asks for it and waits: what was asked, the steps as they are taken, and how it ended.
-
-The updater makes and ends jobs (models/updater.py); a fetch is one before its bytes are here, and the same one after.
-"""
+"""Jobs: updates as seen by those who ask for them and wait. A job holds the request, the steps so far, and the end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 import msgspec
@@ -18,13 +16,19 @@ from edged.core.ledger import Ledger
 from edged.core.record import Phase
 from edged.models.bare_file import Bare
 
+MAX_JOBS = 50
+
 
 class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be asked of an install.
+    """Options of an install.
 
-    `origin` says where the container came from, and `asked_by` who asks, as the kernel knows them. It is a bare file
-    where it is said what that is for. Who asks for `confirm_within` seconds has that long, from when the version
-    serves, to confirm it; else it is reverted.
+    Keys:
+        origin: Place that the file came from.
+        asked_by: User who asks, as the kernel knows the peer of the control socket.
+        bare: Model and version that a bare file is for; None for a container or a delta.
+        allow_downgrade: Install a version older than the floor or the active version, too.
+        confirm_within (s): Time for an operator to confirm the version once it serves; it is reverted otherwise. 0
+            needs no confirmation.
     """
 
     origin: str = ""
@@ -35,7 +39,7 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """Which version is asked for, "" for any.
+    """The version that is asked for, "" for any.
 
     Keys:
         digest: SHA-256 of its manifest, or of a bare file.
@@ -47,10 +51,10 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 ANY = Wanted()
-"""Whatever there is."""
+"""Any version."""
 
 NAME_IT = "name the model in a pipeline, then: edgectl reload"
-"""The hint for a version that was installed and that no pipeline uses."""
+"""Hint for a version that was installed and that no pipeline uses."""
 
 Ending = Literal["done", "installed", "refused", "failed", "rolled_back"]
 JobState = Literal["running"] | Ending
@@ -58,10 +62,19 @@ Outcome = Literal[""] | Ending
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that was taken. `id` names its kind for ever; `time` is CLOCK_MONOTONIC seconds.
+    """A step that was taken.
 
-    It is about a `version` with this `digest`, "" where it is about none or that is not known yet, which is in this
-    `phase` from then on; its last step has an `outcome`. While it comes, `bytes` of `total` are here.
+    Keys:
+        id: Kind of the step; a kind never changes its name.
+        model: Name of the model, "" if not known.
+        text: The step in words, for people.
+        time (s): Moment of CLOCK_MONOTONIC.
+        version: Number of the version concerned, "" if there is none or the number is not known yet.
+        digest: Digest of that version.
+        phase: Phase of that version from now on.
+        outcome: End of the update; "" before.
+        bytes: Bytes received so far, while the version is received or fetched.
+        total: Bytes to receive, if known.
     """
 
     id: str
@@ -78,11 +91,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(eq=False)
 class Job:
-    """An update as it goes. `state` and `text`, one sentence for a person, are final once it is `ended`.
+    """An update under way. `state`, and `text` for people, are final once the job has `ended`.
 
-    done: it answers. installed: it would, but no pipeline uses the model. refused: it may not come in. failed: it may,
-    and does not work here. rolled_back: it served, and had to go.
-    `fetched` says that all of it has come from a URL. `released` is set once the container is not needed any more.
+    States: "done", the version answers; "installed", no pipeline uses the model; "refused", the version may not come
+    in; "failed", the version does not work here; "rolled_back", the version served and was withdrawn.
+    `fetched` is True once all bytes have come from a URL. `released` is set once the file is not needed any more.
     """
 
     id: str
@@ -99,11 +112,11 @@ class Job:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def name(self, head: Head) -> None:
-        """Say which version it brings."""
+        """Take over model, version and digest from the head of a version."""
         self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
 
     def end(self, state: Ending, text: str, hint: str = "") -> None:
-        """It is over; the first word on that is the last."""
+        """End the job, unless it has ended already."""
         if self.ended.is_set():
             return
         self.state, self.text, self.hint = state, text, hint
@@ -111,11 +124,35 @@ class Job:
         self.ended.set()
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model stands: what serves, what the ledger says, and which versions are out of order in this run.
+class JobList:
+    """The latest MAX_JOBS jobs of this run of the daemon, numbered from 1."""
 
-    `active` is the number of the version that an update would follow, and `named` that which the configuration has the
-    model stay with, "" for any. `factory` are the numbers of the factory's versions by digest.
+    def __init__(self) -> None:
+        self._jobs: deque[Job] = deque(maxlen=MAX_JOBS)
+        self._numbers = count(1)
+
+    def new(self, options: InstallOptions) -> Job:
+        """Create a job; the oldest one may be forgotten for it."""
+        job = Job(str(next(self._numbers)), options)
+        self._jobs.append(job)
+        return job
+
+    def latest(self) -> tuple[Job, ...]:
+        """Return the jobs, oldest first."""
+        return tuple(self._jobs)
+
+
+class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Report on a model.
+
+    Keys:
+        name: Name of the model.
+        serving: Digest of the version that answers; "" for none, None if no pipeline uses the model.
+        active: Number of the version that an update would follow.
+        ledger: The ledger.
+        factory: Numbers of the factory versions by digest.
+        named: Number of the version that the configuration names; "" for any.
+        unfit: Versions that were damaged or did not serve in this run, by digest.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""What has come to be installed, and how it becomes a folder: a container, a delta that stands for one, or a bare file.
+"""Submitted files, and how each becomes a folder: a container, a delta that stands for one, or a bare model file.
 
-All of this reads and writes disks, and belongs on another thread than the event loop's.
+Every function here reads or writes disks and so blocks: call them on another thread than the event loop's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from edged.models.delta import expand
 from edged.models.store import MAX_HEAD_BYTES, Store
 
 RESERVE = 1 << 20
-"""Bytes that unpacking leaves free, for ledgers and whatever else the board has to write."""
+"""Bytes that unpacking leaves free, for ledgers and other files of the board."""
 
 
 class Submission(NamedTuple):
-    """A file to be installed: a container, a delta to the version `base`, or `bare`; its head is known."""
+    """A file to install, with the head of its version: a container, a delta to the version `base`, or a `bare` file."""
 
     file: Path
     head: Head
@@ -37,11 +37,11 @@ class Submission(NamedTuple):
 
 
 def read(file: Path) -> Submission:
-    """A container or a delta.
+    """Read the head of a container or a delta.
 
     Raises:
-        BundleError: it is neither.
-        StoreError: it cannot be read.
+        BundleError: the file is neither.
+        StoreError: the file cannot be read.
     """
     try:
         with file.open("rb") as opened:
@@ -55,13 +55,13 @@ def read(file: Path) -> Submission:
 
 
 def adopt(file: Path, bare: Bare, before: Bundle, floor: Version) -> Submission:
-    """A bare file with the contract of the version it would replace, as the one after that and after the floor.
+    """Give a bare file the contract of the version `before`, and the number after that version and the floor.
 
-    If that version is made of this very file, it is that version.
+    If `before` is made of this very file, the submission is that version.
 
     Raises:
-        BundleError: it is not a sound .tflite file, or its tensors are others.
-        StoreError: it cannot be read.
+        BundleError: the file is not a sound .tflite file, or its tensors differ from those of `before`.
+        StoreError: the file cannot be read.
     """
     data = read_bare(file)
     manifest = before.manifest
@@ -81,52 +81,52 @@ def _head_of(bundle: Bundle) -> Head:
     return head_of_folder(bundle.folder)
 
 
-def unpack_beside(arrival: Submission, store: Store, disk: Disk) -> Bundle:
-    """Unpack it into the folder `arriving` of its model, and read it back.
+def unpack_beside(submission: Submission, store: Store, disk: Disk) -> Bundle:
+    """Unpack a submission into the folder `arriving` of its model, and read the folder back.
 
     Raises:
-        BundleError: it is damaged, or a delta to what is not here.
-        StoreError: there is no room for it, or the disk refuses.
+        BundleError: the file is damaged, or a delta to a version that is not here.
+        StoreError: there is no room, or the disk refuses.
     """
-    head = arrival.head
-    shelf = store.shelf(head.manifest.name)
-    disk.make_folder(shelf.versions)
-    missing = head.size + RESERVE - shelf.free()
+    head = submission.head
+    folder = store.shelf(head.manifest.name)
+    disk.make_folder(folder.versions)
+    missing = head.size + RESERVE - folder.free()
     if missing > 0:
         raise StoreError(
-            f"{shelf.folder}: there is no room for {head.manifest.name} {head.manifest.version}: "
+            f"{folder.folder}: there is no room for {head.manifest.name} {head.manifest.version}: "
             f"{missing} more bytes are needed",
             hint="free some space on this disk",
             retryable=True,
         )
-    with arrival.file.open("rb") as stream:
-        unpacked = unpack(_whole(arrival, stream, store), shelf.arriving, disk)
+    with submission.file.open("rb") as stream:
+        unpacked = unpack(_container(submission, stream, store), folder.arriving, disk)
     if unpacked.digest != head.digest:
-        raise BundleError("the container changed while it was read", hint="send it again", retryable=True)
-    return open_folder(shelf.arriving)
+        raise BundleError("the container changed while edged read it", hint="send it again", retryable=True)
+    return open_folder(folder.arriving)
 
 
-def place(arrival: Submission, store: Store, disk: Disk) -> None:
-    """Put it from `arriving` into its place, which only something damaged can have. Raises StoreError."""
-    shelf = store.shelf(arrival.head.manifest.name)
-    disk.remove(shelf.version(arrival.head.digest))
-    disk.place(shelf.arriving, shelf.version(arrival.head.digest))
+def place(submission: Submission, store: Store, disk: Disk) -> None:
+    """Move a version from `arriving` into its place, where only a damaged folder can be. Raises StoreError."""
+    folder = store.shelf(submission.head.manifest.name)
+    disk.remove(folder.version(submission.head.digest))
+    disk.place(folder.arriving, folder.version(submission.head.digest))
 
 
-def _whole(arrival: Submission, stream: IO[bytes], store: Store) -> IO[bytes]:
-    """The container that a file is or stands for."""
-    if arrival.bare:
-        return stand_for(arrival.head, stream)
-    if arrival.base:
-        return expand(stream, _base(arrival.head.manifest.name, arrival.base, store))
+def _container(submission: Submission, stream: IO[bytes], store: Store) -> IO[bytes]:
+    """Return the container that a file is or stands for."""
+    if submission.bare:
+        return stand_for(submission.head, stream)
+    if submission.base:
+        return expand(stream, _base(submission.head.manifest.name, submission.base, store))
     return stream
 
 
 def _base(name: str, base: str, store: Store) -> Path:
-    """The folder of the version that a delta is to be added to."""
+    """Return the folder of the version that a delta builds on."""
     if base not in store.shelf(name).present() and base not in store.factory(name):
         raise BundleError(
-            f"it is a delta to a version of {name} that is not on this board: {base[:12]}",
+            f"the delta builds on a version of {name} that is not on this board: {base[:12]}",
             hint="send the full bundle",
         )
     return store.open(name, base).folder

@@ -165,7 +165,7 @@ def test_jobs(edgectl, board, file):
     assert f"colours 2.0  done   {file}  colours: version 2.0 is confirmed" in row
     assert edgectl("job", "show", "1")[1].splitlines()[0] == f"colours 2.0 from {file}: done"
     code, _, complaints = edgectl("job", "wait", "7")
-    assert (code, complaints.splitlines()[0]) == (4, "edgectl: there is no job '7' since the daemon began")
+    assert (code, complaints.splitlines()[0]) == (4, "edgectl: there is no job '7' since the start of the daemon")
 
 
 @pytest.mark.parametrize(

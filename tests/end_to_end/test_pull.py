@@ -278,11 +278,11 @@ def web_page(handler: Handler) -> None:
     ("order", "code", "reason"),
     [
         (status(404), UNFIT, "the server answers 404\n  -> check the URL"),
-        (status(410), UNFIT, "the server answers 410\n  -> it was taken away"),
+        (status(410), UNFIT, "the server answers 410\n  -> the file was removed: use another URL"),
         (status(403), UNFIT, "the server answers 403\n  -> the server does not give it to us"),
         (status(429, retry_after="86400"), UNFIT, "in 86400 s only\n  -> try again then"),
         (for_ever, REFUSED, "not"),
-        (web_page, UNFIT, "a web page came instead of a bundle\n  -> check the URL, and whether the network wants"),
+        (web_page, UNFIT, "a web page arrived instead of a bundle\n  -> check the URL, and whether the network requires"),
     ],
     ids=["404", "410", "403", "come tomorrow", "for ever", "a web page"],
 )

@@ -108,7 +108,7 @@ def test_a_wish_leads_to_public_addresses_only(rig: Rig, tmp_path: Path):
         told[f"to {url}"] = rig.wish(public.url(f"/{len(told)}.edgm"))
     assert told == dict.fromkeys(told, REFUSED)
     assert [server.requests for server in inside] == [[]] * len(inside)
-    assert f"http://127.0.0.1:{port} is at 127.0.0.1, which is" in "".join(daemon.log)
+    assert f"http://127.0.0.1:{port} is at 127.0.0.1, an address of this board" in "".join(daemon.log)
     assert rig.wish(public.url()) == ("done", "motion: version 1.1.0 is confirmed; version 1.1.0 serves")
     assert serving(daemon) == "1.1.0"
 

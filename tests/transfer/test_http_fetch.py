@@ -107,13 +107,13 @@ def test_a_dead_link_is_given_up_on(tmp_path: Path) -> None:
         with pytest.raises(FetchError, match=r"given up at 0 of .* no progress for 0\.2 s; last: ") as refusal:
             fetch(f"http://127.0.0.1:{link.port}/", tmp_path, stall_seconds=0.2)
         assert refusal.value.retryable
-        assert "what has come is kept" in refusal.value.hint
+        assert "the received bytes are kept" in refusal.value.hint
 
 
 def test_a_link_that_swallows_everything_is_given_up_on(tmp_path: Path) -> None:
     with WebServer(FILE) as server, FlakyProxy(server.port) as link:
         link.blackhole()
-        with pytest.raises(FetchError, match=r"no progress .*; last: only 0 bytes came within 0\.1 s"):
+        with pytest.raises(FetchError, match=r"no progress .*; last: only 0 bytes arrived within 0\.1 s"):
             fetch(f"http://127.0.0.1:{link.port}/", tmp_path, stall_seconds=2.0, low_speed_seconds=0.1)
         assert link.connections > 1
 
@@ -181,7 +181,7 @@ def test_what_passes_is_waited_for(tmp_path: Path) -> None:
 def test_a_server_that_wants_to_be_left_alone_for_long_is(tmp_path: Path) -> None:
     with WebServer(FILE) as server:
         server.orders.append(status(429, retry_after="7200"))
-        with pytest.raises(FetchError, match="answers 429, and wants to be asked again in 7200 s") as refusal:
+        with pytest.raises(FetchError, match="answers 429, and requests a wait of 7200 s") as refusal:
             fetch(server.url(), tmp_path)
         assert refusal.value.retryable
         assert len(server.requests) == 1
@@ -311,7 +311,10 @@ def test_a_bad_file_is_given_up_on(tmp_path: Path) -> None:
 
 def test_a_page_that_asks_to_log_in_is_no_bundle(tmp_path: Path) -> None:
     page = b"<!DOCTYPE html><title>Welcome to the hotel's network</title>"
-    with WebServer(page) as server, pytest.raises(FetchError, match="a web page came instead of a bundle") as refusal:
+    with (
+        WebServer(page) as server,
+        pytest.raises(FetchError, match="a web page arrived instead of a bundle") as refusal,
+    ):
         fetch(server.url(), tmp_path, check=check)
     assert refusal.value.retryable
 
@@ -322,10 +325,10 @@ def test_a_page_of_words_is_a_page_whatever_it_says_of_itself(tmp_path: Path) ->
 
     with WebServer(BUNDLE) as server:
         server.orders += [redirect("/portal?from=model.edgm"), page]
-        with pytest.raises(FetchError, match="a web page came instead of a bundle"):
+        with pytest.raises(FetchError, match="a web page arrived instead of a bundle"):
             fetch(server.url(), tmp_path, check=check)
         server.orders.append(page)
-        with pytest.raises(FetchError, match="a web page came instead of a model file"):
+        with pytest.raises(FetchError, match="a web page arrived instead of a bundle"):
             fetch(server.url("/m.tflite"), tmp_path)
 
 
@@ -344,7 +347,7 @@ def test_nothing_is_no_bundle(tmp_path: Path, bare: bool, chunked: bool) -> None
 
     with WebServer(BUNDLE) as server:
         server.orders.append(nothing)
-        with pytest.raises(FetchError, match="an empty file came instead of") as refusal:
+        with pytest.raises(FetchError, match="an empty file arrived instead of") as refusal:
             fetch(server.url(), tmp_path, check=None if bare else check)
         assert refusal.value.retryable
         assert len(server.requests) == 1
@@ -423,7 +426,7 @@ def test_secrets_are_in_no_error_and_no_log(tmp_path: Path, caplog: pytest.LogCa
         with pytest.raises(FetchError, match=rf"http://\*\*\*@127\.0\.0\.1:{server.port}/m\?\*\*\*: ") as refusal:
             fetch(url, tmp_path)
     assert "swordfish" not in str(refusal.value) + caplog.text
-    assert "the server answers 500; asking again" in caplog.text
+    assert "the server answers 500; trying again" in caplog.text
 
 
 def test_ids_of_urls_tell_nothing_of_them() -> None:
@@ -436,8 +439,8 @@ def test_ids_of_urls_tell_nothing_of_them() -> None:
     ("given", "problem"),
     [
         ({"cert_file": "/a"}, "cert_file and key_file go together"),
-        ({"proxy": "socks5://x:1080"}, "none that can be used"),
-        ({"proxy": "http://x:99999"}, "none that can be used"),
+        ({"proxy": "socks5://x:1080"}, "no usable proxy"),
+        ({"proxy": "http://x:99999"}, "no usable proxy"),
     ],
 )
 def test_options_that_make_no_sense(given: dict[str, str], problem: str) -> None:

@@ -237,7 +237,7 @@ def test_what_does_not_say_how_long_it_is_leaves_the_reserve_alone(tmp_path: Pat
 def test_an_order_is_remembered_until_it_is_given_up_or_the_transfer_thrown_away(tmp_path: Path) -> None:
     for id_, end in (("a", Transfer.close), ("b", Transfer.give_up), ("c", Transfer.discard)):
         transfer = incoming(tmp_path).open(id_)
-        transfer.order(b"bring it")
+        transfer.keep_order(b"bring it")
         assert incoming(tmp_path).orders() == {"a": b"bring it", id_: b"bring it"}
         end(transfer)
     assert incoming(tmp_path).orders() == {"a": b"bring it"}
@@ -420,7 +420,7 @@ def test_a_container_is_complete_with_its_last_chunk_only(tmp_path: Path) -> Non
     data = bundle()
     with incoming(tmp_path).open(ID, check=check) as transfer:
         send(data[:-1], transfer.append)
-        with pytest.raises(BundleError, match="not complete"):
+        with pytest.raises(BundleError, match="incomplete: "):
             transfer.complete()
 
 
@@ -485,7 +485,7 @@ def test_what_is_no_container_is_not_kept(tmp_path: Path) -> None:
 def test_sender_and_container_must_agree_on_the_size(tmp_path: Path) -> None:
     data = bundle()
     with incoming(tmp_path).open(ID, total=len(data) + 1, check=check) as transfer:
-        with pytest.raises(BundleError, match=f"it says it has {len(data)} bytes, and {len(data) + 1} were announced"):
+        with pytest.raises(BundleError, match=f"the file states {len(data)} bytes, and {len(data) + 1} were announced"):
             send(data, transfer.append)
         assert transfer.received == 0
         send(data, transfer.append)

@@ -7,7 +7,7 @@ import pytest
 
 from edged.api import ControlError
 from edged.models.bare_file import Bare
-from edged.updates.desired import DesiredVersion, Desires, first_pause, pause
+from edged.updates.desired import DesiredVersion, DesiredVersionPoller, first_pause, pause
 from edged.updates.jobs import Event, InstallOptions, Job, Wanted
 
 TOPIC = "edged/board/models/motion/desired"
@@ -36,7 +36,7 @@ class Fetches:
         job.end(self.ending, "as the test says")  # type: ignore[arg-type]
         return job
 
-    def wish(self, model: str) -> Job | None:
+    def desired_job(self, model: str) -> Job | None:
         return self.under_way
 
     @property
@@ -50,8 +50,8 @@ class Models:
     def knows(self, model: str) -> bool:
         return model == "motion"
 
-    def has(self, model: str, wish: DesiredVersion) -> bool:
-        return wish.digest == DIGEST
+    def has(self, model: str, desired: DesiredVersion) -> bool:
+        return desired.digest == DIGEST
 
 
 @pytest.fixture
@@ -65,15 +65,15 @@ def said() -> list[Event]:
 
 
 @pytest.fixture
-def desires(fetches: Fetches, said: list[Event]) -> Desires:
-    return Desires(fetches, Models(), said.append, chance=lambda: 0.0)
+def poller(fetches: Fetches, said: list[Event]) -> DesiredVersionPoller:
+    return DesiredVersionPoller(fetches, Models(), said.append, chance=lambda: 0.0)
 
 
-def play(desires: Desires, *steps: Callable[[], object]) -> None:
+def play(poller: DesiredVersionPoller, *steps: Callable[[], object]) -> None:
     """Take these steps, and have all that is due after each of them looked at."""
 
     async def run() -> None:
-        running = asyncio.create_task(desires.run())
+        running = asyncio.create_task(poller.run())
         for step in steps:
             step()
             for _ in range(20):  # of the event loop; nothing here waits for anything else
@@ -85,38 +85,38 @@ def play(desires: Desires, *steps: Callable[[], object]) -> None:
     asyncio.run(run())
 
 
-def hear(desires: Desires, payload: bytes) -> None:
-    play(desires, lambda: desires.hear(TOPIC, payload))
+def hear(poller: DesiredVersionPoller, payload: bytes) -> None:
+    play(poller, lambda: poller.receive(TOPIC, payload))
 
 
-def test_a_wish_says_where_to_look(desires: Desires, fetches: Fetches):
-    hear(desires, b'{"url": "https://models.example/motion-1.1.edgm", "version": "1.1"}')
+def test_a_wish_says_where_to_look(poller: DesiredVersionPoller, fetches: Fetches):
+    hear(poller, b'{"url": "https://models.example/motion-1.1.edgm", "version": "1.1"}')
     assert fetches.asked == [("https://models.example/motion-1.1.edgm", "mqtt: https://models.example/motion-1.1.edgm")]
 
 
-def test_a_bare_file_is_wished_for_by_its_version(desires: Desires, fetches: Fetches):
+def test_a_bare_file_is_wished_for_by_its_version(poller: DesiredVersionPoller, fetches: Fetches):
     play(
-        desires,
-        lambda: desires.hear(TOPIC, b'{"url": "https://models.example/m.tflite?edition=7", "version": "1.1"}'),
-        lambda: desires.hear(TOPIC, b'{"url": "https://models.example/m.edgd", "version": "1.1"}'),
+        poller,
+        lambda: poller.receive(TOPIC, b'{"url": "https://models.example/m.tflite?edition=7", "version": "1.1"}'),
+        lambda: poller.receive(TOPIC, b'{"url": "https://models.example/m.edgd", "version": "1.1"}'),
     )
     assert fetches.bare == [Bare(model="motion", version="1.1"), None]
     assert fetches.wanted == [Wanted(), Wanted(version="1.1")]
 
 
-def test_a_wish_says_which_version_may_come(desires: Desires, fetches: Fetches):
+def test_a_wish_says_which_version_may_come(poller: DesiredVersionPoller, fetches: Fetches):
     wish = {"url": "https://models.example/m.edgm", "digest": "cd" * 32, "version": "1.1"}
-    hear(desires, json.dumps(wish).encode())
+    hear(poller, json.dumps(wish).encode())
     assert fetches.wanted == [Wanted(digest="cd" * 32, version="1.1")]
 
 
-def test_what_serves_already_is_not_fetched(desires: Desires, fetches: Fetches):
-    hear(desires, json.dumps({"url": "https://models.example/m.edgm", "digest": DIGEST}).encode())
+def test_what_serves_already_is_not_fetched(poller: DesiredVersionPoller, fetches: Fetches):
+    hear(poller, json.dumps({"url": "https://models.example/m.edgm", "digest": DIGEST}).encode())
     assert fetches.asked == []
 
 
-def test_a_password_in_a_url_goes_no_further(desires: Desires, fetches: Fetches):
-    hear(desires, b'{"url": "https://user:secret@models.example/m.edgm"}')
+def test_a_password_in_a_url_goes_no_further(poller: DesiredVersionPoller, fetches: Fetches):
+    hear(poller, b'{"url": "https://user:secret@models.example/m.edgm"}')
     ((_, origin),) = fetches.asked
     assert "secret" not in origin
 
@@ -138,11 +138,13 @@ def test_a_password_in_a_url_goes_no_further(desires: Desires, fetches: Fetches)
         b'{"url": "https://a", "x": "' + b"y" * 10_000 + b'"}',
     ],
 )
-def test_what_is_not_understood_is_refused(desires: Desires, fetches: Fetches, said: list[Event], payload: bytes):
-    hear(desires, payload)
+def test_what_is_not_understood_is_refused(
+    poller: DesiredVersionPoller, fetches: Fetches, said: list[Event], payload: bytes
+):
+    hear(poller, payload)
     assert fetches.asked == []
     assert [(event.model, event.outcome) for event in said] == [("motion", "refused")]
-    assert "is not understood: " in said[0].text
+    assert said[0].text.startswith("invalid message on .../models/motion/desired: ")
 
 
 @pytest.mark.parametrize(
@@ -155,15 +157,15 @@ def test_what_is_not_understood_is_refused(desires: Desires, fetches: Fetches, s
     ],
 )
 def test_what_is_no_wish_for_a_model_there_is_changes_nothing(
-    desires: Desires, fetches: Fetches, said: list[Event], topic: str, payload: bytes
+    poller: DesiredVersionPoller, fetches: Fetches, said: list[Event], topic: str, payload: bytes
 ):
-    play(desires, lambda: desires.hear(topic, payload))
+    play(poller, lambda: poller.receive(topic, payload))
     assert (fetches.asked, said) == ([], [])
 
 
-def test_a_wish_that_cannot_be_followed_is_told(desires: Desires, fetches: Fetches, said: list[Event]):
+def test_a_wish_that_cannot_be_followed_is_told(poller: DesiredVersionPoller, fetches: Fetches, said: list[Event]):
     fetches.full = True
-    hear(desires, b'{"url": "https://user:secret@models.example/m.edgm"}')
+    hear(poller, b'{"url": "https://user:secret@models.example/m.edgm"}')
     ((text, outcome),) = [(event.text, event.outcome) for event in said]
     assert outcome == "failed"
     assert text.endswith("models.example/m.edgm cannot be fetched: too many are under way")
@@ -178,35 +180,35 @@ SHORT = 1e-9
 """Seconds between two looks that are over before the loop has turned."""
 
 
-def test_a_wish_that_failed_is_looked_at_again(desires: Desires, fetches: Fetches):
-    play(desires, lambda: desires.look_at({}, SHORT, "board"), lambda: desires.hear(TOPIC, A))
+def test_a_wish_that_failed_is_looked_at_again(poller: DesiredVersionPoller, fetches: Fetches):
+    play(poller, lambda: poller.configure({}, SHORT, "board"), lambda: poller.receive(TOPIC, A))
     assert len(fetches.asked) > 2
     assert set(fetches.urls) == {"https://models.example/a.edgm"}
 
 
-def test_a_wish_that_could_not_even_be_begun_is_looked_at_again(desires: Desires, fetches: Fetches):
+def test_a_wish_that_could_not_even_be_begun_is_looked_at_again(poller: DesiredVersionPoller, fetches: Fetches):
     fetches.full = True
-    desires.look_at({}, SHORT, "board")
-    play(desires, lambda: desires.hear(TOPIC, A), lambda: setattr(fetches, "full", False))
+    poller.configure({}, SHORT, "board")
+    play(poller, lambda: poller.receive(TOPIC, A), lambda: setattr(fetches, "full", False))
     assert fetches.urls[:1] == ["https://models.example/a.edgm"]
 
 
-def test_a_wish_that_was_taken_back_is_not_looked_at_again(desires: Desires, fetches: Fetches):
+def test_a_wish_that_was_taken_back_is_not_looked_at_again(poller: DesiredVersionPoller, fetches: Fetches):
     counts: list[int] = []
-    desires.look_at({}, SHORT, "board")
+    poller.configure({}, SHORT, "board")
     play(
-        desires,
-        lambda: desires.hear(TOPIC, A),
-        lambda: desires.hear(TOPIC, b""),
+        poller,
+        lambda: poller.receive(TOPIC, A),
+        lambda: poller.receive(TOPIC, b""),
         lambda: counts.append(len(fetches.asked)),
         lambda: counts.append(len(fetches.asked)),
     )
     assert counts[0] == counts[1] > 0
 
 
-def test_the_latest_wish_stands(desires: Desires, fetches: Fetches):
-    desires.look_at({}, SHORT, "board")
-    play(desires, lambda: desires.hear(TOPIC, A), lambda: desires.hear(TOPIC, B))
+def test_the_latest_wish_stands(poller: DesiredVersionPoller, fetches: Fetches):
+    poller.configure({}, SHORT, "board")
+    play(poller, lambda: poller.receive(TOPIC, A), lambda: poller.receive(TOPIC, B))
     first_b = fetches.urls.index("https://models.example/b.edgm")
     assert set(fetches.urls[first_b:]) == {"https://models.example/b.edgm"}
 
@@ -216,28 +218,30 @@ def test_the_latest_wish_stands(desires: Desires, fetches: Fetches):
     [("refused", True, False), ("rolled_back", True, False), ("failed", True, True), ("refused", False, True)],
 )
 def test_a_bare_file_that_was_judged_is_not_fetched_again(
-    desires: Desires, fetches: Fetches, ending: str, fetched: bool, looks_again: bool
+    poller: DesiredVersionPoller, fetches: Fetches, ending: str, fetched: bool, looks_again: bool
 ):
     """Only a whole fetch would tell that the file is the same; a pin, which needs no byte of it, may be taken off."""
     fetches.ending, fetches.fetched = ending, fetched
-    desires.look_at({}, SHORT, "board")
-    hear(desires, b'{"url": "https://models.example/m.tflite", "version": "1.1"}')
+    poller.configure({}, SHORT, "board")
+    hear(poller, b'{"url": "https://models.example/m.tflite", "version": "1.1"}')
     assert (len(fetches.asked) > 1) == looks_again
 
 
-def test_a_reload_has_standing_wishes_looked_at_again(desires: Desires, fetches: Fetches):
-    look = lambda: desires.look_at({"motion": "https://models.example/c.edgm"}, 3600, "board")  # noqa: E731
-    play(desires, look, lambda: desires.hear(TOPIC, A), look)
+def test_a_reload_has_standing_wishes_looked_at_again(poller: DesiredVersionPoller, fetches: Fetches):
+    look = lambda: poller.configure({"motion": "https://models.example/c.edgm"}, 3600, "board")  # noqa: E731
+    play(poller, look, lambda: poller.receive(TOPIC, A), look)
     a, c = "https://models.example/a.edgm", "https://models.example/c.edgm"
     assert fetches.urls == [c, a, c, a, c]
 
 
-def test_a_url_in_the_configuration_waits_for_the_wish_that_is_being_fetched(desires: Desires, fetches: Fetches):
+def test_a_url_in_the_configuration_waits_for_the_wish_that_is_being_fetched(
+    poller: DesiredVersionPoller, fetches: Fetches
+):
     other = fetches.under_way = Job("fetch-0", InstallOptions())
     before: list[int] = []
     play(
-        desires,
-        lambda: desires.look_at({"motion": "https://models.example/c.edgm"}, 3600, "board"),
+        poller,
+        lambda: poller.configure({"motion": "https://models.example/c.edgm"}, 3600, "board"),
         lambda: before.append(len(fetches.asked)),
         lambda: other.end("failed", "it is over"),
     )
@@ -262,16 +266,18 @@ def test_without_a_spread_a_wish_is_looked_at_at_once():
 
 
 @pytest.mark.parametrize("spread", ["-1", "1e9", "null", '"60"'])
-def test_a_spread_is_a_number_of_seconds(desires: Desires, said: list[Event], spread: str):
-    hear(desires, b'{"url": "https://a", "spread": %b}' % spread.encode())
+def test_a_spread_is_a_number_of_seconds(poller: DesiredVersionPoller, said: list[Event], spread: str):
+    hear(poller, b'{"url": "https://a", "spread": %b}' % spread.encode())
     assert [event.outcome for event in said] == ["refused"]
 
 
-def test_a_wish_with_a_spread_is_not_looked_at_at_once_nor_after_a_reload(desires: Desires, fetches: Fetches):
+def test_a_wish_with_a_spread_is_not_looked_at_at_once_nor_after_a_reload(
+    poller: DesiredVersionPoller, fetches: Fetches
+):
     wish = b'{"url": "https://models.example/a.edgm", "spread": 86400}'
     play(
-        desires, lambda: desires.look_at({}, 10, "b"), lambda: desires.hear(TOPIC, wish),
-        lambda: desires.look_at({}, 10, "b"), lambda: desires.hear(TOPIC, wish),
+        poller, lambda: poller.configure({}, 10, "b"), lambda: poller.receive(TOPIC, wish),
+        lambda: poller.configure({}, 10, "b"), lambda: poller.receive(TOPIC, wish),
     )  # fmt: skip
     assert fetches.asked == []
 

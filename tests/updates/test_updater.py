@@ -114,7 +114,7 @@ def test_whoever_comes_second_is_told_whose_terms_hold(rig):
         return jobs
 
     told = [[event.text for event in job.events if event.id == "update.joined"] for job in asyncio.run(scenario())]
-    assert told == [[], ["it is under way already, on the terms that it was begun with and not on these"], []]
+    assert told == [[], ["this version is already being installed with --confirm-within 0; your 600 s are ignored"], []]
 
 
 def test_another_version_has_to_wait(rig):
@@ -135,7 +135,7 @@ def test_an_older_version_comes_in_only_if_that_is_wanted(rig):
     allowed = play(rig, rig.installed("1.1", allow_downgrade=True, asked_by="user 7, process 8"))
     assert allowed.state == "done"
     assert [event.text for event in allowed.events if event.id == "update.downgrade"] == [
-        "version 1.1 from a test is a downgrade, for which --allow-downgrade was given by user 7, process 8"
+        "version 1.1 from a test is a downgrade, allowed by user 7, process 8 with --allow-downgrade"
     ]
     assert (rig.board.version, rig.ledger.floor) == ("1.1", "1.2")
 
@@ -289,7 +289,8 @@ def test_a_bare_file_inherits_the_contract_of_what_it_replaces(tmp_path):
     assert (job.state, job.text) == ("done", "colours: version 1.4 is confirmed; version 1.4 serves")
     texts = {event.id: event.text for event in job.events}
     assert texts["update.inherited"] == (
-        "version 1.4 inherits the contract of 1.1, but no golden samples: it can only prove that it runs"
+        "version 1.4 inherits the contract of 1.1, but no golden samples: "
+        "the self-test can only prove that the file loads and runs"
     )
     now, before = (open_folder(rig.shelf.version(digest)).manifest for digest in (rig.ledger.active, digest_of("1.1")))
     assert (now.window, now.labels, now.postprocess) == (before.window, before.labels, before.postprocess)
@@ -340,7 +341,7 @@ def test_a_bare_file_keeps_no_old_labels_against_its_own(tmp_path):
     job = asyncio.run(scenario())
     assert (job.state, job.version) == ("done", "1.1")
     texts = {event.id: event.text for event in job.events}
-    assert texts["update.inherited"].endswith(". The file has its own labels (blue, red, green), which are taken")
+    assert texts["update.inherited"].endswith(". The file's own labels (blue, red, green) are used")
     assert open_folder(rig.shelf.version(rig.ledger.active)).manifest.labels == ("blue", "red", "green")
 
 
@@ -401,7 +402,7 @@ def test_a_version_that_no_pipeline_uses_is_confirmed_once_it_has_proved_itself(
 
 SUSPENDED = (
     "the probation of version 1.1 is suspended: no pipeline uses colours any more "
-    "(have one use it again, or: edgectl rollback colours)"
+    "(name colours in a pipeline again, or: edgectl rollback colours)"
 )
 
 
@@ -718,7 +719,7 @@ def test_whoever_runs_it_is_let_go_while_the_disk_hangs(rig, monkeypatch):
         await rig.boot()
         await begin(rig, "1.1")
         monkeypatch.setattr(updaters, "STOP_SECONDS", 0.05)
-        monkeypatch.setattr(updaters.ModelFolder, "present", present)
+        monkeypatch.setattr(ModelFolder, "present", present)
         running = asyncio.create_task(rig.updater.run())
         await asyncio.to_thread(looking.wait)
         running.cancel()
@@ -807,7 +808,7 @@ def test_a_rollback_ends_a_probation(rig):
         return job
 
     job = asyncio.run(scenario())
-    assert (job.state, job.text) == ("rolled_back", "colours: an operator rolled it back; version 1.0 serves")
+    assert (job.state, job.text) == ("rolled_back", "colours: an operator rolled colours back; version 1.0 serves")
 
 
 def test_a_rollback_to_what_does_not_serve_any_more_says_so_and_serves_what_it_can(rig):
@@ -823,7 +824,7 @@ def test_nothing_is_given_up_for_a_factory_version_that_is_not_sound(rig):
         await rig.boot()
         await rig.installed("1.1")
         (rig.factory / NAME / "1.0" / "model.tflite").write_bytes(b"rotten")
-        with pytest.raises(ModelError, match=r"stays as it is, for its factory version cannot be had: .* 6 bytes"):
+        with pytest.raises(ModelError, match=r"is unchanged, since no factory version can be used: .* 6 bytes"):
             await rig.updater.rollback(NAME)
 
     asyncio.run(scenario())
@@ -862,13 +863,13 @@ def test_a_model_is_not_pinned_while_another_version_is_under_way(rig):
 
 def test_a_model_of_which_nothing_is_here_cannot_be_pinned(tmp_path):
     rig = Rig(tmp_path, factory=())
-    with pytest.raises(ControlError, match=r"colours has no version that it could stay with \(bring one"):
+    with pytest.raises(ControlError, match=r"colours has no version to be pinned to \(bring one"):
         play(rig, ask(rig, "pin", NAME, True))
 
 
 @pytest.mark.parametrize("name", ["shapes", "", "../factory"])
 def test_there_is_nothing_to_ask_of_a_model_that_is_not_there(rig, name):
-    with pytest.raises(ControlError, match=r"there is no model .* \(there is colours\)"):
+    with pytest.raises(ControlError, match=r"there is no model .* \(choose one of: colours\)"):
         play(rig, ask(rig, "pin", name, True))
 
 
@@ -1062,7 +1063,7 @@ def test_a_version_that_the_configuration_names_is_not_among_those_that_go(rig):
         for version in ("1.1", "1.2", "1.3"):
             await rig.installed(version)
         rig.board.names = "1.1"
-        rig.updater.abide_by(Trust(rig.folder / "signers", required=False), Keep(versions=2))
+        rig.updater.configure(Trust(rig.folder / "signers", required=False), Keep(versions=2))
         await rig.updater.settle(NAME)
 
     asyncio.run(scenario())

@@ -17,9 +17,9 @@ from edged.ctl.client import connect
 from edged.models.bare_file import Bare
 from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.partial_files import Transfer
-from edged.updates.fetch_jobs import MAX_ASKED, MAX_JOBS, MAX_WISHES
-from edged.updates.jobs import ANY, NAME_IT, InstallOptions, Wanted
-from edged.updates.verbs import MAX_CHUNK
+from edged.updates.fetch_jobs import MAX_DESIRED, MAX_REQUESTED
+from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, InstallOptions, Wanted
+from edged.updates.requests import MAX_CHUNK
 from tests.containers import MODEL
 from tests.receiving import Board, bundle, names
 from tests.web_server import WebServer, cut_after, redirect, silence, status
@@ -134,7 +134,7 @@ def test_another_version_than_the_configuration_names_is_refused_before_it_is_se
 @pytest.mark.parametrize(
     ("bare", "why"),
     [
-        ({"model": "shapes"}, r"there is no model 'shapes' \(there is colours\)"),
+        ({"model": "shapes"}, r"there is no model 'shapes' \(choose one of: colours\)"),
         ({"model": "colours", "version": "0.9"}, r"colours 0\.9 is older than 1\.0"),
     ],
 )
@@ -198,7 +198,7 @@ def test_whoever_is_not_trusted_gets_no_further_than_the_head(board, ask, send):
 def test_what_does_not_keep_its_word_is_refused(board, ask, send):
     other = bundle("3.0")
     ask("receive-open", **{**names(other), "id": NAMES["id"]})
-    with pytest.raises(BundleError, match="not the container that was announced"):
+    with pytest.raises(BundleError, match="not the one that was announced"):
         ask("receive-chunk", id=NAMES["id"], offset=0, data=base64.b64encode(other[:40_000]).decode())
     assert board.gone()
 
@@ -239,7 +239,7 @@ def test_a_damaged_chunk_is_asked_for_again(ask, send):
 def test_half_of_it_is_not_installed(ask, send):
     ask("receive-open", **NAMES)
     send(end=90_000)
-    with pytest.raises(BundleError, match="ends after 90000 bytes, and is not complete"):
+    with pytest.raises(BundleError, match="incomplete: the file ends after 90000 bytes"):
         ask("receive-done", id=NAMES["id"])
 
 
@@ -263,13 +263,13 @@ def test_what_is_too_big_is_not_begun(ask):
     ],
 )
 def test_nonsense_is_refused(ask, verb, args, complaint):
-    with pytest.raises(ControlError, match=f"the request cannot be understood: .*{complaint}"):
+    with pytest.raises(ControlError, match=f"invalid request: .*{complaint}"):
         ask(verb, **args)
 
 
 def test_a_chunk_out_of_place(ask):
     ask("receive-open", **NAMES)
-    with pytest.raises(ControlError, match="begins at 10, and there are 0 bytes") as caught:
+    with pytest.raises(ControlError, match="begins at 10, and only 0 bytes are here") as caught:
         ask("receive-chunk", id=NAMES["id"], offset=10, data="eA==")
     assert caught.value.retryable
 
@@ -310,7 +310,7 @@ def test_a_job_is_not_taken_for_another_of_that_number(ask, send, watch):
     send()
     job = ask("receive-done", id=NAMES["id"])["job"]
     watch(job)
-    with pytest.raises(ControlError, match="there is no job '1' since the daemon began"):
+    with pytest.raises(ControlError, match="there is no job '1' since the start of the daemon"):
         watch(job, digest="f" * 64)
 
 
@@ -379,11 +379,11 @@ def test_fetches_beyond_those_that_may_be_under_way_wait_for_their_turn(board, a
     with WebServer(BUNDLE) as server:
         server.orders += [held] * 6
         jobs = [ask("fetch", url=server.url(f"/{number}.edgm"))["job"] for number in range(6)]
-        for _ in range(MAX_ASKED):
+        for _ in range(MAX_REQUESTED):
             assert arrived.acquire(timeout=120)
         free.set()
         assert ["404" in watch(job)[-1]["text"] for job in jobs] == [True] * 6
-    assert max(most) == MAX_ASKED
+    assert max(most) == MAX_REQUESTED
 
 
 def trickle(asked, stop):
@@ -400,15 +400,15 @@ def trickle(asked, stop):
 def test_an_operator_does_not_wait_for_wishes_that_come_to_no_end(tmp_path):
     asked, stop = threading.Semaphore(0), threading.Event()
     with WebServer(BUNDLE) as slow, WebServer(BUNDLE) as server, Board(tmp_path, urls=(slow.url(),)) as board:
-        slow.orders += [trickle(asked, stop)] * (MAX_WISHES + 1)
-        for number in range(MAX_WISHES + 1):
+        slow.orders += [trickle(asked, stop)] * (MAX_DESIRED + 1)
+        for number in range(MAX_DESIRED + 1):
             board.run(fetch(board, slow.url(f"/{number}.edgm"), f"model-{number}"))
-        for _ in range(MAX_WISHES):
+        for _ in range(MAX_DESIRED):
             assert asked.acquire(timeout=120)
         job = connect(str(board.runtime_dir)).call("fetch", url=server.url())
         *_, end = connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])
         assert end["state"] == "done"
-        assert len(slow.requests) == MAX_WISHES
+        assert len(slow.requests) == MAX_DESIRED
         stop.set()
 
 
@@ -422,7 +422,7 @@ def test_of_wishes_for_one_model_the_latest_is_fetched(tmp_path):
         jobs = connect(str(board.runtime_dir)).call("jobs")
         *others, last = [[*connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])][-1] for job in jobs]
         assert last["state"] == "done"
-        assert {end["text"] for end in others} == {"another wish for colours takes its place"}
+        assert {end["text"] for end in others} == {"a newer desired version of colours replaced this one"}
         assert [event.id for event in board.said if event.outcome] == []
         stop.set()
 
@@ -431,8 +431,8 @@ def test_what_an_operator_asks_for_takes_the_place_of_a_wish_for_the_same(tmp_pa
     asked, stop = threading.Semaphore(0), threading.Event()
     with WebServer(BUNDLE) as server, Board(tmp_path, urls=(server.url(),)) as board:
         call = connect(str(board.runtime_dir)).call
-        server.orders += [trickle(asked, stop)] * MAX_WISHES
-        for number in range(MAX_WISHES):
+        server.orders += [trickle(asked, stop)] * MAX_DESIRED
+        for number in range(MAX_DESIRED):
             board.run(fetch(board, server.url(f"/{number}.edgm"), f"model-{number}"))
             assert asked.acquire(timeout=120)
         board.run(fetch(board, server.url("/waits.edgm"), "model-w"))
@@ -443,7 +443,7 @@ def test_what_an_operator_asks_for_takes_the_place_of_a_wish_for_the_same(tmp_pa
             board.updater.serve("a" * 64, "1.0")
         states = {job["job"]: job["text"] for job in call("jobs")}
         assert [options.confirm_within for _, options in board.updater.installed] == [60, 60]
-        assert states["fetch-1"] == states["fetch-5"] == "an operator asked for the same, and that takes its place"
+        assert states["fetch-1"] == states["fetch-5"] == "an operator's fetch of the same URL replaced this one"
         stop.set()
 
 
@@ -489,8 +489,8 @@ def hang_up(handler):
     [
         (status(404), "not found", "the server answers 404"),
         (status(403), "not found", "the server answers 403"),
-        (web_page, "not a bundle", "a web page came instead of a bundle"),
-        (empty, "not a bundle", "an empty file came"),
+        (web_page, "not a bundle", "a web page arrived instead of a bundle"),
+        (empty, "not a bundle", "an empty file arrived"),
         (lambda handler: handler.answer(200, {}, b"root:x:0:0:root:/root:/bin/sh"), "not a bundle", "not a container"),
         (hang_up, "unreachable", "no progress for 0.1 s"),
     ],
@@ -547,8 +547,8 @@ def test_a_wish_for_a_place_in_this_network_is_refused(tmp_path):
         board.run(fetch(board, other.url("/other.edgm")))
         board.wait_for_times("update.refused", 2)
         [first, second] = connect(str(board.runtime_dir)).call("jobs")
-        assert f"http://127.0.0.1:{server.port} is at 127.0.0.1, which is" in first["text"]
-        assert f"http://127.0.0.1:{server.port} is at 127.0.0.1, which is" in second["text"]
+        assert f"http://127.0.0.1:{server.port} is at 127.0.0.1, an address of this board" in first["text"]
+        assert f"http://127.0.0.1:{server.port} is at 127.0.0.1, an address of this board" in second["text"]
         assert (server.requests, len(other.requests)) == ([], 1)
 
 
@@ -559,7 +559,7 @@ def test_a_wish_for_a_place_in_this_network_is_refused(tmp_path):
         ({"origins": ("https://models.example",)}, "the configuration does not name http://models.example"),
         ({"token_file": "a-token"}, "the configuration does not name http://models.example"),
         ({"cert_file": "a", "key_file": "b"}, "the configuration does not name http://models.example"),
-        ({"proxy": "http://127.0.0.1:1"}, "would be asked through a proxy"),
+        ({"proxy": "http://127.0.0.1:1"}, "is behind a proxy"),
     ],
 )
 def test_a_wish_for_another_origin_is_refused_where_the_configuration_says_so(tmp_path, options, complaint):
@@ -599,15 +599,15 @@ def test_what_a_wish_began_is_no_operator_s_after_a_restart(tmp_path):
 
 
 async def fetch(board, url, model="colours", wanted=ANY, *, operator=False, **options):
-    return board.updates.fetches.fetch(url, InstallOptions(**options), model, wanted, operator=operator)
+    return board.updates.fetch_jobs.fetch(url, InstallOptions(**options), model, wanted, operator=operator)
 
 
 @pytest.mark.parametrize(
     ("model", "wanted", "reason"),
     [
-        ("motion", ANY, "it is for colours, and not for motion"),
-        ("colours", Wanted(version="2.1"), "it is version 2.0, and not 2.1"),
-        ("colours", Wanted(digest="ab" * 32), f"its digest is {NAMES['digest']}, and not {'ab' * 32}"),
+        ("motion", ANY, "the file is for colours, not for motion"),
+        ("colours", Wanted(version="2.1"), "the file is version 2.0, not 2.1"),
+        ("colours", Wanted(digest="ab" * 32), f"the file has the digest {NAMES['digest']}, not {'ab' * 32}"),
     ],
 )
 def test_a_wish_brings_nothing_but_what_it_names(tmp_path, caplog, model, wanted, reason):
@@ -615,11 +615,11 @@ def test_a_wish_brings_nothing_but_what_it_names(tmp_path, caplog, model, wanted
         server.orders.append(cut_after(50_000))
         board.run(fetch(board, server.url(), model, wanted))
         said = board.wait_for("update.refused")
-        assert (said.model, said.text, said.version, said.digest) == (model, "not what was wished for", "", "")
+        assert (said.model, said.text, said.version, said.digest) == (model, "not the desired version", "", "")
         assert len(server.requests) == 1
         assert board.updater.installed == []
         assert board.gone()
-    assert f"the wish for {model} failed: {server.url()}: {reason}" in caplog.text
+    assert f"no desired version of {model}: {server.url()}: {reason}" in caplog.text
 
 
 def test_a_wish_brings_what_it_names(tmp_path):
@@ -635,7 +635,7 @@ def test_a_wish_brings_no_other_bare_file_than_it_names(tmp_path):
         url = server.url("/m.tflite")
         board.run(fetch(board, url, wanted=Wanted(digest="ab" * 32), bare=bare))
         said = board.wait_for("update.refused")
-        assert (said.model, said.text) == ("colours", "not what was wished for")
+        assert (said.model, said.text) == ("colours", "not the desired version")
         assert board.updater.installed == []
         job = board.run(fetch(board, url, wanted=Wanted(digest=hashlib.sha256(MODEL).hexdigest()), bare=bare))
         board.run(job.ended.wait())
@@ -792,7 +792,7 @@ def test_a_fetch_that_is_under_way_is_not_taken_for_one_on_other_terms(ask, watc
         assert asked.wait(120)
         assert ask("fetch", url=server.url()) == ask("fetch", url=server.url(), confirm_within=60) == job
         for terms in ({"confirm_within": 90}, {"allow_downgrade": True}):
-            with pytest.raises(ControlError, match="not asked for on these terms"):
+            with pytest.raises(ControlError, match="already being fetched with"):
                 ask("fetch", url=server.url(), **terms)
         stop.set()
         assert watch(job["job"])[-1]["state"] == "done"

@@ -1,0 +1,185 @@
+"""Facts about a model for `decide` (core/decide.py), read from the disk and from the part of the daemon that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from edged.core import manifest as manifests
+from edged.core import probation
+from edged.core.decide import Answer, Keep, ModelFacts, Step, VersionFault, in_use
+from edged.core.errors import BundleError, ControlError, some
+from edged.core.ledger import Candidate, Ledger
+from edged.core.manifest import Manifest, Probation, version_key
+from edged.core.probation import Observed, Watch
+from edged.core.verdict import Verdict
+from edged.models.bundle import MANIFEST, Bundle
+from edged.models.store import FactoryVersion, ModelFolder, Store
+from edged.updates.blocking import on_thread
+from edged.updates.update_state import UpdateStates
+
+
+class ModelHost(Protocol):
+    """The part of the daemon in which models serve. Versions go by digest. Called on the event loop."""
+
+    def serving(self, model: str) -> str | None:
+        """Return the version that answers now: "" for none, None if no pipeline uses the model."""
+
+    def models(self) -> Collection[str]:
+        """Return the models that the configuration names, installed or not."""
+
+    def named(self, model: str) -> str:
+        """Return the number of the version that the configuration names for a model; "" for any."""
+
+    def fit(self, model: str, manifest: Manifest) -> None:
+        """Raise EdgedError if a version cannot serve here, for its runtime, memory or the pipelines' sources."""
+
+    async def try_out(self, model: str, bundle: Bundle) -> Verdict:
+        """Run a version's self-test in a child process. Raises ModelError if no child could be started."""
+
+    async def swap(self, model: str, bundle: Bundle | None) -> None:
+        """Switch all pipelines of a model to this version and return once it has answered; None unloads the model.
+
+        Raises EdgedError if the version does not answer. The old one then serves on where that is possible.
+        """
+
+    def observed(self, model: str) -> Observed:
+        """Return what the serving version has done since the swap."""
+
+
+class FactsReader:
+    """Reads the facts about models. `run` identifies this run of the daemon."""
+
+    def __init__(
+        self,
+        store: Store,
+        host: ModelHost,
+        states: UpdateStates,
+        *,
+        run: str,
+        keep: Keep,
+        clock: Callable[[], float],
+    ) -> None:
+        self.keep = keep
+        self._store = store
+        self._host = host
+        self._states = states
+        self._run = run
+        self._clock = clock
+
+    def names(self) -> list[str]:
+        """Return the names of all models that are configured, installed or in the factory folder."""
+        return sorted({*self._store.names(), *self._store.installed(), *self._host.models()})
+
+    def require(self, name: str) -> str:
+        """Return the name of a model that exists. Raises ControlError for any other."""
+        if name not in self.names():
+            raise ControlError(f"there is no model {name!r}", hint=f"choose one of: {some(self.names()) or '(none)'}")
+        return name
+
+    async def inspect(self, name: str, barred: frozenset[type[Step]] = frozenset(), room: int = 0) -> ModelFacts:
+        """Return the facts about a model. `room` is a number of bytes for which old versions may be removed.
+
+        Raises:
+            StoreError: the disk cannot be read.
+        """
+        model = self._states[name]
+        disk = await on_thread(self._read, name)
+        # Another step may have replaced the ledger since, when the caller does not hold the lock.
+        model.ledger = model.ledger or disk.ledger
+        candidate = disk.ledger.candidate
+        serving = self._host.serving(name)
+        watched: Answer = "open"
+        if candidate is None or candidate.phase != "probation" or serving not in (candidate.digest, None):
+            model.serving_since = None
+        elif model.serving_since is None:
+            model.serving_since = self._clock()
+        if model.serving_since is not None and serving is not None:
+            watched = _answer(probation.judge(disk.limits, self._host.observed(name), disk.usual))
+        model.factory = disk.factory
+        facts = ModelFacts(
+            ledger=disk.ledger,
+            run=self._run,
+            factory=tuple(disk.factory),
+            present=disk.present,
+            unfit=dict(model.unfit),
+            serving=serving,
+            named=self._named(name, disk),
+            trial=model.trial,
+            watched=watched,
+            waited=0.0 if model.serving_since is None else self._clock() - model.serving_since,
+            current=disk.current,
+            litter=disk.litter,
+            keep=self.keep,
+            barred=barred,
+        )
+        return replace(facts, keep=_with_room(facts, disk.free, room)) if room else facts
+
+    def _read(self, name: str) -> _DiskFacts:
+        folder = self._store.shelf(name)
+        ledger = self._states[name].ledger or folder.read()
+        limits, usual = _limits(folder, ledger.candidate)
+        return _DiskFacts(
+            ledger=ledger,
+            factory=self._store.factory(name),
+            present=folder.present(),
+            current=folder.current(),
+            litter=folder.litter(),
+            limits=limits,
+            usual=usual,
+            free=folder.free(),
+        )
+
+    def _named(self, name: str, disk: _DiskFacts) -> frozenset[str] | None:
+        """Return the versions of the number that the configuration names; None if it names none."""
+        number = self._host.named(name)
+        if not number:
+            return None
+        versions = [(digest, each.version) for digest, each in (disk.ledger.versions | disk.factory).items()]
+        return frozenset(digest for digest, version in versions if version_key(version) == version_key(number))
+
+
+class _DiskFacts(msgspec.Struct, frozen=True):
+    """Facts that are read from the disk."""
+
+    ledger: Ledger
+    factory: dict[str, FactoryVersion]
+    present: dict[str, int]
+    current: str | None
+    litter: tuple[str, ...]
+    limits: Probation
+    usual: dict[str, float]
+    free: int
+
+
+def _limits(folder: ModelFolder, candidate: Candidate | None) -> tuple[Probation, dict[str, float]]:
+    """Return the limits of the candidate's probation, and the usual shares of its labels, from its manifest."""
+    if candidate is None:
+        return Probation(), {}
+    try:
+        manifest = manifests.decode((folder.version(candidate.digest) / MANIFEST).read_bytes())
+    except (OSError, BundleError):  # a damaged version is found out when it is loaded
+        return Probation(), {}
+    return manifest.probation, manifest.reference.shares if manifest.reference else {}
+
+
+def _answer(watch: Watch) -> Answer:
+    match watch.state:
+        case "watching":
+            return "open"
+        case "good":
+            return "good"
+        case "failed":
+            return VersionFault("rejected", watch.reason)
+
+
+def _with_room(facts: ModelFacts, free: int, room: int) -> Keep:
+    """Return rules that keep fewer bytes, if that makes `room` bytes free; else the rules as they are."""
+    held = {digest: size for digest, size in facts.present.items() if digest in facts.ledger.versions}
+    spare = sum(size for digest, size in held.items() if digest not in in_use(facts))
+    if free + spare < room:
+        return facts.keep
+    return replace(facts.keep, bytes=min(facts.keep.bytes, sum(held.values()) + free - room))

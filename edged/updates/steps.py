@@ -1,0 +1,201 @@
+"""The loop of the update machine: inspect a model, let `decide` choose a step, take the step, inspect again.
+
+core/decide.py holds the policy and explains the machine; nothing here decides. An install, an operator's request, the
+passing of time and the start of the daemon all end in `UpdateMachine.settle`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+from edged.core.decide import (
+    Answer,
+    ModelFacts,
+    PointLink,
+    Remove,
+    ReplaceLedger,
+    Serve,
+    Step,
+    Try,
+    VersionFault,
+    decide,
+    is_suspended,
+)
+from edged.core.errors import BundleError, EdgedError, ModelError, StoreError
+from edged.core.ledger import Ledger
+from edged.core.verdict import Failure, Verdict
+from edged.models.atomic_files import ASIDE, Disk
+from edged.models.store import Store
+from edged.updates.announce import StepAnnouncer
+from edged.updates.blocking import on_thread
+from edged.updates.facts import FactsReader, ModelHost
+from edged.updates.update_state import UpdateStates, bug
+
+log = logging.getLogger("edged.models")
+
+MAX_STEPS = 100
+"""Steps of one call of `settle`; no update takes so many."""
+
+
+class UpdateMachine:
+    """Takes steps for models. The caller of each method holds the lock of the model's state."""
+
+    def __init__(
+        self,
+        store: Store,
+        host: ModelHost,
+        disk: Disk,
+        states: UpdateStates,
+        facts: FactsReader,
+        steps: StepAnnouncer,
+        clock: Callable[[], float],
+    ) -> None:
+        self.stopping = False
+        self._store = store
+        self._host = host
+        self._disk = disk
+        self._states = states
+        self._facts = facts
+        self._steps = steps
+        self._clock = clock
+
+    async def settle(self, name: str, room: int = 0) -> None:
+        """Take steps until none is left, or none while the daemon stops.
+
+        A kind of step that the disk or the host refuses is announced and not tried again in this call. `room` is a
+        number of bytes for which old versions may be removed.
+        """
+        if self.stopping:  # the next run counts its steps anew
+            return
+        model = self._states[name]
+        barred: frozenset[type[Step]] = frozenset()
+        complaint = ""
+        taken = 0
+        model.begin_retry(self._clock())
+        try:
+            while (step := decide(facts := await self._facts.inspect(name, barred, room))) is not None:
+                taken += 1
+                if taken > MAX_STEPS:
+                    raise StoreError(
+                        f"{self._store.shelf(name).folder}: {MAX_STEPS} steps did not bring the update to an end",
+                        hint="end any other program that changes this folder",
+                    )
+                try:
+                    await self.take(name, step, facts)
+                except EdgedError as error:
+                    complaint = str(error)
+                    barred |= {type(step)}
+                else:
+                    if isinstance(step, Remove) and not step.path.endswith(ASIDE):  # the disk may have room again
+                        barred -= {ReplaceLedger}
+            hopeful = model.plan_retry(facts, self._clock())
+            model.unsettled = facts.ledger.candidate is not None or bool(barred) or hopeful
+            self._announce_suspension(name, facts)
+            self._steps.end_jobs(name, facts)
+        except StoreError as error:
+            complaint = str(error)
+            model.unsettled = True
+        if complaint and complaint != model.complaint:
+            self._steps.announce(name, "update.hindered", complaint)
+        model.complaint = complaint
+
+    async def take(self, name: str, step: Step, facts: ModelFacts) -> None:
+        """Take one step. Raises EdgedError if the disk or the host refuses."""
+        folder, model = self._store.shelf(name), self._states[name]
+        match step:
+            case ReplaceLedger():
+                await self.write_ledger(name, step.ledger)
+                self._steps.announce(name, step.event, step.text)
+                model.record_end(facts, step)
+            case Try(digest):
+                model.trial = await self._try(name, facts, digest)
+            case Serve(""):
+                await self._host.swap(name, None)
+                self._steps.announce(name, "update.nothing", "no version is fit to serve")
+            case Serve(digest):
+                await self._serve(name, facts, digest)
+            case PointLink(digest):
+                await on_thread(self._disk.point, folder.link, digest and f"versions/{digest}")
+            case Remove(path):
+                await on_thread(self._disk.remove, folder.folder / path)
+
+    async def write_ledger(self, name: str, ledger: Ledger) -> None:
+        """Replace the ledger on disk. After a StoreError the old ledger still counts, whatever the file holds."""
+        await on_thread(self._store.shelf(name).write, ledger, self._disk)
+        self._states[name].ledger = ledger
+
+    def _announce_suspension(self, name: str, facts: ModelFacts) -> None:
+        """Announce that the candidate's probation is suspended; its end shows in the next step of the model."""
+        model, candidate = self._states[name], facts.ledger.candidate
+        suspended = is_suspended(facts)
+        if suspended and not model.suspended and candidate is not None:
+            number = model.number(facts, candidate.digest)
+            text = f"the probation of version {number} is suspended: no pipeline uses {name} any more"
+            remedy = f"name {name} in a pipeline again, or: edgectl rollback {name}"
+            self._steps.announce(name, "update.suspended", f"{text} ({remedy})")
+        model.suspended = suspended
+
+    async def _try(self, name: str, facts: ModelFacts, digest: str) -> Answer:
+        number = self._states[name].number(facts, digest)
+        self._steps.announce(name, "update.trying", f"version {number} is on trial")
+        try:
+            bundle = await on_thread(self._store.open, name, digest)
+        except BundleError as error:
+            return _unsound(error)
+        try:
+            verdict = await self._host.try_out(name, bundle)
+        except EdgedError as error:  # without a trial there is nothing to hold against the version
+            return VersionFault("reverted", error.message, error.hint)
+        except Exception as error:
+            log.exception("the trial of %s met a bug", name)
+            return VersionFault("reverted", bug(error).message, bug(error).hint)
+        if not verdict.ok:
+            return VersionFault(_FAULTS.get(verdict.failure, "rejected"), verdict.reason, verdict.hint)
+        self._steps.announce(name, "update.tried", _measured(number, verdict))
+        return "good"
+
+    async def _serve(self, name: str, facts: ModelFacts, digest: str) -> None:
+        model = self._states[name]
+        number = model.number(facts, digest)
+        fault = await self._swap(name, digest)
+        if fault is None:
+            self._steps.announce(name, "update.serving", f"version {number} serves")
+        else:
+            model.unfit[digest] = fault
+            self._steps.announce(name, "update.unfit", f"version {number} does not serve: {fault.reason}")
+
+    async def _swap(self, name: str, digest: str) -> VersionFault | None:
+        """Have a version serve, and return the fault that prevents it, if any."""
+        try:
+            bundle = await on_thread(self._store.open, name, digest)
+        except BundleError as error:
+            return _unsound(error)
+        try:
+            await self._host.swap(name, bundle)
+        except EdgedError as error:
+            own = isinstance(error, ModelError | BundleError) and not error.retryable
+            return VersionFault("rejected" if own else "reverted", error.message, error.hint)
+        except Exception as error:
+            log.exception("the swap of %s met a bug", name)
+            return VersionFault("rejected", bug(error).message, bug(error).hint)
+        if self._host.serving(name) == digest:
+            return None
+        return VersionFault("rejected", "the loaded version does not answer")
+
+
+_FAULTS: dict[Failure, Literal["reverted", "damaged"]] = {"damaged": "damaged", "hindered": "reverted"}
+"""Fault of a version whose trial failed for a reason outside the version."""
+
+
+def _unsound(error: BundleError) -> VersionFault:
+    """Return the fault of a version whose folder cannot be opened."""
+    return VersionFault("reverted" if error.retryable else "damaged", error.message, error.hint)
+
+
+def _measured(number: str, verdict: Verdict) -> str:
+    return (
+        f"version {number} passed its self-test: {verdict.samples} golden samples, "
+        f"{verdict.latency_p99 * 1000:.3g} ms (p99), {verdict.rss_bytes >> 20} MiB, in {verdict.seconds:.3g} s"
+    )

@@ -1,0 +1,109 @@
+"""State of each model's updates in one run of the daemon. Everything that outlives the process is in core/ledger.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from edged.core.decide import Answer, ModelFacts, ReplaceLedger, VersionFault
+from edged.core.errors import EdgedError, StoreError
+from edged.core.ledger import Ledger
+from edged.models.store import FactoryVersion
+from edged.updates.jobs import Ending, Job
+
+RETRY_SECONDS = 60.0
+"""First pause, in seconds, before a version that failed for a passing reason is tried again while nothing serves.
+
+Each further pause is twice as long, up to MAX_RETRY_SECONDS, since a retry may disturb pipelines that do serve.
+"""
+
+MAX_RETRY_SECONDS = 3600.0
+
+
+@dataclass(eq=False)
+class UpdateState:
+    """State of one model's updates in this run of the daemon.
+
+    lock           held around every step of this model
+    ledger         ledger last read or durably written: after a failed write the file on disk proves nothing
+    unfit          versions that were damaged or did not serve in this run
+    trial          outcome of the candidate's self-test
+    serving_since  monotonic time at which the candidate's probation began in this run; None before
+    suspended      True once a suspended probation has been announced
+    factory        factory versions by digest
+    jobs           jobs that end with the candidate
+    ending         end of the last candidate, until `jobs` have ended with it: state, text and hint
+    unsettled      True if a later call may find another step to take
+    retry_at       monotonic time of the next retry of a version that failed for a passing reason
+    retry_pause    seconds to that retry
+    complaint      error that was announced last
+    """
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ledger: Ledger | None = None
+    unfit: dict[str, VersionFault] = field(default_factory=dict)
+    trial: Answer = "open"
+    serving_since: float | None = None
+    suspended: bool = False
+    factory: dict[str, FactoryVersion] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    ending: tuple[Ending, str, str] | None = None
+    unsettled: bool = False
+    retry_at: float | None = None
+    retry_pause: float = RETRY_SECONDS
+    complaint: str = ""
+
+    def record_end(self, before: ModelFacts, step: ReplaceLedger) -> None:
+        """Remember the end of the candidate, if this step ends it."""
+        candidate = before.ledger.candidate
+        if candidate is None or step.ledger.candidate is not None:
+            return
+        self.trial = "open"
+        state: Ending = "rolled_back"
+        if step.ledger.active == candidate.digest:
+            state = "done"
+        elif candidate.phase == "trial" or candidate.digest in before.unfit:
+            state = "failed"
+        self.ending = (state, step.text, step.hint)
+
+    def begin_retry(self, now: float) -> None:
+        """Give versions that failed for a passing reason another chance, if their pause is over."""
+        if self.retry_at is not None and now >= self.retry_at:
+            self.unfit = {digest: fault for digest, fault in self.unfit.items() if fault.kind != "reverted"}
+            self.retry_at, self.retry_pause = None, min(2 * self.retry_pause, MAX_RETRY_SECONDS)
+
+    def plan_retry(self, facts: ModelFacts, now: float) -> bool:
+        """Set the time of the next retry; return False if nothing is worth one."""
+        hopeful = facts.serving == "" and any(fault.kind == "reverted" for fault in facts.unfit.values())
+        if not hopeful:
+            self.retry_at, self.retry_pause = None, RETRY_SECONDS
+        elif self.retry_at is None:
+            self.retry_at = now + self.retry_pause
+        return hopeful
+
+    def number(self, facts: ModelFacts, digest: str) -> str:
+        """Return the number of a version, for people."""
+        if digest in facts.ledger.versions:
+            return facts.ledger.versions[digest].version
+        known = self.factory.get(digest)
+        return known.version if known else "0"
+
+    def active_number(self, facts: ModelFacts) -> str:
+        """Return the number of the version that an update would follow."""
+        return self.number(facts, facts.ledger.active or next(iter(facts.factory), ""))
+
+    def describe_serving(self, facts: ModelFacts) -> str:
+        """Return, for people, which version serves now."""
+        if facts.serving is None:
+            return "no pipeline uses it"
+        return f"version {self.number(facts, facts.serving)} serves" if facts.serving else "nothing serves"
+
+
+UpdateStates = defaultdict[str, UpdateState]
+"""States by model. A model that is asked for gets one."""
+
+
+def bug(error: Exception) -> EdgedError:
+    """Return an exception that nobody expected as an error for the operator."""
+    return StoreError(f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback")
