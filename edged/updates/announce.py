@@ -1,4 +1,4 @@
-"""Announcements of the updater: every step of an update as an event, for its subscribers and for the jobs that wait."""
+"""Announcements of the updater: every step of an update as an event, for subscribers and for the jobs of the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StepAnnouncer:
         self._clock = clock
 
     def announce(self, name: str, event: str, text: str, job: Job | None = None, outcome: Outcome = "") -> None:
-        """Publish a step of a model, and record it with `job` or, without one, with all jobs of the candidate."""
+        """Publish a step of a model, and record the step with `job`, or else with all jobs of the candidate."""
         waiting = self._states[name].jobs if job is None else [job]
         checking = job is not None and not outcome
         step = self._event(name, event, text, next(iter(waiting), None), outcome, "checking" if checking else "")
@@ -31,7 +31,7 @@ class StepAnnouncer:
         self._publish(step)
 
     def fail(self, job: Job, error: EdgedError) -> None:
-        """End a job with an error, before its version became the candidate."""
+        """End a job with an error, before the version became the candidate."""
         state: Ending = "failed" if isinstance(error, StoreError) else "refused"
         model = self._states[job.model]
         model.jobs = [each for each in model.jobs if each is not job]
@@ -39,7 +39,7 @@ class StepAnnouncer:
         job.end(state, error.message, error.hint)
 
     def end_jobs(self, name: str, facts: ModelFacts) -> None:
-        """End the jobs of a candidate that has ended. Call it when nothing is left to do for the model."""
+        """End the jobs of a candidate after its end. Called after the last step for the model."""
         model = self._states[name]
         if model.ending is None:
             return

@@ -1,13 +1,12 @@
-"""Desired versions: named by a retained MQTT message, or by a URL in the configuration that is polled.
+"""Desired versions: named by a retained MQTT message, or by a URL in the configuration, and polled.
 
-A desired version is a hint where to look, and trusted for nothing else: the file found there is checked, tried and
-watched like any other. A version that serves already is not fetched again, as the head of a container or a delta names
-the version. A bare .tflite file (so named in the URL's path) has no such head: a message must state its version, and
-the configuration, whose URL is polled, may not name one.
+A desired version is a hint and not trusted further: the file is checked, tried and watched like any other. A version
+already in service is not fetched again, as the head of a container or a delta names the version. A bare .tflite file
+(so named in the URL's path) has no such head: a message must state the version of a bare file, and the configuration
+may not name a bare file.
 
-A desired version stands until another replaces it, and is polled whatever the last attempt came to, since a server that
-is down may be back later. Many boards hear the same message, or get their power back, at one moment, so polls are
-spread in time.
+A desired version stands until the next one, and is polled after failures, too, since a server may come back. Many
+boards hear the same message, or get power back, at the same moment, so polls are spread in time.
 """
 
 from __future__ import annotations
@@ -42,12 +41,11 @@ class DesiredVersion(msgspec.Struct, frozen=True, kw_only=True):
 
     Keys:
         url: Address of a bundle, a delta or a .tflite file.
-        digest: SHA-256 of the manifest, or of a .tflite file; nothing is fetched where that version serves, and nothing
-            else is taken.
-        version: Number of the version; nothing is fetched where it serves, and no other is taken. A .tflite file needs
-            this key, and becomes that version.
-        spread (s): Time over which the boards of a fleet share out their first look. The moment of one board is always
-            the same for one digest.
+        digest: SHA-256 of the manifest, or of a .tflite file; a version in service is not fetched, and no other
+            version is taken.
+        version: Number of the version, likewise. A .tflite file needs this key, and becomes the version of this number.
+        spread (s): Time over which the boards of a fleet share out the first look. The moment of each board is always
+            the same for the same digest.
     """
 
     url: Annotated[str, Meta(max_length=MAX_URL, pattern=r"\A[!-~]+\Z")]  # printable, as the log shows it
@@ -61,11 +59,11 @@ class DesiredVersion(msgspec.Struct, frozen=True, kw_only=True):
         except FetchError as error:
             raise ValueError(error.message) from error
         if names_bare(self.url) and self.version is None:
-            raise ValueError("a bare .tflite file does not state its version: add one")
+            raise ValueError("a bare .tflite file has no version inside: add the key version")
 
     @property
     def wanted(self) -> Wanted:
-        """The version that the file must have."""
+        """The version required of the file."""
         return Wanted(self.digest or "", "" if names_bare(self.url) else self.version or "")
 
     def delay(self, device: str) -> float:
@@ -75,12 +73,12 @@ class DesiredVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def first_pause(every: float, chance: float) -> float:
-    """Return the seconds to the first of polls that come `every` so many seconds; `chance` is in [0, 1)."""
+    """Return the seconds to the first poll, for polls `every` so many seconds; `chance` is in [0, 1)."""
     return chance * min(FIRST_SECONDS, every / 10)
 
 
 def pause(every: float, chance: float) -> float:
-    """Return the seconds between two polls, `every` on average, so that boards do not stay in step."""
+    """Return the seconds between two polls, `every` on average, to keep boards out of step."""
     return every * (0.75 + chance / 2)
 
 
@@ -88,27 +86,27 @@ class VersionFetcher(Protocol):
     """Fetches versions."""
 
     def fetch(self, url: str, options: InstallOptions, model: str, wanted: Wanted) -> Job:
-        """Fetch and install a version of a model. Raises EdgedError if that is refused now."""
+        """Fetch and install a version of a model. Raises EdgedError for a refusal."""
 
     def desired_job(self, model: str) -> Job | None:
-        """Return the fetch of a desired version of this model that is under way, if there is one."""
+        """Return the present fetch of a desired version of the model, if any."""
 
 
 class ModelLookup(Protocol):
-    """Tells which models there are, and what serves."""
+    """Knows the configured models and the versions in service."""
 
     def knows(self, model: str) -> bool:
-        """Return whether this model is configured."""
+        """Return True for a configured model."""
 
     def has(self, model: str, desired: DesiredVersion) -> bool:
-        """Return whether the desired version serves already."""
+        """Return True if the desired version serves already."""
 
 
 class DesiredVersionPoller:
-    """Has the desired versions of `models` fetched. `publish` is called with each that cannot be. On the event loop.
+    """Has the desired versions of `models` fetched. `publish` is called with each failure. On the event loop.
 
-    The version of a message is polled before the URL in the configuration. `chance()` returns numbers from 0 to 1, by
-    which polls are spread.
+    The version of a message is polled before the URL in the configuration. `chance()` returns numbers from 0 to 1, to
+    spread the polls.
     """
 
     def __init__(
@@ -134,7 +132,7 @@ class DesiredVersionPoller:
         self._changed = asyncio.Event()
 
     def receive(self, topic: str, payload: bytes) -> None:
-        """Take a message over. An empty one withdraws the desired version, but not a fetch that has begun."""
+        """Take over a message. An empty message withdraws the desired version, but not a fetch under way."""
         found = re.search(r"/models/([a-z0-9][a-z0-9_-]{0,63})/desired\Z", topic)
         if found is None:
             return
@@ -142,8 +140,8 @@ class DesiredVersionPoller:
         if not payload:
             self._messages.pop(name, None)
             return
-        if not self._models.knows(name):  # nothing is published, or any author could fill the broker with states
-            log.warning("%s is for a model that is not configured here", topic)
+        if not self._models.knows(name):  # publish no state, or any author could fill the broker with states
+            log.warning("%s names a model without configuration here", topic)
             return
         try:
             if len(payload) > MAX_DESIRED_BYTES:
@@ -154,7 +152,9 @@ class DesiredVersionPoller:
             self._report(name, "refused", text)
             return
         delay = desired.delay(self._device)
-        if desired == self._messages.get(name):  # a broker repeats it at each connection, and to all boards at once
+        if desired == self._messages.get(
+            name
+        ):  # a broker repeats messages at each connection, and to all boards at once
             if name in self._due:
                 return
             delay = max(delay, first_pause(self._every, self._chance()))
@@ -164,7 +164,7 @@ class DesiredVersionPoller:
         self._schedule(name, delay)
 
     def configure(self, urls: Mapping[str, str], every: float, device: str) -> None:
-        """Poll these URLs, by model, and the versions of messages, soon and then every so many seconds."""
+        """Poll `urls`, by model, and the versions of messages, soon and then every so many seconds."""
         names = {*self._urls, *urls, *self._messages}
         self._urls, self._every, self._device = urls, every, device
         self._judged.clear()
@@ -193,7 +193,7 @@ class DesiredVersionPoller:
         self._changed.set()
 
     async def _poll(self, name: str, due: float) -> None:
-        """Poll at the moment `due` and at intervals, as long as there is a desired version of this model."""
+        """Poll at the moment `due` and at intervals, as long as the model has a desired version."""
         await asyncio.sleep(due - time.monotonic())
         if self._due.get(name) != due:  # rescheduled, and another task polls
             return
@@ -212,9 +212,9 @@ class DesiredVersionPoller:
         return found
 
     async def _follow(self, name: str, desired: DesiredVersion, source: Literal["mqtt", "config"]) -> None:
-        """Have a version fetched, unless it serves, and wait for the end.
+        """Have a version fetched, unless already in service, and wait for the end.
 
-        A bare file that was judged once is left alone, since all of it would be fetched again to learn its version.
+        A bare file is judged only once, since only the whole file would show a change.
         """
         bare = Bare(model=name, version=desired.version) if names_bare(desired.url) else None
         try:

@@ -1,4 +1,4 @@
-"""Facts about a model for `decide` (core/decide.py), read from the disk and from the part of the daemon that serves."""
+"""Facts about a model for `decide` (core/decide.py), read from the disk and from the host of the model."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from edged.updates.update_state import UpdateStates
 
 
 class ModelHost(Protocol):
-    """The part of the daemon in which models serve. Versions go by digest. Called on the event loop."""
+    """The host of the models in the daemon. Versions go by digest. Called on the event loop."""
 
     def serving(self, model: str) -> str | None:
-        """Return the version that answers now: "" for none, None if no pipeline uses the model."""
+        """Return the version in service: "" for no version, None for a model without a pipeline."""
 
     def models(self) -> Collection[str]:
-        """Return the models that the configuration names, installed or not."""
+        """Return the models in the configuration, installed or not."""
 
     def named(self, model: str) -> str:
-        """Return the number of the version that the configuration names for a model; "" for any."""
+        """Return the number of the version in the configuration of a model; "" for any."""
 
     def fit(self, model: str, manifest: Manifest) -> None:
-        """Raise EdgedError if a version cannot serve here, for its runtime, memory or the pipelines' sources."""
+        """Raise EdgedError if a version cannot serve here, because of runtime, memory or the pipelines' sources."""
 
     async def try_out(self, model: str, bundle: Bundle) -> Verdict:
         """Run a version's self-test in a child process. Raises ModelError if no child could be started."""
 
     async def swap(self, model: str, bundle: Bundle | None) -> None:
-        """Switch all pipelines of a model to this version and return once it has answered; None unloads the model.
+        """Switch all pipelines of a model to a version, and return after the first answer; None unloads the model.
 
-        Raises EdgedError if the version does not answer. The old one then serves on where that is possible.
+        Raises EdgedError if the version does not answer. The old version then serves on if possible.
         """
 
     def observed(self, model: str) -> Observed:
-        """Return what the serving version has done since the swap."""
+        """Return observations of the version in service since the swap."""
 
 
 class FactsReader:
-    """Reads the facts about models. `run` identifies this run of the daemon."""
+    """Reads the facts about models. `run` identifies the run of the daemon."""
 
     def __init__(
         self,
@@ -71,24 +71,24 @@ class FactsReader:
         self._clock = clock
 
     def names(self) -> list[str]:
-        """Return the names of all models that are configured, installed or in the factory folder."""
+        """Return the names of all models: configured, installed, or in the factory folder."""
         return sorted({*self._store.names(), *self._store.installed(), *self._host.models()})
 
     def require(self, name: str) -> str:
-        """Return the name of a model that exists. Raises ControlError for any other."""
+        """Return the name of an existing model. Raises ControlError for any other."""
         if name not in self.names():
             raise ControlError(f"there is no model {name!r}", hint=f"choose one of: {some(self.names()) or '(none)'}")
         return name
 
     async def inspect(self, name: str, barred: frozenset[type[Step]] = frozenset(), room: int = 0) -> ModelFacts:
-        """Return the facts about a model. `room` is a number of bytes for which old versions may be removed.
+        """Return the facts about a model. `room` is the number of bytes to be had at the expense of old versions.
 
         Raises:
             StoreError: the disk cannot be read.
         """
         model = self._states[name]
         disk = await on_thread(self._read, name)
-        # Another step may have replaced the ledger since, when the caller does not hold the lock.
+        # Without the lock in the hands of the caller, another step may have replaced the ledger since.
         model.ledger = model.ledger or disk.ledger
         candidate = disk.ledger.candidate
         serving = self._host.serving(name)
@@ -134,7 +134,7 @@ class FactsReader:
         )
 
     def _named(self, name: str, disk: _DiskFacts) -> frozenset[str] | None:
-        """Return the versions of the number that the configuration names; None if it names none."""
+        """Return the versions with the number in the configuration; None without a number there."""
         number = self._host.named(name)
         if not number:
             return None
@@ -143,7 +143,7 @@ class FactsReader:
 
 
 class _DiskFacts(msgspec.Struct, frozen=True):
-    """Facts that are read from the disk."""
+    """Facts from the disk."""
 
     ledger: Ledger
     factory: dict[str, FactoryVersion]
@@ -156,12 +156,12 @@ class _DiskFacts(msgspec.Struct, frozen=True):
 
 
 def _limits(folder: ModelFolder, candidate: Candidate | None) -> tuple[Probation, dict[str, float]]:
-    """Return the limits of the candidate's probation, and the usual shares of its labels, from its manifest."""
+    """Return the limits of probation and the usual shares of labels, from the candidate's manifest."""
     if candidate is None:
         return Probation(), {}
     try:
         manifest = manifests.decode((folder.version(candidate.digest) / MANIFEST).read_bytes())
-    except (OSError, BundleError):  # a damaged version is found out when it is loaded
+    except (OSError, BundleError):  # loading will show the damage
         return Probation(), {}
     return manifest.probation, manifest.reference.shares if manifest.reference else {}
 
@@ -177,7 +177,7 @@ def _answer(watch: Watch) -> Answer:
 
 
 def _with_room(facts: ModelFacts, free: int, room: int) -> Keep:
-    """Return rules that keep fewer bytes, if that makes `room` bytes free; else the rules as they are."""
+    """Return rules to keep fewer bytes, if those make `room` bytes free; else the present rules."""
     held = {digest: size for digest, size in facts.present.items() if digest in facts.ledger.versions}
     spare = sum(size for digest, size in held.items() if digest not in in_use(facts))
     if free + spare < room:

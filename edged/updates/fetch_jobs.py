@@ -1,14 +1,13 @@
-"""Versions that the daemon fetches by itself: each fetch is one job, from the first byte to the end of the install.
+"""Fetches of versions by the daemon: each fetch is a job, from the first byte to the end of the install.
 
-A fetch is written down beside its received bytes, so that the next run of the daemon continues it. The head of a file
-decides how much is fetched: of a version that serves already or may not come in, only the head is, since some URLs are
-polled again and again. A delta that is of no use here is followed by the bundle beside it. Fetches have threads of
-their own, and wait for a free one.
+An order for the fetch lies beside the received bytes, and the next run of the daemon continues from there. Of a version
+already in service, or not admitted here, only the head is fetched, since some URLs are polled again and again. A
+useless delta is followed by the full bundle beside the delta. Fetches run on own threads, and wait for a free thread.
 
-Operators request some fetches; the others are for desired versions, named by a message or the configuration. Those are
-fetched under the rules of transfer/origins.py, one for each model at a time, and never keep an operator waiting. A
-failed fetch of a desired version is published in a few fixed words, since a message must not make the board report what
-it finds in its network.
+Operators request some fetches; the others are for desired versions, named by a message or the configuration. Desired
+versions are fetched under the rules of transfer/origins.py, at most one per model at a time, and never keep an operator
+waiting. A failed fetch of a desired version is published in a few fixed words, since a message must not make the board
+report on its network.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from edged.updates.update_state import bug
 
 MAX_DESIRED = 4
 MAX_REQUESTED = 2
-"""Desired versions, and versions requested by operators, that are fetched at a time. The others wait."""
+"""Number of desired versions, and of versions requested by operators, fetched at a time. The others wait."""
 
 log = logging.getLogger("edged.models")
 
@@ -52,8 +51,8 @@ log = logging.getLogger("edged.models")
 class FetchJobs:
     """Fetches of versions, at most MAX_JOBS of operators and as many of desired versions.
 
-    `publish` is called with the steps of fetches that the updater does not know yet. `urls` are the models' URLs in the
-    configuration.
+    `publish` is called with the steps of fetches before the updater knows the version. `urls` are the models' URLs in
+    the configuration.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class FetchJobs:
         self._desired, self._requested = asyncio.Semaphore(MAX_DESIRED), asyncio.Semaphore(MAX_REQUESTED)
 
     def configure(self, options: FetchOptions, urls: Collection[str]) -> None:
-        """Use these options for fetches that begin from now on."""
+        """Use these options for the fetches to come."""
         self._options, self._policy = options, options.policy(urls)
 
     def resume(self) -> None:
@@ -104,7 +103,7 @@ class FetchJobs:
         return tuple(fetch.job for fetch in self._all.values())
 
     def job_of(self, install: Job) -> Job:
-        """Return the job of the fetch that has led to an install; the install itself if no fetch has."""
+        """Return the job of the fetch behind an install, or else the install."""
         return next((fetch.job for fetch in self._all.values() if install in fetch.installs), install)
 
     @property
@@ -114,29 +113,29 @@ class FetchJobs:
         return tuple(each.inbound for each in fetches if not each.job.ended.is_set() and not each.installs)
 
     def progress(self, job: Job) -> dict[str, Any] | None:
-        """Return the progress of a fetch; None for another job, or before the first byte."""
+        """Return the progress of a fetch; None for other jobs, and before the first byte."""
         fetch = self._all.get(job.id)
         return fetch.progress if fetch else None
 
     def desired_job(self, model: str) -> Job | None:
-        """Return the fetch of a desired version of this model that is under way, if there is one."""
+        """Return the present fetch of a desired version of the model, if any."""
         return next((each.job for each in self._under_way() if not each.operator and each.model == model), None)
 
     def fetch(
         self, url: str, options: InstallOptions, model: str = "", wanted: Wanted = ANY, *, operator: bool = False
     ) -> Job:
-        """Fetch a file and install its version, all as one job. A fetch of the same URL under way is that job.
+        """Fetch a file and install the version, all as one job. A fetch of the same URL under way is joined.
 
         `model` is the expected model, "" if not known, and `wanted` the expected version; any other is refused. The
-        latest fetch of a desired version replaces an earlier one for its model, and an operator's fetch replaces one
-        for the same URL. A delta (.edgd) that is of no use here is followed by the bundle (.edgm) beside it.
+        latest desired version replaces an earlier one of the same model, and an operator's fetch replaces a desired
+        version at the same URL. A useless delta (.edgd) is followed by the full bundle (.edgm) beside the delta.
 
         Raises:
             BundleError: the file is a bare model, and only signed versions may come in.
-            ControlError: too many fetches are under way, or this one with other options, or the daemon is stopping.
+            ControlError: too many fetches are under way, or this fetch with other options, or the daemon is stopping.
         """
         if self._stopping:
-            raise ControlError("the daemon is stopping", hint="repeat this after its restart", retryable=True)
+            raise ControlError("the daemon is stopping", hint="repeat the command after the restart", retryable=True)
         if options.bare:
             self._checks.admit_bare()
         before = [each for each in self._all.values() if each.url == url and not each.job.ended.is_set()]
@@ -156,9 +155,9 @@ class FetchJobs:
             )
         for each in self._under_way():
             if operator and each in before and not each.operator:
-                each.cancel("an operator's fetch of the same URL replaced this one")
+                each.cancel("replaced by an operator's fetch of the same URL")
             elif model and not operator and not each.operator and each.model == model:
-                each.cancel(f"a newer desired version of {model} replaced this one")
+                each.cancel(f"replaced by a newer desired version of {model}")
         job = Job(f"fetch-{next(self._numbers)}", options, model)
         expected = ExpectedFile("a model file" if options.bare else "a bundle", _may_start_version)
         fetcher = Fetcher(self._options, self._policy, expected, guarded=not operator)
@@ -173,17 +172,17 @@ class FetchJobs:
         return fetch.job
 
     def _under_way(self) -> list[_FetchJob]:
-        """Return the fetches that go on. A cancelled one counts as ended."""
+        """Return the fetches under way. A cancelled fetch counts as ended."""
         return [each for each in self._all.values() if not each.job.ended.is_set() and not each.cancelled]
 
     def _forget_oldest(self) -> None:
-        """Make room for one more. A fetch under way is kept, or no client could watch it."""
+        """Make room for another fetch. Fetches under way stay, as clients may watch them."""
         ended = [name for name, fetch in self._all.items() if fetch.job.ended.is_set()]
         for name in ended[: max(len(self._all) - MAX_JOBS + 1, 0)]:
             del self._all[name]
 
     async def _bring(self, fetch: _FetchJob, before: list[Job]) -> None:
-        """Run a fetch to the end of its install, once the jobs `before` have ended."""
+        """Run a fetch to the end of the install, after the end of the jobs `before`."""
         job = fetch.job
         try:
             for each in before:
@@ -204,20 +203,20 @@ class FetchJobs:
         except EdgedError as error:
             self._end_fetch(fetch, error)
         except asyncio.CancelledError:
-            job.end("failed", fetch.cancelled or "the daemon stopped, and continues the fetch after its restart")
+            job.end("failed", fetch.cancelled or "the daemon stopped, and continues the fetch after the restart")
             raise
-        except Exception as error:  # else the job would never end, and its clients would wait forever
+        except Exception as error:  # else the job would never end, and clients would wait forever
             log.exception("the fetch of %s met a bug", mask(fetch.url))
             self._end_fetch(fetch, bug(error))
 
     async def _bring_from(self, fetch: _FetchJob, url: str) -> Job | None:
-        """Fetch and install the file at a URL, and return the install; None for a delta that is of no use here."""
+        """Fetch and install the file at a URL, and return the install; None for a useless delta."""
         job = fetch.job
         fetch.begun = False
         try:
             async with self._requested if fetch.operator else self._desired:
                 snapshot = ModelsSnapshot(await self._updater.models())
-                if bare := job.options.bare:  # else all of it would be fetched before the updater could refuse
+                if bare := job.options.bare:  # else the whole file would be fetched before the updater could refuse
                     snapshot.admit_bare(bare, allow_downgrade=job.options.allow_downgrade)
                 fetch.begun = True
                 loop = asyncio.get_running_loop()
@@ -238,14 +237,14 @@ class FetchJobs:
         except asyncio.CancelledError:  # the next run continues, unless the version is the candidate by then
             await asyncio.to_thread(transfer.close)
             raise
-        # If this board is at fault, as for want of room, the bytes are kept for the next attempt.
+        # If the board is at fault, as for want of room, the bytes are kept for the next attempt.
         await asyncio.to_thread(transfer.give_up if installed.state == "failed" else transfer.discard)
         job.model, job.version, job.digest = installed.model, installed.version, installed.digest
         await installed.ended.wait()
         return installed
 
     def _fetch_all(self, fetch: _FetchJob, url: str, snapshot: ModelsSnapshot) -> Transfer:
-        """On a thread of its own: return the complete transfer, still open. After an EdgedError the bytes are kept."""
+        """On a thread of its own: return the complete transfer, still open. After an EdgedError the bytes stay."""
 
         def approve(head: Head, _transfer: str, base: str) -> None:
             version = f"{head.manifest.name} {head.manifest.version}"
@@ -262,7 +261,7 @@ class FetchJobs:
             self._checks.fit(head)
             if base and base not in snapshot.bases:
                 raise _BaseMissingError(
-                    f"the full bundle is needed: the delta for {version} builds on a version that is not here",
+                    f"the full bundle is needed: the delta for {version} builds on an absent version",
                     hint="fetch the full bundle",
                 )
 
@@ -273,15 +272,15 @@ class FetchJobs:
             transfer.keep_order(msgspec.json.encode(_Order(url, options, fetch.model, fetch.operator, fetch.wanted)))
             fetch.fetcher.fetch(url, transfer, progress=fetch.set_progress)
             fetch.job.fetched = True
-            if options.bare:  # else the updater would take it as a verdict on the board
+            if options.bare:  # else the updater would report a fault of the board
                 fetch.refuse_other_file(transfer.path)
         except AbandonedError:
             if fetch.cancelled:
                 transfer.give_up()
-            else:  # the daemon stops; its next run continues
+            else:  # the daemon stops, and will continue
                 transfer.close()
             raise
-        except BundleError:  # no more bytes can mend it
+        except BundleError:  # no more bytes can mend the file
             transfer.discard()
             raise
         except BaseException:
@@ -290,14 +289,14 @@ class FetchJobs:
         return transfer
 
     def _end_fetch(self, fetch: _FetchJob, error: EdgedError) -> None:
-        """End a fetch that the updater does not know. For a desired version, only a sound head is refused for good."""
+        """End a fetch unknown to the updater. For a desired version, only a sound head is refused for good."""
         known = fetch.operator or bool(fetch.inbound.digest) or fetch.inbound.transfer is None
         judged = isinstance(error, BundleError) and (fetch.operator or (known and not error.retryable))
         state: Ending = "refused" if judged or isinstance(error, PolicyError | _UnwantedError) else "failed"
         plain = fetch.operator or (known and not isinstance(error, FetchError))
         text = error.message if plain else _public_words(error)
         if text != error.message:
-            place = "" if isinstance(error, FetchError) else f"{mask(fetch.url)}: "  # a FetchError names the URL itself
+            place = "" if isinstance(error, FetchError) else f"{mask(fetch.url)}: "  # a FetchError names the URL
             log.warning("no desired version of %s: %s%s", fetch.model, place, error, extra={"model": fetch.model})
         self._announce(fetch, f"update.{state}", text, state)
         fetch.job.end(state, error.message, error.hint)
@@ -310,10 +309,10 @@ class FetchJobs:
 
 @dataclass(eq=False)
 class _FetchJob:
-    """A fetch, and its installs: of a delta, of the full bundle. The fetching thread writes `progress`.
+    """A fetch, and the installs: of a delta, of the full bundle. The fetching thread writes `progress`.
 
-    `model` ("" for any) and `wanted` are expected. The fetch has `begun` once there is a thread for it; `cancelled` is
-    the reason of a cancellation.
+    `model` ("" for any) and `wanted` are expected. The fetch has `begun` as soon as a thread is free;
+    `cancelled` is the reason of a cancellation.
     """
 
     url: str
@@ -335,16 +334,16 @@ class _FetchJob:
         return any(not each.ended.is_set() for each in self.installs)
 
     def cancel(self, reason: str) -> None:
-        """End the fetch, unless it is being installed. Received bytes are kept."""
+        """End the fetch, except during the install. Received bytes are kept."""
         if not self.installing:
             self.cancelled = reason
             self.fetcher.cancel()
-            if self.task and not self.begun:  # a task that has not run yet would not see the cancellation
+            if self.task and not self.begun:  # a task without its first step would not see the cancellation
                 self.job.end("failed", reason)
                 self.task.cancel()
 
     def refuse_other(self, head: Head) -> None:
-        """Raise BundleError for another model or version than the expected one."""
+        """Raise BundleError for an unexpected model or version."""
         name, version = head.manifest.name, head.manifest.version
         if self.model not in ("", name):
             raise _UnwantedError(f"the file is for {name}, not for {self.model}", hint="check the URL")
@@ -353,10 +352,10 @@ class _FetchJob:
         self._refuse_digest(head.digest)
 
     def refuse_other_file(self, file: Path) -> None:
-        """Raise BundleError for a file that is not a .tflite file, or another than the expected one."""
+        """Raise BundleError for any other file than the expected .tflite file."""
         with file.open("rb") as opened:
             if not is_bare(opened.read(8)):
-                raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="check the URL")
+                raise BundleError("not a .tflite file: no TFL3 in the head", hint="check the URL")
             opened.seek(0)
             self._refuse_digest(hashlib.file_digest(opened, "sha256").hexdigest())
 
@@ -365,7 +364,7 @@ class _FetchJob:
             raise _UnwantedError(f"the file has the digest {digest}, not {self.wanted.digest}", hint="check the URL")
 
     def set_progress(self, received: int, total: int | None, rate: float) -> None:
-        """Take over how many bytes are here, of how many, and how many come in a second."""
+        """Set the bytes received, the size of the file, and the bytes per second."""
         self.progress = {"bytes": received, "total": total, "rate": rate}
 
 
@@ -380,11 +379,11 @@ class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _UnwantedError(BundleError):
-    """The file at the URL is another than the expected one."""
+    """The file at the URL is not the expected version."""
 
 
 class _BaseMissingError(BundleError):
-    """The delta builds on a version that is not here."""
+    """The delta builds on an absent version."""
 
 
 class _UnusedError(BundleError):
@@ -396,12 +395,12 @@ class _PresentError(BundleError):
 
 
 def _may_start_version(start: bytes) -> bool:
-    """Return whether bytes can be the first ones of a container, a delta or a bare model file."""
+    """Return True for possible first bytes of a container, a delta or a bare model file."""
     return is_bare(start) or any(magic.startswith(start[:4]) for magic in (container.MAGIC, delta.MAGIC))
 
 
 def _public_words(error: EdgedError) -> str:
-    """Return the few words that are published of a failed desired version: its author may not learn more."""
+    """Return the few words for publication about a failed desired version: the author may not learn more."""
     match error:
         case PolicyError():
             return "refused by policy"
@@ -417,21 +416,21 @@ def _public_words(error: EdgedError) -> str:
 
 
 def _refuse_other_terms(job: Job, asked: InstallOptions) -> None:
-    """Raise ControlError where an operator would wrongly count on a version to be reverted unless confirmed."""
+    """Raise ControlError for an operator who would wrongly expect to have to confirm the version, or a downgrade."""
     known = job.options
     if asked.confirm_within not in (0.0, known.confirm_within) or asked.allow_downgrade > known.allow_downgrade:
         raise ControlError(
-            f"this URL is already being fetched with --confirm-within {known.confirm_within:g} and "
+            f"the URL is already being fetched with --confirm-within {known.confirm_within:g} and "
             f"{'with' if known.allow_downgrade else 'without'} --allow-downgrade",
-            hint=f"wait for that fetch: edgectl job wait {job.id}",
+            hint=f"wait for the end of the fetch: edgectl job wait {job.id}",
         )
 
 
 def _bundle_beside(url: str) -> str | None:
-    """Return the URL of the full bundle beside a delta, with .edgm for .edgd; None if the URL names no delta.
+    """Return the URL of the full bundle beside a delta, with .edgm for .edgd; None for any other URL.
 
     Raises:
-        FetchError: the URL is none of HTTP.
+        FetchError: the URL is not an HTTP URL.
     """
     parts = parse_url(url)
     path, suffix = parts.path.removesuffix(delta.SUFFIX), container.SUFFIX

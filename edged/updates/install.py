@@ -1,8 +1,8 @@
 """An install, from a submitted file to the candidate in the ledger. From there on `decide` chooses the steps.
 
-The head is read and its signatures verified, the ledger is asked if the version may come in, the file is unpacked and
-read back, the host is asked if the version fits, and only then does the version get its place and become the candidate.
-A power cut before that leaves files that the next run removes, and the sender offers the version again.
+The head is read and the signatures verified, the ledger is asked for admission, the file is unpacked and read back, the
+host is asked for fit, and only then does the version get a place and become the candidate. After a power cut before
+the last of these steps the next run removes the files, and the sender offers the version again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("edged.models")
 
 
 class InstallRunner:
-    """Runs installs, one at a time for each model. `wall` is the wall clock in Unix seconds."""
+    """Runs installs, one at a time per model. `wall` is the wall clock in Unix seconds."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class InstallRunner:
         except EdgedError as error:
             self._steps.fail(job, error)
         except asyncio.CancelledError:
-            job.end("failed", "the daemon stopped; a version that is already the candidate continues after the restart")
+            job.end("failed", "the daemon stopped; a recorded candidate continues after the restart")
             raise
         except Exception as error:
             log.exception("the update of %s met a bug", job.model)
@@ -85,7 +85,7 @@ class InstallRunner:
     async def _bring_in(self, job: Job, submission: Submission) -> None:
         """Make a submitted version the candidate, unless it is the candidate or active already.
 
-        The order of checks: signatures, ledger, content, fit. Raises EdgedError for a version that fails one.
+        The order of checks: signatures, ledger, content, fit. Raises EdgedError for the first failure.
         """
         name = job.model
         facts = await self._facts.inspect(name)
@@ -128,7 +128,7 @@ class InstallRunner:
         await self._machine.take(name, ReplaceLedger(offered, "update.offered", text), facts)
 
     def _join(self, job: Job, confirm_within: float) -> None:
-        """Let a job wait for a candidate that an earlier job has brought."""
+        """Let a job wait for the candidate of an earlier job."""
         asked = job.options.confirm_within
         if asked not in (0.0, confirm_within):
             text = f"this version is already being installed with --confirm-within {confirm_within:g}; "
@@ -137,7 +137,7 @@ class InstallRunner:
         self._states[job.model].jobs.append(job)
 
     async def _adopt(self, job: Job, file: Path) -> Submission:
-        """Read a bare file, and give it the contract of the version that it would replace."""
+        """Read a bare file, and add the contract of the version to be replaced."""
         name, bare = job.model, job.options.bare
         assert bare is not None
         self._signatures.trust.admit_bare()
@@ -157,7 +157,7 @@ class InstallRunner:
         return submission
 
     async def _renew(self, job: Job, submission: Submission, facts: ModelFacts) -> None:
-        """End an install of the active version. If it does not serve, restore its files and try it again first."""
+        """End an install of the active version. Out of service, the version is restored and tried again first."""
         name, model = job.model, self._states[job.model]
         if facts.ledger.active is not None:
             await self._unpack(job, submission)
@@ -175,7 +175,7 @@ class InstallRunner:
             job.end("done", f"{name} {job.version} serves already")
 
     async def _unpack(self, job: Job, submission: Submission) -> None:
-        """Have a version as a folder in its place, read back and found to fit. A sound folder is not written again."""
+        """Put a version as a folder in place, read back and found to fit. A sound folder is not written again."""
         name = job.model
         folder = self._store.shelf(name)
         try:
@@ -190,7 +190,7 @@ class InstallRunner:
         self._steps.announce(name, "update.unpacked", f"version {job.version} is unpacked and sound", job)
 
     async def _unpack_beside(self, job: Job, submission: Submission) -> Bundle:
-        """Unpack a version, not in its place yet. The sender of a useless delta learns so by an event."""
+        """Unpack a version, not in place yet. The sender of a useless delta learns so by an event."""
         try:
             return await on_thread(unpack.unpack_beside, submission, self._store, self._disk)
         except BundleError as error:
