@@ -44,7 +44,9 @@ class OriginPolicy:
     def admit_proxied(self, target: SplitResult) -> None:
         """Raise PolicyError for an origin whose address only the proxy will learn, unless the origin is named."""
         if origin(target) not in self.named:
-            raise PolicyError(f"{_shown(target)} is behind a proxy, and its address cannot be checked", hint=_LIST_IT)
+            raise PolicyError(
+                f"{_shown(target)} is reached through a proxy, and the address cannot be checked", hint=_LIST_IT
+            )
 
     def admit_address(self, target: SplitResult, address: str, *, ours: bool) -> None:
         """Raise PolicyError for an address that is not public, or is this board's, unless the origin is named."""

@@ -422,7 +422,7 @@ def test_of_wishes_for_one_model_the_latest_is_fetched(tmp_path):
         jobs = connect(str(board.runtime_dir)).call("jobs")
         *others, last = [[*connect(str(board.runtime_dir)).stream("job-watch", id=job["job"])][-1] for job in jobs]
         assert last["state"] == "done"
-        assert {end["text"] for end in others} == {"a newer desired version of colours replaced this one"}
+        assert {end["text"] for end in others} == {"replaced by a newer desired version of colours"}
         assert [event.id for event in board.said if event.outcome] == []
         stop.set()
 
@@ -443,7 +443,7 @@ def test_what_an_operator_asks_for_takes_the_place_of_a_wish_for_the_same(tmp_pa
             board.updater.serve("a" * 64, "1.0")
         states = {job["job"]: job["text"] for job in call("jobs")}
         assert [options.confirm_within for _, options in board.updater.installed] == [60, 60]
-        assert states["fetch-1"] == states["fetch-5"] == "an operator's fetch of the same URL replaced this one"
+        assert states["fetch-1"] == states["fetch-5"] == "replaced by an operator's fetch of the same URL"
         stop.set()
 
 
@@ -559,7 +559,7 @@ def test_a_wish_for_a_place_in_this_network_is_refused(tmp_path):
         ({"origins": ("https://models.example",)}, "the configuration does not name http://models.example"),
         ({"token_file": "a-token"}, "the configuration does not name http://models.example"),
         ({"cert_file": "a", "key_file": "b"}, "the configuration does not name http://models.example"),
-        ({"proxy": "http://127.0.0.1:1"}, "is behind a proxy"),
+        ({"proxy": "http://127.0.0.1:1"}, "is reached through a proxy"),
     ],
 )
 def test_a_wish_for_another_origin_is_refused_where_the_configuration_says_so(tmp_path, options, complaint):
