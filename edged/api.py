@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
+from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import (
     BundleError,
     ConfigError,
@@ -51,6 +52,7 @@ __all__ = [
     "ConfigError",
     "ControlError",
     "DeviceError",
+    "DeviceRequirements",
     "EdgedError",
     "Message",
     "ModelError",
@@ -111,6 +113,13 @@ class SourceConfig(Options, frozen=True, kw_only=True):
     def describe(self) -> SourceInfo:
         """What it will deliver, without opening a device. Raises ConfigError if the options contradict one another."""
         raise NotImplementedError
+
+    def devices(self) -> DeviceRequirements:
+        """Return the devices that the service's sandbox must let the source open, without opening any of them.
+
+        By default a source needs no device.
+        """
+        return DeviceRequirements()
 
     def open(self) -> Source:
         """Open the device. Raises DeviceError, with a hint, when it is not there or not ours to open."""

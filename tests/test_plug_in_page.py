@@ -42,5 +42,20 @@ def test_its_table_is_understood(package):
     run(package, "-m", "edged.ctl", "config", "check", "edged.toml")
 
 
+def test_the_device_of_its_second_sensor_is_allowed(package):
+    barometer = blocks("python")[1]
+    (package / "thermal_zone.py").write_text(
+        "from edged.api import DeviceRequirements, SourceConfig, SourceInfo\n"
+        + barometer.replace('"i2c"', '"daemon"', 1).replace("Barometer", "ThermalZone")
+        + "    def describe(self):\n        return SourceInfo(shape=(1,))\n"
+    )
+    (package / "edged.toml").write_text('[sources.attic]\nkind = "thermal-zone"\n')
+    options = ("--dry-run", "--config", "edged.toml", "--state-dir", ".")
+    text = run(package, "-m", "edged.ctl", "devices", "allow", *options)
+    assert {"DeviceAllow=char-i2c rw", "Wants=modprobe@i2c_dev.service", "SupplementaryGroups=daemon"} <= {
+        *text.splitlines()
+    }
+
+
 def test_it_has_some_forty_lines():
     assert 30 <= len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 45

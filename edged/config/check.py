@@ -1,4 +1,4 @@
-"""The configuration held against the models that it names, before anything runs."""
+"""Checks of the configuration that need more than its text: the models on the disk, and the code of the sources."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import msgspec
 from edged import __version__
 from edged.api import SourceConfig
 from edged.config.load import convert, publishes
-from edged.config.options import Config, ModelEntry, PipelineEntry
-from edged.core import contract
+from edged.config.options import Config, ModelEntry, PipelineEntry, SourceEntry
+from edged.core import contract, device_requirements
 from edged.core.description import Description, pipeline_output
+from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ConfigError, EdgedError
 from edged.core.manifest import NO_DELEGATES, Decision, Manifest, Regress
 from edged.core.postprocess import Postprocessor
@@ -20,21 +21,19 @@ from edged.core.topics import Topics
 from edged.models.bundle import Bundle
 from edged.models.store import MissingModelError, Store
 
-# -- holding it against the models ----------------------------------------------------------------------------------
-
 
 def find_bundle(name: str, entry: ModelEntry, store: Store) -> Bundle:
-    """The bundle that serves as [models.<name>]: what was installed of it or, before that, what is at its path.
+    """Return the bundle that serves as [models.<name>]: an installed version or, before any, the one at the path.
 
     Raises:
-        MissingModelError: there is none yet, or not of the version that is asked for.
-        EdgedError: it is not sound.
+        MissingModelError: no version is there yet, or not the version that the table names.
+        EdgedError: the bundle is damaged.
     """
     return store.having({name: entry.path} if entry.path else {}).find(name, entry.version)
 
 
 def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
-    """The model's decision with what the pipeline's table overrides, None where it overrides nothing."""
+    """Return the model's decision with the fields that the pipeline's table overrides, None for no such field."""
     if not entry.decision:
         return None
     own = Decision() if isinstance(manifest.postprocess, Regress) else manifest.postprocess.decision
@@ -44,7 +43,7 @@ def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
 def check_models(config: Config, store: Store) -> tuple[Problem, ...]:
     """Return the problems of the models that the configuration names: damaged, or unfit for their source.
 
-    That one is not here yet is no error.
+    A model that is not here yet is no problem.
     """
     tables = Tables(convert)
     tables.origins = config.origins
@@ -60,7 +59,7 @@ def _check_model(tables: Tables, config: Config, name: str, store: Store) -> Bun
     try:
         return find_bundle(name, entry, store)
     except MissingModelError:
-        return None  # it may be brought: see config_warnings.py
+        return None  # an update may bring a version: see warnings.py
     except EdgedError as error:
         users = [user for user, pipeline in config.pipelines.items() if pipeline.model == name]
         has_table = ("models", name) in config.origins
@@ -74,15 +73,34 @@ def _check_pipeline(tables: Tables, name: str, entry: PipelineEntry, source: Sou
     try:
         contract.match(manifest.window, source.describe(), entry.source, entry.model)
     except ConfigError as error:
-        tables.blame(place, error, "a source that gives what the model needs")
+        tables.blame(place, error, "a source that fits the model")
     try:
         Postprocessor(manifest, decision_for(entry, manifest))
     except ConfigError as error:
-        tables.blame((*place, "decision"), error, "what the model can decide")
+        tables.blame((*place, "decision"), error, "fields that fit the model")
+
+
+def required_devices(name: str, entry: SourceEntry) -> DeviceRequirements:
+    """Return the devices that the source of [sources.<name>] opens.
+
+    Raises:
+        ConfigError: the source's own code fails, or returns something else; the message names source and kind.
+    """
+    try:
+        return device_requirements.check(entry.options.devices())
+    except Exception as error:  # the code of a plug-in may raise anything
+        known = error if isinstance(error, EdgedError) else ConfigError(f"devices() fails: {error!r}"[:500])
+        raise ConfigError(
+            f"[sources.{name}], kind {entry.kind!r}: {known.message}",
+            hint=known.hint or f"correct the options of [sources.{name}], or report this to the plug-in's author",
+        ) from error
 
 
 def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Description:
-    """What a device with this configuration offers; `manifests` are its models', None for one that cannot be read."""
+    """Return the MQTT interface of a device with this configuration.
+
+    `manifests` has the manifest of each model, None for a model that cannot be read.
+    """
     return Description(
         topics=Topics(config.mqtt.prefix, config.device.name),
         version=__version__,

@@ -1,9 +1,9 @@
-"""What the service must be let at, so that it can open what its configuration names, as a drop-in for systemd.
+"""Devices of the service's sandbox: the requirements of a configuration, written down as a drop-in for systemd.
 
-The unit sees no device at all. `wanted` says which it needs, `drop_in` how systemd is told, and `put` has the drop-in
-say so and nothing else. Adapters that come and go are let in by their driver, as DeviceAllow= forgets a file that was
-not there when the service started; what is soldered in is let in by its file. Which driver a file belongs to is asked
-of the kernel, which tests replace.
+The unit sees no device. `wanted` returns the devices of a configuration, `drop_in` makes the text for systemd, and
+`put` writes the file. DeviceAllow= forgets a file that was absent when the service started: devices that come and go
+are allowed by their driver, devices that are soldered in by their file. The kernel names the driver of a file; tests
+replace the kernel.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import pwd
 import re
 import stat
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from edged.backends.delegates import Delegate, Usb, delegates, devices
-from edged.config.check import find_bundle
+from edged.config.check import find_bundle, required_devices
 from edged.config.load import load
 from edged.config.options import Config
+from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ControlError, EdgedError
 from edged.core.manifest import NO_DELEGATES
 from edged.ctl import exit_codes as exits
@@ -35,40 +36,37 @@ DROP_IN = Path("/etc/systemd/system/edged.service.d/devices.conf")
 USER = "edged"
 COMMAND = "sudo edgectl devices allow --restart"
 
-_PLUGGABLE = {"ttyUSB": "usbserial", "ttyACM": "cdc_acm"}
-"""Drivers of serial ports that come and go, and the module without which the kernel does not know them."""
-
 _SEVERAL = "misc"
-"""A driver's number that stands for files of all kinds: of these one is let in, and not all."""
+"""Name of a driver number that many unrelated devices share: a device of this number is allowed by its file."""
 
 _FILE = re.compile(r"/dev/[!-~]{1,200}")
 
 _HEAD = """\
-# Made by `edgectl devices allow`, of what the configuration names; it makes this file anew. What you change yourself
-# belongs into another file beside it: `systemctl edit edged`.
+# Made by `edgectl devices allow` from the devices that the configuration names. The command overwrites this file: put
+# your own settings into another file beside this one, with `systemctl edit edged`.
 """
 
 
 class Access(NamedTuple):
-    """One thing to be let at: `allow` as DeviceAllow= has it, and what wants it.
+    """Access to a device, or to all devices of a driver: `allow` in the notation of DeviceAllow=, and the part in need.
 
-    `module` must be loaded before the service for systemd to know the driver, `group` is whose the file is where the
-    service's user is not in it, and `netlink` says that the kernel must be heard telling what is plugged in.
+    `module` must be loaded before the service, for systemd to know the driver. `groups` may open the device, and lack
+    the service's user. With `netlink` the service hears from the kernel about devices being plugged in.
     """
 
     allow: str
     wanted_by: str
     module: str = ""
-    group: str = ""
+    groups: tuple[str, ...] = ()
     netlink: bool = False
 
 
 Driver = Callable[[Path], str]
-"""The name of the driver a device's file belongs to, as in /proc/devices; "" where there is no such device."""
+"""Returns the driver of a device's file by its name in /proc/devices, "" where there is no such device."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `edgectl devices allow` is asked for, and say what was done."""
+    """Run `edgectl devices allow`."""
     needs = wanted(load([Path(file) for file in args.config]), models_of(args))
     text = drop_in(needs)
     changed = not args.dry_run and put(text)
@@ -84,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-_NOTHING = "the configuration names no device, and the service sees none"
+_NOTHING = "the configuration names no device, and the sandbox shows none"
 
 
 def _done(needs: list[Access], changed: bool, restarted: bool) -> Iterator[str]:
-    """What was done, and what is left to do."""
+    """Yield the changes, and the command that puts them into effect."""
     for need in needs:
         yield f"{need.allow} for {need.wanted_by}"
     if not needs:
@@ -100,41 +98,55 @@ def _done(needs: list[Access], changed: bool, restarted: bool) -> Iterator[str]:
         yield "      -> to take effect: sudo systemctl daemon-reload && sudo systemctl restart edged"
 
 
-# What is needed
+# Requirements
 
 
 def wanted(config: Config, store: Store, root: Path = Path("/"), driver: Driver | None = None) -> list[Access]:
-    """All that the sources and the accelerators of a configuration need, each once. Raises ControlError."""
+    """Return the devices that the sources and the accelerators of a configuration need, each device once.
+
+    Raises:
+        ConfigError: a source does not state its devices.
+        ControlError: a device cannot be allowed.
+    """
     driver = driver or driver_of
     found: dict[str, Access] = {}
-    for access in (*_ports(config, driver), *_accelerators(config, store, root, driver)):
-        found.setdefault(access.allow, access)
+    for access in (*_sources(config, driver), *_accelerators(config, store, root, driver)):
+        first = found.setdefault(access.allow, access)
+        groups = tuple(dict.fromkeys(first.groups + access.groups))
+        found[access.allow] = first._replace(groups=groups, netlink=first.netlink or access.netlink)
     return list(found.values())
 
 
-def _ports(config: Config, driver: Driver) -> Iterator[Access]:
+def _sources(config: Config, driver: Driver) -> Iterator[Access]:
     for name, entry in config.sources.items():
-        if entry.kind == "serial":
-            yield from _port(f"source {name}", Path(entry.options.port), driver)  # type: ignore[attr-defined]
+        yield from _source(f"source {name}", required_devices(name, entry), driver)
 
 
-def _port(source: str, port: Path, driver: Driver) -> Iterator[Access]:
-    """A port that is not there now and does not say what it will be may be either kind of adapter."""
-    node = port.resolve()
-    named = next((kind for kind in _PLUGGABLE if re.fullmatch(rf"/dev/{kind}\d+", str(node))), "")
+def _source(source: str, required: DeviceRequirements, driver: Driver) -> Iterator[Access]:
+    extra = tuple(group for group in required.groups if _lacks(source, group))
+    paths = [Path(path) for path in required.paths]
+    found = [access for path in paths for access in _device(source, path, required.drivers, driver)]
+    for access in found if paths else _adapters(source, required.drivers):
+        yield access._replace(groups=access.groups + extra, netlink=required.hotplug)
+
+
+def _device(source: str, path: Path, drivers: Mapping[str, str], driver: Driver) -> Iterator[Access]:
+    """Yield the access to one path. A link that is not there may become a device of any of the drivers."""
+    node = path.resolve()
+    named = next((kind for kind in drivers if re.fullmatch(rf"/dev/{re.escape(kind)}[-\d]*\d", str(node))), "")
     kind = driver(node) or named
-    if kind in _PLUGGABLE:
-        yield _adapter(kind, source, node)
-    elif kind:
-        yield Access(_file(port if str(port).startswith("/dev/") else node, source), source, group=_lacking(node))
-    elif re.fullmatch(r"/dev/[A-Za-z]+\d+", str(port)):
-        yield Access(_file(port, source), source)
+    if kind in drivers:
+        yield from _adapters(source, {kind: drivers[kind]}, node)
+    elif kind or not drivers or re.fullmatch(r"/dev/[A-Za-z]+\d+", str(path)):
+        yield Access(_file(path if str(path).startswith("/dev/") else node, source), source, groups=_lacking(node))
     else:
-        yield from (_adapter(kind, source, node) for kind in _PLUGGABLE)
+        yield from _adapters(source, drivers, node)
 
 
-def _adapter(kind: str, source: str, node: Path) -> Access:
-    return Access(f"char-{kind}", source, module=_PLUGGABLE[kind], group=_lacking(node))
+def _adapters(source: str, drivers: Mapping[str, str], node: Path | None = None) -> Iterator[Access]:
+    groups = _lacking(node) if node else ()
+    for kind, module in drivers.items():
+        yield Access(f"char-{kind}", source, module=module, groups=groups)
 
 
 def _accelerators(config: Config, store: Store, root: Path, driver: Driver) -> Iterator[Access]:
@@ -144,7 +156,7 @@ def _accelerators(config: Config, store: Store, root: Path, driver: Driver) -> I
 
 
 def _may_use(config: Config, store: Store, delegate: Delegate) -> Iterator[bool]:
-    """Whether a model is to run on a delegate, or may, having a variant for it."""
+    """Yield for each model whether the model runs on a delegate, or may run there with one of its variants."""
     for name, entry in config.models.items():
         if entry.delegate not in NO_DELEGATES:
             yield entry.delegate == delegate.name
@@ -152,41 +164,42 @@ def _may_use(config: Config, store: Store, delegate: Delegate) -> Iterator[bool]
             try:
                 variants = find_bundle(name, entry, store).manifest.variants
             except EdgedError:
-                continue  # told by `edgectl config check`
+                continue  # reported by `edgectl config check`
             yield any(delegate.runs(variant.delegate) for variant in variants)
 
 
 def _accelerator(delegate: Delegate, root: Path, driver: Driver) -> Iterator[Access]:
-    """Those of its devices that are there; on USB also those that are not, as they go and come with their firmware."""
+    """Yield the devices of a delegate that are there, and all of USB if one may come back there with new firmware."""
     who = f"delegate {delegate.name}"
     there = [device for device in devices(delegate, root) if device.state != "no driver"]
     on_usb = any(isinstance(rule, Usb) for rule in delegate.known.rules)
     if on_usb and (not there or any(device.id.startswith("usb") for device in there)):
         groups = [_lacking(Path(device.node)) for device in there if device.id.startswith("usb")]
-        yield Access("char-usb_device", who, group=next(filter(None, groups), ""), netlink=True)
+        yield Access("char-usb_device", who, groups=next(filter(None, groups), ()), netlink=True)
     for device in there:
         if not device.id.startswith("usb"):
             node = Path(device.node)
             kind = driver(node)
             if kind == _SEVERAL:
-                yield Access(_file("/" / node.relative_to(root), who), who, group=_lacking(node))
+                yield Access(_file("/" / node.relative_to(root), who), who, groups=_lacking(node))
             elif kind:
-                yield Access(f"char-{kind}", who, module=module_of(node), group=_lacking(node))
+                yield Access(f"char-{kind}", who, module=module_of(node), groups=_lacking(node))
 
 
 def _file(node: Path, who: str) -> str:
     if not _FILE.fullmatch(str(node)):
         raise ControlError(
-            f"{who} is to use {str(node)!r}, which cannot be let in", hint="name a device below /dev, without spaces"
+            f"{who} uses {str(node)!r}, which is no device that systemd can allow",
+            hint="name a device below /dev, without spaces",
         )
     return str(node).replace("%", "%%")
 
 
-# What the kernel says
+# The kernel's answers
 
 
 def driver_of(node: Path, table: Path = Path("/proc/devices")) -> str:
-    """The driver of a character device that is there, "" where there is none."""
+    """Return the driver of a character device, "" where there is no such device."""
     try:
         status = node.stat()
         lines = table.read_text().partition("Block devices")[0].splitlines()
@@ -200,7 +213,7 @@ def driver_of(node: Path, table: Path = Path("/proc/devices")) -> str:
 
 
 def module_of(node: Path, sys: Path = Path("/sys")) -> str:
-    """The kernel module that drives a device, "" where it is built in or nobody knows."""
+    """Return the kernel module that drives a device, "" for a driver that is built in or not known."""
     try:
         number = node.stat().st_rdev
         module = (sys / f"dev/char/{os.major(number)}:{os.minor(number)}/device/driver/module").readlink().name
@@ -209,28 +222,48 @@ def module_of(node: Path, sys: Path = Path("/sys")) -> str:
     return module if re.fullmatch(r"[A-Za-z0-9_]+", module) else ""
 
 
-def _lacking(node: Path) -> str:
-    """The group of a device's file, where that is what opens it and the service's user is not in it."""
+def _lacking(node: Path) -> tuple[str, ...]:
+    """Return the group of a device's file, if members may open the file and the service's user is none of them."""
     try:
         status = node.stat()
-        user = pwd.getpwnam(USER)
         group = grp.getgrgid(status.st_gid)
+        lacks = not _is_member(group.gr_gid)
     except (OSError, KeyError):
-        return ""
+        return ()
     opens = status.st_mode & 0o060 == 0o060 and status.st_mode & 0o006 != 0o006 and status.st_gid != 0
-    return group.gr_name if opens and group.gr_gid not in os.getgrouplist(USER, user.pw_gid) else ""
+    return (group.gr_name,) if opens and lacks else ()
 
 
-# What systemd is told
+def _lacks(source: str, group: str) -> bool:
+    """Return whether the service's user is not in a group. Raises ControlError if there is no such group."""
+    try:
+        number = grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise ControlError(
+            f"{source} needs the group {group}, which this board does not have",
+            hint=f"create the group: sudo groupadd --system {group}\nand give the device to the group by a udev rule",
+        ) from error
+    try:
+        return not _is_member(number)
+    except KeyError:  # the package is not installed, and so there is no user yet
+        return True
+
+
+def _is_member(group: int) -> bool:
+    """Return whether the service's user is in a group. Raises KeyError without such a user."""
+    return group in os.getgrouplist(USER, pwd.getpwnam(USER).pw_gid)
+
+
+# The drop-in
 
 
 def drop_in(needs: Iterable[Access]) -> str:
-    """The text of the drop-in, "" where nothing is needed."""
+    """Return the text of the drop-in, "" for no device."""
     needs = list(needs)
     if not needs:
         return ""
     modules = " ".join(f"modprobe@{module}.service" for module in sorted({need.module for need in needs} - {""}))
-    groups = " ".join(sorted({need.group for need in needs} - {""}))
+    groups = " ".join(sorted({group for need in needs for group in need.groups}))
     lines = [
         *(["[Unit]", f"Wants={modules}", f"After={modules}", ""] if modules else []),
         *("[Service]", "PrivateDevices=no", "DevicePolicy=closed"),
@@ -242,16 +275,16 @@ def drop_in(needs: Iterable[Access]) -> str:
 
 
 def put(text: str, file: Path = DROP_IN) -> bool:
-    """Have the drop-in say this, or be gone where there is nothing to say; whether that changed anything.
+    """Write the drop-in, or remove the file if the text is empty. Return whether the file has changed.
 
     Raises:
-        ControlError: we are not root.
+        ControlError: the caller is not root.
         StoreError: the disk refused.
     """
     if (file.read_text() if file.exists() else "") == text:
         return False
     if os.geteuid() != 0 and not os.access(next(filter(Path.is_dir, file.parents)), os.W_OK):
-        raise ControlError(f"{file} is not ours to write", hint="as root: sudo edgectl devices allow")
+        raise ControlError(f"{file} cannot be written without root", hint="run sudo edgectl devices allow")
     disk = Disk()
     if not text:
         disk.remove(file)
@@ -259,12 +292,12 @@ def put(text: str, file: Path = DROP_IN) -> bool:
     disk.make_folder(file.parent)
     file.parent.chmod(0o755)
     disk.replace(file, text.encode())
-    file.chmod(0o644)  # there is no secret in it, and `systemctl cat` is for all
+    file.chmod(0o644)  # `systemctl cat` works without root
     return True
 
 
 def restart() -> None:
-    """Have systemd read it, and the service begin anew with it. Raises ControlError."""
+    """Restart the service with the drop-in. Raises ControlError."""
     for words in (("daemon-reload",), ("restart", "edged")):
         done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,7 +1,7 @@
-"""Look for what is wrong with this device, and say what to do about it.
+"""Look for faults of this board, its configuration and the daemon, and name a remedy for each.
 
-Nothing is changed and nothing the daemon uses is opened, so it can be asked at any time, by root or by a member of the
-daemon's group. It exits with 1 if anything failed; a warning is what may be meant so.
+The command changes nothing and opens nothing that the daemon uses. Root and members of the daemon's group may run it at
+any time. The exit code is 1 if a check failed; a warning may be intended.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edged.backends.delegates import Delegate, delegates, resolve, survey
 from edged.backends.probe import probe
-from edged.config.check import check_models, find_bundle
+from edged.config.check import check_models, find_bundle, required_devices
 from edged.config.load import ConfigErrors, load
-from edged.config.options import Config
+from edged.config.options import Config, SourceEntry
 from edged.config.warnings import warnings
 from edged.control.clock import kernel_synchronised
 from edged.core.acceleration import Rules
-from edged.core.errors import EdgedError
+from edged.core.device_requirements import DeviceRequirements
+from edged.core.errors import ConfigError, ControlError, EdgedError
 from edged.core.manifest import NO_DELEGATES, Variant
 from edged.core.tables import Problem
 from edged.ctl import exit_codes as exits
@@ -56,14 +57,15 @@ STUCK_SECONDS = 60.0
 HOT_DEGREES = 80
 _PROPERTIES = (
     *("LoadState", "ActiveState", "UnitFileState", "Result", "NRestarts"),
-    *("PrivateDevices", "DevicePolicy", "DeviceAllow"),
+    *("PrivateDevices", "DevicePolicy", "DeviceAllow", "SupplementaryGroups"),
 )
 _BRING = "bring a version that has one: edgectl pack --variant"
+_NO_ADVICE = DeviceRequirements()
 _DOTS = {"ok": "running", "warn": "degraded", "fail": "failed"}
 
 
 class Check(NamedTuple):
-    """What was looked at, how it is, and what to do if it is not well."""
+    """Result of one check: the name, the verdict, the finding, and a remedy unless all is well."""
 
     name: str
     verdict: Literal["ok", "warn", "fail"]
@@ -72,7 +74,7 @@ class Check(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +100,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     yield check_python(sys.version_info[:2])
     runtime = check_runtime()
     yield runtime
-    store = models_of(args)
+    store, unit = models_of(args), unit_properties()
     try:
         config = load([Path(file) for file in args.config])
     except ConfigErrors as errors:
@@ -109,12 +111,11 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         if runtime.verdict == "ok":  # else it could take this process with it
             yield from check_models_work(config, store)
             yield from check_delegates(config, store, running=daemon_runs(args.runtime_dir))
-        yield from check_ports(config)
+        yield from check_sources(config, unit)
         yield check_broker(config.mqtt)
-    unit = unit_properties()
     yield from check_unit(unit)
     if config is not None:
-        yield from check_access(unit, wanted(config, store))
+        yield from _check_sandbox(unit, config, store)
     yield from check_root(Path("/"), Path("/etc/fstab"))
     yield check_state(Path(args.state_dir), Path("/etc/fstab"))
     yield check_clock(kernel_synchronised)
@@ -123,7 +124,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
 
 
 def check_python(version: tuple[int, int]) -> Check:
-    """Whether this Python is one that edged is tested with."""
+    """Check that edged is tested with this Python."""
     if (3, 11) <= version <= (3, 13):
         return Check("python", "ok", f"{platform.python_version()} on {platform.machine()}")
     return Check("python", "warn", f"{version[0]}.{version[1]}", "edged is tested with Python 3.11 to 3.13")
@@ -144,10 +145,10 @@ raise SystemExit(1)
 
 
 def check_runtime(code: str = _IMPORT_RUNTIME) -> Check:
-    """Whether a TFLite runtime can be imported; in a child process, for one built for another processor kills it."""
+    """Check that a TFLite runtime can be imported, in a child process: one for another processor kills the process."""
     try:
         command = [sys.executable, "-c", code]
-        found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # where ours are, wherever that is
+        found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the same packages as here
         child = subprocess.run(command, env=found, capture_output=True, text=True, timeout=RUNTIME_SECONDS)
     except subprocess.TimeoutExpired:
         return Check("runtime", "fail", f"importing it took more than {RUNTIME_SECONDS:.0f} s", "reinstall it")
@@ -161,7 +162,7 @@ def check_runtime(code: str = _IMPORT_RUNTIME) -> Check:
 
 
 def check_config(config: Config, store: Store) -> Iterator[Check]:
-    """Whether the configuration fits its models."""
+    """Check the configuration and its models."""
     problems = check_models(config, store)
     yield from map(_failed, problems)
     for doubt in warnings(config, store):
@@ -179,12 +180,12 @@ def _failed(problem: Problem) -> Check:
 
 
 def check_models_work(config: Config, store: Store) -> Iterator[Check]:
-    """Whether each model loads and computes on its golden samples what it should."""
+    """Check that each model loads, and computes the outputs of its golden samples."""
     for name, entry in config.models.items():
         try:
             bundle = find_bundle(name, entry, store)
         except EdgedError:
-            continue  # told by check_config
+            continue  # reported by check_config
         try:
             verdict = asyncio.run(prove_apart(bundle, entry.options))
         except EdgedError as error:
@@ -199,9 +200,9 @@ def check_models_work(config: Config, store: Store) -> Iterator[Check]:
 
 
 def check_delegates(config: Config, store: Store, *, running: bool, root: Path = Path("/")) -> Iterator[Check]:
-    """Whether the delegates that are configured can be used, and those that are here and a model has a variant for.
+    """Check the delegates that are configured, and the delegates on this board that a model has a variant for.
 
-    While no daemon has their devices they are loaded, in a child process each, with the variants that would run there.
+    Unless a daemon has their devices, each is loaded in a child process with the variants that would run there.
     """
     table = delegates(config.delegates)
     pinned = {entry.delegate for entry in config.models.values()} - {*NO_DELEGATES}
@@ -235,7 +236,7 @@ def _uses(config: Config, store: Store, known: Collection[Delegate]) -> Iterator
         try:
             bundle = find_bundle(model, entry, store)
         except EdgedError:
-            continue  # told by check_config
+            continue  # reported by check_config
         for variant in bundle.manifest.variants:
             for delegate in known:
                 if delegate.runs(variant.delegate) and entry.delegate in ("auto", delegate.name):
@@ -250,7 +251,7 @@ def _pinned_in_vain(config: Config, uses: list[_Use]) -> Iterator[Check]:
 
 
 def _try_out(use: _Use, rules: Rules, root: Path) -> Check:
-    """Whether a variant loads on its delegate, and how much the delegate takes of it."""
+    """Check that a variant loads on its delegate, and the share of the nodes that the delegate takes."""
     bundle, variant, name = use.bundle, use.variant, use.delegate.name
     try:
         delegation = resolve(use.delegate, variant.options, root=root)
@@ -265,35 +266,51 @@ def _try_out(use: _Use, rules: Rules, root: Path) -> Check:
     return Check("delegate", "ok", found)
 
 
-def check_ports(config: Config) -> Iterator[Check]:
-    """Whether the serial ports are there and may be opened."""
+def check_sources(config: Config, unit: Mapping[str, str]) -> Iterator[Check]:
+    """Check that the devices of the sources are there, and that the daemon's user may open each of them."""
     for name, entry in config.sources.items():
-        if entry.kind == "serial":
-            yield check_port(name, Path(entry.options.port))  # type: ignore[attr-defined]
+        yield from _check_source(name, entry, unit.get("SupplementaryGroups", "").split())
 
 
-def check_port(source: str, port: Path) -> Check:
-    """Whether one port is a device and ours to open, without opening it: the daemon may have it."""
+def _check_source(name: str, entry: SourceEntry, groups: Sequence[str]) -> Iterator[Check]:
     try:
-        status = port.stat()
+        required = required_devices(name, entry)
+    except ConfigError as error:
+        yield Check("device", "fail", error.message, error.hint)
+    else:
+        yield from (check_device(name, Path(path), required, groups) for path in required.paths)
+
+
+def check_device(
+    source: str, path: Path, required: DeviceRequirements = _NO_ADVICE, groups: Sequence[str] = ()
+) -> Check:
+    """Check one device without opening it, as the daemon may have it. `groups` are the service's, beside its user's."""
+    try:
+        status = path.stat()
     except OSError as error:
-        remedy = "plug the sensor in; stable names are in /dev/serial/by-id"
-        return Check("port", "fail", f"{source}: {port}: {error.strerror}", remedy)
-    if not stat.S_ISCHR(status.st_mode):
-        return Check("port", "fail", f"{source}: {port} is not a device", "name the port of the sensor")
-    if not _may_open(port, status):
-        group = _group_name(status.st_gid)
-        remedy = f"let the daemon's user in: sudo usermod -aG {group} {_daemon_user()}\nthen: {COMMAND}"
-        return Check("port", "fail", f"{source}: {port} belongs to the group {group}", remedy)
-    return Check("port", "ok", f"{source}: {port}")
+        remedy = f"plug the sensor in, or correct [sources.{source}]; stable names of ports are in /dev/serial/by-id"
+        return Check("device", "fail", f"{source}: {path}: {error.strerror}", remedy)
+    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        return Check("device", "fail", f"{source}: {path} is not a device", "name the device of the sensor")
+    if _may_open(path, status, groups):
+        return Check("device", "ok", f"{source}: {path}")
+    group = _group_name(status.st_gid)
+    if status.st_mode & 0o060 == 0o060 and status.st_gid != 0:
+        remedy = f"add the daemon's user to the group: sudo usermod -aG {group} {_daemon_user()}\nthen: {COMMAND}"
+        return Check("device", "fail", f"{source}: {path} belongs to the group {group}", remedy)
+    rule = required.udev_rule or f'KERNEL=="{path.resolve().name}", GROUP="{(*required.groups, USER)[0]}", MODE="0660"'
+    remedy = f"put into /etc/udev/rules.d/99-edged.rules:\n{rule}\nthen: sudo udevadm control --reload && {COMMAND}"
+    return Check("device", "fail", f"{source}: {path} belongs to root alone", remedy)
 
 
-def _may_open(port: Path, status: os.stat_result) -> bool:
-    """Whether the daemon's user may; whoever asks may be somebody else."""
+def _may_open(path: Path, status: os.stat_result, groups: Sequence[str]) -> bool:
+    """Return whether the daemon's user may open a device, or the caller where the package has made no such user."""
     try:
-        return _permits(status, pwd.getpwnam(USER), 0o6)
+        user = pwd.getpwnam(USER)
     except KeyError:
-        return os.access(port, os.R_OK | os.W_OK)
+        return os.access(path, os.R_OK | os.W_OK)
+    granted = status.st_mode >> 3 if _group_name(status.st_gid) in groups else 0
+    return granted & 0o6 == 0o6 or _permits(status, user, 0o6)
 
 
 def _group_name(number: int) -> str:
@@ -304,7 +321,7 @@ def _group_name(number: int) -> str:
 
 
 def check_broker(mqtt: MqttOptions, timeout: float = BROKER_SECONDS) -> Check:
-    """Whether anything listens where the broker should; nothing is said to it."""
+    """Check that the broker's address accepts connections; nothing is sent."""
     if not mqtt.host:
         return Check("broker", "warn", "none is configured", 'name one: [mqtt] host = "..."')
     try:
@@ -316,9 +333,9 @@ def check_broker(mqtt: MqttOptions, timeout: float = BROKER_SECONDS) -> Check:
 
 
 def unit_properties(ask: Callable[[], str] | None = None) -> dict[str, str]:
-    """What systemd says of the service; empty where there is no such service, or no systemd."""
+    """Return systemd's properties of the service; none without such a service, or without systemd."""
     lines = (ask or _systemctl_show)().splitlines()
-    unit = dict.fromkeys(_PROPERTIES, "")  # a list that is empty is not mentioned
+    unit = dict.fromkeys(_PROPERTIES, "")  # systemd prints no line for an empty list
     for name, _, value in (line.partition("=") for line in lines):
         unit[name] = f"{unit.get(name, '')} {value}".strip()
     return unit if unit["LoadState"] not in ("", "not-found") else {}
@@ -334,7 +351,7 @@ def _systemctl_show() -> str:
 
 
 def check_unit(unit: dict[str, str]) -> Iterator[Check]:
-    """Whether systemd runs the service, and will after the next boot."""
+    """Check that systemd runs the service, now and after the next boot."""
     if not unit:
         return
     active, enabled = unit["ActiveState"], unit["UnitFileState"]
@@ -353,8 +370,19 @@ def check_unit(unit: dict[str, str]) -> Iterator[Check]:
         yield Check("unit", "ok", f"the service is {active}, and started at boot")
 
 
+def _check_sandbox(unit: dict[str, str], config: Config, store: Store) -> Iterator[Check]:
+    try:
+        needs = wanted(config, store)
+    except ConfigError:
+        return  # reported by check_sources
+    except ControlError as error:
+        yield Check("access", "fail", error.message, error.hint)
+    else:
+        yield from check_access(unit, needs)
+
+
 def check_access(unit: dict[str, str], needs: Collection[Access]) -> Iterator[Check]:
-    """Whether the service's sandbox lets it at the devices that the configuration names."""
+    """Check that the service's sandbox allows the devices that the configuration names."""
     if not unit or not needs:
         return
     hidden = unit["PrivateDevices"] == "yes"
@@ -362,29 +390,29 @@ def check_access(unit: dict[str, str], needs: Collection[Access]) -> Iterator[Ch
     allowed = {word.replace("%%", "%") for word in unit["DeviceAllow"].split()}
     lacking = [need for need in needs if hidden or (closed and need.allow.replace("%%", "%") not in allowed)]
     for need in lacking:
-        found = f"the service is not let at {need.allow}, which {need.wanted_by} is to use"
+        found = f"the service's sandbox blocks {need.allow}, which {need.wanted_by} uses"
         yield Check("access", "fail", found, COMMAND)
     if not lacking:
-        yield Check("access", "ok", "the service is let at the devices that the configuration names")
+        yield Check("access", "ok", "the service's sandbox allows the devices that the configuration names")
 
 
 def check_root(root: Path, fstab: Path) -> Iterator[Check]:
-    """Whether the root file system became read-only by itself, as it does on a card that fails."""
+    """Check that the root file system is not read-only by a fault, as on a card that fails."""
     if _read_only(root):
         meant = any("ro" in options for point, options in _mounts(fstab) if point == root)
         if meant:
             yield Check("root", "ok", "read-only, as /etc/fstab has it")
         else:
-            remedy = "see why: sudo dmesg | grep -i error; a failing card turns so by itself: replace it"
+            remedy = "see why: sudo dmesg | grep -i error; replace a card that fails"
             yield Check("root", "warn", "the root file system is read-only, and /etc/fstab does not say so", remedy)
 
 
 def check_state(folder: Path, fstab: Path, least: int = LEAST_FREE_BYTES) -> Check:
-    """Whether the state folder is there, on the disk that it should be on, which can be written and has room."""
+    """Check the state folder: mounted where /etc/fstab names a partition, writable, and with free space."""
     for point, _ in _mounts(fstab):
         if point != Path("/") and folder.is_relative_to(point) and not os.path.ismount(point):
             remedy = f"see why: systemctl status {_mount_unit(point)}\nthen: sudo mount {point}"
-            return Check("state", "fail", f"{point} is not mounted, which /etc/fstab has there", remedy)
+            return Check("state", "fail", f"{point} is in /etc/fstab, and is not mounted", remedy)
     try:
         there = folder.is_dir()
     except PermissionError:
@@ -400,13 +428,13 @@ def check_state(folder: Path, fstab: Path, least: int = LEAST_FREE_BYTES) -> Che
     if room_hint(folder, "") == NO_INODES:
         return Check("state", "fail", f"{folder}: no inodes free", NO_INODES)
     if not _may_write(folder):
-        remedy = f"give it to the daemon's user: sudo chown -R {USER}: {folder}"
-        return Check("state", "fail", f"{folder} is not for {_daemon_user()} to write", remedy)
+        remedy = f"give the folder to the daemon's user: sudo chown -R {USER}: {folder}"
+        return Check("state", "fail", f"{_daemon_user()} may not write to {folder}", remedy)
     return Check("state", "ok", f"{folder}: writable, {tables.size(free)} free")
 
 
 def _mounts(fstab: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Where file systems are to be mounted, and with which options."""
+    """Yield the mount points of a file like /etc/fstab, and the options of each."""
     try:
         lines = fstab.read_text().splitlines()
     except OSError:
@@ -428,7 +456,7 @@ def _read_only(folder: Path) -> bool:
 
 
 def _daemon_user() -> str:
-    """Who the daemon runs as: its user, where the package has made one; else whoever asks."""
+    """Return the user of the service, or the caller's name where the package has made no such user."""
     try:
         return pwd.getpwnam(USER).pw_name
     except KeyError:
@@ -436,7 +464,7 @@ def _daemon_user() -> str:
 
 
 def _may_write(folder: Path) -> bool:
-    """Whether the daemon's user may, by the permissions of the folder itself."""
+    """Return whether the daemon's user may write to a folder, by the permissions of the folder itself."""
     try:
         user = pwd.getpwnam(USER)
     except KeyError:
@@ -455,25 +483,27 @@ def _permits(status: os.stat_result, user: pwd.struct_passwd, wanted: int) -> bo
 
 
 def check_clock(synchronised: Callable[[], bool]) -> Check:
-    """Whether a time source vouches for the wall clock."""
+    """Check that the wall clock is synchronised."""
     if synchronised():
         return Check("clock", "ok", "synchronised")
-    remedy = "results say so meanwhile; see: timedatectl timesync-status"
+    remedy = "see why: timedatectl timesync-status; results carry synchronised = false until then"
     return Check("clock", "warn", "not synchronised", remedy)
 
 
 def check_hardware(sys: Path) -> Iterator[Check]:
-    """What the board says of its supply, its temperature and its storage; nothing where it does not."""
+    """Check the supply, the temperature and the storage, as far as the board measures them."""
     slowed = hardware.throttling(sys)
     if slowed is not None:
         yield _check_power(slowed)
     degrees = hardware.temperature(sys)
     if degrees is not None:
         hot = degrees >= HOT_DEGREES
-        yield Check("heat", "warn" if hot else "ok", f"{degrees:.0f} °C", "cool it: it slows down soon" if hot else "")
+        remedy = "cool the board, or the processor slows down soon" if hot else ""
+        yield Check("heat", "warn" if hot else "ok", f"{degrees:.0f} °C", remedy)
     for each in hardware.wear(sys):
-        found = f"{each.device}: about {each.tenths * 10} % of its life is used"
-        yield Check("wear", "warn" if each.worn else "ok", found, "replace it before it fails" if each.worn else "")
+        found = f"{each.device}: about {each.tenths * 10} % of the lifetime is used"
+        remedy = "replace the card before it fails" if each.worn else ""
+        yield Check("wear", "warn" if each.worn else "ok", found, remedy)
 
 
 def _check_power(slowed: hardware.Throttling) -> Check:
@@ -486,11 +516,11 @@ def _check_power(slowed: hardware.Throttling) -> Check:
 
 
 def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
-    """Whether the daemon answers, how it is, and whether what it finds gets out."""
+    """Check that the daemon answers and runs, and that its results reach the broker."""
     try:
         status = connect(runtime_dir).call("status")
         spool = connect(runtime_dir).call("spool")
-    except UnreachableError as error:  # that it does not run may be meant so
+    except UnreachableError as error:  # a daemon that was stopped is no fault
         yield Check("daemon", "fail" if isinstance(error, ForbiddenError) else "warn", error.message, error.hint)
         return
     except EdgedError as error:
@@ -498,7 +528,7 @@ def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
         return
     yield _check_state_of(status)
     if status["config"]["error"]:
-        found = f"the last one was refused, one before is in effect: {status['config']['error']['message']}"
+        found = f"the daemon refused the last configuration: {status['config']['error']['message']}"
         yield Check(
             "config", "fail", found, "see what is wrong: edgectl config check\nthen: sudo systemctl reload edged"
         )
@@ -514,34 +544,35 @@ def _check_state_of(status: dict[str, Any]) -> Check:
     if state == "running":
         return Check("daemon", "ok", f"edged {status['version']} runs, up {tables.duration(status['uptime'])}")
     reason = status["health"]["reason"]
-    found = f"it is {state}{reason and ': '}{reason}"
+    found = f"the daemon is {state}{reason and ': '}{reason}"
     return Check("daemon", "warn" if state == "starting" else "fail", found, "see why: edgectl status")
 
 
 def check_name(device: str, namesake: str) -> Check:
-    """Another board was heard of under this one's name within the last hour."""
-    found = f"another board calls itself {device!r} too: its boot {namesake} was seen within the last hour"
-    return Check("name", "fail", found, "give each board a name of its own, [device] name, and reload it")
+    """Report another board that has used the name of this board within the last hour."""
+    found = f"another board is named {device!r} too: boot {namesake} was seen within the last hour"
+    return Check("name", "fail", found, "give each board another [device] name, and reload")
 
 
 def check_publishing(mqtt: dict[str, Any], waiting: int) -> Check:
-    """When the broker took a message last; that it was long ago is bad only where some wait."""
+    """Check the time of the last message that the broker has accepted; a long time is bad only if messages wait."""
     ago = mqtt["last_sent_ago"]
-    last = "no message has got through yet" if ago is None else f"a message got through {tables.duration(ago)} ago"
+    when = "no message yet" if ago is None else f"a message {tables.duration(ago)} ago"
+    last = f"the broker accepted {when}"
     if not mqtt["connected"]:
         return Check("publish", "fail", f"{last}; not connected: {mqtt['health']['reason']}", mqtt["health"]["hint"])
     if waiting and (ago is None or ago > STUCK_SECONDS):
-        return Check("publish", "warn", f"{last}, and {waiting} wait", "see why: edgectl spool")
+        return Check("publish", "warn", f"{last}, and {waiting} are waiting", "see why: edgectl spool")
     return Check("publish", "ok", last)
 
 
 def check_spool(spool: dict[str, Any]) -> Iterator[Check]:
-    """Whether what waits for the broker is kept, and whether any of it was lost or refused."""
+    """Check that the spool keeps the waiting messages, and that none was lost or refused."""
     if spool["health"]["state"] in ("degraded", "failed"):
         yield Check("spool", "fail", spool["health"]["reason"], spool["health"]["hint"])
     if spool["parked"]:
         found = f"the broker refused {spool['parked']} messages"
         yield Check("spool", "warn", found, "see why: edgectl spool\nthen: edgectl spool retry, or drop")
     if spool["dropped"]:
-        found = f"{spool['dropped']} messages were dropped for want of room"
-        yield Check("spool", "warn", found, "give it more room: [spool], or bring the broker back sooner")
+        found = f"the spool was full: {spool['dropped']} messages were dropped"
+        yield Check("spool", "warn", found, "raise the limits of [spool], or repair the broker")

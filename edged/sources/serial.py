@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from edged.api import Chunk, ConfigError, DeviceError, Obstacle, Source, SourceConfig, SourceInfo
+from edged.api import (
+    Chunk,
+    ConfigError,
+    DeviceError,
+    DeviceRequirements,
+    Obstacle,
+    Source,
+    SourceConfig,
+    SourceInfo,
+)
 from edged.core.framing import (
     Checksum,
     Crc,
@@ -35,8 +44,11 @@ if TYPE_CHECKING:
 
 MAX_BLOCK = 65_536
 
-_LET_IN = "sudo edgectl devices allow --restart"
+_ALLOW = "sudo edgectl devices allow --restart"
 _IN_EVERY_SANDBOX = {"console", "ptmx", "tty"}
+
+_ADAPTERS = {"ttyUSB": "usbserial", "ttyACM": "cdc_acm"}
+"""Kernel drivers of serial ports that come and go, and the module that registers each driver."""
 
 _OPTIONS_OF = {
     "csv": ("separator", "columns", "comment", "prefix", "select", "crc"),
@@ -113,9 +125,13 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
     select: Annotated[dict[Channel, Annotated[str, Meta(max_length=200)]], Meta(max_length=64)] = {}  # noqa: RUF012, msgspec copies it
 
     def describe(self) -> SourceInfo:
-        """What the options promise."""
+        """Return the channels, units and rate of the options."""
         self._decoder()
         return row(self.channels, self.units, self.rate)
+
+    def devices(self) -> DeviceRequirements:
+        """Return the port, which may be a USB adapter that is not plugged in."""
+        return DeviceRequirements(paths=(self.port,), drivers=_ADAPTERS)
 
     def open(self) -> Source:
         """Open the port for ourselves alone."""
@@ -253,15 +269,15 @@ def refusal(path: str, error: Exception, root: Path = Path("/")) -> DeviceError:
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         hint = _ports(root / "dev/serial/by-id")
         if _sandboxed(root):
-            hint = f"the service sees no device yet: {_LET_IN}; if that is done, plug it in"
+            hint = f"the service's sandbox hides all devices: run {_ALLOW}; after that, plug the device in"
         return DeviceError(f"{path} is not there", hint=hint, retryable=True)
     if number == errno.EPERM:  # its permissions would let us, so that it is the service's sandbox that does not
-        return DeviceError(f"the service is not let at {path}", hint=f"let it: {_LET_IN}", retryable=True)
+        return DeviceError(f"the service's sandbox blocks {path}", hint=f"run {_ALLOW}", retryable=True)
     if number == errno.EACCES:
         return DeviceError(
             f"not allowed to open {path}",
             hint="add the user edged runs as to the group dialout (sudo usermod -aG dialout USER) and restart, "
-            f"or give it the device with a udev rule; then: {_LET_IN}",
+            f"or give it the device with a udev rule; then: {_ALLOW}",
             retryable=True,
         )
     if number in (errno.EBUSY, errno.EAGAIN):

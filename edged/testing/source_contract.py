@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from edged.api import Chunk, Source, SourceConfig
+from edged.core import device_requirements
 
 DEADLINE_SECONDS = 120.0
 
@@ -54,6 +55,11 @@ class SourceContract:
         assert len(info.units) in (0, len(info.channels))
         assert info.rate is None or info.rate > 0
         assert config.describe() == info
+
+    def test_devices_are_stated(self, config: SourceConfig) -> None:
+        found = config.devices()
+        assert device_requirements.check(found) == found
+        assert config.devices() == found
 
     def test_chunks_match_the_description(self, config: SourceConfig, source: Source) -> None:
         shape = config.describe().shape

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edged.config.load import load
-from edged.core.errors import ControlError, StoreError
+from edged.core.errors import ConfigError, ControlError, EdgedError, StoreError
 from edged.ctl import devices_allow as allow
 from edged.ctl import exit_codes as exits
 from edged.ctl.devices_allow import Access, driver_of, drop_in, module_of, put, wanted
@@ -99,8 +99,98 @@ def test_a_link_says_what_it_leads_to(needs, tmp_path):
 
 @pytest.mark.parametrize("port", ["/dev/tty\\nExecStart=/bin/evil", "/dev/tty A0"])
 def test_nothing_else_gets_into_the_unit(needs, port):
-    with pytest.raises(ControlError, match="cannot be let in"):
+    with pytest.raises(EdgedError, match=r"no device that systemd can allow|no absolute path of a device"):
         needs(serial(port), {port.replace("\\n", "\n"): "misc"})
+
+
+# -- plug-ins --------------------------------------------------------------------------------------------------------
+
+BAROMETER = """
+from edged.api import DeviceRequirements, SourceConfig, SourceInfo
+
+class Barometer(SourceConfig, frozen=True, kw_only=True):
+    def describe(self):
+        return SourceInfo(shape=(1,), channels=("pressure",))
+
+    def devices(self):
+        return {devices}
+"""
+I2C = 'DeviceRequirements(paths=("/dev/i2c-1",), groups=("daemon",), drivers={"i2c": "i2c_dev"})'
+
+
+@pytest.fixture
+def barometer(install_plugin):
+    """Install a plug-in whose devices() returns this, and return the table of a source of its kind."""
+
+    def barometer(devices):
+        install_plugin("barometer", BAROMETER.replace("{devices}", devices), barometer="barometer:Barometer")
+        return '[sources.attic]\nkind = "barometer"\n'
+
+    return barometer
+
+
+@pytest.mark.parametrize(
+    ("devices", "drivers", "expected"),
+    [
+        ("DeviceRequirements()", {}, []),
+        (
+            'DeviceRequirements(paths=("/dev/i2c-1",))',
+            {},
+            [Access("/dev/i2c-1", "source attic")],
+        ),
+        (I2C, {}, [Access("char-i2c", "source attic", module="i2c_dev", groups=("daemon",))]),
+        (I2C, {"/dev/i2c-1": "i2c"}, [Access("char-i2c", "source attic", module="i2c_dev", groups=("daemon",))]),
+        (
+            'DeviceRequirements(drivers={"usb_device": ""}, hotplug=True)',
+            {},
+            [Access("char-usb_device", "source attic", netlink=True)],
+        ),
+    ],
+    ids=["none", "a file", "absent", "there", "usb"],
+)
+def test_the_devices_of_a_plug_in_are_allowed(needs, barometer, devices, drivers, expected):
+    assert needs(barometer(devices), drivers) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [
+        ("1 / 0", "devices() fails: ZeroDivisionError('division by zero')"),
+        ("['/dev/i2c-1']", "devices() returns list in place of DeviceRequirements"),
+        ("DeviceRequirements(paths=('i2c-1',))", "'i2c-1' is no absolute path of a device"),
+    ],
+)
+def test_a_plug_in_that_does_not_state_its_devices_is_named(needs, barometer, devices, reason):
+    with pytest.raises(ConfigError) as refused:
+        needs(barometer(devices))
+    assert refused.value.message == f"[sources.attic], kind 'barometer': {reason}"
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [
+        ('DeviceRequirements(paths=("/etc/shadow",))', "source attic uses '/etc/shadow', which is no device"),
+        ('DeviceRequirements(paths=("/dev/x",), groups=("nobody-has-it",))', "source attic needs the group nobody-has"),
+    ],
+)
+def test_a_plug_in_gets_no_more_than_devices_and_groups_of_the_board(needs, barometer, devices, reason):
+    with pytest.raises(ControlError, match=reason):
+        needs(barometer(devices))
+
+
+def test_devices_allow_shows_the_device_of_a_plug_in(tmp_path, capsys, barometer):
+    (tmp_path / "edged.toml").write_text(barometer('DeviceRequirements(paths=("/dev/i2c-1",))'))
+    files = ["--config", str(tmp_path / "edged.toml"), "--state-dir", str(tmp_path)]
+    assert main(["devices", "allow", "--dry-run", *files]) == exits.DONE
+    assert "DeviceAllow=/dev/i2c-1 rw\n" in capsys.readouterr().out
+
+
+def test_two_sources_of_one_driver_bring_the_groups_of_both(needs, install_plugin):
+    code = BAROMETER.replace("{devices}", 'DeviceRequirements(drivers={"ttyUSB": "usbserial"}, groups=("daemon",))')
+    install_plugin("barometer", code, barometer="barometer:Barometer")
+    (access,) = needs(serial("/dev/ttyUSB0") + '[sources.attic]\nkind = "barometer"\n')
+    assert access == USB_SERIAL._replace(groups=("daemon",))
 
 
 # -- accelerators ---------------------------------------------------------------------------------------------------
@@ -169,7 +259,7 @@ def test_the_module_of_a_device(tmp_path):
 
 
 def test_what_systemd_is_told():
-    text = drop_in([USB_SERIAL, Access("char-usb_device", "delegate edgetpu", group="uucp", netlink=True)])
+    text = drop_in([USB_SERIAL, Access("char-usb_device", "delegate edgetpu", groups=("uucp",), netlink=True)])
     assert [line for line in text.splitlines() if not line.startswith("#")] == [
         "[Unit]",
         "Wants=modprobe@usbserial.service",
@@ -208,9 +298,9 @@ def test_a_disk_that_refuses_is_told(tmp_path):
 
 
 def test_who_is_not_root_is_told_so():
-    with unprivileged(), pytest.raises(ControlError, match="not ours to write") as refused:
+    with unprivileged(), pytest.raises(ControlError, match="cannot be written without root") as refused:
         put("[Service]\n", allow.DROP_IN)
-    assert refused.value.hint == "as root: sudo edgectl devices allow"
+    assert refused.value.hint == "run sudo edgectl devices allow"
 
 
 # -- the verb -------------------------------------------------------------------------------------------------------
@@ -219,7 +309,7 @@ def test_who_is_not_root_is_told_so():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("", "the configuration names no device, and the service sees none\n"),
+        ("", "the configuration names no device, and the sandbox shows none\n"),
         (serial("/dev/ttyUSB0"), "DeviceAllow=char-ttyUSB rw\n"),
     ],
 )

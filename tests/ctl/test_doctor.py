@@ -5,12 +5,15 @@ import os
 import pty
 import shutil
 import socket
+import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from edged.backends.delegates import KNOWN
 from edged.config.load import load
+from edged.core.device_requirements import DeviceRequirements
 from edged.ctl import doctor
 from edged.ctl.devices_allow import Access
 from edged.ctl.doctor import Check
@@ -216,27 +219,82 @@ def test_a_model_that_is_not_what_its_manifest_says(tmp_path):
 def test_a_port_that_is_there():
     master, slave = pty.openpty()
     name = os.ttyname(slave)
-    assert doctor.check_port("wrist", Path(name)) == Check("port", "ok", f"wrist: {name}")
+    assert doctor.check_device("wrist", Path(name)) == Check("device", "ok", f"wrist: {name}")
     os.close(master)
     os.close(slave)
 
 
 def test_a_port_that_is_not_there(tmp_path):
-    check = doctor.check_port("wrist", tmp_path / "ttyUSB0")
+    check = doctor.check_device("wrist", tmp_path / "ttyUSB0")
     assert (check.verdict, check.found) == ("fail", f"wrist: {tmp_path}/ttyUSB0: No such file or directory")
     assert "/dev/serial/by-id" in check.remedy
 
 
 def test_a_file_is_no_port(tmp_path):
     (tmp_path / "x").touch()
-    assert doctor.check_port("wrist", tmp_path / "x").found == f"wrist: {tmp_path}/x is not a device"
+    assert doctor.check_device("wrist", tmp_path / "x").found == f"wrist: {tmp_path}/x is not a device"
 
 
 def test_only_serial_sources_have_ports(tmp_path):
     config = configured(
         tmp_path, CONFIG + '[sources.usb]\nkind = "serial"\nport = "/dev/nowhere"\nchannels = ["a"]\nrate = 5'
     )
-    assert [check.found for check in doctor.check_ports(config)] == ["usb: /dev/nowhere: No such file or directory"]
+    assert [check.found for check in doctor.check_sources(config, {})] == [
+        "usb: /dev/nowhere: No such file or directory"
+    ]
+
+
+CAMERA = """
+from edged.api import DeviceRequirements, SourceConfig, SourceInfo
+
+class Camera(SourceConfig, frozen=True, kw_only=True):
+    device: str
+
+    def describe(self):
+        return SourceInfo(shape=(4,))
+
+    def devices(self):
+        return DeviceRequirements(paths=(self.device,))
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("/dev/null", Check("device", "ok", "eye: /dev/null")),
+        ("/dev/video77", "eye: /dev/video77: No such file or directory"),
+        ("video0", "[sources.eye], kind 'camera': 'video0' is no absolute path of a device"),
+    ],
+)
+def test_the_device_of_a_plug_in_is_looked_at(tmp_path, install_plugin, device, expected):
+    install_plugin("camera", CAMERA, camera="camera:Camera")
+    config = configured(tmp_path, f'{CONFIG}[sources.eye]\nkind = "camera"\ndevice = "{device}"\n')
+    (check,) = doctor.check_sources(config, {})
+    assert expected in (check, check.found)
+    assert bool(check.remedy) == (check.verdict == "fail")
+
+
+@pytest.fixture
+def root_only():
+    """Make a device that belongs to root alone, in a folder that everybody may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        device = Path(folder, "spidev0.0")
+        try:
+            os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+        yield device
+
+
+def test_a_device_that_belongs_to_root_alone_is_given_away_by_a_udev_rule(root_only):
+    device = root_only
+    with unprivileged():
+        check = doctor.check_device("eye", device)
+        own = doctor.check_device("eye", device, DeviceRequirements(paths=(str(device),), udev_rule="MY RULE"))
+    assert check.found == f"eye: {device} belongs to root alone"
+    assert 'KERNEL=="spidev0.0", GROUP="edged", MODE="0660"' in check.remedy
+    assert "\nMY RULE\n" in own.remedy
 
 
 def test_a_broker_that_listens_and_one_that_does_not():
@@ -274,7 +332,7 @@ def test_a_state_partition_that_is_not_mounted(tmp_path, fstab):
     with fstab.open("a") as file:
         file.write(f"/dev/mmcblk0p3 {tmp_path} ext4 defaults,nofail 0 2\n")
     check = doctor.check_state(tmp_path / "edged", fstab)
-    assert (check.verdict, check.found) == ("fail", f"{tmp_path} is not mounted, which /etc/fstab has there")
+    assert (check.verdict, check.found) == ("fail", f"{tmp_path} is in /etc/fstab, and is not mounted")
     assert check.remedy.endswith(f"sudo mount {tmp_path}")
 
 
@@ -397,7 +455,7 @@ def test_a_daemon_that_is_not_there_may_be_meant_so(tmp_path):
 def test_a_daemon_that_runs(daemon, runtime_dir):
     assert list(doctor.check_daemon(str(runtime_dir))) == [
         Check("daemon", "ok", "edged 0.1.0 runs, up 1 d 2 h"),
-        Check("publish", "ok", "a message got through 4 s ago"),
+        Check("publish", "ok", "the broker accepted a message 4 s ago"),
     ]
 
 
@@ -405,7 +463,7 @@ def test_a_daemon_that_runs(daemon, runtime_dir):
 def test_a_daemon_that_is_not_well(daemon, runtime_dir, state, verdict):
     daemon.status = daemon.status | {"state": state, "health": {"reason": "it has its reasons"}}
     check = next(doctor.check_daemon(str(runtime_dir)))
-    assert check == Check("daemon", verdict, f"it is {state}: it has its reasons", "see why: edgectl status")
+    assert check == Check("daemon", verdict, f"the daemon is {state}: it has its reasons", "see why: edgectl status")
 
 
 def test_a_daemon_that_refused_its_configuration(daemon, runtime_dir):
@@ -424,11 +482,16 @@ def test_no_daemon_is_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("connected", "ago", "waiting", "expected"),
     [
-        (True, 4.0, 0, ("ok", "a message got through 4 s ago", "")),
-        (True, None, 0, ("ok", "no message has got through yet", "")),
-        (True, 3700.0, 0, ("ok", "a message got through 1 h 1 min ago", "")),
-        (True, 3700.0, 7, ("warn", "a message got through 1 h 1 min ago, and 7 wait", "see why: edgectl spool")),
-        (False, None, 7, ("fail", "no message has got through yet; not connected: refused", "is it up?")),
+        (True, 4.0, 0, ("ok", "the broker accepted a message 4 s ago", "")),
+        (True, None, 0, ("ok", "the broker accepted no message yet", "")),
+        (True, 3700.0, 0, ("ok", "the broker accepted a message 1 h 1 min ago", "")),
+        (
+            True,
+            3700.0,
+            7,
+            ("warn", "the broker accepted a message 1 h 1 min ago, and 7 are waiting", "see why: edgectl spool"),
+        ),
+        (False, None, 7, ("fail", "the broker accepted no message yet; not connected: refused", "is it up?")),
     ],
 )
 def test_when_a_message_got_through_last(connected, ago, waiting, expected):
@@ -444,7 +507,7 @@ def test_what_is_wrong_with_the_spool():
     assert found == [
         ("fail", "the disk is full"),
         ("warn", "the broker refused 2 messages"),
-        ("warn", "3 messages were dropped for want of room"),
+        ("warn", "the spool was full: 3 messages were dropped"),
     ]
 
 
@@ -489,8 +552,8 @@ def test_a_board_that_says_nothing_of_itself(tmp_path):
         ("devices/platform/soc/soc:firmware/get_throttled", "1", "fail", "the supply voltage is too low"),
         ("class/thermal/thermal_zone0/temp", "50499", "ok", "50 °C"),
         ("class/thermal/thermal_zone0/temp", "80100", "warn", "80 °C"),
-        ("block/mmcblk0/device/life_time", "0x02 0x01", "ok", "mmcblk0: about 20 % of its life"),
-        ("block/mmcblk0/device/life_time", "0x0b 0x01", "warn", "mmcblk0: about 110 % of its life"),
+        ("block/mmcblk0/device/life_time", "0x02 0x01", "ok", "mmcblk0: about 20 % of the lifetime"),
+        ("block/mmcblk0/device/life_time", "0x0b 0x01", "warn", "mmcblk0: about 110 % of the lifetime"),
     ],
 )
 def test_what_a_board_says_of_itself(tmp_path, file, text, verdict, found):

@@ -264,7 +264,7 @@ def test_the_doctor_finds_nothing_worse_than_a_wrong_clock(shared):
         checks = doctor(shared, asker)
         assert [check for each in checks.values() for check in each if check["verdict"] == "fail"] == []
         assert {check["verdict"] for each in checks.values() for check in each if each[0]["name"] != "clock"} == {"ok"}
-        assert "a message got through" in checks["publish"][0]["found"]
+        assert "the broker accepted a message" in checks["publish"][0]["found"]
 
 
 def test_the_manual_pages_and_the_completion_are_there(shared):
@@ -483,7 +483,7 @@ def test_a_first_boot_with_no_network_no_clock_and_no_sensor(installed, tmp_path
         assert demo["last"]["time"] < 86_400
         assert wrist(board)["state"] == "failed"
         failed = {name for name, checks in doctor(board).items() for each in checks if each["verdict"] == "fail"}
-        assert {"port", "access", "broker", "publish"} <= failed
+        assert {"device", "access", "broker", "publish"} <= failed
 
 
 # -- its life with dpkg ---------------------------------------------------------------------------------------------
@@ -577,7 +577,7 @@ def test_a_state_partition_that_is_missing_is_waited_for(installed, tmp_path):
     }
     with booted(tmp_path / "board", installed, files=files) as board:
         checks = doctor(board)
-        assert checks["state"][0]["found"] == "/var/lib/edged is not mounted, which /etc/fstab has there"
+        assert checks["state"][0]["found"] == "/var/lib/edged is in /etc/fstab, and is not mounted"
         assert checks["unit"][0]["verdict"] == "fail"
         write(board, "/etc/fstab", FSTAB.replace("64k", "64m"))
         board.run("systemctl", "daemon-reload")

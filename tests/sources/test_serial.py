@@ -243,12 +243,13 @@ def test_the_hint_names_the_ports_that_are_there(root: Path) -> None:
 def test_in_a_sandbox_that_hides_all_devices_the_hint_says_how_to_let_them_in(root: Path) -> None:
     hidden = refusal("/dev/ttyACM0", OSError(errno.ENOENT, "No such file"), root)
     assert hidden.hint == (
-        "the service sees no device yet: sudo edgectl devices allow --restart; if that is done, plug it in"
+        "the service's sandbox hides all devices: run sudo edgectl devices allow --restart; "
+        "after that, plug the device in"
     )
     forbidden = refusal("/dev/ttyACM0", OSError(errno.EPERM, "Operation not permitted"), root)
     assert (forbidden.message, forbidden.hint) == (
-        "the service is not let at /dev/ttyACM0",
-        "let it: sudo edgectl devices allow --restart",
+        "the service's sandbox blocks /dev/ttyACM0",
+        "run sudo edgectl devices allow --restart",
     )
 
 
