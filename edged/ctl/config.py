@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import asdict
 
@@ -25,6 +25,7 @@ from edged.core.tables import Place, Problem, dotted
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import models_of
+from edged.models.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,22 +44,44 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(paths: list[Path], args: argparse.Namespace) -> int:
-    doubts: tuple[Problem, ...] = ()
-    try:
-        config, store = load(paths), models_of(args)
-        problems = check_models(config, store)
-        doubts = warnings(config, store)
-    except ConfigErrors as errors:
-        problems = errors.problems
+    found = checked(paths, models_of(args))
     if args.json:
-        told = {"problems": list(map(asdict, problems)), "warnings": list(map(asdict, doubts))}
-        tables.show_json({"valid": not problems, **told})
-        return exits.BAD if problems else exits.DONE
-    tables.show(line for problem in problems for line in _block(problem))
-    tables.show(line for doubt in doubts for line in _block(doubt, "warning: "))
-    if not problems:
-        tables.show([f"{', '.join(map(str, paths))}: valid: {summary(config)}"])
-    return exits.BAD if problems else exits.DONE
+        tables.show_json(found.to_json())
+    else:
+        tables.show(found.lines())
+        if found.config:
+            tables.show([f"{', '.join(map(str, paths))}: valid: {summary(found.config)}"])
+    return exits.BAD if found.problems else exits.DONE
+
+
+class Checked(NamedTuple):
+    """A configuration, None if its text has problems; its problems, and its warnings."""
+
+    config: Config | None
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer of `edgectl config check --json`."""
+        parts = {"problems": list(map(asdict, self.problems)), "warnings": list(map(asdict, self.warnings))}
+        return {"valid": not self.problems, **parts}
+
+    def lines(self) -> Iterator[str]:
+        """Yield the problems and the warnings, for people."""
+        for problem in self.problems:
+            yield from _block(problem)
+        for warning in self.warnings:
+            yield from _block(warning, "warning: ")
+
+
+def checked(paths: list[Path], store: Store) -> Checked:
+    """Read and check a configuration, with the models in a store."""
+    try:
+        config = load(paths)
+    except ConfigErrors as errors:
+        return Checked(None, errors.problems)
+    problems = check_models(config, store)
+    return Checked(None if problems else config, problems, warnings(config, store))
 
 
 def _block(problem: Problem, kind: str = "") -> Iterator[str]:
@@ -95,7 +118,7 @@ def toml(table: dict[str, Any], origin: Callable[[Place], str] | None = None, pl
         yield f"[{'.'.join(map(_key, place))}]"
     for key, value in values.items():
         comment = f"  # {tables.plain(origin((*place, key)))}" if origin else ""
-        yield f"{_key(key)} = {_value(value)}{comment}"
+        yield f"{_key(key)} = {toml_value(value)}{comment}"
     if values:
         yield ""
     for key, value in table.items():
@@ -104,18 +127,19 @@ def toml(table: dict[str, Any], origin: Callable[[Place], str] | None = None, pl
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a plain value in TOML, on one line."""
     match value:
         case bool():
             return "true" if value else "false"
         case str():
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        case list():
-            return "[" + ", ".join(map(_value, value)) + "]"
+        case list() | tuple():
+            return "[" + ", ".join(map(toml_value, value)) + "]"
         case dict():
-            return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
+            return "{" + ", ".join(f"{_key(key)} = {toml_value(item)}" for key, item in value.items()) + "}"
         case _:
             return repr(value)

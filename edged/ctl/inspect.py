@@ -103,18 +103,7 @@ def _use(structure: TfliteFile) -> tuple[str, Iterable[Side]]:
 
 
 def _bare_facts(file: Path, structure: TfliteFile) -> Iterator[tuple[str, str]]:
-    yield "file", f"{file.name}, {tables.size(file.stat().st_size)}, with no manifest"
-    for title, tensors, metadata in (
-        ("inputs", structure.inputs, structure.input_metadata),
-        ("outputs", structure.outputs, structure.output_metadata),
-    ):
-        for index, (name, tensor) in enumerate(_titled(title, tensors)):
-            yield name, _tensor(tensor)
-            if index < len(metadata) and (said := _metadata(metadata[index])):
-                yield "", f"  its metadata: {said}"
-    yield "ops", f"{some(structure.ops, MAX_LINES)}, in {structure.nodes} nodes"
-    for title, signature in _titled("signatures", [signature.name for signature in structure.signatures]):
-        yield title, signature
+    yield from contents(file, structure)
     obstacle, sides = _use(structure)
     if obstacle:
         yield "cannot run", obstacle
@@ -124,6 +113,22 @@ def _bare_facts(file: Path, structure: TfliteFile) -> Iterator[tuple[str, str]]:
         yield title, problem
     if part := {key: part for side in sides for key, part in side.part.items()}:
         yield "to do", fill_in(file, part)
+
+
+def contents(file: Path, structure: TfliteFile) -> Iterator[tuple[str, str]]:
+    """Yield what a .tflite file has inside, each fact with its title: tensors, metadata, ops and signatures."""
+    yield "file", f"{file.name}, {tables.size(file.stat().st_size)}, with no manifest"
+    for title, tensors, metadata in (
+        ("inputs", structure.inputs, structure.input_metadata),
+        ("outputs", structure.outputs, structure.output_metadata),
+    ):
+        for index, (name, tensor) in enumerate(_titled(title, tensors)):
+            yield name, tensor_line(tensor)
+            if index < len(metadata) and (said := _metadata(metadata[index])):
+                yield "", f"  its metadata: {said}"
+    yield "ops", f"{some(structure.ops, MAX_LINES)}, in {structure.nodes} nodes"
+    for title, signature in _titled("signatures", [signature.name for signature in structure.signatures]):
+        yield title, signature
 
 
 def _metadata(said: TensorMetadata) -> str:
@@ -157,9 +162,9 @@ def _facts(head: Head) -> Iterator[tuple[str, str]]:
     for title, step in _titled("preprocess", manifest.preprocess):
         yield title, _step(step)
     for title, each in _titled("inputs", manifest.inputs):
-        yield title, _tensor(each.tensor)
+        yield title, tensor_line(each.tensor)
     for title, output in _titled("outputs", manifest.outputs):
-        yield title, _tensor(output)
+        yield title, tensor_line(output)
     yield "says", _says(manifest)
     yield "golden", f"samples in {manifest.golden.file}" if manifest.golden else "no samples"
     for title, text in _titled("reference", [] if manifest.reference is None else _reference(manifest)):
@@ -189,7 +194,8 @@ def _step(step: Step) -> str:
     return f"{fields.pop('step')} {_listed(fields)}".rstrip()
 
 
-def _tensor(tensor: TensorSpec) -> str:
+def tensor_line(tensor: TensorSpec) -> str:
+    """Return name, type, shape and quantisation of a tensor, in a line."""
     quantised = f", scale {tensor.scale:g}, zero point {tensor.zero_point}" if tensor.scale else ""
     return f"{tensor.name}: {tensor.dtype} {list(tensor.shape)}{quantised}"
 

@@ -1,11 +1,11 @@
 """Pack a model into a bundle, one .edgm file that `edgectl update-model` takes.
 
-From a folder with a manifest.json it takes everything as it is. To a .tflite file it adds what is said here, what
---manifest says (a manifest.json of which any part may be left out, for instance that of the version before), and what
-the file leaves no doubt of, which is told; in this order. Whatever is missing then is asked for. Tensors are always the
-file's own, open shapes resized to what the manifest states or the window needs. Pixels go into 8-bit tensors as they
-are. Labels in a file (--labels) are a line each, "INDEX  LABEL", or a table with a header, and numbered where they are
-not unique.
+From a folder with a manifest.json it takes everything as it is, and from a draft (`edgectl model draft`) the model and
+its manifest.toml. To a .tflite file it adds what is said here, what --manifest says (a manifest.json of which any part
+may be left out, for instance that of the version before, or the same in TOML), and what the file leaves no doubt of,
+which is told; in this order. Whatever is missing then is asked for. Tensors are always the file's own, open shapes
+resized to what the manifest states or the window needs. Pixels go into 8-bit tensors as they are. Labels in a file
+(--labels) are a line each, "INDEX  LABEL", or a table with a header, and numbered where they are not unique.
 
 Golden samples are what a board proves the model with: windows, and what the model makes of them here. --golden is a
 recording that windows are cut from (.csv, .npy, .npz), or an array of windows (n, length, ...). Without it random
@@ -34,6 +34,7 @@ import os
 import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import prod
@@ -53,17 +54,21 @@ from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.derived import NORMALISE, is_picture_shape
+from edged.core.errors import some
 from edged.core.manifest import Classify, Golden, Manifest, Variant
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.ctl import exit_codes as exits
 from edged.ctl import kernels, tables
 from edged.ctl.bundles import save, version_line
+from edged.ctl.draft import FILL_IN, unfilled
 from edged.ctl.expected import Expected
 from edged.ctl.golden import GoldenSample, answered, npz, random_samples, samples_of
 from edged.ctl.local_model import default_backend, loaded_apart
 from edged.ctl.reference import reference_of
 from edged.models.atomic_files import Disk
 from edged.models.bundle import (
+    DRAFT,
+    DRAFT_MODEL,
     MANIFEST,
     Bundle,
     bare_name,
@@ -123,7 +128,9 @@ class VariantOption(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, where the bundle goes, and what is to be said of the model."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a .tflite file, or a folder with a manifest.json")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a .tflite file, a draft, or a folder with manifest.json"
+    )
     parser.add_argument("--delta-from", type=Path, metavar="OLD", help="make a delta too: the bundle or folder before")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT.edgm", help="default: NAME-VERSION.edgm, here")
     of_a_file = parser.add_argument_group("of a model that is no folder")
@@ -157,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model.suffix == SUFFIX:
         return _run_on_bundle(args)
     with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
+        _take_draft(args)
         if args.model.is_dir():
             _refuse_descriptions(args)
             folder = args.model
@@ -181,6 +189,18 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
+def _take_draft(args: argparse.Namespace) -> None:
+    """Pack a draft as the model in it with its manifest.toml; options take precedence over that."""
+    folder = args.model
+    if not (folder / DRAFT).is_file() or (folder / MANIFEST).exists():
+        return
+    if args.manifest:
+        raise ControlError(f"{folder} has a {DRAFT}, and --manifest names another", hint="leave --manifest out")
+    args.manifest, args.model = folder / DRAFT, folder / DRAFT_MODEL
+    if args.card is None and (folder / _CARD).is_file():
+        args.card = folder / _CARD
+
+
 def _run_on_bundle(args: argparse.Namespace) -> int:
     """Make the delta to a bundle that is there already."""
     if args.delta_from is None:
@@ -199,7 +219,7 @@ def _write_delta(old: Path, bundle: Path, out: Path) -> dict[str, Any]:
     with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
         delta = make_delta(_as_folder(old, Path(scratch, "old")), _as_folder(bundle, Path(scratch, "new")))
     if delta is None:
-        _note(f"a delta from {old} would not be below half of the bundle, so there is none")
+        warn(f"a delta from {old} would not be below half of the bundle, so there is none")
         return {}
     save(out, [delta])
     return {"delta": str(out), "delta_bytes": len(delta), "share": len(delta) / bundle.stat().st_size}
@@ -263,7 +283,7 @@ def _check_variant(bundle: Bundle, variant: Variant) -> None:
             f"{here} is compiled for {compiled}, not for {variant.delegate}", hint="name the right delegate"
         )
     if compiled is None and variant.delegate == "edgetpu":
-        _note(f"{here} is not compiled for the Edge TPU, which will take nothing of it: see edgetpu_compiler")
+        warn(f"{here} is not compiled for the Edge TPU, which will take nothing of it: see edgetpu_compiler")
     if variant.signature is not None:
         if variant.signature not in [signature.name for signature in structure.signatures]:
             raise BundleError(f"{here} has no signature {variant.signature!r}", hint="leave it out, or correct it")
@@ -281,7 +301,7 @@ def _sealed(folder: Path) -> Head:
     if all(file.chunks for file in head.manifest.files.values()):
         return head
     if head.signatures:
-        _note("its signatures are left out: they are of a manifest without digests of chunks. Sign the bundle again")
+        warn("its signatures are left out: they are of a manifest without digests of chunks. Sign the bundle again")
     files = {name: measure((folder / name).read_bytes()) for name in head.manifest.files}
     manifest = replace(head.manifest, files=files)
     return Head(manifest, manifests.encode(manifest), b"")
@@ -299,7 +319,7 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     if args.card:
         _copy(args.card, folder / _CARD)
     variants = _variants(args.variant or [], said, name, folder)
-    backend = _sized(_backend(said), args, said)
+    backend = _sized(backend_of(said), args, said)
     with loaded_apart(args.model.name, backend, folder / name, said.get("signature")) as runner:
         manifest = _describe(args, said, name, variants, runner)
         samples, tolerance = _golden(args, said, manifest, folder / name, backend, runner)
@@ -339,15 +359,33 @@ def _read_part(path: Path | None) -> dict[str, Any]:
         return {}
     name = ""
     try:
-        said = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        said = (
+            _read_toml(path) if path.suffix == ".toml" else msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        )
         for name in _KINDS.keys() & said.keys():
             msgspec.convert(said[name], _KINDS[name])
     except OSError as error:
         raise ControlError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         where = f"{path}: {name}" if name else str(path)
         raise ControlError(f"{where}: {error}", hint="it must be a manifest.json, or a part of one") from error
     return said
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """Return the part of a manifest in a .toml file. Raises ControlError for a draft with open lines."""
+    text = path.read_bytes().decode("utf-8-sig")
+    lines = [str(number) for number in unfilled(text)]
+    if lines:
+        raise ControlError(
+            f"{path} is not complete: {FILL_IN!r} stands in line {some(lines, 8)}",
+            hint="replace it by the value that the comment above asks for",
+        )
+    return tomllib.loads(text)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -357,7 +395,8 @@ def _copy(source: Path, target: Path) -> None:
         raise ControlError(f"{source} cannot be read: {error.strerror}", hint="check the path") from error
 
 
-def _backend(said: dict[str, Any]) -> Backend:
+def backend_of(said: dict[str, Any]) -> Backend:
+    """Return the backend that a part of a manifest names, with its defaults."""
     backend: Backend = plugins.load("backends", said.get("backend", "tflite"))()
     return backend
 
@@ -446,7 +485,7 @@ def _certain(args: argparse.Namespace, said: dict[str, Any], structure: TfliteFi
     has_labels = args.labels is not None or "labels" in said
     for side in wanted:
         if side.fact:
-            _note(f"derived from {args.model.name}: {side.fact.partition('; ')[0] if has_labels else side.fact}")
+            warn(f"derived from {args.model.name}: {side.fact.partition('; ')[0] if has_labels else side.fact}")
     fields: dict[str, Any] = {"postprocess": {"kind": "classification"}} if args.labels else {}
     fields |= msgspec.to_builtins(dict(sides.input.fields))
     if not said.get("postprocess", {}).get("output"):  # what is derived is of the first output
@@ -475,10 +514,10 @@ def _check_date(manifest: Manifest) -> None:
     ahead = manifest.created - time.time()
     if ahead > AHEAD_SECONDS:
         day = f"{datetime.fromtimestamp(manifest.created, UTC):%Y-%m-%d}"
-        _note(f"the manifest says that it was made on {day}, which is yet to come: boards that know the time refuse it")
+        warn(f"the manifest says that it was made on {day}, which is yet to come: boards that know the time refuse it")
     elif ahead > -AHEAD_SECONDS and not kernel_synchronised():
         now = time.strftime("%Y-%m-%d %H:%M")
-        _note(f"this computer's clock says {now} and is not synchronised: boards refuse what is dated a day ahead")
+        warn(f"this computer's clock says {now} and is not synchronised: boards refuse what is dated a day ahead")
 
 
 def _now() -> int:
@@ -520,16 +559,17 @@ def _labels(file: Path | None, fields: dict[str, Any], said: dict[str, Any], run
     if file is not None:
         output = post.get("output", 0)
         scores = prod(runner.outputs[output].shape) if output in range(len(runner.outputs)) else 0
-        given, note = labels.read(_read_labels(file), str(file), scores)
+        given, note = labels.read(read_labels(file), str(file), scores)
         if note:
-            _note(note)
+            warn(note)
     found = labels.numbered(given)
     if note := labels.renamed(given, found):
-        _note(note)
+        warn(note)
     return list(found)
 
 
-def _read_labels(file: Path) -> bytes:
+def read_labels(file: Path) -> bytes:
+    """Return the bytes of a file of labels. Raises ControlError."""
     try:
         with file.open("rb") as opened:
             data = opened.read(labels.MAX_FILE_BYTES + 1)
@@ -551,13 +591,13 @@ def _golden(
     elif args.expect is not None:
         raise ControlError("--expect has the labels of the windows in --golden", hint="give --golden too")
     else:
-        _note("without --golden the samples are random: they prove less than windows the model was made for")
+        warn("without --golden the samples are random: they prove less than windows the model was made for")
         post = manifest.postprocess
         samples = random_samples(runner, post.output if isinstance(post, Classify) else None)
     found = kernels.measure(samples, manifest, model, backend)
     while found is not None and found.otherwise:
         left = kernels.without(samples, found.otherwise)
-        _note(f"{len(samples) - len(left)} golden samples are left out: the runtime's kernels decide them differently")
+        warn(f"{len(samples) - len(left)} golden samples are left out: the runtime's kernels decide them differently")
         samples = answered(runner, [sample.inputs for sample in left])
         found = kernels.measure(samples, manifest, model, backend)
     if found is None:
@@ -570,10 +610,10 @@ def _golden(
     )
     allowed = [f"{chosen.steps:g} steps"] * any(spec.scale for spec in manifest.outputs)
     allowed += [f"{chosen.absolute:g}"] * any(not spec.scale for spec in manifest.outputs)
-    _note(f"{kernels.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
+    warn(f"{kernels.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
     share = kernels.share(chosen, samples, manifest)
     if share > MUCH:
-        _note(f"that is {share:.0%} of what an output ranges over: these samples prove little, give others: --golden")
+        warn(f"that is {share:.0%} of what an output ranges over: these samples prove little, give others: --golden")
     return samples, chosen
 
 
@@ -586,7 +626,7 @@ def _hold_tolerance(bundle: Bundle) -> None:
     samples = [GoldenSample(*sample) for sample in zip(inputs, outputs, strict=True)]
     found = kernels.measure(samples, manifest, bundle.model, default_backend(bundle))
     if found and (found.steps > manifest.golden.steps or found.absolute > manifest.golden.absolute or found.otherwise):
-        _note(f"{kernels.words(found, manifest)}, and its manifest allows less: other boards may refuse it")
+        warn(f"{kernels.words(found, manifest)}, and its manifest allows less: other boards may refuse it")
 
 
 def _stated(said: dict[str, Any], name: str) -> float:
@@ -601,5 +641,6 @@ def _convert(fields: Any, kind: type[Part], what: str) -> Part:
         raise ControlError(f"{what}: {error}", hint="correct --manifest, or the option that says it") from error
 
 
-def _note(text: str) -> None:
+def warn(text: str) -> None:
+    """Tell the user on standard error."""
     print(f"edgectl: {text}", file=sys.stderr)

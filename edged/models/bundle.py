@@ -40,6 +40,9 @@ from edged.core.manifest import (
 from edged.core.tflite_file import TfliteFile, inspect
 
 MANIFEST = "manifest.json"
+DRAFT, DRAFT_MODEL = "manifest.toml", "model.tflite"
+"""The files of a draft (`edgectl model draft`), of which `edgectl pack` makes a bundle."""
+
 SIGNATURES = "manifest.json.sig"
 _BLOCK = 256 << 10
 
@@ -90,6 +93,8 @@ def open_folder(folder: Path) -> Bundle:
         BundleError: it is not a sound bundle; the message names the file. `retryable`: it could not be read for now.
     """
     try:
+        if (folder / DRAFT).is_file() and not (folder / MANIFEST).exists():
+            raise BundleError(f"a draft, with {DRAFT} and no {MANIFEST}", hint=f"make a bundle: edgectl pack {folder}")
         data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
         manifest = manifests.decode(data)
         _refuse_strangers(folder, manifest)

@@ -1,0 +1,345 @@
+"""Drafts of a manifest: manifest.toml, with every key that a .tflite file settles, and comments on the others.
+
+`draft` turns the structure of a file into text. A value that nobody may guess, such as a threshold, stands there as
+"FILL-IN", and `unfilled` finds such lines again. Names inside the file are untrusted: they reach the text as TOML
+strings or within one comment line.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from edged.core.derived import Derived, default_steps, is_picture_shape
+from edged.core.manifest import MAX_NAMES, MAX_VALUES, SCHEMA, WindowSpec
+from edged.core.tflite_file import TfliteFile
+from edged.core.types import TensorSpec
+from edged.ctl import inspect, tables
+from edged.ctl.config import toml_value
+
+FILL_IN = "FILL-IN"
+_PLACEHOLDERS = {"MEAN", "STD", "THRESHOLD", "NAME", "SIZE"}
+_WIDTH = 100
+
+
+class Open(NamedTuple):
+    """Lines that the author must fill in (`must`) or should check, and the comment above them."""
+
+    why: str
+    lines: tuple[str, ...]
+    must: bool = False
+
+
+class OpenLine(NamedTuple):
+    """A line of a draft that the author must fill in or should check, by number."""
+
+    number: int
+    why: str
+    must: bool
+
+
+class Draft(NamedTuple):
+    """The text of manifest.toml, and its open lines from top to bottom."""
+
+    text: str
+    open: tuple[OpenLine, ...]
+
+
+def draft(file: Path, structure: TfliteFile, sides: Derived, name: str, labels: Sequence[str] = ()) -> Draft:
+    """Return the draft of a manifest for a model file. `labels` belong to the first output, if the author gives any."""
+    lines: list[str] = []
+    found: list[OpenLine] = []
+    for part in _parts(file, structure, sides, name, labels):
+        if isinstance(part, Open):
+            lines += _comment(f"TO DO: {part.why}")
+            found.append(OpenLine(len(lines) + 1, part.why, part.must))
+            lines += part.lines
+        else:
+            lines.append(part)
+    return Draft("\n".join(lines) + "\n", tuple(found))
+
+
+def unfilled(text: str) -> list[int]:
+    """Return the numbers of the lines of a draft in which a value is still to be filled in."""
+    place = json.dumps(FILL_IN)
+    return [
+        number
+        for number, line in enumerate(text.splitlines(), 1)
+        if place in line and not line.lstrip().startswith("#")
+    ]
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(tables.plain(text), _WIDTH, initial_indent="# ", subsequent_indent="#   ")
+
+
+def _key(name: str, value: Any) -> str:
+    return f"{name} = {toml_value(value)}"
+
+
+def _list(name: str, values: Sequence[Any]) -> tuple[str, ...]:
+    """Return the lines of an array, an item a line if there are several."""
+    if len(values) <= 1:
+        return (_key(name, list(values)),)
+    return (f"{name} = [", *(f"    {toml_value(value)}," for value in values), "]")
+
+
+def _parts(file: Path, structure: TfliteFile, sides: Derived, name: str, labels: Sequence[str]) -> Iterator[str | Open]:
+    yield from _comment(f"Manifest of the model {name}, drafted by `edgectl model draft` ({SCHEMA}).")
+    yield "#"
+    yield from _comment(
+        "Go through the lines after TO DO: the file does not tell these things, and a wrong value gives wrong "
+        "results that look right. Then run: edgectl pack FOLDER --golden RECORDING. "
+        "All keys are in the manifest reference of the manual."
+    )
+    yield "#"
+    for title, text in inspect.contents(file, structure):
+        yield f"# {title:12}  {tables.plain(text)}"[:300]
+    yield ""
+    yield _key("name", name)
+    yield from _comment("Dotted numbers. Each update needs a higher version than the one before.")
+    yield _key("version", "1")
+    yield from _comment("Purpose and licence of the model, for people.")
+    yield _key("description", "")
+    yield _key("licence", "")
+    yield from _signature(structure)
+    yield ""
+    yield from _preprocess(structure, sides)
+    said = _postprocess(structure, sides, labels)
+    yield from _labels(said.pop("labels", ()), sides, given=bool(labels))
+    yield ""
+    yield from _window(structure, sides)
+    yield from _inputs(structure, sides.input.part.get("inputs", ()))
+    yield from _result(structure, sides, said, given=bool(labels))
+    yield from _OPTIONAL.splitlines()
+
+
+def _signature(structure: TfliteFile) -> Iterator[str]:
+    names = [signature.name for signature in structure.signatures]
+    if len(names) > 1:
+        yield from _comment("Signature of the file to run. Default: the first subgraph of the file.")
+        yield from (f"# {_key('signature', name[:200])}" for name in names[:16])
+
+
+# The input
+
+
+def _preprocess(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
+    fields, part = sides.input.fields, sides.input.part
+    if "window" in fields:
+        steps = default_steps(fields["window"], structure.inputs, structure.input_metadata)
+        yield from _comment(f"Steps from samples to the input tensor. From the file: {sides.input.fact}.")
+        yield from _list("preprocess", msgspec.to_builtins(steps))
+        return
+    if "preprocess" in part:
+        steps = _filled(part["preprocess"])
+        must = any(FILL_IN in step.get("mean", ()) for step in steps)
+        advice = (
+            "How pixels become the input: (pixel - mean) / std, as in training. Usual are mean 127.5, std 127.5 for "
+            "-1 to 1, and mean 0, std 255 for 0 to 1."
+            if must
+            else "Pixels go in as they are stored, without a step. Correct this if the samples are no pixels."
+        )
+        yield Open(advice, _list("preprocess", steps), must)
+        return
+    ranges = [f" The first input stores values from {low:g} to {high:g}." for low, high in _range(structure.inputs)]
+    yield Open(
+        "Steps that the training code applied to the samples, such as "
+        '{step = "normalise", mean = [0.0], std = [1.0]}. Quantisation is no step.' + "".join(ranges[:1]),
+        (_key("preprocess", []),),
+    )
+
+
+def _range(inputs: Sequence[TensorSpec]) -> Iterator[tuple[float, float]]:
+    """Yield the real values that a quantised tensor can store."""
+    for tensor in inputs:
+        if tensor.scale and tensor.dtype in ("int8", "uint8", "int16"):
+            limits = np.iinfo(tensor.dtype)
+            yield (limits.min - tensor.zero_point) * tensor.scale, (limits.max - tensor.zero_point) * tensor.scale
+
+
+def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
+    side = sides.input
+    sure = side.fields.get("window")
+    window = _filled(msgspec.to_builtins(sure) if sure is not None else dict(side.part["window"]))
+    picture = is_picture_shape(window.get("sample_shape", ())) and window["length"] == 1
+    if sure is None:
+        yield Open(
+            f"Not settled by the file: {side.problem}. This window fills the tensor; correct its meaning.",
+            ("[window]",),
+            must=FILL_IN in window.get("sample_shape", ()),
+        )
+    else:
+        yield from _comment(f"From the file: {side.fact}.")
+        yield "[window]"
+    yield _key("length", window["length"])
+    if picture or window["length"] == 1:
+        yield _key("hop", window["hop"])
+    else:
+        yield Open(
+            "A new window begins every `hop` samples: less than `length` for windows that overlap.",
+            (_key("hop", window["hop"]),),
+        )
+    if "rate" in window:
+        yield _key("rate", float(window["rate"]))
+    elif not picture:
+        yield Open(
+            "Samples a second in the training data. Without a rate the model takes samples at any.",
+            ("# rate = 100.0",),
+        )
+    if "channels" in window:
+        yield from _channels(window["channels"], sure)
+    else:
+        yield from _comment("Shape of a sample, and type of its values before the steps above.")
+        yield _key("sample_shape", window["sample_shape"])
+        yield _key("dtype", window.get("dtype", "float32"))
+    yield ""
+
+
+def _channels(channels: Sequence[Mapping[str, Any]], sure: WindowSpec | None) -> Iterator[str | Open]:
+    lines = _list("channels", [{"name": each["name"], "unit": ""} for each in channels])
+    if sure is not None and sure.rate:
+        yield from lines
+    else:
+        yield Open(
+            "Channels in the order of training, by the names that the source gives them, and their units. The file "
+            "names none.",
+            lines,
+        )
+
+
+def _inputs(structure: TfliteFile, feeds: Sequence[Mapping[str, Any]]) -> Iterator[str | Open]:
+    if not feeds:
+        return
+    yield from _comment("One table for each input tensor, in the order of the file.")
+    for tensor, feed in zip(structure.inputs, feeds, strict=False):
+        yield from _comment(inspect.tensor_line(tensor)[:200])
+        yield "[[inputs]]"
+        if feed.get("feed") == "feedback":
+            yield Open(
+                "The output that is fed back into this input. This one has its shape.",
+                (_key("feed", "feedback"), _key("feedback", feed["feedback"])),
+            )
+        elif "channels" in feed:
+            yield Open("Channels of [window] that go into this input.", (_key("channels", [FILL_IN]),), must=True)
+        else:
+            yield _key("feed", "window")
+        yield ""
+
+
+# The output
+
+
+def _postprocess(structure: TfliteFile, sides: Derived, labels: Sequence[str]) -> dict[str, Any]:
+    """Return labels, if any, and the fields of the postprocessing."""
+    if labels:
+        single: dict[str, Any] = {"decision": {"threshold": FILL_IN}} if len(labels) == 1 else {}
+        return {"labels": labels, "kind": "classification", **single}
+    fields = msgspec.to_builtins(dict(sides.output.fields))
+    part = fields or _filled(dict(sides.output.part))
+    found: dict[str, Any] = {"labels": part.get("labels", ()), **part.get("postprocess", {"kind": FILL_IN})}
+    if found["kind"] == "classification" and FILL_IN in found["labels"]:
+        count = prod(structure.outputs[0].shape)
+        found["labels"] = [f"class_{index}" for index in range(count)]
+    if "..." in found.get("names", ()):
+        found["names"] = [f"v{index}" for index in range(min(prod(structure.outputs[0].shape), MAX_NAMES))]
+    return found
+
+
+def _labels(labels: Sequence[str], sides: Derived, *, given: bool) -> Iterator[str | Open]:
+    if not labels:
+        return
+    lines = _list("labels", labels)
+    if given or (sides.output.fact and "metadata" in sides.output.fact):
+        yield from _comment("Labels in the order of the scores.")
+        yield from lines
+    else:
+        yield Open("Labels in the order of the scores. The file names none; --labels FILE reads them.", lines)
+
+
+def _result(structure: TfliteFile, sides: Derived, said: dict[str, Any], *, given: bool) -> Iterator[str | Open]:
+    decision = said.pop("decision", {})
+    kind = said.pop("kind")
+    if given or sides.output.fact:
+        yield from _comment("From the labels given." if given else f"From the file: {sides.output.fact}."[:300])
+        yield from ("[postprocess]", _key("kind", kind))
+    else:
+        problem = sides.output.problem or "there is no output"
+        values = prod(structure.outputs[0].shape) if structure.outputs else 0
+        if values > MAX_VALUES:
+            kind, problem = FILL_IN, f"{problem}, and a regression has at most {MAX_VALUES} values"
+        yield Open(
+            f"Not settled by the file: {problem}. The kind is classification (with `labels` above), regression (with "
+            "`names`) or anomaly (with a threshold).",
+            ("[postprocess]", _key("kind", kind)),
+            must=kind == FILL_IN,
+        )
+    if len(structure.outputs) > 1:
+        yield Open("Index of the output that holds the result.", (_key("output", said.get("output", 0)),))
+    if "names" in said:
+        must = FILL_IN in said["names"]
+        yield Open("Names of the values, one for each element of the output.", _list("names", said["names"]), must)
+        yield "# units = []"
+    if "score" in said:
+        yield from _comment("The score is the error with which the model rebuilds its input.")
+        yield _key("score", said["score"])
+    last = structure.last_ops[0] if structure.last_ops else ""
+    if kind == "classification" and last not in ("SOFTMAX", "LOGISTIC"):
+        yield Open(
+            'Function that makes scores of the output: "softmax" or "sigmoid" if the output holds logits.',
+            (_key("activation", "none"),),
+        )
+    if kind in ("classification", "anomaly"):
+        yield from _decision(decision, kind)
+    yield ""
+
+
+def _decision(decision: Mapping[str, Any], kind: str) -> Iterator[str | Open]:
+    threshold = decision.get("threshold", 0.0)
+    what = "a label counts; 0 takes the best label of each window" if kind == "classification" else "a window is odd"
+    yield ""
+    yield "[postprocess.decision]"
+    yield Open(f"Score from which {what}.", (_key("threshold", threshold),), must=threshold == FILL_IN)
+    yield from _comment("Decide when k of the last n windows agree. More keys: hysteresis, min_duration, cooldown.")
+    yield from ("k = 1", "n = 1")
+
+
+def _filled(value: Any) -> Any:
+    """Return the part of a manifest with one word for everything that is to be filled in."""
+    match value:
+        case dict():
+            return {key: _filled(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_filled(each) for each in value]
+        case str() if value in _PLACEHOLDERS:
+            return FILL_IN
+    return value
+
+
+_OPTIONAL = """\
+# What follows may stay as it is.
+
+# Golden samples come from `edgectl pack --golden RECORDING`; these tolerances are then measured.
+# [golden]
+# steps = 2.0
+# absolute = 0.001
+
+# Requirements to the board.
+# [needs]
+# memory_bytes = 20000000
+
+# Limits of the self-test on the board.
+# [limits]
+# latency_p99 = 0.05
+
+# Rules for the time in which a new version is watched.
+# [probation]
+# seconds = 300.0
+# windows = 20"""
