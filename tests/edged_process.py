@@ -110,6 +110,13 @@ class SerialPort:
         while data:
             data = data[os.write(self._ours, data) :]
 
+    def offer(self, data: bytes) -> None:
+        """Say something, or nothing if the port is full, as nobody reads it."""
+        room = select.poll()
+        room.register(self._ours, select.POLLOUT)
+        if room.poll(0):
+            self.write(data)
+
     def wait_until_full(self) -> None:
         """Wait until the port takes no more, as nobody reads it."""
         room = select.poll()

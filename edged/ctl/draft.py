@@ -11,14 +11,13 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from edged.core.derived import Derived, default_steps, is_picture_shape
-from edged.core.manifest import MAX_NAMES, MAX_VALUES, SCHEMA, WindowSpec
+from edged.core.manifest import MAX_NAMES, MAX_VALUES, WindowSpec
 from edged.core.tflite_file import TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import inspect, tables
@@ -52,8 +51,8 @@ class Draft(NamedTuple):
     open: tuple[OpenLine, ...]
 
 
-def draft(file: Path, structure: TfliteFile, sides: Derived, name: str, labels: Sequence[str] = ()) -> Draft:
-    """Return the draft of a manifest for a model file. `labels` belong to the first output, if the author gives any."""
+def draft(file: str, structure: TfliteFile, sides: Derived, name: str, labels: Sequence[str] = ()) -> Draft:
+    """Return the draft of a manifest for a file. `labels` belong to the first output, if the author gives any."""
     lines: list[str] = []
     found: list[OpenLine] = []
     for part in _parts(file, structure, sides, name, labels):
@@ -91,8 +90,8 @@ def _list(name: str, values: Sequence[Any]) -> tuple[str, ...]:
     return (f"{name} = [", *(f"    {toml_value(value)}," for value in values), "]")
 
 
-def _parts(file: Path, structure: TfliteFile, sides: Derived, name: str, labels: Sequence[str]) -> Iterator[str | Open]:
-    yield from _comment(f"Manifest of the model {name}, drafted by `edgectl model draft` ({SCHEMA}).")
+def _parts(file: str, structure: TfliteFile, sides: Derived, name: str, labels: Sequence[str]) -> Iterator[str | Open]:
+    yield from _comment(f"Manifest of the model {name}, drafted from {file} by `edgectl model draft`.")
     yield "#"
     yield from _comment(
         "Go through the lines after TO DO: the file does not tell these things, and a wrong value gives wrong "
@@ -100,7 +99,7 @@ def _parts(file: Path, structure: TfliteFile, sides: Derived, name: str, labels:
         "All keys are in the manifest reference of the manual."
     )
     yield "#"
-    for title, text in inspect.contents(file, structure):
+    for title, text in inspect.contents(structure):
         yield f"# {title:12}  {tables.plain(text)}"[:300]
     yield ""
     yield _key("name", name)

@@ -35,6 +35,7 @@ from edged.ctl.config import Checked, checked, summary, toml
 from edged.ctl.local_model import models_of
 from edged.models.bundle import MANIFEST
 from edged.models.store import Store, open_path
+from edged.outbox.options import MqttOptions
 
 SOURCE = "sensor"
 KINDS = ("serial", "replay", "synthetic")
@@ -301,13 +302,15 @@ def _address(text: str) -> dict[str, Any]:
         raise ControlError(f"{text!r} is no broker", hint="write HOST, HOST:PORT or mqtts://HOST")
     if url.password is not None:
         raise ControlError("a password does not belong into the address", hint="use --password-file FILE")
-    return {
+    mqtt = {
         "host": host,
         **({"port": port} if port else {}),
         **_SCHEMES[url.scheme],
         **({"path": url.path} if url.path and url.scheme in ("ws", "wss") else {}),
         **({"username": url.username} if url.username else {}),
     }
+    MqttOptions(**mqtt)  # raises ConfigError for what is no name and no address
+    return mqtt
 
 
 def _write_secret(file: Path, secret: str, *, force: bool) -> None:

@@ -103,7 +103,8 @@ def _use(structure: TfliteFile) -> tuple[str, Iterable[Side]]:
 
 
 def _bare_facts(file: Path, structure: TfliteFile) -> Iterator[tuple[str, str]]:
-    yield from contents(file, structure)
+    yield "file", f"{file.name}, {tables.size(file.stat().st_size)}, with no manifest"
+    yield from contents(structure)
     obstacle, sides = _use(structure)
     if obstacle:
         yield "cannot run", obstacle
@@ -115,9 +116,8 @@ def _bare_facts(file: Path, structure: TfliteFile) -> Iterator[tuple[str, str]]:
         yield "to do", fill_in(file, part)
 
 
-def contents(file: Path, structure: TfliteFile) -> Iterator[tuple[str, str]]:
-    """Yield what a .tflite file has inside, each fact with its title: tensors, metadata, ops and signatures."""
-    yield "file", f"{file.name}, {tables.size(file.stat().st_size)}, with no manifest"
+def contents(structure: TfliteFile) -> Iterator[tuple[str, str]]:
+    """Yield tensors, metadata, ops and signatures of a .tflite file, each fact with its title."""
     for title, tensors, metadata in (
         ("inputs", structure.inputs, structure.input_metadata),
         ("outputs", structure.outputs, structure.output_metadata),

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     structure = _with_output_shapes(args.model, read_structure(args.model))
     name = _name(args)
     folder = args.output or Path(name)
-    made = draft(args.model, structure, derive(structure), name, _labels(args.labels, structure))
+    made = draft(args.model.name, structure, derive(structure), name, _labels(args.labels, structure))
     _make_folder(folder)
     save(folder / DRAFT_MODEL, _blocks(args.model))
     save(folder / DRAFT, [made.text.encode()])

@@ -1,0 +1,254 @@
+"""`edgectl init`: a checked configuration from options, from answers on a terminal, and from what is here."""
+
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from edged.ctl import exit_codes as exits
+from edged.ctl import init
+from edged.ctl.init import serial_ports
+from edged.ctl.main import main
+from edged.models.store import FACTORY
+from tests.bundles import DATA, write_bundle
+
+PORT = "/dev/null"
+"""A device that is there. Nothing opens it."""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty folder, on a machine without ports and brokers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr(init, "serial_ports", list)
+    monkeypatch.setattr(init, "_local_broker", lambda: "")
+    return tmp_path
+
+
+@pytest.fixture
+def made(capsys):
+    """Run it, and return the configuration that it has written, and what it said as JSON."""
+
+    def made(*args):
+        code = main(["init", "--json", "--state-dir", ".", *map(str, args)])
+        captured = capsys.readouterr()
+        assert code == exits.DONE, captured
+        told = json.loads(captured.out)
+        return tomllib.loads(Path(told["file"]).read_text()), told
+
+    return made
+
+
+def refusal(capsys, *args):
+    assert main(["init", *map(str, args)]) == exits.FAILED
+    assert not Path("edged.toml").exists()
+    return capsys.readouterr().err
+
+
+def test_everything_by_options(made):
+    config, told = made(
+        *("--model", "motion", "--device", PORT, "--baud", 9600, "--columns", "n,ax,ay,az,gx,gy,gz"),
+        *("--broker", "mqtts://board@broker.local:8884", "--password-file", "mqtt-password", "--name", "desk"),
+    )
+    assert config == {
+        "device": {"name": "desk"},
+        "mqtt": {
+            "host": "broker.local",
+            "port": 8884,
+            "tls": True,
+            "username": "board",
+            "password_file": "mqtt-password",
+        },
+        "sources": {
+            "sensor": {
+                "kind": "serial",
+                "port": PORT,
+                "baud": 9600,
+                "columns": ["n", "ax", "ay", "az", "gx", "gy", "gz"],
+                "channels": ["ax", "ay", "az", "gx", "gy", "gz"],
+                "rate": 10.0,
+            }
+        },
+        "pipelines": {"motion": {"source": "sensor", "model": "motion"}},
+    }
+    assert told["valid"]
+    assert told["next"][0] == "edged --config edged.toml --runtime-dir run --state-dir state"
+    assert told["next"][-1].startswith("mosquitto_sub -h broker.local -p 8884 -u board ")
+
+
+def test_everything_by_what_is_here(made, monkeypatch):
+    write_bundle(Path("colours"))
+    monkeypatch.setattr(init, "serial_ports", lambda: [PORT, "/dev/zero"])
+    monkeypatch.setattr(init, "_local_broker", lambda: "127.0.0.1")
+    config, _ = made()
+    assert config["device"]["name"] == init.host_name()
+    assert config["mqtt"] == {"host": "127.0.0.1"}
+    assert config["sources"]["sensor"]["port"] == PORT
+    assert config["models"] == {"colours": {"path": "colours"}}
+    assert config["pipelines"] == {"colours": {"source": "sensor", "model": "colours"}}
+
+
+def test_nothing_here_makes_samples_up_for_a_factory_model(made):
+    config, told = made()
+    assert config["sources"]["sensor"]["kind"] == "synthetic"
+    assert config["pipelines"] == {"motion": {"source": "sensor", "model": "motion"}}
+    assert "mqtt" not in config
+    assert told["warnings"] == []
+
+
+def test_a_recording_is_replayed(made, tmp_path):
+    shutil.copy(Path(__file__).parents[2] / "demo/recording.csv", "walk.csv")
+    config, _ = made("--device", "walk.csv", "-o", tmp_path / "replay.toml")
+    assert config["sources"]["sensor"]["kind"] == "replay"
+    assert config["sources"]["sensor"]["path"] == "walk.csv"
+
+
+def test_a_model_elsewhere_is_named_by_its_whole_path(made):
+    Path("desk").mkdir()
+    config, _ = made("--model", FACTORY / "motion/1.0.0", "-o", "desk/edged.toml")
+    assert config["models"] == {"motion": {"path": str((FACTORY / "motion/1.0.0").resolve())}}
+
+
+def test_in_the_folder_of_the_service_its_commands_come_next():
+    source = {"kind": "serial"}
+    steps = [*init._next_steps(Path("/etc/edged/conf.d/x.toml"), "desk", {}, source)]
+    assert steps == ["sudo edgectl devices allow --restart", "sudo systemctl reload edged", "edgectl status"]
+
+
+def test_what_does_not_pass_the_check_is_not_written(capsys):
+    assert main(["init", "--model", "motion", "--device", PORT, "--columns", "a,b"]) == exits.BAD
+    told = capsys.readouterr().out
+    assert "edged.toml: sources.sensor\n    found    'ax' is not in columns\n" in told
+    assert list(Path().iterdir()) == []
+
+
+def test_a_file_that_is_there_is_kept_unless_forced(made, capsys):
+    made("--name", "one")
+    assert main(["init", "--name", "two"]) == exits.FAILED
+    assert "overwrite it with --force" in capsys.readouterr().err
+    assert made("--name", "two", "--force")[0]["device"] == {"name": "two"}
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--model", "nothing"], "there is no model 'nothing'"),
+        (["--model", DATA / "float.tflite"], "edgectl model draft"),
+        (["--model", "digits"], "takes samples of shape [8, 8]; synthetic sources send rows of channels"),
+        (["--source", "serial"], "'' is no serial port"),
+        (["--device", "ttyUSB0"], "'ttyUSB0' is no serial port"),
+        (["--device", "none.csv"], "'none.csv' is no recording"),
+        (["--broker", "a b"], "host is 'a b', which is no name and no address"),
+        (["--broker", "http://host"], "is no broker"),
+        (["--broker", "host:99999"], "is no broker"),
+        (["--broker", "user:secret@host"], "a password does not belong into the address"),
+        (["--broker", "host", "--password-file", "x"], "--password-file needs a user name"),
+        (["--name", "a/b"], "'a/b' is no name of a device"),
+        (["-o", "nowhere/edged.toml"], "there is no folder nowhere"),
+    ],
+)
+def test_an_option_that_cannot_be(capsys, args, problem):
+    told = refusal(capsys, *args)
+    assert problem in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "mqtt"),
+    [
+        ("", {}),
+        ("none", {}),
+        ("broker.local", {"host": "broker.local"}),
+        ("[::1]:1884", {"host": "::1", "port": 1884}),
+        ("wss://host/mqtt", {"host": "host", "transport": "websockets", "tls": True, "path": "/mqtt"}),
+    ],
+)
+def test_a_broker_in_a_word(text, mqtt):
+    assert init._address(text) == mqtt
+
+
+def test_the_ports_of_a_machine_by_their_stable_names(tmp_path):
+    by_id = tmp_path / "dev/serial/by-id"
+    by_id.mkdir(parents=True)
+    for name in ("ttyUSB0", "ttyUSB1", "ttyAMA0"):
+        (tmp_path / "dev" / name).touch()
+    (by_id / "usb-Sensor-if00").symlink_to("../../ttyUSB1")
+    found = [Path(port).name for port in serial_ports(tmp_path)]
+    assert found == ["usb-Sensor-if00", "ttyUSB0", "ttyAMA0"]
+
+
+# On a terminal
+
+
+class Terminal:
+    """`edgectl init` at a terminal: read what it asks, and answer."""
+
+    def __init__(self, *args):
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "edged.ctl", "init", *map(str, args)]
+        environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        self._process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True
+        )
+        os.close(theirs)
+        self._ours = ours
+        self.said = ""
+
+    def answer(self, question, text):
+        """Wait for a question, and answer it."""
+        while question not in self.said:
+            self.said += os.read(self._ours, 4096).decode()
+        self.said = self.said.partition(question)[2]
+        os.write(self._ours, text.encode() + b"\n")
+
+    def end(self):
+        """Wait for its end; the exit code, and what it said since the last question."""
+        try:
+            while block := os.read(self._ours, 4096):
+                self.said += block.decode()
+        except OSError:  # the other end is closed
+            pass
+        os.close(self._ours)
+        return self._process.wait(), self.said
+
+
+def test_it_asks_for_what_no_option_says_and_again_after_a_wrong_answer(here):
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        terminal = Terminal("--model", "motion")
+        terminal.answer("Kind of source (serial, replay, synthetic) [", "cereal")
+        terminal.answer("there is no kind 'cereal' here", "serial")
+        terminal.answer("Serial port", PORT)
+        terminal.answer("Speed of the port in Bd [115200]: ", "")
+        terminal.answer("MQTT broker, HOST or HOST:PORT [", f"127.0.0.1:{broker.getsockname()[1]}")
+        terminal.answer("User name at the broker, empty for none []: ", "board")
+        terminal.answer("Password, empty if the service has it as a credential: ", "correct horse")
+        terminal.answer("Name of this device in MQTT topics [", "desk")
+        code, said = terminal.end()
+    assert (code, "edged.toml: written: 1 pipeline" in said) == (exits.DONE, True), said
+    assert "correct horse" not in said
+    text = (here / "edged.toml").read_text()
+    config = tomllib.loads(text)
+    assert config["mqtt"]["password_file"] == str(here / "mqtt-password")
+    assert "correct horse" not in text
+    assert (here / "mqtt-password").read_text() == "correct horse\n"
+    assert oct((here / "mqtt-password").stat().st_mode) == "0o100600"
+    assert config["sources"]["sensor"]["baud"] == 115200
+    assert config["device"]["name"] == "desk"
+
+
+def test_answers_that_end_too_early_write_nothing(here):
+    terminal = Terminal("--model", "motion")
+    terminal.answer("Kind of source", "\x04")
+    code, said = terminal.end()
+    assert (code, list(here.iterdir())) == (exits.FAILED, []), said
+    assert re.search(r"the answers end too early", said)
