@@ -1,4 +1,4 @@
-"""The devices that a source asks for: stated by a plug-in, and checked before anybody acts on the statement."""
+"""Devices of a source: the statement of a plug-in, and its check."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ KernelModule = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{0,64}\Z")]
 
 
 class DeviceRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Devices that the service's sandbox must let a source open. Without paths and drivers: none.
+    """Devices of a source, to be opened within the service's sandbox. The default is no device.
 
-    `paths` are the files that the source opens, absolute and below /dev, or links to such files. `drivers` are for
-    devices that come and go: kernel drivers as in /proc/devices, each with the kernel module that registers it, "" for
-    a driver built into the kernel. A path that is not there is taken for a device of any of these drivers. `groups` may
-    open the devices, in addition to the group of each file that is there. A source with `hotplug` hears from the kernel
-    about devices that are plugged in, as libusb and libudev do. `udev_rule` gives the service access to a device that
-    belongs to root alone; `edgectl doctor` shows the rule.
+    `paths` are the device files of the source, absolute and below /dev, or links to such files. `drivers` are for
+    devices that come and go: kernel drivers as in /proc/devices, each with the kernel module for the driver, "" for a
+    driver built into the kernel. A missing path counts as a device of any of these drivers. `groups` may open the
+    devices, beside the group of each file. A source with `hotplug` hears from the kernel about devices being plugged
+    in, as libusb and libudev do. `udev_rule` gives the service access to a device of root; `edgectl doctor` shows the
+    rule.
     """
 
     paths: Annotated[tuple[DevicePath, ...], Meta(max_length=MAX_PATHS)] = ()
@@ -36,7 +36,7 @@ class DeviceRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 def check(found: object) -> DeviceRequirements:
-    """Return the requirements that `devices()` of a source has returned, with every field of the right type and size.
+    """Return the result of a source's `devices()`, with every field of the right type and size.
 
     Raises:
         ConfigError: the value is no DeviceRequirements, or a field of it is out of bounds.
