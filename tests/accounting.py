@@ -1,10 +1,9 @@
-"""Accounting for results: a subscriber who writes everything down, and the rules by which the books must balance.
+"""Accounting for results: a subscriber that records all results, and the rules for balanced books.
 
-What a board said is known from a file beside it (a jsonl sink); what arrived, from the subscriber. Mosquitto's word is
-not durable: what it has acknowledged and not passed on is gone when it is killed. So that every loss is the board's
-own, the subscriber is always there before the board is let in, at QoS 0 and with no limits in the broker (`UNBOUNDED`):
-then the broker writes a message into the subscriber's socket before it acknowledges it, and what is in a socket
-outlives its writer.
+Results sent by a board are known from a file (a jsonl sink), results received from the subscriber. Mosquitto is not
+durable: a kill loses messages that were acknowledged but not passed on. To leave the board as the only cause of a loss,
+the subscriber connects before the board does, at QoS 0 and without limits in the broker (`UNBOUNDED`): then the broker
+writes a message into the subscriber's socket before acknowledging the message, and data in a socket outlive the sender.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.patience import PATIENCE
 
 UNBOUNDED = ("max_queued_messages 0", "max_inflight_messages 0")
-"""For mosquitto.conf: what comes goes out at once."""
+"""Lines of mosquitto.conf by which messages are forwarded at once."""
 
 PROMISES = """
 [pipelines.spilled]
@@ -41,15 +40,15 @@ kind = "jsonl"
 path = "{book}"
 max_bytes = 1_000_000_000
 """
-"""Of a configuration: the two kinds of promise side by side, and the book of what was said."""
+"""Parts of a configuration: both kinds of promise side by side, and the file of sent results."""
 
 Result = dict[str, Any]
 Line = tuple[str, str]
-"""Of which daemon's life, by its boot id, and of which pipeline."""
+"""Boot id of a daemon, and name of a pipeline."""
 
 
 class Auditor:
-    """Hears the results of all pipelines, on one connection after the other; `heard` is in the order of hearing."""
+    """Subscriber to the results of all pipelines, over successive connections; `heard` is in order of arrival."""
 
     def __init__(self, port: int, user: str = "", password: str = "") -> None:
         self._port = port
@@ -58,7 +57,7 @@ class Auditor:
         self._arrived = Condition()
 
     def connect(self) -> None:
-        """Subscribe at a broker that runs; raises if it does not."""
+        """Subscribe at a running broker. Raises an error without one."""
         granted, self._gone = Event(), Event()
         gone = self._gone
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
@@ -73,7 +72,7 @@ class Auditor:
         assert granted.wait(PATIENCE), "the broker did not grant the subscription"
 
     def hear_out(self) -> None:
-        """Hear the last word of a broker that is no more."""
+        """Receive the last messages of a broker that has ended."""
         assert self._gone.wait(PATIENCE), "the broker is still there"
         self._client.loop_stop()
 
@@ -87,16 +86,16 @@ class Auditor:
         return [json.loads(payload) for payload in list(self._payloads)]
 
     def hears_more(self, patience: float) -> bool:
-        """Whether something arrives from now on."""
+        """Return whether another message arrives."""
         with self._arrived:
             before = len(self._payloads)
             return self._arrived.wait_for(lambda: len(self._payloads) > before, patience)
 
     def hears_all(self, ids: set[str]) -> bool:
-        """Whether each of these arrives; False when nothing more does."""
+        """Return whether all of these arrive; False if no further message arrives first."""
         with self._arrived:
             while True:
-                before = len(self._payloads)  # counted first, so that what comes from here on is not waited for
+                before = len(self._payloads)  # counted first, so that messages from now on are not awaited
                 missing = ids - {result["id"] for result in self.heard}
                 if not missing:
                     return True
@@ -111,14 +110,14 @@ class Auditor:
 
 
 class Books(NamedTuple):
-    """By line, the numbers of results: those that arrived, in the order of their first arrival; and how often again."""
+    """Numbers of results by line: arrived numbers in the order of first arrival, and counts of repetitions."""
 
     arrived: dict[Line, list[int]]
     again: int
 
 
 def balance(heard: Iterable[Result]) -> Books:
-    """Enter what was heard. What comes again must be what came before, and say so."""
+    """Enter received results. A repetition must equal the first arrival, and be marked as replayed."""
     known: dict[str, Result] = {}
     arrived: dict[Line, list[int]] = defaultdict(list)
     again = 0
@@ -138,7 +137,7 @@ def line_of(result: Result) -> Line:
 
 
 def said(file: Path) -> list[Result]:
-    """What a jsonl sink has written; a kill may have torn the last line."""
+    """Return the results written by a jsonl sink; a kill may have torn the last line."""
     found = []
     for line in file.read_bytes().splitlines():
         try:

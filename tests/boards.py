@@ -1,10 +1,10 @@
-"""Boards that are not there: a folder with the parts of sysfs, /dev and the library folders that detection reads."""
+"""Made-up boards: a folder with the parts of sysfs, /dev and the library folders that detection reads."""
 
 from pathlib import Path
 
 
 class FakeBoard:
-    """A board below `root`. `locked` are the files in /dev that are not ours to open."""
+    """A made-up board below `root`. `locked` are files in /dev without permission to open."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -22,7 +22,7 @@ class FakeBoard:
         numbers = {"busnum": bus, "devnum": number, "idVendor": vendor, "idProduct": product}
         for name, value in numbers.items():
             self._write(f"sys/bus/usb/devices/{port}/{name}", f"{value}\n")
-        (self.root / f"sys/bus/usb/devices/{port}:1.0").mkdir()  # an interface, which has none of these
+        (self.root / f"sys/bus/usb/devices/{port}:1.0").mkdir()  # an interface, without these files
         return self.node(f"bus/usb/{bus:03}/{number:03}")
 
     def unplug_usb(self, port: str) -> None:
@@ -35,7 +35,7 @@ class FakeBoard:
         self._write(f"sys/bus/pci/devices/{slot}/device", f"0x{device}\n")
 
     def node(self, path: str, *, driver: str = "", family: str = "") -> Path:
-        """A file in /dev, and what drives it."""
+        """Make a file in /dev, and the driver."""
         node = self._write(f"dev/{path}", "")
         if driver:
             device = self.root / f"sys/class/{family}/{node.name}/device"

@@ -1,4 +1,4 @@
-"""A real mosquitto on a free loopback port, certificates for it, a subscriber, and servers that misbehave."""
+"""A real mosquitto on a free loopback port, certificates, a subscriber, and misbehaving servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.patience import PATIENCE
 
 
 class Certificates(NamedTuple):
-    """Files in PEM: an authority, what it signed, and a stranger's authority."""
+    """PEM files: an authority, certificates signed by the authority, and a foreign authority."""
 
     ca: Path
     server: Path
@@ -47,7 +47,7 @@ def _openssl(folder: Path, name: str, *arguments: str) -> None:
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on now."""
+    """Return an unused loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -55,11 +55,11 @@ def free_port() -> int:
 
 
 class Broker:
-    """mosquitto with its files in `folder`; the same port however often it is stopped and started.
+    """Mosquitto with files in `folder`, on the same port after each start.
 
-    `passwords` are by user and turn anonymous clients away, `acl` is the text of an access control file, `lines` are
-    further lines of configuration; `within` is a command that runs it. With `certificates` it speaks TLS, and wants a
-    client's if `client_certificates`.
+    `passwords` are by user and exclude anonymous clients, `acl` is the text of an access control file, `lines` are
+    further lines of configuration; `within` is a command that runs mosquitto. With `certificates` the broker speaks
+    TLS, and requires client certificates if `client_certificates`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Broker:
         self._config.write_text("\n".join([*config, *lines]) + "\n")
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start mosquitto, and wait until the port is open."""
         command = [*self._within, "mosquitto", "-c", self._config]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
@@ -102,7 +102,7 @@ class Broker:
         raise RuntimeError("mosquitto does not start:\n" + "".join(self.log))
 
     def stop(self, *, kill: bool = False) -> None:
-        """Stop it; `kill` as a power cut would."""
+        """Stop mosquitto; with `kill`, as a power cut would."""
         if kill:
             self._process.kill()
         else:
@@ -127,7 +127,7 @@ def _password_file(folder: Path, passwords: Mapping[str, str]) -> Path:
 
 
 class Subscriber:
-    """Somebody who listens: messages arrive in `next`."""
+    """A subscriber; messages arrive in `next`."""
 
     def __init__(
         self,
@@ -150,18 +150,18 @@ class Subscriber:
         assert self._granted.wait(PATIENCE), "the broker did not grant the subscription"
 
     def next(self, accept: Callable[[mqtt.MQTTMessage], bool] = lambda _: True) -> mqtt.MQTTMessage:
-        """The next message that is acceptable."""
+        """Return the next acceptable message."""
         while True:
             message = self._messages.get(timeout=PATIENCE)
             if accept(message):
                 return message
 
     def wait_for(self, topic: str, payload: bytes | None = None) -> mqtt.MQTTMessage:
-        """The next message on a topic, with this payload if one is given."""
+        """Return the next message on a topic, with this payload if given."""
         return self.next(lambda message: message.topic == topic and payload in (None, message.payload))
 
     def nothing_more(self) -> bool:
-        """Whether no message is left that has arrived."""
+        """Return whether no arrived message is left."""
         try:
             self._messages.get_nowait()
         except Empty:
@@ -177,12 +177,12 @@ class Subscriber:
 
 
 Script = Callable[[socket.socket], None]
-"""What a server does with a connection, which is closed when it returns."""
+"""Function that serves a connection, which is closed on return."""
 
 
 @contextmanager
 def server(script: Script) -> Iterator[int]:
-    """A server that follows the script on each connection, one after the other; gives its port."""
+    """Run a server that follows the script on each connection in turn; yield the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -200,11 +200,11 @@ def server(script: Script) -> Iterator[int]:
 
 
 def old_broker(refuse: Script) -> Script:
-    """A broker that knows 3.1.1, takes every message, and does with a CONNECT of version 5 what `refuse` says."""
+    """Return a script of an MQTT 3.1.1 broker, which follows `refuse` for a CONNECT of version 5."""
 
     def script(connection: socket.socket) -> None:
         with connection.makefile("rb") as stream:
-            while head := stream.read(2):  # all our packets are shorter than 128 bytes
+            while head := stream.read(2):  # packets in these tests are shorter than 128 bytes
                 body = stream.read(head[1])
                 if head[0] == 0x10 and body[6] == 5:
                     refuse(connection)

@@ -22,13 +22,13 @@ COLOURS: dict[str, Any] = {
     "labels": ["red", "green", "blue"],
     "postprocess": {"kind": "classification"},
 }
-"""The manifest of tests/data/float.tflite, which computes y = x[:3] / 2 + 1, but for its files."""
+"""Manifest of tests/data/float.tflite, without files; the model computes y = x[:3] / 2 + 1."""
 
 
 def write_bundle(
     folder: Path, *, model: str = "float.tflite", files: dict[str, bytes] | None = None, **parts: Any
 ) -> Path:
-    """A sound bundle: COLOURS with `parts` replaced (None takes one out), the model, and further files."""
+    """Write a sound bundle: COLOURS with `parts` replaced (None removes a part), the model, and further files."""
     contents = {"model.tflite": (DATA / model).read_bytes(), **(files or {})}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -45,13 +45,13 @@ def write_bundle(
 
 
 KILLERS = {"load": (864, 232), "run": (1415, 2)}
-"""Where and how one byte of tests/data/stateful.tflite is changed so that the runtime dies as it loads or runs it."""
+"""Position and value of a byte of tests/data/stateful.tflite that crashes the runtime at load or run."""
 
 
 def killer(folder: Path, stage: str) -> Path:
-    """The bundle of a model, `killer`, that ends the process that loads or runs it with SIGSEGV.
+    """Return a bundle whose model, `killer`, crashes the process at load or run by SIGSEGV.
 
-    Other versions of the runtime may not die of it: then the test is skipped.
+    The test is skipped if this version of the runtime does not crash.
     """
     offset, value = KILLERS[stage]
     data = bytearray((DATA / "stateful.tflite").read_bytes())

@@ -1,4 +1,4 @@
-"""What all tests share. No test may fail because the machine is slow: properties have no deadlines."""
+"""Fixtures of all tests. No test may fail on a slow machine: properties have no deadlines."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ settings.load_profile("house")
 
 
 HUNG_SECONDS = 600
-"""No test takes a tenth of this on a busy machine; the long forms have no limit."""
+"""Far more than any test needs on a busy machine; the long forms have no limit."""
 
 
 @pytest.fixture(autouse=True)
 def _end_what_hangs() -> Iterator[None]:
-    """Fail a test that waits for what never comes, so that the run goes on and says which test it was."""
+    """Fail a test that hangs, so that the run continues and names the test."""
     if os.environ.keys() & {"EDGED_SOAK", "EDGED_VM"}:
         yield
         return

@@ -1,7 +1,8 @@
-"""A board with a real systemd as its first process: a Debian root file system, booted by systemd-nspawn.
+"""A board with a real systemd as the first process: a Debian root file system, booted by systemd-nspawn.
 
 Root file systems are built once, by mmdebstrap, and kept below build/roots; each container works on a copy-on-write
-layer above one, so that it starts pristine and may be broken. Its network is its own, with nothing in it but itself.
+layer above a root, and therefore starts pristine and may be broken. A container has a network of its own, without any
+other host.
 """
 
 import fcntl
@@ -21,11 +22,11 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "dbus", "procps", "sudo", "openssh-client", "mosquitto", "mosquitto-clients"),
     *("python3", "python3-numpy", "python3-serial", "python3-systemd", "python3-paho-mqtt"),
 )
-"""What is there before the package under test is: a broker, and what the package depends on, as there is no network."""
+"""Packages present before the package under test: a broker and the dependencies, since the container has no network."""
 
 
 def why_not():
-    """Why no container can be booted here, "" if one can."""
+    """Return the reason why no container can be booted here, or ""."""
     if os.geteuid() != 0:
         return "only root may boot a container"
     missing = [tool for tool in ("systemd-nspawn", "mmdebstrap") if shutil.which(tool) is None]
@@ -33,15 +34,15 @@ def why_not():
 
 
 def root_of(suite, packages=PACKAGES, *options):
-    """A root file system of a Debian suite, built unless it is there already; other packages or options are another.
+    """Return a root file system of a Debian suite, built on first use for each set of packages and options.
 
-    The options are mmdebstrap's. Nothing may be written to it: lay something above it.
+    The options are mmdebstrap's. The root must not be written to: put a layer above.
     """
     mark = hashlib.sha256(" ".join((suite, *packages, *options)).encode()).hexdigest()[:12]
     root = ROOTS / f"{suite}-{mark}"
     ROOTS.mkdir(parents=True, exist_ok=True)
     with root.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be at it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be building the root
         if not root.is_dir():
             _build(root, suite, packages, options)
     return root
@@ -60,7 +61,7 @@ def _build(root, suite, packages, options):
 
 
 class Layer:
-    """A copy-on-write `layer` in `folder`, above others, the topmost first: all of them together are its `root`."""
+    """Copy-on-write `layer` in `folder`, above others, the topmost first: `root` is the union of all."""
 
     def __init__(self, folder, *below):
         self.root = folder / "root"
@@ -71,18 +72,18 @@ class Layer:
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, self.root], check=True)
 
     def write(self, path, text):
-        """A file in it, of an absolute path."""
+        """Write a file with an absolute path."""
         file = self.root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
 
     def close(self):
-        """Take it from where all of them are together; the layer stays."""
+        """Unmount the union; the layer stays."""
         subprocess.run(["umount", self.root], check=True)
 
 
 class Container(Layer):
-    """A container on a layer of its own: `boot` it, `run` things in it, `power_off` or `cut_power`."""
+    """Container on a layer of its own: `boot`, `run` commands inside, `power_off` or `cut_power`."""
 
     def __init__(self, folder, *below):
         super().__init__(folder, *below)
@@ -92,7 +93,7 @@ class Container(Layer):
         self._leader = None
 
     def boot(self, *options):
-        """Start it, and wait until its systemd says that all is up."""
+        """Start the container, and wait until systemd has started all units."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, self._log.open("ab") as log:
             address = f"\0edged-test-{os.getpid()}-{self.name}"
             told.bind(address)
@@ -116,7 +117,7 @@ class Container(Layer):
         self.run("systemctl", "is-system-running", "--wait", check=False)
 
     def run(self, *command, check=True, text=None, timeout=120):
-        """Run something in it; what it said. `check` has anything but success fail the test."""
+        """Run a command in the container and return the output; with `check`, failure fails the test."""
         inside = [
             "nsenter",
             f"--target={self._leader}",
@@ -141,17 +142,17 @@ class Container(Layer):
         return done
 
     def power_off(self):
-        """Shut it down, and wait for it."""
-        os.kill(self._leader, signal.SIGRTMIN + 4)  # as systemd(1) has it: start poweroff.target
+        """Shut down, and wait for the end."""
+        os.kill(self._leader, signal.SIGRTMIN + 4)  # documented in systemd(1): start poweroff.target
         self._process.wait(BOOT_SECONDS)
 
     def cut_power(self):
-        """End all of it at once; what it had not written to its files is still there: the kernel is ours."""
+        """End all processes at once; written data survive, since the kernel is the test machine's."""
         os.kill(self._leader, signal.SIGKILL)
         self._process.wait(BOOT_SECONDS)
 
     def close(self):
-        """End it and take its layer away."""
+        """End the container and remove the layer."""
         if self._process is not None and self._process.poll() is None:
             self.cut_power()
         super().close()

@@ -1,4 +1,4 @@
-"""Makes containers byte by byte, sound and otherwise, without the code under test; and a disk to unpack them to."""
+"""Containers made byte by byte, sound and unsound, without the code under test; and a disk for their content."""
 
 import copy
 import hashlib
@@ -20,7 +20,7 @@ CONTENTS = {"model.tflite": MODEL, "notes.bin": NOTES}
 
 
 def entry(content: bytes) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """Return a manifest's entry for a file."""
     chunks = [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
     return {
         "bytes": len(content),
@@ -43,14 +43,14 @@ def container(
     lengths: tuple[int, int] | None = None,
     magic: bytes = b"edgm\0\0\0\1",
 ) -> bytes:
-    """A container with whatever is asked for in it; `lengths` may lie."""
+    """Return a container with the given parts; `lengths` may be wrong."""
     manifest = colours() if manifest is None else manifest
     data = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
     return magic + struct.pack("<II", *(lengths or (len(data), len(signatures)))) + data + signatures + body
 
 
 class PlainDisk:
-    """Does what it is asked for, and remembers it."""
+    """Disk that performs and records requests."""
 
     def __init__(self) -> None:
         self.effects: list[str] = []

@@ -1,4 +1,4 @@
-"""Builds the Debian package as `make deb` does, and another version of it that differs in nothing else."""
+"""Build the Debian package as `make deb` does, and a copy with another version number."""
 
 import subprocess
 import sys
@@ -16,12 +16,12 @@ def build(arch, suite):
 
 
 def field(package, name):
-    """What a package says of itself."""
+    """Return a field of a package's control data."""
     return subprocess.check_output(["dpkg-deb", "--field", package, name], text=True).strip()
 
 
 def under_another_version(package, folder, version):
-    """The same package, but for its version."""
+    """Return a copy of the package with another version number."""
     tree = folder / version
     subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
     control = tree / "DEBIAN" / "control"

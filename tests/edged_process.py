@@ -1,4 +1,4 @@
-"""The real daemon as a child process, with a config of its own: for every test that needs one that runs."""
+"""The real daemon as a child process, with a configuration for each test."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.patience import PATIENCE
 
 
 class Edged:
-    """`python -m edged` in `folder`, with `config` as its edged.toml. `log` grows as it speaks.
+    """`python -m edged` in `folder`, with `config` as edged.toml. `log` grows with the output.
 
-    `within` is a command that runs it.
+    `within` is a command that runs the daemon.
     """
 
     def __init__(self, folder: Path, config: str, *, within: Sequence[str] = (), **environ: str) -> None:
@@ -38,11 +38,11 @@ class Edged:
         self.configure(config)
 
     def configure(self, config: str) -> None:
-        """Write another config; SIGHUP has it read."""
+        """Write another configuration, read at the next SIGHUP."""
         self.config.write_text(config)
 
     def start(self, *arguments: str) -> None:
-        """Start it. Returns at once; `wait_for_log` or a subscriber tells how far it is."""
+        """Start the daemon, and return at once; wait for progress by `wait_for_log` or a subscriber."""
         command = [*self._within, sys.executable, "-m", "edged", "--config", str(self.config)]
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)]
         self.process = subprocess.Popen(
@@ -51,20 +51,20 @@ class Edged:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send it a signal and wait for its end; the exit code."""
+        """Send a signal, wait for the end of the daemon, and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
     def reload(self) -> None:
-        """Have it read its config again."""
+        """Make the daemon read the configuration again."""
         self.process.send_signal(signal.SIGHUP)
 
     def call(self, verb: str, **args: Any) -> Any:
-        """Ask it over its socket."""
+        """Call a verb over the daemon's socket."""
         return connect(str(self.runtime_dir)).call(verb, timeout=PATIENCE, **args)
 
     def wait_for_log(self, text: str, times: int = 1) -> str:
-        """Wait until so many lines with this text have been logged; the last of them."""
+        """Wait until `times` lines with this text have been logged, and return the last."""
 
         def found() -> list[str]:
             return [line for line in self.log if text in line]
@@ -78,10 +78,10 @@ class Edged:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process is not None and self.process.poll() is None:  # a test may be skipped before it starts it
+        if self.process is not None and self.process.poll() is None:  # a test may be skipped before the start
             self.process.kill()
             self.process.wait()
-        print("".join(self.log))  # pytest shows it with a failure
+        print("".join(self.log))  # pytest shows the log of a failed test
 
     def _listen(self) -> None:
         assert self.process.stderr is not None
@@ -92,7 +92,7 @@ class Edged:
 
 
 class SerialPort:
-    """A pseudo-terminal as a sensor's end; `link` is the stable name that `unplug` takes away and `plug` gives back."""
+    """Pseudo-terminal as a sensor; `link` is the stable name, removed by `unplug` and restored by `plug`."""
 
     def __init__(self, link: Path) -> None:
         self.link = link
@@ -106,7 +106,7 @@ class SerialPort:
         self.link.symlink_to(os.ttyname(self._device))
 
     def write(self, data: bytes) -> None:
-        """Say something."""
+        """Send bytes."""
         while data:
             data = data[os.write(self._ours, data) :]
 
@@ -118,14 +118,14 @@ class SerialPort:
             self.write(data)
 
     def wait_until_full(self) -> None:
-        """Wait until the port takes no more, as nobody reads it."""
+        """Wait until the port accepts no more bytes, since no process reads."""
         room = select.poll()
         room.register(self._ours, select.POLLOUT)
         while room.poll(0):
             time.sleep(0.01)
 
     def unplug(self) -> None:
-        """Be gone, as a cable that is pulled out."""
+        """Remove the device, as by pulling the cable."""
         self.link.unlink()
         os.close(self._ours)
         os.close(self._device)

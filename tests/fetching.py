@@ -12,7 +12,7 @@ BUNDLE = ExpectedFile("a bundle", lambda start: start.startswith(b"edgm"))
 
 
 def options(**given: Any) -> FetchOptions:
-    """Quick ones, with whatever else is given."""
+    """Return quick options, overridden by `given`."""
     return FetchOptions(**{"pause": 0.001, "longest_pause": 0.01, "proxy": "none", **given})
 
 
@@ -23,7 +23,7 @@ def open_transfer(folder: Path, check: Callable[[], ArrivalCheck] | None = None)
 def fetch(
     url: str, folder: Path, *, check: Callable[[], ArrivalCheck] | None = None, **given: Any
 ) -> tuple[bytes, Fetched]:
-    """What came, and how it went."""
+    """Return the received bytes and the outcome."""
     with open_transfer(folder, check) as transfer:
         fetched = Fetcher(options(**given), expected=BUNDLE).fetch(url, transfer)
         return transfer.path.read_bytes(), fetched

@@ -1,10 +1,10 @@
-"""A bad link: a TCP proxy on loopback that cuts, throttles, stalls and swallows, and counts what it carried.
+"""A bad link: a TCP proxy on loopback that cuts, throttles, stalls and swallows, and counts the traffic.
 
     with FlakyProxy(server.port, cut_after=repeat(70_000)) as link:
         fetch(f"http://127.0.0.1:{link.port}/")
         assert link.down < 1.02 * size
 
-Everything can be changed while it runs; what a connection was promised when it was made, it keeps.
+All attributes may be changed at run time, and apply to new connections.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _PIECE = 16 << 10
 
 
 class FlakyProxy:
-    """Carries each connection to `target`, a loopback port.
+    """Proxy for connections to `target`, a loopback port.
 
-    The n-th connection is cut (reset) when the n-th of `cut_after` bytes have come down, and goes on for ever when
-    there are no more of those; `cut_up_after` is the same for bytes sent up. `rate` is in bytes a second, 0 for as
-    fast as it goes, and `latency` in seconds. `up` and `down` are the bytes carried, `cuts` the connections cut.
+    The n-th connection is cut (reset) after the n-th number of `cut_after` bytes sent down, and lives on once the
+    numbers are used up; `cut_up_after` does the same for bytes sent up. `rate` is in bytes per second, 0 for unlimited,
+    and `latency` in seconds. `up` and `down` are the bytes carried, `cuts` the connections cut.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class FlakyProxy:
         self._links: set[_Link] = set()
 
     def blackhole(self, on: bool = True) -> None:
-        """Swallow everything from now on, both ways and without a word, or carry it on."""
+        """Swallow all bytes from now on, both ways and silently, or carry them."""
         self._call(self._flow.clear if on else self._flow.set)
 
     def refuse(self, on: bool = True) -> None:
-        """Reset every connection there is, and every one that is tried."""
+        """Reset all present and future connections."""
 
         def switch() -> None:
             self._refusing = on
@@ -62,11 +62,11 @@ class FlakyProxy:
         self._call(switch)
 
     def drop(self) -> None:
-        """Reset every connection there is."""
+        """Reset all present connections."""
         self._call(self._drop)
 
     def listen(self, on: bool) -> None:
-        """Have nobody listen at the port, and reset every connection there is; or listen there again."""
+        """Close the port and reset all present connections, or open the port again."""
 
         async def switch() -> None:
             if on and not self._server.is_serving():
@@ -89,7 +89,7 @@ class FlakyProxy:
         self._thread.join(120)
 
     def _call(self, do: object) -> None:
-        """Do it on the proxy's own thread, and wait until it is done."""
+        """Call a function on the proxy's own thread, and wait for the result."""
         done = threading.Event()
 
         def step() -> None:
@@ -130,7 +130,7 @@ class FlakyProxy:
                 self._pump(far_reader, writer, "down", limits["down"], link),
             )
         except OSError:
-            pass  # one of the two has hung up
+            pass  # an end has closed the connection
         finally:
             self._links.discard(link)
             link.reset()
@@ -179,7 +179,7 @@ class _Link:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Hang up as a dead link does: with a reset, which also takes what is still on its way."""
+    """Close the connection by a reset, as a dead link does; bytes in transit are lost."""
     sock = writer.get_extra_info("socket")
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -189,7 +189,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def _delivered(writer: asyncio.StreamWriter) -> None:
-    """Wait, but not for ever, until what was written has reached the peer's kernel: tests name the place of a cut."""
+    """Wait for a limited time until written bytes have reached the peer's kernel: tests state the place of a cut."""
     descriptor = writer.get_extra_info("socket").fileno()
     for _ in range(1000):
         if not writer.transport.get_write_buffer_size() and not _unacknowledged(descriptor):

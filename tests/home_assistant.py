@@ -1,7 +1,7 @@
-"""What Home Assistant would show of a device: MQTT discovery, availability and templates, in its template language.
+"""Home Assistant's view of a device: MQTT discovery, availability and templates, in Home Assistant's template language.
 
-Only the rules that the announcements lean on are here; tests/end_to_end/test_home_assistant.py holds them against the
-real one. An entity is `unavailable` unless all its availability topics say "online", and `unknown` before its first
+Only rules needed by announcements are modelled; tests/end_to_end/test_home_assistant.py compares them with the real
+program. An entity is `unavailable` unless all its availability topics hold "online", and `unknown` before the first
 value.
 """
 
@@ -17,7 +17,7 @@ _SHARED = ("availability", "availability_mode")
 
 
 class HomeAssistant:
-    """Hears messages in the order in which they come; `states` are by entity, `history` is each change of one."""
+    """Receiver of messages in order of arrival; `states` are by entity, `history` holds each change."""
 
     def __init__(self, prefix: str = "homeassistant") -> None:
         self._prefix = prefix
@@ -26,7 +26,7 @@ class HomeAssistant:
         self.history: list[tuple[str, str]] = []
 
     def hear(self, topic: str, payload: bytes) -> None:
-        """Take a message in, as if it were retained: a new entity knows the last of each of its topics."""
+        """Receive a retained message: a new entity gets the last message of each topic."""
         before = self.states
         self._retained[topic] = payload
         words = topic.split("/")
@@ -39,7 +39,7 @@ class HomeAssistant:
 
     @property
     def states(self) -> dict[str, str]:
-        """The state of each entity, by the name of its component; those of all devices together."""
+        """Return the state of each entity, by component name, of all devices together."""
         return {component: entity.state for (_, component), entity in self._entities.items()}
 
     def _discover(self, device: str, payload: bytes) -> None:

@@ -1,6 +1,6 @@
-"""The core of the real Home Assistant with its MQTT integration, for a Python that has it: see packaging.
+"""The core of the real Home Assistant with the MQTT integration, run by a Python with Home Assistant: see packaging.
 
-Connects to the broker at the port that is named, and prints each state of an entity as a line of JSON.
+Connects to the broker at the given port, and prints each state of an entity as a line of JSON.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ async def main(port: int, folder: Path) -> None:
     for registry in REGISTRIES:
         await registry.async_load(hass)
     await restore_state.async_load(hass)
-    hass.config.components.update({"http", "file_upload"})  # for its pages, of which none is looked at
+    hass.config.components.update({"http", "file_upload"})  # components for pages, unused here
     hass.bus.async_listen("state_changed", report)
     mqtt = config_entries.ConfigEntry(
         domain="mqtt",

@@ -1,6 +1,7 @@
-"""Versions of the factory's motion model, sound and spoilt, a board that serves it, and `edgectl` to bring them there.
+"""Versions of the factory's motion model, sound and damaged, a board that serves the model, and `edgectl` to install
+them.
 
-All versions share one model file: what tells them apart is their manifest, which every result names.
+All versions share one model file; they differ in the manifest, which every result names.
 """
 
 from __future__ import annotations
@@ -42,22 +43,22 @@ source = "wrist"
 model = "motion"
 queue = 1000
 """
-"""A sensor that never ends. The queue has room for all that a busy machine may hold up."""
+"""A sensor without end. The queue has room for all windows delayed by a busy machine."""
 
 PROBATION = {"seconds": 0.2, "windows": 5}
-"""Short, and passed by whoever answers."""
+"""Short rules, passed by any version that answers."""
 
 
 def config(*, pace: int = 200, recording: Path = RECORDING) -> str:
-    """A board that cuts a window every `10 / pace` seconds."""
+    """Return the configuration of a board that cuts a window every `10 / pace` seconds."""
     return CONFIG.format(recording=recording, pace=pace)
 
 
 def lines(first: int, count: int) -> bytes:
-    """Samples of the recording as the sensor sends them."""
+    """Return samples of the recording in the sensor's format."""
     with RECORDING.open() as file:
         rows = list(csv.reader(file))[1:]
-    # A reader that opens a port in the middle of a line throws away what is left of it: begin with an end.
+    # A reader that opens a port in the middle of a line discards the rest of the line: begin with an end.
     return b"\n" + b"".join(",".join(rows[index][:7]).encode() + b"\n" for index in range(first, first + count))
 
 
@@ -82,7 +83,7 @@ def manifest(version: str, files: dict[str, bytes], **parts: Any) -> dict[str, A
 
 
 def bundle(folder: Path, version: str, *, files: dict[str, bytes] | None = None, **parts: Any) -> Path:
-    """A container of a version; `files` are added to the factory's or take their place."""
+    """Write a container of a version; `files` extend or replace the factory's files."""
     every = {**contents(), **(files or {})}
     path = folder / f"motion-{version}.edgm"
     body = b"".join(every[name] for name in sorted(every))
@@ -91,7 +92,7 @@ def bundle(folder: Path, version: str, *, files: dict[str, bytes] | None = None,
 
 
 def seal(container: Path, key: Path, namespace: str = "edged-bundle") -> None:
-    """Sign a container, for what such signatures are for or for something else."""
+    """Sign a container, for the proper namespace or another."""
     data = container.read_bytes()
     end = 16 + int.from_bytes(data[8:12], "little")
     signature = signing.sign(data[16:end], key, namespace)
@@ -99,7 +100,7 @@ def seal(container: Path, key: Path, namespace: str = "edged-bundle") -> None:
 
 
 def wrong_golden() -> dict[str, bytes]:
-    """Golden samples whose outputs no motion model would compute."""
+    """Return golden samples with outputs that no motion model computes."""
     arrays = dict(np.load(FACTORY / "golden.npz"))
     arrays["output_0"] = arrays["output_0"][..., ::-1]
     file = io.BytesIO()
@@ -108,14 +109,14 @@ def wrong_golden() -> dict[str, bytes]:
 
 
 class Said(NamedTuple):
-    """What came of a call of edgectl."""
+    """Result of a call of edgectl."""
 
     code: int
     output: str
 
 
 class Call:
-    """`edgectl` as it runs."""
+    """A running `edgectl`."""
 
     def __init__(self, daemon: Edged, *words: object) -> None:
         code = "import sys; from edged.ctl.main import main; sys.exit(main())"
@@ -123,34 +124,34 @@ class Call:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def end(self) -> Said:
-        """Wait for its end."""
+        """Wait for the end."""
         output, _ = self._process.communicate(timeout=120)
         return Said(self._process.returncode, output)
 
 
 def edgectl(daemon: Edged, *words: object) -> Said:
-    """Call it and wait for its end."""
+    """Call edgectl and wait for the end."""
     return Call(daemon, *words).end()
 
 
 def serving(daemon: Edged) -> str:
-    """The version that answers now."""
+    """Return the version in service."""
     version: str = next(connect(str(daemon.runtime_dir)).stream("watch"))["version"]
     return version
 
 
 def shelf(daemon: Edged) -> Path:
-    """Where the daemon keeps what was installed of the model."""
+    """Return the folder of the model's installed versions."""
     return daemon.state_dir / "models" / "motion"
 
 
 def ledger(daemon: Edged) -> Ledger:
-    """What it knows of the model's versions."""
+    """Return the model's ledger."""
     return ModelFolder(shelf(daemon)).read()
 
 
 def litter(daemon: Edged) -> set[str]:
-    """What lies in the model's folder and belongs to nothing."""
+    """Return unneeded files in the model's folder."""
     folder = shelf(daemon)
     there = {str(path.relative_to(folder)) for pattern in ("*", "versions/*") for path in folder.glob(pattern)}
     known = {"state.json", "state.copy.json", "versions", "current"}
@@ -158,5 +159,5 @@ def litter(daemon: Edged) -> set[str]:
 
 
 def incoming(daemon: Edged) -> set[str]:
-    """The transfers of which something is there."""
+    """Return the transfers with partial files."""
     return {path.name for path in (daemon.state_dir / "incoming").glob("*")}

@@ -1,7 +1,7 @@
-"""Two network namespaces of a test's own, a board's and the internet's, with a cable between them.
+"""Two network namespaces for a test, named board and internet, with a cable between them.
 
-The board has the address 1.2.3.1, and the internet 1.2.3.4. Nothing in them can reach, or be reached from, the machine
-that the test runs on.
+The board has the address 1.2.3.1, and the internet 1.2.3.4. Neither can reach, or be reached from, the machine that
+runs the test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 
 class Namespaces:
-    """Skips the test where they may not be made."""
+    """A pair of namespaces; the test is skipped without permission to make them."""
 
     def __init__(self) -> None:
         tag = f"{os.getpid()}{next(_numbers)}"
@@ -50,7 +50,7 @@ class Namespaces:
             self._ip(f"netns delete {space}")
 
     def add_addresses(self, *addresses: str) -> None:
-        """Give the internet's end of the cable further addresses, and the board a route there."""
+        """Give the internet's end of the cable further addresses, and the board a route to them."""
         for address in addresses:
             length = 128 if ":" in address else 32
             nodad = " nodad" if ":" in address else ""
@@ -58,7 +58,7 @@ class Namespaces:
             self._ip(f"-n {self.board} route add {address}/{length} dev cable")
 
     def run(self, space: str, what: Callable[[], T]) -> T:
-        """Call something on a thread that is in a namespace: a socket that it makes stays there, whoever uses it."""
+        """Call a function on a thread in a namespace; sockets made by the function stay in the namespace."""
 
         def enter() -> T:
             with Path(f"/run/netns/{space}").open() as file:

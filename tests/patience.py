@@ -1,4 +1,4 @@
-"""How long a test waits for what must come."""
+"""Time limit for expected events."""
 
 PATIENCE = 120.0
-"""Seconds: long enough for a machine that is busy with much else, and never waited out by a test that passes."""
+"""Seconds: enough for a busy machine, and never used up by a test that passes."""

@@ -1,4 +1,4 @@
-"""A daemon that takes updates: a real socket, real transfers, and an updater that does what a test tells it to."""
+"""A daemon that receives updates: a real socket, real transfers, and an updater scripted by the test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME = "colours"
 
 
 def noise(size: int) -> bytes:
-    """Bytes that cannot be packed, always the same."""
+    """Return incompressible bytes, always the same."""
     return random.Random(size).randbytes(size)
 
 
@@ -41,7 +41,7 @@ def bundle(version: str = "2.0", size: int = 200_000, signatures: bytes = b"") -
 
 
 def names(data: bytes) -> dict[str, Any]:
-    """What a sender says of a container when it knocks."""
+    """Return a sender's announcement of a container."""
     manifest = int.from_bytes(data[8:12], "little")
     signatures = int.from_bytes(data[12:16], "little")
     head = data[: 16 + manifest + signatures]
@@ -53,9 +53,9 @@ def names(data: bytes) -> dict[str, Any]:
 
 
 class ScriptedUpdater:
-    """Takes everything but deltas, of which it can rebuild none.
+    """Updater that accepts all containers but no deltas, which it cannot rebuild.
 
-    It ends each job as `end` says, once `go` is set; what it was asked is in `asked`.
+    Each job ends as stated by `end`, once `go` is set; `asked` holds the requests.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class ScriptedUpdater:
 
 
 class Clock:
-    """Its day began with the machine."""
+    """Clock whose day began with the machine."""
 
     synchronised = True
 
@@ -155,9 +155,10 @@ class Clock:
 
 
 class Door:
-    """Trusts everybody but mallory; takes bare models as long as it is `open`, and no others where it is `narrow`.
+    """Admission that trusts all signers except mallory, and accepts bare models only if `open`, and only bare models if
+    `narrow`.
 
-    `files` are what serves, by model.
+    `files` are the files in service, by model.
     """
 
     def __init__(self) -> None:
@@ -214,15 +215,15 @@ class Board:
         self._thread.join(120)
 
     def do(self, what: Callable[[], Any]) -> None:
-        """Have it done on the board's own thread."""
+        """Call a function on the board's own thread."""
         self._loop.call_soon_threadsafe(what)
 
     def run(self, what: Coroutine[Any, Any, Any]) -> Any:
-        """Run it there, and wait for what it gives."""
+        """Run a coroutine on the board's thread, and return the result."""
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(120)
 
     def wait_for(self, kind: str, received: int = 0) -> Event:
-        """The first step of this kind, and with so many bytes received, that was told of, once there is one."""
+        """Return the first published step of this kind with this number of bytes received, waiting if necessary."""
 
         def found() -> list[Event]:
             return [event for event in self.said if event.id == kind and (event.bytes or 0) >= received]
@@ -242,11 +243,13 @@ class Board:
             self._heard.notify_all()
 
     def parts(self) -> list[str]:
-        """The transfers that are kept."""
+        """Return the kept transfers."""
         return [folder.name for folder in self.incoming.iterdir()] if self.incoming.exists() else []
 
     def gone(self) -> bool:
-        """Whether every transfer is thrown away before long: what does it runs on after a job's end has been told."""
+        """Return whether all transfers are removed soon: the thread of a transfer outlives the published end of the
+        job.
+        """
         until = time.monotonic() + 120
         while self.parts() and time.monotonic() < until:
             time.sleep(0.01)
@@ -278,7 +281,7 @@ class Board:
 
 
 class _Verbs:
-    """The verbs of updates, as the server wants them."""
+    """Verbs of updates in the form needed by the server."""
 
     def __init__(self, updates: Updates) -> None:
         self._updates = updates

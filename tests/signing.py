@@ -1,4 +1,4 @@
-"""OpenSSH keys and signatures: real ones, made by ssh-keygen as an operator would, and ones made by hand."""
+"""OpenSSH keys and signatures: real ones, made by ssh-keygen, and imitations."""
 
 import base64
 import shutil
@@ -16,7 +16,7 @@ def needs_ssh_keygen() -> None:
 
 
 def make_key(folder: Path, name: str) -> Path:
-    """A new key without a passphrase; its public half lies beside it as `<name>.pub`."""
+    """Make a key without a passphrase; the public half lies beside the key as `<name>.pub`."""
     needs_ssh_keygen()
     path = folder / name
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True, timeout=120)
@@ -24,7 +24,7 @@ def make_key(folder: Path, name: str) -> Path:
 
 
 def public(key: Path) -> str:
-    """Type and public half of a key, without its comment."""
+    """Return type and public half of a key, without the comment."""
     return " ".join(key.with_suffix(".pub").read_text().split()[:2])
 
 
@@ -38,7 +38,7 @@ def sign(message: bytes, key: Path, namespace: str = "edged-bundle") -> bytes:
 
 
 def string(data: bytes) -> bytes:
-    """Bytes with their length before them."""
+    """Return bytes with a length prefix."""
     return struct.pack(">I", len(data)) + data
 
 
@@ -50,6 +50,6 @@ def armor(blob: bytes) -> bytes:
 
 
 def signature(key: bytes, namespace: bytes = b"edged-bundle", proof: bytes = b"proof") -> bytes:
-    """A signature that looks like one by ssh-keygen, and proves nothing."""
+    """Return a signature in the format of ssh-keygen that proves nothing."""
     body = string(key) + string(namespace) + string(b"") + string(b"sha512") + string(proof)
     return armor(b"SSHSIG" + struct.pack(">I", 1) + body)

@@ -1,4 +1,4 @@
-"""A real OpenSSH server on a loopback port, with keys of its own, and the `ssh` that gets there."""
+"""A real OpenSSH server on a loopback port, with keys of its own, and the `ssh` command to connect."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 class Sshd:
-    """Logs the user who runs the tests in with `key`, and with others for a forced command alone.
+    """Server that logs in the user who runs the tests by `key`, and allows only a forced command for other keys.
 
-    `forced_key` may bring bundles, `downgrading_key` older versions too, and `greeting_key` only gets a greeting.
+    `forced_key` may install bundles, `downgrading_key` older versions too, and `greeting_key` only gets a greeting.
     """
 
     def __init__(self, folder: Path, runtime_dir: Path) -> None:
         if SSHD is None or shutil.which("ssh") is None:
             pytest.skip("OpenSSH is not installed")
-        if os.getuid() == 0:  # where it would be after a boot
+        if os.getuid() == 0:  # made at boot on a real system
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         folder.mkdir(parents=True)
         self.folder = folder
@@ -41,11 +41,11 @@ class Sshd:
 
     @property
     def command(self) -> str:
-        """What a forced command would be on a device."""
+        """Return the forced command of a device."""
         return f"{self._commands}/edgectl receive --stdio"
 
     def ssh(self, port: int, *, key: Path | None = None) -> str:
-        """The `--ssh` that finds this server behind a port."""
+        """Return the `--ssh` option for this server behind a port."""
         options = {
             "Port": port,
             "IdentityFile": key or self.key,
@@ -78,13 +78,13 @@ class Sshd:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(120)
-        print(self.log())  # pytest shows it with a failure
+        print(self.log())  # pytest shows the log of a failed test
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
     def _install_edgectl(self, runtime_dir: Path) -> None:
-        """An `edgectl` on the PATH of whoever logs in, which knows where the daemon is."""
+        """Put an `edgectl` for this daemon on the PATH of users who log in."""
         self._commands.mkdir()
         script = self._commands / "edgectl"
         code = "import sys; from edged.ctl.main import main; sys.exit(main())"

@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they compare does the same work. How fast anything is is no test's business."""
+"""Run the benchmarks, and check that compared programs do the same work. Speed is not tested."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The sensor of docs/plug-ins.md is a source; tests/packaging/test_wheel.py installs its package and runs its suite."""
+"""Check the sensor of docs/plug-ins.md; tests/packaging/test_wheel.py installs the package and runs the suite."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A board to update models on: factory versions, containers, a daemon that serves what it is told, and a clock."""
+"""A board for updates of models: factory versions, containers, a scripted daemon, and a clock."""
 
 import asyncio
 import hashlib
@@ -20,11 +20,11 @@ from tests.containers import MODEL, colours, container, entry
 NAME = "colours"
 ORIGIN = "a test"
 TRAITS = ("misfits", "wrong", "dead", "faulty")
-"""In what ways a version may be bad on a FakeBoard."""
+"""Faults of a version on a FakeBoard."""
 
 
 class Clock:
-    """Stands still until it is told."""
+    """Clock that stands still until moved."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,9 +34,9 @@ class Clock:
 
 
 def manifest(version: str, **parts: object) -> bytes:
-    """The manifest of a version that is watched for a minute and 10 windows."""
+    """Return the manifest of a version with a probation of a minute and 10 windows."""
     probation = {"seconds": 60.0, "windows": 10}
-    preprocess = [{"step": "clip", "low": -8, "high": 8}]  # stated, so that nobody looks for it in the model file
+    preprocess = [{"step": "clip", "low": -8, "high": 8}]  # stated, to avoid a search in the model file
     files = {"model.tflite": entry(MODEL)}
     said = colours(version=version, files=files, probation=probation, preprocess=preprocess, **parts)
     return json.dumps(said).encode()
@@ -53,7 +53,7 @@ def write_container(folder: Path, version: str, **parts: object) -> Path:
 
 
 def write_factory(folder: Path, version: str) -> None:
-    """A factory version, which `digest_of` knows as well."""
+    """Write a factory version, known to `digest_of`."""
     place = folder / NAME / version
     place.mkdir(parents=True)
     (place / "manifest.json").write_bytes(manifest(version))
@@ -61,11 +61,11 @@ def write_factory(folder: Path, version: str) -> None:
 
 
 class FakeBoard:
-    """Serves what it is told to, unless that is to fail: each of TRAITS holds numbers of versions.
+    """Board that serves requested versions, with scripted faults: each of TRAITS holds numbers of versions.
 
-    `troubles` are the errors that versions meet as they are to serve, and that may be none of theirs. Whatever comes to
-    the phase that is `deadly` ends the daemon: `death` is set, and it does nothing more. `answers` is every
-    version that ever answered, in order, "" where nothing did.
+    `troubles` are errors at the start of service that may not be a version's fault. Any version that reaches the phase
+    `deadly` ends the daemon: `death` is set, and the daemon does nothing more. `answers` lists every version that ever
+    answered, in order, "" for none.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -91,7 +91,7 @@ class FakeBoard:
         return self.serves.manifest.version if self.serves else ""
 
     def load(self, bundle: Bundle | None) -> None:
-        """What a daemon does as it starts."""
+        """Serve a bundle, as a daemon does at start."""
         self.serves, self.since = bundle, self.clock()
         self.answers.append(self.version)
 
@@ -140,7 +140,7 @@ class FakeBoard:
 
 
 class Rig:
-    """A board with its folders. `boot` is power on: a daemon that knows nothing but what is on disk."""
+    """Board with folders. `boot` is power on: a daemon that knows only the disk."""
 
     def __init__(self, folder: Path, *, factory: tuple[str, ...] = ("1.0",)) -> None:
         self.factory, self.state = folder / "factory", folder / "state"
@@ -167,9 +167,9 @@ class Rig:
         return self.shelf.read()
 
     def power_on(self, **settings: object) -> None:
-        """A new daemon on the board as it is; it serves what the store finds, as the real one does.
+        """Start a new daemon on the board; the daemon serves the version found by the store, as the real daemon does.
 
-        Two names for runs will do: a run need only differ from the one that the ledger knows.
+        Two alternating names of runs suffice: a run must only differ from the run in the ledger.
         """
         before = self.board
         self.board = FakeBoard(self.clock)
@@ -193,7 +193,7 @@ class Rig:
         )
         try:
             self.board.load(self.store.find(NAME))
-        except EdgedError:  # there is no model, or no sound one
+        except EdgedError:  # no model, or no sound model
             self.board.load(None)
 
     async def boot(self, **settings: object) -> None:
@@ -201,16 +201,16 @@ class Rig:
         await self.updater.start()
 
     def install(self, version: str, **options: object) -> Job:
-        """A job that installs this version."""
+        """Return a job that installs this version."""
         file = write_container(self.folder, version)
         return self.updater.install(file, InstallOptions(origin=ORIGIN, **options))
 
     async def installed(self, version: str, **options: object) -> Job:
-        """A job that installs this version, once it has ended."""
+        """Install this version, and return the ended job."""
         return await self.ended(self.install(version, **options))
 
     async def ended(self, job: Job) -> Job:
-        """The job, once it has ended; on the way, time passes for probation."""
+        """Wait for the end of a job, moving the clock for probation, and return the job."""
         await job.released.wait()
         for _ in range(5):
             await self.pass_probation()
@@ -224,12 +224,12 @@ class Rig:
         await self.updater.settle(NAME)
 
     def tree(self) -> set[str]:
-        """All there is in the model's folder."""
+        """Return the content of the model's folder."""
         folder = self.state / NAME
         return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
     def tidy_tree(self) -> set[str]:
-        """All there should be, by the ledger."""
+        """Return the content expected from the ledger."""
         ledger = self.ledger
         files = {"state.json", "state.copy.json", "versions"}
         for each in ledger.versions:

@@ -1,9 +1,9 @@
-"""A whole virtual machine: its own kernel, page cache and disk, so that its power can really be cut.
+"""A whole virtual machine with kernel, page cache and disk, for real power cuts.
 
-It is emulated, by default to the last instruction, as that works everywhere; EDGED_VM_ACCEL=kvm is faster where it can
-be had. Its disk is one with a volatile cache as large as one likes: a cut loses what the guest had not yet written to
-it, and whatever it had written since it last told the disk to flush. For that the machine runs on a copy of `image`,
-QEMU logs every write and flush, and after a cut the log is replayed on `image` as far as its last flush.
+The machine is emulated, by default to the last instruction, which works everywhere; EDGED_VM_ACCEL=kvm is faster where
+available. The disk has a volatile cache of unlimited size: a cut loses all data not yet written by the guest, and all
+data written since the last flush. To this end the machine runs on a copy of `image`, QEMU logs every write and flush,
+and after a cut the log is replayed on `image` up to the last flush.
 """
 
 import json
@@ -23,14 +23,14 @@ PACKAGES = (
 ACCEL = os.environ.get("EDGED_VM_ACCEL", "tcg")
 IMAGE_BYTES = 1 << 30
 NEVER = 1 << 60
-"""Writes after which the log counts them in all the same: only flushes shall."""
+"""Number of writes after which the log counts writes without a flush: never."""
 DISCARDED = 4
-"""As the kernel's device mapper, whose format of a log it is, flags what may hold anything from then on."""
+"""Flag, in the log format of the kernel's device mapper, of blocks with undefined content from then on."""
 HOST = "10.0.2.2"
-"""Where the guest finds what listens on the host's loopback."""
+"""Address, for the guest, of the host's loopback."""
 
 NETWORK = "[Match]\nType=ether\n[Network]\nAddress=10.0.2.15/24\n"
-# What is typed at one end of a virtual serial port comes out at the other.
+# Text written to an end of a virtual serial port arrives at the other end.
 SHELL = """
 [Service]
 Type=exec
@@ -55,7 +55,7 @@ UNITS = {"test-shell.service": SHELL, "test-watch.service": WATCH}
 
 
 def why_not():
-    """Why no machine can be made here, "" if one can."""
+    """Return the reason why no machine can be made here, or ""."""
     if os.geteuid() != 0:
         return "only root may make the file system of a machine"
     missing = [tool for tool in ("qemu-system-x86_64", "mmdebstrap", "mkfs.ext4") if shutil.which(tool) is None]
@@ -63,9 +63,9 @@ def why_not():
 
 
 class Machine:
-    """A machine that a package is installed on, with files of its own, by path.
+    """Machine with an installed package and further files, by path.
 
-    `boot` it, `run` things in it, `cut_power`. `watched` is what the daemon says, as `edgectl watch` in it hears it.
+    `boot`, `run` commands inside, `cut_power`. `watched` is the output of `edgectl watch` in the machine.
     """
 
     def __init__(self, folder, package, suite, files):
@@ -85,7 +85,7 @@ class Machine:
             layer.close()
 
     def boot(self):
-        """Switch it on, and wait until there is a shell."""
+        """Switch the machine on, and wait for a shell."""
         (kernel,), (initrd,) = self._root.glob("boot/vmlinuz-*"), self._root.glob("boot/initrd.img-*")
         disk, log = self._disk, self._log
         subprocess.run(["cp", "--sparse=always", self.image, disk], check=True)
@@ -112,7 +112,7 @@ class Machine:
         assert self._shell.readline() == "here\n", (self._folder / "console.log").read_text(errors="replace")
 
     def run(self, command):
-        """Run something in it that does well; its output. What it complains of is on the console."""
+        """Run a command that succeeds in the machine, and return the output. Error output goes to the console."""
         self._shell.write(f"{{ {command}; }} 2>/dev/console </dev/null; code=$?; echo; echo done $code\n")
         self._shell.flush()
         said = []
@@ -124,7 +124,7 @@ class Machine:
         return text
 
     def await_watched(self, enough, patience=120):
-        """Wait until what was watched is enough."""
+        """Wait until `enough` accepts the watched output."""
         with self._more:
             assert self._more.wait_for(lambda: enough(self.watched), patience), f"{len(self.watched)} results"
 
@@ -136,7 +136,7 @@ class Machine:
         _replay(self._log, self.image)
 
     def close(self):
-        """Cut its power if it has any, and take its disk away, which is large."""
+        """Cut the power, and remove the large disk."""
         self._process.kill()
         self._process.wait()
         for file in (self.image, self._disk, self._log):
@@ -144,7 +144,7 @@ class Machine:
 
     def _listen(self, port):
         for line in port:
-            if line.endswith("}\n"):  # a cut tears the last one
+            if line.endswith("}\n"):  # a cut tears the last line
                 with self._more:
                     self.watched.append(json.loads(line))
                     self._more.notify_all()
@@ -163,7 +163,7 @@ def _install(layer, package, files):
 
 
 def _replay(log, image):
-    """Write to the image what was flushed: QEMU counts an entry in when a flush after it has been logged."""
+    """Write flushed data to the image: QEMU counts an entry once a later flush has been logged."""
     with log.open("rb") as entries, image.open("r+b") as disk:
         _magic, _version, count, unit = struct.unpack("<QQQL", entries.read(28))
         assert count, "the machine has flushed nothing"
@@ -180,7 +180,7 @@ def _replay(log, image):
 
 
 def _port(path):
-    """Where the machine will connect a serial port of it to."""
+    """Return the address for a serial port of the machine."""
     path.unlink(missing_ok=True)
     port = socket.socket(socket.AF_UNIX)
     port.bind(str(path))

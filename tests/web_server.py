@@ -1,9 +1,9 @@
-"""A real web server whose misbehaviour a test orders, one answer after the other, and a proxy before it.
+"""A real web server with misbehaviour ordered by the test, one answer at a time, and a proxy for the server.
 
     with WebServer(content) as server:
         server.orders += [status(503, retry_after="0"), cut_after(1000)]
 
-Without orders, and when they have been used up, it behaves: ranges, If-Range, a strong ETag.
+Without further orders the server behaves: ranges, If-Range, a strong ETag.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 
 class Request(NamedTuple):
-    """What a client asked for."""
+    """Request of a client."""
 
     method: str
     path: str
@@ -30,17 +30,17 @@ class Request(NamedTuple):
 
     @property
     def start(self) -> int:
-        """The first byte of the range that was asked for; 0 without one."""
+        """Return the first byte of the requested range; 0 without a range."""
         found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         return int(found[1]) if found else 0
 
 
 Order = Callable[["Handler"], None]
-"""What to answer instead of the right thing."""
+"""Function for an answer in place of the correct answer."""
 
 
 class WebServer:
-    """Serves `content` at every path, on a loopback port or that of another `address`; over TLS with a `context`."""
+    """Server of `content` at every path, on a port of loopback or of another `address`; over TLS with a `context`."""
 
     def __init__(self, content: bytes, context: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
         self.content = content
@@ -80,7 +80,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that hang up, or fail a handshake, are what the tests are about."""
+        """Report nothing: the tests make clients that hang up, or fail a handshake."""
 
 
 class _Server6(_Server):
@@ -88,7 +88,7 @@ class _Server6(_Server):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection, one request."""
+    """Handler of a connection with a single request."""
 
     web: WebServer
     context: ssl.SSLContext | None
@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         order(self)
 
     def answer(self, status: int, headers: Mapping[str, str | None], body: bytes = b"") -> None:
-        """Headers that are None are left out."""
+        """Send an answer without headers that are None."""
         self.send_response(status)
         said = {"Content-Length": str(len(body)), "ETag": self.web.etag if self.web.tags else None, **headers}
         for name, value in said.items():
@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def behave(handler: Handler) -> None:
-    """What a server should do."""
+    """Answer correctly."""
     _serve(handler, handler.web.content)
 
 
@@ -143,7 +143,7 @@ def _range(start: int, total: int) -> dict[str, str | None]:
 
 
 def status(code: int, *, retry_after: str | None = None) -> Order:
-    """Nothing but a status."""
+    """Return an order for an answer with only a status."""
     return lambda handler: handler.answer(code, {"Retry-After": retry_after})
 
 
@@ -167,7 +167,7 @@ def wrong_start(by: int) -> Order:
 
 
 def wrong_total(handler: Handler) -> None:
-    """The right range, of a file that is longer."""
+    """Answer with the correct range of a longer file."""
     start, total = handler.asked.start, len(handler.web.content)
     handler.answer(206, {"Content-Range": f"bytes {start}-{total - 1}/{total + 1}"}, handler.web.content[start:])
 
@@ -195,7 +195,7 @@ def corrupt(at: int) -> Order:
 
 
 def swap(content: bytes, order: Order) -> Order:
-    """From this answer on another file is there."""
+    """Return an order to replace the file from this answer on."""
 
     def swapped(handler: Handler) -> None:
         handler.web.content = content
@@ -239,12 +239,12 @@ def encoded(encoding: str) -> Order:
 
 
 def without_length(handler: Handler) -> None:
-    """A body that ends where the connection does."""
+    """Answer with a body that ends with the connection."""
     handler.answer(200, {"Content-Length": None}, handler.web.content)
 
 
 class ForwardProxy:
-    """An HTTP proxy: CONNECT, and GET of whole URLs. `requests` are what it was asked for."""
+    """HTTP proxy: CONNECT, and GET of whole URLs. `requests` are the received requests."""
 
     def __init__(self, refuse: int = 0) -> None:
         self.requests: list[Request] = []

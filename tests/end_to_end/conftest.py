@@ -11,7 +11,9 @@ from tests.motion import config
 
 @pytest.fixture
 def edged(tmp_path: Path) -> Iterator[Callable[..., Edged]]:
-    """Starts a daemon that serves the motion model, or what its configuration says; ends all in the end."""
+    """Return a function that starts a daemon with the motion model or another configuration; end all daemons at
+    teardown.
+    """
     started: list[Edged] = []
 
     def start(text: str = "", **environ: str) -> Edged:

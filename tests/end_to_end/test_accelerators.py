@@ -1,8 +1,8 @@
-"""Models on accelerators in the real daemon: the runtime, the process and the broker are real, the device is not.
+"""Models on accelerators in the real daemon: runtime, process and broker are real, the device is not.
 
-The device is a file, and its delegate a library in C that computes on the CPU and fails to order (tests/delegates). In
-all of it the subscriber must hear of every window that was cut, once, whatever happens. `EDGED_SOAK=1` has it abort,
-hang and be unplugged 100 times each.
+The device is a file, and its delegate a library in C that computes on the CPU and fails on command (tests/delegates).
+In every test the subscriber must receive a result for each window exactly once. With `EDGED_SOAK=1` the delegate
+aborts, hangs and is unplugged 100 times each.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ source = "wrist"
 model = "{model}"
 queue = 1000
 """
-"""The queue has room for all that a busy machine may hold up."""
+"""A pipeline whose queue has room for all windows delayed by a busy machine."""
 
 MORE = 16 << 10
-"""By how many kilobytes the daemon may have grown in the end: it maps the recording, and pages that in as it goes."""
+"""Permitted growth of the daemon in KiB: the mapped recording is paged in over time."""
 
 FAST = {"name": "fast", "delegate": "mine", "file": "model.tflite"}
 
 
 def rules(*, failures: int = 100, within: float = 600.0, check_every: float = 0.1) -> str:
-    """When accelerators are brought back: soon. Of memory they have what the runtime takes, and 100 MB."""
+    """Return rules for quick retries. The memory limit is the runtime's usage plus 100 MB."""
     return (
         f"[accelerators]\ndeadline = 0.5\nbackoff = 0.05\nbackoff_max = 0.1\nmemory = {256 << 20}\n"
         f"failures = {failures}\nwithin = {within}\ncheck_every = {check_every}\n"
@@ -68,7 +68,7 @@ def rules(*, failures: int = 100, within: float = 600.0, check_every: float = 0.
 
 
 class Device:
-    """What is plugged in, and the delegate that drives it; its file is what `[delegates.<name>]` waits for."""
+    """A device and its delegate; the delegate's file is named by `[delegates.<name>]`."""
 
     def __init__(self, folder: Path, name: str = "mine") -> None:
         self.name = name
@@ -77,7 +77,7 @@ class Device:
         self.plug()
 
     def table(self, **options: str) -> str:
-        """Its table in the configuration."""
+        """Return the table of the delegate in the configuration."""
         orders = {"device": str(self._file), "orders": str(self._folder / f"{self.name}.orders"), **options}
         words = ", ".join(f'{key} = "{value}"' for key, value in orders.items())
         return (
@@ -86,7 +86,7 @@ class Device:
         )
 
     def order(self, word: str) -> None:
-        """Have it fail so with its next inference."""
+        """Make the next inference fail in this way."""
         draft = self._folder / f"{self.name}.draft"
         draft.write_text(word)
         draft.rename(self._folder / f"{self.name}.orders")
@@ -95,13 +95,13 @@ class Device:
         self._file.unlink()
 
     def plug(self) -> None:
-        """Plug it in, or out and in again: it is another file than before, as a device is another each time."""
+        """Plug the device in, or out and in again: the file is replaced, as a real device gets a new identity."""
         (self._folder / f"{self.name}.new").touch()
         (self._folder / f"{self.name}.new").rename(self._file)
 
 
 class Board:
-    """A daemon, whoever hears all its results, and whoever hears how its accelerators stand."""
+    """A daemon, a subscriber to all results, and a subscriber to the states of accelerators."""
 
     def __init__(self, folder: Path, broker: Broker, recording: Path) -> None:
         self._base = BOARD.format(port=broker.port, recording=recording)
@@ -124,7 +124,7 @@ class Board:
         assert self.daemon.call("reload")["done"]
 
     def hears(self, state: str, *models: str, because: str = "") -> dict[str, Any]:
-        """Wait until it is said of each of these models, or of the only one, that its accelerator stands so."""
+        """Wait until the accelerator of each of these models, or of the only model, is published in this state."""
         awaited = {f"edged/board/models/{model}/accelerator" for model in models or ("motion",)}
         while awaited:
             message = self.states.next(lambda message: message.topic in awaited and bool(message.payload))
@@ -134,22 +134,22 @@ class Board:
         return said
 
     def runs_on(self, delegate: str) -> None:
-        """Wait until a model that is accelerated has had its next window there."""
+        """Wait until an accelerated model has computed its next window on this delegate."""
         while self.model()["runner"]["delegate"] != delegate:
             assert self.auditor.hears_more(PATIENCE)
 
     def metric(self, name: str) -> dict[str, float]:
-        """A family of metrics: its values by labels, as they are written."""
+        """Return a family of metrics: values by labels, as written."""
         lines = self.daemon.call("metrics")["text"].splitlines()
         samples = (line.rpartition(" ") for line in lines if line.startswith(name))
         return {labels.removeprefix(name): float(value) for labels, _, value in samples}
 
     def model(self, name: str = "motion") -> dict[str, Any]:
-        """What `edgectl models` is told of a model."""
+        """Return the model in the answer to `edgectl models`."""
         return next(dict(each) for each in self.daemon.call("models") if each["name"] == name)
 
     def end(self) -> int:
-        """Stop, having answered every window that was cut: none is missing, none came twice, none failed. How many."""
+        """Stop, check that every window was answered exactly once without failure, and return the number."""
         pipelines = self.daemon.call("pipelines")
         assert [(each["dropped"], each["errors"]) for each in pipelines] == [(0, 0)] * len(pipelines)
         assert self.daemon.stop() == 0
@@ -183,13 +183,13 @@ def device(tmp_path: Path) -> Device:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started, and that are not gone."""
+    """Return the live child processes of a process."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def holdings(pid: int) -> tuple[int, int]:
-    """How many descriptors a process has open, and how many of them are shared memory."""
+    """Return the number of open descriptors of a process, and the number of shared memory among them."""
     links = [link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
     return len(links), sum("memfd" in link for link in links)
 
@@ -201,7 +201,7 @@ def resident(pid: int) -> int:
 
 
 def with_variant(folder: Path, *variants: dict[str, Any], **parts: Any) -> Path:
-    """The folder of a motion model that has these variants."""
+    """Return the folder of a motion model with these variants."""
     folder.mkdir()
     for name, content in contents().items():
         (folder / name).write_bytes(content)
@@ -223,7 +223,7 @@ def test_however_it_fails_each_window_is_answered_and_it_comes_back(times: int, 
     faults = [
         (times, "the process of mine aborted: SIGABRT", failing(device, "abort")),
         (times, "the process of mine hung: one inference took longer than 0.5 s", failing(device, "hang")),
-        (times, "the device is ", device.unplug),  # gone, as it says itself, or not there, as is said soon after
+        (times, "the device is ", device.unplug),  # gone by the device's own report, or missing, which follows soon
         (1, "the process of mine crashed: SIGSEGV", failing(device, "segfault")),
         (1, "invoke failed, as told", failing(device, "invoke")),
         (1, "answers wrongly", failing(device, "zeros")),
@@ -245,9 +245,11 @@ def test_however_it_fails_each_window_is_answered_and_it_comes_back(times: int, 
     total = sum(again for again, _, _ in faults)
     [promotions] = board.metric("edged_accelerator_promotions_total").values()
     assert promotions > total
-    assert sum(board.metric("edged_accelerator_faults_total").values()) >= total  # a busy machine may have it hang, too
+    assert (
+        sum(board.metric("edged_accelerator_faults_total").values()) >= total
+    )  # on a busy machine the accelerator may hang, too
     assert len(children(pid)) == 1
-    # A connection over which we asked may still be closing.
+    # A connection used for requests may still be closing.
     assert any(holdings(pid) == before for _ in range(100) if board.auditor.hears_more(PATIENCE))
     assert resident(pid) < weight + MORE
     figures = f"{weight} kB of memory at first, {resident(pid)} kB in the end"

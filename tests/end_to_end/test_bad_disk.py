@@ -1,7 +1,7 @@
-"""The whole daemon with its state on a disk that fills up, turns read-only, fails or hangs.
+"""The whole daemon with the state folder on a disk that fills up, turns read-only, fails or hangs.
 
-It goes on inferring and publishing, says in `edgectl status` what is wrong and what to do, and once the disk is well it
-saves again, by itself. The errors come from a FUSE file system of ours (power/faulty_folder.py).
+The daemon continues to infer and publish, reports fault and remedy in `edgectl status`, and saves again once the disk
+is well. The errors come from a FUSE file system of the tests (power/faulty_folder.py).
 """
 
 import subprocess
@@ -61,7 +61,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def status(daemon: Edged) -> str:
-    """What an operator reads."""
+    """Return the output of `edgectl status`."""
     command = [sys.executable, "-m", "edged.ctl", "--runtime-dir", str(daemon.runtime_dir), "status"]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout
 

@@ -1,6 +1,6 @@
-"""The real daemon on boards whose clock is wrong: in 1970, as without a battery, and in 2100.
+"""The real daemon on boards with a wrong clock: in 1970, as without a battery, and in 2100.
 
-Of validity dates of keys counts the clock, or the newest signed time that the board has seen where that is later.
+Validity dates of keys are compared with the clock or, if later, the newest signed time seen by the board.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def board_in(tmp_path: Path, library: Path) -> Iterator[Callable[[int], Edged]]:
-    """A board that trusts three keys, in some year."""
+    """Return a function that starts, in a given year, a board that trusts three keys."""
     boards: list[Edged] = []
     keys = {name: signing.make_key(tmp_path, name) for name in ("always", "young", "spring")}
     (tmp_path / "signers").write_text(SIGNERS.format(**{name: signing.public(key) for name, key in keys.items()}))
@@ -65,7 +65,7 @@ def board_in(tmp_path: Path, library: Path) -> Iterator[Callable[[int], Edged]]:
 
 
 def signed(folder: Path, version: str, who: str, created: int = 0) -> Path:
-    """A version, made at some time and signed by one of the keys."""
+    """Return a version with a time of creation, signed by a key."""
     made = bundle(folder, version, created=created)
     seal(made, folder / who)
     return made
@@ -74,7 +74,7 @@ def signed(folder: Path, version: str, who: str, created: int = 0) -> Path:
 def test_a_version_of_a_day_that_is_yet_to_come_is_refused_where_the_clock_is_right(
     tmp_path: Path, board_in: Callable[..., Edged]
 ):
-    """The version would make a key that is valid until then useless for ever."""
+    """Such a version would exclude all keys that expire before that day."""
     daemon = board_in(2026, synchronised=True)
     said = edgectl(daemon, "update-model", signed(tmp_path, "1.1.0", "always", FAR))
     assert (said.code, "made on 2034-06-15, and today is 2026-01-0" in said.output) == (REFUSED, True), said.output
@@ -119,7 +119,7 @@ def test_a_board_in_1970_goes_by_what_it_has_seen(tmp_path: Path, board_in: Call
     said = edgectl(daemon, "update-model", signed(tmp_path, "1.2.0", "spring", SPRING))
     assert said.code == DONE, said.output
     said = edgectl(daemon, "update-model", signed(tmp_path, "1.3.0", "young"))
-    assert said.code == DONE, said.output  # it is spring at least
+    assert said.code == DONE, said.output  # the clock shows spring or later
     said = edgectl(daemon, "update-model", signed(tmp_path, "1.4.0", "young", SUMMER))
     assert said.code == DONE, said.output
     said = edgectl(daemon, "update-model", signed(tmp_path, "1.5.0", "spring", SPRING))
@@ -145,7 +145,7 @@ BROKER = '[mqtt]\nhost = "127.0.0.1"\nport = {port}\n'
 
 @pytest.fixture
 def set_later(tmp_path: Path, library: Path) -> Iterator[Callable[..., tuple[Edged, Subscriber, Callable[[], None]]]]:
-    """A board, somebody who hears it, and what sets its clock two days ahead."""
+    """Return a board, a subscriber, and a function that sets the clock two days ahead."""
     with contextlib.ExitStack() as opened:
 
         def start(**environ: str) -> tuple[Edged, Subscriber, Callable[[], None]]:

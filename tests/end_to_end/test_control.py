@@ -1,4 +1,4 @@
-"""The real daemon, whose control socket many clients hold open."""
+"""The real daemon with a control socket held open by many clients."""
 
 import contextlib
 import resource

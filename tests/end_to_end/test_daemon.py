@@ -80,7 +80,7 @@ def edged(tmp_path: Path) -> Iterator[Callable[[str], Edged]]:
 
 
 def state(subscriber: Subscriber, topic: str, wanted: str) -> dict[str, Any]:
-    """The first state record on a topic that has this state."""
+    """Return the first state record on a topic with this state."""
 
     def fits(message: Any) -> bool:
         return message.topic == f"edged/board/{topic}/state" and json.loads(message.payload)["state"] == wanted
@@ -254,7 +254,7 @@ def test_a_stop_in_the_middle_of_a_reload_is_clean(broker: Broker, subscriber: S
     result(subscriber, "replayed")
     daemon.configure(config("60", "true"))
     daemon.reload()
-    daemon.wait_for_log("pipeline replayed is stopped")  # and then its model is loaded, which takes a while
+    daemon.wait_for_log("pipeline replayed is stopped")  # then the model is loaded, which takes a while
     assert daemon.stop() == 0
     subscriber.wait_for("edged/board/availability", b"stopped")
 
@@ -266,7 +266,7 @@ def test_a_reload_during_the_start_waits_for_its_end(edged):
         return replay("10").partition("[pipelines")[0] + "".join([*tables, *pipelines])
 
     daemon = edged(config("first", "second", "third"))
-    daemon.wait_for_log("model first is running")  # and then comes the second, which takes a while
+    daemon.wait_for_log("model first is running")  # then the second model is loaded, which takes a while
     daemon.configure(config("first"))
     daemon.reload()
     daemon.wait_for_log("reloaded: models.second, models.third, pipelines.second, pipelines.third")
@@ -357,7 +357,7 @@ def test_check_proves_the_models_and_exits(tmp_path: Path, capfd: pytest.Capture
     assert daemon.process.wait(PATIENCE) == 0
     daemon.configure(replay().replace("motion", "mition"))
     daemon.start("--check")
-    assert daemon.process.wait(PATIENCE) == 0  # it may be brought later
+    assert daemon.process.wait(PATIENCE) == 0  # a version may be installed later
     assert "did you mean 'motion'" in capfd.readouterr().out
     daemon.configure(replay().replace("source =", "sorce ="))
     daemon.start("--check")

@@ -1,6 +1,6 @@
-"""The real daemon on disks that lose things, run full or refuse: something serves, and what is wrong is said.
+"""The real daemon on disks that lose data, run full or refuse: a version serves, and the fault is reported.
 
-What becomes of the versions one after the other, down to none, is in test_updates.py.
+The loss of versions one after the other, down to none, is in test_updates.py.
 """
 
 import json
@@ -105,12 +105,12 @@ def test_a_board_without_any_model_says_so(tmp_path: Path):
             assert serving(daemon) == "1.1.0"
 
 
-# Disks that refuse
+# Disks with errors
 
 
 @pytest.fixture
 def card(tmp_path: Path) -> Iterator[LoggedDisk]:
-    """What the daemon of a board has its state on."""
+    """Return the disk with the state of a board's daemon."""
     pytest.importorskip("mfusepy")
     if missing():
         pytest.skip(missing())

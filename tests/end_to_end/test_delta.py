@@ -1,4 +1,4 @@
-"""A delta, made by `edgectl pack`, brought to the real daemon, which rebuilds the version from the one it has."""
+"""A delta made by `edgectl pack`, from which the real daemon rebuilds the new version."""
 
 from collections.abc import Iterator
 from pathlib import Path

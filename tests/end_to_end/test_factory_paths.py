@@ -1,4 +1,4 @@
-"""A model of one's own at a path of the configuration: it serves, is updated like any other, and is returned to."""
+"""A model at a path of the configuration: served, updated like any other, and restored as factory version."""
 
 import json
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def test_a_pipeline_waits_for_its_first_model_and_serves_when_it_comes(tmp_path:
         "bring one: edgectl update-model FILE",
     )
     assert edgectl(daemon, "status").code == NOT_RUNNING
-    for verb in (["config", "check"], ["doctor"]):  # they read the file that the daemon names
+    for verb in (["config", "check"], ["doctor"]):  # both read the file named by the daemon
         output = edgectl(daemon, *verb).output
         assert f"{daemon.config}: pipelines.mine.model" in output
         assert "there is no model 'mine'" in output

@@ -1,4 +1,4 @@
-"""The real Home Assistant beside the real daemon: its own templates, availability and discovery, over a real broker."""
+"""The real Home Assistant beside the real daemon: real templates, availability and discovery, over a real broker."""
 
 import json
 import os
@@ -28,7 +28,7 @@ pytestmark = [
 
 
 class RealHomeAssistant:
-    """The child; `history` is each entity and its new state, None for one that is removed."""
+    """Child process with Home Assistant; `history` is each entity and its new state, None for a removed entity."""
 
     def __init__(self, port: int) -> None:
         self.history: list[tuple[str, str | None]] = []
@@ -40,7 +40,7 @@ class RealHomeAssistant:
         threading.Thread(target=self._complain, daemon=True).start()
 
     def wait_for(self, entity: str, state: str | None, since: int = 0) -> int:
-        """Wait for a new state; where in the history it is."""
+        """Wait for a new state, and return its position in the history."""
 
         def found() -> int:
             wanted = (entity, state)
@@ -52,7 +52,7 @@ class RealHomeAssistant:
 
     @property
     def misunderstood(self) -> list[str]:
-        """What it says of messages that its templates, or it, could make nothing of."""
+        """Return Home Assistant's complaints about messages and templates."""
         return [line for line in self.log if any(word in line for word in ("emplate", "JSON", "nvalid"))]
 
     def _listen(self) -> None:

@@ -1,6 +1,7 @@
-"""The real daemon is killed at random moments of updates and rollbacks, and always comes back with a model that serves.
+"""The real daemon is killed at random moments of updates and rollbacks, and always restarts with a model in service.
 
-`EDGED_SOAK=1` has it killed 300 times, `EDGED_SEED` repeats a run. What a power cut leaves on disk is tests/power/.
+With `EDGED_SOAK=1` the daemon is killed 300 times; `EDGED_SEED` repeats a run. The effects of power cuts are tested in
+tests/power.
 """
 
 import os
@@ -18,7 +19,7 @@ from tests.motion import Call, bundle, config, edgectl, incoming, ledger, litter
 
 KILLS = 300 if os.environ.get("EDGED_SOAK") else 6
 LONGEST = 1.5
-"""Seconds from the beginning of an update within which it has mostly proved itself, serves and is confirmed."""
+"""Seconds from the beginning of an update to confirmation, in most runs."""
 
 
 def test_killed_at_random_moments(tmp_path: Path):
@@ -68,14 +69,14 @@ def die(daemon: Edged, offered: Path, chance: random.Random) -> None:
 
 
 def ended(daemon: Edged, offered: Path) -> bool:
-    """Whether there is nothing left to do about it: it was confirmed, or is refused from now on."""
+    """Return whether the update has ended: the version was confirmed, or is refused from now on."""
     digest = examine(offered).digest
     there = ledger(daemon)
     return digest in there.rejected or (digest in there.versions and there.versions[digest].confirmed)
 
 
 def finish(daemon: Edged, offered: Path) -> None:
-    """What was interrupted ends when nobody interrupts: it serves, or there is a reason why it does not."""
+    """Let an interrupted update end: the version serves, or is refused for a reason."""
     said = edgectl(daemon, "update-model", offered)
     assert said.code not in (UNREACHABLE, 4), said.output
     assert ended(daemon, offered), said.output

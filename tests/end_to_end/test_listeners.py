@@ -1,4 +1,4 @@
-"""What the real daemon tells subscribers and Home Assistant over a real broker: how things are, not how they were."""
+"""States published by the real daemon to subscribers and Home Assistant over a real broker: present, not past."""
 
 import json
 import signal
@@ -64,7 +64,7 @@ def replay(pace: int = 10, more: str = "") -> str:
 
 
 class Listener(Subscriber):
-    """Home Assistant as a subscriber, who has heard all that came so far."""
+    """Home Assistant as a subscriber, with all messages so far."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port, "edged/#", "homeassistant/#")
@@ -84,7 +84,7 @@ class Listener(Subscriber):
         return self.home.states
 
     def until_state(self, entity: str, state: str) -> dict[str, str]:
-        """Listen until one entity is in this state."""
+        """Receive messages until an entity is in this state, and return all states."""
         return self.until(lambda states: states.get(entity) == state)
 
 
@@ -120,7 +120,7 @@ def test_a_sensor_that_is_unplugged_leaves_no_answer_behind(tmp_path: Path, brok
     assert (pipeline["state"], pipeline["reason"]) == ("failed", f"source 'wrist': {source['reason']}")
     assert states["pipeline_motion_score"] == "unavailable"
     with Subscriber(broker.port, "edged/board/pipelines/motion/decision", "edged/board/state") as latecomer:
-        assert latecomer.next().topic == "edged/board/state"  # there is no decision to be found
+        assert latecomer.next().topic == "edged/board/state"  # no decision is retained
     sensor.plug()
     daemon.wait_for_log("source wrist is open", times=2)
     sensor.write(lines(0, 50))
@@ -186,7 +186,7 @@ def test_results_are_thinned_out_as_configured(publish: str, broker: Broker, edg
 
 
 def retained(port: int) -> dict[str, bytes]:
-    """All that the broker retains; a marker that is retained last tells that no more will come."""
+    """Return all retained messages of the broker; a marker retained last shows the end."""
     with Subscriber(port, "#") as subscriber:
         subscriber.client.publish("marker", b"end", qos=1, retain=False)
         found: dict[str, bytes] = {}
@@ -294,7 +294,7 @@ def edgectl(daemon: Edged, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def wait_until_retained(port: int, accept: Callable[[dict[str, bytes]], bool]) -> None:
-    """Look at what the broker retains, again and again, until that is as wanted."""
+    """Poll the retained messages of the broker until they are as wanted."""
     deadline = time.monotonic() + PATIENCE
     while not accept(found := retained(port)):
         assert time.monotonic() < deadline, found
@@ -313,14 +313,16 @@ def test_a_namesake_is_a_state_with_a_remedy_and_the_doctor_sees_it(
         assert status["mqtt"]["namesake"] == other.call("status")["boot"]
         assert status["mqtt"]["health"]["hint"].startswith("give each board a name of its own")
         assert [check.verdict for check in check_daemon(str(daemon.runtime_dir)) if check.name == "name"] == ["fail"]
-    assert daemon.call("status")["mqtt"]["reconnects"] == 0  # their client ids are unlike
+    assert daemon.call("status")["mqtt"]["reconnects"] == 0  # the client ids differ
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "renamed"])
 def test_a_board_whose_namesake_goes_says_again_what_that_took_back(
     how: str, tmp_path: Path, broker: Broker, listener: Listener, edged
 ):
-    """Renaming one, as both boards advised, took the other out of the broker and Home Assistant."""
+    """Both boards advise to rename a board; the renaming had removed the other board from the broker and Home
+    Assistant.
+    """
     (tmp_path / "other").mkdir()
     there: dict[str, bytes] = {}
 

@@ -1,13 +1,13 @@
 """A day of outages: the real daemon, a mosquitto that comes and goes, and an auditor who accounts for every result.
 
-The day is drawn from a seed: seven outages of each kind in the long form, four in the short. An outage lasts from
-two minutes to two hours, and so does the calm before it; then all is scaled so that the 24 hours take SECONDS: an hour
-is 20 seconds in the long form (its longest stalls outlast twice the keepalive and are noticed as half-open
-connections), and a quarter of one in the short. What does not scale is how soon the daemon tries again: the next outage
-waits until something has arrived after the one before, and that does not count. The sensor is a recording, at a pace
-that gives 100 results a second in each of two pipelines.
+The day is drawn from a seed: seven outages of each kind in the long form, four in the short. An outage lasts from two
+minutes to two hours, and so does the calm before; then all times are scaled so that the 24 hours take SECONDS: an hour
+is 20 seconds in the long form (the longest stalls outlast twice the keepalive and are noticed as half-open
+connections), and a quarter of a second in the short. The daemon's retries are not scaled: the next outage waits,
+outside of the scaled time, until a message has arrived after the last. The sensor is a recording, at a pace of 100
+results per second in each of two pipelines.
 
-`EDGED_SOAK=1` has the long form (`make soak`), `EDGED_SEED` repeats a day.
+`EDGED_SOAK=1` selects the long form (`make soak`), `EDGED_SEED` repeats a day.
 """
 
 import os
@@ -57,7 +57,7 @@ loop = true
 
 
 class World:
-    """What an outage does something to."""
+    """The daemon, broker and link affected by outages."""
 
     def __init__(self, folder: Path, broker: Broker, link: FlakyProxy, auditor: Auditor) -> None:
         self.broker, self.link, self.auditor = broker, link, auditor
@@ -68,11 +68,11 @@ class World:
 
     @property
     def refusals(self) -> int:
-        """How often the daemon was refused after it had been connected."""
+        """Return the number of refusals after the first connection of the daemon."""
         return sum("refused the connection" in line for line in self.daemon.log)
 
     def let_in(self) -> None:
-        """Let the daemon in to a broker that was away, after the auditor."""
+        """Let the daemon connect to a broker after an outage, after the auditor."""
         self.auditor.hear_out()
         self.broker.start()
         self.auditor.connect()
@@ -103,7 +103,7 @@ def not_listening(world: World, seconds: float) -> None:
 
 
 def not_authorised(world: World, seconds: float) -> None:
-    """The broker answers each CONNECT, one at least, with a refusal."""
+    """Refuse each CONNECT, at least one, at the broker."""
     refused = world.refusals
     world.password.write_text("wrong")
     world.link.drop()
@@ -114,14 +114,14 @@ def not_authorised(world: World, seconds: float) -> None:
 
 
 def stalled(world: World, seconds: float) -> None:
-    """Nothing goes through and nobody says so; then everything that was held up goes on."""
+    """Stall all traffic silently, and then deliver the delayed bytes."""
     world.link.blackhole()
     time.sleep(seconds)
     world.link.blackhole(False)
 
 
 def stalled_and_cut(world: World, seconds: float) -> None:
-    """Nothing goes through and nobody says so; what was held up never arrives."""
+    """Stall all traffic silently, and then drop the delayed bytes."""
     world.link.blackhole()
     time.sleep(seconds)
     world.link.drop()

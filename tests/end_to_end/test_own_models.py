@@ -1,4 +1,4 @@
-"""Models of one's own in the daemon: what leaves doubt does not serve, and what is large or of open shape does."""
+"""Models of users in the daemon: ambiguous models do not serve; large models and models of open shape do."""
 
 import json
 import shutil

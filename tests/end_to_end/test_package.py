@@ -1,10 +1,10 @@
 """The real package on a board with a real systemd: installed, used, killed, hung, upgraded, removed, purged.
 
-The first installation is from a signed apt repository, with the commands of docs/guide/install.md. All of it is done on
-one release of Debian, and what depends most on the release on the other too. A board is a container in which the
-package has just been installed. Tests that leave it as they found it share one; the others boot their own. There is no
-network but the container's own, with a mosquitto in it. A recording that is played fast takes the place of the sensor
-that is made up, which would have every test wait for its windows.
+The first installation is from a signed apt repository, with the commands of docs/guide/install.md. All tests run on one
+release of Debian, and those that depend most on the release on the other too. A board is a container in which the
+package has just been installed. Tests without lasting effects share a container; the others boot their own. The only
+network is the container's own, with a mosquitto inside. A recording played fast replaces the synthetic sensor, whose
+windows would take too long.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ SETTLE_SECONDS = 60
 
 
 def on_each_suite(test):
-    """Mark what is done on all of SUITES, and not on the first alone."""
+    """Mark a test to run on all of SUITES instead of the first alone."""
     test.on_each_suite = True
     return test
 
@@ -73,7 +73,7 @@ def package(suite):
 
 @pytest.fixture(scope="module")
 def repository(package, tmp_path_factory):
-    """The package in an apt repository that a throw-away key signed."""
+    """Return the package in an apt repository signed by a throw-away key."""
     folder = tmp_path_factory.mktemp("repository")
     with throw_away_key(folder / "gpg") as environment:
         done = make_repository(folder / "edged", environment, package)
@@ -83,7 +83,7 @@ def repository(package, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(suite, repository, tmp_path_factory):
-    """What the installation wrote, as a layer, above the root file system it wrote it to."""
+    """Return the files written by the installation as a layer above the root file system."""
     container = Container(tmp_path_factory.mktemp(suite), root_of(suite))
     shutil.copytree(repository, container.root / "srv/edged")
     try:
@@ -98,7 +98,7 @@ def installed(suite, repository, tmp_path_factory):
 
 @contextlib.contextmanager
 def booted(folder, layers, *options, files=()):
-    """A running board, with a broker and a recording, and whatever else is written before it is switched on."""
+    """Boot a board with a broker, a recording, and further files written before the start."""
     container = Container(folder, *layers)
     write(container, "/etc/edged/conf.d/broker.toml", BROKER)
     write(container, "/etc/edged/conf.d/quick.toml", QUICK)
@@ -114,7 +114,7 @@ def booted(folder, layers, *options, files=()):
 
 @pytest.fixture(scope="module")
 def shared(installed, tmp_path_factory):
-    """A running board, for tests that leave it as it is."""
+    """Return a running board for tests without lasting effects."""
     with booted(tmp_path_factory.mktemp("shared"), installed) as board:
         board.run("useradd", "--groups=edged", "anna")
         board.run("useradd", "otto")
@@ -123,18 +123,18 @@ def shared(installed, tmp_path_factory):
 
 @pytest.fixture
 def board(installed, tmp_path):
-    """A running board of one's own."""
+    """Return a running board for this test alone."""
     with booted(tmp_path / "board", installed) as board:
         yield board
 
 
 def from_repository(uri, suite):
-    """The commands of docs/guide/install.md that install from a repository, for a folder of the board."""
+    """Return the commands of docs/guide/install.md for an installation from a repository in a folder of the board."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/guide/install.md").read_text(), re.M | re.S)
     (block,) = [block for block in blocks if "edged.sources" in block]
     for documented, here in {
         "https://packages.example.org/edged": uri,
-        "curl -o": "cp /srv/edged/edged-archive-keyring.asc",  # there is no network
+        "curl -o": "cp /srv/edged/edged-archive-keyring.asc",  # the board has no network
         f" {uri}/edged-archive-keyring.asc": "",
         "Suites: bookworm": f"Suites: {suite}",
         "apt update": "apt-get -o Dir::Etc::sourcelist=/dev/null update",
@@ -170,7 +170,7 @@ def status(board):
 
 
 def doctor(board, asker="root"):
-    """What the doctor finds, by what it looked at."""
+    """Return the doctor's findings by subject."""
     command = ["su", asker, "-c", "edgectl --json doctor"]
     checks = {}
     for check in json.loads(board.run(*command, check=False).stdout)["checks"]:
@@ -186,7 +186,7 @@ def show(board, *properties):
 
 
 def journal(board, *matches):
-    """Entries of the journal with the fields that are asked for."""
+    """Return the entries of the journal with these fields."""
     board.run("journalctl", "--sync")
     lines = board.run("journalctl", "--output=json", "--unit=edged", *matches).stdout.splitlines()
     return [json.loads(line) for line in lines]
@@ -194,19 +194,19 @@ def journal(board, *matches):
 
 def wait_for(board, condition):
     """Wait in the board until a shell's condition holds."""
-    loop = f"until {condition}; do sleep 0.1; done"  # a shell can await nothing better
+    loop = f"until {condition}; do sleep 0.1; done"  # a shell can only poll
     board.run("timeout", str(SETTLE_SECONDS), "sh", "-c", loop)
 
 
 def everything(board):
-    """Every path below the root, but for those that live and die with a boot or belong to others."""
+    """Return every path below the root, without those of a single boot or of other packages."""
     ignored = ("/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/var/log", "/var/cache", "/var/lib/apt", "/var/tmp",
                "/var/lib/dpkg", "/var/lib/systemd", "/var/lib/mosquitto")  # fmt: skip
     prune = [word for path in ignored for word in ("-path", path, "-prune", "-o")]
     return set(board.run("find", "/", "-xdev", *prune, "-print").stdout.splitlines())
 
 
-# -- as it is installed ---------------------------------------------------------------------------------------------
+# -- installation ----------------------------------------------------------------------------------------------------
 
 
 @on_each_suite
@@ -299,7 +299,7 @@ def test_a_support_bundle(shared, asker):
     assert {"status.json", "doctor.json", "configuration.toml", "unit.txt", "package.txt", "spool.json"} <= names
 
 
-# -- who may use it -------------------------------------------------------------------------------------------------
+# -- permission ------------------------------------------------------------------------------------------------------
 
 
 @on_each_suite
@@ -327,7 +327,7 @@ def test_who_changes_something_is_no_wrong_number(shared):
 
 @pytest.fixture
 def sensor():
-    """A serial sensor, as the path of its port on this machine."""
+    """Return a serial sensor, as the path of its port on this machine."""
     master, slave = pty.openpty()
     tty.setraw(slave)
     port = os.ttyname(slave)
@@ -380,7 +380,7 @@ def test_the_service_is_let_at_what_its_configuration_names(installed, tmp_path,
         assert show(board, "PrivateDevices") == "yes"
 
 
-# -- what befalls it ------------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------------------------
 
 
 def test_killed_it_is_back(board):
@@ -486,7 +486,7 @@ def test_a_first_boot_with_no_network_no_clock_and_no_sensor(installed, tmp_path
         assert {"device", "access", "broker", "publish"} <= failed
 
 
-# -- its life with dpkg ---------------------------------------------------------------------------------------------
+# -- dpkg ------------------------------------------------------------------------------------------------------------
 
 
 @on_each_suite
@@ -521,7 +521,7 @@ def test_removed_it_leaves_its_state_and_purged_nothing(suite, package, tmp_path
     board = Container(tmp_path / "bare", root_of(suite))
     try:
         board.boot()
-        board.run("groupdel", "render")  # as on a board without udev: the package makes it
+        board.run("groupdel", "render")  # as on a board without udev: the package makes the group
         before = everything(board)
         users = (board.root / "etc/passwd").read_text(), (board.root / "etc/group").read_text()
         install(board, package)

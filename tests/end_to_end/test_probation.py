@@ -1,4 +1,4 @@
-"""A probation is watched time: the real daemon as it stands still, and as its pipeline is taken away."""
+"""Probation counts watched time only: the real daemon in a standstill, and after removal of the pipeline."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""The real daemon proves and tunes with the devices it has, while it serves; and then serves as was measured."""
+"""The real daemon proves and tunes in service, with the devices of the board, and then serves by the measurements."""
 
 import json
 
@@ -55,7 +55,7 @@ def edged(tmp_path):
 
 @pytest.fixture
 def edgectl(edged, capsys):
-    """Runs edgectl beside the daemon: its exit code and output."""
+    """Return a function that runs edgectl beside the daemon, and returns exit code and output."""
 
     def run(*words):
         capsys.readouterr()

@@ -1,7 +1,7 @@
-"""The daemon fetches new versions by itself: over links that break, from servers that misbehave, past its own end.
+"""The daemon fetches new versions: over breaking links, from misbehaving servers, across restarts.
 
-What a fetch makes of each answer, and what it costs, is tests/models/test_fetch.py; here all of it ends with a version
-that serves, or with the old one and a reason.
+The cost and the treatment of each answer are tested in tests/transfer; here every fetch ends with the new version in
+service, or with the old version and a reason.
 """
 
 import json
@@ -59,7 +59,7 @@ def certificates(tmp_path: Path) -> Certificates:
 
 
 def board(folder: Path, broker: Broker | None = None, *, way: str = "", url: str = "", ca: Path | str = "") -> Edged:
-    """A board that may be wished to fetch from a URL, or is configured to, or is told later."""
+    """Start a board that fetches from a URL in the configuration, in an MQTT message, or in a command."""
     text = config() + HASTY.format(ca=ca)
     if way == "wished":
         text += f'origins = ["{url.rpartition("/")[0]}"]\n'
@@ -77,19 +77,19 @@ def tls(certificates: Certificates) -> ssl.SSLContext:
 
 
 def big(folder: Path, version: str = "1.1.0", size: int = 600_000) -> bytes:
-    """A version that takes a while to fetch."""
+    """Return a version that takes a while to fetch."""
     return bundle(folder, version, files={"noise.bin": random.Random(version).randbytes(size)}).read_bytes()
 
 
 def wish(broker: Broker, url: str) -> None:
-    """Say what should serve and where it is, to whoever is there or comes later."""
+    """Publish a desired version, retained for later subscribers."""
     payload = json.dumps({"url": url, "version": "1.1.0"})
     with Subscriber(broker.port, DESIRED) as someone:
         someone.client.publish(DESIRED, payload, qos=1, retain=True).wait_for_publish(PATIENCE)
 
 
 def assert_reported(subscriber: Subscriber, broker: Broker) -> None:
-    """Hear the steps of an update, of which some may be too short to be told, up to its end, which stays there."""
+    """Check the published steps of an update, some of which may be too short to appear, up to the retained last step."""
     steps = []
     while not steps or steps[-1] != "ended":
         steps.append(json.loads(subscriber.next().payload)["id"].removeprefix("update."))
@@ -101,7 +101,7 @@ def assert_reported(subscriber: Subscriber, broker: Broker) -> None:
     assert json.loads(message.payload)["text"] == "motion: version 1.1.0 is confirmed; version 1.1.0 serves"
 
 
-# Three ways to say what to fetch, over links that break
+# Three ways to request a fetch, over breaking links
 
 
 @pytest.mark.parametrize("way", ["told", "configured", "wished"])
@@ -183,24 +183,24 @@ def test_a_fetch_goes_on_where_the_daemon_was_ended(way: str, end: int, tmp_path
 
 
 def wait_until_tidy(daemon: Edged) -> None:
-    """Until nothing is left of what has come: a URL in the configuration may be looked at once more just then."""
+    """Wait until no partial file is left: a URL in the configuration may be polled again at this time."""
     until = time.monotonic() + PATIENCE
     while incoming(daemon):
         assert time.monotonic() < until, incoming(daemon)
-        time.sleep(0.01)  # nothing tells
+        time.sleep(0.01)  # no event to await
 
 
 def wait_for_bytes(daemon: Edged, size: int) -> None:
     """Until so much of a container has come."""
     while not any(part.stat().st_size >= size for part in (daemon.state_dir / "incoming").glob("*/part")):
-        time.sleep(0.01)  # nothing tells
+        time.sleep(0.01)  # no event to await
 
 
-# Servers that misbehave
+# Misbehaving servers
 
 
 class Board:
-    """A daemon that all of these tests share, and versions that are ever newer."""
+    """A daemon shared by all of these tests, and a source of ever newer versions."""
 
     def __init__(self, folder: Path, daemon: Edged) -> None:
         self.folder, self.daemon = folder, daemon

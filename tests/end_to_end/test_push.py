@@ -1,4 +1,4 @@
-"""Pushing over a real sshd, past a link that breaks."""
+"""Uploads over a real sshd and a breaking link."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def file(tmp_path):
 
 
 def start(sshd, *words, port=None, key=None, host=None, first="pass"):
-    """Start edgectl; `first` is a statement that is executed before."""
+    """Start edgectl; the statement `first` is executed before."""
     code = f"{first}; import sys; from edged.ctl.main import main; sys.exit(main())"
     to = ["--ssh", sshd.ssh(port or sshd.port, key=key), "--host", host or sshd.host]
     return subprocess.Popen(
@@ -147,7 +147,7 @@ def test_an_older_version_needs_the_key_that_allows_it(board, sshd, file):
     assert code == 6
     assert "this key may not bring an older version with --allow-downgrade" in output
     assert "edgectl receive --stdio --allow-downgrade" in output
-    assert link.up < 10_000  # it was said before anything was sent
+    assert link.up < 10_000  # the refusal came before the upload
     assert board.updater.installed == []
     code, _, _ = push(sshd, file, "--allow-downgrade", key=sshd.downgrading_key)
     assert (code, board.updater.installed[0][1].allow_downgrade) == (0, True)
@@ -194,11 +194,11 @@ def test_a_link_that_is_cut_every_20_to_40_kilobytes(board, sshd, file):
     assert link.up < 2 * len(BUNDLE)
     pauses = [float(pause) for pause in re.findall(r"trying again in ([0-9.]+) s", output)]
     assert len(pauses) >= 13
-    assert max(pauses[5:]) < 2  # after progress it is not waited for long, however many cuts there were
+    assert max(pauses[5:]) < 2  # after progress the pause is short, regardless of the number of cuts
 
 
 def test_what_is_acknowledged_outlives_the_daemon(tmp_path, file):
-    """Nothing was closed in an orderly way: what counts is what the record beside the file says."""
+    """No file was closed in an orderly way: only the record beside the file counts."""
     folder = tmp_path / "board"
     with Sshd(tmp_path / "sshd", folder / "run") as sshd, Board(folder) as board:
         with FlakyProxy(sshd.port, cut_up_after=[150_000]) as link:
@@ -226,7 +226,7 @@ def test_a_direction_that_is_dead_is_told_while_it_lasts(board, sshd, file):
 
 
 def until(process, text):
-    """Read what it says, until this is in a line."""
+    """Read the output up to a line with this text."""
     line = "before the first"
     while text not in line:
         line = process.stdout.readline()
@@ -303,7 +303,7 @@ def test_a_daemon_that_begins_anew_on_the_way(tmp_path, file):
 
 
 def wait_for(board, size):
-    """Until so much of it is there."""
+    """Wait until this many bytes have arrived."""
     part = board.incoming / names(BUNDLE)["id"] / "part"
     while not part.exists() or part.stat().st_size < size:
         time.sleep(0.01)

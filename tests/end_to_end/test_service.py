@@ -1,4 +1,4 @@
-"""The daemon as a service manager sees it. The manager is a datagram socket; the daemon is the real one."""
+"""The real daemon and a service manager, which is a datagram socket of the test."""
 
 import signal
 import socket
@@ -25,7 +25,7 @@ sinks = []
 
 
 class ServiceManager:
-    """What it is told, in order."""
+    """Service manager; messages are in order of arrival."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

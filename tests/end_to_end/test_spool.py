@@ -1,4 +1,4 @@
-"""The real daemon, a real broker that comes and goes, and a subscriber who accounts for every result."""
+"""The real daemon, a real broker that comes and goes, and a subscriber that accounts for every result."""
 
 import json
 import signal

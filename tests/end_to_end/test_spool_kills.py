@@ -1,11 +1,11 @@
-"""The real daemon is killed at random moments, with and without a broker, and must keep what it promised.
+"""The real daemon is killed at random moments, with and without a broker, and must keep its promises.
 
-A pipeline whose results are `always` on disk first owes every result that anybody has heard of; here that is whoever
-reads the file that a second sink writes. One that spills owes, while there is no broker, what is older than the commit
-interval. With a broker it keeps results in memory until they are acknowledged, so that there a kill may cost it the
-last ones. All of it must arrive in the end, in order, and what comes again must say so.
+A pipeline with durability `always` owes every result seen by anyone; here the witness is a file written by a second
+sink. A pipeline that spills owes, without a broker, all results older than the commit interval. With a broker results
+stay in memory until acknowledged, and a kill may lose the last. All owed results must arrive in the end, in order, and
+repetitions must be marked.
 
-It is killed 12 times, with `EDGED_SOAK=1` 200 times (`make soak`); `EDGED_SEED` repeats a run.
+The daemon is killed 12 times, with `EDGED_SOAK=1` 200 times (`make soak`); `EDGED_SEED` repeats a run.
 """
 
 import os
@@ -52,14 +52,14 @@ chunk = 10
 
 
 class Life(NamedTuple):
-    """What a daemon said before it was killed at a moment of Unix time, and whether there was a broker."""
+    """Results of a daemon before a kill at a moment of Unix time, and the presence of a broker."""
 
     online: bool
     made: list[dict[str, object]]
     killed: float
 
     def owed(self, pipeline: str) -> list[int]:
-        """The numbers of the results that must not be lost."""
+        """Return the numbers of the results that must not be lost."""
         if pipeline == "careful":
             until = self.killed
         else:

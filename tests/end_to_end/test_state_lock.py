@@ -1,4 +1,4 @@
-"""Two real programs and one state folder: the second is told who has it, and nothing in it changes."""
+"""Two real programs and one state folder: the second learns the owner, and changes nothing in the folder."""
 
 import json
 import os

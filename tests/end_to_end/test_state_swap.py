@@ -1,4 +1,4 @@
-"""The real daemon, whose files somebody deletes or replaces under its hands, and then its process is killed."""
+"""The files of a real daemon are deleted or replaced during service, and then the process is killed."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_a_version_whose_files_are_gone_serves_on_says_so_and_can_be_brought_aga
     said = daemon.wait_for_log("model motion is degraded")
     assert f"{folder} is gone: version 1.1.0 serves from memory, until a restart" in said
     assert "(bring it again: edgectl update-model motion-1.1.0.edgm)" in said
-    assert edgectl(daemon, "pin", "motion").code == 0  # for which the updater looks at what is there
+    assert edgectl(daemon, "pin", "motion").code == 0  # the updater reads the disk for this
     assert serving(daemon) == "1.1.0"
     assert "is gone" in edgectl(daemon, "status").output
     assert edgectl(daemon, "pin", "motion", "--off").code == 0

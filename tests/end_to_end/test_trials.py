@@ -1,4 +1,4 @@
-"""Models that kill or hang the process that runs them: the real daemon tries them in a child, and serves all others."""
+"""Models that kill or hang their process: the real daemon tries them in a child process, and serves all others."""
 
 import os
 import subprocess
@@ -67,7 +67,7 @@ def test_a_model_that_kills_the_runtime_is_failed_and_all_else_serves(tmp_path: 
     assert "SIGSEGV" in daemon.call("status")["pipelines"][1]["health"]["reason"]
     daemon.process.kill()
     daemon.process.wait()
-    daemon.start()  # what is proven is loaded at once, and what does harm is never
+    daemon.start()  # proven models are loaded at once, harmful models never
     daemon.wait_for_log("edged.daemon: model killer is failed", times=2)
     assert serving(daemon) == "1.0.0"
     assert sum("model motion is starting: it is new" in line for line in daemon.log) == 1
@@ -93,7 +93,7 @@ def test_a_daemon_that_is_killed_during_a_first_trial_takes_the_child_with_it(tm
     os.mkfifo(tmp_path / "fifo")
     table = f'[models.motion]\nbackend = "holding"\nfifo = "{tmp_path / "fifo"}"\n'
     with Edged(tmp_path, config() + table, PYTHONPATH=sys.path[0]) as daemon:
-        end = os.open(tmp_path / "fifo", os.O_RDONLY)  # once the child is there
+        end = os.open(tmp_path / "fifo", os.O_RDONLY)  # opened once the child process runs
         daemon.process.kill()
         assert os.read(end, 1) == b""
         os.close(end)
@@ -138,7 +138,7 @@ def test_edgectl_says_what_became_of_it(tmp_path: Path, words):
 
 
 def test_a_file_that_is_written_over_while_it_serves_does_not_end_the_daemon(tmp_path: Path, edged):
-    """The runtime has the file mapped: where that is cut short, it would die of SIGBUS."""
+    """The runtime maps the file, and would die of SIGBUS after a truncation."""
     mine = write_bundle(
         tmp_path / "mine",
         files={"model.tflite": real_model("keras_lstm_mnist_ptq.tflite").read_bytes()},
@@ -156,7 +156,7 @@ def test_a_file_that_is_written_over_while_it_serves_does_not_end_the_daemon(tmp
     answers = connect(str(daemon.runtime_dir)).stream("watch")
     assert [next(answers)["version"] for _ in range(10)] == ["1.0"] * 10
     daemon.configure(daemon.config.read_text() + '[log]\nlevel = "debug"\n')
-    daemon.reload()  # nothing at the path is sound
+    daemon.reload()  # no file at the path is sound
     daemon.wait_for_log("the new configuration is refused, the old one serves on")
     assert serving(daemon) == "1.0"
     assert daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""More ways for new models into the real daemon, and more ways from one version to the next."""
+"""Further ways of new models into the real daemon, and of the change from a version to the next."""
 
 import json
 import os
@@ -66,9 +66,9 @@ class NarrowBackend(TfliteBackend, frozen=True, kw_only=True):
 
 @pytest.fixture
 def narrow(install_plugin, edged, tmp_path) -> Callable[..., Edged]:
-    """A daemon whose device holds one model, and that one serves; with such a `swap`."""
+    """Start a daemon with this `swap`, on a device that holds a single model, which serves."""
     install_plugin("narrow", NARROW, family="backends", narrow="narrow:NarrowBackend")
-    site = sys.path[0]  # where the fixture has put it
+    site = sys.path[0]  # added by the fixture
 
     def start(swap: str, more: str = "", instead: str = "") -> Edged:
         table = f'[models.motion]\nbackend = "narrow"\nswap = "{swap}"\n'
@@ -90,7 +90,7 @@ def with_mqtt(broker: Broker) -> str:
 
 
 def another_model(folder: Path) -> Path:
-    """A motion model with other bytes, that computes the same."""
+    """Return a motion model with other bytes that computes the same."""
     path = folder / "retrained.tflite"
     path.write_bytes((FACTORY / "model.tflite").read_bytes() + bytes(64))
     return path
@@ -101,7 +101,7 @@ def another_model(folder: Path) -> Path:
 
 def test_a_bare_file_serves_with_the_contract_of_what_it_replaces(tmp_path: Path, edged):
     daemon = edged()
-    assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE  # its probation is short
+    assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE  # with a short probation
     model = another_model(tmp_path)
     code, output = edgectl(daemon, "update-model", model, "--model", "motion")
     assert code == DONE, output
@@ -123,7 +123,7 @@ def test_a_bare_file_that_a_message_wishes_for_serves_as_the_version_it_says(tmp
     ):
         origins = f'[updates.fetch]\norigins = ["{server.url("")}"]\n'
         daemon = edged(config() + with_mqtt(broker) + origins)
-        assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE  # its probation is short
+        assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == DONE  # with a short probation
         wish = json.dumps({"url": server.url("/retrained.tflite"), "version": "1.4.0"})
         subscriber.client.publish("edged/board/models/motion/desired", wish, qos=1)
         ended = subscriber.next(lambda message: b"1.4.0 is confirmed" in message.payload)

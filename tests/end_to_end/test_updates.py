@@ -1,4 +1,4 @@
-"""New models for the real daemon: how they come in, what keeps them out, and what brings the old one back."""
+"""New models for the real daemon: installation, refusal, and rollback."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ SHAKY_MODEL = '[models.motion]\nbackend = "shaky"\n'
 @pytest.fixture
 def shaky(install_plugin, edged) -> Callable[[], Edged]:
     install_plugin("shaky", SHAKY, family="backends", shaky="shaky:ShakyBackend")
-    site = sys.path[0]  # where the fixture has put it
+    site = sys.path[0]  # added by the fixture
     return lambda: edged(config() + SHAKY_MODEL, PYTHONPATH=site)
 
 
@@ -319,7 +319,7 @@ def test_what_is_damaged_on_disk_gives_way_to_the_best_that_is_sound(tmp_path: P
 
 
 def own_factory(folder: Path) -> dict[str, str]:
-    """The environment for a daemon whose factory models are its own, to be damaged."""
+    """Return the environment for a daemon with its own factory models, to be damaged."""
     site = folder / "site"
     (site / "firmware_models" / "motion").mkdir(parents=True)
     shutil.copytree(FACTORY, site / "firmware_models" / "motion" / "1.0.0")
@@ -328,7 +328,7 @@ def own_factory(folder: Path) -> dict[str, str]:
 
 
 def damage(version: Path) -> None:
-    """Turn one bit of its model."""
+    """Flip a bit of the version's model."""
     data = bytearray((version / "model.tflite").read_bytes())
     data[len(data) // 2] ^= 1
     (version / "model.tflite").write_bytes(data)

@@ -1,6 +1,6 @@
 """The real package in a whole virtual machine whose power is cut while results are spooled: `make vm-test`.
 
-Each cut takes another boot, a minute or more where all is emulated: one, unless EDGED_VM_CUTS says how many.
+Each cut takes another boot, a minute or more under full emulation: one cut, unless EDGED_VM_CUTS states a number.
 """
 
 import json
@@ -75,13 +75,13 @@ def test_a_power_cut_while_results_are_spooled_costs_a_commit_interval_at_most(t
 
 
 def await_news(auditor, boots):
-    """Hear each pipeline say something in the life of a daemon that is none of those: what waits is sent before."""
+    """Wait for a result of each pipeline in a life outside of `boots`: spooled results are sent before."""
     while {result["pipeline"] for result in auditor.heard if result["boot"] not in boots} < {"spilled", "careful"}:
         assert auditor.hears_more(PATIENCE)
 
 
 def spool_and_cut(machine):
-    """Let results wait on disk, cut the power, and give what was said meanwhile."""
+    """Let results wait on disk, cut the power, and return the results written meanwhile."""
     machine.watched.clear()
     machine.await_watched(lambda watched: len(watched) >= SPOOLED)
     machine.cut_power()
@@ -89,13 +89,13 @@ def spool_and_cut(machine):
 
 
 def owed_of(said):
-    """What a cut after these results must not cost; they have the machine's own time."""
+    """Return the results that a cut after these must not lose, by the machine's own clock."""
     until = said[-1]["time"] - COMMIT_SECONDS - BUSY_SECONDS
     return {result["id"] for result in said if result["pipeline"] == "careful" or result["time"] < until}
 
 
 def assert_sound(image):
-    """The file system is sound once its journal has been replayed, as every boot does."""
+    """Check the file system after replay of the journal, as done by every boot."""
     replayed = subprocess.run(["e2fsck", "-p", image], capture_output=True, text=True)
     assert replayed.returncode in (0, 1), replayed.stdout
     checked = subprocess.run(["e2fsck", "-f", "-n", image], capture_output=True, text=True)
@@ -103,7 +103,7 @@ def assert_sound(image):
 
 
 def assert_well(machine):
-    """The service runs, and everything it has on disk is as it should be; it may be slow, as the machine is."""
+    """Check that the service runs with an intact state folder; the service may be slow, like the machine."""
     assert machine.run("systemctl is-active edged") == "active\n"
     checks = json.loads(machine.run("edgectl --json doctor || true"))["checks"]
     verdicts = {check["name"]: check["verdict"] for check in checks}

@@ -1,4 +1,4 @@
-"""What sensors really send, on a pseudo-terminal to the real daemon: headers, other sentences, odd line ends."""
+"""Output of real sensors on a pseudo-terminal to the real daemon: headers, other sentences, odd line ends."""
 
 import csv
 import json
@@ -31,14 +31,14 @@ SERVES = "pipeline motion is running"
 
 
 class Board:
-    """A daemon, and a sensor that speaks as `options` of the source say."""
+    """A daemon, and a sensor that sends as described by `options` of the source."""
 
     def __init__(self, folder: Path) -> None:
         self.sensor = SerialPort(folder / "imu")
         self.daemon = Edged(folder, "")
 
     def start(self, options: str = "") -> None:
-        """Start it, and wait until it reads."""
+        """Start the daemon, and wait until the port is read."""
         self.configure(options)
         self.daemon.start()
         self.daemon.wait_for_log(OPENED)
@@ -50,14 +50,14 @@ class Board:
     def say(
         self, samples: int, end: bytes = b"\n", *, every: int = 1000, else_: bytes = b"", before: bytes = b""
     ) -> None:
-        """So many samples, with `before` each, and something else before each `every`th of them."""
+        """Send `count` samples, each after `before`, and another line before each `every`th sample."""
         with RECORDING.open() as file:
             rows = [before + ",".join(row[1:7]).encode() for row in csv.reader(file)][1:]
         lines = [line for n in range(samples) for line in ([else_] if n % every == 0 else []) + [rows[n]]]
         self.sensor.write(end + b"".join(line + end for line in lines))
 
     def source(self) -> dict[str, Any]:
-        """How its source is."""
+        """Return the state of the source."""
         (found,) = self.daemon.call("sources")
         return dict(found)
 
@@ -83,7 +83,7 @@ def board(tmp_path: Path) -> Iterator[Board]:
     ],
 )
 def test_lines_that_are_no_samples_tear_no_window(board: Board, options: str, end: bytes, else_: bytes) -> None:
-    """Before each 30 samples of a window of 40: there was never a result."""
+    """Another line before each 30 samples of a window of 40 had prevented all results."""
     board.start(options)
     board.say(80, end, every=30, else_=else_, before=b"imu," if "select" in options else b"")
     board.daemon.wait_for_log(SERVES)
@@ -92,7 +92,7 @@ def test_lines_that_are_no_samples_tear_no_window(board: Board, options: str, en
 
 
 def test_a_window_starts_by_the_measured_rate_where_none_is_stated(board: Board, tmp_path: Path) -> None:
-    """It started when it ended."""
+    """The start of a window had equalled the end."""
     model = tmp_path / "free"
     shutil.copytree(FACTORY, model)
     manifest = json.loads((model / "manifest.json").read_bytes())
@@ -103,7 +103,7 @@ def test_a_window_starts_by_the_measured_rate_where_none_is_stated(board: Board,
     board.daemon.start()
     board.daemon.wait_for_log(OPENED)
     last: dict[str, Any] = {}
-    while "start" not in last:  # until the rate has been measured, which takes a second
+    while "start" not in last:  # until a rate has been measured, after a second
         board.say(10)
         last = board.daemon.call("pipelines")[0]["last"] or {}
     assert last["start"] < last["time"]
@@ -126,7 +126,7 @@ def test_a_pipeline_that_cannot_complete_a_window_says_why_and_edgectl_shows_wha
 
 
 def test_a_pipeline_whose_model_has_passed_its_trial_no_longer_says_that_it_is_tried(board: Board) -> None:
-    """It said so until its first window, for ever where the sensor is silent."""
+    """The state had lasted until the first window, and forever with a silent sensor."""
     board.start()
     (pipeline,) = board.daemon.call("pipelines")
     assert (pipeline["health"]["state"], pipeline["health"]["reason"]) == ("starting", "")

@@ -1,6 +1,6 @@
-"""What a message may make a board do, and what not: a daemon, a broker and web servers in namespaces of their own.
+"""Limits of MQTT messages: a daemon, a broker and web servers in namespaces of their own.
 
-A wish that is refused must not have caused as much as a connection.
+A refused request must not have caused even a connection.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ DESIRED = "edged/board/models/motion/desired"
 UPDATES = "edged/board/models/motion/update"
 
 INSIDE = ("10.0.0.7", "172.16.0.7", "192.168.1.7", "169.254.169.254", "100.64.0.7", "fd00::7")
-"""Addresses of servers in the networks that the board is in, or its provider is."""
+"""Addresses of servers in the networks of the board, or of the provider."""
 
 
 class Rig:
-    """The two namespaces, a broker in the board's, and whatever else a test starts."""
+    """The two namespaces, a broker in the board's namespace, and servers started by a test."""
 
     def __init__(self, folder: Path, spaces: Namespaces, stack: ExitStack) -> None:
         self.folder = folder
@@ -65,13 +65,13 @@ class Rig:
         return proxy
 
     def wish(self, url: str) -> tuple[str, str]:
-        """Have somebody wish for a URL: the outcome and the text that are published of it."""
+        """Request a URL, and return the published outcome and text."""
         wish = json.dumps({"url": url})
         self.subscriber.client.publish(DESIRED, wish, qos=1, retain=True).wait_for_publish(PATIENCE)
         return self.ended()
 
     def ended(self) -> tuple[str, str]:
-        """The next outcome that is published, and the text."""
+        """Return the next published outcome and text."""
         ended = json.loads(self.subscriber.next(lambda message: json.loads(message.payload)["outcome"]).payload)
         return ended["outcome"], ended["text"]
 
@@ -140,7 +140,7 @@ def test_a_token_is_sent_where_the_configuration_says_and_nowhere_else(rig: Rig,
     assert {request.headers["Authorization"] for request in named.requests} == {"Bearer swordfish"}
     job = daemon.call("fetch", url=public.url("/3.edgm", host="localhost"))["job"]
     while daemon.call("job", id=job)["state"] == "running":
-        time.sleep(0.01)  # nothing tells
+        time.sleep(0.01)  # no event to await
     assert [request.headers["Authorization"] for request in public.requests] == [None]
 
 
