@@ -89,7 +89,7 @@ def wish(broker: Broker, url: str) -> None:
 
 
 def assert_reported(subscriber: Subscriber, broker: Broker) -> None:
-    """Check the published steps of an update, some of which may be too short to appear, up to the retained last step."""
+    """Check the published steps of an update up to the retained last step; short steps may be missing."""
     steps = []
     while not steps or steps[-1] != "ended":
         steps.append(json.loads(subscriber.next().payload)["id"].removeprefix("update."))
