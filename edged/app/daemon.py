@@ -44,7 +44,7 @@ from edged.control.clock import REFRESH, KernelClock, SetNotice
 from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.control.web import Web
-from edged.core import contract, discovery, protocol, vitals
+from edged.core import discovery, protocol, source_health
 from edged.core.acceleration import AcceleratorStatus
 from edged.core.decide import Keep
 from edged.core.description import Description, retained
@@ -60,6 +60,7 @@ from edged.core.record import (
     encode_step,
     state_boot,
 )
+from edged.core.source_match import match_source
 from edged.core.topics import ONLINE, Topics
 from edged.flow.decision import LatestDecision
 from edged.flow.delivery import Delivery, Drain, PredictionSink, Selection
@@ -749,7 +750,7 @@ class Daemon:
         return Pipeline(
             name,
             manifest.window,
-            columns=contract.match(manifest.window, info, entry.source, entry.model),
+            columns=match_source(manifest.window, info, entry.source, entry.model),
             patient=info.patient,
             capacity=entry.queue,
             sinks=[
@@ -830,7 +831,7 @@ class Daemon:
                 return
             for part in list(self.parts.pipelines.values()):
                 if part.entry.source == source:
-                    part.status.depend(vitals.failure(source, reader.status.health))
+                    part.status.depend(source_health.failure(source, reader.status.health))
 
     def _accelerator_changed(self, model: str, name: str, standing: AcceleratorStatus | None) -> None:
         """On whichever thread it happens."""

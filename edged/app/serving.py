@@ -26,12 +26,12 @@ from edged.app.state import ModelState, PipelineState, ServiceState
 from edged.backends.tflite import TfliteBackend
 from edged.config.check import decision_for
 from edged.config.options import Swap
-from edged.core import contract
 from edged.core.manifest import Manifest
-from edged.core.needs import require
+from edged.core.model_requirements import require
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.probation import AnsweredTime, Observed, delegate_fault
+from edged.core.source_match import match_source
 from edged.core.verdict import Verdict
 from edged.flow.pipeline import Pipeline
 from edged.flow.slot import RunCounts, Served
@@ -470,7 +470,7 @@ class ServedModels:
     def _match(self, model: str, manifest: Manifest, each: PipelineState) -> None:
         """Raises ConfigError where the source of a pipeline cannot give what a version needs."""
         info = self._parts.config.sources[each.entry.source].options.describe()
-        contract.match(manifest.window, info, each.entry.source, model)
+        match_source(manifest.window, info, each.entry.source, model)
 
     def _let_go(self, model: str, part: ModelState) -> None:
         reason, hint = "no version of it is sound", BRING

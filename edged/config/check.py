@@ -10,12 +10,13 @@ from edged import __version__
 from edged.api import SourceConfig
 from edged.config.load import convert, publishes
 from edged.config.options import Config, ModelEntry, PipelineEntry, SourceEntry
-from edged.core import contract, device_requirements
+from edged.core import device_requirements
 from edged.core.description import Description, pipeline_output
 from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ConfigError, EdgedError
 from edged.core.manifest import NO_DELEGATES, Decision, Manifest, Regress
 from edged.core.postprocess import Postprocessor
+from edged.core.source_match import match_source
 from edged.core.tables import Problem, Tables
 from edged.core.topics import Topics
 from edged.models.bundle import Bundle
@@ -71,7 +72,7 @@ def _check_model(tables: Tables, config: Config, name: str, store: Store) -> Bun
 def _check_pipeline(tables: Tables, name: str, entry: PipelineEntry, source: SourceConfig, manifest: Manifest) -> None:
     place = ("pipelines", name)
     try:
-        contract.match(manifest.window, source.describe(), entry.source, entry.model)
+        match_source(manifest.window, source.describe(), entry.source, entry.model)
     except ConfigError as error:
         tables.blame(place, error, "a source that fits the model")
     try:

@@ -38,8 +38,8 @@ from edged.config.options import (
 from edged.core.acceleration import Rules
 from edged.core.errors import ConfigError
 from edged.core.manifest import NO_DELEGATES, Decision
+from edged.core.source_health import Supervision
 from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
-from edged.core.vitals import Supervision
 from edged.models.bare_file import names_bare
 from edged.outbox.options import MqttOptions, SpoolOptions
 from edged.transfer.http_response import FetchError, parse_url

@@ -14,8 +14,8 @@ from edged.api import Backend, SinkConfig, SourceConfig
 from edged.backends.delegates import DelegateOptions
 from edged.core.acceleration import Rules
 from edged.core.manifest import Version
+from edged.core.source_health import Supervision
 from edged.core.tables import Place
-from edged.core.vitals import Supervision
 from edged.outbox.options import Drop, Durability, MqttOptions, Policy, SpoolOptions
 from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.http_response import MAX_URL

@@ -304,7 +304,7 @@ class Versions(Strict, frozen=True, kw_only=True):
     below: Version | None = None
 
 
-class Needs(Strict, frozen=True, kw_only=True):
+class ModelRequirements(Strict, frozen=True, kw_only=True):
     """Requirements of the model for the board. An omitted key means no requirement.
 
     Keys:
@@ -429,7 +429,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     golden: Golden | None = None
     reference: Reference | None = None
     variants: Annotated[tuple[Variant, ...], Meta(max_length=16)] = ()
-    needs: Needs = Needs()
+    needs: ModelRequirements = ModelRequirements()
     limits: Limits = Limits()
     probation: Probation = Probation()
 
@@ -483,7 +483,7 @@ def check(manifest: Manifest) -> None:
         _check_tensors(place, tensors)
     _check_inputs(manifest)
     _check_steps(manifest)
-    _check_needs(manifest.needs)
+    _check_requirements(manifest.needs)
     _check_variants(manifest)
     _check_limits(manifest.limits)
     _check_reference(manifest, manifest.reference)
@@ -636,7 +636,7 @@ def _check_steps(manifest: Manifest) -> None:
                 _refuse(here, '"none" stands alone')
 
 
-def _check_needs(needs: Needs) -> None:
+def _check_requirements(needs: ModelRequirements) -> None:
     for name, versions in needs.runtimes.items():
         if versions.at_least and versions.below and version_key(versions.at_least) >= version_key(versions.below):
             _refuse(f"needs.runtimes: {name}", f"no version is {versions.at_least} or above and below {versions.below}")

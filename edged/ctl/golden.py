@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.api import Arrays, Chunk, ControlError, Runner, Source, TensorSpec
-from edged.core import contract
 from edged.core.manifest import Manifest
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
+from edged.core.source_match import match_source
 from edged.core.window import Windower
 from edged.ctl.clipping import MAX_SHARE, Clipping
 from edged.ctl.expected import Expected
@@ -157,7 +157,7 @@ def _shape(file: Path) -> tuple[int, ...]:
 def _recording(file: Path, manifest: Manifest) -> ReplaySource:
     channels = tuple(channel.name for channel in manifest.window.channels)
     source = ReplaySource(path=file, channels=channels, pace="fast", chunk=256)
-    contract.match(manifest.window, source.describe(), file.name, manifest.name)
+    match_source(manifest.window, source.describe(), file.name, manifest.name)
     return source
 
 

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.api import Anomaly, Chunk, Classification, ControlError, Outcome, Regression, Runner
-from edged.core import contract
 from edged.core.errors import some
 from edged.core.manifest import Manifest, WindowSpec
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
+from edged.core.source_match import match_source
 from edged.core.window import Windower
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -132,7 +132,7 @@ def _recording(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
         pace="fast",
         chunk=256 if window.rate else 1,
     )
-    contract.match(window, options.describe(), args.file.name, manifest.name)
+    match_source(window, options.describe(), args.file.name, manifest.name)
     source = options.open()
     taken = 0
     try:

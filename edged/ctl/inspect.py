@@ -19,7 +19,18 @@ import msgspec
 from edged.core.container import Head
 from edged.core.derived import Side
 from edged.core.errors import BundleError, some
-from edged.core.manifest import Classify, Detect, Limits, Manifest, Needs, Probation, Regress, Step, Variant, WindowSpec
+from edged.core.manifest import (
+    Classify,
+    Detect,
+    Limits,
+    Manifest,
+    ModelRequirements,
+    Probation,
+    Regress,
+    Step,
+    Variant,
+    WindowSpec,
+)
 from edged.core.signatures import parse
 from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
@@ -235,7 +246,7 @@ def _cut(lines: list[str]) -> list[str]:
     return [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else lines
 
 
-def _stated(part: Needs | Limits | Probation) -> str:
+def _stated(part: ModelRequirements | Limits | Probation) -> str:
     """What is not left at its default."""
     return _listed(msgspec.to_builtins(part))
 

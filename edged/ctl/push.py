@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from edged.core.errors import BundleError, ControlError, EdgedError
-from edged.core.patience import RetryBudget, RetryLimits
+from edged.core.retry_budget import RetryBudget, RetryLimits
 from edged.ctl.client import UnreachableError
 from edged.ctl.progress import Outcome, Teller, follow, present, tell_terms
 from edged.ctl.ssh import LineError, SshSession

@@ -16,8 +16,8 @@ from typing import Protocol
 
 from edged.api import Chunk, DeviceError, EdgedError, Obstacle, Source, SourceConfig
 from edged.core.health import Status
+from edged.core.source_health import STALLED, Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
 from edged.core.types import MAX_SHOWN
-from edged.core.vitals import STALLED, Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
 
 log = logging.getLogger("edged.flow")
 
@@ -138,7 +138,7 @@ class Reader:
 
     def _serve(self, source: Source) -> None:
         expected = None if self.info.patient else self.info.pace or self.info.rate
-        vitals = SourceHealth(self._supervision, expected, self._clock())
+        health = SourceHealth(self._supervision, expected, self._clock())
         flat_line = FlatLine()
         before = Counter(self.faults)
         reopened = self.samples > 0
@@ -152,13 +152,13 @@ class Reader:
                 faults = sum(source.faults.values())
                 if chunk is None:
                     now = min(now, asked + READ_TIMEOUT)  # what came later, while the process was held up, is unread
-                    vitals.observe(0, 0, faults, False, now)
+                    health.observe(0, 0, faults, False, now)
                 else:
                     self._check(chunk)
                     flat = flat_line.same(chunk.samples)
-                    vitals.observe(len(chunk.samples), chunk.lost, faults, flat, now, chunk.time)
+                    health.observe(len(chunk.samples), chunk.lost, faults, flat, now, chunk.time)
                     if failure(self.name, self.status.health):  # pipelines wait to hear that it is back
-                        self._judge(vitals, source, now)
+                        self._judge(health, source, now)
                     if silent:
                         silent = False
                         judge_at = now
@@ -168,7 +168,7 @@ class Reader:
                 if now >= judge_at:
                     judge_at = now + JUDGE_EVERY
                     self._count(before, source)
-                    self._judge(vitals, source, now)
+                    self._judge(health, source, now)
         finally:
             self._count(before, source)
             self.measured_rate = None
@@ -198,10 +198,10 @@ class Reader:
         self.faults = dict(before + Counter(source.faults))
         self.refused = str(getattr(source, "refused", ""))[:MAX_SHOWN] or self.refused
 
-    def _judge(self, vitals: SourceHealth, source: Source, now: float) -> None:
-        self.measured_rate = vitals.measured_rate
-        verdict = vitals.verdict(now)
-        obstacle = getattr(source, "obstacle", None) if vitals.silent(now) else None
+    def _judge(self, health: SourceHealth, source: Source, now: float) -> None:
+        self.measured_rate = health.measured_rate
+        verdict = health.verdict(now)
+        obstacle = getattr(source, "obstacle", None) if health.silent(now) else None
         self._obstacle = obstacle and (self._obstacle or obstacle)  # a figure that moves would be news each time
         if self._obstacle:
             verdict = HealthVerdict("degraded", f"{STALLED}: {self._obstacle.reason}", self._obstacle.hint)

@@ -3,7 +3,7 @@
     request the rest -> receive -> cut -> wait -> request the rest -> ...
 
 A fetch ends when the file is complete, when the server answers with a final error, or when the retry budget is used up
-(core/patience.py). http_response.py decides the meaning of a response, http_connection.py moves the bytes, and
+(core/retry_budget.py). http_response.py decides the meaning of a response, http_connection.py moves the bytes, and
 partial_files.py keeps them, so that a fetch continues after a restart as after a cut. Bytes are not trusted for coming
 from the right place: if a check reads the transfer, damaged bytes are requested again, a chunk at a time.
 """
@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from edged.core.errors import BundleError, ConfigError
-from edged.core.patience import RetryBudget, RetryLimits
+from edged.core.retry_budget import RetryBudget, RetryLimits
 from edged.transfer.http_connection import Cancellation, HttpClient, MinimumSpeed, find_proxies, identify, parse_proxy
 from edged.transfer.http_response import (
     Answer,

@@ -32,9 +32,9 @@ from edged.core.manifest import (
     WindowSpec,
     encode,
 )
+from edged.core.source_health import Supervision
 from edged.core.tables import MASK, Problem
 from edged.core.types import TensorSpec
-from edged.core.vitals import Supervision
 from edged.models.store import MissingModelError, Store
 from tests.unprivileged import unprivileged
 

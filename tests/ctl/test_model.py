@@ -201,7 +201,12 @@ def test_a_model_without_tensors_is_drafted_too():
 def test_the_keys_of_comments_are_keys_of_a_manifest():
     text = "\n".join(line.removeprefix("# ") for line in drafts._OPTIONAL.splitlines() if " = " in line or "[" in line)
     tables = tomllib.loads(text)
-    from edged.core.manifest import Golden, Limits, Needs, Probation
+    from edged.core.manifest import Golden, Limits, ModelRequirements, Probation
 
-    for name, struct in (("golden", Golden), ("limits", Limits), ("needs", Needs), ("probation", Probation)):
+    for name, struct in (
+        ("golden", Golden),
+        ("limits", Limits),
+        ("needs", ModelRequirements),
+        ("probation", Probation),
+    ):
         struct(**tables[name])

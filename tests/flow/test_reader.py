@@ -15,7 +15,7 @@ import pytest
 
 from edged.api import Chunk, DeviceError, Obstacle, Source, SourceConfig, SourceInfo
 from edged.core.health import Health, Status
-from edged.core.vitals import Supervision
+from edged.core.source_health import Supervision
 from edged.flow.reader import Reader
 from edged.sources.replay import ReplaySource
 from edged.sources.serial import SerialSource

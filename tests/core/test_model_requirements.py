@@ -4,7 +4,7 @@ import pytest
 
 from edged.core.errors import ModelError
 from edged.core.manifest import Manifest, decode
-from edged.core.needs import require
+from edged.core.model_requirements import require
 from tests.containers import colours
 
 LITERT = {"ai-edge-litert": {"at_least": "2.3", "below": "3"}}

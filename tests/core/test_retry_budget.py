@@ -2,7 +2,7 @@
 
 import pytest
 
-from edged.core.patience import RetryBudget, RetryLimits
+from edged.core.retry_budget import RetryBudget, RetryLimits
 
 MIB = 1 << 20
 LIMITS = RetryLimits(stall=100, total=1000, traffic=3, pause=1, longest_pause=8, longest_wait=50)

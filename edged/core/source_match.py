@@ -15,7 +15,7 @@ from edged.core.types import SourceInfo
 MAX_CHANNEL_PROBLEMS = 5
 
 
-def match(spec: WindowSpec, info: SourceInfo, source: str, model: str) -> NDArray[np.intp] | None:
+def match_source(spec: WindowSpec, info: SourceInfo, source: str, model: str) -> NDArray[np.intp] | None:
     """Return the source's columns in the model's order, or None if samples fit unchanged.
 
     Channels are matched by name in any order, and further channels are ignored; a source without names must have the

@@ -1,8 +1,8 @@
 import pytest
 
-from edged.core.contract import match
 from edged.core.errors import ConfigError
 from edged.core.manifest import Channel, WindowSpec
+from edged.core.source_match import match_source
 from edged.core.types import SourceInfo
 
 MODEL = WindowSpec(
@@ -15,7 +15,7 @@ PICTURES = WindowSpec(length=1, hop=1, sample_shape=(8, 8), dtype="uint8")
 
 
 def columns(spec: WindowSpec, info: SourceInfo) -> list[int] | None:
-    found = match(spec, info, "imu", "motion")
+    found = match_source(spec, info, "imu", "motion")
     return None if found is None else found.tolist()
 
 
@@ -68,7 +68,7 @@ def test_a_model_without_a_rate_takes_any() -> None:
 )
 def test_what_does_not_fit_is_named(spec: WindowSpec, info: SourceInfo, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        match(spec, info, "imu", "motion")
+        match_source(spec, info, "imu", "motion")
     assert caught.value.message.startswith(f"the source 'imu' does not fit the model 'motion': {problem}")
     assert caught.value.hint
 
@@ -78,7 +78,7 @@ def test_many_channels_that_are_missing_are_cut_with_a_count() -> None:
     model = WindowSpec(length=1, hop=1, channels=tuple(Channel(name=f"c{index}") for index in range(640)))
     info = SourceInfo(shape=(50,), channels=tuple(f"s{index}" for index in range(50)))
     with pytest.raises(ConfigError) as caught:
-        match(model, info, "imu", "autoencoder")
+        match_source(model, info, "imu", "autoencoder")
     among = "among s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 and 40 more"
     clauses = [f"there is no channel 'c{index}' {among}" for index in range(5)]
     assert caught.value.message == (
@@ -86,14 +86,14 @@ def test_many_channels_that_are_missing_are_cut_with_a_count() -> None:
         + "; ".join([*clauses, "and 635 more of the model's channels do not fit"])
     )
     with pytest.raises(ConfigError) as caught:
-        match(model, SourceInfo(shape=(50,)), "imu", "autoencoder")
+        match_source(model, SourceInfo(shape=(50,)), "imu", "autoencoder")
     assert caught.value.message.endswith("the model takes 640: c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 630 more")
 
 
 def test_everything_that_does_not_fit_is_in_one_message() -> None:
     info = SourceInfo(shape=(2,), channels=("ax", "az"), units=("mg", "mg"), rate=100.0)
     with pytest.raises(ConfigError) as caught:
-        match(MODEL, info, "imu", "motion")
+        match_source(MODEL, info, "imu", "motion")
     assert caught.value.message == (
         "the source 'imu' does not fit the model 'motion': "
         "the channel 'ax' is in mg, the model takes g; "

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.core.health import Health
-from edged.core.vitals import Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
+from edged.core.source_health import Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
 
 
 def sensor(rate: float | None = 100.0, **supervision: float) -> SourceHealth:
@@ -14,17 +14,17 @@ def sensor(rate: float | None = 100.0, **supervision: float) -> SourceHealth:
     return SourceHealth(Supervision(**supervision), rate, 0.0)
 
 
-def beat(vitals: SourceHealth, start: int, stop: int, *, samples: int = 100, lost: int = 0, flat: bool = False) -> None:
+def beat(health: SourceHealth, start: int, stop: int, *, samples: int = 100, lost: int = 0, flat: bool = False) -> None:
     """One read a second."""
     for second in range(start, stop):
-        vitals.observe(samples, lost, 0, flat, float(second))
+        health.observe(samples, lost, 0, flat, float(second))
 
 
 def test_starting_until_the_first_sample() -> None:
-    vitals = sensor()
-    assert vitals.verdict(1.0) == HealthVerdict("starting")
-    vitals.observe(1, 0, 0, False, 1.5)
-    assert vitals.verdict(1.5) == HealthVerdict("running")
+    health = sensor()
+    assert health.verdict(1.0) == HealthVerdict("starting")
+    health.observe(1, 0, 0, False, 1.5)
+    assert health.verdict(1.5) == HealthVerdict("running")
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_starting_until_the_first_sample() -> None:
 def test_silence_is_a_stall_once_it_is_long_for_its_rate(
     rate: float | None, supervision: dict[str, float], patience: float
 ) -> None:
-    vitals = sensor(rate, **supervision)
-    vitals.observe(1, 0, 0, False, 5.0)
-    assert vitals.verdict(5.0 + patience - 0.1).state == "running"
-    assert vitals.verdict(5.0 + patience).reason == f"stalled: no sample for {patience:g} s"
+    health = sensor(rate, **supervision)
+    health.observe(1, 0, 0, False, 5.0)
+    assert health.verdict(5.0 + patience - 0.1).state == "running"
+    assert health.verdict(5.0 + patience).reason == f"stalled: no sample for {patience:g} s"
 
 
 def test_a_sensor_that_never_speaks_has_stalled() -> None:
@@ -50,61 +50,61 @@ def test_a_sensor_that_never_speaks_has_stalled() -> None:
 
 
 def test_a_stall_ends_with_the_next_sample() -> None:
-    vitals = sensor()
-    beat(vitals, 0, 10)
-    assert vitals.verdict(60.0).state == "degraded"
-    vitals.observe(1, 0, 0, False, 60.0)
-    assert vitals.verdict(60.0) == HealthVerdict("running")
-    beat(vitals, 61, 75)
-    assert vitals.verdict(75.0) == HealthVerdict("running")
+    health = sensor()
+    beat(health, 0, 10)
+    assert health.verdict(60.0).state == "degraded"
+    health.observe(1, 0, 0, False, 60.0)
+    assert health.verdict(60.0) == HealthVerdict("running")
+    beat(health, 61, 75)
+    assert health.verdict(75.0) == HealthVerdict("running")
 
 
 def test_only_garbage_is_called_garbage_not_silence() -> None:
-    vitals = sensor()
-    vitals.observe(0, 0, 50, False, 2.5)
-    assert vitals.verdict(2.5).reason == "stalled: only garbage arrives"
+    health = sensor()
+    health.observe(0, 0, 50, False, 2.5)
+    assert health.verdict(2.5).reason == "stalled: only garbage arrives"
 
 
 def test_more_garbage_than_samples() -> None:
-    vitals = sensor()
-    vitals.observe(10, 0, 0, False, 0.0)
-    vitals.observe(10, 0, 10, False, 0.5)
-    assert vitals.verdict(0.5) == HealthVerdict("running")
-    vitals.observe(10, 0, 31, False, 1.0)
-    assert vitals.verdict(1.0).reason == "mostly garbage"
+    health = sensor()
+    health.observe(10, 0, 0, False, 0.0)
+    health.observe(10, 0, 10, False, 0.5)
+    assert health.verdict(0.5) == HealthVerdict("running")
+    health.observe(10, 0, 31, False, 1.0)
+    assert health.verdict(1.0).reason == "mostly garbage"
 
 
 def test_garbage_is_forgiven_once_it_is_long_ago() -> None:
-    vitals = sensor()
-    vitals.observe(0, 0, 5000, False, 0.0)
+    health = sensor()
+    health.observe(0, 0, 5000, False, 0.0)
     for second in range(30):
-        vitals.observe(100, 0, 5000, False, float(second))
-    assert vitals.verdict(30.0) == HealthVerdict("running")
+        health.observe(100, 0, 5000, False, float(second))
+    assert health.verdict(30.0) == HealthVerdict("running")
 
 
 def test_a_flat_line() -> None:
-    vitals = sensor()
-    beat(vitals, 0, 5)
-    beat(vitals, 5, 34, flat=True)
-    assert vitals.verdict(33.0).state == "running"
-    beat(vitals, 34, 36, flat=True)
-    assert vitals.verdict(35.0).reason == "flat-lined: identical samples for 30 s"
-    beat(vitals, 36, 37)
-    assert vitals.verdict(37.0).state == "running"
+    health = sensor()
+    beat(health, 0, 5)
+    beat(health, 5, 34, flat=True)
+    assert health.verdict(33.0).state == "running"
+    beat(health, 34, 36, flat=True)
+    assert health.verdict(35.0).reason == "flat-lined: identical samples for 30 s"
+    beat(health, 36, 37)
+    assert health.verdict(37.0).state == "running"
 
 
 def test_a_constant_source_may_be_meant() -> None:
-    vitals = sensor(flat_after=0.0)
-    beat(vitals, 0, 1000, flat=True)
-    assert vitals.verdict(1000.0) == HealthVerdict("running")
+    health = sensor(flat_after=0.0)
+    beat(health, 0, 1000, flat=True)
+    assert health.verdict(1000.0) == HealthVerdict("running")
 
 
 def test_lost_samples() -> None:
-    vitals = sensor()
-    beat(vitals, 0, 11, samples=99, lost=1)
-    assert vitals.verdict(10.0) == HealthVerdict("running")
-    beat(vitals, 11, 22, samples=98, lost=2)
-    assert vitals.verdict(21.0).reason == "more than 1 % of the samples are lost"
+    health = sensor()
+    beat(health, 0, 11, samples=99, lost=1)
+    assert health.verdict(10.0) == HealthVerdict("running")
+    beat(health, 11, 22, samples=98, lost=2)
+    assert health.verdict(21.0).reason == "more than 1 % of the samples are lost"
 
 
 @pytest.mark.parametrize(
@@ -112,37 +112,37 @@ def test_lost_samples() -> None:
     [(100, ""), (105, ""), (95, ""), (120, "faster than the stated 100 per second"), (80, "slower")],
 )
 def test_drift(samples: int, says: str) -> None:
-    vitals = sensor()
-    beat(vitals, 0, 20, samples=samples)
-    assert vitals.measured_rate == samples
-    assert says in vitals.verdict(19.0).reason
-    assert (vitals.verdict(19.0).state == "degraded") == bool(says)
+    health = sensor()
+    beat(health, 0, 20, samples=samples)
+    assert health.measured_rate == samples
+    assert says in health.verdict(19.0).reason
+    assert (health.verdict(19.0).state == "degraded") == bool(says)
 
 
 def test_what_had_piled_up_before_the_first_read_is_no_drift() -> None:
-    vitals = sensor()
-    vitals.observe(4000, 0, 0, False, 0.0)
-    beat(vitals, 1, 12)
-    assert vitals.verdict(11.0) == HealthVerdict("running")
+    health = sensor()
+    health.observe(4000, 0, 0, False, 0.0)
+    beat(health, 1, 12)
+    assert health.verdict(11.0) == HealthVerdict("running")
 
 
 def test_drift_takes_a_while_to_be_sure_of() -> None:
-    vitals = sensor()
-    beat(vitals, 0, 8, samples=50)
-    assert vitals.verdict(7.0) == HealthVerdict("running")
+    health = sensor()
+    beat(health, 0, 8, samples=50)
+    assert health.verdict(7.0) == HealthVerdict("running")
 
 
 def read_late(arrivals: list[float], held_up: list[tuple[float, float]], block: int) -> list[HealthVerdict]:
     """Verdicts on a port that is read once samples have come, but not from a moment to another, `block` at a time."""
-    vitals = SourceHealth(Supervision(), 10.0, arrivals[0] - 0.1)
+    health = SourceHealth(Supervision(), 10.0, arrivals[0] - 0.1)
     verdicts, now, waiting = [], arrivals[0], list(arrivals)
     while waiting:
         now = max(now, waiting[0])
         now = next((end for begin, end in held_up if begin <= now < end), now)
         count = min(block, sum(arrival <= now for arrival in waiting))
         del waiting[:count]
-        vitals.observe(count, 0, 0, False, now, now)
-        verdicts.append(vitals.verdict(now))
+        health.observe(count, 0, 0, False, now, now)
+        verdicts.append(health.verdict(now))
     return verdicts
 
 
@@ -158,12 +158,12 @@ def test_a_busy_board_is_no_drift(begin: float, seconds: float, block: int) -> N
 
 @given(st.lists(st.floats(0, 30), max_size=100), st.integers(1, 20))
 def test_a_source_that_says_when_samples_came_never_drifts_for_being_read_late(pauses: list[float], chunk: int) -> None:
-    vitals = SourceHealth(Supervision(), 10.0, 0.0)
+    health = SourceHealth(Supervision(), 10.0, 0.0)
     now = 0.0
     for number, pause in enumerate(pauses, start=1):
         now = max(now, number * chunk / 10) + pause
-        vitals.observe(chunk, 0, 0, False, now, number * chunk / 10)
-        assert vitals.verdict(now) == HealthVerdict("running")
+        health.observe(chunk, 0, 0, False, now, number * chunk / 10)
+        assert health.verdict(now) == HealthVerdict("running")
 
 
 @pytest.mark.parametrize("actual", [8.0, 12.0])
@@ -175,18 +175,18 @@ def test_a_drift_shows_on_a_busy_board_too(actual: float, begin: float) -> None:
 
 
 def test_any_rate_is_right_where_none_is_stated() -> None:
-    vitals = sensor(None)
-    beat(vitals, 0, 20)
-    assert vitals.verdict(19.0) == HealthVerdict("running")
-    assert vitals.measured_rate == 100.0
+    health = sensor(None)
+    beat(health, 0, 20)
+    assert health.verdict(19.0) == HealthVerdict("running")
+    assert health.measured_rate == 100.0
 
 
 def test_the_measured_rate_is_of_late() -> None:
-    vitals = sensor()
-    assert vitals.measured_rate is None
-    beat(vitals, 0, 20, samples=10)
-    beat(vitals, 20, 40, samples=100)
-    assert vitals.measured_rate == 100.0
+    health = sensor()
+    assert health.measured_rate is None
+    beat(health, 0, 20, samples=10)
+    beat(health, 20, 40, samples=100)
+    assert health.measured_rate == 100.0
 
 
 def test_flat_lines_are_told_from_what_only_seems_so() -> None:
