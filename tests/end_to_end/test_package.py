@@ -233,6 +233,24 @@ def test_a_changed_repository_is_refused(shared):
 
 
 @on_each_suite
+def test_a_plug_in_beside_the_packages_of_debian_is_found(shared):
+    """In the folder that pip installs to; there is neither pip nor a network here."""
+    folder = shared.run("python3", "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
+    page = (ROOT / "docs/plug-ins.md").read_text()
+    module = re.search(r"^```python\n(.*?)^```$", page, re.M | re.S)[1]
+    table = re.search(r"^```toml\n(\[sources.*?)^```$", page, re.M | re.S)[1]
+    write(shared, f"{folder}/thermal_zone.py", module)
+    write(shared, f"{folder}/thermal_zone-1.dist-info/METADATA", "Name: thermal-zone\nVersion: 1\n")
+    points = "[edged.sources]\nthermal-zone = thermal_zone:ThermalZone\n"
+    write(shared, f"{folder}/thermal_zone-1.dist-info/entry_points.txt", points)
+    write(shared, "/root/plug-in.toml", table)
+    try:
+        assert "1 source" in shared.run("edgectl", "config", "check", "/root/plug-in.toml").stdout
+    finally:
+        shared.run("sh", "-c", f"rm -r {folder}/thermal_zone* /root/plug-in.toml")
+
+
+@on_each_suite
 def test_systemctl_status_says_what_is_served(shared):
     results(shared, 1)
     said = r"1 of 1 pipelines running: demo (motion 1.0.0, [1-9][0-9]* results, p50 .* ms, p99 .* ms); MQTT connected"
