@@ -217,7 +217,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "State": {
         "schema": "edged.state/1", "name": "wrist", "state": "failed", "reason": "/dev/ttyUSB0 is not there",
-        "hint": "plug it in; no USB serial port is there now", "since": 1795328568.7, "details": {},
+        "hint": "plug it in; no USB serial port is available now", "since": 1795328568.7, "details": {},
     },
     "UpdateStep": {
         "schema": "edged.update/1", "model": "motion", "id": "update.proven",

@@ -1,4 +1,4 @@
-"""Checks of the configuration that need more than its text: the models on the disk, and the code of the sources."""
+"""Checks of the configuration against the models on the disk and the code of the sources."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from edged.models.store import MissingModelError, Store
 
 
 def find_bundle(name: str, entry: ModelEntry, store: Store) -> Bundle:
-    """Return the bundle that serves as [models.<name>]: an installed version or, before any, the one at the path.
+    """Return the bundle that serves as [models.<name>]: an installed version or, before any, the version at the path.
 
     Raises:
-        MissingModelError: no version is there yet, or not the version that the table names.
+        MissingModelError: the board has no version yet, or not the version of the table.
         EdgedError: the bundle is damaged.
     """
     return store.having({name: entry.path} if entry.path else {}).find(name, entry.version)
 
 
 def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
-    """Return the model's decision with the fields that the pipeline's table overrides, None for no such field."""
+    """Return the model's decision with the overrides of the pipeline's table, None without overrides."""
     if not entry.decision:
         return None
     own = Decision() if isinstance(manifest.postprocess, Regress) else manifest.postprocess.decision
@@ -42,9 +42,9 @@ def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
 
 
 def check_models(config: Config, store: Store) -> tuple[Problem, ...]:
-    """Return the problems of the models that the configuration names: damaged, or unfit for their source.
+    """Return the problems of the configured models: damaged, or unfit for the source.
 
-    A model that is not here yet is no problem.
+    A model yet to be installed is no problem.
     """
     tables = Tables(convert)
     tables.origins = config.origins
@@ -82,10 +82,10 @@ def _check_pipeline(tables: Tables, name: str, entry: PipelineEntry, source: Sou
 
 
 def required_devices(name: str, entry: SourceEntry) -> DeviceRequirements:
-    """Return the devices that the source of [sources.<name>] opens.
+    """Return the devices of the source in [sources.<name>].
 
     Raises:
-        ConfigError: the source's own code fails, or returns something else; the message names source and kind.
+        ConfigError: the source's own code fails, or returns nonsense; the message names source and kind.
     """
     try:
         return device_requirements.check(entry.options.devices())
@@ -93,14 +93,14 @@ def required_devices(name: str, entry: SourceEntry) -> DeviceRequirements:
         known = error if isinstance(error, EdgedError) else ConfigError(f"devices() fails: {error!r}"[:500])
         raise ConfigError(
             f"[sources.{name}], kind {entry.kind!r}: {known.message}",
-            hint=known.hint or f"correct the options of [sources.{name}], or report this to the plug-in's author",
+            hint=known.hint or f"correct the options of [sources.{name}], or report the error to the plug-in's author",
         ) from error
 
 
 def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Description:
     """Return the MQTT interface of a device with this configuration.
 
-    `manifests` has the manifest of each model, None for a model that cannot be read.
+    `manifests` has the manifest of each model, None for an unreadable model.
     """
     return Description(
         topics=Topics(config.mqtt.prefix, config.device.name),

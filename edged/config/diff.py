@@ -1,4 +1,4 @@
-"""The difference between two configurations: what a reload adds, removes and changes."""
+"""Difference between two configurations: the parts to be added, removed and changed by a reload."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import msgspec
 from edged.config.load import SINGLE_TABLES
 from edged.config.options import Config
 
-# -- what a reload touches ------------------------------------------------------------------------------------------
-
 
 class Change(msgspec.Struct, frozen=True):
-    """Names in one section of the configuration that came, went, or mean something else now."""
+    """Names in one section of the configuration: new, gone, and with another meaning."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -22,7 +20,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What differs between two configurations. `tables` are those of [device], [mqtt], ... that differ."""
+    """Difference between two configurations, by section. `tables` names single tables such as [device] or [mqtt]."""
 
     sources: Change = Change()
     models: Change = Change()
@@ -35,11 +33,11 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 def changes(old: Config, new: Config, *, models: Collection[str] = (), pipelines: Collection[str] = ()) -> Changes:
-    """What a reload has to touch, and nothing more.
+    """Return the parts to be added, removed or changed by a reload.
 
-    A pipeline has changed with its own table and with anything it is made of: its source, its model, its sinks. A model
-    has changed with a delegate that it may run on, and with the rules for all of them. Those of `models` and of
-    `pipelines` count as changed too: they do not run, and what kept them from it may be over.
+    A pipeline has changed with the table of the pipeline, the source, the model or a sink. A model has changed with a
+    possible delegate of the model, and with the rules for all delegates. The names in `models` and `pipelines` count as
+    changed too: these parts do not run, and the new configuration may let them.
     """
     sources = _compare(old.sources, new.sources)
     redefined = _compare(old.delegates, new.delegates)

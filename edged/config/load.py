@@ -1,9 +1,9 @@
-"""The configuration: TOML files into frozen structs, with every error at once.
+"""Loading of the configuration: TOML files into frozen structs, with every error at once.
 
-The main file is read first, then `conf.d/*.toml` beside it in order of name, then whatever other files were named; a
-later file adds keys and overrides those before it. `load` reads, converts, and holds the tables against one another;
-it looks at nothing else on the disk. Whether the models exist and fit their sources is `check_models`. What a reload
-has to touch is `changes`.
+The main file is read first, then `conf.d/*.toml` beside the main file in order of name, then the other files of the
+command line. A later file adds keys and overrides earlier keys. `load` reads the files, converts the tables and checks
+references between tables, and reads nothing else from the disk. `check_models` checks that the models exist and fit
+their sources. `changes` compares two configurations.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ SINGLE_TABLES = ("device", "mqtt", "spool", "control", "metrics", "log", "update
 IMPLICIT_SINKS = ("mqtt", "stdout")
 
 
-class ConfigErrors(ConfigError):  # noqa: N818 it is several
-    """Every problem there is, in one error."""
+class ConfigErrors(ConfigError):  # noqa: N818 several errors
+    """The problems of a configuration, in a single error."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__(f"the configuration has {count}:\n{lines}", hint="check it with: edgectl config check")
+        super().__init__(f"the configuration has {count}:\n{lines}", hint="run edgectl config check")
 
 
 def load(paths: Sequence[Path]) -> Config:
-    """Read the files, and the folder beside the first, and make sense of them.
+    """Read the files, and the folder beside the first file, into a configuration.
 
     Raises:
-        ConfigErrors: something is wrong, and everything that is. Files that cannot be read come first and alone, for
-            half a configuration is full of errors that are not there.
+        ConfigErrors: all problems. Unreadable files are reported first and alone, because half a configuration would
+            be full of false errors.
     """
     tables = Tables(convert, _belongs)
     unread: list[Problem] = []
@@ -75,7 +75,7 @@ def load(paths: Sequence[Path]) -> Config:
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """The whole configuration as the tables somebody could have written, defaults filled in and secrets masked."""
+    """Return the whole configuration as tables of plain values, defaults filled in and secrets masked."""
     return {
         **{name: plain(getattr(config, name)) for name in SINGLE_TABLES},
         "delegates": {name: plain(entry) for name, entry in config.delegates.items()},
@@ -136,32 +136,32 @@ def _read(path: Path, tables: Tables, unread: list[Problem]) -> None:
 
 def _bytes(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES} bytes")
+        raise OSError(errno.EFBIG, f"more than {MAX_FILE_BYTES} bytes")
     return data
 
 
 def _unreadable(path: Path, error: OSError) -> Problem:
     hints = {
         errno.ENOENT: "name another with --config or EDGED_CONFIG",
-        errno.EACCES: "run this as root, or as the user the daemon runs as",
+        errno.EACCES: "run the command as root, or as the user of the daemon",
     }
-    found = f"it cannot be read: {error.strerror}"
-    return Problem(str(path), "the file", found, "a file that can be read", hints.get(error.errno or 0, ""))
+    found = f"unreadable: {error.strerror}"
+    return Problem(str(path), "the file", found, "a readable file", hints.get(error.errno or 0, ""))
 
 
 def convert(kind: type, value: Any, file: str) -> Any:
-    """A path is text, and taken from the folder of the file it stands in."""
+    """Return a path: text, relative to the folder of the configuration file."""
     if kind is Path and isinstance(value, str) and value and "\0" not in value:
         return Path(file).parent / value
     raise ValueError
 
 
 def _belongs(key: str) -> str:
-    """Name the tables that have a key, as a hint; only a mistake has to wait for the import of all kinds."""
+    """Return a hint with the tables of a key. The import of all kinds is slow, and happens after a mistake only."""
     tables: dict[str, Any] = {"[pipelines.X]": PipelineEntry, "[pipelines.X.decision]": Decision}
     for family in ("sinks", "sources"):
         for kind in plugins.BUILT_IN[family]:
@@ -172,7 +172,7 @@ def _belongs(key: str) -> str:
     return f"{key} belongs in {' or '.join(homes)}" if homes else ""
 
 
-# -- making sense of it ---------------------------------------------------------------------------------------------
+# -- converting -----------------------------------------------------------------------------------------------------
 
 
 def _build(tables: Tables) -> Config:
@@ -202,7 +202,7 @@ def _build(tables: Tables) -> Config:
 
 
 def _names(tables: Tables, section: str) -> list[str]:
-    """The tables of a section, without what is no table or has no proper name."""
+    """Return the names of the tables of a section. A value that is no table, or a bad name, is a problem."""
     if not isinstance(tables.get((section,)), dict | None):
         tables.refuse((section,), shown(tables.get((section,))), f"tables named [{section}.NAME]")
     names = []
@@ -223,17 +223,17 @@ def _delegate(tables: Tables, name: str) -> DelegateOptions | None:
     if options is None:
         return None
     if name in NO_DELEGATES:
-        tables.refuse(place, f"the name {shown(name)}", "a name that means nothing else where a delegate is named")
+        tables.refuse(place, f"the name {shown(name)}", 'a name other than "cpu" and "auto"')
     elif options.kind is None and name not in KNOWN:
-        tables.refuse((*place, "kind"), "nothing", listed(KNOWN), did_you_mean(name, KNOWN) or "this key is needed")
+        tables.refuse((*place, "kind"), "nothing", listed(KNOWN), did_you_mean(name, KNOWN) or "add this key")
     elif options.kind not in (None, name) and name in KNOWN:
         tables.refuse(
             (*place, "kind"), shown(options.kind), shown(name), "give a delegate of another kind another name"
         )
     elif "external" in (name, options.kind) and options.library is None:
-        tables.refuse((*place, "library"), "nothing", "the path of a library", "this key is needed")
+        tables.refuse((*place, "library"), "nothing", "the path of a library", "add this key")
     elif "external" in (name, options.kind) and options.device[:1] not in ("", "/"):
-        tables.refuse((*place, "device"), shown(options.device), "the absolute path of a file that must be there")
+        tables.refuse((*place, "device"), shown(options.device), "the absolute path of a device file")
     return options
 
 
@@ -246,7 +246,7 @@ def _source(tables: Tables, name: str) -> SourceEntry | None:
         return None
     try:
         options.describe()
-    except Exception as error:  # a plug-in's own code: whatever it raises, it is these options that it cannot take
+    except Exception as error:  # the code of a plug-in may raise anything
         tables.blame(place, error, "options that fit together")
     return SourceEntry(kind=kind, options=options, supervision=supervision)
 
@@ -256,7 +256,7 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
     kind = tables.get((*place, "backend"))
     kind = "tflite" if kind is None else kind
     options = _options(tables, place, "backends", kind, key="backend", beside=ModelKeys.__struct_fields__)
-    keys = tables.struct(place, ModelKeys, beside=tables.keys(place))  # the others were the backend's to judge
+    keys = tables.struct(place, ModelKeys, beside=tables.keys(place))  # the backend has checked the other keys
     if options is None or keys is None:
         return None
     known = {*NO_DELEGATES, *delegates({}), *tables.keys(("delegates",))}
@@ -267,8 +267,8 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
             parse_url(keys.url)
     except FetchError as error:
         tables.blame((*place, "url"), error, "an http or https URL")
-    if names_bare(keys.url):  # at every look all of it would have to be fetched, for it does not say what it is
-        hint = "pack it, with the manifest of the version before: edgectl pack"
+    if names_bare(keys.url):  # the file has no version, so each look would fetch the whole file
+        hint = "make a bundle with the earlier manifest: edgectl pack"
         tables.refuse((*place, "url"), "a bare .tflite file", "a bundle (.edgm) or a delta (.edgd)", hint)
     return ModelEntry(**msgspec.structs.asdict(keys), options=options)
 
@@ -284,7 +284,7 @@ def _sink(tables: Tables, name: str) -> SinkEntry | None:
 def _options(
     tables: Tables, place: Place, family: str, kind: Any, *, key: str = "kind", beside: Collection[str]
 ) -> Any:
-    """The options in a plug-in's table, None if they or its kind are wrong."""
+    """Return the options in a plug-in's table, None if the options or the kind are wrong."""
     here = (*place, key)
     try:
         if isinstance(kind, str):
@@ -320,10 +320,10 @@ def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
 
 
 def model_paths(config: Config) -> dict[str, Path]:
-    """Return the paths that the configuration gives for models, by name."""
+    """Return the configured paths of models, by name."""
     return {name: entry.path for name, entry in config.models.items() if entry.path}
 
 
 def publishes(config: Config, entry: PipelineEntry) -> bool:
-    """Whether a pipeline's results go to the broker."""
+    """Return whether a pipeline's results go to the broker."""
     return any(config.sinks[sink].kind == "mqtt" for sink in entry.sinks)

@@ -1,4 +1,4 @@
-"""The tables of the configuration, as frozen structs: every key, its type and its default."""
+"""The tables of the configuration, as frozen structs: every key with type and default."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Swap = Literal["auto", "overlap", "handover"]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every table of our own derives from."""
+    """Base of the tables of the daemon itself."""
 
 
 def host_name() -> str:
-    """This machine's name as a device name."""
+    """Return the host name as a device name."""
     short = socket.gethostname().partition(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", short).strip("-_")[:64] or "edged"
 
@@ -55,7 +55,7 @@ class ControlOptions(Table, frozen=True, kw_only=True):
     """Options of [control]: access to the daemon's control socket.
 
     Keys:
-        group: Group whose members may use `edgectl` on this board, beside root and the daemon's own user.
+        group: Group for users of `edgectl` on this board, beside root and the daemon's own user.
     """
 
     group: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
@@ -65,7 +65,7 @@ class MetricsOptions(Table, frozen=True, kw_only=True):
     """Options of [metrics]: a page of metrics for Prometheus.
 
     Keys:
-        port: TCP port on 127.0.0.1 that serves the metrics at /metrics; 0 serves none.
+        port: TCP port on 127.0.0.1 for the metrics, at /metrics; 0 for no metrics.
     """
 
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
@@ -75,15 +75,15 @@ class UpdateOptions(Table, frozen=True, kw_only=True):
     """Options of [updates]: permission to install models, and the number of versions kept.
 
     Keys:
-        require_signature: Accept a model only with a valid signature. Without this, everybody who may use the control
-            socket may install anything.
-        allowed_signers: File of the keys whose signatures count, in the format of ssh-keygen(1), ALLOWED SIGNERS.
-        revoked: Revocation list of ssh-keygen(1), or a file of public keys, whose signatures do not count.
-        threshold: Number of different principals that must have signed a version.
-        check_every (s): Average time between two looks at the `url` of a model, and at the version that an MQTT message
-            asks for.
+        require_signature: Accept a model only with a valid signature. Without this key, all users of the control socket
+            may install any model.
+        allowed_signers: File of the accepted keys, in the format of ssh-keygen(1), ALLOWED SIGNERS.
+        revoked: Revocation list of ssh-keygen(1), or a file of public keys, for keys no longer accepted.
+        threshold: Number of different principals required to sign a version.
+        check_every (s): Average time between two looks at the `url` of a model, and at the version of a `desired`
+            message on MQTT.
         fetch: Table [updates.fetch]: the way models are fetched.
-        keep: Versions of each model that are kept on disk. Versions in use are kept in any case.
+        keep: Versions of each model to keep on disk. Versions in use are kept in any case.
         keep_bytes (bytes): Disk space for the kept versions of each model. Versions in use are kept in any case.
     """
 
@@ -101,14 +101,14 @@ class LogOptions(Table, frozen=True, kw_only=True):
     """Options of [log]: the daemon's log.
 
     Keys:
-        level: Lowest level of the messages that are logged.
+        level: Lowest level of the logged messages.
     """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class SourceEntry(Table, frozen=True, kw_only=True):
-    """Options of [sources.X] that are the same for every kind of source.
+    """Options of [sources.X], common to all kinds of sources.
 
     Keys:
         kind: Kind of source: "serial", "replay", "synthetic" or the name of a plug-in.
@@ -121,7 +121,7 @@ class SourceEntry(Table, frozen=True, kw_only=True):
 
 
 class ModelKeys(Table, frozen=True, kw_only=True):
-    """Options of [models.X] that are the same for every backend.
+    """Options of [models.X], common to all backends.
 
     Keys:
         path: Factory version of the model: the folder of a bundle, an .edgm file or a .tflite file. Default: the
@@ -149,7 +149,7 @@ class ModelKeys(Table, frozen=True, kw_only=True):
 
 
 class ModelEntry(ModelKeys, frozen=True, kw_only=True):
-    """Options of [models.X] that are the same for every backend."""
+    """Options of [models.X], and those of the backend."""
 
     options: Backend
 
@@ -191,12 +191,12 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
 
     @property
     def policy(self) -> Policy:
-        """What its messages are worth."""
+        """The durability and the priority of the pipeline's messages."""
         return Policy(durability=self.durability, drop=self.drop, keep_every=self.keep_every, priority=self.priority)
 
 
 class SinkEntry(Table, frozen=True, kw_only=True):
-    """Options of [sinks.X] that are the same for every kind of sink. `mqtt` and `stdout` need no table.
+    """Options of [sinks.X], common to all kinds of sinks. `mqtt` and `stdout` need no table.
 
     Keys:
         kind: Kind of sink: "mqtt", "jsonl", "stdout" or the name of a plug-in.
@@ -207,9 +207,9 @@ class SinkEntry(Table, frozen=True, kw_only=True):
 
 
 class Config(Table, frozen=True, kw_only=True):
-    """All of it. `models` and `sinks` hold an entry for each that a pipeline names, whether it has a table or not.
+    """The whole configuration. `models` and `sinks` also hold an entry for each name in a pipeline without a table.
 
-    `origins` says which file each key came from; what is not there is a default.
+    `origins` has the file of each key; a key without origin has the default value.
     """
 
     device: DeviceOptions

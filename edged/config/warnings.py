@@ -1,7 +1,7 @@
-"""Warnings about a sound configuration: what it says without effect, or with none yet.
+"""Warnings about a valid configuration: keys and tables without effect, or without effect yet.
 
-`warnings` looks at the models on the disk, as `check_models` does. A warning is a `Problem` that keeps nothing from
-running.
+`warnings` looks at the models on the disk, as `check_models` does. A warning is a `Problem` of a configuration fit to
+run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edged.models.store import BRING, MissingModelError, Store
 
 
 def warnings(config: Config, store: Store) -> tuple[Problem, ...]:
-    """Everything that has no effect, in the order of the tables."""
+    """Return a warning for each key or table without effect, in the order of the tables."""
     models = _models(config, store.having(model_paths(config)))
     return (*_updates(config), *_mqtt(config), *models, *_pipelines(config), *_unused(config))
 
@@ -37,17 +37,17 @@ def _updates(config: Config) -> Iterator[Problem]:
             yield _warning(
                 config,
                 ("updates", key),
-                "it keeps nothing out, as require_signature is false",
-                "require_signature = true beside it",
-                "set require_signature = true, or models that nobody signed are installed too",
+                "no effect, as require_signature is false",
+                "require_signature = true beside this key",
+                "set require_signature = true, or unsigned models are installed too",
             )
 
 
 def _mqtt(config: Config) -> Iterator[Problem]:
     if ("mqtt", "discovery_prefix") in config.origins and not config.mqtt.home_assistant:
         yield _warning(
-            config, ("mqtt", "discovery_prefix"), "nothing is announced, as home_assistant is false",
-            "home_assistant = true beside it", "set home_assistant = true, or remove the key",
+            config, ("mqtt", "discovery_prefix"), "no effect, as home_assistant is false",
+            "home_assistant = true beside this key", "set home_assistant = true, or remove the key",
         )  # fmt: skip
 
 
@@ -57,22 +57,22 @@ def _models(config: Config, store: Store) -> Iterator[Problem]:
         place = ("models", name) if ("models", name) in config.origins else ("pipelines", *users[:1], "model")
         if not users:
             yield _warning(
-                config, place, "no pipeline uses it", "a model that a pipeline uses",
+                config, place, "no pipeline uses it", "a model of a pipeline",
                 f'write [pipelines.NAME] with model = "{name}", or remove the table',
             )  # fmt: skip
         if entry.url and entry.version:
             yield _warning(
-                config, (*place, "url"), f"version {entry.version} is asked for, so that no other is installed",
+                config, (*place, "url"), f"no effect, as `version` keeps the model at {entry.version}",
                 "a `url` without `version`", "remove one of the two keys",
             )  # fmt: skip
         try:
             bundle = store.find(name, entry.version)
         except MissingModelError as error:
             if users:
-                yield _warning(config, place, error.message, "a model that is here", f"{BRING}; {error.hint}")
+                yield _warning(config, place, error.message, "an installed model", f"{BRING}; {error.hint}")
             continue
         except EdgedError:
-            continue  # an error, and told as one
+            continue  # reported by check_models
         if entry.path is None:
             continue
         given = store.factory(name)
@@ -80,22 +80,22 @@ def _models(config: Config, store: Store) -> Iterator[Problem]:
             yield _warning(
                 config,
                 (*place, "path"),
-                f"there is no sound model; version {bundle.manifest.version}, which was installed, serves without it",
+                f"no sound model at this path; the installed version {bundle.manifest.version} serves",
                 "a bundle's folder, an .edgm file or a .tflite file",
-                "put it back, or there is nothing that a rollback could return to",
+                "put the file back, or a rollback has no factory version to return to",
             )
         elif bundle.digest not in given:
             yield _warning(
                 config,
                 (*place, "path"),
-                f"version {bundle.manifest.version}, which was installed, serves instead of it",
-                "a model of which nothing was installed",
-                f"return to what is at the path: edgectl rollback {name} --to factory",
+                f"the installed version {bundle.manifest.version} serves in place of this path",
+                "a model without installed versions",
+                f"return to the path: edgectl rollback {name} --to factory",
             )
         elif bundle.manifest.name != name:
             yield _warning(
                 config, (*place, "path"), f"a bundle of the model {bundle.manifest.name!r}", f"a bundle of {name!r}",
-                f"rename the table to [models.{bundle.manifest.name}], or no update of that model reaches it",
+                f"rename the table to [models.{bundle.manifest.name}], or updates of that model do not reach it",
             )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def _pipelines(config: Config) -> Iterator[Problem]:
         place = ("pipelines", name)
         if (*place, "keep_every") in config.origins and entry.drop != "thin":
             yield _warning(
-                config, (*place, "keep_every"), f'drop is "{entry.drop}"', 'drop = "thin" beside it',
+                config, (*place, "keep_every"), f'drop is "{entry.drop}"', 'drop = "thin" beside this key',
                 'set drop = "thin", or remove the key',
             )  # fmt: skip
         if any(config.sinks[sink].kind == "mqtt" for sink in entry.sinks):
@@ -121,7 +121,7 @@ def _pipelines(config: Config) -> Iterator[Problem]:
         for key in ("durability", "drop", "priority"):
             if (*place, key) in config.origins:
                 yield _warning(
-                    config, (*place, key), "none of its sinks sends to the broker", 'a sink of the kind "mqtt"',
+                    config, (*place, key), "no sink of the pipeline sends to the broker", 'a sink of the kind "mqtt"',
                     'add "mqtt" to `sinks`, or remove the key',
                 )  # fmt: skip
 
@@ -135,6 +135,6 @@ def _unused(config: Config) -> Iterator[Problem]:
         for name in getattr(config, section):
             if name not in names:
                 yield _warning(
-                    config, (section, name), "no pipeline uses it", f"{section} that a pipeline uses",
-                    "name it in a pipeline, or remove the table",
+                    config, (section, name), "no pipeline uses it", f"{section} of a pipeline",
+                    "name the table in a pipeline, or remove it",
                 )  # fmt: skip

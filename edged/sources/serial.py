@@ -1,7 +1,7 @@
 """A sensor on a serial port: samples as text lines or binary frames.
 
-What the bytes mean is core/framing.py's matter; here they are fetched. pyserial opens and configures the port. Reading
-goes straight to the descriptor: wait until there is something, take all there is, decode it as one block.
+This module fetches bytes, and core/framing.py decodes them. pyserial opens and configures the port. Reading goes
+straight to the descriptor: wait for input, take all available bytes, decode them as a block.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ _ALLOW = "sudo edgectl devices allow --restart"
 _IN_EVERY_SANDBOX = {"console", "ptmx", "tty"}
 
 _ADAPTERS = {"ttyUSB": "usbserial", "ttyACM": "cdc_acm"}
-"""Kernel drivers of serial ports that come and go, and the module that registers each driver."""
+"""Kernel drivers of serial ports that come and go, and the module for each driver."""
 
 _OPTIONS_OF = {
     "csv": ("separator", "columns", "comment", "prefix", "select", "crc"),
@@ -64,41 +64,41 @@ PerChannel = float | Annotated[tuple[float, ...], Meta(max_length=1024)]
 
 
 class SerialSource(SourceConfig, frozen=True, kw_only=True):
-    """Options of [sources.X] with kind = "serial": a sensor on a serial port that sends lines of text or binary frames.
+    """Options of [sources.X] with kind = "serial": a sensor on a serial port, with lines of text or binary frames.
 
-    Lines between the samples that `comment`, `prefix` or `select` exclude are passed over, and so is a line of the
-    names of the columns. Everything else that is no sample is counted as a fault and breaks the window.
+    Lines between the samples are passed over if `comment`, `prefix` or `select` excludes them, and so is a line of
+    column names. Any other line or frame without a sample counts as a fault and breaks the window.
 
     Keys:
-        port: Device file of the port, best by its stable name, /dev/serial/by-id/...
+        port: Device file of the port, best the stable name in /dev/serial/by-id.
         baud (Bd): Speed of the port.
         channels: Columns or fields to take from each sample, in this order.
-        units: Units of the channels after `scale` and `offset`, one for each.
-        rate (Hz): Samples that the sensor sends a second.
-        scale: Factor by which a sent value is multiplied; one number for all channels, or one for each.
-        offset: Number that is added after `scale`; one number for all channels, or one for each.
-        sequence: Column or field that counts the samples; gaps in it are seen.
-        sequence_modulus: Number of samples after which the counter starts again from 0; 0 for never. A binary counter
-            starts again at its own width.
-        format: Form of a sample. "csv": a line of numbers. "json": a line with an object that has a key for each
-            channel, or an array of numbers in the order of `columns`. "binary": a frame.
+        units: Units of the channels after `scale` and `offset`, in the same order.
+        rate (Hz): Samples a second from the sensor.
+        scale: Factor for each sent value; a single number, or a number for each channel.
+        offset: Number to add after `scale`; a single number, or a number for each channel.
+        sequence: Column or field with a counter of the samples, by which lost samples are noticed.
+        sequence_modulus: Number of samples before the counter starts again from 0; 0 for never. A binary counter starts
+            again at the width of the field.
+        format: Form of a sample. "csv": a line of numbers. "json": a line with an object, with a key for each channel,
+            or with an array of numbers in the order of `columns`. "binary": a frame.
         separator: With "csv", the text between two numbers; " " stands for any blanks.
         columns: With "csv" or "json", names of all columns of a line, in their order. Default: `sequence`, if given,
             and the channels.
         struct: With "binary", layout of a frame in the notation of Python's struct module, for example "<H6h".
         fields: With "binary", names of the items of `struct`, in their order.
-        sync: With "binary", bytes in hexadecimal that begin a frame.
+        sync: With "binary", first bytes of a frame, in hexadecimal.
         cobs: With "binary", frames are encoded by COBS and parted by zero bytes.
-        crc: Checksum of a frame, which follows the struct in its byte order: "crc8" (SMBus), "crc16-ccitt" (from
+        crc: Checksum of a frame, after the struct and in the same byte order: "crc8" (SMBus), "crc16-ccitt" (from
             0xFFFF), "crc16-modbus", "crc32" (Ethernet), "sum8", "sum8-negated" (all bytes add up to 0), "sum16" or
-            "xor8". With "csv", "nmea": each line begins with $ or ! and ends with * and its checksum.
-        crc_range (bytes): With "binary", first byte of the frame that `crc` covers and the one after the last. Default:
-            the struct.
-        end: Bytes in hexadecimal that end a line, or follow the checksum of a frame. Default: CR, LF or both end a
+            "xor8". With "csv", "nmea": each line begins with $ or ! and ends with * and a checksum.
+        crc_range (bytes): With "binary", range of the frame for `crc`: the first byte, and the byte after the last.
+            Default: the struct.
+        end: Last bytes of a line, or bytes after the checksum of a frame, in hexadecimal. Default: CR, LF or both end a
             line.
-        comment: Beginning of lines to pass over; one or a list.
-        prefix: Beginning of the lines to take, removed before they are read; one or a list.
-        select: Table of columns or keys and the values that a line must have there, for example {type = "imu"}.
+        comment: Beginning of lines to pass over; a text or a list.
+        prefix: Beginning of the lines to take, not part of the sample; a text or a list.
+        select: Table of columns or keys and their required values, for example {type = "imu"}.
     """
 
     port: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -130,11 +130,11 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
         return row(self.channels, self.units, self.rate)
 
     def devices(self) -> DeviceRequirements:
-        """Return the port, which may be a USB adapter that is not plugged in."""
+        """Return the port, possibly a USB adapter that is not plugged in."""
         return DeviceRequirements(paths=(self.port,), drivers=_ADAPTERS)
 
     def open(self) -> Source:
-        """Open the port for ourselves alone."""
+        """Open the port, shared with no other program."""
         decoder = self._decoder()
         return SerialPort(self.port, open_port(self.port, self.baud), decoder)
 
@@ -166,7 +166,8 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
     def _binary_decoder(self, signal: Signal, end: bytes) -> Decoder:
         if bool(self.sync) == self.cobs:
             raise ConfigError(
-                "binary frames need either sync or cobs", hint='say how a frame begins: sync = "aa55", or cobs = true'
+                "binary frames need either sync or cobs",
+                hint='state how frames begin: sync = "aa55", or cobs = true',
             )
         if self.crc == "nmea":
             raise ConfigError('crc = "nmea" is for format = "csv"', hint="name the checksum of the frame, or none")
@@ -179,7 +180,7 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
             if option not in _OPTIONS_OF[self.format] and getattr(self, option) != getattr(default, option):
                 formats = " or ".join(f'"{name}"' for name, options in _OPTIONS_OF.items() if option in options)
                 raise ConfigError(
-                    f'{option} means nothing for format = "{self.format}"', hint=f"it is for format = {formats}"
+                    f'{option} means nothing for format = "{self.format}"', hint=f"use {option} with format = {formats}"
                 )
 
 
@@ -188,7 +189,7 @@ def _beginnings(option: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 class SerialPort:
-    """An open port and what has been read off it."""
+    """An open port, and the samples read so far."""
 
     def __init__(
         self, name: str, port: "serial.Serial", decoder: Decoder, clock: Callable[[], float] = time.monotonic
@@ -205,21 +206,21 @@ class SerialPort:
 
     @property
     def faults(self) -> dict[str, int]:
-        """What could not be understood, by reason."""
+        """The number of faults, by reason."""
         return self._decoder.faults
 
     @property
     def refused(self) -> str:
-        """The beginning of the last line or frame that was thrown away, escaped."""
+        """The beginning of the last discarded line or frame, escaped."""
         return self._decoder.faults.last
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """The reason why no sample comes of the bytes that come."""
+        """The reason for bytes without samples, None while samples come."""
         return self._decoder.obstacle
 
     def read(self, timeout: float) -> Chunk | None:
-        """All that has come; None if no sample is complete yet."""
+        """Return the samples received, None without a complete sample."""
         if not self._ready and self._arrival.poll(timeout * 1000):
             block = self._take()
             self._arrived = self._clock()
@@ -230,7 +231,7 @@ class SerialPort:
         return Chunk(samples, self._arrived, lost)
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Close the port."""
         with contextlib.suppress(Exception):  # an unplugged device may refuse even that
             self._port.close()
 
@@ -240,19 +241,19 @@ class SerialPort:
         except OSError as error:
             raise self._gone(error.strerror or str(error)) from error
         if not block:
-            raise self._gone("it is ready to be read but has nothing")
+            raise self._gone("the end of the input, as after a disconnection")
         return block
 
     def _gone(self, why: str) -> DeviceError:
         return DeviceError(
             f"{self._name} is gone: {why}",
-            hint="plug it in again, and check its cable and power; it is reopened by itself",
+            hint="plug the device in again, and check cable and power; edged opens the device again by itself",
             retryable=True,
         )
 
 
 def open_port(path: str, baud: int) -> "serial.Serial":
-    """An open port that no other program may share. Raises DeviceError."""
+    """Open a port that no other program may share. Raises DeviceError."""
     import termios
 
     import serial
@@ -264,7 +265,7 @@ def open_port(path: str, baud: int) -> "serial.Serial":
 
 
 def refusal(path: str, error: Exception, root: Path = Path("/")) -> DeviceError:
-    """What the failure to open a port means; what there is instead is looked for below `root`."""
+    """Return the error for a port that cannot be opened. Available ports are looked up below `root`."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         hint = _ports(root / "dev/serial/by-id")
@@ -276,21 +277,21 @@ def refusal(path: str, error: Exception, root: Path = Path("/")) -> DeviceError:
     if number == errno.EACCES:
         return DeviceError(
             f"not allowed to open {path}",
-            hint="add the user edged runs as to the group dialout (sudo usermod -aG dialout USER) and restart, "
-            f"or give it the device with a udev rule; then: {_ALLOW}",
+            hint="add the user of edged to the group dialout (sudo usermod -aG dialout USER) and restart, "
+            f"or give the user access by a udev rule; then: {_ALLOW}",
             retryable=True,
         )
     if number in (errno.EBUSY, errno.EAGAIN):
         return DeviceError(
             f"{path} is in use by another program",
-            hint=f"find it with: sudo fuser -v {path} (ModemManager and a login console are usual)",
+            hint=f"find the program: sudo fuser -v {path} (ModemManager and a login console are usual)",
             retryable=True,
         )
     return DeviceError(f"{path} cannot be opened as a serial port: {error}", hint="check port and baud", retryable=True)
 
 
 def _sandboxed(root: Path) -> bool:
-    """Whether none of the terminals that the kernel has is in /dev: a unit with PrivateDevices= finds it so."""
+    """Return whether /dev lacks all terminals of the kernel, as in a unit with PrivateDevices=."""
     try:
         kernels = {entry.name for entry in (root / "sys/class/tty").iterdir()} - _IN_EVERY_SANDBOX
     except OSError:
@@ -304,5 +305,5 @@ def _ports(folder: Path) -> str:
     except OSError:
         names = []
     if not names:
-        return "plug it in; no USB serial port is there now"
-    return "plug it in, or set port to one that is there: " + ", ".join(names[:8])
+        return "plug it in; no USB serial port is available now"
+    return "plug it in, or set port to an available port: " + ", ".join(names[:8])

@@ -232,8 +232,8 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert only_problem([tmp_path / "none.toml"]) == (
         "the file",
-        "it cannot be read: No such file or directory",
-        "a file that can be read",
+        "unreadable: No such file or directory",
+        "a readable file",
         "name another with --config or EDGED_CONFIG",
     )
 
@@ -245,17 +245,17 @@ def test_a_file_that_is_not_ours_to_read() -> None:
         file.touch(mode=0)
         with unprivileged():
             problem = only_problem([file])
-    assert problem[1] == "it cannot be read: Permission denied"
+    assert problem[1] == "unreadable: Permission denied"
 
 
 def test_a_folder_or_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert only_problem([tmp_path / "pipe"])[1] == "it cannot be read: it is not a regular file"
-    assert only_problem([tmp_path])[1] == "it cannot be read: it is not a regular file"
+    assert only_problem([tmp_path / "pipe"])[1] == "unreadable: not a regular file"
+    assert only_problem([tmp_path])[1] == "unreadable: not a regular file"
 
 
 def test_a_file_that_is_too_big(write: Write) -> None:
-    assert only_problem(write("#" * 1_000_001))[1] == "it cannot be read: it has more than 1000000 bytes"
+    assert only_problem(write("#" * 1_000_001))[1] == "unreadable: more than 1000000 bytes"
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
@@ -330,14 +330,18 @@ def test_every_error_is_told_at_once(write: Write) -> None:
         ),
         (
             "[models.m]\nurl = 'https://models.example/m.tflite?edition=7'",
-            ("models.m.url", "a bare .tflite file", "pack it, with the manifest of the version before: edgectl pack"),
+            (
+                "models.m.url",
+                "a bare .tflite file",
+                "make a bundle with the earlier manifest: edgectl pack",
+            ),
         ),
         (
             "[models.m]\nurl = 'ftp://models.example/m.edgm'",
             (
                 "models.m.url",
                 "'ftp://models.example/m.edgm' is no http or https URL",
-                "give one, as https://example.org/model.edgm",
+                "write it as https://example.org/file",
             ),
         ),
         (
@@ -345,7 +349,7 @@ def test_every_error_is_told_at_once(write: Write) -> None:
             (
                 "updates.fetch",
                 "'https://models.example/m.edgm' is no origin",
-                "write scheme, host and port alone, as https://models.example.org:8443",
+                "write scheme, host and port alone, as https://files.example.org:8443",
             ),
         ),
         ("[models.m]\nversion = 'one'", ("models.m.version", '"one"', "")),
@@ -423,7 +427,7 @@ def test_the_error_says_all_of_it_for_the_log(write: Write, tmp_path: Path) -> N
         "the configuration has 2 problems:\n"
         f"  {tmp_path}/edged.toml: metrics.port: found -1; allowed: a whole number, at least 0 and at most 65535\n"
         f'  {tmp_path}/edged.toml: log.level: found 3; allowed: "debug" or "error" or "info" or "warning" '
-        "(check it with: edgectl config check)"
+        "(run edgectl config check)"
     )
 
 

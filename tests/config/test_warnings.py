@@ -46,19 +46,19 @@ def test_where_everything_has_an_effect_there_is_no_warning(tmp_path: Path, stor
         (
             'sinks = ["stdout"]\ndurability = "always"',
             "pipelines.colours.durability",
-            "none of its sinks sends to the broker",
+            "no sink of the pipeline sends to the broker",
             'add "mqtt" to `sinks`, or remove the key',
         ),
         (
             "[updates]\nallowed_signers = 'signers'",
             "updates.allowed_signers",
-            "it keeps nothing out, as require_signature is false",
-            "set require_signature = true, or models that nobody signed are installed too",
+            "no effect, as require_signature is false",
+            "set require_signature = true, or unsigned models are installed too",
         ),
         (
             "[mqtt]\ndiscovery_prefix = 'ha'",
             "mqtt.discovery_prefix",
-            "nothing is announced, as home_assistant is false",
+            "no effect, as home_assistant is false",
             "set home_assistant = true, or remove the key",
         ),
         (
@@ -70,7 +70,7 @@ def test_where_everything_has_an_effect_there_is_no_warning(tmp_path: Path, stor
         (
             "[models.colours]\nversion = '1.0'\nurl = 'https://example.com/colours.edgm'",
             "models.colours.url",
-            "version 1.0 is asked for, so that no other is installed",
+            "no effect, as `version` keeps the model at 1.0",
             "remove one of the two keys",
         ),
         (
@@ -83,13 +83,13 @@ def test_where_everything_has_an_effect_there_is_no_warning(tmp_path: Path, stor
             "[sources.other]\nkind = 'synthetic'\nchannels = ['x']",
             "sources.other",
             "no pipeline uses it",
-            "name it in a pipeline, or remove the table",
+            "name the table in a pipeline, or remove it",
         ),
         (
             "[sinks.file]\nkind = 'jsonl'\npath = 'results.jsonl'",
             "sinks.file",
             "no pipeline uses it",
-            "name it in a pipeline, or remove the table",
+            "name the table in a pipeline, or remove it",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_has_no_effect(tmp_path: Path, store: Store, more: str, path: str, 
 
 def test_a_bundle_of_another_name_than_its_table(tmp_path: Path, store: Store):
     more = '[models.mine]\npath = "mine"\n[pipelines.second]\nsource = "ramp"\nmodel = "mine"\n'
-    hint = "rename the table to [models.colours], or no update of that model reaches it"
+    hint = "rename the table to [models.colours], or updates of that model do not reach it"
     assert found(tmp_path, store, more) == [("models.mine.path", "a bundle of the model 'colours'", hint)]
 
 
@@ -107,10 +107,10 @@ def test_a_path_that_does_not_serve(tmp_path: Path, store: Store):
     installed = Installer(tmp_path)
     installed.write(active=installed.install("3.0"))
     more = '[models.colours]\npath = "mine"\n'
-    over = "version 3.0, which was installed, serves instead of it"
-    back = "return to what is at the path: edgectl rollback colours --to factory"
+    over = "the installed version 3.0 serves in place of this path"
+    back = "return to the path: edgectl rollback colours --to factory"
     assert found(tmp_path, store, more) == [("models.colours.path", over, back)]
     (tmp_path / "mine" / "manifest.json").unlink()
-    gone = "there is no sound model; version 3.0, which was installed, serves without it"
-    back = "put it back, or there is nothing that a rollback could return to"
+    gone = "no sound model at this path; the installed version 3.0 serves"
+    back = "put the file back, or a rollback has no factory version to return to"
     assert found(tmp_path, store, more) == [("models.colours.path", gone, back)]

@@ -19,7 +19,6 @@ PENDING = {
     "edged/api.py",
     "edged/app",
     "edged/backends",
-    "edged/config",
     "edged/control",
     "edged/core/protocol.py",
     "edged/ctl",

@@ -232,12 +232,12 @@ def root(tmp_path: Path) -> Path:
 
 def test_the_hint_names_the_ports_that_are_there(root: Path) -> None:
     (root / "dev/ttyS0").touch()
-    assert "no USB serial port" in refusal("/dev/ttyACM0", OSError(errno.ENOENT, ""), root).hint
+    assert "no USB serial port is available" in refusal("/dev/ttyACM0", OSError(errno.ENOENT, ""), root).hint
     by_id = root / "dev/serial/by-id"
     by_id.mkdir(parents=True)
     (by_id / "usb-Arduino_85430-if00").touch()
     missing = refusal("/dev/ttyACM0", OSError(errno.ENOENT, "No such file"), root)
-    assert missing.hint == f"plug it in, or set port to one that is there: {by_id}/usb-Arduino_85430-if00"
+    assert missing.hint == f"plug it in, or set port to an available port: {by_id}/usb-Arduino_85430-if00"
 
 
 def test_in_a_sandbox_that_hides_all_devices_the_hint_says_how_to_let_them_in(root: Path) -> None:
