@@ -1,4 +1,4 @@
-"""`edged`, the daemon's command: read the arguments, set up the log, run.
+"""`edged`, the daemon's command: read the arguments, configure the log, run.
 
 0   stopped cleanly (SIGTERM, SIGINT)
 1   could not run: another daemon has the runtime or the state folder, or `--check` found a model that does not work
@@ -19,11 +19,11 @@ from edged import __version__
 
 EX_CONFIG = 78
 
-_IN_USE = "stop it, or give this one a state folder of its own: --state-dir DIR"
+_IN_USE = "stop the other program, or choose another state folder: --state-dir DIR"
 
 
 def main() -> None:
-    """Run the daemon, or check that it could."""
+    """Run the daemon, or check the configuration."""
     args = argument_parser().parse_args()
     args.config = args.config or [Path(os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
     from edged.api import ConfigError, EdgedError
@@ -36,7 +36,7 @@ def main() -> None:
     models = args.state_dir / "models"
     store = Store(FACTORY, models, unpacked=args.state_dir / "unpacked")
     try:
-        if args.check:  # it may be asked beside a daemon, whose folder that is
+        if args.check:  # without the lock: a daemon may run with the same state folder
             check.check(args.config, Store(FACTORY, models), print)
         else:
             with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE) as lock:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """What the command line may say."""
+    """Return the parser of the command line."""
     environ = os.environ
     parser = argparse.ArgumentParser(prog="edged", description="Inference daemon: sensors in, predictions out.")
     parser.add_argument("--version", action="version", version=f"edged {__version__}")
@@ -62,25 +62,25 @@ def argument_parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="FILE",
-        help="the configuration; conf.d/*.toml beside it is read too (EDGED_CONFIG; /etc/edged/edged.toml)",
+        help="configuration file; conf.d/*.toml in the same folder are read too (EDGED_CONFIG; /etc/edged/edged.toml)",
     )
     parser.add_argument(
         "--runtime-dir",
         type=Path,
         default=environ.get("EDGED_RUNTIME_DIR") or _runtime_dir(),
-        help="where the control socket is (EDGED_RUNTIME_DIR; %(default)s)",
+        help="folder of the control socket (EDGED_RUNTIME_DIR; %(default)s)",
     )
     parser.add_argument(
         "--state-dir",
         type=Path,
         default=environ.get("EDGED_STATE_DIR", "/var/lib/edged"),
-        help="what outlives the daemon (EDGED_STATE_DIR; %(default)s)",
+        help="folder of the files that outlive the daemon (EDGED_STATE_DIR; %(default)s)",
     )
     return parser
 
 
 def _runtime_dir() -> str:
-    """The system's folder for a service, the user's own for somebody who runs it from a checkout."""
+    """Return /run/edged for root, and a folder of the user's own for a run from a checkout."""
     own = os.environ.get("XDG_RUNTIME_DIR")
     return f"{own}/edged" if own and os.geteuid() else "/run/edged"
 

@@ -1,12 +1,12 @@
-"""Models on the accelerators of this board: which variant goes where, in a process of the device's own, and proven.
+"""Models on the accelerators of this board: a variant for each, proven, in a process of the device's own.
 
-A model is loaded and proven on the CPU first; `put` then has an accelerator take it over, where there is one for it,
-and the CPU takes it back whenever that fails: see backends/accelerated.py. All models of a delegate share its process
-and its record of faults, which is a `_Unit` here; it is made when the first model needs it.
+A model is loaded and proven on the CPU first. Then `put` has an accelerator take over, if the board has one for the
+model, and the CPU takes back whenever the accelerator fails: see backends/accelerated.py. All models of a delegate
+share its process and its record of faults, a `_Unit`, which is made for the first of them.
 
-`candidates` says in which ways a model could be accelerated, before anybody looks whether the device is there. Of those
-the first is taken whose device is ready, in the order of the manifest, or of what `edgectl tune` has measured; where
-that says that the CPU is the fastest, none is.
+`candidates` lists the ways to accelerate a model, with or without their devices plugged in. The first way with a ready
+device is taken, in the order of the manifest, or by the speeds that `edgectl tune` has measured; no way is taken if the
+CPU was the fastest.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakSet
 
 import msgspec
 import numpy as np
 
+from edged.acceleration.cpu_processes import CpuProcesses, stopped
 from edged.api import Backend, ControlError, DeviceError, EdgedError, ModelError, Runner
 from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, identity, resolve, survey
 from edged.backends.tflite import DelegatedTflite, TfliteBackend
@@ -36,27 +36,24 @@ from edged.models.bundle import Bundle
 from edged.models.selftest import shaped
 from edged.system.child import ResourceLimits
 
-if TYPE_CHECKING:  # imported when there is something to accelerate, which on most boards there is not
+if TYPE_CHECKING:  # imported with the first accelerated model: most boards have none
     from edged.backends.accelerated import AcceleratedRunner, Counts
-    from edged.backends.isolated import Host, IsolatedRunner
+    from edged.backends.isolated import IsolatedRunner
 
 COMPILED = ("edgetpu", "ethosu")
-"""Kinds that run no model but those that were compiled for them."""
+"""Kinds of delegates that run only models compiled for them."""
 
 CACHE_BYTES = 256 << 20
-"""The largest file that a vendor's library may write: some keep compiled models."""
+"""Largest file that a vendor's library may write: some libraries keep compiled models."""
 
 TRIAL_RUNS = 50
 
-RESPAWN_SECONDS = 20.0
-"""How long a model with `isolate` may take to load: a window waits as it is loaded again, and so does the watchdog."""
-
-Tell = Callable[[str, str, AcceleratorStatus | None], None]
-"""Hears of each change: a model, the name of its accelerator, and how that stands, or "" and None if it has none."""
+Report = Callable[[str, str, AcceleratorStatus | None], None]
+"""Receives each change: a model, the name of its accelerator and its status, or "" and None for a model on the CPU."""
 
 
 class AccelerationCandidate(NamedTuple):
-    """One way to accelerate a model: a variant of it, "" for its own file, on a delegate."""
+    """A way to accelerate a model: a variant, "" for the model's own file, on a delegate."""
 
     delegate: Delegate
     variant: str
@@ -66,15 +63,16 @@ class AccelerationCandidate(NamedTuple):
 
     @property
     def way(self) -> Way:
-        """What it is called in records."""
+        """Return the name of this way in records."""
         return Way(self.delegate.name, self.variant)
 
 
 def candidates(manifest: Manifest, wanted: str, table: Mapping[str, Delegate]) -> tuple[AccelerationCandidate, ...]:
-    """The ways to accelerate a model, best first: for `wanted` "auto" all its variants, for "cpu" none.
+    """Return the ways to accelerate a model, best first: for `wanted` "auto" all its variants, for "cpu" none.
 
     Raises:
-        ModelError: a delegate is wanted by name, and the model has nothing that it could run.
+        ModelError: a delegate is wanted by name, and can run no file of the model.
+        DeviceError: the delegate that is wanted is not in the table, as in the middle of a reload.
     """
     if wanted == "cpu":
         return ()
@@ -86,11 +84,13 @@ def candidates(manifest: Manifest, wanted: str, table: Mapping[str, Delegate]) -
     )
     if found or wanted == "auto":
         return found
-    delegate = table[wanted]
+    delegate = table.get(wanted)
+    if delegate is None:
+        raise _reconfigured(wanted)
     if delegate.kind in COMPILED:
         raise ModelError(
             f"{manifest.name} {manifest.version} has no variant that was compiled for {wanted}",
-            hint="compile it, and pack the file with it: edgectl pack --variant",
+            hint="compile the model, and add the file to the bundle: edgectl pack --variant",
         )
     return (AccelerationCandidate(delegate, "", manifest.model, manifest.signature, {}),)
 
@@ -100,23 +100,24 @@ def _nothing_measured(_model: str) -> TuningRecord | None:
 
 
 class Accelerators:
-    """All of them. Any thread may ask; `put` and `configure` belong to one at a time.
+    """The accelerators of a board. Any thread may call; only one at a time may call `put` and `configure`.
 
-    Units and hosts come and go under the lock. What only looks at them takes a copy, which needs none.
+    Units are added and removed under the lock, and read from a copy without the lock.
 
-    `tell` must neither wait nor raise. `records` gives what was measured of a model, by name. Devices are looked for
-    below `root`.
+    `report` must neither block nor raise. `records` returns the measurements of a model, by name. Devices are searched
+    below `root`. `on_cpu` has the models that run in processes of their own without an accelerator.
     """
 
     def __init__(
         self,
-        tell: Tell,
+        report: Report,
         clock: Callable[[], float] = time.monotonic,
         *,
         records: Callable[[str], TuningRecord | None] = _nothing_measured,
         root: Path = Path("/"),
     ) -> None:
-        self._tell = tell
+        self.on_cpu = CpuProcesses(clock)
+        self._report = report
         self._clock = clock
         self._records = records
         self._root = root
@@ -124,15 +125,14 @@ class Accelerators:
         self._rules = Rules()
         self._table: dict[str, Delegate] = delegates({})
         self._units: dict[str, _Unit] = {}
-        self._on_cpu: WeakSet[Host] = WeakSet()
         self._closed = False
-        self._standings: dict[str, tuple[str, AcceleratorStatus]] = {}
+        self._statuses: dict[str, tuple[str, AcceleratorStatus]] = {}
         self._shares: dict[str, float] = {}
         self._proven: dict[str, Path] = {}
         self._choices: dict[str, str] = {}
 
     def configure(self, tables: Mapping[str, DelegateOptions], rules: Rules) -> None:
-        """Go by another configuration; no model that it concerns is served meanwhile."""
+        """Apply another configuration. The caller has taken down the models that it concerns."""
         table = delegates(tables)
         with self._lock:
             for name, unit in list(self._units.items()):
@@ -140,14 +140,15 @@ class Accelerators:
                     del self._units[name]
                     unit.close()
             self._table, self._rules = table, rules
+        self.on_cpu.configure(rules)
 
     def put(
         self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend, twin: Runner, priority: int
     ) -> Runner:
-        """What is to serve: the twin, or where an accelerator is to be had, and worth it, one that takes over the twin.
+        """Return the runner to serve with: `twin`, the CPU runner, or one on a faster accelerator that falls back.
 
-        `priority` is the model's where several wait for one device. Where a delegate is wanted by name, and there is no
-        variant for it, the twin serves, and that is told as a fault.
+        `priority` is the model's among the models that wait for one device. If a delegate is wanted by name, and the
+        model has no variant for it, the twin serves and the missing variant is reported as a fault.
 
         Raises:
             EdgedError: the twin fails.
@@ -156,14 +157,14 @@ class Accelerators:
             order = self.choice(model, bundle, wanted, backend).order
         except ModelError as error:
             self._withdraw(model)
-            self._stands(model, wanted, AcceleratorStatus("degraded", error.message, error.hint, self._clock()))
+            self._change(model, wanted, AcceleratorStatus("degraded", error.message, error.hint, self._clock()))
             return twin
         found = {each.way: each for each in candidates(bundle.manifest, wanted, self._table)}
         chosen = self._first([found[way] for way in order])
         if chosen is None:
             self._withdraw(model)
-            self._standings.pop(model, None)
-            self._tell(model, "", None)
+            self._statuses.pop(model, None)
+            self._report(model, "", None)
             return twin
         agreed = agreement(bundle, twin)
         unit = self._unit(chosen.delegate)
@@ -181,34 +182,21 @@ class Accelerators:
 
         def check(runner: Runner, hold: Callable[[Runner], object] = agreed.check) -> None:
             hold(runner)
-            if unit.has(model):  # it may have gone while this was being loaded
+            if unit.has(model):  # else the model was taken down meanwhile
                 self._shares[model] = runner.spent.off_processor  # type: ignore[attr-defined]  # `load` gave it
 
-        self._withdraw(model)  # and not before: where the twin fails, what served goes on
+        self._withdraw(model)  # not before the twin has succeeded: until then the former runner serves
         file = bundle.manifest.files[chosen.file].sha256
         return unit.put(model, file, twin, load, check, pinned=wanted != "auto")
 
-    def isolate(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
-        """A model on the CPU in a process of its own, which is started again whenever it dies.
-
-        It is not proven: whoever is to serve it proves it once, and not while a window waits for the next process.
-
-        Raises:
-            EdgedError: it does not load.
-        """
-        from edged.backends.respawned import RespawnedRunner
-
-        load = partial(self.load_on_cpu, f"the model {model}", bundle, backend)
-        return RespawnedRunner(load, self._rules, self._clock)
-
     def try_out(self, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Verdict | None:
-        """What a version that works on the CPU does on its accelerator; None where it has none that is ready.
+        """Return the verdict on a version on its accelerator, or None if no accelerator is ready for the version.
 
-        It is loaded where it would serve. Should that process die of it, the models in it go on with their twins.
+        The process that would serve the version loads it. If the process dies, its models go on with their twins.
 
         Raises:
-            DeviceError: that cannot be told, for what is wrong is the device, or this board, and not the version.
-            EdgedError: it does not load on the CPU, in this process.
+            DeviceError: the device or the board is at fault, so that nothing is known about the version.
+            EdgedError: the version does not load on the CPU, in this process.
         """
         from edged.backends.isolated import LostError
 
@@ -217,7 +205,7 @@ class Accelerators:
             return None
         agreed = agreement_on_cpu(bundle, backend)
         unit = self._unit(chosen.delegate)
-        at_fault = unit.accelerator.is_at_fault()  # before it was given this version
+        at_fault = unit.accelerator.is_at_fault()  # already, before this version is loaded
         try:
             runner = self._load(unit, chosen, bundle, backend, priority=0)
             try:
@@ -227,61 +215,40 @@ class Accelerators:
         except EdgedError as error:
             crashed = isinstance(error, LostError)
             its_own = crashed or not isinstance(error, DeviceError)
-            if at_fault or not its_own or survey(chosen.delegate, self._root).state != "ready":  # as once unplugged
+            if at_fault or not its_own or survey(chosen.delegate, self._root).state != "ready":  # it may be unplugged
                 raise DeviceError(error.message, hint=error.hint, retryable=True) from error
             return Verdict(failure="crashed" if crashed else "wrong", reason=error.message, hint=error.hint)
 
     def fit(self, manifest: Manifest, wanted: str) -> set[str]:
-        """Names of what a version could run on here, "cpu" among them.
+        """Return the names and kinds of the delegates that a version could run on now, with "cpu". Any thread may ask.
 
         Raises:
-            ModelError: a delegate is wanted by name, and the version has nothing that it could run.
+            EdgedError: like `candidates`.
         """
         found = candidates(manifest, wanted, self._table)
         ready = [each.delegate for each in found if survey(each.delegate, self._root).state == "ready"]
         return {"cpu"} | {name for each in ready for name in (each.name, each.kind)}
 
-    # What was measured, and what can be
+    # Ways to run a model, and their measurements
 
     def ways(self, manifest: Manifest, wanted: str) -> tuple[tuple[AccelerationCandidate, Survey], ...]:
-        """The ways to accelerate a model, and how the delegate of each stands. Raises ModelError as `candidates`."""
+        """Return the ways to accelerate a model, with a survey of each device. Raises EdgedError like `candidates`."""
         found = candidates(manifest, wanted, self._table)
         return tuple((each, survey(each.delegate, self._root)) for each in found)
 
     def load(self, way: AccelerationCandidate, bundle: Bundle, backend: TfliteBackend) -> IsolatedRunner:
-        """A model on its accelerator, as it would serve there, but not proven.
+        """Return a runner on an accelerator, loaded as it would serve, but not proven.
 
         Raises:
-            EdgedError: it does not load, or the device is not ready.
+            EdgedError: the model does not load, or the device is not ready.
         """
         return self._load(self._unit(way.delegate), way, bundle, backend, priority=0)
 
-    def load_on_cpu(self, name: str, bundle: Bundle, backend: Backend) -> IsolatedRunner:
-        """A model on the CPU, in a process of its own that is called `name` and ends with it.
-
-        Raises:
-            EdgedError: it does not load.
-        """
-        from edged.backends.isolated import Host
-
-        rules = self._rules
-        host = Host(name, ResourceLimits(memory=rules.memory, niceness=rules.niceness))
-        with self._lock:
-            self._refuse_if_closed()
-            self._on_cpu.add(host)
-        return host.load(
-            backend,
-            bundle.model,
-            signature=bundle.manifest.signature,
-            deadline=rules.deadline,
-            load_seconds=min(rules.load_seconds, RESPAWN_SECONDS),
-        )
-
     def environment(self, manifest: Manifest, wanted: str, backend: TfliteBackend) -> Environment:
-        """All that a measurement of a model depends on, as it is now.
+        """Return everything that a measurement of a model depends on, in its present state.
 
         Raises:
-            ModelError: as `candidates`, or there is no runtime.
+            EdgedError: like `candidates`, or the runtime is not installed.
         """
         return Environment(
             runtime=backend.title(),
@@ -291,10 +258,10 @@ class Accelerators:
         )
 
     def choice(self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Choice:
-        """In which order to try the ways there are, with how many threads to run on the CPU, and why.
+        """Return the order in which to try the ways, the number of threads on the CPU, and the reason for both.
 
         Raises:
-            ModelError: as `environment`.
+            EdgedError: like `environment`.
         """
         manifest = bundle.manifest
         ways = [each.way for each in candidates(manifest, wanted, self._table)]
@@ -309,87 +276,85 @@ class Accelerators:
         return found
 
     def threads(self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend) -> int:
-        """How many threads a model is to have on the CPU: as its backend says, or where it does not as was measured."""
+        """Return the number of threads of a model on the CPU: as configured, or else as measured."""
         if backend.threads:
             return backend.threads
         try:
             return self.choice(model, bundle, wanted, backend).threads
-        except EdgedError:  # whatever it is, it is said where the model is loaded
+        except EdgedError:  # loading the model raises it again
             return 1
 
     def choices(self) -> dict[str, str]:
-        """Of each model that has several ways to run, why it runs as it does."""
+        """Return the reason for the order of ways, for each model with several ways to run."""
         return dict(self._choices)
 
-    # How they stand
+    # State
 
-    def standings(self) -> dict[str, tuple[str, AcceleratorStatus]]:
-        """The models that have an accelerator, or should: its name, and how it stands."""
-        return dict(self._standings)
+    def statuses(self) -> dict[str, tuple[str, AcceleratorStatus]]:
+        """Return the name and the status of the accelerator of each model that has one, or should have one."""
+        return dict(self._statuses)
 
     def shares(self) -> dict[str, float]:
-        """Of each model that was accelerated, the share of the time that its process was off the processor, 0 to 1."""
+        """Return the share of time, 0 to 1, that each accelerated model's process was off the processor."""
         return dict(self._shares)
 
     def has_proven(self, model: str, bundle: Bundle) -> bool:
-        """Whether this version of a model is the last that computed on an accelerator what it should."""
+        """Return whether this version of a model is the latest that agreed with the CPU on an accelerator."""
         return self._proven.get(model) == bundle.folder
 
     def counts(self) -> dict[str, Counts]:
-        """What was done so far, by accelerator."""
+        """Return the counts of windows, faults and promotions, by accelerator."""
         return {name: unit.accelerator.counts() for name, unit in list(self._units.items())}
 
     def forget(self, model: str) -> None:
-        """Tell of a model no more: it has gone."""
+        """Remove the status of a model that was taken down."""
         self._withdraw(model)
         self._proven.pop(model, None)
-        if self._standings.pop(model, None) is not None:
-            self._tell(model, "", None)
+        if self._statuses.pop(model, None) is not None:
+            self._report(model, "", None)
 
     def release(self, name: str) -> None:
-        """Try again what is quarantined. Raises ControlError for what no model uses."""
+        """End the quarantine of an accelerator. Raises ControlError if no model uses an accelerator of this name."""
         unit = self._units.get(name)
         if unit is None:
             used = ", ".join(sorted(self._units)) or "none"
-            raise ControlError(f"no model runs on {name!r}", hint=f"accelerators in use: {used}")
+            raise ControlError(f"no model runs on {name!r}", hint=f"name an accelerator in use: {used}")
         unit.accelerator.release()
 
     def close(self) -> None:
-        """End all processes, and start no more; what somebody still has of them raises DeviceError."""
+        """End all processes, and start no more; their runners raise DeviceError from now on."""
         with self._lock:
             self._closed = True
-            there: list[_Unit | Host] = [*self._units.values(), *self._on_cpu]
+            units = list(self._units.values())
             self._units.clear()
-        for each in there:
-            each.close()
+        for unit in units:
+            unit.close()
+        self.on_cpu.close()
 
     def _first(self, found: Sequence[AccelerationCandidate]) -> AccelerationCandidate | None:
-        """The first whose device is ready; where none is, the one to wait for."""
+        """Return the first candidate with a ready device, or else the first, whose device may come."""
         ready = (each for each in found if survey(each.delegate, self._root).state == "ready")
         return next(ready, found[0] if found else None)
 
     def _unit(self, delegate: Delegate) -> _Unit:
         with self._lock:
-            self._refuse_if_closed()
-            if self._table.get(delegate.name) != delegate:  # what began before `configure` must not bring it back
-                raise DeviceError(f"{delegate.name} is configured otherwise by now", hint="ask again", retryable=True)
+            if self._closed:
+                raise stopped()
+            if self._table.get(delegate.name) != delegate:  # a caller began before `configure` removed the delegate
+                raise _reconfigured(delegate.name)
             if delegate.name not in self._units:
-                self._units[delegate.name] = _Unit(delegate, self._rules, self._stands, self._clock, self._root)
+                self._units[delegate.name] = _Unit(delegate, self._rules, self._change, self._clock, self._root)
             return self._units[delegate.name]
 
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise DeviceError("no process is started any more", hint="ask again when edged is back", retryable=True)
-
     def _withdraw(self, model: str) -> None:
-        """Have no unit tell of a model any more, from now on."""
+        """Have no unit report a model from now on."""
         for unit in list(self._units.values()):
             unit.withdraw(model)
         self._shares.pop(model, None)
 
-    def _stands(self, model: str, name: str, standing: AcceleratorStatus) -> None:
-        self._standings[model] = (name, standing)
-        self._tell(model, name, standing)
+    def _change(self, model: str, name: str, status: AcceleratorStatus) -> None:
+        self._statuses[model] = (name, status)
+        self._report(model, name, status)
 
     def _load(
         self, unit: _Unit, chosen: AccelerationCandidate, bundle: Bundle, backend: TfliteBackend, priority: int
@@ -411,6 +376,10 @@ class Accelerators:
         )
 
 
+def _reconfigured(name: str) -> DeviceError:
+    return DeviceError(f"the configuration of {name} has just changed", hint="ask again", retryable=True)
+
+
 def _surroundings(found: Survey) -> Surroundings:
     return Surroundings(
         library=_library(found.library),
@@ -424,22 +393,22 @@ def _library(path: str | None) -> Library | None:
         return None
     try:
         status = Path(path).stat()
-    except OSError:  # it went a moment ago
+    except OSError:  # the file was deleted a moment ago
         return None
     return Library(path=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 class _Unit:
-    """A delegate in use: its process, its record of faults, and the models that it serves or is to serve.
+    """A delegate in use: its process, its record of faults, and its models.
 
-    Which those are, and what was told of them, is under a lock of its own, taken after the accelerator's.
+    The models, and the last reported status of each, have a lock of their own, taken after the accelerator's lock.
     """
 
     def __init__(
         self,
         delegate: Delegate,
         rules: Rules,
-        tell: Callable[[str, str, AcceleratorStatus], None],
+        report: Callable[[str, str, AcceleratorStatus], None],
         clock: Callable[[], float],
         root: Path,
     ) -> None:
@@ -447,24 +416,24 @@ class _Unit:
         from edged.backends.isolated import Host
 
         self.delegate = delegate
-        leash = ResourceLimits(memory=rules.memory, niceness=rules.niceness, file=CACHE_BYTES)
-        self.host = Host(delegate.name, leash)
+        limits = ResourceLimits(memory=rules.memory, niceness=rules.niceness, file=CACHE_BYTES)
+        self.host = Host(delegate.name, limits)
         self.accelerator = Accelerator(
             delegate.name,
             rules,
             identity=partial(identity, delegate, root),
             renew=self.host.renew,
             busy=lambda: self.host.is_loading,
-            tell=self._look,
+            tell=self._report_changes,
             clock=clock,
             jitter=random.random,
         )
-        self._telling = threading.Lock()
+        self._lock = threading.Lock()
         self._pinned: dict[str, bool] = {}
-        self._told: dict[str, tuple[str, str]] = {}
+        self._reported: dict[str, tuple[str, str]] = {}
         self._clock = clock
         self._files: dict[str, str] = {}
-        self._tell = tell
+        self._report = report
         self.accelerator.start()
 
     def put(
@@ -477,29 +446,30 @@ class _Unit:
         *,
         pinned: bool,
     ) -> AcceleratedRunner:
-        """A runner for a model, which is `pinned` where it is told to run here and nowhere else.
+        """Return a runner for a model, `pinned` if the configuration names this delegate for it.
 
-        `file` is the digest of what runs. Another than before may be what cures the device: its past is forgotten.
+        `file` is the digest of the model file. Another file than before clears the record of faults, since the former
+        file may have been their cause.
         """
         if self._files.setdefault(model, file) != file:
             self._files[model] = file
             self.accelerator.release()
-        with self._telling:
-            self._told.pop(model, None)
+        with self._lock:
+            self._reported.pop(model, None)
             self._pinned[model] = pinned
         return self.accelerator.runner(model, twin, load, check)
 
     def has(self, model: str) -> bool:
-        """Whether it serves a model, or is to."""
+        """Return whether a model is assigned to this delegate."""
         return model in self._pinned
 
     def withdraw(self, model: str) -> None:
-        """Tell of a model no more; whoever is telling of it has done so."""
-        with self._telling:
+        """Report a model no more. A report in progress is finished when this returns."""
+        with self._lock:
             self._pinned.pop(model, None)
 
-    def _stands(self, model: str, pinned: bool) -> AcceleratorStatus | None:
-        """How a model stands: that the device was never there is a fault only where it is asked for by name."""
+    def _status_of(self, model: str, pinned: bool) -> AcceleratorStatus | None:
+        """Return the status of a model. A device that was never there is a fault only if the model is `pinned`."""
         now = self.accelerator.standing_of(model)
         if now is not None and now.reason == MISSING and not pinned and not self.accelerator.counts().promotions:
             return AcceleratorStatus("cpu", now.reason, now.hint, now.since)
@@ -510,21 +480,21 @@ class _Unit:
         self.accelerator.close()
         self.host.close()
 
-    def _look(self, _device: AcceleratorStatus) -> None:
-        """Tell of the models that stand otherwise than was told. Under the accelerator's lock."""
-        with self._telling:
+    def _report_changes(self, _device: AcceleratorStatus) -> None:
+        """Report the models whose status has changed. Called under the accelerator's lock."""
+        with self._lock:
             for model, pinned in self._pinned.items():
-                now = self._stands(model, pinned)
-                if now is not None and (now.state, now.reason) != self._told.get(model):
-                    self._told[model] = now.state, now.reason
-                    self._tell(model, self.delegate.name, msgspec.structs.replace(now, since=self._clock()))
+                now = self._status_of(model, pinned)
+                if now is not None and (now.state, now.reason) != self._reported.get(model):
+                    self._reported[model] = now.state, now.reason
+                    self._report(model, self.delegate.name, msgspec.structs.replace(now, since=self._clock()))
 
 
 def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:
-    """What the model says on the CPU, in this process.
+    """Return the outputs of a model for its golden samples on the CPU, in this process.
 
     Raises:
-        EdgedError: it does not load there, or fails.
+        EdgedError: the model does not load, or fails.
     """
     twin = shaped(backend, bundle.manifest).load(bundle.model, signature=bundle.manifest.signature)
     try:
@@ -534,7 +504,7 @@ def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:
 
 
 def _judge(manifest: Manifest, runner: Runner, agreed: Agreement) -> Verdict:
-    """What is measured on an accelerator, held against the manifest's limits. Raises EdgedError where it fails."""
+    """Return a runner's measurements, judged by the manifest's limits. Raises EdgedError if the runner fails."""
     proof = agreed.prove(runner)
     p50, p99 = (float(each) for each in np.percentile(agreed.times(runner, TRIAL_RUNS), (50, 99)))
     info, limits = runner.info, manifest.limits
@@ -544,8 +514,8 @@ def _judge(manifest: Manifest, runner: Runner, agreed: Agreement) -> Verdict:
         return msgspec.structs.replace(
             measured,
             failure="unfit",
-            reason=f"{info.delegate} takes {info.delegated} of its {info.nodes} nodes, and "
-            f"{limits.delegated_share:.0%} of them are asked for",
-            hint="another version of the delegate or of the model is needed: edgectl prove",
+            reason=f"{info.delegate} takes {info.delegated} of its {info.nodes} nodes; "
+            f"the manifest requires {limits.delegated_share:.0%}",
+            hint="install another version of the delegate or of the model, and check it: edgectl prove",
         )
     return hold_latency(measured, limits, f" on {info.delegate}")

@@ -1,4 +1,4 @@
-"""Hold each accelerated way to run a model against the CPU, on demand: outputs, share of nodes and latency."""
+"""Compare each accelerated way to run a model with the CPU, on demand: outputs, share of nodes and latency."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 PROOF_RUNS, PROOF_SECONDS = 100, 2.0
-"""What is proven is timed for so many runs, or for so long."""
+"""Runs and seconds after which a proof is long enough."""
 
 Load = Callable[[], "IsolatedRunner"]
 
 
 class Subject(NamedTuple):
-    """A model as it is configured here; `wanted` is its `delegate`."""
+    """A model as configured; `wanted` is the `delegate` in [models.<name>]."""
 
     name: str
     bundle: Bundle
@@ -41,20 +41,20 @@ class Subject(NamedTuple):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Seconds that one inference takes, at two percentiles."""
+    """Seconds of an inference, at two percentiles."""
 
     p50: float
     p99: float
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """How one way to accelerate a model compares with the CPU.
+    """A way to accelerate a model, compared with the CPU.
 
-    agrees      it computes what the CPU does         fails      it does not load or run
-    disagrees   it computes something else            not ready  its library, device or permission is missing
-                                                      cpu        the model has no way but the CPU
-    `reason` and `hint` say the rest. The delegate took `delegated` of the `nodes` of the graph; `off_processor` is the
-    share of the time that its process did not compute, 0 to 1; `latency` is that of the way, `cpu_latency` the CPU's.
+    agrees      the outputs are those of the CPU      fails      the model does not load or run
+    disagrees   the outputs are different             not ready  the library, device or permission is missing
+                                                      cpu        the model runs on the CPU only
+    `reason` and `hint` give details. The delegate took `delegated` of the `nodes` of the graph; `off_processor` is the
+    share of time, 0 to 1, without work on the processor; `latency` is the way's, `cpu_latency` the CPU's.
     """
 
     model: str
@@ -73,12 +73,12 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_bad(self) -> bool:
-        """Whether it must not serve."""
+        """Return whether the model must not serve this way."""
         return self.state in ("disagrees", "fails")
 
 
 def prove(accelerators: Accelerators, subjects: Collection[Subject]) -> Iterator[Finding]:
-    """Hold each way to accelerate these models against the CPU; one finding at least for each model."""
+    """Yield a finding for each way to accelerate these models, and for a model without ways a finding "cpu"."""
     for subject in subjects:
         try:
             yield from _prove(accelerators, subject)
@@ -87,19 +87,19 @@ def prove(accelerators: Accelerators, subjects: Collection[Subject]) -> Iterator
 
 
 def failing(subject: Subject, error: EdgedError) -> Finding:
-    """The finding of a model that does not load or run at all."""
+    """Return the finding of a model with an error on the CPU."""
     return _finding(subject, "fails", reason=error.message, hint=error.hint)
 
 
 def _prove(accelerators: Accelerators, subject: Subject) -> Iterator[Finding]:
     manifest, backend = subject.bundle.manifest, subject.backend
     if not isinstance(backend, TfliteBackend):
-        yield _finding(subject, "cpu", reason=f"its backend, {manifest.backend}, has no delegates")
+        yield _finding(subject, "cpu", reason=f"the backend {manifest.backend} has no delegates")
         return
     ways = accelerators.ways(manifest, subject.wanted)
     if not ways:
         forbidden = subject.wanted == "cpu"
-        why = "it is configured for the CPU" if forbidden else "it has no variant for an accelerator"
+        why = "the model is configured for the CPU" if forbidden else "the model has no variant for an accelerator"
         yield _finding(subject, "cpu", reason=why)
     elif not any(survey.state == "ready" for _, survey in ways):
         yield from (_not_ready(subject, *way) for way in ways)
@@ -132,7 +132,7 @@ def _hold(subject: Subject, candidate: AccelerationCandidate, load: Load, agreed
         "disagrees" if problems else "agrees",
         **where,
         reason=f"{len(problems)} of {len(samples)} samples: {problems[0]}" if problems else "",
-        hint="another version of the delegate or of the model is needed" if problems else "",
+        hint="install another version of the delegate or of the model" if problems else "",
         nodes=info.nodes,
         delegated=info.delegated,
         off_processor=spent.off_processor,
@@ -157,7 +157,7 @@ def _not_ready(subject: Subject, candidate: AccelerationCandidate, survey: Surve
 
 
 def _twin(subject: Subject) -> tuple[Agreement, Latency]:
-    """What the model says on the CPU, in this process, and how fast it is there."""
+    """Return the outputs and the latency of a model on the CPU, in this process."""
     manifest = subject.bundle.manifest
     twin = shaped(subject.backend, manifest).load(subject.bundle.model, signature=manifest.signature)
     try:

@@ -28,7 +28,7 @@ MAX_THREADS = 4
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="tune.begun", tag_field="id"):
-    """A model is going to be measured in so many `ways`."""
+    """The measurement of a model in a number of `ways` begins."""
 
     model: str
     version: str
@@ -36,7 +36,7 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="tune.begun", tag_fie
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="tune.measured", tag_field="id"):
-    """It was measured in one of them."""
+    """A model was measured in a way."""
 
     model: str
     title: str
@@ -44,7 +44,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="tune.measured", t
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True, tag="tune.recorded", tag_field="id"):
-    """All that was measured is on the disk; `why` says what follows from it."""
+    """The measurements are on disk; `why` is the choice made from them."""
 
     model: str
     why: str
@@ -61,16 +61,16 @@ def tune(
     seconds: float = TUNE_SECONDS,
     sys: Path = Path("/sys"),
 ) -> Iterator[Step]:
-    """Measure every way to run a model, for so many seconds each, and record it; `now` is Unix seconds.
+    """Measure every way to run a model for a number of seconds, and record the figures; `now` is Unix seconds.
 
-    Each runs in a process of its own or of its device, the CPU too, so that like is compared with like.
+    Each way runs in a separate process, the CPU too, so that the figures are comparable.
 
     Raises:
-        EdgedError: it does not run on the CPU, what it depends on changed meanwhile, or the record cannot be written.
+        EdgedError: the model does not run on the CPU, a device or library changed meanwhile, or the disk fails.
     """
     manifest, backend = subject.bundle.manifest, subject.backend
     if not isinstance(backend, TfliteBackend):
-        raise ModelError(f"{subject.name} has one way to run only", hint="only the tflite backend has others")
+        raise ModelError(f"{subject.name} has only one way to run", hint="tune models of the tflite backend")
     environment = accelerators.environment(manifest, subject.wanted, backend)
     agreed = agreement_on_cpu(subject.bundle, subject.backend)
     ways = [
@@ -83,10 +83,10 @@ def tune(
         measured = _measure(nothing_yet, load, agreed, seconds, sys)
         measurements.append(measured)
         yield Measured(model=subject.name, title=measured.title, measurement=measured)
-    if accelerators.environment(manifest, subject.wanted, backend) != environment:  # as where a device was unplugged
+    if accelerators.environment(manifest, subject.wanted, backend) != environment:  # a device may be unplugged
         raise DeviceError(
-            f"what {subject.name} depends on changed while it was measured, and nothing is recorded",
-            hint="see edgectl devices, and tune it again",
+            f"a device or library of {subject.name} changed during the measurement, and nothing is recorded",
+            hint="see edgectl devices, and tune the model again",
             retryable=True,
         )
     record = TuningRecord(
@@ -101,7 +101,7 @@ def tune(
     chosen = choose(
         record, [each.way for each in measurements if each.delegate != "cpu"], pinned=subject.wanted != "auto"
     )
-    fixed = f"; [models.{subject.name}] threads = {backend.threads} counts all the same" if backend.threads else ""
+    fixed = f"; [models.{subject.name}] threads = {backend.threads} takes precedence" if backend.threads else ""
     yield Recorded(model=subject.name, why=chosen.why + fixed)
 
 
@@ -109,7 +109,7 @@ def _on_cpu(
     accelerators: Accelerators, subject: Subject, backend: TfliteBackend, processors: int
 ) -> Iterator[tuple[Measurement, Load]]:
     for threads in range(1, min(MAX_THREADS, processors) + 1):
-        load = partial(accelerators.load_on_cpu, "the CPU", subject.bundle, replace(backend, threads=threads))
+        load = partial(accelerators.on_cpu.load, "the CPU", subject.bundle, replace(backend, threads=threads))
         yield Measurement(threads=threads), load
 
 
@@ -122,7 +122,7 @@ def _accelerated(
 
 
 def _measure(nothing_yet: Measurement, load: Load, agreed: Agreement, seconds: float, sys: Path) -> Measurement:
-    """What a way takes, once it has warmed up in its proof; what does not work has a failure instead."""
+    """Return the figures of a way after a proof as warm-up, or the failure."""
     before = temperature(sys)
     try:
         runner = load()
@@ -148,7 +148,7 @@ def _measure(nothing_yet: Measurement, load: Load, agreed: Agreement, seconds: f
 
 
 def _resident_bytes(pid: int) -> int:
-    """The memory of a process; 0 if it has gone."""
+    """Return the memory of a process, or 0 after the end of the process."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, IndexError):

@@ -1,1 +1,1 @@
-"""The daemon: composes every part, starts it and stops it."""
+"""Compose and run the daemon."""

@@ -1,11 +1,11 @@
-"""What this board has told a broker of itself, kept in announced.json of the state folder.
+"""Record of the retained topics of this board, in announced.json of the state folder.
 
-A broker retains what was said under a former configuration: the states of a device that was renamed, of a pipeline that
-was removed, the announcement to Home Assistant. Whoever has forgotten the names cannot take them back, so they are kept
-before they are said, through restarts and edits of the configuration while the daemon is stopped.
+A broker retains messages of former configurations: states of a renamed device or a removed pipeline, an announcement to
+Home Assistant. Only a board with a record of the topics can clear them, so each topic is recorded before the first
+message. The record survives restarts, and edits of the configuration while the daemon is stopped.
 
-Kept beside them are the boots of this board, by which it knows its own retained state from that of another board with
-the same name, and the part of its MQTT client id that is unlike on any two boards.
+The record also has the boots of this board, to distinguish its own retained state from the state of another board with
+the same name, and the random part of the MQTT client id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger("edged.daemon")
 
 MAX_BYTES = 4 << 20
 MAX_BOOTS = 100
-"""So many restarts in a row without a broker, and a board takes its own last state there for another board's."""
+"""Restarts without a broker after which a board takes its own retained state for another board's."""
 
 
 class _Record(msgspec.Struct):
@@ -39,9 +39,9 @@ class _Record(msgspec.Struct):
 
 
 class Announced:
-    """The record of one board. `boots` are those of its daemon, this one last; `client` is its own for ever.
+    """The record of one board. `boots` ends with the present run of the daemon; `client` never changes.
 
-    The file is written by a thread of its own, so that a disk that hangs holds up nobody; `flush` waits for it.
+    A separate thread writes the file, so that no caller waits for a disk that hangs; `flush` waits for the thread.
     """
 
     def __init__(self, folder: Path, boot: str, disk: Disk | None = None) -> None:
@@ -59,26 +59,26 @@ class Announced:
 
     @property
     def client(self) -> str:
-        """Six hexadecimal digits that no two boards share, unless one has a copy of the other's state folder."""
+        """Return six hexadecimal digits, different on every board except for copies of a state folder."""
         return self._record.client
 
     @property
     def boots(self) -> Collection[str]:
-        """The ids of the runs of this board's daemon."""
+        """Return the ids of the runs of this board's daemon."""
         return self._record.boots
 
     @property
     def topics(self) -> set[str]:
-        """Where the broker may retain something of this board."""
+        """Return the topics under which the broker may retain messages of this board."""
         return set(self._record.topics)
 
     @property
     def components(self) -> dict[str, str]:
-        """What Home Assistant may still show of this board: platform by id."""
+        """Return the components of this board in Home Assistant, platform by id."""
         return dict(self._record.components)
 
     def expect(self, broker: str, topics: set[str]) -> set[str]:
-        """Keep what is about to be told to a broker; the topics that this one was told of earlier and are over now."""
+        """Record the topics of the present configuration, and return the broker's topics of earlier configurations."""
         known = self.topics if broker == self._record.broker else set()
         self._expected = topics
         with self._lock:
@@ -88,7 +88,7 @@ class Announced:
         return known - topics
 
     def settle(self, is_clear: Callable[[str], bool], components: dict[str, str]) -> None:
-        """Keep no more what the broker has cleared, and of Home Assistant's components only these."""
+        """Remove the topics for which `is_clear` is true, and replace the components."""
         left = sorted(topic for topic in self._record.topics if topic in self._expected or not is_clear(topic))
         if (left, components) != (self._record.topics, self._record.components):
             with self._lock:
@@ -96,16 +96,16 @@ class Announced:
             self._save()
 
     def keep(self) -> None:
-        """Write the file again if somebody has deleted or replaced it."""
+        """Write the file again after another program has deleted or replaced the file."""
         if self._thread.ident is not None and self._written.is_set() and self._content() != self._encoded():
             self._save()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until the file is as the record is, for so many seconds at most; whether it is."""
+        """Wait up to `seconds` until the record is on disk, and return True if it is."""
         return self._written.wait(seconds)
 
     def _read(self) -> _Record | None:
-        """The record; None where there is none. One that is damaged is as good as none, and the log says so."""
+        """Return the record in the file; None if the file is missing or damaged."""
         try:
             with self._file.open("rb") as file:
                 return msgspec.json.decode(file.read(MAX_BYTES), type=_Record)
@@ -113,7 +113,9 @@ class Announced:
             return None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning(
-                "%s cannot be read, and what the broker retains of former names is unknown: %s", self._file, error
+                "%s cannot be read; messages that the broker retains from former configurations stay there: %s",
+                self._file,
+                error,
             )
             return None
 
@@ -136,7 +138,7 @@ class Announced:
             self._thread.start()
 
     def _write(self) -> None:
-        """Replace the file whenever the record has changed. Where that cannot be, say so once, and go on without."""
+        """Replace the file after each change of the record. The first failure is logged, and ends nothing."""
         while self._dirty.wait():
             self._dirty.clear()
             try:
@@ -144,7 +146,11 @@ class Announced:
                 self._disk.replace(self._file, self._encoded())
             except StoreError as error:
                 if not self._complained:
-                    log.warning("what is told to the broker cannot be kept: %s", error)
+                    log.warning(
+                        "%s cannot be written, and old topics may stay at the broker: %s",
+                        self._file,
+                        error,
+                    )
                 self._complained = True
             with self._lock:
                 if not self._dirty.is_set():

@@ -1,4 +1,4 @@
-"""`edged --check`: the configuration and every model that it names, without serving."""
+"""`edged --check`: test the configuration and every model in it, without serving."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from edged.models.trial import prove_apart
 
 
 def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> None:
-    """What `edged --check` does: load the configuration and every plug-in, and prove every model in a child process.
+    """Load the configuration and every plug-in, and prove every model in a child process.
 
     Raises:
-        EdgedError: the first model that fails, or every problem of the configuration.
+        EdgedError: a model fails, the first to do so; or the configuration has problems, all of them in one error.
     """
     config, doubts = checked(files, store)
     for doubt in doubts:
@@ -30,16 +30,16 @@ def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> No
         try:
             bundle = find_bundle(name, entry, store)
         except MissingModelError as error:
-            say(f"model {name}: {error.message}; it may be brought later")
+            say(f"model {name}: {error.message}; install a version later")
             continue
         verdict = asyncio.run(prove_apart(bundle, entry.options))
-        assert verdict.runner is not None  # as it is of every verdict that is good
+        assert verdict.runner is not None  # every good verdict has a runner
         proof = Proof(verdict.samples, verdict.worst)
         say(f"model {name} {bundle.manifest.version} on {verdict.runner.runtime}: {proof}")
 
 
 def checked(files: Sequence[Path], store: Store) -> tuple[Config, tuple[Problem, ...]]:
-    """The configuration, held against the models it names, and what in it has no effect. Raises ConfigErrors."""
+    """Return the configuration, checked with its models, and warnings. Raises ConfigErrors."""
     config = load(files)
     problems = check_models(config, store)
     if problems:

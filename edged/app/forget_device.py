@@ -1,7 +1,7 @@
-"""Clears what a broker retains of a device that will never come back, a board whose card died for instance.
+"""Clear the retained messages of a device that will never come back, such as a board with a dead SD card.
 
-A broker does not say when it has sent all that it retains, and need not say that a message was not let through. So this
-listens until nothing has come for a while, and takes a topic for cleared when it hears the empty message itself.
+A broker reports neither the end of its retained messages, nor a message refused by its access rules. The functions
+below therefore listen until the broker is quiet, and count a topic as cleared once its empty message arrives.
 """
 
 from __future__ import annotations
@@ -24,21 +24,19 @@ Heard = asyncio.Queue[tuple[str, bytes]]
 
 
 async def forget_device(publisher: Publisher, topics: Topics, discovery_prefix: str) -> list[str]:
-    """Clear all that the broker retains under a device's topics, and its announcement to Home Assistant.
-
-    Returns the topics that were cleared.
+    """Clear a device's retained messages, and its announcement to Home Assistant. Returns the cleared topics.
 
     Raises:
-        ControlError: there is no connection, the device is online, or the broker does not let this board do that.
+        ControlError: the broker is not connected, the device is online, or the broker refuses to clear a topic.
     """
     if not publisher.connected:
-        raise ControlError("the broker is not connected", hint="see why: edgectl status", retryable=True)
+        raise ControlError("the broker is not connected", hint="see the reason: edgectl status", retryable=True)
     patterns = (f"{topics.prefix}/{topics.device}/#", discovery.topic(discovery_prefix, topics.device))
     loop = asyncio.get_running_loop()
     heard: Heard = asyncio.Queue()
 
     def hear(topic: str, payload: bytes, is_retained: bool) -> None:
-        if is_retained or not payload:  # what a device says that is online would never be over
+        if is_retained or not payload:  # the messages of an online device never end
             loop.call_soon_threadsafe(heard.put_nowait, (topic, payload))
 
     for pattern in patterns:
@@ -48,7 +46,7 @@ async def forget_device(publisher: Publisher, topics: Topics, discovery_prefix: 
         if found.get(topics.availability) == ONLINE:
             raise ControlError(f"{topics.device!r} is online", hint="stop its daemon first, or give it another name")
         if not found:
-            hint = f"is the name right, and may this board read {patterns[0]} there?"
+            hint = f"check the name, and allow this board to read {patterns[0]} at the broker"
             raise ControlError(f"the broker retains nothing of a device {topics.device!r}", hint=hint)
         for topic in found:
             publisher.forget_state(topic)
@@ -61,12 +59,12 @@ async def forget_device(publisher: Publisher, topics: Topics, discovery_prefix: 
     finally:
         for pattern in patterns:
             publisher.unsubscribe(pattern)
-    hint = f"let this board publish there, or clear it by other means: mosquitto_pub -r -n -t {min(left)}"
-    raise ControlError(f"the broker still retains {len(left)} of {len(found)} topics, {min(left)!r} for one", hint=hint)
+    hint = f"allow this board to publish these topics, or clear them yourself: mosquitto_pub -r -n -t {min(left)}"
+    raise ControlError(f"the broker still retains {len(left)} of {len(found)} topics, such as {min(left)!r}", hint=hint)
 
 
 async def _until_quiet(heard: Heard) -> AsyncIterator[tuple[str, bytes]]:
-    """What comes, until nothing has for a while."""
+    """Yield messages until the broker is quiet for QUIET_SECONDS."""
     for _ in range(MAX_TOPICS):
         try:
             yield await asyncio.wait_for(heard.get(), QUIET_SECONDS)
@@ -74,15 +72,15 @@ async def _until_quiet(heard: Heard) -> AsyncIterator[tuple[str, bytes]]:
             return
 
 
-def named(name: object, own: str) -> str:
-    """The name of another device. Raises ControlError for what is none."""
+def parse_device(name: object, own: str) -> str:
+    """Return the name of another device. Raises ControlError for an invalid name, and for this device."""
     try:
         device = msgspec.convert(name, DeviceName)
     except msgspec.ValidationError:
         raise ControlError(f"{name!r} is no device's name", hint=f"names are {DEVICE_NAMES}") from None
     if device == own:
         raise ControlError(
-            f"{device!r} is this device, which would announce itself again",
-            hint="to take it away, change its name in [device], or set home_assistant = false",
+            f"{device!r} is this device, and would be announced again",
+            hint="change the name in [device], or set home_assistant = false",
         )
     return device

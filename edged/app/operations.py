@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from edged import __version__
+from edged.acceleration.placement import Accelerators
 from edged.acceleration.verbs import Proving
 from edged.api import ControlError, EdgedError
-from edged.app.forget_device import forget_device, named
+from edged.app.forget_device import forget_device, parse_device
 from edged.app.metrics import families, resident_bytes
 from edged.app.state import PipelineState, ServiceState, Tap
 from edged.app.status import overall
@@ -44,9 +45,15 @@ class Operations:
     """The verbs. `call` answers at once; `stream` goes on until its caller stops asking."""
 
     def __init__(
-        self, parts: ServiceState, reload: Callable[[], Awaitable[list[str]]], updates: Updates, proving: Proving
+        self,
+        state: ServiceState,
+        accelerators: Accelerators,
+        reload: Callable[[], Awaitable[list[str]]],
+        updates: Updates,
+        proving: Proving,
     ) -> None:
-        self._parts = parts
+        self._state = state
+        self._accelerators = accelerators
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             **updates.calls,
             "status": self._status,
@@ -81,10 +88,10 @@ class Operations:
 
     async def _watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """The results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
-        name, watchers = args.get("pipeline"), self._parts.watchers
-        if name is not None and name not in self._parts.pipelines:
-            raise ControlError(f"there is no pipeline {name!r}", hint=_known(self._parts.pipelines))
-        tap = Tap(self._parts, name, asyncio.get_running_loop())
+        name, watchers = args.get("pipeline"), self._state.watchers
+        if name is not None and name not in self._state.pipelines:
+            raise ControlError(f"there is no pipeline {name!r}", hint=_known(self._state.pipelines))
+        tap = Tap(self._state, name, asyncio.get_running_loop())
         watchers.taps = (*watchers.taps, tap)
         try:
             while True:
@@ -93,17 +100,17 @@ class Operations:
             watchers.taps = tuple(other for other in watchers.taps if other is not tap)
 
     async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
-        parts = self._parts
+        state = self._state
         now = time.monotonic()
-        health = overall(parts)
+        health = overall(state, self._accelerators)
         return {
-            "device": parts.config.device.name,
+            "device": state.config.device.name,
             "version": __version__,
-            "boot": parts.boot,
-            "uptime": now - parts.started,
+            "boot": state.boot,
+            "uptime": now - state.started,
             "state": health.state,
             "health": self._health(health),
-            "clock": {"synchronised": parts.clock.synchronised},
+            "clock": {"synchronised": state.clock.synchronised},
             "mqtt": self._mqtt(),
             "pipelines": await self._pipelines(args),
             "sources": await self._sources(args),
@@ -116,25 +123,25 @@ class Operations:
                     "dropped": drain.dropped,
                     "health": self._health(drain.delivery.status.health),
                 }
-                for name, drain in parts.sinks.items()
+                for name, drain in state.sinks.items()
             ],
             "config": {
-                "files": [str(file.absolute()) for file in parts.files],
-                "state_dir": str(parts.state_dir.absolute()),
-                "loaded": parts.clock.at(parts.loaded),
-                "error": _refusal(parts.refused),
+                "files": [str(file.absolute()) for file in state.files],
+                "state_dir": str(state.state_dir.absolute()),
+                "loaded": state.clock.at(state.loaded),
+                "error": _refusal(state.refused),
             },
             "memory": {"rss_bytes": resident_bytes()},
         }
 
     def _mqtt(self) -> dict[str, Any]:
-        publisher = self._parts.publisher
+        publisher = self._state.publisher
         spool = publisher.spool.stats
         return {
             "broker": publisher.broker,
             "connected": publisher.connected,
             "sent": publisher.sent,
-            "last_sent": None if publisher.last_sent is None else self._parts.clock.at(publisher.last_sent),
+            "last_sent": None if publisher.last_sent is None else self._state.clock.at(publisher.last_sent),
             "last_sent_ago": None if publisher.last_sent is None else time.monotonic() - publisher.last_sent,
             "reconnects": publisher.reconnects,
             "namesake": self._namesake(),
@@ -144,15 +151,15 @@ class Operations:
 
     def _namesake(self) -> str:
         """The boot of another board with the same name, if one has been heard of lately."""
-        parts = self._parts
-        return parts.namesake if time.monotonic() - parts.namesake_at < NAMESAKE_SECONDS else ""
+        state = self._state
+        return state.namesake if time.monotonic() - state.namesake_at < NAMESAKE_SECONDS else ""
 
     async def _pipelines(self, args: dict[str, Any]) -> list[dict[str, Any]]:
-        return [self._pipeline(name, part) for name, part in self._parts.pipelines.items()]
+        return [self._pipeline(name, part) for name, part in self._state.pipelines.items()]
 
     def _pipeline(self, name: str, part: PipelineState) -> dict[str, Any]:
         flow = part.flow
-        model = self._parts.models.get(part.entry.model)
+        model = self._state.models.get(part.entry.model)
         bundle = model.bundle if model else None
         return {
             "name": name,
@@ -167,12 +174,12 @@ class Operations:
             "latency": flow.latency.percentiles() if flow else None,
             "inference": flow.inference.percentiles() if flow else None,
             "runner": part.runner and msgspec.to_builtins(part.runner),
-            "last": _shortened(self._parts.recorder.result(flow.last)) if flow and flow.last else None,
+            "last": _shortened(self._state.recorder.result(flow.last)) if flow and flow.last else None,
             "health": self._health(part.status.health),
         }
 
     async def _sources(self, args: dict[str, Any]) -> list[dict[str, Any]]:
-        entries = self._parts.config.sources
+        entries = self._state.config.sources
         return [
             {
                 "name": name,
@@ -187,7 +194,7 @@ class Operations:
                 "refused": reader.refused,
                 "health": self._health(reader.status.health),
             }
-            for name, reader in self._parts.sources.items()
+            for name, reader in self._state.sources.items()
         ]
 
     async def _models(self, args: dict[str, Any]) -> list[dict[str, Any]]:
@@ -202,7 +209,7 @@ class Operations:
         return [{**model, **known.get(model["name"], _UNKNOWN)} for model in [*configured, *unused]]
 
     def _serving_models(self) -> list[dict[str, Any]]:
-        pipelines = self._parts.pipelines.items()
+        pipelines = self._state.pipelines.items()
         return [
             {
                 "name": name,
@@ -214,17 +221,17 @@ class Operations:
                 "runner": part.runner and msgspec.to_builtins(part.runner),
                 "proof": part.proof and msgspec.to_builtins(part.proof),
                 "accelerator": self._accelerator(name),
-                "choice": self._parts.accelerators.choices().get(name, ""),
-                "isolated": self._parts.config.models[name].isolate,
+                "choice": self._accelerators.choices().get(name, ""),
+                "isolated": self._state.config.models[name].isolate,
                 "health": self._health(part.status.health),
             }
-            for name, part in self._parts.models.items()
+            for name, part in self._state.models.items()
         ]
 
     def _unused(self, name: str) -> dict[str, Any]:
         """A model that is installed and that no configuration names."""
         hint = f'name it in a pipeline: model = "{name}", then: edgectl reload'
-        health = Health("stopped", "no pipeline uses it", hint, self._parts.started)
+        health = Health("stopped", "no pipeline uses it", hint, self._state.started)
         return {
             **dict.fromkeys(("version", "digest", "origin", "choice"), ""),
             **dict.fromkeys(("runner", "proof", "accelerator")),
@@ -237,7 +244,7 @@ class Operations:
 
     def _accelerator(self, model: str) -> dict[str, Any] | None:
         """How the accelerator of a model stands, None where it has none."""
-        name, standing = self._parts.accelerators.standings().get(model, ("", None))
+        name, standing = self._accelerators.statuses().get(model, ("", None))
         if standing is None:
             return None
         return {
@@ -245,28 +252,28 @@ class Operations:
             "state": standing.state,
             "reason": standing.reason,
             "hint": standing.hint,
-            "since": self._parts.clock.at(standing.since),
+            "since": self._state.clock.at(standing.since),
             "for": time.monotonic() - standing.since,
-            "off_processor": self._parts.accelerators.shares().get(model),
+            "off_processor": self._accelerators.shares().get(model),
         }
 
     async def _release(self, args: dict[str, Any]) -> dict[str, Any]:
         name = args.get("accelerator")
         if not isinstance(name, str):
             raise ControlError("it is not said which accelerator", hint="name one: edgectl release NAME")
-        standings = self._parts.accelerators.standings().values()
+        standings = self._accelerators.statuses().values()
         at_fault = any(accelerator == name and standing.is_fault for accelerator, standing in standings)
-        self._parts.accelerators.release(name)
+        self._accelerators.release(name)
         return {"released": name, "changed": at_fault}
 
     async def _forget_device(self, args: dict[str, Any]) -> dict[str, Any]:
-        config = self._parts.config
-        device = named(args.get("device"), config.device.name)
+        config = self._state.config
+        device = parse_device(args.get("device"), config.device.name)
         topics = Topics(config.mqtt.prefix, device)
-        return {"topics": await forget_device(self._parts.publisher, topics, config.mqtt.discovery_prefix)}
+        return {"topics": await forget_device(self._state.publisher, topics, config.mqtt.discovery_prefix)}
 
     async def _metrics(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"text": render(families(self._parts))}
+        return {"text": render(families(self._state, self._accelerators))}
 
     async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
         """Reload, and return what changed and what has no effect.
@@ -279,7 +286,7 @@ class Operations:
         reloading.add_done_callback(self._reloads.discard)
         done, _ = await asyncio.wait([reloading], timeout=RELOAD_SECONDS)
         changed = reloading.result() if done else []
-        warnings = list(map(str, self._parts.warnings)) if done else []
+        warnings = list(map(str, self._state.warnings)) if done else []
         return {
             "changed": changed,
             "done": bool(done),
@@ -288,7 +295,7 @@ class Operations:
         }
 
     async def _spool(self, args: dict[str, Any]) -> dict[str, Any]:
-        publisher = self._parts.publisher
+        publisher = self._state.publisher
         spool = publisher.spool
         return {
             **msgspec.to_builtins(spool.stats),
@@ -310,17 +317,17 @@ class Operations:
         }
 
     async def _spool_retry(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"count": self._parts.publisher.spool.retry(_numbers(args))}
+        return {"count": self._state.publisher.spool.retry(_numbers(args))}
 
     async def _spool_drop(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"count": self._parts.publisher.spool.drop(_numbers(args))}
+        return {"count": self._state.publisher.spool.drop(_numbers(args))}
 
     def _health(self, health: Health) -> dict[str, Any]:
         return {
             "state": health.state,
             "reason": health.reason,
             "hint": health.hint,
-            "since": self._parts.clock.at(health.since),
+            "since": self._state.clock.at(health.since),
             "for": time.monotonic() - health.since,
         }
 

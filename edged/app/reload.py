@@ -1,4 +1,4 @@
-"""The parts that a reload touches: pure functions from two configurations to names."""
+"""The parts touched by a reload: pure functions from two configurations to names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import NamedTuple
 from edged.config.diff import Change, Changes
 from edged.config.options import Config
 
+_RESTART_TABLES = {"device", "mqtt", "spool"}
+"""Tables in every topic and below every sink: a change restarts all parts."""
+
 
 class Names(NamedTuple):
-    """Which parts to bring up or take down."""
+    """Parts to bring up or take down."""
 
     sources: tuple[str, ...]
     models: tuple[str, ...]
@@ -32,12 +35,13 @@ def arriving(touched: Changes) -> Names:
     return Names(*(change.added + change.changed for change in _changes(touched)))
 
 
-def _changes(touched: Changes) -> tuple[Change, ...]:
-    return touched.sources, touched.models, touched.pipelines, touched.sinks
+def restarts_everything(touched: Changes) -> bool:
+    """Return whether all parts are to be taken down and brought up, and the broker's connection too."""
+    return bool(_RESTART_TABLES & set(touched.tables))
 
 
-def shaken(old: Config, new: Config, touched: Changes | None) -> set[str]:
-    """The models whose pipelines a reload touches, all where that is None: no update of those may move meanwhile."""
+def affected_models(old: Config, new: Config, touched: Changes | None) -> set[str]:
+    """Return the models with pipelines in a reload, or all if `touched` is None."""
     if touched is None:
         return {*old.models, *new.models}
     models, pipelines = touched.models, touched.pipelines
@@ -46,8 +50,8 @@ def shaken(old: Config, new: Config, touched: Changes | None) -> set[str]:
     return {*leaving, *arriving, *models.added, *models.removed, *models.changed}
 
 
-def named(touched: Changes) -> list[str]:
-    """What a reload touched, in words."""
+def touched_names(touched: Changes) -> list[str]:
+    """Return the names of all tables and parts touched by a reload, as "pipelines.motion"."""
     return [
         *touched.tables,
         *(
@@ -56,3 +60,7 @@ def named(touched: Changes) -> list[str]:
             for name in (*change.added, *change.removed, *change.changed)
         ),
     ]
+
+
+def _changes(touched: Changes) -> tuple[Change, ...]:
+    return touched.sources, touched.models, touched.pipelines, touched.sinks

@@ -1,7 +1,8 @@
-"""The state of the service: what is configured, and how it runs.
+"""The state of the service: the configuration in effect, and the sources, models, pipelines and sinks made from it.
 
-The daemon changes it; every other module of `app` reads it. Counters have one writer each and are read without a lock:
-a figure may be a moment old.
+The daemon brings parts up and takes them down, `ServedModels` writes the fields of `ModelState` and the flows of
+`PipelineState`, and every other module of `app` reads. Counters have one writer each and are read without a lock: a
+figure may be a moment old.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edged.acceleration.placement import Accelerators
 from edged.api import Prediction, RunnerInfo
 from edged.config.load import ConfigErrors
 from edged.config.options import Config, PipelineEntry
@@ -35,10 +35,10 @@ WATCH_QUEUE = 256
 
 @dataclass
 class ModelState:
-    """A model that pipelines use: the bundle it comes from, or why there is none, and how it did in its self-test.
+    """A model that pipelines use: the bundle of the version that serves, if any, and the result of its self-test.
 
-    `digest` names the version in the store, "" for one that is not of the store; it has been serving `since`, and is
-    `served` once in each pipeline.
+    `digest` names the version in the store, and is "" for a version outside the store. The version has served `since`
+    a moment of CLOCK_MONOTONIC, and is in `served` once for each pipeline.
     """
 
     status: Status
@@ -52,26 +52,27 @@ class ModelState:
 
     @property
     def tallies(self) -> list[RunCounts]:
-        """What the version has done so far, in each pipeline."""
+        """Return the counts of the version that serves, one for each pipeline."""
         return [served.tally for served in self.served]
 
     @property
     def runner(self) -> RunnerInfo | None:
-        """What it runs on now, in the first of them."""
-        return self.served[0].runner.info if self.served else None
+        """Return the runner of the first pipeline. Any thread may ask."""
+        served = self.served  # read once: the event loop's thread replaces the tuple
+        return served[0].runner.info if served else None
 
 
 @dataclass
 class PipelineState:
-    """A pipeline as configured, and as it runs, if it does: `flow` is None while its model or source is refused.
+    """A pipeline as configured, and its `flow`, which is None while the model or the source is refused.
 
-    While a model is handed over to a version with other windows, `spare` gathers those of the one before, which may
-    have to come back.
+    During a handover to a version with other windows, `spare` collects windows for the version before, in case the new
+    version fails.
 
-    What it decides now is its `decision`, None where none of its sinks is the broker.
+    `decision` holds the latest decision; it is None if no sink of the pipeline is the broker.
 
-    Its windows are numbered from `begins_at`, and go on where an earlier flow of the same name left off: no two results
-    of a boot ever share an id.
+    The first window has the number `begins_at`: a new flow continues the numbers of the flow before it, so that two
+    results of one boot never share an id.
     """
 
     entry: PipelineEntry
@@ -84,32 +85,33 @@ class PipelineState:
 
     @property
     def runner(self) -> RunnerInfo | None:
-        """What its model runs on now."""
+        """Return the runner of the model at this moment."""
         return None if self.served is None else self.served.runner.info
 
     @property
     def next_seq(self) -> int:
-        """The number of its next window."""
+        """Return the number of the next window."""
         return self.begins_at if self.flow is None else self.flow.next_seq
 
 
 class Watchers:
-    """The last sink of every pipeline: whoever watches. `taps` is replaced whole, on the event loop's thread."""
+    """The last sink of every pipeline: `edgectl watch`. The event loop's thread replaces `taps` as a whole."""
 
     def __init__(self) -> None:
         self.taps: tuple[Tap, ...] = ()
 
     def send(self, prediction: Prediction) -> None:
-        """On a worker's thread."""
+        """Pass a prediction to every tap. Called on a worker's thread."""
         for tap in self.taps:
             tap.send(prediction)
 
 
 @dataclass
 class ServiceState:
-    """All there is to ask about. `steps` counts the steps of updates, by model and kind.
+    """The configuration in effect, and the parts made from it.
 
-    `namesake` is the boot of another board that was heard of under this one's name, at `namesake_at`.
+    `steps` counts the steps of updates, by model and kind. `namesake` is the boot of another board with the name of
+    this one, last heard of at `namesake_at`.
     """
 
     boot: str
@@ -118,7 +120,6 @@ class ServiceState:
     config: Config
     clock: KernelClock
     publisher: Publisher
-    accelerators: Accelerators
     topics: Topics
     recorder: Recorder
     started: float
@@ -136,23 +137,26 @@ class ServiceState:
     sinks: dict[str, Drain] = field(default_factory=dict)
     watchers: Watchers = field(default_factory=Watchers)
 
+    def users(self, model: str) -> dict[str, PipelineState]:
+        """Return the pipelines of a model. Any thread may ask."""
+        return {name: each for name, each in list(self.pipelines.items()) if each.entry.model == model}
+
 
 class Tap:
-    """A watcher of one pipeline, or of all (None): hands results to the event loop, and drops the newest while nobody
-    takes them."""
+    """Passes results of one pipeline, or of all (None), to the event loop; drops the newest while `queue` is full."""
 
-    def __init__(self, parts: ServiceState, pipeline: str | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, state: ServiceState, pipeline: str | None, loop: asyncio.AbstractEventLoop) -> None:
         self.queue: asyncio.Queue[Any] = asyncio.Queue(WATCH_QUEUE)
-        self._parts = parts
+        self._state = state
         self._pipeline = pipeline
         self._loop = loop
 
     def send(self, prediction: Prediction) -> None:
-        """On a worker's thread."""
+        """Pass on a prediction. Called on a worker's thread."""
         if self._pipeline not in (None, prediction.pipeline):
             return
-        with contextlib.suppress(RuntimeError):  # the loop has gone: the daemon is stopping
-            self._loop.call_soon_threadsafe(self._put, self._parts.recorder.result(prediction))
+        with contextlib.suppress(RuntimeError):  # the loop has ended: the daemon is stopping
+            self._loop.call_soon_threadsafe(self._put, self._state.recorder.result(prediction))
 
     def _put(self, record: Any) -> None:
         with contextlib.suppress(asyncio.QueueFull):

@@ -1,7 +1,7 @@
 """The lock on the state folder: one program at a time writes there.
 
-flock(2) is taken on the folder itself: nothing that is deleted from it lets go of the lock, and the kernel does so when
-the process ends, however it ends. `holder.json` in the folder says who has it, and is read only for the error message.
+flock(2) locks the folder itself: deleting files from the folder does not release the lock, but every end of the process
+does. `holder.json` in the folder names the program with the lock, for the error message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_HOLDER_BYTES = 4096
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """A program that has a state folder; a daemon has a runtime folder, by which it is reached."""
+    """A program with a lock. A daemon is reached through its runtime folder."""
 
     program: str
     pid: int
@@ -36,23 +36,22 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class StateLock:
-    """Holds the lock from `take` to `release`, or as a context manager."""
+    """A lock, held from `take` to `release`, or as a context manager."""
 
     def __init__(self, folder: Path, program: str, runtime_dir: Path | str = "", *, hint: str) -> None:
-        """`hint` is the remedy where another program has the folder."""
+        """Prepare a lock; `hint` is the remedy in the error if another program has locked the folder."""
         self.folder = folder
         self._holder = Holder(program, os.getpid(), str(runtime_dir))
         self._hint = hint
         self._descriptor = -1
 
     def take(self) -> None:
-        """Lock the folder, which is made if need be. Does nothing where this has it already.
+        """Make the folder if it is missing, and lock it. Does nothing if this lock is already held.
 
-        A folder that is not there and cannot be made, or is not this user's to read, is not locked: there is nothing
-        in it that this process could read or spoil.
+        A folder that this user cannot make or read is not locked: this process cannot damage its files either.
 
         Raises:
-            StoreError: another program has it.
+            StoreError: another program has locked the folder.
         """
         if self._is_held():
             return
@@ -69,11 +68,11 @@ class StateLock:
         except OSError as error:  # a file system without locks
             log.warning("the state folder %s cannot be locked: %s", self.folder, error.strerror)
         self._descriptor = descriptor
-        with suppress(OSError):  # a folder that is read-only or full can be locked all the same
+        with suppress(OSError):  # the lock works on a read-only or full disk too
             _write(descriptor, self._holder)
 
     def release(self) -> None:
-        """Let go of it. May be called twice."""
+        """Release the lock. May be called twice."""
         if self._descriptor >= 0:
             with suppress(OSError):
                 os.unlink(HOLDER, dir_fd=self._descriptor)
@@ -81,7 +80,7 @@ class StateLock:
             self._descriptor = -1
 
     def _is_held(self) -> bool:
-        """Whether the folder at the path is the one that this has locked."""
+        """Return whether the folder at the path is the locked folder, not a later replacement."""
         try:
             return self._descriptor >= 0 and os.path.samestat(os.fstat(self._descriptor), self.folder.stat())
         except OSError:
@@ -112,7 +111,7 @@ def _read(folder: Path) -> Holder | None:
 
 
 def _write(folder: int, holder: Holder) -> None:
-    """Replace what an earlier holder, perhaps another user's, has left; follows no link."""
+    """Replace the file of an earlier holder, perhaps of another user. Follows no link."""
     with suppress(FileNotFoundError):
         os.unlink(HOLDER, dir_fd=folder)
     descriptor = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)

@@ -117,7 +117,7 @@ def test_a_model_moves_to_its_accelerator(place, told):
     until(told, "accelerated")
     assert runner.run(INPUT)[0].tolist() == [OUTPUT]
     assert (runner.info.delegate, runner.info.delegated) == ("mine", runner.info.nodes)
-    assert accelerators.standings()["colours"][0] == "mine"
+    assert accelerators.statuses()["colours"][0] == "mine"
     assert accelerators.counts()["mine"].promotions == 1
 
 
@@ -130,14 +130,14 @@ def test_a_model_that_does_not_load_there_is_no_fault_of_another(place, told, tm
     runner = accelerators.put("shapes", bad, "auto", TfliteBackend(), twin, 0)
     while told.get(timeout=WAIT)[:3] != ("shapes", "mine", "degraded"):
         pass
-    assert accelerators.standings()["colours"][1].state == "accelerated"
+    assert accelerators.statuses()["colours"][1].state == "accelerated"
     runner.close()
 
 
 def test_without_a_variant_the_twin_itself_serves(place, tmp_path, told):
     accelerators, runner = place(external(), bundle(tmp_path / "plain"))
     assert runner.info.delegate == "cpu"
-    assert accelerators.standings() == {}
+    assert accelerators.statuses() == {}
     assert told.get(timeout=WAIT) == ("colours", "", None, None)
 
 
@@ -250,7 +250,7 @@ def test_what_began_under_another_configuration_does_not_bring_it_back(place, to
     [(way, _)] = accelerators.ways(folder.manifest, "auto")
     runner.close()
     accelerators.configure(external(fail="create"), RULES)
-    with pytest.raises(DeviceError, match="mine is configured otherwise by now"):
+    with pytest.raises(DeviceError, match="the configuration of mine has just changed"):
         accelerators.load(way, folder, TfliteBackend())
     assert accelerators.counts() == {}
 
@@ -268,7 +268,7 @@ def test_of_what_has_gone_nothing_is_told_and_kept_by_what_was_under_way(place, 
     assert unit.accelerator.join(WAIT)
     assert told.get(timeout=WAIT) == ("colours", "", None, None)
     assert told.empty()
-    assert (accelerators.standings(), accelerators.shares()) == ({}, {})
+    assert (accelerators.statuses(), accelerators.shares()) == ({}, {})
     assert not accelerators.has_proven("colours", slow)
 
 
@@ -277,7 +277,7 @@ def test_a_process_that_is_started_again_is_not_proven_while_a_window_waits(tmp_
     golden = io.BytesIO()
     np.savez(golden, input_0=np.stack(INPUT * 3), output_0=np.array([[OUTPUT]] * 3, np.float32))
     proven = open_folder(write_bundle(tmp_path, files={"golden.npz": golden.getvalue()}, golden={}))
-    runner = accelerators.isolate("colours", proven, TfliteBackend())
+    runner = accelerators.on_cpu.isolate("colours", proven, TfliteBackend())
     os.kill(runner._runner.pid, signal.SIGKILL)
     assert runner.run(INPUT)[0].tolist() == [OUTPUT]
     assert runner._runner.spent.turns == 1
@@ -412,7 +412,7 @@ def measured(tmp_path):
 def test_the_fastest_serves(measured, milliseconds, wanted, serves):
     board, folder = measured(*milliseconds)
     runner = board.put("colours", folder, wanted, TfliteBackend(), TfliteBackend().load(folder.model), 0)
-    assert board.standings().get("colours", ("cpu", None))[0] == serves
+    assert board.statuses().get("colours", ("cpu", None))[0] == serves
     runner.close()
 
 

@@ -101,9 +101,9 @@ def test_every_way_is_looked_at_and_one_that_dies_does_not_spoil_the_next(tmp_pa
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "it has no variant for an accelerator"),
-        ({"wanted": "cpu"}, "it is configured for the CPU"),
-        ({"backend": FakeBackend()}, "its backend, tflite, has no delegates"),
+        ({}, "the model has no variant for an accelerator"),
+        ({"wanted": "cpu"}, "the model is configured for the CPU"),
+        ({"backend": FakeBackend()}, "the backend tflite has no delegates"),
     ],
 )
 def test_what_has_no_way_but_the_cpu_says_so(tmp_path, accelerators, options, reason):
@@ -157,11 +157,11 @@ def test_the_temperature_stands_beside_it_where_the_board_says(tmp_path, acceler
 def test_threads_that_are_configured_count_whatever_was_measured(tmp_path, accelerators):
     model = subject(tmp_path, backend=TfliteBackend(threads=2))
     _, why, _ = tuned(accelerators(), model, Tunings(tmp_path / "tuning"))
-    assert why.endswith("; [models.colours] threads = 2 counts all the same")
+    assert why.endswith("; [models.colours] threads = 2 takes precedence")
 
 
 def test_another_backend_has_nothing_to_measure(tmp_path, accelerators):
-    with pytest.raises(ModelError, match="one way to run only"):
+    with pytest.raises(ModelError, match="only one way to run"):
         next(tune(accelerators(), subject(tmp_path, backend=FakeBackend()), Tunings(tmp_path), 0.0))
 
 
@@ -172,7 +172,7 @@ def test_what_was_measured_while_a_device_was_unplugged_is_not_recorded(tmp_path
     steps = tune(accelerators(mine=table), subject(tmp_path, "mine"), Tunings(tmp_path / "tuning"), 1.7e9, SECONDS)
     next(steps)
     device.unlink()
-    with pytest.raises(DeviceError, match="colours depends on changed while it was measured"):
+    with pytest.raises(DeviceError, match="a device or library of colours changed"):
         list(steps)
     assert Tunings(tmp_path / "tuning").read("colours") is None
 

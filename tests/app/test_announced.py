@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written_is_told_of_once_and_does_not_matter(
     announced.expect("broker:1883", {"a/state"})
     assert announced.expect("broker:1883", {"b/state"}) == {"a/state"}
     assert announced.flush(PATIENCE)
-    assert caplog.text.count("cannot be kept") == 1
+    assert caplog.text.count("cannot be written") == 1
 
 
 def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path):

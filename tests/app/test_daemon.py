@@ -9,29 +9,23 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
-import edged.app.admission
 import edged.app.daemon
 from edged import plugins
-from edged.api import BundleError, ConfigError, EdgedError, ModelError, SourceConfig, SourceInfo
-from edged.app.admission import Admission
-from edged.app.daemon import Daemon
-from edged.app.operations import Operations
+from edged.api import ConfigError, SourceConfig, SourceInfo
+from edged.app.daemon import Composition, compose
 from edged.app.state_lock import StateLock
 from edged.app.status import overall
 from edged.config.load import ConfigErrors, load
 from edged.control.systemd import Notifier
-from edged.core.container import read_head
 from edged.flow.reader import Reader
 from edged.models.store import FACTORY, Store
 from edged.updates.updater import Updater
-from tests.receiving import bundle
 
 MOTION = FACTORY / "motion" / "1.0.0"
 
@@ -58,35 +52,36 @@ path = "{path}"
 """
 
 
+@pytest.fixture(autouse=True)
+def no_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a reload take no step of an update, since these tests do not start the updater."""
+    monkeypatch.setattr(Updater, "held", lambda _updater, _models: nullcontext())
+
+
 @asynccontextmanager
-async def running(folder: Path, config: str) -> AsyncIterator[Daemon]:
+async def running(folder: Path, config: str) -> AsyncIterator[Composition]:
     file = folder / "edged.toml"
     file.write_text(config)
-    daemon = Daemon([file], load([file]), Store(FACTORY, folder / "models"), Notifier({}), folder)
-    await daemon.start()
+    parts = compose([file], load([file]), Store(FACTORY, folder / "models"), Notifier({}), folder)
+    await parts.daemon.start()
     try:
-        yield daemon
+        yield parts
     finally:
-        await daemon.stop(5.0)
+        await parts.daemon.stop(5.0)
 
 
-async def reload(daemon: Daemon, config: str) -> list[str]:
-    daemon.parts.files[0].write_text(config)
-    return await daemon.reload()
-
-
-def operations(daemon: Daemon) -> Operations:
-    nothing = SimpleNamespace(calls={}, streams={}, changes=frozenset(), versions=None)
-    return Operations(daemon.parts, daemon.reload, nothing, nothing)
+async def reload(parts: Composition, config: str) -> list[str]:
+    parts.state.files[0].write_text(config)
+    return await parts.daemon.reload()
 
 
 def test_the_status_is_told_of_a_model_whose_files_are_gone(tmp_path):
     shutil.copytree(MOTION, tmp_path / "mine")
 
     async def scenario() -> None:
-        async with running(tmp_path, SOURCE + MODEL.format(path=tmp_path / "mine") + PIPELINE) as daemon:
+        async with running(tmp_path, SOURCE + MODEL.format(path=tmp_path / "mine") + PIPELINE) as parts:
             shutil.rmtree(tmp_path / "mine")
-            status = await operations(daemon).call("status", {})
+            status = await parts.operations.call("status", {})
             assert status["models"][0]["bytes"] == (MOTION / "model.tflite").stat().st_size
 
     asyncio.run(scenario())
@@ -96,12 +91,12 @@ def test_a_model_that_no_pipeline_can_use_is_failed_once_its_trial_is_over(tmp_p
     source = '[sources.wrist]\nkind = "synthetic"\nchannels = ["v"]\nrate = 10\n'
 
     async def scenario() -> None:
-        async with running(tmp_path, source + PIPELINE) as daemon:
-            model = daemon.parts.models["motion"]
-            while daemon.parts.pipelines["motion"].status.health.state != "failed":
+        async with running(tmp_path, source + PIPELINE) as parts:
+            model = parts.state.models["motion"]
+            while parts.state.pipelines["motion"].status.health.state != "failed":
                 await asyncio.sleep(0.01)
             assert model.status.health.state == "failed"
-            assert model.status.health.reason == "no pipeline can use it: motion"
+            assert model.status.health.reason == "no pipeline can use the model: motion"
 
     asyncio.run(scenario())
 
@@ -109,13 +104,13 @@ def test_a_model_that_no_pipeline_can_use_is_failed_once_its_trial_is_over(tmp_p
 def test_whoever_watches_goes_on_where_a_pipeline_is_built_anew(tmp_path):
     async def scenario() -> None:
         async with (
-            running(tmp_path, SOURCE + PIPELINE) as daemon,
-            aclosing(operations(daemon).stream("watch", {"pipeline": "motion"})) as watched,
+            running(tmp_path, SOURCE + PIPELINE) as parts,
+            aclosing(parts.operations.stream("watch", {"pipeline": "motion"})) as watched,
         ):
             async with asyncio.timeout(120):
                 first = await anext(watched)
-                assert await reload(daemon, SOURCE + PIPELINE + "queue = 5\n") == ["pipelines.motion"]
-                begun = daemon.parts.pipelines["motion"].begins_at
+                assert await reload(parts, SOURCE + PIPELINE + "queue = 5\n") == ["pipelines.motion"]
+                begun = parts.state.pipelines["motion"].begins_at
                 assert first["seq"] < begun
                 assert await anext(result async for result in watched if result["seq"] >= begun)
 
@@ -127,10 +122,10 @@ def test_a_sink_that_loses_results_is_trouble(tmp_path):
     config = SOURCE + PIPELINE.replace("[]", '["log"]') + f'[sinks.log]\nkind = "jsonl"\npath = "{log}"\n'
 
     async def scenario() -> None:
-        async with running(tmp_path, config) as daemon:
-            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(120):
+        async with running(tmp_path, config) as parts:
+            async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(120):
                 async for _ in watched:
-                    status = await operations(daemon).call("status", {})
+                    status = await parts.operations.call("status", {})
                     if status["state"] != "running":
                         break
             assert status["health"]["reason"] == f"sink log: {log} cannot be written: No such file or directory"
@@ -142,10 +137,10 @@ def test_a_metrics_port_that_is_taken_is_trouble_until_another_is_configured(tmp
     async def scenario() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            async with running(tmp_path, f"[metrics]\nport = {port}\n") as daemon:
-                assert overall(daemon.parts).reason.startswith("metrics: ")
-                assert await reload(daemon, "") == ["metrics"]
-                assert overall(daemon.parts).state == "running"
+            async with running(tmp_path, f"[metrics]\nport = {port}\n") as parts:
+                assert overall(parts.state, parts.accelerators).reason.startswith("metrics: ")
+                assert await reload(parts, "") == ["metrics"]
+                assert overall(parts.state, parts.accelerators).state == "running"
 
     asyncio.run(scenario())
 
@@ -154,25 +149,25 @@ def test_a_reload_tries_again_what_could_not_be_built(tmp_path):
     config = SOURCE + MODEL.format(path=tmp_path / "mine") + PIPELINE
 
     async def scenario() -> None:
-        async with running(tmp_path, config) as daemon:
-            assert daemon.parts.pipelines["motion"].status.health.state == "failed"
+        async with running(tmp_path, config) as parts:
+            assert parts.state.pipelines["motion"].status.health.state == "failed"
             shutil.copytree(MOTION, tmp_path / "mine")
-            assert await reload(daemon, config) == ["models.motion", "pipelines.motion"]
-            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(120):
+            assert await reload(parts, config) == ["models.motion", "pipelines.motion"]
+            async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(120):
                 assert await anext(watched)
-            assert await reload(daemon, config) == []
+            assert await reload(parts, config) == []
 
     asyncio.run(scenario())
 
 
 def test_a_refused_configuration_is_trouble_since_it_was_refused(tmp_path):
     async def scenario() -> None:
-        async with running(tmp_path, SOURCE) as daemon:
+        async with running(tmp_path, SOURCE) as parts:
             begun = time.monotonic()
             with pytest.raises(ConfigErrors):
-                await reload(daemon, "[nonsense]")
-            assert overall(daemon.parts).reason == "the new configuration was refused"
-            assert overall(daemon.parts).since >= begun
+                await reload(parts, "[nonsense]")
+            assert overall(parts.state, parts.accelerators).reason == "the new configuration was refused"
+            assert overall(parts.state, parts.accelerators).since >= begun
 
     asyncio.run(scenario())
 
@@ -206,10 +201,10 @@ def test_what_is_left_behind_does_not_speak_for_what_took_its_place(tmp_path, mo
     caplog.set_level("INFO")
 
     async def scenario() -> None:
-        async with running(tmp_path, '[sources.wrist]\nkind = "hanging"\n') as daemon:
+        async with running(tmp_path, '[sources.wrist]\nkind = "hanging"\n') as parts:
             await asyncio.to_thread(Hanging.reading.wait)
             (hung,) = [thread for thread in threading.enumerate() if thread.name == "source-wrist"]
-            await reload(daemon, SOURCE)
+            await reload(parts, SOURCE)
             assert "wrist did not stop in time and is left behind" in caplog.text
             Hanging.let_go.set()
             await asyncio.to_thread(hung.join)
@@ -220,15 +215,15 @@ def test_what_is_left_behind_does_not_speak_for_what_took_its_place(tmp_path, mo
 
 def test_a_reload_that_broke_off_half_way_is_made_good_by_the_next(tmp_path):
     async def scenario() -> None:
-        async with running(tmp_path, SOURCE + PIPELINE) as daemon:
+        async with running(tmp_path, SOURCE + PIPELINE) as parts:
             slower = SOURCE.replace("1000", "500") + PIPELINE
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(daemon, "_reader", fails)
+                patch.setattr(parts.builder, "source", fails)
                 with pytest.raises(ConfigError):
-                    await reload(daemon, slower)
-            assert daemon.parts.sources == {}
-            await reload(daemon, slower)
-            async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(120):
+                    await reload(parts, slower)
+            assert parts.state.sources == {}
+            await reload(parts, slower)
+            async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(120):
                 assert await anext(watched)
 
     asyncio.run(scenario())
@@ -238,44 +233,13 @@ def fails(name: str) -> None:
     raise ConfigError("it has changed since it was looked at")
 
 
-@pytest.mark.parametrize(
-    ("refusal", "judged"),
-    [
-        (ModelError("it runs on an npu"), BundleError),
-        (ModelError("it needs memory, and there is too little", retryable=True), ModelError),
-    ],
-)
-def test_only_for_what_stays_is_a_fetch_thrown_away(refusal, judged):
-    def fit(*_: object) -> None:
-        raise refusal
-
-    async def ask() -> EdgedError:
-        door = Admission(SimpleNamespace(), SimpleNamespace(fit=fit), lambda head: (), asyncio.get_running_loop())
-        with pytest.raises(EdgedError) as raised:
-            await asyncio.to_thread(door.fit, read_head(bundle()))
-        return raised.value
-
-    error = asyncio.run(ask())
-    assert (type(error), error.message) == (judged, refusal.message)
-
-
-def test_a_fetch_that_cannot_be_judged_now_is_tried_again(monkeypatch):
-    monkeypatch.setattr(edged.app.admission, "ASK_SECONDS", 0.01)
-    loop = asyncio.new_event_loop()  # which does not come round to it
-    with pytest.raises(EdgedError, match="the daemon is busy") as raised:
-        Admission(SimpleNamespace(), SimpleNamespace(), lambda head: (), loop).fit(read_head(bundle()))
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
-    assert raised.value.retryable
-
-
 def test_once_its_time_is_over_a_stop_waits_for_no_chunk(tmp_path, monkeypatch):
     patiences = []
     monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, patience: patiences.append(patience))
 
     async def scenario() -> None:
-        async with running(tmp_path, SOURCE) as daemon:
-            await daemon.stop(0.0)
+        async with running(tmp_path, SOURCE) as parts:
+            await parts.daemon.stop(0.0)
 
     asyncio.run(scenario())
     assert patiences == [0.0]
@@ -340,14 +304,14 @@ def slow(tmp_path: Path, install_plugin, monkeypatch: pytest.MonkeyPatch) -> str
     return SOURCE + PIPELINE + SLOW_PIPELINE.format(recording=recording, path=path, fifo=tmp_path / "fifo")
 
 
-def states(daemon: Daemon) -> dict[str, str]:
-    return {name: part.status.health.state for name, part in daemon.parts.models.items()}
+def states(parts: Composition) -> dict[str, str]:
+    return {name: part.status.health.state for name, part in parts.state.models.items()}
 
 
-async def first_windows(daemon: Daemon, *pipelines: str) -> dict[str, int]:
+async def first_windows(parts: Composition, *pipelines: str) -> dict[str, int]:
     """The number of the first window that each of these pipelines answers from now on."""
     found: dict[str, int] = {}
-    async with aclosing(operations(daemon).stream("watch", {})) as watched, asyncio.timeout(20):
+    async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(20):
         async for result in watched:
             found.setdefault(result["pipeline"], result["seq"])
             if found.keys() >= set(pipelines):
@@ -357,39 +321,39 @@ async def first_windows(daemon: Daemon, *pipelines: str) -> dict[str, int]:
 
 def test_a_model_whose_first_trial_takes_long_serves_from_its_end_on_and_misses_nothing(tmp_path, slow):
     async def scenario() -> None:
-        async with running(tmp_path, slow) as daemon:
-            assert (await first_windows(daemon, "motion")).keys() == {"motion"}
-            assert states(daemon) == {"motion": "running", "slow": "starting"}
-            watching = asyncio.create_task(first_windows(daemon, "slow"))
+        async with running(tmp_path, slow) as parts:
+            assert (await first_windows(parts, "motion")).keys() == {"motion"}
+            assert states(parts) == {"motion": "running", "slow": "starting"}
+            watching = asyncio.create_task(first_windows(parts, "slow"))
             await asyncio.to_thread((tmp_path / "fifo").write_text, "go on")
             assert (await watching)["slow"] == 0  # its recording did not begin without it
-            assert states(daemon) == {"motion": "running", "slow": "running"}
+            assert states(parts) == {"motion": "running", "slow": "running"}
 
     asyncio.run(scenario())
 
 
 def test_a_reload_does_not_wait_for_a_first_trial(tmp_path, slow):
     async def scenario() -> None:
-        async with running(tmp_path, slow) as daemon:
+        async with running(tmp_path, slow) as parts:
             writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)  # once the child is there
-            assert await reload(daemon, slow + "queue = 5\n") == ["pipelines.slow"]
-            assert states(daemon)["slow"] == "starting"
-            assert await reload(daemon, SOURCE + PIPELINE) == ["sources.ankle", "models.slow", "pipelines.slow"]
+            assert await reload(parts, slow + "queue = 5\n") == ["pipelines.slow"]
+            assert states(parts)["slow"] == "starting"
+            assert await reload(parts, SOURCE + PIPELINE) == ["sources.ankle", "models.slow", "pipelines.slow"]
             os.close(writing)
-            while daemon.proofs.is_busy:
+            while parts.proofs.is_busy:
                 await asyncio.sleep(0.01)
-            assert states(daemon) == {"motion": "running"}
+            assert states(parts) == {"motion": "running"}
 
     asyncio.run(scenario())
 
 
 def test_a_stop_ends_a_first_trial(tmp_path, slow):
     async def scenario() -> None:
-        async with running(tmp_path, slow) as daemon:
+        async with running(tmp_path, slow) as parts:
             writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)
         with pytest.raises(BrokenPipeError):
             os.write(writing, b"is anybody there?")
         os.close(writing)
-        assert daemon.parts.models == {}
+        assert parts.state.models == {}
 
     asyncio.run(scenario())

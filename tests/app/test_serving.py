@@ -7,7 +7,7 @@ import pytest
 import edged.app.serving
 from edged.acceleration.placement import Accelerators
 from edged.api import DeviceError, ModelError, SourceInfo, TensorSpec
-from edged.app.serving import ServedModels, hands_over
+from edged.app.serving import ServedModels, is_handover
 from edged.app.state import ModelState, PipelineState
 from edged.backends.fake import FakeRunner
 from edged.backends.tflite import TfliteBackend
@@ -31,7 +31,7 @@ from tests.bundles import write_bundle
     ],
 )
 def test_which_swaps_are_handovers(swap, needed, available, handover):
-    assert hands_over(swap, needed=needed, available=available) == handover
+    assert is_handover(swap, needed=needed, available=available) == handover
 
 
 BROKEN = DeviceError("it is broken", hint="replace it")
@@ -77,12 +77,12 @@ def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | Non
     monkeypatch.setattr(edged.app.serving, "try_out", try_out)
     entry = ModelEntry(options=TfliteBackend(), delegate=delegate)
     accelerators = SimpleNamespace(try_out=try_out_accelerated)
-    parts = SimpleNamespace(config=SimpleNamespace(models={"colours": entry}), accelerators=accelerators)
+    state = SimpleNamespace(config=SimpleNamespace(models={"colours": entry}))
     needs = SimpleNamespace(delegates=())
     manifest = SimpleNamespace(version="1.1.0", backend="tflite", needs=needs, limits=Limits())
     proofs = FakeProofs()
-    board = ServedModels(parts, proofs, build=None, feed=None, clock=None)
-    return asyncio.run(board.try_out("colours", SimpleNamespace(folder="1.1.0", manifest=manifest)))
+    serving = ServedModels(state, accelerators, proofs, build=None, feed=None, clock=None)
+    return asyncio.run(serving.try_out("colours", SimpleNamespace(folder="1.1.0", manifest=manifest)))
 
 
 # Swapping
@@ -131,7 +131,7 @@ def status(name):
 
 
 class Rig:
-    """A board on which the pipelines "one" and "two" use the model "colours"; flows in `unbuilt` cannot be made."""
+    """Pipelines "one" and "two" with the model "colours"; the flows in `unbuilt` cannot be made."""
 
     def __init__(self, tmp_path, backend: Loader, swap: str = "overlap") -> None:
         source = SourceInfo(shape=(4,))
@@ -139,23 +139,27 @@ class Rig:
         pipelines = {name: PipelineEntry(source="ramp", model="colours") for name in ("one", "two")}
         self.tmp_path = tmp_path
         self.unbuilt: set[str] = set()
-        self.parts = SimpleNamespace(
+        self.state = SimpleNamespace(
             config=SimpleNamespace(
                 models={"colours": entry},
                 sources={"ramp": SimpleNamespace(options=SimpleNamespace(describe=lambda: source))},
+                pipelines=pipelines,
             ),
             models={"colours": ModelState(status("colours"))},
             pipelines={name: PipelineState(each, status(name)) for name, each in pipelines.items()},
             sources={},
-            accelerators=Accelerators(lambda *_: None),
+            users=lambda model: self.state.pipelines,
         )
+        self.accelerators = Accelerators(lambda *_: None)
         self.proofs = FakeProofs()
-        self.board = ServedModels(self.parts, self.proofs, self.build, feed=lambda: None, clock=float)
+        self.serving = ServedModels(
+            self.state, self.accelerators, self.proofs, self.build, feed=lambda: None, clock=float
+        )
 
     def build(self, name, manifest):
         if name in self.unbuilt:
             raise MemoryError
-        part = self.parts.pipelines[name]
+        part = self.state.pipelines[name]
         return Pipeline(
             name, manifest.window, columns=None, patient=False, capacity=1, sinks=(), status=part.status, clock=float,
             next_seq=part.next_seq,
@@ -166,29 +170,29 @@ class Rig:
         return open_folder(write_bundle(self.tmp_path / version, version=version, window=window))
 
     def load(self, bundle):
-        self.parts.models["colours"].bundle = bundle
-        asyncio.run(self.board.load("colours"))
+        self.state.models["colours"].bundle = bundle
+        asyncio.run(self.serving.load("colours"))
 
     def swap(self, bundle):
-        asyncio.run(self.board.swap("colours", bundle))
+        asyncio.run(self.serving.swap("colours", bundle))
 
     def running(self):
-        return {name: each.flow is not None and not each.flow.stopped for name, each in self.parts.pipelines.items()}
+        return {name: each.flow is not None and not each.flow.stopped for name, each in self.state.pipelines.items()}
 
     def health(self):
-        parts = {**self.parts.models, **self.parts.pipelines}
+        parts = {**self.state.models, **self.state.pipelines}
         return {name: each.status.health.state for name, each in parts.items()}
 
     def close(self):
         """Have the workers end, and with them what serves."""
-        asyncio.run(self.board.swap("colours", None))
+        asyncio.run(self.serving.swap("colours", None))
 
 
 def test_what_is_let_go_of_stands_on_no_accelerator_any_more(tmp_path):
     rig = Rig(tmp_path, Loader())
-    rig.parts.accelerators._stands("colours", "mine", AcceleratorStatus("accelerated", "", "", 0.0))
+    rig.accelerators._change("colours", "mine", AcceleratorStatus("accelerated", "", "", 0.0))
     rig.close()
-    assert rig.parts.accelerators.standings() == {}
+    assert rig.accelerators.statuses() == {}
 
 
 def test_a_lack_of_memory_is_something_that_passes(tmp_path, monkeypatch):
@@ -217,9 +221,9 @@ def test_what_does_not_load_everywhere_leaves_what_runs_somewhere(tmp_path):
 @pytest.mark.parametrize(("version", "named"), [(None, ""), ("1.0", "1.0")])
 def test_which_version_the_configuration_names(tmp_path, version, named):
     rig = Rig(tmp_path, Loader())
-    rig.parts.config.models["colours"].version = version
-    rig.parts.models["colours"].bundle = rig.bundle("1.0")
-    assert rig.board.named("colours") == named
+    rig.state.config.models["colours"].version = version
+    rig.state.models["colours"].bundle = rig.bundle("1.0")
+    assert rig.serving.named("colours") == named
 
 
 @pytest.mark.parametrize("swap", ["overlap", "handover"])
@@ -231,11 +235,11 @@ def test_a_flow_that_cannot_be_made_is_not_taken_for_one_that_serves(tmp_path, s
     rig.unbuilt = {"two"}
     with pytest.raises(MemoryError):
         rig.swap(rig.bundle("1.1", hop=2))
-    assert rig.board.serving("colours") == ""
+    assert rig.serving.serving("colours") == ""
     rig.unbuilt = set()
     rig.swap(active)
     assert rig.running() == {"one": True, "two": True}
-    assert rig.board.serving("colours") == digest(active.folder)
+    assert rig.serving.serving("colours") == digest(active.folder)
     rig.close()
 
 
@@ -246,11 +250,11 @@ def test_a_model_is_not_loaded_before_it_has_proven_itself(tmp_path):
     backend = Loader()
     rig = Rig(tmp_path, backend)
     rig.proofs.new = {"1.0"}
-    rig.parts.models["colours"].bundle = rig.bundle("1.0")
-    assert not asyncio.run(rig.board.load("colours"))
+    rig.state.models["colours"].bundle = rig.bundle("1.0")
+    assert not asyncio.run(rig.serving.load("colours"))
     assert (backend.turns, rig.health()) == (0, {"colours": "starting", "one": "starting", "two": "starting"})
-    assert asyncio.run(rig.board.prove("colours"))
-    assert asyncio.run(rig.board.load("colours"))
+    assert asyncio.run(rig.serving.prove("colours"))
+    assert asyncio.run(rig.serving.load("colours"))
     assert rig.running() == {"one": True, "two": True}
     rig.close()
 
@@ -259,11 +263,11 @@ def test_one_that_does_harm_is_failed_and_never_loaded(tmp_path):
     backend = Loader()
     rig = Rig(tmp_path, backend)
     rig.proofs.new, rig.proofs.verdict = {"1.0"}, ModelError("it crashed", hint="use another")
-    rig.parts.models["colours"].bundle = rig.bundle("1.0")
-    assert not asyncio.run(rig.board.prove("colours"))
+    rig.state.models["colours"].bundle = rig.bundle("1.0")
+    assert not asyncio.run(rig.serving.prove("colours"))
     assert (backend.turns, rig.health()) == (0, {"colours": "failed", "one": "failed", "two": "failed"})
-    assert rig.parts.pipelines["one"].status.health.reason == "its model 'colours': it crashed"
-    assert rig.board.subjects() == {}
+    assert rig.state.pipelines["one"].status.health.reason == "its model 'colours': it crashed"
+    assert rig.serving.subjects() == {}
 
 
 @pytest.mark.parametrize("swap", ["overlap", "handover"])

@@ -381,7 +381,7 @@ def test_a_version_whose_variant_fails_serves_on_the_cpu_where_it_may(board: Boa
     [
         (PINNED, {"wrong": "zeros"}, {}, "disagrees with the CPU"),
         (PINNED, {"fail": "abort"}, {}, "the process of mine aborted: SIGABRT"),
-        ("", {}, {"delegated_share": 0.9}, "mine takes 1 of its 8 nodes, and 90% of them are asked for"),
+        ("", {}, {"delegated_share": 0.9}, "mine takes 1 of its 8 nodes; the manifest requires 90%"),
     ],
     ids=["wrong", "aborts", "takes too little"],
 )

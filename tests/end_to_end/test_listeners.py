@@ -308,7 +308,7 @@ def test_a_namesake_is_a_state_with_a_remedy_and_the_doctor_sees_it(
     listener.wait_for("edged/board/availability", b"online")
     with Edged(tmp_path / "other", mqtt(broker.port) + replay(100)) as other:
         for each in (other, daemon):
-            each.wait_for_log("mqtt broker is degraded: another board calls itself 'board' too")
+            each.wait_for_log("mqtt broker is degraded: another board is named 'board' too")
         status = daemon.call("status")
         assert status["mqtt"]["namesake"] == other.call("status")["boot"]
         assert status["mqtt"]["health"]["hint"].startswith("give each board a name of its own")
@@ -332,7 +332,7 @@ def test_a_board_whose_namesake_goes_says_again_what_that_took_back(
     daemon = edged(mqtt(broker.port) + replay(100))
     with Edged(tmp_path / "other", mqtt(broker.port) + replay(100)) as other:
         for each in (other, daemon):
-            each.wait_for_log("mqtt broker is degraded: another board calls itself 'board' too")
+            each.wait_for_log("mqtt broker is degraded: another board is named 'board' too")
             each.wait_for_log("pipeline replayed is running")
         until(lambda: there.get("edged/board/pipelines/replayed/decision", b"") != b"")
         if how == "renamed":

@@ -23,7 +23,7 @@ def test_a_second_daemon_with_a_runtime_folder_of_its_own_is_refused(edged, tmp_
         assert second.process.wait(PATIENCE) == 1
         said = second.wait_for_log("the state folder")
     holder = f"edged (process {first.process.pid}, runtime folder {first.runtime_dir})"
-    assert f"the state folder {first.state_dir} is in use by {holder} (stop it, or give this one a state" in said
+    assert f"the state folder {first.state_dir} is in use by {holder} (stop the other program, or choose" in said
     assert files(first.state_dir) == before
 
 

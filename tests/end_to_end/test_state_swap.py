@@ -102,7 +102,7 @@ def test_a_version_whose_files_are_gone_serves_on_says_so_and_can_be_brought_aga
     shutil.rmtree(folder)
     said = daemon.wait_for_log("model motion is degraded")
     assert f"{folder} is gone: version 1.1.0 serves from memory, until a restart" in said
-    assert "(bring it again: edgectl update-model motion-1.1.0.edgm)" in said
+    assert "(install it again: edgectl update-model motion-1.1.0.edgm)" in said
     assert edgectl(daemon, "pin", "motion").code == 0  # the updater reads the disk for this
     assert serving(daemon) == "1.1.0"
     assert "is gone" in edgectl(daemon, "status").output

@@ -70,7 +70,7 @@ def test_a_model_that_kills_the_runtime_is_failed_and_all_else_serves(tmp_path: 
     daemon.start()  # proven models are loaded at once, harmful models never
     daemon.wait_for_log("edged.daemon: model killer is failed", times=2)
     assert serving(daemon) == "1.0.0"
-    assert sum("model motion is starting: it is new" in line for line in daemon.log) == 1
+    assert sum("model motion is starting: new to this board" in line for line in daemon.log) == 1
     assert daemon.stop() == 0
 
 
@@ -157,6 +157,6 @@ def test_a_file_that_is_written_over_while_it_serves_does_not_end_the_daemon(tmp
     assert [next(answers)["version"] for _ in range(10)] == ["1.0"] * 10
     daemon.configure(daemon.config.read_text() + '[log]\nlevel = "debug"\n')
     daemon.reload()  # no file at the path is sound
-    daemon.wait_for_log("the new configuration is refused, the old one serves on")
+    daemon.wait_for_log("the new configuration is refused, the old one stays in effect")
     assert serving(daemon) == "1.0"
     assert daemon.stop() == 0

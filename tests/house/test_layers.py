@@ -4,6 +4,7 @@ Every import statement of every module is read, those inside functions as well; 
 """
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -110,3 +111,32 @@ def test_there_are_no_cycles():
 
 def test_the_table_itself_has_no_cycles():
     assert list(TopologicalSorter(MAY_IMPORT).static_order())
+
+
+def test_the_house_has_seven_floors():
+    def floor(name):
+        return 1 + max(map(floor, MAY_IMPORT[name]), default=0)
+
+    assert max(map(floor, MAY_IMPORT)) <= 7
+
+
+def test_only_the_command_imports_the_daemon():
+    """Every other part is handed callables: nobody reaches back into the object that composes all."""
+    importers = {
+        named(file) for file in MODULES for name, _ in imports(file) if f"{name}.".startswith("edged.app.daemon.")
+    }
+    assert importers == {"edged.__main__"}
+
+
+def test_no_function_is_handed_the_daemon():
+    arguments = [
+        (f"{named(file)}:{node.lineno}", ast.unparse(node.annotation))
+        for file in MODULES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.arg) and node.annotation
+    ]
+    assert [place for place, annotation in arguments if "Daemon" in re.findall(r"\w+", annotation)] == []
+
+
+def test_the_state_of_the_service_imports_nothing_else_of_app():
+    assert [name for name, _ in imports(PACKAGE / "app" / "state.py") if part(name) == "app"] == []

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("edged", "benchmarks", "demo", "firmware_models", "packaging", "tests")
 
 PENDING = {
-    "edged/__main__.py",
     "edged/acceleration",
     "edged/api.py",
     "edged/app",

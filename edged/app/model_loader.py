@@ -1,0 +1,101 @@
+"""Load a version of a model for one pipeline, with the configured backend, threads and accelerator."""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec.structs import replace
+
+from edged import plugins
+from edged.acceleration.placement import Accelerators
+from edged.api import Backend, EdgedError, ModelError, Runner
+from edged.app.state import PipelineState, ServiceState
+from edged.backends.tflite import TfliteBackend
+from edged.config.check import decision_for
+from edged.core.manifest import Manifest
+from edged.core.postprocess import Postprocessor
+from edged.core.preprocess import Preprocessor
+from edged.core.probation import AnsweredTime
+from edged.flow.slot import RunCounts, Served
+from edged.models.bundle import Bundle
+from edged.models.selftest import Proof, prove, shaped
+
+log = logging.getLogger("edged.daemon")
+
+
+class ModelLoader:
+    """Loads versions. `load` runs on a thread of its own, every other method on any thread."""
+
+    def __init__(self, state: ServiceState, accelerators: Accelerators) -> None:
+        self._state = state
+        self._accelerators = accelerators
+
+    def backend(self, model: str, manifest: Manifest) -> Backend:
+        """Return the backend in [models.<name>], or the manifest's with default options for a model without users."""
+        entry = self._state.config.models.get(model)
+        if entry is not None:
+            return entry.options
+        default: Backend = plugins.load("backends", manifest.backend)()
+        return default
+
+    def delegate(self, model: str) -> str:
+        """Return the `delegate` in [models.<name>]: a name, "cpu" or "auto"."""
+        entry = self._state.config.models.get(model)
+        return "auto" if entry is None else entry.delegate
+
+    def requires_accelerator(self, model: str, manifest: Manifest) -> bool:
+        """Return whether a version must not serve on the CPU alone."""
+        named = manifest.needs.delegates
+        return (
+            self.delegate(model) != "auto"
+            or bool(named and "cpu" not in named)
+            or manifest.limits.delegated_share is not None
+        )
+
+    def load(self, model: str, bundle: Bundle, backend: Backend, pipeline: PipelineState) -> tuple[Served, Proof]:
+        """Load a version for a pipeline, run its golden samples, and return it ready to serve.
+
+        Raises:
+            EdgedError: the version does not load or fails a sample. Every exception of a backend is wrapped.
+        """
+        manifest = bundle.manifest
+        decision = decision_for(pipeline.entry, manifest)
+        try:
+            runner = self._load(model, bundle, self._with_threads(model, bundle, backend))
+            try:
+                proof = prove(bundle, runner)
+                if isinstance(backend, TfliteBackend):
+                    delegate, priority = self.delegate(model), pipeline.entry.priority
+                    runner = self._accelerators.put(model, bundle, delegate, backend, runner, priority)
+                tally = RunCounts(time=AnsweredTime(self._period(manifest, pipeline)))
+                served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), tally)
+            except BaseException:
+                runner.close()
+                raise
+        except EdgedError:
+            raise
+        except Exception as error:
+            log.exception("loading %s met a bug", manifest.name, extra={"model": manifest.name})
+            scarce = isinstance(error, MemoryError)
+            raise ModelError(
+                f"{type(error).__name__}: {error}", hint="see the log's traceback", retryable=scarce
+            ) from error
+        return served, proof
+
+    def _load(self, model: str, bundle: Bundle, backend: Backend) -> Runner:
+        backend = shaped(backend, bundle.manifest)
+        if self._state.config.models[model].isolate:
+            return self._accelerators.on_cpu.isolate(model, bundle, backend)
+        return backend.load(bundle.model, signature=bundle.manifest.signature)
+
+    def _with_threads(self, model: str, bundle: Bundle, backend: Backend) -> Backend:
+        """Return the backend with the measured best number of threads, unless the configuration gives a number."""
+        if not isinstance(backend, TfliteBackend):
+            return backend
+        return replace(backend, threads=self._accelerators.threads(model, bundle, self.delegate(model), backend))
+
+    def _period(self, manifest: Manifest, pipeline: PipelineState) -> float | None:
+        """Return the seconds from one window to the next, or None if neither model nor source states a rate."""
+        source = self._state.config.sources[pipeline.entry.source].options.describe()
+        rate = manifest.window.rate or source.rate
+        return manifest.window.hop / rate if rate else None
