@@ -1,1 +1,1 @@
-"""Files over a bad link: partial files on disk, and HTTP that goes on where it was cut."""
+"""Files over a bad link: partial files on disk, and HTTP that continues after a cut."""

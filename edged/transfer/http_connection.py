@@ -1,8 +1,8 @@
-"""A connection to a web server: TCP, through a proxy and TLS if wanted, that another thread can cut.
+"""A connection to a web server: TCP, through a proxy and TLS if wanted. Another thread can cut the connection.
 
-`http.client` speaks HTTP over an `HttpConnection` as over a socket. Every received byte passes `readinto`, so that the
-minimum speed applies to bodies, headers, chunk sizes and a proxy's response alike, and a server that sends a byte now
-and then cannot hold the fetch forever.
+`http.client` speaks HTTP over an `HttpConnection` as over a socket. Every received byte passes `readinto`: the minimum
+speed applies to bodies, headers, chunk sizes and a proxy's response alike, and no server can hold the fetch forever
+with a byte now and then.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Cancellation:
             self._cancelled.set()
             if self._socket is not None:
                 with suppress(OSError):
-                    # Not SSLSocket.shutdown, which would remove the encryption while another thread reads.
+                    # SSLSocket.shutdown would remove the encryption while another thread reads.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def check(self) -> None:
@@ -89,7 +89,7 @@ class Cancellation:
 
 
 class HttpConnection:
-    """A connected socket as http.client uses one. The Cancellation closes it, not http.client."""
+    """A connected socket for http.client. The Cancellation closes the socket, not http.client."""
 
     def __init__(self, sock: socket.socket, minimum: MinimumSpeed, received: Callable[[int], None]) -> None:
         self._socket = sock
@@ -129,7 +129,7 @@ class _Inflow(io.RawIOBase):
                 return count
 
     def _receive(self, buffer: memoryview) -> int | None:
-        """Return the number of bytes received; None if there were none until the deadline."""
+        """Return the number of bytes received; None if the deadline came first."""
         self._socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
         try:
             return self._socket.recv_into(buffer)
@@ -147,7 +147,7 @@ class _Inflow(io.RawIOBase):
 
 
 class Identity(NamedTuple):
-    """TLS contexts without and with the board's certificate, and its token. Only the first server gets the latter."""
+    """TLS contexts without and with the board's certificate, and the token. Only the first server gets the latter."""
 
     anonymous: ssl.SSLContext
     certified: ssl.SSLContext
@@ -155,7 +155,7 @@ class Identity(NamedTuple):
 
 
 def identify(ca_file: str, cert_file: str, key_file: str, token_file: str) -> Identity:
-    """Read the files that are named. Raises ConfigError if one cannot be used."""
+    """Read the named files. Raises ConfigError for an unusable file."""
     anonymous = certified = _trusting(ca_file)
     if cert_file:
         certified = _trusting(ca_file)
@@ -219,7 +219,7 @@ def parse_proxy(url: str) -> SplitResult:
 class HttpClient:
     """Requests files from web servers, one at a time. `received` is called with the size of every read.
 
-    Credentials go to origins that the `policy` names. A `guarded` client asks no other server in the board's network.
+    Credentials go to the named origins of the `policy`. A `guarded` client asks no other server in the board's network.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class HttpClient:
         self._received = received
 
     def get(self, target: SplitResult, home: SplitResult, headers: dict[str, str]) -> HTTPResponse:
-        """Return the response, with its body still to be read. `home` is the first URL, which gets the credentials.
+        """Return the response, with the body still to be read. `home` is the first URL, and gets credentials.
 
         Raises:
             PolicyError: a guarded client may not ask this server.

@@ -2,9 +2,9 @@
 
     request the rest -> receive -> cut -> wait -> request the rest -> ...
 
-A fetch ends when the file is complete, when the server answers with a final error, or when the retry budget is used up
+A fetch ends with the complete file, with a final error of the server, or with the end of the retry budget
 (core/retry_budget.py). http_response.py decides the meaning of a response, http_connection.py moves the bytes, and
-partial_files.py keeps them, so that a fetch continues after a restart as after a cut. Bytes are not trusted for coming
+partial_files.py keeps the bytes: a fetch continues after a restart as after a cut. Bytes are not trusted for coming
 from the right place: if a check reads the transfer, damaged bytes are requested again, a chunk at a time.
 """
 
@@ -50,7 +50,7 @@ log = logging.getLogger("edged.transfer")
 
 MAX_REDIRECTS = 5
 MAX_DAMAGES = 3
-"""Number of times that the same bytes may arrive damaged, until the file itself counts as damaged."""
+"""Number of damaged arrivals of the same bytes, until the file on the server counts as damaged."""
 
 _PIECE = 64 << 10
 _REPORT_SECONDS = 0.5
@@ -118,10 +118,10 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             parse_origin(each)
 
     def policy(self, urls: Iterable[str]) -> OriginPolicy:
-        """Return the rules for fetches where the configuration names these `urls` of models."""
+        """Return the rules for fetches, with the `urls` in the configuration."""
         named = {parse_origin(each) for each in self.origins or ()}
         for url in urls:
-            with suppress(FetchError):  # the fetch itself reports it
+            with suppress(FetchError):  # the fetch will report the error
                 named.add(origin(parse_url(url)))
         return OriginPolicy(frozenset(named), self.origins is not None, bool(self.token_file or self.cert_file))
 
@@ -129,11 +129,11 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of a completed fetch.
 
-    total        bytes of the file, `resumed` of them from an earlier attempt
+    total        bytes of the file, including `resumed` from an earlier attempt
     moved        bytes received, with headers and repetitions
-    connections  connections made, of which `cuts` broke off or failed
-    damages      requests for bytes that had arrived damaged
-    restarts     times that the file began anew
+    connections  connections made, including `cuts` broken off or failed
+    damages      requests for damaged bytes
+    restarts     new beginnings of the file
     """
 
     total: int
@@ -147,10 +147,10 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExpectedFile(NamedTuple):
-    """The kind of file that a fetch is for.
+    """The kind of file expected of a fetch.
 
-    `name` is its name in messages, with the article. `may_start` returns whether bytes can be the first ones of such a
-    file; if so, the file is no web page, whatever the server calls it.
+    `name` is for messages, with the article. `may_start` returns True for possible first bytes of such a file. The file
+    is no web page then, even if the server says so.
     """
 
     name: str = "a file"
@@ -160,7 +160,7 @@ class ExpectedFile(NamedTuple):
 class Fetcher:
     """Fetches one file after another, on any thread, until cancelled.
 
-    Credentials go to origins that the `policy` names. A `guarded` fetcher keeps to all other rules of the policy, too.
+    Credentials go to the named origins of the `policy`. A `guarded` fetcher keeps to all other rules, too.
     """
 
     def __init__(
@@ -178,13 +178,13 @@ class Fetcher:
         self._cancellation = Cancellation()
 
     def fetch(self, url: str, transfer: Transfer, *, progress: Progress | None = None) -> Fetched:
-        """Fetch a file, and return when all of it is here and durable.
+        """Fetch a file, and return as soon as the file is complete and durable.
 
         Raises:
             FetchError: the file cannot be had, now if `retryable`; AbandonedError after `cancel`.
-            BundleError: the check of the transfer refuses the bytes, however often they are requested.
+            BundleError: the check of the transfer refuses the bytes again and again.
             StoreError: the file is too big, or the disk refuses.
-            ConfigError: an option names a file that cannot be used.
+            ConfigError: an option names an unusable file.
         """
         try:
             return _Fetch(
@@ -263,7 +263,7 @@ class _Fetch:
         )
 
     def _attempt(self) -> Whole | TryAgain:
-        """Make one request for the missing bytes, and receive what arrives."""
+        """Make a request for the missing bytes, and receive the response."""
         self._cancellation.check()
         if self._transfer.checked and self._transfer.received == self._transfer.total:
             return Whole()  # the check vouches for all bytes, and the server may be out of reach now
@@ -285,7 +285,7 @@ class _Fetch:
             return TryAgain(_explain(error))
 
     def _ask(self) -> tuple[HTTPResponse, Body | Whole | StartAgain | TryAgain]:
-        """Follow redirects, and return the last response with its meaning; its body is still to be read."""
+        """Follow redirects, and return the last response and the meaning; the body is still to be read."""
         asked = self._range()
         target = self._home
         for redirects in range(MAX_REDIRECTS + 1):
@@ -303,7 +303,7 @@ class _Fetch:
         )
 
     def _range(self) -> RangeRequest:
-        # Bytes without a tag of their edition and without a check may be of another file: begin anew.
+        # Bytes without a tag of the edition and without a check may be of another file: begin anew.
         offset = self._transfer.received if self._transfer.tag or self._transfer.checked else 0
         return RangeRequest(offset, self._transfer.total, self._transfer.tag)
 
@@ -332,9 +332,9 @@ class _Fetch:
         return not self._expected.may_start(start) and is_page(response.headers.get("Content-Type", ""), start)
 
     def _wrong_file(self, kind: str) -> WrongFileError:
-        """Return the error for a file that a server between may have sent, so that a later attempt may help."""
+        """Return the error for a file possibly sent by a server between. A later attempt may help."""
         self._cancellation.check()
-        hint = "check the URL, and whether the network requires a log-in first"
+        hint = "check the URL, and log in to the network first if required"
         return WrongFileError(f"{kind} arrived instead of {self._expected.name}", hint=hint, retryable=True)
 
     def _end(self) -> Whole | TryAgain:

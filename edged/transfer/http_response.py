@@ -46,7 +46,7 @@ class Body(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """All bytes are here already."""
+    """The transfer has every byte already."""
 
 
 class StartAgain(NamedTuple):

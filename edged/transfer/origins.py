@@ -1,7 +1,7 @@
-"""Rules about the servers that the daemon asks by itself, and about those that get its credentials.
+"""Rules about servers: the daemon asks some without an operator's request, and sends credentials to some.
 
-An origin is scheme, host and port. Since a message may name any server, only the configuration decides which servers
-get credentials, and which ones inside the board's network are asked at all.
+An origin is scheme, host and port. Since a message may name any server, only the configuration can admit servers to the
+board's credentials, and servers inside the board's network at all.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class PolicyError(FetchError):
-    """The configuration does not let the daemon fetch this without an operator's request."""
+    """The configuration does not allow the fetch without an operator's request."""
 
 
 @dataclass(frozen=True)
 class OriginPolicy:
-    """Rules for fetches. The configuration names the origins in `named`, and only these get credentials.
+    """Rules for fetches. The configuration names the origins in `named`. No other origin gets credentials.
 
     A fetch without an operator's request may begin at other origins unless the configuration lists origins (`listed`)
-    or has `credentials`, and redirects may lead to others unless it lists origins. Of others, only public addresses are
-    asked.
+    or has `credentials`, and redirects may lead to others unless origins are `listed`. Of others, only public addresses
+    are asked.
     """
 
     named: frozenset[Origin] = frozenset()
@@ -37,29 +37,29 @@ class OriginPolicy:
     credentials: bool = False
 
     def admit(self, target: SplitResult, *, redirected: bool) -> None:
-        """Raise PolicyError for an origin that may not be asked."""
+        """Raise PolicyError unless the origin may be asked."""
         if origin(target) not in self.named and (self.listed or (self.credentials and not redirected)):
             raise PolicyError(f"the configuration does not name {_shown(target)}", hint=_LIST_IT)
 
     def admit_proxied(self, target: SplitResult) -> None:
-        """Raise PolicyError for an origin whose address only the proxy will learn, unless the origin is named."""
+        """Raise PolicyError unless the origin is named, since only the proxy will learn the address."""
         if origin(target) not in self.named:
             raise PolicyError(
                 f"{_shown(target)} is reached through a proxy, and the address cannot be checked", hint=_LIST_IT
             )
 
     def admit_address(self, target: SplitResult, address: str, *, ours: bool) -> None:
-        """Raise PolicyError for an address that is not public, or is this board's, unless the origin is named."""
+        """Raise PolicyError for a non-public address and for an address of the board, unless the origin is named."""
         if origin(target) not in self.named and (ours or not is_public(address)):
             kind = "an address of this board" if ours else "not a public address"
             raise PolicyError(f"{_shown(target)} is at {address}, {kind}", hint=_LIST_IT)
 
 
-_LIST_IT = "to allow this server, add it to origins in [updates.fetch]"
+_LIST_IT = "to allow the server, add the URL to origins in [updates.fetch]"
 
 
 def parse_origin(text: str) -> Origin:
-    """Return the origin that a text names, as https://files.example.org:8443. Raises ConfigError."""
+    """Return the origin in a text, as https://files.example.org:8443. Raises ConfigError."""
     try:
         parts = urlsplit(text)
         bare = parts.path in ("", "/") and not (parts.query or parts.fragment) and parts.username is None
@@ -74,9 +74,9 @@ def parse_origin(text: str) -> Origin:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address belongs to the internet, and not to this board, its network, or a group of hosts.
+    """Return True for an address of the internet, and not of this board, the local network, or a group of hosts.
 
-    An IPv6 address that stands for an IPv4 address counts as that IPv4 address.
+    An IPv6 address for an IPv4 address counts as the IPv4 address.
     """
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv4Address):
@@ -86,7 +86,7 @@ def is_public(address: str) -> bool:
 
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address at which packets to an IPv6 address end, if there is one."""
+    """Return the IPv4 address behind an IPv6 address, if any."""
     if ip.ipv4_mapped or ip.sixtofour:
         return ip.ipv4_mapped or ip.sixtofour
     if ip.teredo:

@@ -1,15 +1,15 @@
-"""Files that may take days and many attempts to arrive, without a claim to a byte that the disk could lose.
+"""Partial files, received over days and in many attempts, without a claim to a byte that the disk could lose.
 
     <folder>/<id>/part            the bytes so far
     <folder>/<id>/transfer.json   how many bytes are durable, the size of the whole file, and the edition
     <folder>/<id>/order.json      a reminder for the next run of the program, as long as the transfer is under way
 
-A transfer has three marks. `received` is the place of the next byte. `offset` is durable: up to there all bytes are
-synced and recorded, and after a crash the file is cut back to this mark. `verified` is where the bytes end that the
-`ArrivalCheck` has found right; a wrong byte takes the transfer back to this mark, so that a bad link or proxy costs a
-chunk. The record is raised after the bytes are synced, and lowered before the file is cut.
+A transfer has three marks. `received` is the place of the next byte. `offset` is durable: up to this mark all bytes are
+synced and recorded, and after a crash the file is cut back to this mark. `verified` is the end of the bytes found
+right by the `ArrivalCheck`; a wrong byte takes the transfer back to this mark, so a bad link or proxy costs a chunk.
+The record is raised after the bytes are synced, and lowered before the file is cut.
 
-A transfer has one writer: its folder is locked while it is open, and only unlocked folders are removed.
+A transfer has one writer: the folder is locked while open, and only unlocked folders are removed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _MAX_ORDER_BYTES = 64 << 10
 
 
 class ArrivalCheck(Protocol):
-    """A check that reads a file as it arrives, from the first byte on.
+    """A check that reads along while a file arrives, from the first byte on.
 
     `total` is the size of the whole file, once the bytes read so far tell. `verified` is the number of bytes from the
-    start that are known to be right. After an error in `feed` the next bytes fed begin there.
+    start known to be right. After an error in `feed` the next bytes begin at this number.
     """
 
     @property
@@ -60,7 +60,7 @@ class ArrivalCheck(Protocol):
 
 
 NewCheck = Callable[[], ArrivalCheck]
-"""Makes a check for a file that begins anew."""
+"""Makes a check for a new file."""
 
 
 class _Rules(NamedTuple):
@@ -75,8 +75,8 @@ class _Rules(NamedTuple):
 class PartialFiles:
     """A folder of transfers: at most `max_transfers` of at most `max_bytes` each.
 
-    Beyond that number, or with less than `reserve` bytes free on the disk, the oldest unlocked ones are removed.
-    `window` is the number of received bytes that may not be durable yet. `sync` is os.fdatasync.
+    Beyond that number, or with less than `reserve` bytes free on the disk, the oldest unlocked transfers are removed.
+    `window` is the number of received bytes not yet durable. `sync` is os.fdatasync.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class PartialFiles:
 
         Raises:
             ControlError: this transfer is open elsewhere, or too many others are.
-            StoreError: the file is too big, there is no room for it, or the disk refuses.
+            StoreError: the file is too big, or the disk is full or refuses.
         """
         if not _ID.fullmatch(id):
             raise ControlError(f"{id!r} is no name of a transfer", hint="use a SHA-256 digest in lower-case hex")
@@ -128,7 +128,7 @@ class PartialFiles:
         return self._folder / id / PART
 
     def orders(self) -> dict[str, bytes]:
-        """Return, by id, the reminders that an earlier run has left with its transfers under way."""
+        """Return, by id, the reminders of an earlier run with transfers under way."""
         found = {}
         for folder in self._folders():
             with suppress(OSError), (folder / ORDER).open("rb") as file:
@@ -154,7 +154,7 @@ class PartialFiles:
             except BlockingIOError as error:
                 raise ControlError(
                     f"another transfer of {folder.name} is under way",
-                    hint="wait for its end, or end it",
+                    hint="wait for the end of the other transfer",
                     retryable=True,
                 ) from error
             except FileNotFoundError:
@@ -200,9 +200,9 @@ class PartialFiles:
 
 
 class Transfer:
-    """A file that arrives. One thread uses it; close it, or use it in a `with` statement.
+    """A file that is arriving, for use by a single thread. Close the transfer, or use a `with` statement.
 
-    A transfer whose disk has failed is discarded: closed, with nothing left on disk.
+    After a failure of the disk the transfer is discarded: closed, and removed from the disk.
     """
 
     def __init__(self, stored: _StoredBytes, rules: _Rules, total: int | None, new_check: NewCheck | None) -> None:
@@ -229,7 +229,7 @@ class Transfer:
 
     @property
     def offset(self) -> int:
-        """Number of bytes that survive a power cut."""
+        """Number of bytes safe from a power cut."""
         return self._stored.record.durable
 
     @property
@@ -239,7 +239,7 @@ class Transfer:
 
     @property
     def checked(self) -> bool:
-        """True if a check reads the file as it arrives."""
+        """True if a check reads the arriving bytes."""
         return self._check is not None
 
     @property
@@ -261,7 +261,7 @@ class Transfer:
         """Forget the bytes so far, and expect another file, of `total` bytes if known.
 
         Raises:
-            StoreError: the file is too big, there is no room for it, or the disk refuses.
+            StoreError: the file is too big, or the disk is full or refuses.
         """
         with self._disk():
             self._stored.set_record(_Record(0, None, tag))
@@ -271,17 +271,17 @@ class Transfer:
             self.expect(total)
 
     def expect(self, total: int) -> None:
-        """Set the size of the whole file. Raises StoreError if that is too big, or there is no room for it."""
+        """Set the size of the whole file. Raises StoreError for want of room, or a limit."""
         self._limit_size(total)
         self._make_room(total - self.received)
         self._stored.total_with_next_sync(total)
 
     def append(self, data: bytes) -> int:
-        """Append the next bytes, and return the durable offset, which follows within a window.
+        """Append the next bytes, and return the durable offset, within a window behind.
 
         Raises:
-            BundleError: the bytes cannot be right; `received` is then the end of the verified ones.
-            StoreError: the file grows too big, there is no room for it, or the disk refuses.
+            BundleError: the bytes cannot be right; `received` is then the end of the verified bytes.
+            StoreError: the file grows too big, or the disk is full or refuses.
         """
         end = self.received + len(data)
         if self.total is not None and end > self.total:
@@ -335,7 +335,7 @@ class Transfer:
     def close(self) -> None:
         """Make the received bytes durable for the next writer, and unlock. Raises StoreError.
 
-        Without bytes and without a reminder nothing is left on disk.
+        Without bytes and without a reminder the transfer is removed.
         """
         if not self.received and not (self.path.parent / ORDER).exists():
             self.discard()
@@ -360,7 +360,7 @@ class Transfer:
             self.begin(total)
 
     def _check_stored(self) -> None:
-        """Feed a new check the bytes on disk, and cut off those that are wrong."""
+        """Feed a new check the bytes on disk, and cut off wrong bytes."""
         if self._new_check is None:
             return
         self._check = check = self._new_check()
@@ -402,7 +402,7 @@ class Transfer:
 
     @contextmanager
     def _disk(self, needed: int = _MAX_RECORD_BYTES) -> Iterator[None]:
-        """Discard the transfer if the disk fails inside: the kernel may have dropped bytes that it had accepted."""
+        """Discard the transfer if the disk fails inside: the kernel may have dropped accepted bytes."""
         try:
             yield
         except OSError as error:
@@ -468,14 +468,14 @@ class _StoredBytes:
         self.size = size
 
     def end_at(self, size: int, data: bytes) -> None:
-        """Have the file end at `size`, where `data` may have to be appended in part."""
+        """Have the file end at `size`, by a cut or by a part of `data`."""
         if size < self.size:
             self.cut(size)
         else:
             self.write(data[: size - self.size])
 
     def total_with_next_sync(self, total: int) -> None:
-        """Set the size of the whole file in the record, which is written with the next sync."""
+        """Set the size of the whole file in the record. The next sync writes the record."""
         self.record = msgspec.structs.replace(self.record, total=total)
 
     def set_record(self, record: _Record) -> None:
@@ -506,7 +506,7 @@ class _StoredBytes:
 
 
 def _refusal(folder: Path, error: OSError, needed: int) -> StoreError:
-    """Return the error for a disk that refuses."""
+    """Return the error of a refusing disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             f"{folder} is full: {needed} more bytes are needed", hint=room_hint(folder, "free some space on that disk")
@@ -518,7 +518,7 @@ def _refusal(folder: Path, error: OSError, needed: int) -> StoreError:
 
 
 def _read_record(path: Path) -> _Record:
-    """Return the record of a transfer. If it cannot be read, the transfer begins anew."""
+    """Return the record of a transfer, or an empty record if unreadable: the transfer begins anew then."""
     try:
         with path.open("rb") as file:
             record = msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=_Record)
@@ -548,7 +548,7 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_unless_open(folder: Path) -> bool:
-    """Remove a folder that is not locked, and return whether it is gone."""
+    """Remove an unlocked folder, and return True if the folder is gone."""
     try:
         lock = _lock(folder)
     except OSError:
@@ -567,7 +567,7 @@ def _modified(folder: Path) -> float:
 
 
 def _size(file: Path) -> int:
-    """Return the bytes that a file takes on the disk; 0 if the file is gone."""
+    """Return the bytes of a file on the disk; 0 if the file is gone."""
     try:
         return file.stat().st_blocks * 512
     except OSError:

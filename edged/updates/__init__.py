@@ -1,1 +1,1 @@
-"""The update machine: new versions come in, are tried, and serve or are taken back."""
+"""The update machine: new versions come in, are tried, and then serve or are withdrawn."""

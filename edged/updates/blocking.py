@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 async def on_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` on another thread and return its result.
+    """Run `work` on another thread and return the result.
 
-    A cancelled caller still waits for the end of `work`, so that no write to the disk goes on unattended.
+    A cancelled caller still waits for the end of `work`, and no write to the disk goes on unattended.
     """
     running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:

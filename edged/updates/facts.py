@@ -81,14 +81,14 @@ class FactsReader:
         return name
 
     async def inspect(self, name: str, barred: frozenset[type[Step]] = frozenset(), room: int = 0) -> ModelFacts:
-        """Return the facts about a model. `room` is the number of bytes to be had at the expense of old versions.
+        """Return the facts about a model. Old versions may be removed to have `room` bytes free.
 
         Raises:
             StoreError: the disk cannot be read.
         """
         model = self._states[name]
         disk = await on_thread(self._read, name)
-        # Without the lock in the hands of the caller, another step may have replaced the ledger since.
+        # If the caller does not hold the lock, another step may have replaced the ledger since.
         model.ledger = model.ledger or disk.ledger
         candidate = disk.ledger.candidate
         serving = self._host.serving(name)

@@ -1,6 +1,6 @@
-"""Parts that every way in for versions shares: the checks and the updater that it needs, and the version under way.
+"""Parts shared by the ways in for versions: the Protocols of checks and updater, and the version under way.
 
-The ways in are files that clients send (receive.py) and files that the daemon fetches (fetch_jobs.py).
+The ways in are files sent by clients (receive.py) and files fetched by the daemon (fetch_jobs.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from edged.updates.jobs import Event, InstallOptions, Job, ModelReport, Outcome
 
 
 class VersionControl(Protocol):
-    """Installs versions, and carries out what an operator decides about them."""
+    """Installs versions, and carries out the decisions of operators."""
 
     def install(self, container: Path, options: InstallOptions) -> Job:
-        """Begin to install a file, which stays in place until the job is `released`."""
+        """Begin to install a file. The file stays in place until the job is `released`."""
 
     async def rollback(self, name: str, to: str = "") -> None:
         """Return to an earlier version. Raises EdgedError."""
@@ -34,13 +34,13 @@ class VersionControl(Protocol):
         """Confirm the candidate. Raises EdgedError."""
 
     async def pin(self, name: str, pinned: bool) -> None:
-        """Refuse other versions from now on, or accept them again. Raises EdgedError."""
+        """Refuse other versions from now on, or accept other versions again. Raises EdgedError."""
 
     async def forget_rejection(self, name: str, digest: str) -> None:
         """Let a rejected version be tried again. Raises EdgedError."""
 
     async def knows(self, file: Path) -> bool:
-        """Return whether the version in a received file is installed, under way or rejected."""
+        """Return True if the version in a received file is installed, under way or rejected."""
 
     def jobs(self) -> tuple[Job, ...]:
         """Return the latest jobs of this run, oldest first."""
@@ -50,13 +50,13 @@ class VersionControl(Protocol):
 
 
 class InboundChecks(Protocol):
-    """Checks of a version on its way in. Callable on any thread."""
+    """Checks of inbound versions. Callable on any thread."""
 
     def approve(self, head: Head) -> None:
-        """Raise BundleError for a version that may not come in."""
+        """Raise BundleError if the version is not admitted."""
 
     def fit(self, head: Head) -> None:
-        """Raise BundleError for a version that cannot serve here, or another EdgedError if the reason may pass.
+        """Raise BundleError for a version unable to serve here, or another EdgedError if the reason may pass.
 
         Blocks: not for the event loop.
         """
@@ -65,20 +65,20 @@ class InboundChecks(Protocol):
         """Raise BundleError if bare model files may not come in."""
 
     def serves(self, head: Head) -> bool:
-        """Return whether this version answers now."""
+        """Return True for the version in service."""
 
     def serves_file(self, bare: Bare, sha256: str) -> bool:
-        """Return whether the version that answers now is the requested one, made of the file with this digest."""
+        """Return True if the version in service is the requested version, made of the file with the digest `sha256`."""
 
     def lost(self, model: str) -> bool:
-        """Return whether the version that answers does so from memory, with its files lost."""
+        """Return True if the version in service has lost the files and answers from memory."""
 
 
 @dataclass(eq=False)
 class InboundVersion:
-    """A version on its way in, as far as it is known. The receiving thread writes, any thread reads.
+    """A version on the way in, as far as known. The receiving thread writes, any thread reads.
 
-    The byte counts of a `quiet` one are not published, since any file of any server may be behind them.
+    With `quiet` the byte counts are not published, since the file may be any file of any server.
     """
 
     phase: Literal["receiving", "fetching"]
@@ -99,12 +99,12 @@ class InboundVersion:
         return self.transfer.total if self.transfer else None
 
     def name(self, head: Head) -> None:
-        """Take over model, version and digest from the head, which has arrived."""
+        """Take over model, version and digest from the head of the file."""
         self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
         self.quiet = False
 
     def event(self, kind: str, text: str, outcome: Outcome = "") -> Event:
-        """Return a step of this version, with the present time."""
+        """Return a step of the version, with the present time."""
         return Event(
             id=kind,
             model=self.model,
@@ -120,18 +120,18 @@ class InboundVersion:
 
 
 class ModelsSnapshot:
-    """Reports on all models at one moment. `bases` are the versions that a delta may build on."""
+    """Reports on all models at one moment. `bases` are the possible bases of a delta."""
 
     def __init__(self, models: tuple[ModelReport, ...]) -> None:
         self.models = models
         self.bases = {digest for model in models for digest in (*model.ledger.versions, *model.factory)}
 
     def is_unused(self, digest: str) -> bool:
-        """Return whether this version is active and would serve if a pipeline used its model."""
+        """Return True if the version is active and only lacks a pipeline for the model."""
         return any(digest == model.ledger.active and model.serving is None for model in self.models)
 
     def refuse_rejected(self, digest: str) -> None:
-        """Raise BundleError if this version was rejected, so that no byte of the file is sent in vain."""
+        """Raise BundleError for a rejected version, before any byte of the file is sent in vain."""
         for model in self.models:
             if rejection := model.ledger.rejected.get(digest):
                 raise BundleError(
@@ -140,7 +140,7 @@ class ModelsSnapshot:
                 )
 
     def admit(self, name: str, digest: str, version: str, *, allow_downgrade: bool) -> None:
-        """Raise BundleError if this version may not come in now, nor when all of it will have arrived."""
+        """Raise BundleError if the version is not admitted now, nor will be after the arrival of the whole file."""
         for model in self.models:
             if model.name != name:
                 continue
@@ -155,7 +155,7 @@ class ModelsSnapshot:
                 raise BundleError(error.message, hint=error.hint) from error
 
     def admit_bare(self, bare: Bare, *, allow_downgrade: bool) -> None:
-        """Raise BundleError if a bare file may not come in, or has no version whose contract it could inherit."""
+        """Raise BundleError if a bare file is not admitted, or has no version to inherit the contract from."""
         known = {model.name: model for model in self.models}
         model = known.get(bare.model)
         if model is None:

@@ -1,4 +1,4 @@
-"""Jobs: updates as seen by those who ask for them and wait. A job holds the request, the steps so far, and the end."""
+"""Jobs: updates as seen by clients. A job holds the request, the steps so far, and the end."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of an install.
 
     Keys:
-        origin: Place that the file came from.
+        origin: Place of origin of the file.
         asked_by: User who asks, as the kernel knows the peer of the control socket.
-        bare: Model and version that a bare file is for; None for a container or a delta.
+        bare: Model and version of a bare file; None for a container or a delta.
         allow_downgrade: Install a version older than the floor or the active version, too.
-        confirm_within (s): Time for an operator to confirm the version once it serves; it is reverted otherwise. 0
+        confirm_within (s): Time for an operator to confirm the version in service; the version is reverted otherwise. 0
             needs no confirmation.
     """
 
@@ -39,7 +39,7 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """The version that is asked for, "" for any.
+    """The requested version, "" for any.
 
     Keys:
         digest: SHA-256 of its manifest, or of a bare file.
@@ -54,7 +54,7 @@ ANY = Wanted()
 """Any version."""
 
 NAME_IT = "name the model in a pipeline, then: edgectl reload"
-"""Hint for a version that was installed and that no pipeline uses."""
+"""Hint for an installed version without a pipeline."""
 
 Ending = Literal["done", "installed", "refused", "failed", "rolled_back"]
 JobState = Literal["running"] | Ending
@@ -62,16 +62,16 @@ Outcome = Literal[""] | Ending
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that was taken.
+    """A step of an update.
 
     Keys:
-        id: Kind of the step; a kind never changes its name.
+        id: Kind of the step; the names of kinds never change.
         model: Name of the model, "" if not known.
         text: The step in words, for people.
         time (s): Moment of CLOCK_MONOTONIC.
-        version: Number of the version concerned, "" if there is none or the number is not known yet.
-        digest: Digest of that version.
-        phase: Phase of that version from now on.
+        version: Number of the version concerned, "" if not known.
+        digest: Digest of the version.
+        phase: Phase of the version from now on.
         outcome: End of the update; "" before.
         bytes: Bytes received so far, while the version is received or fetched.
         total: Bytes to receive, if known.
@@ -116,7 +116,7 @@ class Job:
         self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
 
     def end(self, state: Ending, text: str, hint: str = "") -> None:
-        """End the job, unless it has ended already."""
+        """End the job, unless ended already."""
         if self.ended.is_set():
             return
         self.state, self.text, self.hint = state, text, hint
@@ -132,7 +132,7 @@ class JobList:
         self._numbers = count(1)
 
     def new(self, options: InstallOptions) -> Job:
-        """Create a job; the oldest one may be forgotten for it."""
+        """Create a job; the oldest job may be forgotten."""
         job = Job(str(next(self._numbers)), options)
         self._jobs.append(job)
         return job
@@ -147,12 +147,12 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Keys:
         name: Name of the model.
-        serving: Digest of the version that answers; "" for none, None if no pipeline uses the model.
-        active: Number of the version that an update would follow.
+        serving: Digest of the version in service; "" for no version, None for a model without a pipeline.
+        active: Number of the version before the next update.
         ledger: The ledger.
         factory: Numbers of the factory versions by digest.
-        named: Number of the version that the configuration names; "" for any.
-        unfit: Versions that were damaged or did not serve in this run, by digest.
+        named: Number of the version in the configuration; "" for any.
+        unfit: Versions found damaged or unable to serve in this run, by digest.
     """
 
     name: str

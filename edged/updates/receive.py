@@ -1,11 +1,11 @@
-"""Versions that clients send: a container, a delta or a bare model file, in chunks over the control socket.
+"""Versions sent by clients: a container, a delta or a bare model file, in chunks over the control socket.
 
-Each chunk says where it belongs, and a transfer is named after its content. Any client may therefore send any chunk
-again: clients with the same file help each other, and after a cut connection a client continues where the file ends.
-Received bytes survive the connection at once. They survive a power cut except for the last window of `PartialFiles`,
-unless a chunk was sent as durable; the answer to receive-open tells where to continue.
+Each chunk carries an offset, and a transfer is named after the content of the file. Any client may therefore send any
+chunk again: clients with the same file help each other, and after a cut connection a client continues at the end of
+the file. Received bytes survive the connection at once, and a power cut except for the last window of `PartialFiles`,
+unless a chunk was sent as durable; the answer to receive-open is the offset to continue at.
 
-One thread does all work on these files.
+A single thread does all work on the files.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 
 class Receiver:
-    """Receives versions. `job_of` returns the job that a client knows an install as; `idle` is in seconds.
+    """Receives versions. `job_of` returns the job behind an install, as known to clients; `idle` is in seconds.
 
-    A transfer that no client has sent to for `idle` seconds is closed, and its bytes are kept.
+    A transfer is closed after `idle` seconds of silence, and the received bytes are kept.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Receiver:
         return tuple(each.inbound for each in self._receiving.values() if each.job is None)
 
     async def start(self) -> None:
-        """Discard received files of an earlier run whose version is known by now."""
+        """Discard received files of an earlier run if the version is known by now."""
         for name in self._partial_files.ids():
             if await self._updater.knows(self._partial_files.part(name)):
                 with contextlib.suppress(EdgedError):  # old files are removed anyway, after a week
                     await self._on_thread(lambda name=name: self._partial_files.open(name).discard())
 
     async def stop(self) -> None:
-        """Close all transfers. Their bytes are kept, and clients are told to ask again later."""
+        """Close all transfers. The received bytes are kept, and clients are told to ask again later."""
         self._stopping = True
         for task in self._tasks:
             task.cancel()
@@ -82,11 +82,11 @@ class Receiver:
         await asyncio.to_thread(self._thread.shutdown)
 
     async def _open(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Return where to continue a file, or why sending is unnecessary.
+        """Return the offset to continue a file at, or the reason not to send the file.
 
-        {"offset": number of bytes that are here}, {"job": job that installs this version, with its terms},
+        {"offset": number of bytes here}, {"job": job of the same version, with the terms of that job},
         {"present": true} if the version serves or, with a remedy, is `unused` by any pipeline, or
-        {"missing": base} if a delta to that version is of no use here.
+        {"missing": base} for a delta without a base here.
         """
         self._refuse_when_stopping()
         request = parse(args, OpenRequest)
@@ -106,7 +106,7 @@ class Receiver:
         return {"offset": transfer.received}
 
     async def _chunk(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Append the new bytes of a chunk, and return how many bytes there are."""
+        """Append the new bytes of a chunk, and return the number of bytes here."""
         self._refuse_when_stopping()
         chunk = parse(args, ChunkRequest)
         receiving = self._get(chunk.id)
@@ -120,7 +120,7 @@ class Receiver:
         return {"offset": offset}
 
     async def _done(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Install a file that is complete, and return the job. A repeated request gets the same job."""
+        """Install a complete file, and return the job. A repeated request gets the same job."""
         self._refuse_when_stopping()
         request = parse(args, DoneRequest)
         receiving = self._get(request.id)
@@ -133,7 +133,7 @@ class Receiver:
         return _begun(receiving.job)
 
     async def _known(self, request: OpenRequest) -> dict[str, Any]:
-        """Return why sending a file is unnecessary, if it is. Raises BundleError if the version may not come in."""
+        """Return the reason not to send a file, if any. Raises BundleError if the version is not admitted."""
         receiving = self._receiving.get(request.id)
         if receiving and receiving.job:
             return _begun(receiving.job)
@@ -158,11 +158,11 @@ class Receiver:
         return {"missing": request.base} if request.base and request.base not in snapshot.bases else {}
 
     def _open_transfer(self, request: OpenRequest, inbound: InboundVersion) -> Transfer:
-        """On the thread: open a transfer whose bytes are checked as they come."""
+        """On the thread: open a transfer with a check of the arriving bytes."""
 
         def approve(head: Head, transfer: str, _base: str) -> None:
             if transfer != request.id:
-                raise BundleError("the file sent is not the one that was announced", hint="send it again")
+                raise BundleError("another file was sent than announced", hint="send the file again")
             self._checks.approve(head)
             inbound.name(head)
 
@@ -186,13 +186,13 @@ class Receiver:
             receiving.timer = loop.call_later(self._idle, lambda: self._spawn(self._close(name)))
 
     async def _close(self, name: str) -> None:
-        """Close a transfer and keep its bytes, unless an install needs the file."""
+        """Close a transfer and keep the bytes, unless an install needs the file."""
         receiving = self._receiving.get(name)
         if receiving is None or receiving.job is not None:
             return
         del self._receiving[name]
         receiving.cancel_timer()
-        with contextlib.suppress(EdgedError):  # nothing is left then, and a client begins anew
+        with contextlib.suppress(EdgedError):  # after an error the file is gone, and a client begins anew
             await self._on_thread((await receiving.opening).close)
 
     async def _discard(self, name: str) -> None:
@@ -201,7 +201,7 @@ class Receiver:
             await self._on_thread(receiving.transfer.discard)
 
     async def _remove_when_released(self, name: str, receiving: _Receiving, job: Job) -> None:
-        """Discard a file once its install has released it, or keep the file if the install failed on this board."""
+        """Discard a file once the install has released the file, or keep the file if the board was at fault."""
         await job.released.wait()
         if job.state == "failed":
             receiving.job = None
@@ -211,7 +211,7 @@ class Receiver:
 
     def _refuse_when_stopping(self) -> None:
         if self._stopping:
-            raise ControlError("the daemon is stopping", hint="send the rest after its restart", retryable=True)
+            raise ControlError("the daemon is stopping", hint="send the rest after the restart", retryable=True)
 
     def _on_thread(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -224,7 +224,7 @@ class Receiver:
 
 @dataclass(eq=False)
 class _Receiving:
-    """A transfer that clients send to, open or being opened. It has a `job` once the file is complete."""
+    """A transfer from clients, open or being opened. `job` is set as soon as the file is complete."""
 
     opening: asyncio.Future[Transfer]
     inbound: InboundVersion
@@ -242,12 +242,12 @@ class _Receiving:
 
 
 def _begun(job: Job) -> dict[str, Any]:
-    """Return the answer that names a job. Its terms are included, as another client may have asked for others."""
+    """Return the answer with a job. The terms are included, as another client may have set others."""
     return {"job": job.id, "confirm_within": job.options.confirm_within}
 
 
 def _append(transfer: Transfer, chunk: ChunkRequest) -> int:
-    """On the thread: append the new bytes of a chunk, and return how many bytes there are."""
+    """On the thread: append the new bytes of a chunk, and return the number of bytes here."""
     received = transfer.received
     if chunk.offset > received:
         raise ControlError(

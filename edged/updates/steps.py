@@ -62,12 +62,12 @@ class UpdateMachine:
         self._clock = clock
 
     async def settle(self, name: str, room: int = 0) -> None:
-        """Take steps until none is left, or none while the daemon stops.
+        """Take steps until none is left; take no step while the daemon stops.
 
-        A kind of step that the disk or the host refuses is announced and not tried again in this call. `room` is a
-        number of bytes for which old versions may be removed.
+        A kind of step refused by the disk or the host is announced and not tried again in this call. Old versions may
+        be removed to have `room` bytes free.
         """
-        if self.stopping:  # the next run counts its steps anew
+        if self.stopping:  # the next run counts steps anew
             return
         model = self._states[name]
         barred: frozenset[type[Step]] = frozenset()
@@ -80,7 +80,7 @@ class UpdateMachine:
                 if taken > MAX_STEPS:
                     raise StoreError(
                         f"{self._store.shelf(name).folder}: {MAX_STEPS} steps did not bring the update to an end",
-                        hint="end any other program that changes this folder",
+                        hint="end any other program with write access to the folder",
                     )
                 try:
                     await self.take(name, step, facts)
@@ -127,7 +127,7 @@ class UpdateMachine:
         self._states[name].ledger = ledger
 
     def _announce_suspension(self, name: str, facts: ModelFacts) -> None:
-        """Announce that the candidate's probation is suspended; its end shows in the next step of the model."""
+        """Announce a suspended probation of the candidate; the end shows in the next step of the model."""
         model, candidate = self._states[name], facts.ledger.candidate
         suspended = is_suspended(facts)
         if suspended and not model.suspended and candidate is not None:
@@ -146,7 +146,7 @@ class UpdateMachine:
             return _unsound(error)
         try:
             verdict = await self._host.try_out(name, bundle)
-        except EdgedError as error:  # without a trial there is nothing to hold against the version
+        except EdgedError as error:  # without a trial the version is not to blame
             return VersionFault("reverted", error.message, error.hint)
         except Exception as error:
             log.exception("the trial of %s met a bug", name)
@@ -167,7 +167,7 @@ class UpdateMachine:
             self._steps.announce(name, "update.unfit", f"version {number} does not serve: {fault.reason}")
 
     async def _swap(self, name: str, digest: str) -> VersionFault | None:
-        """Have a version serve, and return the fault that prevents it, if any."""
+        """Have a version serve, and return the fault of a failure."""
         try:
             bundle = await on_thread(self._store.open, name, digest)
         except BundleError as error:
@@ -186,11 +186,11 @@ class UpdateMachine:
 
 
 _FAULTS: dict[Failure, Literal["reverted", "damaged"]] = {"damaged": "damaged", "hindered": "reverted"}
-"""Fault of a version whose trial failed for a reason outside the version."""
+"""Fault of a version after a failure of the trial for a reason outside the version."""
 
 
 def _unsound(error: BundleError) -> VersionFault:
-    """Return the fault of a version whose folder cannot be opened."""
+    """Return the fault of a version with an unusable folder."""
     return VersionFault("reverted" if error.retryable else "damaged", error.message, error.hint)
 
 

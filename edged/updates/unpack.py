@@ -1,6 +1,6 @@
-"""Submitted files, and how each becomes a folder: a container, a delta that stands for one, or a bare model file.
+"""Submitted files, and the way from file to folder: for a container, a delta to a version, or a bare model file.
 
-Every function here reads or writes disks and so blocks: call them on another thread than the event loop's.
+Every function here reads or writes disks and so blocks: not for the thread of the event loop.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from edged.models.delta import expand
 from edged.models.store import MAX_HEAD_BYTES, Store
 
 RESERVE = 1 << 20
-"""Bytes that unpacking leaves free, for ledgers and other files of the board."""
+"""Bytes left free by unpacking, for ledgers and other files of the board."""
 
 
 class Submission(NamedTuple):
-    """A file to install, with the head of its version: a container, a delta to the version `base`, or a `bare` file."""
+    """A file to install, with the head of the version: a container, a delta to the version `base`, or a `bare` file."""
 
     file: Path
     head: Head
@@ -57,10 +57,10 @@ def read(file: Path) -> Submission:
 def adopt(file: Path, bare: Bare, before: Bundle, floor: Version) -> Submission:
     """Give a bare file the contract of the version `before`, and the number after that version and the floor.
 
-    If `before` is made of this very file, the submission is that version.
+    If `before` is made of the same file, the submission is `before`.
 
     Raises:
-        BundleError: the file is not a sound .tflite file, or its tensors differ from those of `before`.
+        BundleError: the file is not a sound .tflite file, or the tensors differ from `before`.
         StoreError: the file cannot be read.
     """
     data = read_bare(file)
@@ -75,18 +75,18 @@ def adopt(file: Path, bare: Bare, before: Bundle, floor: Version) -> Submission:
 
 
 def _head_of(bundle: Bundle) -> Head:
-    """Return the head of a version's container; that of a bare file at a path is derived, as it has no manifest."""
+    """Return the head of a version's container. A bare file at a path has a derived head, for want of a manifest."""
     if bundle.derived:
         return Head(bundle.manifest, manifests.encode(bundle.manifest), b"")
     return head_of_folder(bundle.folder)
 
 
 def unpack_beside(submission: Submission, store: Store, disk: Disk) -> Bundle:
-    """Unpack a submission into the folder `arriving` of its model, and read the folder back.
+    """Unpack a submission into the folder `arriving` of the model, and read the folder back.
 
     Raises:
-        BundleError: the file is damaged, or a delta to a version that is not here.
-        StoreError: there is no room, or the disk refuses.
+        BundleError: the file is damaged, or a delta to an absent version.
+        StoreError: the disk is full or refuses.
     """
     head = submission.head
     folder = store.shelf(head.manifest.name)
@@ -102,19 +102,19 @@ def unpack_beside(submission: Submission, store: Store, disk: Disk) -> Bundle:
     with submission.file.open("rb") as stream:
         unpacked = unpack(_container(submission, stream, store), folder.arriving, disk)
     if unpacked.digest != head.digest:
-        raise BundleError("the container changed while edged read it", hint="send it again", retryable=True)
+        raise BundleError("the container changed during the install", hint="send the file again", retryable=True)
     return open_folder(folder.arriving)
 
 
 def place(submission: Submission, store: Store, disk: Disk) -> None:
-    """Move a version from `arriving` into its place, where only a damaged folder can be. Raises StoreError."""
+    """Move a version from `arriving` into place, instead of any damaged folder there. Raises StoreError."""
     folder = store.shelf(submission.head.manifest.name)
     disk.remove(folder.version(submission.head.digest))
     disk.place(folder.arriving, folder.version(submission.head.digest))
 
 
 def _container(submission: Submission, stream: IO[bytes], store: Store) -> IO[bytes]:
-    """Return the container that a file is or stands for."""
+    """Return the container in or behind a file."""
     if submission.bare:
         return stand_for(submission.head, stream)
     if submission.base:
@@ -123,10 +123,10 @@ def _container(submission: Submission, stream: IO[bytes], store: Store) -> IO[by
 
 
 def _base(name: str, base: str, store: Store) -> Path:
-    """Return the folder of the version that a delta builds on."""
+    """Return the folder of the base of a delta."""
     if base not in store.shelf(name).present() and base not in store.factory(name):
         raise BundleError(
-            f"the delta builds on a version of {name} that is not on this board: {base[:12]}",
+            f"the delta builds on a version of {name} not on this board: {base[:12]}",
             hint="send the full bundle",
         )
     return store.open(name, base).folder

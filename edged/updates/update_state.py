@@ -1,4 +1,4 @@
-"""State of each model's updates in one run of the daemon. Everything that outlives the process is in core/ledger.py."""
+"""State of each model's updates in one run of the daemon. core/ledger.py has the state on disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edged.models.store import FactoryVersion
 from edged.updates.jobs import Ending, Job
 
 RETRY_SECONDS = 60.0
-"""First pause, in seconds, before a version that failed for a passing reason is tried again while nothing serves.
+"""First pause, in seconds, before another attempt with a version whose fault may pass, while no version serves.
 
-Each further pause is twice as long, up to MAX_RETRY_SECONDS, since a retry may disturb pipelines that do serve.
+Each further pause is twice as long, up to MAX_RETRY_SECONDS, since a retry may disturb pipelines in service.
 """
 
 MAX_RETRY_SECONDS = 3600.0
@@ -25,19 +25,19 @@ MAX_RETRY_SECONDS = 3600.0
 class UpdateState:
     """State of one model's updates in this run of the daemon.
 
-    lock           held around every step of this model
-    ledger         ledger last read or durably written: after a failed write the file on disk proves nothing
-    unfit          versions that were damaged or did not serve in this run
+    lock           held around every step of the model
+    ledger         ledger last read or durably written, as a failed write leaves an unknown file
+    unfit          versions found damaged or unable to serve
     trial          outcome of the candidate's self-test
-    serving_since  monotonic time at which the candidate's probation began in this run; None before
+    serving_since  monotonic time of the start of the candidate's probation in this run; None before
     suspended      True once a suspended probation has been announced
     factory        factory versions by digest
-    jobs           jobs that end with the candidate
-    ending         end of the last candidate, until `jobs` have ended with it: state, text and hint
+    jobs           jobs to end with the candidate
+    ending         end of the last candidate, until `jobs` have ended, too: state, text and hint
     unsettled      True if a later call may find another step to take
-    retry_at       monotonic time of the next retry of a version that failed for a passing reason
-    retry_pause    seconds to that retry
-    complaint      error that was announced last
+    retry_at       monotonic time of the next attempt of a version whose fault may pass
+    retry_pause    seconds to the next attempt
+    complaint      error announced last
     """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -55,7 +55,7 @@ class UpdateState:
     complaint: str = ""
 
     def record_end(self, before: ModelFacts, step: ReplaceLedger) -> None:
-        """Remember the end of the candidate, if this step ends it."""
+        """Remember the end of the candidate, if the step is the end."""
         candidate = before.ledger.candidate
         if candidate is None or step.ledger.candidate is not None:
             return
@@ -68,13 +68,13 @@ class UpdateState:
         self.ending = (state, step.text, step.hint)
 
     def begin_retry(self, now: float) -> None:
-        """Give versions that failed for a passing reason another chance, if their pause is over."""
+        """Give versions whose fault may pass another chance, after the pause."""
         if self.retry_at is not None and now >= self.retry_at:
             self.unfit = {digest: fault for digest, fault in self.unfit.items() if fault.kind != "reverted"}
             self.retry_at, self.retry_pause = None, min(2 * self.retry_pause, MAX_RETRY_SECONDS)
 
     def plan_retry(self, facts: ModelFacts, now: float) -> bool:
-        """Set the time of the next retry; return False if nothing is worth one."""
+        """Set the time of the next attempt; return False without a version worth an attempt."""
         hopeful = facts.serving == "" and any(fault.kind == "reverted" for fault in facts.unfit.values())
         if not hopeful:
             self.retry_at, self.retry_pause = None, RETRY_SECONDS
@@ -90,20 +90,20 @@ class UpdateState:
         return known.version if known else "0"
 
     def active_number(self, facts: ModelFacts) -> str:
-        """Return the number of the version that an update would follow."""
+        """Return the number of the version before the next update."""
         return self.number(facts, facts.ledger.active or next(iter(facts.factory), ""))
 
     def describe_serving(self, facts: ModelFacts) -> str:
-        """Return, for people, which version serves now."""
+        """Return a phrase about the version in service."""
         if facts.serving is None:
             return "no pipeline uses it"
         return f"version {self.number(facts, facts.serving)} serves" if facts.serving else "nothing serves"
 
 
 UpdateStates = defaultdict[str, UpdateState]
-"""States by model. A model that is asked for gets one."""
+"""States by model. A look-up adds a state."""
 
 
 def bug(error: Exception) -> EdgedError:
-    """Return an exception that nobody expected as an error for the operator."""
-    return StoreError(f"{type(error).__name__}: {error}", hint="this is a bug: report it with the log's traceback")
+    """Return an unexpected exception as an error for the operator."""
+    return StoreError(f"{type(error).__name__}: {error}", hint="report this bug with the traceback in the log")

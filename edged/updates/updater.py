@@ -1,8 +1,8 @@
-"""The updater: installs versions, carries out an operator's requests, and continues what an earlier run has left.
+"""The updater: installs versions, carries out operators' requests, and continues the updates of an earlier run.
 
-Read core/decide.py first, which holds the policy. The updater hands each file to an `InstallRunner` (install.py), and
-takes the steps that `decide` chooses with an `UpdateMachine` (steps.py). One thing at a time is done to a model, under
-the lock of its `UpdateState`; blocking work runs on other threads.
+core/decide.py holds the policy: read the head of core/decide.py first. The updater hands each file to an
+`InstallRunner` (install.py), and takes the steps chosen by `decide` with an `UpdateMachine` (steps.py). Steps of a
+model never overlap, as each holds the lock of the `UpdateState`; blocking work runs on other threads.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from edged.updates.update_state import UpdateState, UpdateStates
 log = logging.getLogger("edged.models")
 
 INTERVAL = 1.0
-"""Seconds between two inspections of a model whose update is under way."""
+"""Seconds between two inspections of a model during an update."""
 
 START_SECONDS = 60.0
-"""Seconds for which the start of the daemon waits for updates of an earlier run; the service manager waits too."""
+"""Longest wait, in seconds, of the start of the daemon for earlier updates; the service manager waits, too."""
 
 STOP_SECONDS = 4.0
-"""Seconds for which the end of a run waits for work on other threads."""
+"""Longest wait, in seconds, of the end of a run for work on other threads."""
 
 
 class Updater:
-    """Keeps the models of a board up to date, and a working version in service as long as there is one.
+    """Keeps the models of a board up to date, and a working version in service if at all possible.
 
-    `run` identifies this run of the daemon. `publish` is called with every step, on the event loop.
+    `run` identifies the run of the daemon. `publish` is called with every step, on the event loop.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class Updater:
     # Start, run, stop
 
     async def start(self) -> None:
-        """Continue the updates of an earlier run, and return when the best version of each model serves.
+        """Continue the updates of an earlier run, and return as soon as the best version of each model serves.
 
-        Trials that take longer than START_SECONDS go on after the return.
+        Trials beyond START_SECONDS go on after the return.
         """
         resuming = self._spawn(self._resume_all())
         done, _ = await asyncio.wait([resuming], timeout=START_SECONDS)
@@ -94,16 +94,16 @@ class Updater:
             task.result()
 
     async def run(self) -> None:
-        """Take the steps that become due, until cancelled. A step that is being taken then is left to `stop`."""
+        """Take due steps, until cancelled. A step under way is then left to `stop`."""
         while True:
             unsettled = [name for name, model in self._states.items() if model.unsettled]
             await asyncio.gather(*(asyncio.shield(self._spawn(self.settle(name))) for name in unsettled))
             await asyncio.sleep(INTERVAL)
 
     async def stop(self) -> None:
-        """End this run without counting it against any candidate; the next run continues. Cancel `run` before.
+        """End the run without a count against any candidate; the next run continues. Cancel `run` before.
 
-        Work that takes longer than STOP_SECONDS is abandoned, since results wait to be saved, and the run counts then.
+        Work beyond STOP_SECONDS is abandoned, since results wait to be saved, and the run counts then.
         """
         self._machine.stopping = True
         for task in self._tasks:
@@ -111,24 +111,24 @@ class Updater:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 if self._tasks:
-                    await asyncio.wait(self._tasks)  # not gather, which goes on until the tasks have ended
+                    await asyncio.wait(self._tasks)  # gather would go on until the tasks have ended
                 for name, model in list(self._states.items()):
                     async with model.lock:
                         await self._give_back(name)
 
     async def settle(self, name: str) -> None:
-        """Take every step that is due for a model now."""
+        """Take every due step of a model now."""
         async with self._states[name].lock:
             await self._machine.settle(name)
 
     async def keep_ledgers(self) -> None:
-        """Restore every ledger that another program has changed or deleted: this run knows the true one."""
+        """Restore every ledger changed or deleted by another program: the running daemon knows the true ledger."""
         for name, model in list(self._states.items()):
             async with model.lock:
                 folder, ledger = self._store.shelf(name), model.ledger
                 if self._machine.stopping or ledger is None or await on_thread(folder.holds, ledger):
                     continue
-                text = f"{folder.folder}: another program changed or deleted state.json; edged restores it"
+                text = f"{folder.folder}: another program changed or deleted state.json; edged restores the file"
                 log.warning("%s: %s", name, text, extra={"model": name})
                 try:
                     await self._machine.write_ledger(name, ledger)
@@ -138,9 +138,9 @@ class Updater:
 
     @asynccontextmanager
     async def held(self, names: Collection[str]) -> AsyncIterator[None]:
-        """Take no step for these models while the caller changes what serves them, and settle them afterwards.
+        """Take no step for the models while the caller changes pipelines, and settle the models afterwards.
 
-        Versions that did not serve before the change get another chance.
+        Versions unable to serve before the change get another chance.
         """
         held = [name for name in self._facts.names() if name in names]
         async with AsyncExitStack() as locks:
@@ -152,13 +152,13 @@ class Updater:
                 await self._machine.settle(name)
 
     def configure(self, trust: Trust, keep: Keep) -> None:
-        """Use these signers and these limits of old versions from now on."""
+        """Change the trusted signers and the limits of old versions."""
         self._signatures.trust, self._facts.keep = trust, keep
 
     # Requests
 
     def install(self, container: Path, options: InstallOptions) -> Job:
-        """Begin to install the version in a file, which must stay in place until the job is `released`.
+        """Begin to install the version in a file. The file must stay in place until the job is `released`.
 
         The file is a container, a delta to an installed version or, with `options.bare`, a bare model.
         """
@@ -170,9 +170,9 @@ class Updater:
         """Return to the version before, or to the version `to`: a confirmed number or digest, or "factory".
 
         Raises:
-            ControlError: there is no such version to return to.
-            ModelError: that version does not serve, and the best other one does; or the factory version is not sound,
-                and nothing has changed.
+            ControlError: no such version was confirmed here.
+            ModelError: the chosen version does not serve, and the best other version does; or the factory version is
+                not sound, and stays unused.
             StoreError: the disk refuses.
         """
         factory = await on_thread(self._store.factory, name)
@@ -195,23 +195,23 @@ class Updater:
             raise ModelError(f"{name} {number} does not serve: {facts.unfit[wanted].reason}")
 
     async def confirm(self, name: str) -> None:
-        """Confirm the candidate that waits for an operator. Raises ControlError if none does."""
+        """Confirm the candidate for an operator. Raises ControlError without a candidate to confirm."""
         text = "an operator confirmed the version"
         await self._change(name, lambda ledger: ledgers.vouched(ledger, name), "update.vouched", text)
 
     async def pin(self, name: str, pinned: bool) -> None:
-        """Refuse other versions of a model from now on, or accept them again.
+        """Refuse other versions of a model from now on, or accept other versions again.
 
         Raises:
             ControlError: the model has no version yet, or another version is under way.
         """
         if pinned and self._facts.require(name) not in self._store.names():
             raise ControlError(f"{name} has no version to be pinned to", hint=BRING)
-        text = f"{name} is pinned to its version" if pinned else f"{name} is no longer pinned"
+        text = f"{name} is pinned to the present version" if pinned else f"{name} is no longer pinned"
         await self._change(name, lambda ledger: ledgers.pinned(ledger, name, on=pinned), "update.pinned", text)
 
     async def forget_rejection(self, name: str, digest: str) -> None:
-        """Let a rejected version be tried again, given its digest or the start of it. Raises ControlError."""
+        """Let a rejected version be tried again, given the digest or the start of the digest. Raises ControlError."""
         text = f"an operator allows {digest[:12]} to be tried again"
         await self._change(name, lambda ledger: ledgers.forgiven(ledger, name, digest), "update.forgiven", text)
 
@@ -240,10 +240,10 @@ class Updater:
         )
 
     async def knows(self, file: Path) -> bool:
-        """Return whether the version in a received file is installed, under way or rejected, and the file obsolete."""
+        """Return True if the version in a received file is installed, under way or rejected, and the file obsolete."""
         try:
             digest = (await on_thread(unpack.read, file)).head.digest
-        except EdgedError:  # an incomplete head, or a bare file, which does not tell its model
+        except EdgedError:  # an incomplete head, or a bare file without the name of a model
             return False
         try:
             ledgers = [(await self._facts.inspect(name)).ledger for name in self._store.installed()]
@@ -259,14 +259,16 @@ class Updater:
         model = self._states[self._facts.require(name)]
         async with model.lock:
             if self._machine.stopping:
-                raise ControlError("the daemon is stopping", hint="repeat this after its restart", retryable=True)
+                raise ControlError(
+                    "the daemon is stopping", hint="repeat the command after the restart", retryable=True
+                )
             facts = await self._facts.inspect(name)
             await self._machine.take(name, ReplaceLedger(change(facts.ledger), event, text), facts)
             model.unfit.clear()
             await self._machine.settle(name)
 
     async def _require_factory(self, name: str, digests: Iterable[str]) -> None:
-        """Raise ModelError if no factory version is sound, so that a good version is not given up for nothing."""
+        """Raise ModelError if no factory version is sound, before a good version is given up in vain."""
         problem = "there is none"
         for digest in digests:
             try:
@@ -282,10 +284,10 @@ class Updater:
             await self._resume(name)
 
     async def _resume(self, name: str) -> None:
-        """Continue a model's update where an earlier run ended.
+        """Continue a model's update of an earlier run.
 
-        That run may have been killed before a rename was durable, and the card may have lost the ledger since, which is
-        written again from its copy.
+        The daemon may have been killed before a rename was durable, and the card may have lost the ledger since: the
+        ledger is written again from the copy.
         """
         folder, model = self._store.shelf(name), self._states[name]
         async with model.lock:
@@ -311,7 +313,7 @@ class Updater:
             await self._machine.settle(name)
 
     async def _give_back(self, name: str) -> None:
-        """Take back the count of this run for a model's candidate, since the run ends cleanly."""
+        """Take back the count of this run for a model's candidate, after a clean end."""
         ledger = self._states[name].ledger
         spared = ledger and ledgers.given_back(ledger, self._run)
         try:
@@ -321,7 +323,7 @@ class Updater:
             self._steps.announce(name, "update.hindered", str(error))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin work that `stop` ends."""
+        """Begin work, to be ended by `stop`."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,7 +1,7 @@
 """Verbs of the control socket about versions: send, fetch, watch, roll back, confirm, pin.
 
-Every way in, from a file on the board, over SSH or from a URL, ends in `PartialFiles` and then with the updater, which
-alone decides if a version may serve. receive.py takes the files that clients send, fetch_jobs.py fetches the others.
+Every way in, from a file on the board, over SSH or from a URL, ends in `PartialFiles` and then with the updater, the
+only judge of versions. receive.py takes the files sent by clients, fetch_jobs.py fetches the others.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from edged.updates.requests import (
 )
 
 IDLE_SECONDS = 60.0
-"""Seconds after which a transfer that no client sends to is closed; its bytes are kept."""
+"""Seconds of silence until a transfer from a client is closed. The received bytes are kept."""
 
 STOP_SECONDS = 2.0
-"""Seconds for which the end of a run waits until received bytes are on disk, since results wait to be saved, too."""
+"""Longest time, in seconds, to put received bytes on disk at the end of a run. Results wait to be saved, too."""
 
 PROGRESS_SECONDS = 5.0
-"""Seconds between two published figures of the progress of a version on its way in."""
+"""Seconds between two published figures of the progress of an inbound version."""
 
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 15.0
@@ -62,7 +62,7 @@ class Updates:
     ) -> None:
         """Create the verbs. `publish` is called with the progress of inbound versions, and with failed fetches.
 
-        `urls` are the models' URLs in the configuration, and `idle` is the time after which a transfer is closed.
+        `urls` are the models' URLs in the configuration, and `idle` is the time until a silent transfer is closed.
         """
         self._updater = updater
         self._clock = clock
@@ -95,8 +95,8 @@ class Updates:
     async def stop(self) -> None:
         """End every transfer. Received bytes are kept for the next run, and clients are told to ask again later.
 
-        A disk or a look-up of a name that takes longer than STOP_SECONDS is not waited for. Stop the updater after
-        this, or a client would take the end of this run for the end of an update.
+        A disk or a look-up of a name gets at most STOP_SECONDS. Stop the updater afterwards, or a client would take the
+        end of the run for the end of an update.
         """
         self._stopping = True
         if self._progress_task:
@@ -121,7 +121,7 @@ class Updates:
         return {"job": self.fetch_jobs.fetch(request.url, options, model, operator=True).id}
 
     async def _publish_progress(self) -> None:
-        """Publish the progress of every inbound version that is known and has grown."""
+        """Publish the progress of every known inbound version since the last time."""
         published: dict[int, int] = {}
         while True:
             await asyncio.sleep(self._progress_every)
@@ -143,10 +143,10 @@ class Updates:
         return {**self._job_answer(job), "events": [self._step_answer(event) for event in job.events]}
 
     async def _job_watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        """Yield the steps of a job after the moment `after`, and then its end.
+        """Yield the steps of a job after the moment `after`, and then the end.
 
-        In between, a fetch yields its progress, and every job a sign of life. With a `digest`, a job of another version
-        that has the same number since a restart of the daemon is refused.
+        In between, a fetch yields the progress, and every job a sign of life. With a `digest`, a job of another version
+        with the same number since a restart of the daemon is refused.
         """
         request = parse(args, WatchRequest)
         job, progress, silent = self._find(request.id, request.digest), None, 0.0
@@ -174,13 +174,13 @@ class Updates:
                     await job.ended.wait()
 
     def _all_jobs(self) -> dict[str, Job]:
-        """Return the jobs by id. A fetch and the install that follows are one job."""
+        """Return the jobs by id. A fetch and the install afterwards are the same job."""
         installs = [job for job in self._updater.jobs() if self.fetch_jobs.job_of(job) is job]
         return {job.id: job for job in [*self.fetch_jobs.jobs, *installs]}
 
     def _find(self, name: str, digest: str = "") -> Job:
         jobs = self._all_jobs()
-        # A fetch gets its digest while it runs; before that, the digest a client knows is no reason to refuse.
+        # A fetch gets a digest on the way; until then, the digest known to a client is no reason to refuse.
         unnamed = "" if jobs.get(name) in self._updater.jobs() else digest
         if name not in jobs or (digest and jobs[name].digest not in (unnamed, digest)):
             raise ControlError(
@@ -231,7 +231,7 @@ class Updates:
         return await self._model_answer(request.model)
 
     async def _model_answer(self, model: str) -> dict[str, Any]:
-        """Return what serves after an operator's decision."""
+        """Return the version in service after an operator's decision."""
         report = next(report for report in await self._updater.models() if report.name == model)
         return {
             "model": model,
@@ -244,9 +244,7 @@ class Updates:
 
     def _refuse_when_stopping(self) -> None:
         if self._stopping:
-            raise ControlError(
-                "the daemon is stopping", hint="watch the job after its restart, when it continues", retryable=True
-            )
+            raise ControlError("the daemon is stopping", hint="watch the job again after the restart", retryable=True)
 
 
 def _number(report: ModelReport, digest: str) -> str:
@@ -255,7 +253,7 @@ def _number(report: ModelReport, digest: str) -> str:
 
 
 def _versions(report: ModelReport) -> Iterator[dict[str, Any]]:
-    """Yield the versions of a model with their roles, the installed ones first."""
+    """Yield the versions of a model with roles, installed versions first."""
     ledger = report.ledger
     for digest in dict.fromkeys((*reversed(ledger.versions), *report.factory, *ledger.rejected)):
         rejection = ledger.rejected.get(digest)

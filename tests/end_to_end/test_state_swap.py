@@ -65,7 +65,7 @@ def test_a_ledger_that_is_deleted_is_written_again(edged, tmp_path: Path, happen
     assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1.0")).code == 0
     before = ledger(daemon)
     happen(daemon.state_dir / "models")
-    daemon.wait_for_log("another program changed or deleted state.json; edged restores it")
+    daemon.wait_for_log("another program changed or deleted state.json; edged restores the file")
     wait_until(lambda: not isinstance(copies(daemon), Exception) and copies(daemon) == {encode(before)})
     assert serving(daemon) == "1.1.0"
 

@@ -198,7 +198,7 @@ def test_whoever_is_not_trusted_gets_no_further_than_the_head(board, ask, send):
 def test_what_does_not_keep_its_word_is_refused(board, ask, send):
     other = bundle("3.0")
     ask("receive-open", **{**names(other), "id": NAMES["id"]})
-    with pytest.raises(BundleError, match="not the one that was announced"):
+    with pytest.raises(BundleError, match="another file was sent than announced"):
         ask("receive-chunk", id=NAMES["id"], offset=0, data=base64.b64encode(other[:40_000]).decode())
     assert board.gone()
 
