@@ -1,6 +1,6 @@
 """Contract suites and fakes for the tests of plug-ins; docs/plug-ins.md shows their use.
 
-Importing this package needs pytest, which edged itself does not depend on.
+The import needs pytest, no dependency of edged itself.
 """
 
 import pytest

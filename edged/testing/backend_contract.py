@@ -1,4 +1,4 @@
-"""Tests that every backend must pass: derive a class from `BackendContract`, override `backend` and `model_file`."""
+"""Tests of every backend: derive a class from `BackendContract`, override `backend` and `model_file`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edged.api import Arrays, Backend, EdgedError, ModelError, Runner
 
 
 class BackendContract:
-    """Contract of a backend and of the runners that it loads: one thread at a time uses a runner."""
+    """Contract of a backend and of its runners; a single thread at a time uses a runner."""
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -23,12 +23,12 @@ class BackendContract:
 
     @pytest.fixture
     def model_file(self, tmp_path: Path) -> Path:
-        """Return a model file that the backend loads."""
+        """Return a model file for the backend."""
         raise NotImplementedError
 
     @pytest.fixture
     def signature(self) -> str | None:
-        """Return the name of the signature to load, None for a file with a single one."""
+        """Return the name of the signature to load, None for a file with a single signature."""
         return None
 
     @pytest.fixture
@@ -121,5 +121,5 @@ def ones(runner: Runner) -> list[np.ndarray[Any, Any]]:
 
 
 def copies(outputs: Arrays) -> list[np.ndarray[Any, Any]]:
-    """Return copies of outputs, which the next run overwrites."""
+    """Copy the outputs of a run: the next run overwrites the originals."""
     return [output.copy() for output in outputs]

@@ -1,4 +1,4 @@
-"""Fakes that a sink is opened with, and predictions to send through it."""
+"""Fakes to open a sink with, and predictions to send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STRANGE = Anomaly(0.5, 0.125, True, False)
 
 
 class FakeOutbox:
-    """Outbox that keeps every message in the list `messages`."""
+    """Outbox with every message in the list `messages`."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -23,7 +23,7 @@ class FakeOutbox:
 
 
 class FixedClock:
-    """Wall clock that is `ahead` seconds ahead of the monotonic clock."""
+    """Wall clock, `ahead` seconds ahead of the monotonic clock."""
 
     def __init__(self, ahead: float = 1_700_000_000.0, *, synchronised: bool = True) -> None:
         self.ahead = ahead

@@ -1,4 +1,4 @@
-"""Tests that every sink must pass: derive a class from `SinkContract` and override the fixture `config`."""
+"""Tests of every sink: derive a class from `SinkContract` and override the fixture `config`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edged.testing.fakes import LEVELS, STRANGE, WALKING, context, prediction
 
 
 class SinkContract:
-    """Contract of a sink: one thread uses it, and a prediction is sent when `send` returns."""
+    """Contract of a sink: a single thread calls `send`, which returns after sending."""
 
     @pytest.fixture
     def config(self, tmp_path: Path) -> SinkConfig:

@@ -1,7 +1,7 @@
-"""Tests that every source must pass: derive a class from `SourceContract` and override the fixture `config`.
+"""Tests of every source: derive a class from `SourceContract` and override the fixture `config`.
 
-A source without a real device needs a fake one: start it in the fixture `config` before the `yield`, stop it after. The
-device must deliver at least ten samples in good health, for as long as the source is read.
+A source without a real device needs a fake device: start the fake in the fixture `config` before the `yield`, and stop
+the fake afterwards. The device must deliver at least ten samples without faults, for as long as the test reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEADLINE_SECONDS = 120.0
 
 
 class SourceContract:
-    """Contract of a source: one thread reads it and closes it."""
+    """Contract of a source: a single thread reads and closes the source."""
 
     @pytest.fixture
     def config(self, tmp_path: Path) -> SourceConfig:

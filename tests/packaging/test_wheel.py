@@ -52,12 +52,6 @@ def test_it_has_the_factory_models_and_the_sdist_also_what_made_them(built):
     assert models | trainers <= sdists
 
 
-def test_type_checkers_find_its_types(built):
-    wheel, _ = built
-    with ZipFile(wheel) as packed:
-        assert {"edged/py.typed", "edged/testing/source_contract.py"} <= set(packed.namelist())
-
-
 def test_its_commands_work(commands, tmp_path):
     assert run(commands / "edged", "--version", cwd=tmp_path) == f"edged {__version__}\n"
     assert run(commands / "edgectl", "version", cwd=tmp_path).startswith(f"edgectl         {__version__}\n")
@@ -89,6 +83,13 @@ def plug_in(commands, tmp_path_factory):
 def test_the_plug_in_of_a_stranger_passes_its_contract_suite(commands, plug_in):
     assert re.search(r"^10 passed", run(commands / "pytest", "-q", "tests", cwd=plug_in), re.M)
     assert "valid: 0 pipelines, 1 source" in run(commands / "edgectl", "config", "check", "edged.toml", cwd=plug_in)
+
+
+def test_type_checkers_find_the_types_of_edged(commands, plug_in):
+    (plug_in / "wrong.py").write_text("from edged.api import Chunk\n\nChunk(samples=1, time=True, lost='none')\n")
+    check = ["-m", "mypy", "--strict", f"--python-executable={commands / 'python'}"]
+    assert "Success" in run(sys.executable, *check, "thermal_zone.py", cwd=plug_in)
+    assert '"str"; expected "int"' in run(sys.executable, *check, "wrong.py", cwd=plug_in, status=1)
 
 
 def test_the_suite_shows_where_a_plug_in_breaks_the_contract(commands, plug_in, tmp_path):
