@@ -1,4 +1,4 @@
-"""What an accelerator says of itself, without what it says of its models."""
+"""Published states of an accelerator, without the states of its models."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from edged.core.acceleration import LOADING, AcceleratorStatus
 
 
 def changes(hear: Callable[[AcceleratorStatus], None]) -> Callable[[AcceleratorStatus], None]:
-    """Passes on each standing of a device that is another than the one before; at first it is being loaded."""
+    """Return a function that passes on each changed status of a device, beginning with the first load."""
     last = ("cpu", LOADING)
 
     def tell(standing: AcceleratorStatus) -> None:

@@ -1,6 +1,7 @@
-"""An accelerator that fails to order, and what becomes of every window meanwhile.
+"""An accelerator that fails on command, and the treatment of every window meanwhile.
 
-Most tests drive `Accelerator.look` by hand on a clock that stands still; those at the end let its thread do it.
+Most tests drive `Accelerator.look` by hand on a clock that stands still; the tests at the end use the accelerator's
+thread.
 """
 
 import os
@@ -38,11 +39,12 @@ WRONG = ModelError("golden sample 0: all zero")
 
 
 class Device:
-    """What is plugged in, and what goes wrong with it: `run_error`, `load_error`, `check_error`, `reset_error`.
+    """A device with scripted faults: `run_error`, `load_error`, `check_error`, `reset_error`.
 
-    A model on it answers twice its input, as its twin does. Each is set to an exception, and raised until it is None.
-    While it is `busy` nobody gets a turn. `told` is what was said of it, `loaded` what it has loaded, `renewals` how
-    often its process was begun anew; `during_load` is called as it begins to load, `during_look` as it is looked for.
+    A model on the device answers twice the input, and so does the twin. Each fault is an exception, raised until set to
+    None. While the device is `busy` no model gets a turn. `told` holds the published states, `loaded` the loaded
+    models, `renewals` the restarts of the process; `during_load` is called at the beginning of a load, `during_look` at
+    a search for the device.
     """
 
     def __init__(self) -> None:
@@ -146,7 +148,7 @@ def runner(device: Device, keeper: Accelerator, cpu: FakeRunner) -> AcceleratedR
 
 
 def promote(keeper: Accelerator, *runners: AcceleratedRunner) -> None:
-    """Load, and let each worker take what was loaded."""
+    """Load the runners, and let each worker take its runner."""
     keeper.look()
     for runner in runners:
         answer(runner)
@@ -404,11 +406,11 @@ def test_a_wrong_answer_is_a_fault_and_the_window_in_hand_runs_on_the_twin(
     assert keeper.counts().faults == {kind: 1}
 
 
-# Models that remember
+# Models with state
 
 
 def remembering() -> FakeRunner:
-    """One that answers the sum of its inputs since it was reset."""
+    """Return a runner that answers the sum of its inputs since the reset."""
     memory: list[float] = []
 
     def add(inputs: Arrays) -> Arrays:
@@ -532,7 +534,7 @@ def test_one_that_has_made_way_goes_on_where_it_is_as_another_takes_the_device_d
     assert (cpu.runs, cpu.resets) == (2, 1)
 
 
-# Several models on one device
+# Several models on a device
 
 
 def test_a_fault_of_one_is_a_fault_of_all_and_counts_once(device, keeper):
@@ -677,7 +679,7 @@ def test_a_model_that_fails_again_as_before_is_told_of_again(device):
     device.now += 60
 
     def fail_meanwhile() -> None:
-        if len(device.loaded) == 3:  # the one is back, and the other on its way
+        if len(device.loaded) == 3:  # a model is back, and the other is being loaded
             answer(one)
 
     device.during_load = fail_meanwhile
@@ -711,7 +713,7 @@ def test_a_model_that_never_loads_keeps_no_other_away(device, keeper):
     device.run_error = CRASH
     answer(good)
     keeper.look()
-    assert keeper.standing_of("good").state == "quarantined"  # of its own faults
+    assert keeper.standing_of("good").state == "quarantined"  # by its own faults
 
 
 def test_a_model_that_comes_is_tried_where_others_never_load(device, keeper):
@@ -764,11 +766,11 @@ def test_windows_are_counted_where_they_ran_after_a_close_as_well(device, keeper
     assert keeper.counts() == expected
 
 
-# Its own thread
+# The accelerator's thread
 
 
 class Plugged(Device):
-    """One on real time, that says when its standing changes."""
+    """Device on real time that signals changes of the status."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -943,11 +945,11 @@ def test_two_workers_lose_no_window_whatever_happens_meanwhile(plugged, running)
     assert plugged.open == []
 
 
-# Whatever happens
+# Invariants
 
 
 class Years(RuleBasedStateMachine):
-    """Two models on a device that fails, is unplugged, plugged in, released and left alone, in any order."""
+    """Two models on a device that fails, is unplugged, plugged in, released and quarantined, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1075,7 +1077,7 @@ TestYears.settings = settings(max_examples=2000 if SOAK else 40, stateful_step_c
 
 
 class OnAccelerator(Backend, frozen=True, kw_only=True):
-    """Runs a fake model on an accelerator that never fails."""
+    """Backend for a fake model on an accelerator that never fails."""
 
     def load(self, file: Path, *, signature: str | None = None) -> AcceleratedRunner:
         keeper = accelerator(Device())
@@ -1085,7 +1087,7 @@ class OnAccelerator(Backend, frozen=True, kw_only=True):
 
 
 class OnTwin(Backend, frozen=True, kw_only=True):
-    """Runs a fake model on the twin, for its accelerator is never loaded."""
+    """Backend for a fake model on the twin, since the accelerator is never loaded."""
 
     def load(self, file: Path, *, signature: str | None = None) -> AcceleratedRunner:
         return accelerator(Device()).runner(

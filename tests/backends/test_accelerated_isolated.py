@@ -1,7 +1,7 @@
-"""A delegate that aborts, hangs, refuses, vanishes and computes wrongly in a real process, and its twin in this one.
+"""A delegate that aborts, hangs, refuses, vanishes and computes wrongly in a real process, and a twin in this process.
 
-As many times as it fails, no window is lost, and it comes back each time. `EDGED_SOAK=1` has it fail 100 times in each
-way.
+After each failure no window is lost, and the accelerator comes back. With `EDGED_SOAK=1` the delegate fails 100 times
+in each way.
 """
 
 import gc
@@ -33,7 +33,7 @@ RULES = Rules(deadline=DEADLINE, backoff=0.01, backoff_max=0.02, failures=100, w
 
 
 def never(runner: Runner) -> None:
-    """No sample to be held against, where the failure shall be met by a window."""
+    """Compare no golden sample, so that a window meets the failure."""
 
 
 def descriptors() -> int:
@@ -42,8 +42,8 @@ def descriptors() -> int:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    on_cpu()  # which stays, and keeps a descriptor
-    gc.collect()  # what other tests have left open is not to be closed in the midst of this one
+    on_cpu()  # stays, and keeps a descriptor
+    gc.collect()  # descriptors left open by other tests must not be closed during this test
     before = descriptors()
     host = Host("faulty 0", ResourceLimits(memory=512 << 20, niceness=0))
     yield host
@@ -58,7 +58,7 @@ def told() -> SimpleQueue[AcceleratorStatus]:
 
 @pytest.fixture
 def device(tmp_path: Path) -> Path:
-    """The file of a device that is plugged in."""
+    """Return the file of a present device."""
     file = tmp_path / "device"
     file.touch()
     return file
@@ -153,7 +153,7 @@ def test_it_comes_back_each_time_it_is_plugged_in(host, keeper, told, device, un
     number = 0
 
     def run_until(state: str) -> int:
-        """How many windows it took until it was so."""
+        """Run windows up to this state, and return their number."""
         first = number
         while told.empty() or told.get().state != state:
             step()

@@ -1,4 +1,4 @@
-"""DelegatedTflite with a real delegate, loaded by the real runtime. It behaves here, so no child process is needed."""
+"""DelegatedTflite with a real delegate, loaded by the real runtime. Without faults no child process is needed."""
 
 import msgspec
 import numpy as np

@@ -168,7 +168,7 @@ def test_what_needs_no_device_is_always_the_same(board):
     assert identity(armnn, board.root, board.may_open) == "armnn"
 
 
-# What is missing
+# Missing parts
 
 
 def test_no_device(board):

@@ -1,4 +1,4 @@
-"""Models in a process of their own: that they run as they do here, and that nothing of what they do there harms us."""
+"""Models in a process of their own: they run as in this process, and their faults do no harm."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Actor(FakeBackend, frozen=True, kw_only=True):
 
 @pytest.fixture
 def actor(install_plugin: Callable[..., None]) -> Callable[..., Backend]:
-    """`actor(on_load="...", on_run="...")` is a backend that does this in its process."""
+    """Return a function: `actor(on_load="...", on_run="...")` makes a backend that executes these lines in a child."""
     install_plugin("actor", ACTOR)
     from actor import Actor  # type: ignore[import-not-found]
 
@@ -67,7 +67,7 @@ def actor(install_plugin: Callable[..., None]) -> Callable[..., Backend]:
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Path:
-    """The file of a fake model that says the mean of its input."""
+    """Return the file of a fake model that computes the mean of the input."""
     return write_fake(tmp_path, [1, 2], "float32")
 
 
@@ -85,7 +85,7 @@ def descriptors() -> int:
 def children() -> list[int]:
     found: list[int] = []
     for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that has ended meanwhile left its children to another
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile passed on its children
             found += map(int, (task / "children").read_text().split())
     return sorted(found)
 
@@ -96,7 +96,7 @@ def shared_memory() -> int:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    gc.collect()  # what other tests have left open is not to be closed in the midst of this one
+    gc.collect()  # descriptors left open by other tests must not be closed during this test
     before = descriptors(), children(), shared_memory()
     yield
     assert (descriptors(), children(), shared_memory()) == before
@@ -111,7 +111,7 @@ def host(nothing_is_left: None) -> Iterator[Host]:
 
 @pytest.fixture
 def load(host: Host) -> Iterator[Callable[..., IsolatedRunner]]:
-    """Loads into the host; what it has loaded is closed in the end."""
+    """Return a function that loads into the host; loaded runners are closed at teardown."""
     runners = []
 
     def load(backend: Backend, file: Path = INT8, **given: float) -> IsolatedRunner:
@@ -130,16 +130,16 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def asked(runner: IsolatedRunner) -> None:
-    """Until it has asked for its turn, which nobody can be told."""
+    """Wait until the runner has requested a turn, which has no event."""
     while not runner._shared.words[TURN]:
         time.sleep(0.001)
 
 
-# It is a backend like any other
+# The contract of a backend
 
 
 class Isolated(Backend, frozen=True, kw_only=True):
-    """Loads into one host with the backend that the class under test wraps."""
+    """Backend that loads into one host with the wrapped backend."""
 
     def load(self, file: Path, *, signature: str | None = None) -> Runner:
         return self.host.load(self.wrapped, file, signature=signature, deadline=60, load_seconds=60)
@@ -207,7 +207,7 @@ def test_a_delegate_computes_there(load):
     assert runner.run(ones(runner))[0].tolist() == TfliteBackend().load(INT8).run(ones(runner))[0].tolist()
 
 
-# What it is given, and what is left
+# Environment and remains
 
 
 def test_it_has_no_descriptor_but_those_it_needs(load, actor, fake):
@@ -295,7 +295,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# How it fails
+# Failures
 
 
 def test_a_file_that_is_damaged_is_told_as_it_is_told_here(load, tmp_path):
@@ -496,7 +496,7 @@ threading.Thread(target=talk).start()
 
 
 class Gate:
-    """A turn that waits in it, and only there, until it is opened."""
+    """Gate for turns, opened by the test."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "gate"
@@ -504,7 +504,7 @@ class Gate:
         self.wait = f"open({str(self._path)!r}).read()"
 
     def reached(self) -> None:
-        """Until a turn is in it."""
+        """Wait until a turn is in the gate."""
         self._end = self._path.open("w")
 
     def open(self) -> None:
@@ -517,13 +517,13 @@ def gate(tmp_path: Path) -> Gate:
 
 
 class Diary:
-    """Where models that run elsewhere write down their turns."""
+    """Diary of turns of models in other processes."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def entry(self, name: str) -> str:
-        """What a model has to do for that."""
+        """Return code for a model that writes its name."""
         return f"open({str(self._file)!r}, 'a').write({name + ' '!r})"
 
     def read(self) -> list[str]:
@@ -598,7 +598,7 @@ def test_to_wait_for_the_turn_of_another_is_no_hang(load, actor, fake, gate, poo
     gate.reached()
     second = run(pool, hasty)
     asked(hasty)
-    time.sleep(1)  # until long past its deadline
+    time.sleep(1)  # until long past the deadline
     gate.open()
     assert [output.tolist() for turn in (first, second) for output in turn.result(120)] == [[1], [1]]
 
@@ -608,7 +608,7 @@ def test_a_message_that_waits_for_a_turn_is_no_hang(load, actor, fake, gate, poo
     turn = run(pool, slow)
     gate.reached()
     reset = pool.submit(other.reset)
-    time.sleep(1)  # until it has taken longer than it may
+    time.sleep(1)  # until past the time limit
     gate.open()
     reset.result(120)
     turn.result(120)

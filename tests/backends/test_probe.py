@@ -17,7 +17,7 @@ DESTROY = "void tflite_plugin_destroy_delegate(void *delegate) {}"
 
 @pytest.fixture
 def library(tmp_path):
-    """Compile a library of a line of C that runs as a delegate is made of it; the delegation that names it."""
+    """Return a function that compiles a library of a line of C and returns a delegation to it."""
 
     def library(body: str) -> Delegation:
         (tmp_path / "delegate.c").write_text(
@@ -124,7 +124,7 @@ def test_a_library_with_a_symbol_that_nobody_has(tmp_path):
 
 def test_no_descriptor_is_left(library):
     loaded = library("return calloc(1, 200);")
-    gc.collect()  # what other tests have left open is not to be closed in the midst of this one
+    gc.collect()  # descriptors left open by other tests must not be closed during this test
     before = [*Path("/proc/self/fd").iterdir()]
     probe(loaded, Rules())
     assert [*Path("/proc/self/fd").iterdir()] == before

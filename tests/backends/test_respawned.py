@@ -1,4 +1,4 @@
-"""A model in a process of its own is started again when that has died, sooner or later."""
+"""A model in a process of its own is restarted after the process has died."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ class Mortal(FakeRunner):
 
 
 class Nursery:
-    """Gives life to runners with so many runs each; 0 for one that dies at once, None for one that is never born."""
+    """Factory of runners with so many runs each; 0 for a runner that dies at once, None for a failed start."""
 
     def __init__(self, *lives):
         self.lives = list(lives)
@@ -68,7 +68,7 @@ def test_what_dies_of_a_window_twice_waits_longer_each_time():
         runner.run(ONE)
     nursery.now += 0.9
     with pytest.raises(DeviceError, match="died after 0 runs"):
-        runner.run(ONE)  # not yet: nobody was born for this
+        runner.run(ONE)  # not yet: no runner was started for this
     assert len(nursery.born) == 2
     nursery.now += 0.2
     with pytest.raises(DeviceError):
@@ -76,7 +76,7 @@ def test_what_dies_of_a_window_twice_waits_longer_each_time():
     nursery.now += 2.1
     with pytest.raises(DeviceError, match="no process to be had"):
         runner.run(ONE)
-    nursery.now += 3.1  # the longest there is
+    nursery.now += 3.1  # the longest pause
     assert runner.run(ONE)[0].tolist() == [2.0]
 
 

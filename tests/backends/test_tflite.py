@@ -100,7 +100,7 @@ def test_axes_that_the_file_states_stay_as_they_are(shape):
 
 def test_a_dynamic_range_model():
     if runtime() == "tflite-runtime":
-        # It is older than the converter that made this file, and says so.
+        # This runtime is older than the converter of the file, and reports so.
         with pytest.raises(ModelError, match="needs the op FULLY_CONNECTED in version 12, which tflite-runtime"):
             load("dynamic_range.tflite")
         return

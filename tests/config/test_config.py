@@ -1,4 +1,4 @@
-"""The configuration: files into structs, every error at once, and what a reload has to touch."""
+"""The configuration: from files to structs, with all errors at once, and the changes of a reload."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def only_problem(paths: list[Path]) -> tuple[str, str, str, str]:
     return found[0].path, found[0].found, found[0].allowed, found[0].hint
 
 
-# -- what is understood ---------------------------------------------------------------------------------------------
+# -- accepted --------------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_configuration(write: Write) -> None:
@@ -226,7 +226,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     assert load([tmp_path / "edged.toml"]).device.name == "a"
 
 
-# -- what cannot be read --------------------------------------------------------------------------------------------
+# -- unreadable ------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_ours_to_read() -> None:
-    with tempfile.TemporaryDirectory() as folder:  # unlike tmp_path, in a place that is open to all
+    with tempfile.TemporaryDirectory() as folder:  # unlike tmp_path, in a folder open to all
         Path(folder).chmod(0o755)
         file = Path(folder, "edged.toml")
         file.touch(mode=0)
@@ -282,7 +282,7 @@ def test_nesting_without_end_is_refused(write: Write, text: str) -> None:
     assert problems(write(text))[0].allowed == "at most 16 levels"
 
 
-# -- what makes no sense --------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------------------------
 
 
 def test_every_error_is_told_at_once(write: Write) -> None:

@@ -5,7 +5,7 @@ from edged.control.clock import KernelClock, SetNotice, kernel_synchronised
 
 
 class Board:
-    """A board's two clocks and what its kernel thinks of them."""
+    """A board with two clocks and the kernel's opinion of them."""
 
     def __init__(self, wall, monotonic, synchronised):
         self.wall, self.monotonic, self.synchronised = wall, monotonic, synchronised

@@ -16,7 +16,7 @@ from edged.core.errors import ControlError, ModelError
 
 
 class FakeOperations:
-    """A daemon with a verb of each kind, that remembers which streams were closed."""
+    """Operations with a verb of each kind, and a record of closed streams."""
 
     calls = ("status", "reload", "fail", "crash", "big")
     streams = ("count", "flood", "wait", "break")
@@ -65,7 +65,7 @@ async def serving(path, operations=None, **options):
 
 
 class Peer:
-    """A client that can also misbehave."""
+    """Client that can misbehave."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer

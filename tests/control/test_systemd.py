@@ -1,4 +1,4 @@
-"""What systemd would hear: a real notify socket, and the daemon's side in a child process."""
+"""Notifications to systemd: a real notify socket, and the daemon's side in a child process."""
 
 import socket
 import subprocess
@@ -40,7 +40,7 @@ def test_a_life(manager):
 
 
 def test_the_watchdog_is_fed_only_while_there_is_progress(manager):
-    """The third time it asks there is none; the fourth time there is; then the child ends itself."""
+    """The third check sees no progress, the fourth sees progress; then the child ends."""
     result = child(
         """
 answers = iter(["", "", "pipeline door is stuck", "pipeline door is stuck", ""])

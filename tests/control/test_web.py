@@ -1,4 +1,4 @@
-"""The real page over a real connection, by curl's rules and by nobody's."""
+"""The real page over a real connection, with requests of curl and invalid requests."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ async def serving(trouble="", metrics=lambda: "edged_info 1\n", **options):
 
 
 async def exchange(web, request):
-    """All that comes back for some bytes."""
+    """Return the whole answer to some bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", web.port)
     writer.write(request)
     answer = await reader.read()

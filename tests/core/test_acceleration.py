@@ -1,4 +1,4 @@
-"""When an accelerator is brought back and when it is left alone, by literal times."""
+"""Reload and quarantine of accelerators, by literal times."""
 
 import msgspec
 import pytest
@@ -37,7 +37,7 @@ def fault(time: float, reason: str = "it hung") -> AcceleratorFault:
 
 
 def faulty(*times: float) -> AcceleratorRecord:
-    """With these faults, one after another, and pauses that are never shortened."""
+    """Return a record with these faults in turn, and pauses that are never shortened."""
     record = WELL
     for time in times:
         record = failed(RULES, record, fault(time), 1.0)
@@ -45,7 +45,7 @@ def faulty(*times: float) -> AcceleratorRecord:
 
 
 def facts(record: AcceleratorRecord = WELL, **others: object) -> AcceleratorFacts:
-    """At second 1000, of a device that is there and has a model waiting."""
+    """Return facts at second 1000 of a present device with a waiting model."""
     return AcceleratorFacts(
         **({"record": record, "waiting": True, "serving": False, "identity": "usb-1", "now": 1000.0} | others)
     )  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def test_rules_are_a_table_that_refuses_what_it_does_not_know():
             msgspec.convert(wrong, Rules)
 
 
-# Whatever happens
+# Invariants
 
 
 TIMES = st.floats(0, 1e9)

@@ -17,7 +17,7 @@ HEAD = 16 + len(MANIFEST) + len(b"signed by Alice\n")
 
 
 def read(data: bytes, size: int = 1 << 20) -> list[Piece]:
-    """All of a container, fed `size` bytes at a time."""
+    """Read a whole container, fed `size` bytes at a time."""
     reader = ContainerReader()
     pieces = [piece for start in range(0, len(data), size) for piece in reader.feed(data[start : start + size])]
     reader.close()
@@ -74,7 +74,7 @@ def test_the_head_is_there_before_any_file():
 
 
 def test_a_damaged_chunk_costs_that_chunk():
-    """What came before stays verified, and the chunk may be fed again, as often as it takes."""
+    """Earlier chunks stay verified, and the chunk may be fed again any number of times."""
     second = HEAD + len(MODEL) + CHUNK
     damaged = bytearray(SOUND)
     damaged[second + 5] ^= 1
@@ -119,7 +119,7 @@ def test_a_container_that_goes_on():
 
 
 def test_no_more_is_held_than_a_chunk():
-    """What is not handed out and not yet verified is less than a chunk."""
+    """Held bytes that are not yet verified are less than a chunk."""
     reader = ContainerReader()
     for start in range(0, len(SOUND), 1000):
         list(reader.feed(SOUND[start : start + 1000]))
@@ -158,7 +158,7 @@ def test_an_empty_file_has_no_place_in_a_bundle():
         measure(b"")
 
 
-# Anything at all
+# Arbitrary input
 
 
 @given(data=st.binary(max_size=200))
@@ -175,7 +175,7 @@ def test_random_bytes_behind_a_sound_prefix_are_refused(data):
 
 @given(position=st.integers(0, len(SOUND) - 1), bit=st.integers(0, 7))
 def test_a_bit_flipped_anywhere_is_refused_or_harmless(position, bit):
-    """In the signatures it is for whoever verifies those; in the manifest it makes another version of it."""
+    """A bit in the signatures is left to verification of signatures; a bit in the manifest makes another version."""
     data = bytearray(SOUND)
     data[position] ^= 1 << bit
     try:

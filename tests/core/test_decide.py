@@ -55,7 +55,7 @@ PROBATION = under_way("probation")
 UNUSED = under_way("probation", unused=True)
 
 EXAMPLES = [
-    # What serves
+    # Serving
     ("all is well", facts(), None),
     ("nothing serves yet", facts(serving=""), Serve(ACTIVE)),
     ("something else serves", facts(serving=OLD), Serve(ACTIVE)),
@@ -209,7 +209,7 @@ def test_active_previous_and_candidate_stay_whatever_they_take():
     assert decide(facts(PROBATION, serving=NEW, keep=Keep(versions=0, bytes=0))) is None
 
 
-# All of it
+# Whole updates
 
 LEDGERS = [
     replace(
@@ -273,7 +273,7 @@ def done(found, step):
 
 
 def hold(found, step):
-    """What is true of every step that is ever taken."""
+    """Check the invariants of every step."""
     match step:
         case ReplaceLedger(ledger):
             before = found.ledger
@@ -296,7 +296,7 @@ def hold(found, step):
 
 
 def check_to_the_end(found):
-    """Follow the machine from these facts until it rests."""
+    """Follow the machine from these facts until no step is left."""
     steps = 0
     while (step := decide(found)) is not None:
         hold(found, step)

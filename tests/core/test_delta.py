@@ -23,7 +23,7 @@ def of(files: dict[str, bytes], signatures: bytes = b"signed by Alice\n") -> byt
 
 
 class Version:
-    """A version that is already there, in memory."""
+    """Version on the board, in memory."""
 
     def __init__(self, files: dict[str, bytes], digest: str = BASE) -> None:
         self.digest = digest
@@ -83,7 +83,7 @@ def test_what_cannot_be_packed_fits():
     assert rebuilt(delta({"model.tflite": noise}, (FULL, 0, packed))) == of({"model.tflite": noise})
 
 
-# What is refused
+# Refusals
 
 
 def test_another_base_is_refused_by_name():
@@ -110,7 +110,7 @@ def test_one_that_breaks_off_is_refused(place):
 
 @given(place=st.integers(0, len(SOUND) - 1), bit=st.integers(0, 7))
 def test_one_with_a_bit_flipped_is_refused_or_makes_a_container_that_is(place, bit):
-    """Or the bit meant nothing: a number of the base's file that is not looked at."""
+    """A bit may also be harmless: a number of the base's file that is not used."""
     flipped = bytearray(SOUND)
     flipped[place] ^= 1 << bit
     reader = containers.ContainerReader()

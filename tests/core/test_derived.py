@@ -1,4 +1,4 @@
-"""What a bare file leaves no doubt of: cases that the model files of the tests do not have."""
+"""Properties derived from a bare file: cases missing among the model files of the tests."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def file(
     last="SOFTMAX",
     **said,
 ):
-    """A file with this input, and outputs that this op makes; `said` are its input's metadata."""
+    """Return a file with this input, and outputs made by this op; `said` is the input's metadata."""
     tensor = TensorSpec(name="x", shape=shape, dtype=dtype, scale=scale, zero_point=zero_point)
     return TfliteFile(
         inputs=(tensor,),
@@ -55,7 +55,7 @@ def test_8_bits_of_pixels_are_a_picture(dtype, scale, zero_point):
 @pytest.mark.parametrize(
     "parts",
     [
-        {"scale": 0.0187, "zero_point": 114},  # of pixels that were normalised in some other way
+        {"scale": 0.0187, "zero_point": 114},  # pixels with another normalisation
         {"shape": (1, 49, 10, 1), "dtype": "int8", "scale": 0.58, "zero_point": 83},  # of features
         {"shape": (1, 8, 8, 1)},
         {"shape": (1, 96, 96, 4)},

@@ -1,4 +1,4 @@
-"""The devices that a plug-in asks for are believed only after a check."""
+"""Devices requested by a plug-in are checked before use."""
 
 from pathlib import Path
 from typing import Any

@@ -34,7 +34,7 @@ def test_the_device_and_when_it_is_there() -> None:
     assert message["o"] == {"name": "edged", "sw_version": "1.0"}
     [availability] = message["availability"]
     assert availability["topic"] == "edged/board/availability"
-    assert "'offline'" in availability["value_template"]  # for "stopped" too, which Home Assistant does not know
+    assert "'offline'" in availability["value_template"]  # for "stopped" too, unknown to Home Assistant
 
 
 def test_a_classification_has_a_class_a_score_and_a_health() -> None:
@@ -67,7 +67,7 @@ def test_what_a_pipeline_says_is_there_only_while_device_pipeline_and_source_are
         "edged/board/pipelines/motion/state",
         "edged/board/sources/imu/state",
     ]
-    assert "availability" not in components["pipeline_motion_problem"]  # it says that the source is dead
+    assert "availability" not in components["pipeline_motion_problem"]  # reports the failure of the source
 
 
 def test_what_goes_to_no_broker_is_no_entity_that_is_never_known() -> None:

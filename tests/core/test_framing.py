@@ -36,14 +36,14 @@ def plain(segments: list[Stretch]) -> list[tuple[list[list[float]], int]]:
 
 
 def lines(signal: Signal = XY, columns: tuple[str, ...] = (), separator: str = ",", ours: Lines = ANY_LINES) -> Decoder:
-    """A decoder that has seen the end of the line it joined in."""
+    """Return a decoder that has seen the end of the first, incomplete line."""
     decoder = csv_decoder(signal, columns, separator=separator, lines=ours)
     assert decoder.decode(b"5,6\n") == []
     return decoder
 
 
 def stuffed(frame: bytes) -> bytes:
-    """COBS, as a sensor's firmware does it."""
+    """Return the COBS form of a frame, as in a sensor's firmware."""
     out = bytearray()
     blocks = frame.split(b"\0")
     for block in blocks:
@@ -100,7 +100,7 @@ class TestText:
             (b"1,nan", "not a finite number"),
             (b"-inf,2", "not a finite number"),
             (b"1,1e39", "not a finite number"),
-            (b"1_0,2", "not a number"),  # in Python it is 10.0
+            (b"1_0,2", "not a number"),  # 10.0 in Python
             (b"0x10,2", "not a number"),
             ("١,2".encode(), "not a number"),
             ("２,2".encode(), "not a number"),
@@ -279,7 +279,7 @@ class TestSequence:
         [
             (0, [5, 6, 9], [0, 0, 2]),
             (256, [254, 255, 0, 2], [0, 0, 0, 1]),
-            (256, [10, 10], [0, 1]),  # a counter that stands still
+            (256, [10, 10], [0, 1]),  # a counter without progress
             (256, [200, 0], [0, 55]),
             (256, [10, 5], [0, 1]),  # the sensor has restarted
             (0, [10, 0], [0, 1]),
@@ -486,7 +486,7 @@ def test_megabytes_of_random_bytes_are_counted_and_forgotten(wire: str) -> None:
 
 
 def held(decoder: Decoder) -> int:
-    """The bytes kept for later, wherever they are."""
+    """Return the bytes kept for later in all stages."""
     found, queue, seen = 0, [decoder], set()
     while queue:
         thing = queue.pop()

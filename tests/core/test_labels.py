@@ -1,4 +1,4 @@
-"""Label files as people have them."""
+"""Label files in common forms."""
 
 import pytest
 

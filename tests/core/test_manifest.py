@@ -63,7 +63,7 @@ VARIANTS = {
 
 
 def motion(*changes: dict[str, Any], **paths: Any) -> bytes:
-    """MOTION with whole parts replaced, and then single values by path: `window__length=3`; None takes one out."""
+    """Return MOTION with parts replaced, and then single values by path: `window__length=3`; None removes a value."""
     manifest = copy.deepcopy(MOTION)
     for change in changes:
         manifest |= copy.deepcopy(change)
@@ -183,7 +183,7 @@ def test_what_would_not_decode_is_not_encoded():
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [  # the place, or our own words: how the decoder puts it differs from version to version
+    [  # the place, or the project's own words: messages of the decoder differ between versions
         pytest.param(b"", r"manifest\.json", id="empty"),
         pytest.param(motion()[:-1], r"manifest\.json", id="cut"),
         pytest.param(b"[" * 100_000, r"manifest\.json", id="deep"),

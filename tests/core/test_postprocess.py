@@ -187,7 +187,7 @@ def test_an_outcome_is_sound_json_or_an_error(stored: NDArray) -> None:
     assert None not in [score["score"] for score in json.loads(msgspec.json.encode(outcome))["scores"]]
 
 
-# The decision machine, as tables: what happens at a time, the scores of a, b and c, and what is decided then.
+# Decisions as tables: time, scores of a, b and c, and the decision.
 Table = list[tuple[float, tuple[float, float, float], str | None]]
 
 THE_BEST_LABEL: Table = [

@@ -62,7 +62,7 @@ def preprocessor(
 
 
 def prepare(window: WindowSpec, samples: Any, into: TensorSpec, *steps: Step) -> Any:
-    """What one input tensor holds."""
+    """Return the content of one input tensor."""
     (stored,) = preprocessor(window, into, steps=steps)(np.array(samples, dtype=window.dtype))
     assert stored.dtype == into.dtype
     assert stored.shape == into.shape
@@ -191,7 +191,7 @@ def test_what_an_output_said_is_fed_back() -> None:
 
     assert preprocess(samples)[1].tolist() == [[-3, -3]]
     preprocess.feed_back(outputs)
-    outputs[1][:] = 99  # the runner's next run overwrites its outputs
+    outputs[1][:] = 99  # overwritten by the runner's next run
     assert preprocess(samples)[1].tolist() == [[5, -7]]
     preprocess.reset()
     assert preprocess(samples)[1].tolist() == [[-3, -3]]
@@ -204,7 +204,7 @@ def test_what_is_fed_back_is_requantised_where_the_tensors_differ() -> None:
 
 
 def naive(samples: NDArray, steps: tuple[Step, ...], into: TensorSpec) -> NDArray[np.float64]:
-    """The steps as their docstrings say, in float64, one after the other; then the textbook's quantisation."""
+    """Apply the steps by their definitions in float64, one after the other; then quantise by the textbook."""
     real = samples.astype(np.float64)
     for step in steps:
         match step:
@@ -260,7 +260,7 @@ def test_looking_pixels_up_is_reckoning_with_them(steps: tuple[Step, ...], into:
 @pytest.mark.parametrize(
     ("dtype", "scale", "zero_point", "stored"),
     [
-        ("uint8", 1 / 128, 128, [0, 1, 128, 255]),  # -1 to 1: quantised as values, all of them would be white
+        ("uint8", 1 / 128, 128, [0, 1, 128, 255]),  # -1 to 1: quantised as values, all would be white
         ("uint8", 1 / 255, 0, [0, 1, 128, 255]),
         ("uint8", 0.0, 0, [0, 1, 128, 255]),
         ("int8", 1 / 255, -128, [-128, -127, 0, 127]),

@@ -61,7 +61,7 @@ def test_a_window_that_ended_in_an_error_is_no_answer():
 
 
 def answered(*moments: float, period: float | None = None) -> float:
-    """The seconds that count of these moments at which windows were answered."""
+    """Return the counted seconds for windows answered at these moments."""
     time = AnsweredTime(period)
     for moment in moments:
         time.add(moment)
@@ -80,8 +80,8 @@ def every(period: float, begin: float, end: float) -> list[float]:
         (every(1.0, 0, 20), 1.0, 20.0),
         (every(1.25, 0, 20), 1.0, 20.0),  # somewhat late
         ([*every(1.0, 0, 10), *every(1.0, 80, 90)], 1.0, 23.0),  # stopped for 70 s
-        ([*every(0.0625, 0, 1), *every(0.0625, 71, 72)], 0.0625, 2.1875),  # a fast one
-        ([*every(1.0, 0, 10), *[80.0] * 70, *every(1.0, 81, 90)], 1.0, 23.0),  # what has waited comes all at once
+        ([*every(0.0625, 0, 1), *every(0.0625, 71, 72)], 0.0625, 2.1875),  # a fast rate
+        ([*every(1.0, 0, 10), *[80.0] * 70, *every(1.0, 81, 90)], 1.0, 23.0),  # a backlog arrives at once
         ([moment for second in range(11) for moment in [float(second)] * 10], 0.1, 10.0),  # ten at a time
         ([0.0, 3600.0, 7200.0], 3600.0, 7200.0),
         ([0.0, 3600.0], 1.0, 3.0),
@@ -94,7 +94,7 @@ def test_time_counts_in_which_windows_were_answered(moments, period, seconds):
 @pytest.mark.parametrize(
     ("moments", "seconds"),
     [
-        (every(1.0, 0, 20), 19.0),  # of the first gap nobody knows whether it is a usual one
+        (every(1.0, 0, 20), 19.0),  # the first gap cannot be compared with others
         ([*every(1.0, 0, 10), *every(1.0, 80, 90)], 22.0),
         ([0.0, *every(1.0, 70, 80)], 10.0),
         (every(600.0, 0, 6000), 9 * 180.0),  # the median counts for 60 s at most

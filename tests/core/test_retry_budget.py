@@ -9,7 +9,7 @@ LIMITS = RetryLimits(stall=100, total=1000, traffic=3, pause=1, longest_pause=8,
 
 
 def patience(position: int = 0) -> RetryBudget:
-    """At time 0, with pauses that are never shortened."""
+    """Return a budget at time 0, with pauses that are never shortened."""
     return RetryBudget(LIMITS, position, now=0, jitter=lambda: 1.0)
 
 

@@ -10,12 +10,12 @@ from edged.core.source_health import Backoff, FlatLine, HealthVerdict, SourceHea
 
 
 def sensor(rate: float | None = 100.0, **supervision: float) -> SourceHealth:
-    """One opened at second 0."""
+    """Return a source opened at second 0."""
     return SourceHealth(Supervision(**supervision), rate, 0.0)
 
 
 def beat(health: SourceHealth, start: int, stop: int, *, samples: int = 100, lost: int = 0, flat: bool = False) -> None:
-    """One read a second."""
+    """Record a read per second."""
     for second in range(start, stop):
         health.observe(samples, lost, 0, flat, float(second))
 
@@ -133,7 +133,7 @@ def test_drift_takes_a_while_to_be_sure_of() -> None:
 
 
 def read_late(arrivals: list[float], held_up: list[tuple[float, float]], block: int) -> list[HealthVerdict]:
-    """Verdicts on a port that is read once samples have come, but not from a moment to another, `block` at a time."""
+    """Return verdicts on a port that is read after the samples, except during delays, `block` at a time."""
     health = SourceHealth(Supervision(), 10.0, arrivals[0] - 0.1)
     verdicts, now, waiting = [], arrivals[0], list(arrivals)
     while waiting:
@@ -192,11 +192,11 @@ def test_the_measured_rate_is_of_late() -> None:
 def test_flat_lines_are_told_from_what_only_seems_so() -> None:
     line = FlatLine()
     ones = np.ones((3, 2), np.float32)
-    assert not line.same(ones)  # nothing to hold it to
+    assert not line.same(ones)  # no previous sample
     assert line.same(ones)
     wave = ones.copy()
     wave[0, 1] = 2.0
-    assert not line.same(wave)  # back where it was at the chunk's end
+    assert not line.same(wave)  # equal again at the end of the chunk
     assert line.same(ones)
 
 
@@ -222,7 +222,7 @@ def test_a_source_that_had_worked_is_retried_quickly() -> None:
         (Health("starting", "", "", 0.0), None),
         (Health("running", "", "", 0.0), None),
         (Health("degraded", "mostly garbage", "", 0.0), None),
-        (Health(*SourceHealth(Supervision(), 100.0, 0.0).verdict(5.0), 0.0), "failed"),  # it is stalled
+        (Health(*SourceHealth(Supervision(), 100.0, 0.0).verdict(5.0), 0.0), "failed"),  # stalled
         (Health("failed", "it is not there", "", 0.0), "failed"),
         (Health("stopped", "the recording has ended", "", 0.0), "stopped"),
     ],

@@ -1,4 +1,4 @@
-"""Tables into structs: every problem at once, in words, and where it is."""
+"""Conversion of tables to structs: all problems at once, in words, with their places."""
 
 from __future__ import annotations
 

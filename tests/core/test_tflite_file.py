@@ -85,7 +85,7 @@ def test_another_file_is_no_tflite_file(data):
 
 @pytest.mark.parametrize("whole", [FLOAT, METADATA], ids=["float", "metadata"])
 def test_a_model_cut_at_any_length_is_refused(whole):
-    """Up to the last few bytes, which are padding."""
+    """Any length except without the last few bytes, which are padding."""
     for length in range(len(whole) - 8):
         with pytest.raises(BundleError):
             inspect(whole[:length])
@@ -126,7 +126,7 @@ def test_the_same_file_at_a_size_that_can_be_read():
 def endless(subgraphs: int, tensors: int) -> bytes:
     tensor_table = struct.pack("<HHi", 4, 4, 4)  # a vtable with no field, and the table
     subgraph_vtable = struct.pack("<HHH", 6, 8, 4)
-    subgraph_table = struct.pack("<iI", 6, 4)  # its field 0, the tensors, follows at once
+    subgraph_table = struct.pack("<iI", 6, 4)  # field 0, the tensors, follows at once
     tensor_vector = struct.pack("<I", tensors) + struct.pack(
         f"<{tensors}I", *(4 * (tensors - index) + 4 for index in range(tensors))
     )
@@ -135,27 +135,27 @@ def endless(subgraphs: int, tensors: int) -> bytes:
         f"<{subgraphs}I", *(4 * (subgraphs - index) + 6 for index in range(subgraphs))
     )
     model_vtable = struct.pack("<HHHHH", 10, 8, 0, 0, 4)
-    model_table = struct.pack("<iI", 10, 4)  # its field 2, the subgraphs
+    model_table = struct.pack("<iI", 10, 4)  # field 2, the subgraphs
     return struct.pack("<I4s", 18, b"TFL3") + model_vtable + model_table + subgraph_vector + subgraph
 
 
 def test_a_long_name_that_is_that_of_thousands_is_refused():
-    """They would take 4 GB, from a file of 300 kB."""
+    """The names would take 4 GB, from a file of 300 kB."""
     with pytest.raises(BundleError, match="more than 200000 parts"):
         inspect(op_codes(60_000, b"x" * 60_000))
 
 
 def test_the_same_file_with_names_that_can_be_read():
-    """It has no subgraph, which is looked for after them."""
+    """The names are readable, and the check for a subgraph fails next."""
     with pytest.raises(BundleError, match="no subgraph"):
         inspect(op_codes(100, b"x" * 60_000))
 
 
 def op_codes(count: int, name: bytes) -> bytes:
     """So many times the same custom operation."""
-    model = struct.pack("<HHHHxxxxiI", 8, 8, 0, 4, 12, 4)  # a vtable, and the table with its field 1, the codes
+    model = struct.pack("<HHHHxxxxiI", 8, 8, 0, 4, 12, 4)  # a vtable, and the table with field 1, the codes
     vector = struct.pack(f"<I{count}I", count, *(4 * (count - index) + 8 for index in range(count)))
-    code = struct.pack("<HHHHibxxxI", 8, 12, 4, 8, 8, 32, 4)  # fields 0 and 1: that it is custom, and its name
+    code = struct.pack("<HHHHibxxxI", 8, 12, 4, 8, 8, 32, 4)  # fields 0 and 1: custom, and the name
     return struct.pack("<I4s", 20, b"TFL3") + model + vector + code + struct.pack("<I", len(name)) + name
 
 
@@ -200,7 +200,7 @@ def test_labels_that_are_longer_than_the_archive_says_are_not_unpacked():
 
 
 def test_to_look_for_labels_costs_as_much_as_thousands_of_tables(monkeypatch):
-    """An archive of many files takes a second to look into, and each of thousands of tensors may ask for one."""
+    """Opening an archive of many files takes a second, and each of thousands of tensors may refer to an archive."""
     monkeypatch.setattr(tflite_file, "MAX_WORK", 5_000)
     assert inspect(FLOAT).nodes == 1
     with pytest.raises(BundleError, match="more than 5000 parts"):

@@ -1,4 +1,4 @@
-"""What follows from a record of measurements: literal ones, and which way they lead."""
+"""Choices from literal records of measurements."""
 
 import msgspec
 import pytest
@@ -37,12 +37,12 @@ TPU, NPU = Way("edgetpu", "v"), Way("teflon", "v")
     [
         ((cpu(5), on("edgetpu", 1), on("teflon", 2)), (TPU, NPU), 1),
         ((cpu(5), on("edgetpu", 2), on("teflon", 1)), (NPU, TPU), 1),
-        ((cpu(5), on("edgetpu", 9), on("teflon", 1)), (NPU,), 1),  # what is slower than the CPU is not tried
-        ((cpu(5), on("edgetpu", 5), on("teflon", 9)), (TPU,), 1),  # as fast as the CPU, and it leaves that to others
+        ((cpu(5), on("edgetpu", 9), on("teflon", 1)), (NPU,), 1),  # ways slower than the CPU are left out
+        ((cpu(5), on("edgetpu", 5), on("teflon", 9)), (TPU,), 1),  # as fast as the CPU, which saves the CPU
         ((cpu(1), on("edgetpu", 2), on("teflon", 3)), (), 1),
         ((cpu(5), on("edgetpu", 1), on("teflon", 2, failure="wrong")), (TPU,), 1),
         ((cpu(5), on("edgetpu", 1, failure="wrong"), on("teflon", 2, failure="wrong")), (), 1),
-        ((cpu(5, failure="hung"), on("teflon", 2)), (NPU, TPU), 1),  # nothing is known of the CPU: all are tried
+        ((cpu(5, failure="hung"), on("teflon", 2)), (NPU, TPU), 1),  # without a measurement of the CPU, all are tried
         ((cpu(8), cpu(4, 2), cpu(3.9, 3), on("edgetpu", 2)), (TPU,), 2),
         ((cpu(3), cpu(9, 2), on("edgetpu", 4)), (), 1),
     ],

@@ -20,7 +20,7 @@ def spec(
 
 
 def row(*values: float, dtype: str = "float32") -> NDArray:
-    """Samples of one channel."""
+    """Return samples of one channel."""
     return np.array(values, dtype=dtype).reshape(-1, 1)
 
 
@@ -71,7 +71,7 @@ def test_a_window_has_the_time_of_its_own_last_sample() -> None:
 
 
 def times(windower: Windower, samples: NDArray, rate: float | None = None) -> list[tuple[float, float | None]]:
-    """Start and time of the windows that samples complete whose last one arrives at second 100."""
+    """Return start and time of the windows completed by samples whose last arrives at second 100."""
     return [
         (window.start and pytest.approx(window.start), pytest.approx(window.time))
         for window in windower.push(samples, 100.0, rate=rate)

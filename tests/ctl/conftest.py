@@ -1,4 +1,4 @@
-"""The real edgectl as a child process, and the real control socket with canned answers behind it."""
+"""The real edgectl as a child process, and the real control socket with canned answers."""
 
 import asyncio
 import subprocess
@@ -128,7 +128,7 @@ STATUS = {
 
 
 class FakeOperations:
-    """A daemon whose answers a test may change, that remembers what it was asked."""
+    """Operations of a daemon with answers set by the test, and a record of requests."""
 
     calls = (
         *("status", "pipelines", "sources", "models", "metrics"),
@@ -195,7 +195,7 @@ def daemon(runtime_dir):
 
 @pytest.fixture
 def command(runtime_dir):
-    """Start edgectl; keywords are more of its environment."""
+    """Return a function that starts edgectl; keywords extend the environment."""
     environ = {"EDGED_RUNTIME_DIR": str(runtime_dir), "PYTHONUTF8": "1", "TZ": "UTC"}
 
     def start(*args, stdout=subprocess.PIPE, **more):
@@ -214,7 +214,7 @@ def command(runtime_dir):
 
 @pytest.fixture
 def edgectl(command):
-    """Run edgectl to its end: its exit code, output and complaints."""
+    """Return a function that runs edgectl and returns exit code, output and error output."""
 
     def run(*args):
         process = command(*args)

@@ -1,4 +1,4 @@
-"""`edgectl bench`: what is measured, by what means, and how it is told. How fast it is, no test can know."""
+"""`edgectl bench`: measurements, means and output. Speed is not tested."""
 
 import io
 import json
@@ -78,7 +78,7 @@ class Screen(io.StringIO):
 
 
 def drawn(terminal, times):
-    """What progress draws when it is asked to at these times, and then ends."""
+    """Return the drawing of progress at these times and at the end."""
     screen, clock = Screen(terminal), iter([0.0, *times])
     progress = Progress("motion", screen, lambda: next(clock))
     for done in range(len(times)):

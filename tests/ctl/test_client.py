@@ -10,7 +10,7 @@ from edged.ctl.client import ControlClient, UnreachableError
 
 @pytest.fixture
 def ends():
-    """The two ends of a connection: a client on one, a daemon by hand on the other."""
+    """Return both ends of a connection: a client, and a daemon played by the test."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ControlClient(ours), theirs

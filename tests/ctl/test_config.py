@@ -1,4 +1,4 @@
-"""`edgectl config`: every problem with its remedy, and the effective configuration as TOML."""
+"""`edgectl config`: every problem with a remedy, and the effective configuration as TOML."""
 
 import json
 import tomllib

@@ -1,4 +1,4 @@
-"""`edgectl devices`: what there is on a board, and what is said of the rest."""
+"""`edgectl devices`: present devices, and remarks on missing ones."""
 
 import json
 

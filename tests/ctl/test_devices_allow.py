@@ -1,4 +1,4 @@
-"""`edgectl devices allow`: what a configuration needs, and the drop-in that lets the service at it."""
+"""`edgectl devices allow`: devices of a configuration, and the drop-in that permits them to the service."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def board(tmp_path):
 
 @pytest.fixture
 def needs(tmp_path, board):
-    """What a configuration needs on a board whose files belong to these drivers."""
+    """Return the devices of a configuration on a board whose files belong to these drivers."""
 
     def needs(text, drivers=None, variants=()):
         write_bundle(tmp_path / "factory" / "colours" / "1.0", variants=list(variants))
@@ -231,7 +231,7 @@ def test_on_usb_it_is_let_in_before_it_is_plugged_in_and_heard_of(needs, board):
     assert needs("", {"dev/apex_0": "apex"}, [variant("edgetpu")]) == [usb, Access("char-apex", "delegate edgetpu")]
 
 
-# -- what the kernel says -------------------------------------------------------------------------------------------
+# -- the kernel's data ----------------------------------------------------------------------------------------------
 
 
 def test_the_driver_of_a_device(tmp_path):

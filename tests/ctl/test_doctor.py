@@ -1,4 +1,4 @@
-"""`edgectl doctor`: what is looked at, how it is judged, and what to do."""
+"""`edgectl doctor`: checks, verdicts and remedies."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def board(tmp_path):
 
 @pytest.fixture
 def accelerators(tmp_path, board):
-    """What the doctor says of accelerators on a board with a model that has such a variant."""
+    """Return the doctor's finding on accelerators, on a board with a model with this variant."""
 
     def accelerators(text, variants=(VARIANT,), running=False, **parts):
         write_bundle(tmp_path / "factory" / "colours" / "1.0", variants=list(variants), **parts)
@@ -172,7 +172,7 @@ def test_how_much_an_accelerator_takes_of_a_model(accelerators, board, options, 
     assert (check.verdict, check.found[: len(expected[1])], check.remedy[: len(expected[2])]) == expected
 
 
-# -- the configuration and its models -------------------------------------------------------------------------------
+# -- the configuration and the models -------------------------------------------------------------------------------
 
 
 def test_a_configuration_that_fits_its_models(tmp_path, store):
@@ -276,7 +276,7 @@ def test_the_device_of_a_plug_in_is_looked_at(tmp_path, install_plugin, device, 
 
 @pytest.fixture
 def root_only():
-    """Make a device that belongs to root alone, in a folder that everybody may enter."""
+    """Make a device of root in a folder open to all users."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         device = Path(folder, "spidev0.0")
@@ -511,7 +511,7 @@ def test_what_is_wrong_with_the_spool():
     ]
 
 
-# -- all of it ------------------------------------------------------------------------------------------------------
+# -- all checks ------------------------------------------------------------------------------------------------------
 
 
 def examine(tmp_path, text, *args):

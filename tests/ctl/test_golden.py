@@ -1,4 +1,4 @@
-"""The samples that models are proven with: how many, and what random ones are."""
+"""Golden samples: their number, and random samples."""
 
 import io
 
@@ -11,7 +11,7 @@ from edged.ctl.golden import npz, random_samples
 
 
 def samples(*inputs):
-    """Random samples of a model with these inputs, which says how large the first element of the first is."""
+    """Return random samples for a model with these inputs, with the largest first element of the first input."""
     output = TensorSpec(name="y", shape=(1,), dtype="float32")
     runner = FakeRunner(inputs, (output,), lambda arrays: [arrays[0].reshape(-1)[:1].astype(np.float32)])
     return np.load(io.BytesIO(npz(random_samples(runner))))

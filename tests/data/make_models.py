@@ -1,6 +1,6 @@
-"""Makes the small models beside it: `python tests/data/make_models.py`, with TensorFlow installed (extra `train`).
+"""Make the small models in this folder: `python tests/data/make_models.py`, with TensorFlow installed (extra `train`).
 
-Each is a few kilobytes and computes something that can be checked by hand.
+Each model has a few kilobytes and computes a result that can be checked by hand.
 """
 
 import io
@@ -44,7 +44,7 @@ class Affine(tf.Module):
 
 
 class Wide(tf.Module):
-    """y = x summed in 2 groups of 32; big enough for its weights to be quantised."""
+    """Sum of x in 2 groups of 32; big enough for quantised weights."""
 
     @tf.function(input_signature=[tf.TensorSpec((1, 64), tf.float32, name="x")])
     def __call__(self, x):
@@ -65,7 +65,7 @@ class SumAndDifference(tf.Module):
 
 
 class Positives(tf.Module):
-    """Says those of its inputs that are above zero, however many they are."""
+    """Model for the positive inputs, of any number."""
 
     @tf.function(input_signature=[tf.TensorSpec((4,), tf.float32, name="x")])
     def __call__(self, x):
@@ -73,7 +73,7 @@ class Positives(tf.Module):
 
 
 class Accumulator(tf.Module):
-    """Says the sum of all it has been given."""
+    """Model for the sum of all inputs so far."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ def from_saved(module: tf.Module, *names: str) -> bytes:
 
 
 def with_op(model: bytes, *, custom: bytes | None = None, version: int = 1) -> bytes:
-    """The model with its (only) op replaced by one that no CPU runtime has."""
+    """Replace the only op of the model by an op unknown to CPU runtimes."""
     unpacked = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(model, 0))
     (code,) = unpacked.operatorCodes
     code.version = version
@@ -144,7 +144,7 @@ def pack(model: schema.ModelT) -> bytes:
 
 
 def with_open_rows(model: bytes) -> bytes:
-    """The model with an input of as many rows as it is resized to."""
+    """Give the model an input with an open number of rows."""
     unpacked = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(model, 0))
     (graph,) = unpacked.subgraphs
     for index in (*graph.inputs, *graph.outputs):
@@ -154,7 +154,7 @@ def with_open_rows(model: bytes) -> bytes:
 
 
 def with_metadata(model: bytes) -> bytes:
-    """Add a TFLITE_METADATA buffer and the label file it names, zipped at the end."""
+    """Add a TFLITE_METADATA buffer and its label file, zipped at the end."""
     unpacked = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(model, 0))
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(metadata(), np.uint8)

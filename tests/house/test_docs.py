@@ -1,4 +1,4 @@
-"""What the manual and the README tell people to type, to configure and to look at is there."""
+"""Commands, configurations and files named in the manual and the README exist."""
 
 import re
 import tomllib
@@ -16,18 +16,18 @@ PAGES = [*MANUAL, *sorted(ROOT.glob("*.md"))]
 
 
 def text_of(page):
-    """The page without what is between ``` lines."""
+    """Return the page without blocks between ``` lines."""
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
 
 
 def anchors(page):
-    """The names of a page's headings in links, as a forge and the site make them."""
+    """Return the anchors of a page's headings, as made by a forge and the site."""
     headings = re.findall(r"^#+ (.+)$", text_of(page), re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(page):
-    """The lines in blocks of commands, and what is in `code`."""
+    """Return the lines in blocks of commands, and the text in `code`."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
     return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text_of(page))])
 
@@ -55,7 +55,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", MANUAL, ids=named)
 def test_links_stay_in_the_manual(page):
-    """A site has nothing but the folder docs."""
+    """A site contains the folder docs only."""
     targets = [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not link.startswith("#")]
     assert [target for target in targets if not target.is_relative_to(DOCS)] == []
 
@@ -93,7 +93,7 @@ EXAMPLES = [
     pytest.param(block, id=f"{named(page)}-{number}")
     for page in PAGES
     for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.M | re.S))
-    if "[project." not in block and "thermal-zone" not in block  # a package, and its plug-in: test_plug_in_page.py
+    if "[project." not in block and "thermal-zone" not in block  # a package and a plug-in: test_plug_in_page.py
     if "preprocess = " not in block  # a manifest: end_to_end/test_first_pipeline.py
 ]
 

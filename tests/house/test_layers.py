@@ -1,6 +1,6 @@
-"""Imports go down only, no cycles, and wings never import each other: the table that holds the house up.
+"""Imports go down only, without cycles, and wings never import each other, by a table of layers.
 
-Every import statement of every module is read, those inside functions as well; those for type checkers alone, too.
+Every import statement of every module counts, also within functions and for type checkers.
 """
 
 import ast
@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "__main__": MACHINES | {"app"},
     "ctl": MACHINES | {"app"},
 }
-"""What each part may import besides itself; `edged` alone (its version) is free to all."""
+"""Imports allowed to each part besides the part itself; `edged` alone (the version) is free to all."""
 
 CORE_MAY_IMPORT = {
     *("__future__", "collections", "typing", "dataclasses", "enum", "functools", "itertools", "operator", "graphlib"),
@@ -47,7 +47,7 @@ CORE_MAY_IMPORT = {
     *("lzma", "csv"),
     *("numpy", "msgspec"),
 }
-"""Pure modules: nothing that knows of an operating system, a thread, a socket or a clock."""
+"""Modules without knowledge of an operating system, a thread, a socket or a clock."""
 
 
 def imports(file):
@@ -63,7 +63,7 @@ def imports(file):
 
 
 def part(name):
-    """The part of the package a dotted name belongs to; None for `edged` itself and for other packages."""
+    """Return the part of the package for a dotted name; None for `edged` itself and for other packages."""
     words = name.split(".")
     return words[1] if words[0] == "edged" and len(words) > 1 and words[1] in MAY_IMPORT else None
 
@@ -95,7 +95,7 @@ def test_core_is_pure(file):
 
 
 def test_there_are_no_cycles():
-    """Between modules, counting an import of a package's name as one of the package."""
+    """An import of a package's name counts as an import of the package's module."""
     known = {named(file): file for file in MODULES}
 
     def targets(file):

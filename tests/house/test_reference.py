@@ -1,4 +1,4 @@
-"""docs/reference is what `make reference` makes, and so nothing of the interfaces is left out of it."""
+"""docs/reference equals the output of `make reference`, and is therefore complete."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ REFERENCE = ROOT / "docs/reference"
 
 
 def test_the_reference_matches_the_code():
-    """A key, a manifest field or a record's field without a line in its struct's docstring fails here too."""
+    """A key, a manifest field or a record's field without a line in the struct's docstring fails here too."""
     command = [sys.executable, ROOT / "packaging/reference.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""What starts fast stays fast: the modules a fresh interpreter holds after the work is done."""
+"""Modules imported by fast programs."""
 
 import json
 import socket
@@ -38,7 +38,7 @@ def modules_after(code, *args):
 
 @pytest.fixture
 def runtime_dir(tmp_path):
-    """A socket that answers one request with a status of nothing configured."""
+    """Serve one request on a socket with the status of an empty configuration."""
     health = {"state": "running", "reason": "", "hint": "", "since": 0, "for": 0}
     spool = {"depth": 0, "bytes": 0, "dropped": 0, "in_flight": 0, "parked": 0}
     mqtt = {"broker": "b", "connected": True, "sent": 0, "reconnects": 0, "spool": spool, "health": health}

@@ -1,4 +1,4 @@
-"""The unit file, as systemd reads it."""
+"""The unit file is valid for systemd."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ UNIT = Path(__file__).parents[2] / "systemd" / "edged.service"
 
 @pytest.fixture
 def analyze(tmp_path):
-    """`systemd-analyze` on the unit, with programs that are there."""
+    """Return a function that runs `systemd-analyze` on the unit, with programs that exist."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd-analyze is not installed")
@@ -40,7 +40,7 @@ def test_a_line_it_did_not_understand_would_show(analyze):
 
 
 def test_the_sandbox_is_tight(analyze):
-    """On systemd's scale, where 100 is a service with no sandbox at all."""
+    """On systemd's scale, 100 is a service without any sandbox."""
     assert analyze("security", "--offline=yes", "--threshold=15").returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""An accelerated model is held against its twin, on golden samples or on noise."""
+"""Comparison of an accelerated model with its twin, on golden samples or on noise."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.models.test_selftest import OUTPUTS, X, Y, bundle, computes
 
 
 def answers(output):
-    """Whatever it is given."""
+    """Return a runner with a constant output."""
     return FakeRunner((X,), (Y,), lambda inputs: [np.asarray(output, np.float32).reshape(1, 3)])
 
 

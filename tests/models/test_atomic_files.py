@@ -9,7 +9,7 @@ from edged.models.atomic_files import Disk, Kernel
 
 
 class Refusing(Kernel):
-    """A disk on which one kind of effect fails, from some call on."""
+    """Disk on which an effect fails from some call on."""
 
     def __init__(self, effect, number, calls=1):
         self.calls = 0

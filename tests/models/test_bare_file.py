@@ -1,4 +1,4 @@
-"""What a bare file inherits of the version before, and what is its own."""
+"""Properties of a bare file: inherited from the previous version, or its own."""
 
 import json
 

@@ -231,7 +231,7 @@ def test_a_bare_model_that_takes_a_row():
 
 
 def test_a_bare_model_may_be_a_link(tmp_path):
-    """As the caches of model hubs have them."""
+    """Caches of model hubs hold links."""
     (tmp_path / "link.tflite").symlink_to(DATA / "metadata.tflite")
     bundle = derive(tmp_path / "link.tflite")
     assert (bundle.manifest.name, bundle.model) == ("link", tmp_path / "link.tflite")
@@ -272,7 +272,7 @@ def test_a_file_whose_name_no_bundle_can_have_is_to_be_renamed(tmp_path):
         ("dynamic.tflite", "the meaning of the input is not certain: float32 [4]", '"window":{"length":4,"hop":4,'),
         ("open.tflite", "the meaning of the input is not certain: float32 [1, 4]", '"window":{"length":1,"hop":1,'),
         ("stateful.tflite", "the output of the op READ_VARIABLE may not be scores", '"names":["v0"]'),
-        # A decisive reason comes alone: nothing that could be filled in would help.
+        # A decisive reason comes alone: filling in a part would not help.
         ("custom_op.tflite", "it needs the custom op my-op", "convert the model without it"),
         ("edgetpu.tflite", "it is compiled for the Edge TPU and does not run on a CPU", "edgectl pack --variant"),
         ("make_models.py", "not a TFLite file", "name a .tflite file"),
@@ -290,7 +290,7 @@ def test_a_bare_model_that_needs_a_manifest_or_is_none(name, reason, remedy):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("mobilenet_v1_0.25_128_quant.tflite", (128, 128, 3)),  # its metadata state a normalisation by 127.5
+        ("mobilenet_v1_0.25_128_quant.tflite", (128, 128, 3)),  # metadata state a normalisation by 127.5
         ("mobilenet_v2_1.0_224_quant.tflite", (224, 224, 3)),
         ("tf2_mobilenet_v2_1.0_224_ptq.tflite", (224, 224, 3)),
         ("mlperf_tiny_resnet_cifar10_int8.tflite", (32, 32, 3)),

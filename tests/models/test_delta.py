@@ -21,7 +21,7 @@ TUNED = np.concatenate([WEIGHTS[:500_000], WEIGHTS[500_000:] + RNG.integers(-1, 
 
 
 def version(folder: Path, model: bytes, **parts: object) -> Path:
-    """A bundle's folder, with this for a model and some labels."""
+    """Return the folder of a bundle with this model and some labels."""
     contents = {"model.tflite": model, "labels.bin": b"red green blue"}
     folder.mkdir()
     for name, content in contents.items():
@@ -103,7 +103,7 @@ def test_a_base_that_has_lost_a_file_asks_for_the_full_bundle(tmp_path, old, new
     assert caught.value.hint == "fetch or send the full bundle"
 
 
-# As it arrives
+# Arrival
 
 
 def test_its_head_is_approved_before_the_rest_is_paid_for(old, new):
@@ -133,11 +133,11 @@ def test_one_that_is_not_approved_begins_anew(old, new):
         assert (check.total, check.verified) == (None, 0)
 
 
-# What it costs
+# Cost
 
 
 def test_a_fine_tuned_last_layer_moves_at_most_an_eighth_of_the_bytes(tmp_path):
-    """MobileNet v2, whose last layer is a third of it, each of its weights moved by about one step."""
+    """MobileNet v2 with a last layer of a third of the file, each of its weights moved by about one step."""
     data = np.fromfile(real_model("tf2_mobilenet_v2_1.0_224_ptq.tflite"), np.int8)
     tuned = data.copy()
     layer = tuned[LAST_LAYER]

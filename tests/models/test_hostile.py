@@ -1,4 +1,4 @@
-"""Hostile containers and manifests. Each is refused with a message of its own, and nothing is left on the disk."""
+"""Hostile containers and manifests. Each is refused with a specific message, and the disk stays clean."""
 
 import io
 import json
@@ -21,7 +21,7 @@ HEAD = len(SOUND) - len(MODEL) - len(NOTES)
 
 
 class Hostile(NamedTuple):
-    """What it is, how it is made, and what is said of it."""
+    """A name, a function that makes the container, and a pattern of the message."""
 
     name: str
     make: Callable[[], bytes]
@@ -35,13 +35,13 @@ def flipped(at: int) -> bytes:
 
 
 def with_file(name: str, content: bytes = b"x", **changes: Any) -> bytes:
-    """A further file in the manifest, `changes` in what is said of it, and its content at the end."""
+    """Return a container with a further file in the manifest, `changes` in its entry, and the content at the end."""
     files = {**colours()["files"], name: entry(content) | changes}
     return container(colours(files=files), body=MODEL + NOTES + content)
 
 
 def with_notes(**changes: Any) -> bytes:
-    """Something else said of notes.bin."""
+    """Return a container with a changed entry of notes.bin."""
     files = {**colours()["files"], "notes.bin": entry(NOTES) | changes}
     return container(colours(files=files))
 
@@ -61,13 +61,13 @@ def replaced(old: bytes, new: bytes) -> bytes:
 DIGESTS = entry(NOTES)["chunks"]
 
 HOSTILE = [
-    # Something else altogether
+    # Other content
     Hostile("nothing", lambda: b"", "the container breaks off after 0 bytes"),
     Hostile("a page of a captive portal", lambda: b"<!DOCTYPE html><title>Welcome</title>", "not a container"),
     Hostile("cut in the magic", lambda: SOUND[:5], "breaks off after 5 bytes"),
     Hostile("cut in the lengths", lambda: SOUND[:13], "breaks off after 13 bytes"),
     Hostile("a version to come", lambda: container(magic=b"edgm\0\0\0\2"), "has version 2, but this edged"),
-    # Lengths that lie
+    # Wrong lengths
     Hostile("no manifest", lambda: container(b""), "manifest has 0 bytes"),
     Hostile("a manifest of 4 GiB", lambda: container(lengths=(0xFFFFFFFF, 0)), "manifest has 4294967295 bytes"),
     Hostile("a manifest just too long", lambda: container(b" " * ((1 << 20) + 1)), "manifest has 1048577 bytes"),
@@ -85,14 +85,14 @@ HOSTILE = [
     Hostile("without its last byte", lambda: SOUND[:-1], f"breaks off after {len(SOUND) - 1} bytes"),
     Hostile("one byte more", lambda: SOUND + b"\0", f"follows the end of the container at byte {len(SOUND)}"),
     Hostile("sent for ever", lambda: container(signatures=b"x") * 50, f"the container at byte {len(SOUND) + 1}"),
-    # Files that are not what was signed
+    # Files that differ from the signed files
     Hostile("a bit of a model flipped", lambda: flipped(HEAD + 700), f"model.tflite: the {len(MODEL)} bytes from 0 on"),
     Hostile("the last bit of all", lambda: flipped(-1), f"notes.bin: the 100 bytes from {CHUNK} on are damaged"),
     Hostile("two files that changed places", lambda: container(colours(files={"a": entry(NOTES),
             "model.tflite": entry(MODEL)})), "a: the 262144 bytes from 0 on are damaged"),
     Hostile("one chunk for another", lambda: with_notes(chunks=DIGESTS[::-1]), "notes.bin: the 262144 bytes from 0 on"),
     Hostile("chunks of another file", lambda: with_notes(sha256="0" * 64), "the digest of the whole file does not"),
-    # What is said of files
+    # Entries of files
     Hostile("no digests of chunks", lambda: with_notes(chunks=[]), "notes.bin: a container needs the digests of its"),
     Hostile("a digest too few", lambda: with_notes(chunks=DIGESTS[:1]), "have 2 chunks, but 1 digests are given"),
     Hostile("a digest too many", lambda: with_notes(chunks=[*DIGESTS, "0" * 64]), "but 3 digests are given"),
@@ -107,7 +107,7 @@ HOSTILE = [
             for name in ("model.tflite", "b", "c")})), "files: have more than 536870912 bytes together"),
     Hostile("five thousand files", lambda: container(colours(files={f"f{number}": entry(b"x")
             for number in range(5000)})), r"`\$\.files`"),
-    # Names that lead out of the folder, or into what is ours
+    # Names outside of the folder, or of internal files
     Hostile("a path out of the folder", lambda: with_file("../evil"), r"`\$\.files`"),
     Hostile("the manifest itself", lambda: with_file("manifest.json"), "files: manifest.json cannot be listed"),
     Hostile("its signatures", lambda: with_file("manifest.json.sig"), "files: manifest.json.sig cannot be listed"),
@@ -133,7 +133,7 @@ HOSTILE = [
     Hostile("a field nobody knows", lambda: container(colours(exec="reboot")), "`exec`"),
     Hostile("a schema to come", lambda: container(colours(schema="edged.manifest/9")), "edged.manifest/9"),
     Hostile("nothing in it", lambda: container(b"{}"), r"manifest\.json"),
-    # Contracts that would break what serves them
+    # Contracts that would break the daemon
     Hostile("a tensor of a terabyte", lambda: with_tensor(shape=[1 << 20, 1 << 20]), "tensor 'y': has more than"),
     Hostile("a tensor with a name of pages", lambda: with_tensor(name="y" * 100_000), "tensor has 100000 characters"),
     Hostile("a tensor of no size", lambda: with_tensor(shape=[1, -3]), r"the shape \[1, -3\] is impossible"),
@@ -175,7 +175,7 @@ def _refusal(data: bytes) -> str:
     return "accepted"
 
 
-# Whatever else somebody may think of
+# Arbitrary changes
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -186,7 +186,7 @@ json_values = st.recursive(
 
 @st.composite
 def changed_manifests(draw: st.DrawFn) -> dict[str, Any]:
-    """A sound manifest with one value, at any depth, replaced by anything or taken out."""
+    """Return a sound manifest with a value, at any depth, replaced or removed."""
     manifest = colours(probation={"windows": 3}, limits={"seconds": 1}, needs={"runtimes": {"fake": {"below": "2"}}})
     place: Any = manifest
     while True:

@@ -1,4 +1,4 @@
-"""Models that are tried in a child process before this process loads them, and the record of those that passed."""
+"""Models that are tried in a child process before this process loads them, and the record of proven models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def native(install_plugin: Callable[..., None], tmp_path: Path) -> Native:
 
 
 def loads(folder: Path) -> int:
-    """How often the model was loaded, in whichever process."""
+    """Return the number of loads of the model, in all processes."""
     diary = folder / "diary"
     return len(diary.read_text().splitlines()) if diary.exists() else 0
 
@@ -80,7 +80,7 @@ def ensure(record: Path, bundle: Bundle, backend: Backend) -> None:
     asyncio.run(Proofs(record).ensure(bundle, backend))
 
 
-# What is remembered
+# Records
 
 
 def test_a_model_is_tried_once_and_remembered_by_later_runs(record, colours, native, tmp_path):
@@ -133,7 +133,7 @@ def test_a_backend_without_a_title_is_known_in_this_run_alone(record, colours, n
     assert not Proofs(record).holds(colours, native(version=""))
 
 
-# What does harm
+# Harmful models
 
 
 @pytest.mark.parametrize("stage", ["load", "run"])
@@ -178,7 +178,7 @@ def test_a_damaged_bundle_is_damage(tmp_path, native):
         asyncio.run(prove_apart(bundle, native()))
 
 
-# What happens meanwhile
+# Events during a trial
 
 
 def test_whoever_asks_meanwhile_waits_for_the_trial_that_is_under_way(record, colours, native, tmp_path):
@@ -200,7 +200,7 @@ def test_one_that_hangs_holds_up_no_other_and_ends_with_the_run(record, colours,
         hanging = asyncio.create_task(
             proofs.ensure(colours, native(loading=f"open({str(fifo)!r}, 'w'); time.sleep(600)"))
         )
-        end = await asyncio.to_thread(os.open, fifo, os.O_RDONLY)  # once the child is there
+        end = await asyncio.to_thread(os.open, fifo, os.O_RDONLY)  # opened once the child process runs
         await proofs.ensure(other, native())
         await proofs.stop()
         with pytest.raises(asyncio.CancelledError):
@@ -214,7 +214,7 @@ def test_one_that_hangs_holds_up_no_other_and_ends_with_the_run(record, colours,
 def test_a_file_that_is_replaced_during_its_trial_is_not_loaded(record, native, tmp_path):
     file = tmp_path / "mine.tflite"
     file.write_bytes((DATA / "metadata.tflite").read_bytes())
-    other = tmp_path / "other.tflite"  # whatever lies behind the model is not read
+    other = tmp_path / "other.tflite"  # data behind the model are not read
     other.write_bytes(file.read_bytes() + b"!")
     bundle = derive(file)
     replace = f"Path({str(file)!r}).write_bytes(Path({str(other)!r}).read_bytes())"
@@ -247,7 +247,7 @@ def test_what_is_no_file_is_no_record(record, colours, native, tmp_path, make):
 
 
 class Full(Kernel):
-    """A disk that is full as soon as a file has been written."""
+    """Disk that is full after the first file."""
 
     def sync_file(self, path):
         raise OSError(28, "No space left on device")

@@ -123,7 +123,7 @@ def test_names_may_differ_and_scales_by_a_rounding(tmp_path):
 
 
 def with_header(shape: str, data: bytes = b"") -> bytes:
-    """An archive whose input says it has this shape."""
+    """Return an archive with this shape in the header of the input."""
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     file = io.BytesIO(npz(output_0=OUTPUTS))
     with zipfile.ZipFile(file, "a") as archive:

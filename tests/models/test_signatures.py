@@ -1,4 +1,4 @@
-"""With real keys, signatures and revocation lists: what is tested is ssh-keygen's answer and our words for it."""
+"""Real keys, signatures and revocation lists: the answers of ssh-keygen and the resulting messages."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ NOW = unix(2026)
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Keys of Alice (who has two), Bob, and Mallory whom nobody allows."""
+    """Keys of Alice (with two), Bob, and Mallory, who is not trusted."""
     folder = tmp_path_factory.mktemp("keys")
     return {name: make_key(folder, name) for name in ("alice", "alice-token", "bob", "mallory")}
 
@@ -49,7 +49,7 @@ def signed(keys: dict[str, Path], manifest: bytes) -> Callable[..., bytes]:
 
 @pytest.fixture
 def trust(tmp_path: Path, keys: dict[str, Path]) -> Callable[..., Trust]:
-    """Trust in Alice and Bob for bundles; `alice` and `bob` are options of theirs, such as validity dates."""
+    """Return a function that trusts Alice and Bob for bundles; `alice` and `bob` are options such as validity dates."""
 
     def make(alice: str = 'namespaces="edged-bundle"', bob: str = 'namespaces="edged-bundle"', **options) -> Trust:
         allowed = tmp_path / "allowed_signers"
@@ -175,7 +175,7 @@ def test_a_manifest_s_own_date_does_not_help_an_expired_key(trust, keys, tmp_pat
 
 
 def test_a_manifest_of_a_day_that_is_yet_to_come_is_refused_where_the_clock_is_right(trust, keys, tmp_path):
-    """Its date would make every key that is valid until then useless."""
+    """Such a date would make every key that expires earlier useless."""
     manifest = (write_bundle(tmp_path / "dated", created=int(unix(2034))) / "manifest.json").read_bytes()
     signature = sign(manifest, keys["alice"])
     with pytest.raises(BundleError, match="made on 2034-01-01, and today is 2026-01-01") as refused:
@@ -192,7 +192,7 @@ def test_a_manifest_of_a_day_that_is_yet_to_come_is_refused_where_the_clock_is_r
 
 @pytest.fixture
 def certified(tmp_path: Path, manifest: bytes) -> tuple[Trust, bytes]:
-    """Trust in whom an authority says is Carol, and Carol's signature with a certificate for 2025."""
+    """Return trust in an authority's principal Carol, and Carol's signature with a certificate for 2025."""
     authority, carol = make_key(tmp_path, "authority"), make_key(tmp_path, "carol")
     command = ["ssh-keygen", "-q", "-s", authority, "-I", "carol", "-n", "carol", "-V", "20250101:20260101"]
     subprocess.run([*command, carol.with_suffix(".pub")], check=True, timeout=120)
@@ -219,7 +219,7 @@ def test_a_certificate_at_another_time_is_told_from_a_stranger_s_key(certified, 
 
 @pytest.fixture
 def revocation_list(tmp_path: Path, keys: dict[str, Path]) -> Path:
-    """Alice's key in a KRL, as ssh-keygen -k makes it."""
+    """Return Alice's key in a KRL, made by ssh-keygen -k."""
     path = tmp_path / "revoked.krl"
     subprocess.run(["ssh-keygen", "-q", "-k", "-f", path, keys["alice"].with_suffix(".pub")], check=True, timeout=120)
     return path
@@ -260,7 +260,7 @@ def test_no_ssh_keygen_is_this_device_s_fault(trust, signed, manifest, monkeypat
 
 
 def test_an_ssh_keygen_that_was_killed_has_said_nothing_of_the_bundle(trust, signed, manifest, monkeypatch, tmp_path):
-    """As it may be where there is no memory left."""
+    """Such a kill may come from a lack of memory."""
     signatures = signed("alice")
     (tmp_path / "ssh-keygen").write_text("#!/bin/sh\nkill -KILL $$\n")
     (tmp_path / "ssh-keygen").chmod(0o755)
@@ -270,7 +270,7 @@ def test_an_ssh_keygen_that_was_killed_has_said_nothing_of_the_bundle(trust, sig
     assert refused.value.retryable
 
 
-# Where no signature is required
+# Without required signatures
 
 
 def test_who_signed_is_told_all_the_same(trust, signed, manifest):

@@ -71,11 +71,11 @@ def test_it_sees_what_has_come_since(store, tmp_path):
     assert store.find("colours").manifest.version == "2"
 
 
-# With versions that were installed
+# Installed versions
 
 
 class Installer:
-    """Puts versions on a shelf, and into its ledger."""
+    """Installer of versions into a folder and its ledger."""
 
     def __init__(self, folder, state="state"):
         self.factory, self.state = folder / "factory", folder / state
@@ -177,7 +177,7 @@ def test_a_state_folder_that_is_none_leaves_the_factorys(installer):
 
 @pytest.fixture
 def given(tmp_path):
-    """A store in which `colours` is what is at a path, and a function that makes a container there."""
+    """Return a store with `colours` at a path, and a function that makes a container there."""
     write_bundle(tmp_path / "factory" / "colours" / "1.9", version="1.9")
 
     def make(version):

@@ -1,4 +1,4 @@
-"""A trial of versions that are sound, and of versions and backends that do their worst."""
+"""Trials of sound versions, and of harmful versions and backends."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def descriptors() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    gc.collect()  # what other tests have left open is not to be closed in the midst of this one
+    gc.collect()  # descriptors left open by other tests must not be closed during this test
     before = descriptors()
     yield
     assert descriptors() == before
@@ -115,7 +115,7 @@ def tried(folder: Path, backend: Backend, **allowance: Any) -> Verdict:
     return asyncio.run(try_out(folder, manifest_of(folder), backend, Allowance(**allowance)))
 
 
-# What may serve
+# Sound versions
 
 
 def test_a_sound_version_may_serve_and_is_measured(tmp_path):
@@ -155,7 +155,7 @@ def test_whatever_is_printed_the_verdict_is_heard(tmp_path, rogue):
     assert len(verdict.stderr) <= 2048
 
 
-# What may not
+# Unsound versions
 
 
 def refused(verdict: Verdict) -> tuple[str, str]:
@@ -296,7 +296,7 @@ MEASURED = Verdict(samples=3, latency_p50=0.010, latency_p99=0.020, rss_bytes=50
 def judged(
     status: int | None, *stdout: str | Verdict, stderr: bytes = b"", seconds: float = 1.0, **limits: Any
 ) -> tuple[str, str]:
-    """Failure and reason for a child that said these lines, on a board that allows 60 s and 100 MiB."""
+    """Return failure and reason for a child with this output, on a board that allows 60 s and 100 MiB."""
     lines = [msgspec.json.encode(line).decode() if isinstance(line, Verdict) else line for line in stdout]
     content = {**COLOURS, "files": {"model.tflite": {"bytes": 1, "sha256": "0" * 64}}, "limits": limits}
     ending = Ending(status, "".join(f"{line}\n" for line in lines).encode(), stderr, seconds)
@@ -368,12 +368,12 @@ def test_every_ending_has_its_own_reason(judgement, expected):
     assert judgement == expected
 
 
-# What is left of it: nothing
+# Remains
 
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """A path, and what reads b"alive" from a process that came to hold it, and b"" when that is dead."""
+    """Return a path, and a function that reads b"alive" from a process that holds the path, and b"" after its death."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""The records of what was measured, on a disk that cuts off, and in files that somebody else has written."""
+"""Tuning records on a disk with power cuts, and in foreign files."""
 
 import logging
 
@@ -36,7 +36,7 @@ def test_one_that_cannot_be_read_is_as_none_too(tmp_path, caplog):
 
 
 class Cut(Kernel):
-    """A disk that is full as soon as a file has been written."""
+    """Disk that is full after the first file."""
 
     def sync_file(self, path):
         raise OSError(28, "No space left on device")

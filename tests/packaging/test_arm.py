@@ -1,8 +1,8 @@
-"""The packages for ARM on an emulated processor: their own files, in what a board has of Debian, prove every model.
+"""The packages for ARM on an emulated processor: their programs prove every model among the Debian packages of a board.
 
-There is no board and no kernel in this, and nothing is installed: the root file system is what Debian's packages
-unpack to, with the files of ours above it, and each program runs in it under qemu-user. A 64-bit one finds the core of
-a Raspberry Pi 4, a 32-bit one that of a Raspberry Pi 3 under a 32-bit system.
+The test has no board and no kernel, and installs no package: the root file system consists of unpacked Debian packages
+with edged's files above, and each program runs there under qemu-user. A 64-bit program finds the core of a Raspberry Pi
+4, a 32-bit program the core of a Raspberry Pi 3 under a 32-bit system.
 """
 
 import os
@@ -28,9 +28,9 @@ pytestmark = [
 
 
 class Processor(NamedTuple):
-    """An emulator and what it is to be, Debian's name of its libraries, and what Linux says of such a core.
+    """An emulator and its processor, Debian's name of the libraries, and Linux's description of the core.
 
-    The runtime `tells` of its fast kernels, where it has any for such models: without them it is right and slow.
+    The runtime `tells` of fast kernels, if any exist for such models; otherwise results are right but slow.
     """
 
     emulator: str
@@ -67,7 +67,7 @@ PROCESSORS = {
 CORES = 4
 
 WITHOUT_SECURITY = r"""--setup-hook=sed -i '/security/d' "$1/etc/apt/sources.list" """
-"""Not every mirror has security updates for every architecture, and nobody attacks a test."""
+"""Not every mirror has security updates for every architecture."""
 
 EVERY_MODEL = """
 [sources.pulse]
@@ -99,7 +99,7 @@ SEVEN = [
 
 
 class Board(Layer):
-    """The files of a package above those of what it depends on."""
+    """Files of a package above the files of its dependencies."""
 
     def __init__(self, folder, package, suite, processor):
         names = re.findall(r"(?:^|, )([^ ,]+)", field(package, "Depends"))
@@ -119,7 +119,7 @@ class Board(Layer):
         defined = [f'-D{name}="{value}"' for name, value in names.items()]
         source = REPOSITORY / "tests/packaging/emulated_python.c"
         subprocess.run(["cc", "-static", "-Wall", "-Werror", *defined, "-o", python, source], check=True)
-        # The runtimes look at these for how fast they may be, and must not find the host's.
+        # The runtimes choose kernels by these files, and must not find the host's.
         self.write("/proc/cpuinfo", "".join(f"processor : {core}\n{processor.core}\n" for core in range(CORES)))
         for state in ("possible", "present"):
             self.write(f"/sys/devices/system/cpu/{state}", f"0-{CORES - 1}\n")
@@ -128,7 +128,7 @@ class Board(Layer):
         environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "LC_ALL": "C.UTF-8",
-            # Where what was never installed has its alternatives.
+            # Alternatives of packages that were never configured.
             "LD_LIBRARY_PATH": f"{self._libraries}/blas:{self._libraries}/lapack",
         }
         return subprocess.run(
@@ -136,7 +136,7 @@ class Board(Layer):
         )
 
     def says(self, *command):
-        """What a command says that does well."""
+        """Return the output of a successful command."""
         done = self.run(*command)
         assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -205,7 +205,7 @@ def test_it_reads_a_digit(board):
 
 
 def proved(line):
-    """Of a model that gave its golden answers: its name, on which runtime, to how many samples."""
+    """Return name, runtime and number of samples of a model that gave its golden answers."""
     found = re.fullmatch(r"model (\w+) 1\.0\.0 on (.+): Proof\(samples=(\d+), worst=[\d.]+\)", line)
     return found and (found[1], found[2], int(found[3]))
 

@@ -1,4 +1,4 @@
-"""The Debian package as a file: what is in it, how large it is, what Debian's own checker says of it."""
+"""The Debian package as a file: content, size, and the verdict of Debian's own checker."""
 
 import gzip
 import hashlib
@@ -55,7 +55,7 @@ def tree(tmp_path_factory):
 
 
 def listing(package):
-    """Mode, owner and name of everything in it."""
+    """Return mode, owner and name of all files."""
     lines = subprocess.check_output(["dpkg-deb", "--contents", package], text=True).splitlines()
     return {words[5]: (words[0], words[1]) for words in map(str.split, lines)}
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_built_is_refused_with_words():
     assert "--arch arm64" in done.stderr
 
 
-# What people read and type
+# Files for users
 
 
 def manual(tree, name):
@@ -183,7 +183,7 @@ def test_the_manual_is_sound_and_whole(tree, tmp_path, name):
 
 
 def complete(tree, *words):
-    """What bash offers after these words."""
+    """Return bash's completions of these words."""
     script = tree / "usr/share/bash-completion/completions/edgectl"
     program = 'compopt() { :; }; source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _"$1"; echo "${COMPREPLY[@]}"'
     return subprocess.check_output(["bash", "-c", program, script, *words], text=True, cwd=tree).split()

@@ -1,4 +1,4 @@
-"""What the reference says of a struct comes from its annotations and from the Keys in its docstring."""
+"""The reference describes a struct by its annotations and by the Keys in its docstring."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -44,7 +44,7 @@ class Pumps(Pump, kw_only=True):
 
 
 class Undocumented(msgspec.Struct):
-    """Options of nothing."""
+    """Options without keys."""
 
     key: int = 0
 

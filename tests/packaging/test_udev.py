@@ -1,4 +1,4 @@
-"""The package's udev rules give away the devices of every delegate that is known, and no others."""
+"""The package's udev rules permit the devices of all known delegates, and no others."""
 
 from pathlib import Path
 

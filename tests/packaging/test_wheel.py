@@ -1,4 +1,4 @@
-"""The wheel, installed as `pipx install` does: into an environment of its own, with no checkout in sight."""
+"""The wheel, installed as by `pipx install`: into an environment of its own, without a checkout."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.debian_package import REPOSITORY
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A wheel, made from an sdist, and that."""
+    """Return a wheel, made from an sdist, and the sdist."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--outdir", folder, REPOSITORY]
     subprocess.run(build, capture_output=True, timeout=300, check=True)
@@ -25,7 +25,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands(built, tmp_path_factory):
-    """The folder of the commands of an environment that the wheel was installed into."""
+    """Return the folder of commands of an environment with the wheel."""
     wheel, _ = built
     venv = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
@@ -97,5 +97,5 @@ def test_the_suite_shows_where_a_plug_in_breaks_the_contract(commands, plug_in, 
     (tmp_path / "thermal_zone.py").write_text(module.replace("[[value]]", "[[value, value]]"))
     shutil.copytree(plug_in / "tests", tmp_path / "tests")
     said = run(commands / "python", "-m", "pytest", "-q", "tests", cwd=tmp_path, status=1)
-    assert "assert (2,) == (1,)" in said  # what was compared: pytest rewrites the suite's assertions
+    assert "assert (2,) == (1,)" in said  # the compared values: pytest rewrites the suite's assertions
     assert re.search(r"^1 failed, 9 passed", said, re.M)

@@ -1,9 +1,9 @@
-"""Power cuts on a real file system: a block device that keeps a log of what reaches it, and all that a cut may leave.
+"""Power cuts on a real file system: a block device that logs all writes, and all states that a cut may leave.
 
-    ext4 -> loop device -> a file in a FUSE file system of ours -> image, and log
+    ext4 -> loop device -> a file in a FUSE file system of the tests -> image, and log
 
-A disk has a cache. What was flushed will be there after a cut; of what was written since then any part may be, in
-whatever order, block by block. `cuts` goes through the log and says what could be found at every place in it.
+A disk has a cache. Flushed data survive a cut; of data written since, any part may survive, in any order, block by
+block. `cuts` reads the log and yields the possible states at every place in the log.
 
 Needs root, loop devices and FUSE: see `missing`.
 """
@@ -27,11 +27,11 @@ from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 4096
-"""What a disk writes whole or not at all, and the file system's block as well."""
+"""Unit of atomic writes of a disk, and the block size of the file system."""
 
 IMAGE_BYTES = 16 << 20
 OPTIONS = "noatime,noauto_da_alloc"
-"""Without the kernel's own guess at what should have been synced."""
+"""Mount options that turn off the kernel's own guesses at missing syncs."""
 
 _HEAD = struct.Struct("<cQI")
 _KINDS = {b"W": "write", b"F": "flush", b"M": "mark"}
@@ -40,7 +40,7 @@ Kind = Literal["write", "flush", "mark"]
 
 
 class Entry(NamedTuple):
-    """What happened: `data` written at an offset, a flush, or a mark with its text."""
+    """Entry of the log: `data` written at an offset, a flush, or a mark with its text."""
 
     kind: Kind
     offset: int
@@ -48,14 +48,14 @@ class Entry(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What may be found: these blocks on top of the image. `marks` are those that had been set by then."""
+    """Possible state after a cut: blocks on top of the image, and the `marks` set before."""
 
     marks: tuple[str, ...]
     blocks: dict[int, bytes]
 
 
 def missing() -> str:
-    """What this machine lacks for all this; nothing if it is empty."""
+    """Return the requirements that this machine lacks, or ""."""
     if os.geteuid() != 0:
         return "this needs root"
     for device in ("/dev/fuse", "/dev/loop-control"):
@@ -67,9 +67,9 @@ def missing() -> str:
 
 
 class LoggedDisk:
-    """A new ext4 on a device that keeps a log; mounted at `mount` while in the `with` block.
+    """New ext4 on a device with a log, mounted at `mount` inside the `with` block.
 
-    `image` is what was there when `begin` was called, and `log` what came after that.
+    `image` is the state at the call of `begin`, and `log` holds the later entries.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,26 +89,26 @@ class LoggedDisk:
         return self
 
     def begin(self) -> None:
-        """All that is there now has been there for long."""
+        """Take the present state as durable, and begin the log."""
         _run("sync", "-f", self.mount)
         self.mark("begin")
 
     def fail(self, on: bool = True) -> None:
-        """Have the device refuse all writes from now on, as a card at its end does, or take them again."""
+        """Make the device refuse all writes, as a worn-out card does, or accept writes again."""
         self.mark("fail" if on else "heal")
 
     def mount_again(self) -> None:
-        """What a restart of the board does.
+        """Mount the file system again, as a restart of the board does.
 
-        It takes another loop device, for a container that came up meanwhile may hold on to what was mounted from this.
+        The mount uses another loop device, since a container started meanwhile may hold the first mount.
         """
         _run("umount", self.mount)
         device = _run("losetup", "--find", "--show", self._fuse / "disk").strip()
         _run("mount", "-t", "ext4", "-o", OPTIONS, device, self.mount)
-        _run("losetup", "--detach", device)  # once it is not mounted any more
+        _run("losetup", "--detach", device)  # after the unmount
 
     def mark(self, text: str) -> None:
-        """Write down that something was promised, after all that had reached the disk by then."""
+        """Log a promise, after all entries that have reached the disk."""
         (self._fuse / "mark").write_text(text)
 
     def __exit__(self, *_: object) -> None:
@@ -120,9 +120,9 @@ class LoggedDisk:
 
 
 def cuts(log: Sequence[Entry], chance: random.Random, subsets: int = 2) -> list[Cut]:
-    """What may be found after cuts at all places of a log, each once.
+    """Return the possible states after cuts at all places of a log, without duplicates.
 
-    Of what was written since the last flush there may be all, nothing, or any part: so many `subsets` are tried.
+    Of the data written since the last flush, all, none, and `subsets` random parts may survive.
     """
     found: dict[int, Cut] = {}
     certain: dict[int, bytes] = {}
@@ -152,7 +152,7 @@ def apply(image: Path, blocks: dict[int, bytes]) -> None:
 
 
 def ext4(image: Path, size: int, *options: object) -> Path:
-    """Make an image with a new ext4 of so many bytes in it."""
+    """Make an image with a new ext4 of `size` bytes."""
     image.touch()
     os.truncate(image, size)
     _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", *options, image)
@@ -175,12 +175,12 @@ def _mount(image: Path, folder: Path, options: str) -> None:
 
 
 def check(image: Path) -> None:
-    """Have an ext4 that is not mounted looked through. Raises CalledProcessError where there is anything wrong."""
+    """Check an unmounted ext4. Raises CalledProcessError for any fault."""
     _run("e2fsck", "-fn", image)
 
 
 def _run(*command: object) -> str:
-    """What it says. Raises RuntimeError."""
+    """Run a command and return the output. Raises RuntimeError."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, env={**os.environ, "PATH": path}
@@ -206,7 +206,7 @@ def _blocks(log: Sequence[Entry]) -> Iterator[tuple[int, bytes]]:
                 yield entry.offset + start, entry.data[start : start + BLOCK]
 
 
-# The device: a process of its own, as nobody can serve a file system that he is waiting for
+# The device is a process of its own, since no process can serve a file system while waiting for it
 
 
 @contextmanager
@@ -222,7 +222,7 @@ def _served(folder: Path, image: Path, log: Path) -> Iterator[None]:
         yield
     finally:
         while server.poll() is None and time.monotonic() < until + 20:
-            with suppress(RuntimeError):  # who lets go of a loop device does so a moment later
+            with suppress(RuntimeError):  # a loop device may be released a moment later
                 _run("umount", folder)
             time.sleep(0.01)
         server.kill()
@@ -230,7 +230,7 @@ def _served(folder: Path, image: Path, log: Path) -> Iterator[None]:
 
 
 def main(folder: str, image: str, log: str) -> None:
-    """Serve the files `disk` and `mark` in a folder, until it is unmounted."""
+    """Serve the files `disk` and `mark` in a folder until the unmount."""
     from mfusepy import FUSE, FuseOSError, Operations
 
     class Device(Operations):  # type: ignore[misc]

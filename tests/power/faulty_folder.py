@@ -1,4 +1,4 @@
-"""A folder on a disk that fails to order: a FUSE file system of ours that passes everything on until it is told not to.
+"""A folder on a disk that fails on command: a FUSE file system that passes on all operations until a fault is ordered.
 
     with FaultyFolder(tmp_path) as disk:
         disk.fault = "EIO on fsync"
@@ -29,7 +29,7 @@ FAULTS = {
     "EIO on fsync": (frozenset({"fsync"}), errno.EIO),
     "hangs": (frozenset({"write", "fsync"}), 0),
 }
-"""What does not work, and the error it gives; with none it does not return before the fault is over."""
+"""Failing operations and their errors; without an error, the operation hangs until the fault ends."""
 
 
 class FaultyFolder:
@@ -41,7 +41,7 @@ class FaultyFolder:
 
     @property
     def fault(self) -> str:
-        """One of FAULTS, or nothing."""
+        """Return the current fault, one of FAULTS or ""."""
         return self._order.read_text()
 
     @fault.setter
@@ -71,16 +71,16 @@ class FaultyFolder:
 
 
 def main(mount: str, real: str, order: str) -> None:
-    """Serve the folder `real` at `mount`, with the fault that stands in the file `order`."""
+    """Serve the folder `real` at `mount`, with the fault named in the file `order`."""
     from mfusepy import FUSE, FuseOSError, Operations
 
     def strikes(operation: str) -> int | None:
-        """The error that an operation ends with, 0 if it does not end, None if nothing is wrong."""
+        """Return the error of an operation, 0 for a hang, or None for no fault."""
         operations, number = FAULTS.get(Path(order).read_text(), (frozenset(), 0))
         return number if operation in operations else None
 
     def passed_on(operation):
-        """In the real folder, unless there is a fault."""
+        """Perform an operation in the real folder, unless a fault is ordered."""
 
         @wraps(operation)
         def call(self, path, *args):

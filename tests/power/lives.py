@@ -1,7 +1,7 @@
-"""Lives of a daemon that updates a model, each of which is killed at a random moment: `lives.py FOLDER COUNT SEED`.
+"""Lives of a daemon that updates a model, each killed at a random moment: `lives.py FOLDER COUNT SEED`.
 
-After every death there must be a version to serve, and the floor no lower. The last life is left to end, and must find
-nothing over. It prints how often each kind of step was the last that a life had taken.
+After every death a version must be able to serve, and the floor must not be lower. The last life runs to the end, and
+must leave no litter. The program prints how often each kind of step was the last step of a life.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ BAD = {"wrong": "1.3", "dead": "1.5", "faulty": "1.7"}
 
 
 async def live(rig: Rig, last: Path) -> None:
-    """Install one version after another, and go back now and then, for as long as it lasts."""
+    """Install versions in turn, with a rollback now and then, until killed."""
     rig.say = lambda event: last.write_text(event.id)
     await rig.boot()
     while True:
@@ -32,7 +32,7 @@ async def live(rig: Rig, last: Path) -> None:
 
 
 async def end(rig: Rig) -> None:
-    """Let it go on by itself."""
+    """Let the daemon run until idle."""
     await rig.boot()
     await rig.pass_probation()
     await rig.pass_probation()

@@ -1,10 +1,10 @@
-"""A disk that remembers what would be found on it, had the power gone after any of its effects.
+"""A disk that computes the possible states after a power cut at any of its effects.
 
-It does everything to real files, and keeps a model of what has been synced. Three things may be found after a cut:
+All effects are applied to real files, and a model of synced data is kept. Three states are possible after a cut:
 
-lost  only what was synced: content by `sync_file`, names by `sync_folder`
-torn  every name, but of files only the content that was synced: what a journal of metadata alone leaves
-kept  everything, as if each effect had gone straight to the disk
+lost  only synced data: content by `sync_file`, names by `sync_folder`
+torn  every name, but only synced content: the result of a journal of metadata
+kept  all data, as if each effect had reached the disk at once
 """
 
 import shutil
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 State = dict[str, bytes | str | None]
-"""What is on a disk: files by path with their content, links with where they lead, folders with None."""
+"""Content of a disk: files by path with their content, links with their target, folders with None."""
 
 OUTCOMES = ("lost", "torn", "kept")
 
@@ -33,7 +33,7 @@ _Node = _File | _Folder | str
 
 
 class SimulatedDisk:
-    """Effects on everything below `root`. `cuts` are the different states that cuts of the power would have left."""
+    """Effects on all paths below `root`. `cuts` are the different states possible after power cuts."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,7 +42,7 @@ class SimulatedDisk:
         self._top = _nodes(root)
 
     def after_cut(self, outcome: str) -> State:
-        """What would be found, if the power went now."""
+        """Return the state after a power cut now."""
         return dict(_found(self._top, outcome))
 
     def make_folder(self, path: Path) -> None:
@@ -101,7 +101,7 @@ class SimulatedDisk:
 
 
 def read_state(root: Path) -> State:
-    """What is on the real disk below a folder."""
+    """Return the content of the real disk below a folder."""
     state: State = {}
     for path in sorted(root.rglob("*")):
         here = str(path.relative_to(root))
@@ -110,7 +110,7 @@ def read_state(root: Path) -> State:
 
 
 def write_state(root: Path, state: State) -> None:
-    """Have this and nothing else on the real disk below a folder."""
+    """Replace the content of the real disk below a folder."""
     for path in root.iterdir():
         shutil.rmtree(path)
     for here, each in state.items():
@@ -124,7 +124,7 @@ def write_state(root: Path, state: State) -> None:
 
 
 def _nodes(folder: Path) -> _Folder:
-    """What is there at first has been there for long."""
+    """Return the initial nodes, all of them synced."""
     node = _Folder()
     for path in folder.iterdir():
         if path.is_symlink():
@@ -139,7 +139,7 @@ def _nodes(folder: Path) -> _Folder:
 
 
 def _found(folder: _Folder, outcome: str, prefix: str = "") -> Iterator[tuple[str, bytes | str | None]]:
-    """What a cut would leave of a folder."""
+    """Yield the content of a folder after a cut."""
     for name, each in sorted((folder.synced if outcome == "lost" else folder.names).items()):
         match each:
             case _Folder():

@@ -1,9 +1,9 @@
-"""The power goes after each single effect on the disk, on every way through the update machine.
+"""The power is cut after each single effect on the disk, on every way through the update machine.
 
-After the cut the disk is found in one of three states (see simulated.py), and a new daemon begins with what it finds.
-It must have something good to serve at once, serve something good all the time, end with one of the versions that it
-may end with, leave nothing over, and never lower the floor. On some ways the power goes again, after each single effect
-of that; and so on, until no state is found that was not met before. EDGED_ALL_CUTS=1 does so on all of them.
+After the cut the disk is in one of three states (see simulated.py), and a new daemon starts from this state. The daemon
+must serve a good version at once and all the time, end with a permitted version, leave no litter, and never lower the
+floor. On some ways the power is cut again after each effect of that run, and so on, until all states are known.
+EDGED_ALL_CUTS=1 does so on all ways.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ Act = Callable[[Rig], Awaitable[object]]
 
 
 class Way(NamedTuple):
-    """A way through the machine: what is done before, what then, and with what it ends, cut or not."""
+    """A way through the machine: preparation, action, and the final version, with or without cuts."""
 
     name: str
     act: Act
@@ -112,14 +112,14 @@ WAYS = [
 
 
 LEDGERLESS = {"replace the one before", "a failed probation", "rollback", "old versions have to go"}
-"""Where cuts are tried that take the ledger with them."""
+"""Ways on which cuts also destroy the ledger."""
 
 OFTEN = WAYS if "EDGED_ALL_CUTS" in os.environ else [way for way in WAYS if way.name == "a failed probation"]
-"""Where cuts after cuts after cuts are tried; on all ways that takes a minute."""
+"""Ways with cuts after cuts after cuts; all ways take a minute."""
 
 
 class AtOnce(ThreadPoolExecutor):
-    """Does what is to be done on another thread on this one: the same steps, in a fraction of the time."""
+    """Executor that calls functions at once on the same thread: the same steps, in a fraction of the time."""
 
     def submit(self, work, /, *args, **kwargs):
         done = Future()
@@ -131,7 +131,7 @@ class AtOnce(ThreadPoolExecutor):
 
 
 def play(rig: Rig, act: Act) -> SimulatedDisk:
-    """Start a daemon on what is on the disk, and do it."""
+    """Start a daemon on the present disk, and perform an action."""
 
     async def playing():
         asyncio.get_running_loop().set_default_executor(AtOnce())
@@ -145,13 +145,13 @@ def play(rig: Rig, act: Act) -> SimulatedDisk:
 
 
 async def nothing(rig: Rig) -> None:
-    """Let it go on by itself."""
+    """Let the daemon run until idle."""
     await rig.pass_probation()
     await rig.pass_probation()
 
 
 def begin(folder: Path, way: Way) -> tuple[Rig, SimulatedDisk]:
-    """Go the way once, with no cut; the disk knows what cuts would have left."""
+    """Go the way once without a cut; the disk collects the states after cuts."""
     rig = Rig(folder, factory=way.factory)
     rig.settings["keep"] = way.keep
     for trait in TRAITS:
@@ -168,7 +168,7 @@ def begin(folder: Path, way: Way) -> tuple[Rig, SimulatedDisk]:
 
 
 def go_on(rig: Rig, way: Way, found: State) -> SimulatedDisk:
-    """Start a daemon on what was found after a cut, and hold it to its promises."""
+    """Start a daemon on the state after a cut, and check its promises."""
     write_state(rig.state, found)
     disk = play(rig, nothing)
     assert rig.board.version in way.cut, found
@@ -189,7 +189,7 @@ def test_after_a_cut_a_good_model_serves(tmp_path, way):
 def test_however_often_the_power_goes_a_good_model_serves(tmp_path, way):
     rig, disk = begin(tmp_path, way)
     cuts = list(disk.cuts)
-    for found in cuts:  # which grows: what goes on after a cut may be cut as well
+    for found in cuts:  # the list grows, since the following run may be cut as well
         disk = go_on(rig, way, found)
         cuts += [each for each in disk.cuts if each not in cuts]
 

@@ -1,8 +1,8 @@
-"""The power goes while a version is installed on a real ext4, and whatever that may leave on the disk is tried.
+"""The power is cut while a version is installed on a real ext4, and all possible states of the disk are tried.
 
-A device under the file system keeps a log of all writes and flushes (see block_log.py). From it comes every state that
-a cut could leave. In each the journal is replayed, and a new daemon must find something good to serve, keep what was
-promised, end with nothing left over, and let the update be made after all.
+A device under the file system logs all writes and flushes (see block_log.py). The log gives every state that a cut may
+leave. In each state the journal is replayed, and a new daemon must find a good version to serve, keep all promises,
+leave no litter, and complete the update in the end.
 
 A few states are tried; `EDGED_SOAK=1` tries all, and `EDGED_SEED` repeats a run.
 """
@@ -52,7 +52,7 @@ def test_the_log_shows_what_is_renamed_without_being_synced(tmp_path: Path):
 
 
 def found_after_cuts(folder: Path, disk: Disk) -> set[bytes]:
-    """What a file may hold that was replaced while the power went."""
+    """Return the possible contents of a file replaced during a power cut."""
     folder.mkdir()
     with LoggedDisk(folder) as logged:
         disk.replace(logged.mount / "file", b"old" * 3000)
@@ -66,7 +66,7 @@ def found_after_cuts(folder: Path, disk: Disk) -> set[bytes]:
 
 
 def after(logged: LoggedDisk, cut: Cut) -> Path:
-    """The image as it would be found."""
+    """Return the image after a cut."""
     image = logged.image.with_name("found.image")
     shutil.copyfile(logged.image, image)
     apply(image, cut.blocks)
@@ -77,7 +77,7 @@ def after(logged: LoggedDisk, cut: Cut) -> Path:
 
 
 class Ext4Board:
-    """A board whose models and transfers are on one file system, wherever that is mounted."""
+    """A board with models and transfers on one file system, mounted anywhere."""
 
     def __init__(self, folder: Path) -> None:
         self.rig = Rig(folder)
@@ -88,7 +88,7 @@ class Ext4Board:
         self.incoming = PartialFiles(mount / "incoming", 1 << 20, 4, reserve=0, window=32 << 10)
 
     async def bring(self, version: str) -> None:
-        """Send a version, or the rest of it, and see it through."""
+        """Send a version, or the rest of it, and wait for the end of the update."""
         data = sent(version)
         with self.incoming.open(identity(version), check=lambda: ContainerCheck(lambda head: None)) as transfer:
             assert transfer.path.read_bytes() == data[: transfer.received], "something else is there than was sent"

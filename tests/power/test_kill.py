@@ -1,6 +1,7 @@
-"""The updater is killed at random moments, and finds its way from whatever it has left: see lives.py.
+"""The updater is killed at random moments, and recovers from any state: see lives.py.
 
-`EDGED_SOAK=1` has it killed 300 times, `EDGED_SEED` repeats a run. The real daemon is tests/end_to_end/test_kill.py.
+With `EDGED_SOAK=1` the updater is killed 300 times, `EDGED_SEED` repeats a run. The real daemon is killed in
+tests/end_to_end/test_kill.py.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""A disk that fills up, turns read-only or dies under an update, before each single thing that is done to it.
+"""A disk fills up, turns read-only or dies during an update, before each single effect.
 
-The file systems are real and so are their refusals: ext4 on loop devices, filled to the last block or out of inodes,
-remounted read-only, or on a device that refuses to write (see block_log.py). A good version serves all the time, what
-is said tells what to do, and once the disk is well the update is made and nothing is left over.
+File systems and errors are real: ext4 on loop devices, filled to the last block or out of inodes, remounted read-only,
+or on a device that refuses to write (see block_log.py). A good version serves all the time, messages name the remedy,
+and once the disk is well the update completes without litter.
 
 Some of the moments are tried, and with `EDGED_SOAK=1` all.
 """
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 STRIDE = 1 if os.environ.get("EDGED_SOAK") else 9
 FEW = STRIDE // 3 or 1
 MOMENTS = 80
-"""More than there are effects in any update."""
+"""More than the number of effects of any update."""
 
 EFFECTS = frozenset({"make_folder", "write", "link", "sync_file", "sync_folder", "rename", "remove_file"})
 FULL = "free some space on this disk"
@@ -41,7 +41,7 @@ FAILING = "the disk or card may be failing"
 
 
 class Struck(Kernel):
-    """A disk to which something happens before its n-th effect."""
+    """Disk with an event before the n-th effect."""
 
     def __init__(self, strike: Callable[[], None], at: int) -> None:
         self.effects = 0
@@ -56,7 +56,7 @@ class Struck(Kernel):
 
 
 class Refusing(Struck):
-    """A disk that refuses some effects once it is struck, and leaves of a file what a full disk does: its name."""
+    """Disk that refuses some effects after the event, and leaves an empty file as a full disk does."""
 
     def __init__(self, number: int, refused: frozenset[str], at: int) -> None:
         super().__init__(self._turn, at)
@@ -82,7 +82,7 @@ class Refusing(Struck):
 def live_through(
     rig: Rig, strike: Callable[[], None], heal: Callable[[], None], remedies: set[str], *, reboot: bool = False
 ) -> None:
-    """Bring one version after the other, each time with the disk struck at a later moment; and heal it again."""
+    """Install versions in turn, each time with the event at a later moment, and heal the disk again."""
     for number, at in enumerate(range(random.randrange(1, STRIDE + 1), MOMENTS, STRIDE), start=2):
         print(f"before effect {at}")
         struck = asyncio.run(_live_through(rig, f"1.{number}", Struck(strike, at), heal, remedies, reboot))
@@ -92,7 +92,7 @@ def live_through(
 async def _live_through(
     rig: Rig, version: str, disk: Struck, heal: Callable[[], None], remedies: set[str], reboot: bool
 ) -> bool:
-    """Whether it came to that."""
+    """Return whether the event occurred."""
     asyncio.get_running_loop().set_default_executor(AtOnce())
     await rig.boot(disk=Disk(disk))
     before, floor = rig.board.version, version_key(rig.ledger.floor)
@@ -121,7 +121,7 @@ async def _live_through(
 
 
 def rig_on(mount: Path, folder: Path) -> Rig:
-    """A board whose models are on the file system, one of them installed, and whose containers are elsewhere."""
+    """Return a board with an installed model on the file system, and containers elsewhere."""
     rig = Rig(folder)
     rig.state = mount / "models"
     rig.state.mkdir()

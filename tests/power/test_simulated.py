@@ -1,4 +1,4 @@
-"""The simulated disk forgets what a real one would."""
+"""The simulated disk forgets the same data as a real disk."""
 
 from edged.models.atomic_files import Disk
 from tests.power.simulated import SimulatedDisk, read_state, write_state

@@ -1,8 +1,8 @@
-"""A spool on a disk that fills up, fails, turns read-only or hangs, and a broker that goes away in the midst of it.
+"""A spool on a disk that fills up, fails, turns read-only or hangs, while the broker is lost.
 
-The publisher goes on from memory and loses nothing, the spool says what is wrong and what to do about it, and once the
-disk is well it writes again. The errors come from a FUSE file system of ours (faulty_folder.py), and from real ext4s.
-The spool's clock runs ten times as fast as others, so that it tries again after half a second.
+The publisher continues from memory without loss, the spool reports fault and remedy, and once the disk is well the
+spool writes again. The errors come from a FUSE file system of the tests (faulty_folder.py), and from real ext4s. The
+spool's clock runs ten times as fast as others, so that the first retry follows after half a second.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TOPIC = TOPICS.result("motion")
 
 
 class Bad(NamedTuple):
-    """A disk that can be struck and healed, and what is to be said of it then."""
+    """A disk with a fault and a cure, and the expected report."""
 
     folder: Path
     strike: Callable[[], object]
@@ -77,13 +77,13 @@ def full_ext4(folder: Path, _fault: str, hint: str) -> Iterator[Bad]:
 
 @contextmanager
 def dead_ext4(folder: Path, _fault: str, hint: str) -> Iterator[Bad]:
-    """The device takes no writes any more; when it does again, only a new mount makes ext4 believe it."""
+    """A device that refuses writes; after the cure only a new mount makes ext4 writable."""
     with LoggedDisk(folder) as disk:
 
         def mounted_again() -> bool:
             try:
                 disk.mount_again()
-            except RuntimeError:  # the spool has a file open there, and lets go of it a moment later
+            except RuntimeError:  # the spool may close an open file a moment later
                 return False
             return True
 
@@ -96,7 +96,7 @@ def dead_ext4(folder: Path, _fault: str, hint: str) -> Iterator[Bad]:
 
 ROOM, DYING, SILENT = "make room", "the disk fails", "replace the card"
 WRITABLE = "replace"
-"""SQLite calls it read-only or an I/O error, as it happens; a card that has gone read-only is to be replaced."""
+"""SQLite reports either read-only or an I/O error; a card that has turned read-only is to be replaced."""
 
 DISKS = [
     (fuse, "ENOSPC", ROOM),
@@ -110,7 +110,7 @@ DISKS = [
 
 
 class Board:
-    """A publisher and its spool, the broker they talk to, and who listens there."""
+    """A publisher and its spool, a broker, and a subscriber."""
 
     def __init__(self, folder: Path, durability: str, port: int) -> None:
         status = Status("spool", time.monotonic, lambda name, health: None)
@@ -121,7 +121,7 @@ class Board:
         self.publisher.start()
 
     def say(self, numbers: range) -> set[str]:
-        """What a pipeline does, however the disk is."""
+        """Put messages as a pipeline does, regardless of the disk."""
         for seq in numbers:
             payload = json.dumps({"id": f"b:motion:{seq}", "boot": "b", "pipeline": "motion", "seq": seq}).encode()
             self.publisher.put(Message(topic=TOPIC, payload=payload, origin="motion", seq=seq, created=clock()))
@@ -182,7 +182,7 @@ def test_a_file_system_that_is_merely_read_only_is_not_said_to_die(tmp_path: Pat
         (disk / "spool").mkdir()
         before = Board(tmp_path / "sound", "always", free_port())
         before.say(range(20))
-        for file in (tmp_path / "sound").iterdir():  # as a power cut would leave it, with a log
+        for file in (tmp_path / "sound").iterdir():  # as after a power cut, with a write-ahead log
             shutil.copy(file, disk / "spool")
         assert (disk / "spool" / "spool.db-wal").stat().st_size > 0
         before.stop(0)

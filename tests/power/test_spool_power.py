@@ -1,10 +1,10 @@
-"""The power goes while a spool writes to a real ext4, and whatever that may leave on the disk is tried.
+"""The power is cut while a spool writes to a real ext4, and all possible states of the disk are tried.
 
-A device under the file system keeps a log of all writes and flushes (see block_log.py). From it comes what a cut could
-leave at any moment. In each case the journal is replayed, and the spool that is opened there must have everything that
-was older than the commit interval, in its order, and take more.
+A device under the file system logs all writes and flushes (see block_log.py). The log gives the states that a cut may
+leave at any moment. In each state the journal is replayed, and the spool opened there must hold all messages older than
+the commit interval, in order, and accept more.
 
-A few moments are tried, with `EDGED_SOAK=1` fifty of each work; `EDGED_SEED` repeats a run.
+A few moments are tried, with `EDGED_SOAK=1` fifty of each kind; `EDGED_SEED` repeats a run.
 """
 
 import os
@@ -40,7 +40,7 @@ def chance() -> random.Random:
 
 @contextmanager
 def opened(folder: Path, durability: Durability) -> Iterator[DiskSpool]:
-    """A spool that knows what was left behind; it loses nothing when it is closed."""
+    """Open a spool with the messages left behind; closing loses none."""
     status = Status("spool", time.monotonic, lambda name, health: None)
     spool = DiskSpool(
         folder / "spool", SpoolOptions(commit_seconds=0.02), {"a": Policy(durability=durability)}, status=status
@@ -56,13 +56,13 @@ def opened(folder: Path, durability: Durability) -> Iterator[DiskSpool]:
 
 
 def saved_until(spool: DiskSpool, put: int) -> int:
-    """Of so many messages that were put, how many are on disk by what the spool says."""
+    """Return the number of messages on disk, among `put` messages, by the spool's own figures."""
     assert spool.stats.disk is not None
     return put - spool.stats.disk.unsaved
 
 
 def spill(disk: LoggedDisk, chance: random.Random) -> None:
-    """Put messages while there is no broker; what is said to be saved is marked as promised."""
+    """Put messages without a broker; messages reported as saved are marked as promised."""
     put = 0
     with opened(disk.mount, "spill") as spool:
         disk.begin()
@@ -76,7 +76,7 @@ def spill(disk: LoggedDisk, chance: random.Random) -> None:
 
 
 def send(disk: LoggedDisk, chance: random.Random) -> None:
-    """Put messages that are on disk before anybody hears of them, and take some: what was sent may be missing."""
+    """Put messages with durability `always`, and take some: sent messages may be missing after a cut."""
     sent = 0
     with opened(disk.mount, "always") as spool:
         disk.begin()
@@ -91,7 +91,7 @@ def send(disk: LoggedDisk, chance: random.Random) -> None:
 
 
 def promised(cut: Cut) -> tuple[int, int]:
-    """How many messages had to be on disk by then, and how many at the beginning might be gone."""
+    """Return the number of messages required on disk, and the number that may be missing at the beginning."""
     *_, last = ("0 0", *(mark for mark in cut.marks if mark[0].isdigit()))
     return int(last.split()[0]), int(last.split()[1])
 

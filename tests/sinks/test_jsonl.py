@@ -60,7 +60,7 @@ def test_files_stay_within_their_bounds_and_the_newest_lines_are_kept(file: Path
 
 
 def test_a_file_that_fails_as_it_is_closed_is_let_go_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On NFS an error may come that late; the descriptor is gone then, and its number may be another's soon."""
+    """On NFS an error may come as late as close(); the descriptor is then closed, and its number may be reused soon."""
     sink = JsonlSink(path=file).open(context())
     sink.send(prediction(0))
     file.unlink()
@@ -114,7 +114,7 @@ def test_a_full_device_is_an_error_and_says_so() -> None:
 
 @pytest.fixture
 def room_for_700_bytes() -> Iterator[None]:
-    """What a disk does that has room for a line and a half: the second write is cut short, the third fails."""
+    """Simulate a disk with room for a line and a half: the second write is cut short, the third fails."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))

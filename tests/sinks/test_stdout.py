@@ -43,7 +43,7 @@ def test_a_line_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
 
 @contextmanager
 def closed_pipe() -> Iterator[None]:
-    """Standard output is a pipe that nobody reads any more."""
+    """Replace standard output by a pipe without a reader."""
     kept = os.dup(1)
     reader, writer = os.pipe()
     os.dup2(writer, 1)

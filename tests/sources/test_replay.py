@@ -47,7 +47,7 @@ def saved(path: Path, array: Any) -> Path:
 
 
 def played(**options: Any) -> list[tuple[list[Any], int]]:
-    """The whole recording as fast as it goes: the values of each chunk, and what was lost before it."""
+    """Return the whole recording at full speed: the values of each chunk, and the samples lost before."""
     source = ReplaySource(**({"pace": "fast"} | options)).open()
     found: list[tuple[list[Any], int]] = []
     while (chunk := next_chunk(source)) is not None:
@@ -161,7 +161,7 @@ def test_lines_of_a_file_end_in_cr_lf_or_both(tmp_path: Path, end: str) -> None:
 
 
 class Time:
-    """A clock that moves only while somebody sleeps."""
+    """Clock that moves only during sleep."""
 
     now = 50.0
 

@@ -23,7 +23,7 @@ class Wire:
         self.port = os.ttyname(self._slave)
 
     def send(self, data: bytes) -> None:
-        """All of it, however slowly it is read."""
+        """Send all bytes, however slowly they are read."""
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._master, rest[:1024]) :]
@@ -44,7 +44,7 @@ def wire() -> Iterator[Wire]:
 
 @pytest.fixture
 def playing() -> Iterator[str]:
-    """A port on which a healthy sensor counts."""
+    """Yield a port with a healthy counting sensor."""
     master, slave = os.openpty()
     tty.setraw(slave)
     os.set_blocking(master, False)
@@ -75,7 +75,7 @@ class TestContract(SourceContract):
 
 
 def opened(wire: Wire, first: bytes = b"\n", **options: object) -> Source:
-    """A source that has joined a stream."""
+    """Return a source that has joined a stream."""
     source = SerialSource(port=wire.port, **({"channels": ("x", "y")} | options)).open()  # type: ignore[arg-type]
     wire.send(first)
     return source
@@ -119,7 +119,7 @@ def test_binary_frames_from_options(wire: Wire) -> None:
 
 
 def test_a_flipped_bit_in_a_frame_of_a_pms5003_is_refused(wire: Wire) -> None:
-    """It was published as 2058 ug/m3 for 10."""
+    """The frame had been published as 2058 ug/m3 for 10."""
     source = opened(
         wire,
         b"",
@@ -224,7 +224,7 @@ def test_a_file_is_no_port(tmp_path: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the kernel has two terminals, and /dev none of them yet."""
+    """Return the root of a board whose kernel has two terminals, and whose /dev has none."""
     for name in ("sys/class/tty/tty", "sys/class/tty/ttyS0", "sys/class/tty/ttyACM0", "dev/tty"):
         (tmp_path / name).mkdir(parents=True)
     return tmp_path

@@ -13,7 +13,7 @@ class TestContract(SourceContract):
 
 
 class Time:
-    """A clock that moves only while somebody sleeps."""
+    """Clock that moves only during sleep."""
 
     def __init__(self) -> None:
         self.now = 50.0
@@ -26,7 +26,7 @@ class Time:
 
 
 def made(count: int, **options: object) -> np.ndarray:
-    """The first samples, without waiting for them."""
+    """Return the first samples without waiting."""
     time = Time()
     source = Synthesizer(SyntheticSource(channels=("x", "y"), **options), time, time.sleep)  # type: ignore[arg-type]
     samples: list[np.ndarray] = []

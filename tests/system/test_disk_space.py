@@ -22,7 +22,7 @@ def disk(tmp_path):
     if os.geteuid() or subprocess.run(words, stderr=subprocess.DEVNULL, check=False).returncode:
         pytest.skip("may not mount here")
     try:
-        for number in range(7):  # the folder itself has one
+        for number in range(7):  # the folder itself takes an inode
             (tmp_path / "disk" / str(number)).touch()
         yield tmp_path / "disk"
     finally:

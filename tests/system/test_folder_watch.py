@@ -14,7 +14,7 @@ def watch(tmp_path):
 
 
 def heard(watch):
-    """Whether anything is to be read, and whether that is of concern."""
+    """Return whether an event is readable, and whether it matters."""
     readable, _, _ = select.select([watch.descriptor], [], [], 0)
     return bool(readable), watch.take()
 

@@ -1,4 +1,4 @@
-"""Where messages go, seen from a child process, as each process has one log."""
+"""Destinations of log messages, seen from a child process, since each process has one log."""
 
 import json
 import subprocess
@@ -30,12 +30,12 @@ def test_a_terminal_shows_the_fields_after_the_message():
 
 
 def test_a_journal_of_somebody_else_is_not_ours():
-    """A shell started by systemd hands JOURNAL_STREAM on to what is started from it."""
+    """A shell started by systemd passes JOURNAL_STREAM on to its children."""
     assert "window 7 dropped" in child(LOG, JOURNAL_STREAM="1:2")
 
 
 def test_the_journal_gets_the_fields_as_its_own(tmp_path):
-    """With the sender of systemd-python replaced, as its socket has a fixed path that only root can serve."""
+    """The sender of systemd-python is replaced, since the socket has a fixed path that needs root."""
     pytest.importorskip("systemd.journal", reason="systemd-python is not installed")
     code = f"""
 import json, os, systemd.journal

@@ -35,7 +35,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def stop() -> Iterator[threading.Event]:
-    """Set when the test is over, for servers that would hang on."""
+    """Event that is set at the end of the test, for servers that hang."""
     event = threading.Event()
     yield event
     event.set()
@@ -51,7 +51,7 @@ def serving(certificates: Certificates, *, client: bool = False) -> ssl.SSLConte
 
 
 def own(certificates: Certificates) -> dict[str, str]:
-    """Options that name our certificate."""
+    """Return options with the test's certificate."""
     return {"cert_file": str(certificates.client), "key_file": str(certificates.client_key)}
 
 
@@ -64,7 +64,7 @@ def origin(url: str) -> str:
 
 
 def test_a_name_is_looked_up_once_for_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second look-up might give another address than the one that was checked."""
+    """A second look-up might give another address than the checked address."""
     looked_up: list[str] = []
     look_up = socket.getaddrinfo
 
@@ -122,7 +122,7 @@ authorityKeyIdentifier = keyid
 
 
 def dated(folder: Path, start: str, end: str) -> Certificates:
-    """Certificates of which the server's is valid from `start` to `end`, as YYYYMMDD."""
+    """Return certificates; the server's is valid from `start` to `end`, as YYYYMMDD."""
     made = make_certificates(folder)
     (folder / "ca.conf").write_text(CA_CONFIG.format(folder=folder))
     (folder / "index").touch()
@@ -146,7 +146,7 @@ def dated(folder: Path, start: str, end: str) -> Certificates:
     ],
 )
 def test_a_certificate_of_another_time_may_be_the_clocks_fault(tmp_path: Path, start: str, end: str, hint: str) -> None:
-    """To a board in 1970 every certificate is one of the future."""
+    """To a board in 1970 every certificate is from the future."""
     made = dated(tmp_path, start, end)
     with WebServer(FILE, serving(made)) as server, pytest.raises(FetchError, match=hint) as refusal:
         fetch(server.url(host="localhost"), tmp_path, ca_file=str(made.ca))
@@ -363,7 +363,7 @@ def test_a_head_has_to_come_faster_than_the_rest(tmp_path: Path, stop: threading
 
 
 def test_a_head_is_no_progress_before_all_of_it_is_here(tmp_path: Path, stop: threading.Event) -> None:
-    """As long as nobody can tell what it is, others wait for the thread."""
+    """An incomplete head keeps the thread busy, while other fetches wait."""
     with WebServer(PREFIX.pack(MAGIC, 100_000, 0) + FILE) as server:
         server.orders += repeat(drip(stop, 0.01), 1000)
         with pytest.raises(FetchError, match=r"no progress for 0\.5 s"):
@@ -382,7 +382,7 @@ def test_a_server_without_a_word_is_left_where_any_speed_will_do(tmp_path: Path,
 
 
 class Fetching:
-    """A fetch on a thread of its own, and what it ends with."""
+    """A fetch on a thread of its own, and the result."""
 
     def __init__(self, url: str, folder: Path, **given: object) -> None:
         self.error: Exception | None = None
@@ -416,7 +416,7 @@ def test_a_fetch_is_called_off_while_the_server_is_silent(tmp_path: Path, stop: 
 
 def test_a_fetch_is_called_off_while_it_connects(tmp_path: Path) -> None:
     full = socket.create_server(("127.0.0.1", 0), backlog=0)
-    with full, socket.create_connection(full.getsockname()):  # its queue has room for one, and no more are answered
+    with full, socket.create_connection(full.getsockname()):  # fills the queue, since no connection is accepted
         Fetching(f"http://127.0.0.1:{full.getsockname()[1]}/", tmp_path).cancel()
 
 

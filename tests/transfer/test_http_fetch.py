@@ -1,4 +1,4 @@
-"""Fetching from servers that misbehave over links that break: it arrives whole, or it is said why not."""
+"""Fetching from misbehaving servers over breaking links: the file arrives whole, or the reason is reported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_file_is_fetched(tmp_path: Path) -> None:
         assert "Range" not in request.headers
 
 
-# Links that break
+# Breaking links
 
 
 def test_fifty_cuts_cost_two_percent_at_most(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_time_is_bounded_even_with_progress(tmp_path: Path) -> None:
 
 
 def test_traffic_is_bounded(tmp_path: Path) -> None:
-    """A server that knows no ranges, behind a link that never carries all of it."""
+    """A server without ranges, behind a link that never carries the whole file."""
     file = FILE * 4
     with WebServer(file) as server, FlakyProxy(server.port, cut_after=repeat(1_000_000)) as link:
         server.orders.extend(repeat(whole, 100))
@@ -135,7 +135,7 @@ def test_traffic_is_bounded(tmp_path: Path) -> None:
         assert link.down < 3.0 * len(file) + (2 << 20)
 
 
-# Servers that misbehave
+# Misbehaving servers
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_a_bundle_that_is_here_already_needs_no_server(tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_is_cut_without_a_length_goes_on(tmp_path: Path) -> None:
-    """Its end is known from its head, so an end before that is a cut."""
+    """The length is known from the head of the bundle, so an earlier end is a cut."""
 
     def stub(handler) -> None:
         handler.answer(200, {"Content-Length": None}, BUNDLE[:1000])

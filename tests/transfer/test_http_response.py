@@ -1,4 +1,4 @@
-"""What answers mean, as literal headers and verdicts."""
+"""Verdicts on answers, by literal headers."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Which addresses are the internet's, what an origin is, and what a policy lets be fetched, by literal examples."""
+"""Public addresses, origins, and fetches permitted by a policy, by literal examples."""
 
 from urllib.parse import SplitResult, urlsplit
 

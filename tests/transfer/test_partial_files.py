@@ -1,4 +1,4 @@
-"""Transfers that are cut, crash, collide and run out of space, and never claim a byte the disk does not have."""
+"""Transfers that are cut, crash, collide and run out of space, and never claim a byte that is not on disk."""
 
 import errno
 import os
@@ -222,7 +222,7 @@ def test_less_than_was_announced_is_not_complete(tmp_path: Path) -> None:
             transfer.complete()
 
 
-# Disks that fail
+# Failing disks
 
 
 def test_what_does_not_say_how_long_it_is_leaves_the_reserve_alone(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_an_order_is_remembered_until_it_is_given_up_or_the_transfer_thrown_away
         assert incoming(tmp_path).orders() == {"a": b"bring it", id_: b"bring it"}
         end(transfer)
     assert incoming(tmp_path).orders() == {"a": b"bring it"}
-    assert incoming(tmp_path).ids() == ("a",)  # of the others nothing had come
+    assert incoming(tmp_path).ids() == ("a",)  # no bytes had arrived for the others
 
 
 @pytest.fixture
@@ -299,11 +299,11 @@ def test_a_failed_sync_loses_the_file_and_is_not_tried_again(tmp_path: Path) -> 
 
 
 class PowerCut(BaseException):
-    """Nothing after this has happened."""
+    """Power cut, after which no code runs."""
 
 
 class Disk:
-    """Syncs, cuts the power instead of its n-th sync, and knows which bytes of the transfer are safe by then."""
+    """Disk that cuts the power in place of the n-th sync, and knows the safe bytes of the transfer."""
 
     def __init__(self, cut: int) -> None:
         self._left = cut
@@ -318,7 +318,7 @@ class Disk:
             self._safe = file.read_bytes()
 
     def after_the_cut(self, folder: Path, new: Path) -> None:
-        """What may be on disk: every byte that was not synced as it is now is another."""
+        """Make a possible state after the cut: every byte written but not synced is changed."""
         shutil.copytree(folder, new)
         for part in new.glob("*/part"):
             now = part.read_bytes()
