@@ -1,9 +1,9 @@
 """Devices of the service's sandbox: the requirements of a configuration, written down as a drop-in for systemd.
 
 The unit sees no device. `wanted` returns the devices of a configuration, `drop_in` makes the text for systemd, and
-`put` writes the file. DeviceAllow= forgets a file that was absent when the service started: devices that come and go
-are allowed by their driver, devices that are soldered in by their file. The kernel names the driver of a file; tests
-replace the kernel.
+`put` writes the file. DeviceAllow= ignores a file absent at the start of the service: a device that comes and goes is
+allowed by the driver, a device that is soldered in by the file. The kernel names the driver of a file; tests replace
+the kernel.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ USER = "edged"
 COMMAND = "sudo edgectl devices allow --restart"
 
 _SEVERAL = "misc"
-"""Name of a driver number that many unrelated devices share: a device of this number is allowed by its file."""
+"""Name of a driver number shared by unrelated devices: a device of this number is allowed by the file."""
 
 _FILE = re.compile(r"/dev/[!-~]{1,200}")
 
 _HEAD = """\
-# Made by `edgectl devices allow` from the devices that the configuration names. The command overwrites this file: put
-# your own settings into another file beside this one, with `systemctl edit edged`.
+# Made by `edgectl devices allow` from the devices of the configuration. The command overwrites this file: put other
+# settings into a file beside this file, with `systemctl edit edged`.
 """
 
 
@@ -62,7 +62,7 @@ class Access(NamedTuple):
 
 
 Driver = Callable[[Path], str]
-"""Returns the driver of a device's file by its name in /proc/devices, "" where there is no such device."""
+"""Returns the name in /proc/devices for the driver of a device's file, "" without such a device."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,18 +82,18 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-_NOTHING = "the configuration names no device, and the sandbox shows none"
+_NOTHING = "the configuration names no device, and the sandbox hides all devices"
 
 
 def _done(needs: list[Access], changed: bool, restarted: bool) -> Iterator[str]:
-    """Yield the changes, and the command that puts them into effect."""
+    """Yield the changes, and the command to put the changes into effect."""
     for need in needs:
         yield f"{need.allow} for {need.wanted_by}"
     if not needs:
         yield _NOTHING
     yield f"{DROP_IN}: {('written' if needs else 'removed') if changed else 'nothing to change'}"
     if restarted:
-        yield "edged was restarted with it"
+        yield "edged was restarted with the drop-in"
     elif changed:
         yield "      -> to take effect: sudo systemctl daemon-reload && sudo systemctl restart edged"
 
@@ -102,7 +102,7 @@ def _done(needs: list[Access], changed: bool, restarted: bool) -> Iterator[str]:
 
 
 def wanted(config: Config, store: Store, root: Path = Path("/"), driver: Driver | None = None) -> list[Access]:
-    """Return the devices that the sources and the accelerators of a configuration need, each device once.
+    """Return the devices for the sources and the accelerators of a configuration, each device once.
 
     Raises:
         ConfigError: a source does not state its devices.
@@ -131,7 +131,7 @@ def _source(source: str, required: DeviceRequirements, driver: Driver) -> Iterat
 
 
 def _device(source: str, path: Path, drivers: Mapping[str, str], driver: Driver) -> Iterator[Access]:
-    """Yield the access to one path. A link that is not there may become a device of any of the drivers."""
+    """Yield the access to a path. A missing link may become a device of any of the drivers."""
     node = path.resolve()
     named = next((kind for kind in drivers if re.fullmatch(rf"/dev/{re.escape(kind)}[-\d]*\d", str(node))), "")
     kind = driver(node) or named
@@ -156,7 +156,7 @@ def _accelerators(config: Config, store: Store, root: Path, driver: Driver) -> I
 
 
 def _may_use(config: Config, store: Store, delegate: Delegate) -> Iterator[bool]:
-    """Yield for each model whether the model runs on a delegate, or may run there with one of its variants."""
+    """Yield for each model True if the model runs on a delegate, or may run on the delegate with a variant."""
     for name, entry in config.models.items():
         if entry.delegate not in NO_DELEGATES:
             yield entry.delegate == delegate.name
@@ -169,7 +169,7 @@ def _may_use(config: Config, store: Store, delegate: Delegate) -> Iterator[bool]
 
 
 def _accelerator(delegate: Delegate, root: Path, driver: Driver) -> Iterator[Access]:
-    """Yield the devices of a delegate that are there, and all of USB if one may come back there with new firmware."""
+    """Yield the present devices of a delegate, and all of USB for a device that comes back with new firmware."""
     who = f"delegate {delegate.name}"
     there = [device for device in devices(delegate, root) if device.state != "no driver"]
     on_usb = any(isinstance(rule, Usb) for rule in delegate.known.rules)
@@ -189,7 +189,7 @@ def _accelerator(delegate: Delegate, root: Path, driver: Driver) -> Iterator[Acc
 def _file(node: Path, who: str) -> str:
     if not _FILE.fullmatch(str(node)):
         raise ControlError(
-            f"{who} uses {str(node)!r}, which is no device that systemd can allow",
+            f"{who} uses {str(node)!r}, and systemd allows device files only",
             hint="name a device below /dev, without spaces",
         )
     return str(node).replace("%", "%%")
@@ -199,7 +199,7 @@ def _file(node: Path, who: str) -> str:
 
 
 def driver_of(node: Path, table: Path = Path("/proc/devices")) -> str:
-    """Return the driver of a character device, "" where there is no such device."""
+    """Return the driver of a character device, "" without such a device."""
     try:
         status = node.stat()
         lines = table.read_text().partition("Block devices")[0].splitlines()
@@ -213,7 +213,7 @@ def driver_of(node: Path, table: Path = Path("/proc/devices")) -> str:
 
 
 def module_of(node: Path, sys: Path = Path("/sys")) -> str:
-    """Return the kernel module that drives a device, "" for a driver that is built in or not known."""
+    """Return the kernel module of a device's driver, "" for a driver built in or not known."""
     try:
         number = node.stat().st_rdev
         module = (sys / f"dev/char/{os.major(number)}:{os.minor(number)}/device/driver/module").readlink().name
@@ -223,7 +223,7 @@ def module_of(node: Path, sys: Path = Path("/sys")) -> str:
 
 
 def _lacking(node: Path) -> tuple[str, ...]:
-    """Return the group of a device's file, if members may open the file and the service's user is none of them."""
+    """Return the group of a device's file, if members may open the file and the service's user is no member."""
     try:
         status = node.stat()
         group = grp.getgrgid(status.st_gid)
@@ -235,17 +235,17 @@ def _lacking(node: Path) -> tuple[str, ...]:
 
 
 def _lacks(source: str, group: str) -> bool:
-    """Return whether the service's user is not in a group. Raises ControlError if there is no such group."""
+    """Return whether the service's user is not in a group. Raises ControlError for an unknown group."""
     try:
         number = grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise ControlError(
-            f"{source} needs the group {group}, which this board does not have",
+            f"{source} needs the group {group}, and this board has no such group",
             hint=f"create the group: sudo groupadd --system {group}\nand give the device to the group by a udev rule",
         ) from error
     try:
         return not _is_member(number)
-    except KeyError:  # the package is not installed, and so there is no user yet
+    except KeyError:  # the package is not installed, and so has made no user yet
         return True
 
 

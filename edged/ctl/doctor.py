@@ -1,7 +1,7 @@
-"""Look for faults of this board, its configuration and the daemon, and name a remedy for each.
+"""Look for faults of this board, the configuration and the daemon, and name a remedy for each fault.
 
-The command changes nothing and opens nothing that the daemon uses. Root and members of the daemon's group may run it at
-any time. The exit code is 1 if a check failed; a warning may be intended.
+The command makes no changes and opens no device of the daemon. Root and members of the daemon's group may run the
+command at any time. The exit code is 1 if a check failed; a warning may be intended.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _DOTS = {"ok": "running", "warn": "degraded", "fail": "failed"}
 
 
 class Check(NamedTuple):
-    """Result of one check: the name, the verdict, the finding, and a remedy unless all is well."""
+    """Result of a check: the name, the verdict, the finding, and a remedy for a fault."""
 
     name: str
     verdict: Literal["ok", "warn", "fail"]
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each check as it is done."""
+    """Print each check when done."""
     done = []
     for check in _checks(args):
         done.append(check)
@@ -108,7 +108,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         yield from map(_failed, errors.problems)
     if config is not None:
         yield from check_config(config, store)
-        if runtime.verdict == "ok":  # else it could take this process with it
+        if runtime.verdict == "ok":  # a broken runtime could kill this process
             yield from check_models_work(config, store)
             yield from check_delegates(config, store, running=daemon_runs(args.runtime_dir))
         yield from check_sources(config, unit)
@@ -124,7 +124,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
 
 
 def check_python(version: tuple[int, int]) -> Check:
-    """Check that edged is tested with this Python."""
+    """Check that the tests of edged cover this Python."""
     if (3, 11) <= version <= (3, 13):
         return Check("python", "ok", f"{platform.python_version()} on {platform.machine()}")
     return Check("python", "warn", f"{version[0]}.{version[1]}", "edged is tested with Python 3.11 to 3.13")
@@ -145,16 +145,16 @@ raise SystemExit(1)
 
 
 def check_runtime(code: str = _IMPORT_RUNTIME) -> Check:
-    """Check that a TFLite runtime can be imported, in a child process: one for another processor kills the process."""
+    """Check the import of a TFLite runtime, in a child process: a runtime for another processor kills the process."""
     try:
         command = [sys.executable, "-c", code]
         found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the same packages as here
         child = subprocess.run(command, env=found, capture_output=True, text=True, timeout=RUNTIME_SECONDS)
     except subprocess.TimeoutExpired:
-        return Check("runtime", "fail", f"importing it took more than {RUNTIME_SECONDS:.0f} s", "reinstall it")
+        return Check("runtime", "fail", f"the import took more than {RUNTIME_SECONDS:.0f} s", "reinstall the runtime")
     if child.returncode < 0:
         died = signal.Signals(-child.returncode).name
-        return Check("runtime", "fail", f"importing it kills the process: {died}", "install one for this processor")
+        return Check("runtime", "fail", f"the import kills the process: {died}", "install a runtime for this processor")
     said = "; ".join(child.stdout.split("\n")).strip("; ")
     if child.returncode:
         return Check("runtime", "fail", said or child.stderr[-200:], "pip install ai-edge-litert")
@@ -162,7 +162,7 @@ def check_runtime(code: str = _IMPORT_RUNTIME) -> Check:
 
 
 def check_config(config: Config, store: Store) -> Iterator[Check]:
-    """Check the configuration and its models."""
+    """Check the configuration and the models."""
     problems = check_models(config, store)
     yield from map(_failed, problems)
     for doubt in warnings(config, store):
@@ -171,7 +171,12 @@ def check_config(config: Config, store: Store) -> Iterator[Check]:
     if not problems:
         yield Check("config", "ok", summary(config))
     if not config.pipelines:
-        yield Check("config", "warn", "there is no pipeline", "add a table [pipelines.NAME] with a source and a model")
+        yield Check(
+            "config",
+            "warn",
+            "the configuration has no pipeline",
+            "add a table [pipelines.NAME]",
+        )
 
 
 def _failed(problem: Problem) -> Check:
@@ -180,7 +185,7 @@ def _failed(problem: Problem) -> Check:
 
 
 def check_models_work(config: Config, store: Store) -> Iterator[Check]:
-    """Check that each model loads, and computes the outputs of its golden samples."""
+    """Check each model: load, and compute the outputs of the golden samples."""
     for name, entry in config.models.items():
         try:
             bundle = find_bundle(name, entry, store)
@@ -196,13 +201,18 @@ def check_models_work(config: Config, store: Store) -> Iterator[Check]:
                 golden = f"{verdict.samples} golden samples, off by {verdict.worst:.3g} at most"
                 yield Check("model", "ok", f"{title}: {golden}")
             else:
-                yield Check("model", "warn", f"{title}: loads, but has no golden samples", "make a bundle with some")
+                yield Check(
+                    "model",
+                    "warn",
+                    f"{title}: loads, but has no golden samples",
+                    "make golden samples: edgectl pack --golden",
+                )
 
 
 def check_delegates(config: Config, store: Store, *, running: bool, root: Path = Path("/")) -> Iterator[Check]:
-    """Check the delegates that are configured, and the delegates on this board that a model has a variant for.
+    """Check the configured delegates, and the delegates on this board with a variant of a model.
 
-    Unless a daemon has their devices, each is loaded in a child process with the variants that would run there.
+    While no daemon has the devices, each delegate loads the possible variants in a child process.
     """
     table = delegates(config.delegates)
     pinned = {entry.delegate for entry in config.models.values()} - {*NO_DELEGATES}
@@ -215,7 +225,7 @@ def check_delegates(config: Config, store: Store, *, running: bool, root: Path =
             if asked_for or (files and found.devices):
                 yield Check("delegate", "fail" if asked_for else "warn", f"{name}: {found.problem}", found.hint)
         elif files and running:
-            yield Check("delegate", "ok", f"{name}: {found.library} is there, and so is what it needs")
+            yield Check("delegate", "ok", f"{name}: library {found.library} and device are present")
         elif files:
             yield from (_try_out(use, config.accelerators, root) for use in files)
         elif name in config.delegates:
@@ -223,7 +233,7 @@ def check_delegates(config: Config, store: Store, *, running: bool, root: Path =
 
 
 class _Use(NamedTuple):
-    """A variant of a configured model that a delegate would run."""
+    """A variant of a configured model, for a delegate."""
 
     model: str
     bundle: Bundle
@@ -251,7 +261,7 @@ def _pinned_in_vain(config: Config, uses: list[_Use]) -> Iterator[Check]:
 
 
 def _try_out(use: _Use, rules: Rules, root: Path) -> Check:
-    """Check that a variant loads on its delegate, and the share of the nodes that the delegate takes."""
+    """Check the load of a variant on the delegate, and the share of the nodes that the delegate takes."""
     bundle, variant, name = use.bundle, use.variant, use.delegate.name
     try:
         delegation = resolve(use.delegate, variant.options, root=root)
@@ -260,14 +270,14 @@ def _try_out(use: _Use, rules: Rules, root: Path) -> Check:
         return Check("delegate", "fail", error.message, error.hint)
     found = f"{name} takes {answer.delegated} of {answer.nodes} nodes of {use.model} {bundle.manifest.version}"
     if answer.delegated < (bundle.manifest.limits.delegated_share or 0) * answer.nodes:
-        return Check("delegate", "fail", found, "its manifest asks for more: limits.delegated_share")
+        return Check("delegate", "fail", found, "compile the model anew; limits.delegated_share requires more")
     if answer.delegated == 0:
         return Check("delegate", "warn", found, "compile or quantise the model for this accelerator")
     return Check("delegate", "ok", found)
 
 
 def check_sources(config: Config, unit: Mapping[str, str]) -> Iterator[Check]:
-    """Check that the devices of the sources are there, and that the daemon's user may open each of them."""
+    """Check that the devices of the sources exist, and that the daemon's user may open each device."""
     for name, entry in config.sources.items():
         yield from _check_source(name, entry, unit.get("SupplementaryGroups", "").split())
 
@@ -284,7 +294,7 @@ def _check_source(name: str, entry: SourceEntry, groups: Sequence[str]) -> Itera
 def check_device(
     source: str, path: Path, required: DeviceRequirements = _NO_ADVICE, groups: Sequence[str] = ()
 ) -> Check:
-    """Check one device without opening it, as the daemon may have it. `groups` are the service's, beside its user's."""
+    """Check a device without opening, as the daemon may use the device. `groups` are extra groups of the service."""
     try:
         status = path.stat()
     except OSError as error:
@@ -304,7 +314,7 @@ def check_device(
 
 
 def _may_open(path: Path, status: os.stat_result, groups: Sequence[str]) -> bool:
-    """Return whether the daemon's user may open a device, or the caller where the package has made no such user."""
+    """Return whether the daemon's user may open a device; without such a user, whether the caller may."""
     try:
         user = pwd.getpwnam(USER)
     except KeyError:
@@ -321,9 +331,9 @@ def _group_name(number: int) -> str:
 
 
 def check_broker(mqtt: MqttOptions, timeout: float = BROKER_SECONDS) -> Check:
-    """Check that the broker's address accepts connections; nothing is sent."""
+    """Check that the broker's address accepts connections, without sending data."""
     if not mqtt.host:
-        return Check("broker", "warn", "none is configured", 'name one: [mqtt] host = "..."')
+        return Check("broker", "warn", "no broker is configured", 'name a broker: [mqtt] host = "..."')
     try:
         socket.create_connection((mqtt.host, mqtt.real_port), timeout).close()
     except OSError as error:
@@ -333,7 +343,7 @@ def check_broker(mqtt: MqttOptions, timeout: float = BROKER_SECONDS) -> Check:
 
 
 def unit_properties(ask: Callable[[], str] | None = None) -> dict[str, str]:
-    """Return systemd's properties of the service; none without such a service, or without systemd."""
+    """Return systemd's properties of the service, empty without such a service or without systemd."""
     lines = (ask or _systemctl_show)().splitlines()
     unit = dict.fromkeys(_PROPERTIES, "")  # systemd prints no line for an empty list
     for name, _, value in (line.partition("=") for line in lines):
@@ -382,7 +392,7 @@ def _check_sandbox(unit: dict[str, str], config: Config, store: Store) -> Iterat
 
 
 def check_access(unit: dict[str, str], needs: Collection[Access]) -> Iterator[Check]:
-    """Check that the service's sandbox allows the devices that the configuration names."""
+    """Check that the service's sandbox allows the devices of the configuration."""
     if not unit or not needs:
         return
     hidden = unit["PrivateDevices"] == "yes"
@@ -390,21 +400,21 @@ def check_access(unit: dict[str, str], needs: Collection[Access]) -> Iterator[Ch
     allowed = {word.replace("%%", "%") for word in unit["DeviceAllow"].split()}
     lacking = [need for need in needs if hidden or (closed and need.allow.replace("%%", "%") not in allowed)]
     for need in lacking:
-        found = f"the service's sandbox blocks {need.allow}, which {need.wanted_by} uses"
+        found = f"the service's sandbox blocks {need.allow} of {need.wanted_by}"
         yield Check("access", "fail", found, COMMAND)
     if not lacking:
-        yield Check("access", "ok", "the service's sandbox allows the devices that the configuration names")
+        yield Check("access", "ok", "the service's sandbox allows the devices of the configuration")
 
 
 def check_root(root: Path, fstab: Path) -> Iterator[Check]:
-    """Check that the root file system is not read-only by a fault, as on a card that fails."""
+    """Check for a root file system made read-only by a fault, as on a failing card."""
     if _read_only(root):
         meant = any("ro" in options for point, options in _mounts(fstab) if point == root)
         if meant:
             yield Check("root", "ok", "read-only, as /etc/fstab has it")
         else:
-            remedy = "see why: sudo dmesg | grep -i error; replace a card that fails"
-            yield Check("root", "warn", "the root file system is read-only, and /etc/fstab does not say so", remedy)
+            remedy = "see why: sudo dmesg | grep -i error; replace a failing card"
+            yield Check("root", "warn", "the root file system is read-only, against /etc/fstab", remedy)
 
 
 def check_state(folder: Path, fstab: Path, least: int = LEAST_FREE_BYTES) -> Check:
@@ -418,10 +428,15 @@ def check_state(folder: Path, fstab: Path, least: int = LEAST_FREE_BYTES) -> Che
     except PermissionError:
         there = True
     if not there:
-        return Check("state", "warn", f"{folder} is not there", "systemd makes it as it starts edged")
+        return Check(
+            "state",
+            "warn",
+            f"{folder} is missing",
+            "start the service: systemd makes the folder",
+        )
     if _read_only(folder):
-        remedy = "see why: sudo dmesg | grep -i error\nthen: sudo mount -o remount,rw, or replace a card that fails"
-        return Check("state", "fail", f"{folder}: its file system is read-only", remedy)
+        remedy = "see why: sudo dmesg | grep -i error\nthen: sudo mount -o remount,rw, or replace a failing card"
+        return Check("state", "fail", f"{folder}: the file system is read-only", remedy)
     free = shutil.disk_usage(folder).free
     if free < least:
         return Check("state", "fail", f"{folder}: {tables.size(free)} free", "free some space")
@@ -434,7 +449,7 @@ def check_state(folder: Path, fstab: Path, least: int = LEAST_FREE_BYTES) -> Che
 
 
 def _mounts(fstab: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the mount points of a file like /etc/fstab, and the options of each."""
+    """Yield the mount points of a file like /etc/fstab, with the options."""
     try:
         lines = fstab.read_text().splitlines()
     except OSError:
@@ -456,7 +471,7 @@ def _read_only(folder: Path) -> bool:
 
 
 def _daemon_user() -> str:
-    """Return the user of the service, or the caller's name where the package has made no such user."""
+    """Return the user of the service, or the caller's name without such a user."""
     try:
         return pwd.getpwnam(USER).pw_name
     except KeyError:
@@ -516,7 +531,7 @@ def _check_power(slowed: hardware.Throttling) -> Check:
 
 
 def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
-    """Check that the daemon answers and runs, and that its results reach the broker."""
+    """Check that the daemon answers and runs, and that results reach the broker."""
     try:
         status = connect(runtime_dir).call("status")
         spool = connect(runtime_dir).call("spool")
@@ -549,13 +564,13 @@ def _check_state_of(status: dict[str, Any]) -> Check:
 
 
 def check_name(device: str, namesake: str) -> Check:
-    """Report another board that has used the name of this board within the last hour."""
+    """Report another board with the name of this board, seen within the last hour."""
     found = f"another board is named {device!r} too: boot {namesake} was seen within the last hour"
     return Check("name", "fail", found, "give each board another [device] name, and reload")
 
 
 def check_publishing(mqtt: dict[str, Any], waiting: int) -> Check:
-    """Check the time of the last message that the broker has accepted; a long time is bad only if messages wait."""
+    """Check the time of the last message accepted by the broker; a long time is a fault only while messages wait."""
     ago = mqtt["last_sent_ago"]
     when = "no message yet" if ago is None else f"a message {tables.duration(ago)} ago"
     last = f"the broker accepted {when}"
@@ -567,7 +582,7 @@ def check_publishing(mqtt: dict[str, Any], waiting: int) -> Check:
 
 
 def check_spool(spool: dict[str, Any]) -> Iterator[Check]:
-    """Check that the spool keeps the waiting messages, and that none was lost or refused."""
+    """Check that the spool keeps the waiting messages, and has lost no message."""
     if spool["health"]["state"] in ("degraded", "failed"):
         yield Check("spool", "fail", spool["health"]["reason"], spool["health"]["hint"])
     if spool["parked"]:

@@ -1,8 +1,8 @@
-"""Drafts of a manifest: manifest.toml, with every key that a .tflite file settles, and comments on the others.
+"""Drafts of a manifest: manifest.toml, with the keys settled by a .tflite file, and comments on the other keys.
 
-`draft` turns the structure of a file into text. A value that nobody may guess, such as a threshold, stands there as
-"FILL-IN", and `unfilled` finds such lines again. Names inside the file are untrusted: they reach the text as TOML
-strings or within one comment line.
+`draft` turns the structure of a file into text. A value not to be guessed, such as a threshold, is written as
+"FILL-IN", and `unfilled` finds such lines again. Names inside the file are untrusted, and reach the text as TOML
+strings or within a comment line only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WIDTH = 100
 
 
 class Open(NamedTuple):
-    """Lines that the author must fill in (`must`) or should check, and the comment above them."""
+    """Lines for the author to fill in (`must`) or to check, and the comment above the lines."""
 
     why: str
     lines: tuple[str, ...]
@@ -37,7 +37,7 @@ class Open(NamedTuple):
 
 
 class OpenLine(NamedTuple):
-    """A line of a draft that the author must fill in or should check, by number."""
+    """A line of a draft for the author to fill in (`must`) or to check, by number."""
 
     number: int
     why: str
@@ -45,7 +45,7 @@ class OpenLine(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """The text of manifest.toml, and its open lines from top to bottom."""
+    """The text of manifest.toml, and the open lines from top to bottom."""
 
     text: str
     open: tuple[OpenLine, ...]
@@ -58,7 +58,8 @@ def draft(file: str, structure: TfliteFile, sides: Derived, name: str, labels: S
     for part in _parts(file, structure, sides, name, labels):
         if isinstance(part, Open):
             lines += _comment(f"TO DO: {part.why}")
-            found.append(OpenLine(len(lines) + 1, part.why, part.must))
+            place = next((index for index, line in enumerate(part.lines) if _is_unfilled(line)), 0)
+            found.append(OpenLine(len(lines) + 1 + place, part.why, part.must))
             lines += part.lines
         else:
             lines.append(part)
@@ -66,13 +67,12 @@ def draft(file: str, structure: TfliteFile, sides: Derived, name: str, labels: S
 
 
 def unfilled(text: str) -> list[int]:
-    """Return the numbers of the lines of a draft in which a value is still to be filled in."""
-    place = json.dumps(FILL_IN)
-    return [
-        number
-        for number, line in enumerate(text.splitlines(), 1)
-        if place in line and not line.lstrip().startswith("#")
-    ]
+    """Return the numbers of the lines of a draft with a value to be filled in."""
+    return [number for number, line in enumerate(text.splitlines(), 1) if _is_unfilled(line)]
+
+
+def _is_unfilled(line: str) -> bool:
+    return json.dumps(FILL_IN) in line and not line.lstrip().startswith("#")
 
 
 def _comment(text: str) -> list[str]:
@@ -84,7 +84,7 @@ def _key(name: str, value: Any) -> str:
 
 
 def _list(name: str, values: Sequence[Any]) -> tuple[str, ...]:
-    """Return the lines of an array, an item a line if there are several."""
+    """Return the lines of an array: a line for each item of several."""
     if len(values) <= 1:
         return (_key(name, list(values)),)
     return (f"{name} = [", *(f"    {toml_value(value)}," for value in values), "]")
@@ -94,9 +94,9 @@ def _parts(file: str, structure: TfliteFile, sides: Derived, name: str, labels: 
     yield from _comment(f"Manifest of the model {name}, drafted from {file} by `edgectl model draft`.")
     yield "#"
     yield from _comment(
-        "Go through the lines after TO DO: the file does not tell these things, and a wrong value gives wrong "
-        "results that look right. Then run: edgectl pack FOLDER --golden RECORDING. "
-        "All keys are in the manifest reference of the manual."
+        "Complete the lines below TO DO: the model file does not settle these values, and a wrong value gives wrong "
+        "results without any error. Then run: edgectl pack FOLDER --golden RECORDING. The manifest reference of the "
+        "manual describes all keys."
     )
     yield "#"
     for title, text in inspect.contents(structure):
@@ -141,23 +141,23 @@ def _preprocess(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
         steps = _filled(part["preprocess"])
         must = any(FILL_IN in step.get("mean", ()) for step in steps)
         advice = (
-            "How pixels become the input: (pixel - mean) / std, as in training. Usual are mean 127.5, std 127.5 for "
+            "Mean and std of the input (pixel - mean) / std, as in training. Usual are mean 127.5, std 127.5 for "
             "-1 to 1, and mean 0, std 255 for 0 to 1."
             if must
-            else "Pixels go in as they are stored, without a step. Correct this if the samples are no pixels."
+            else "Pixels go in unchanged, without a step. Correct this line if the samples are no pixels."
         )
         yield Open(advice, _list("preprocess", steps), must)
         return
     ranges = [f" The first input stores values from {low:g} to {high:g}." for low, high in _range(structure.inputs)]
     yield Open(
-        "Steps that the training code applied to the samples, such as "
+        "Steps applied to the samples by the training code, such as "
         '{step = "normalise", mean = [0.0], std = [1.0]}. Quantisation is no step.' + "".join(ranges[:1]),
         (_key("preprocess", []),),
     )
 
 
 def _range(inputs: Sequence[TensorSpec]) -> Iterator[tuple[float, float]]:
-    """Yield the real values that a quantised tensor can store."""
+    """Yield the range of real values of each quantised tensor."""
     for tensor in inputs:
         if tensor.scale and tensor.dtype in ("int8", "uint8", "int16"):
             limits = np.iinfo(tensor.dtype)
@@ -171,9 +171,8 @@ def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
     picture = is_picture_shape(window.get("sample_shape", ())) and window["length"] == 1
     if sure is None:
         yield Open(
-            f"Not settled by the file: {side.problem}. This window fills the tensor; correct its meaning.",
+            f"Not settled by the file: {side.problem}. This window fills the tensor; correct the meaning.",
             ("[window]",),
-            must=FILL_IN in window.get("sample_shape", ()),
         )
     else:
         yield from _comment(f"From the file: {side.fact}.")
@@ -183,7 +182,7 @@ def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
         yield _key("hop", window["hop"])
     else:
         yield Open(
-            "A new window begins every `hop` samples: less than `length` for windows that overlap.",
+            "A new window begins every `hop` samples: less than `length` for overlapping windows.",
             (_key("hop", window["hop"]),),
         )
     if "rate" in window:
@@ -196,8 +195,9 @@ def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
     if "channels" in window:
         yield from _channels(window["channels"], sure)
     else:
-        yield from _comment("Shape of a sample, and type of its values before the steps above.")
-        yield _key("sample_shape", window["sample_shape"])
+        yield from _comment("Shape of a sample, and type of the values before the steps above.")
+        shape = _key("sample_shape", window["sample_shape"])
+        yield Open("Sizes left open by the file.", (shape,), must=True) if _is_unfilled(shape) else shape
         yield _key("dtype", window.get("dtype", "float32"))
     yield ""
 
@@ -208,8 +208,7 @@ def _channels(channels: Sequence[Mapping[str, Any]], sure: WindowSpec | None) ->
         yield from lines
     else:
         yield Open(
-            "Channels in the order of training, by the names that the source gives them, and their units. The file "
-            "names none.",
+            "Channels in the order of training, with the names of the source's channels, and units.",
             lines,
         )
 
@@ -217,17 +216,17 @@ def _channels(channels: Sequence[Mapping[str, Any]], sure: WindowSpec | None) ->
 def _inputs(structure: TfliteFile, feeds: Sequence[Mapping[str, Any]]) -> Iterator[str | Open]:
     if not feeds:
         return
-    yield from _comment("One table for each input tensor, in the order of the file.")
+    yield from _comment("A table for each input tensor, in the order of the file.")
     for tensor, feed in zip(structure.inputs, feeds, strict=False):
         yield from _comment(inspect.tensor_line(tensor)[:200])
         yield "[[inputs]]"
         if feed.get("feed") == "feedback":
             yield Open(
-                "The output that is fed back into this input. This one has its shape.",
+                "The output to feed back into this input. This output has the same shape.",
                 (_key("feed", "feedback"), _key("feedback", feed["feedback"])),
             )
         elif "channels" in feed:
-            yield Open("Channels of [window] that go into this input.", (_key("channels", [FILL_IN]),), must=True)
+            yield Open("Channels of [window] for this input.", (_key("channels", [FILL_IN]),), must=True)
         else:
             yield _key("feed", "window")
         yield ""
@@ -260,17 +259,18 @@ def _labels(labels: Sequence[str], sides: Derived, *, given: bool) -> Iterator[s
         yield from _comment("Labels in the order of the scores.")
         yield from lines
     else:
-        yield Open("Labels in the order of the scores. The file names none; --labels FILE reads them.", lines)
+        yield Open("Labels in the order of the scores. The file has no labels; --labels FILE reads some.", lines)
 
 
 def _result(structure: TfliteFile, sides: Derived, said: dict[str, Any], *, given: bool) -> Iterator[str | Open]:
     decision = said.pop("decision", {})
     kind = said.pop("kind")
     if given or sides.output.fact:
-        yield from _comment("From the labels given." if given else f"From the file: {sides.output.fact}."[:300])
+        why = "Classification by the given labels." if given else f"From the file: {sides.output.fact}."
+        yield from _comment(why[:300])
         yield from ("[postprocess]", _key("kind", kind))
     else:
-        problem = sides.output.problem or "there is no output"
+        problem = sides.output.problem or "the file has no output"
         values = prod(structure.outputs[0].shape) if structure.outputs else 0
         if values > MAX_VALUES:
             kind, problem = FILL_IN, f"{problem}, and a regression has at most {MAX_VALUES} values"
@@ -281,18 +281,18 @@ def _result(structure: TfliteFile, sides: Derived, said: dict[str, Any], *, give
             must=kind == FILL_IN,
         )
     if len(structure.outputs) > 1:
-        yield Open("Index of the output that holds the result.", (_key("output", said.get("output", 0)),))
+        yield Open("Index of the output with the result.", (_key("output", said.get("output", 0)),))
     if "names" in said:
         must = FILL_IN in said["names"]
-        yield Open("Names of the values, one for each element of the output.", _list("names", said["names"]), must)
+        yield Open("Names of the values, in the order of the output's elements.", _list("names", said["names"]), must)
         yield "# units = []"
     if "score" in said:
-        yield from _comment("The score is the error with which the model rebuilds its input.")
+        yield from _comment("The score is the error of the rebuilt input.")
         yield _key("score", said["score"])
     last = structure.last_ops[0] if structure.last_ops else ""
     if kind == "classification" and last not in ("SOFTMAX", "LOGISTIC"):
         yield Open(
-            'Function that makes scores of the output: "softmax" or "sigmoid" if the output holds logits.',
+            'Function from the output to scores: "softmax" or "sigmoid" for an output of logits.',
             (_key("activation", "none"),),
         )
     if kind in ("classification", "anomaly"):
@@ -311,7 +311,7 @@ def _decision(decision: Mapping[str, Any], kind: str) -> Iterator[str | Open]:
 
 
 def _filled(value: Any) -> Any:
-    """Return the part of a manifest with one word for everything that is to be filled in."""
+    """Return the part of a manifest with the same word for all values to be filled in."""
     match value:
         case dict():
             return {key: _filled(each) for key, each in value.items()}
@@ -323,9 +323,9 @@ def _filled(value: Any) -> Any:
 
 
 _OPTIONAL = """\
-# What follows may stay as it is.
+# The rest is optional.
 
-# Golden samples come from `edgectl pack --golden RECORDING`; these tolerances are then measured.
+# `edgectl pack --golden RECORDING` makes golden samples, and measures these tolerances.
 # [golden]
 # steps = 2.0
 # absolute = 0.001
@@ -338,7 +338,7 @@ _OPTIONAL = """\
 # [limits]
 # latency_p99 = 0.05
 
-# Rules for the time in which a new version is watched.
+# Rules for the time after an update, during which a new version is watched.
 # [probation]
 # seconds = 300.0
 # windows = 20"""

@@ -1,11 +1,11 @@
-"""Write a first configuration: one source, one model, one pipeline, and a broker.
+"""Write a first configuration: a source, a model, a pipeline, and a broker.
 
-On a terminal the command asks for each value that no option gives, and offers a default found on this machine. Without
-a terminal the defaults are taken. Channels and rate come from the model. The file is written only after the check of
-`edgectl config check`; the exit code is 1, and no file written, if the check fails.
+On a terminal the command asks for each value without an option, and offers a default found on this machine. Without a
+terminal the command takes the defaults. Channels and rate come from the model. The command writes the file after the
+check of `edgectl config check`; if the check fails, the exit code is 1 and the file is not written.
 
-A password never gets into the file. On a terminal it goes into a file of its own, readable by you alone; otherwise name
-such a file, or a credential of the service, with --password-file.
+The file never contains a password. On a terminal the command writes the password into a separate file with the mode
+600; otherwise name such a file, or a credential of the service, with --password-file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SCHEMES: dict[str, dict[str, Any]] = {
 
 
 class Model(NamedTuple):
-    """The model of the pipeline: its name, its path unless the factory's, and its manifest."""
+    """The model of the pipeline: name, path (None for a factory model) and manifest."""
 
     name: str
     path: Path | None
@@ -62,14 +62,16 @@ class Model(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add an option for each question, and the file to write."""
     parser.add_argument("--model", metavar="MODEL", help="a bundle, a .tflite file, or the name of a factory model")
-    parser.add_argument("--source", choices=KINDS, help="kind of source (default: serial if a port is there)")
+    parser.add_argument("--source", choices=KINDS, help="kind of source (default: serial if a port is found)")
     parser.add_argument("--device", metavar="PATH", help="the serial port, or the recording of a replay")
     parser.add_argument("--baud", type=int, metavar="BD", help="speed of the serial port (default: 115200)")
     parser.add_argument(
-        "--columns", type=_names, metavar="A,B,...", help="columns of a line, if it has more than the model's channels"
+        "--columns", type=_names, metavar="A,B,...", help="columns of a line, if more than the model's channels"
     )
     parser.add_argument(
-        "--broker", metavar="[mqtts://][USER@]HOST[:PORT]", help='"" for none (default: this machine, if one answers)'
+        "--broker",
+        metavar="[mqtts://][USER@]HOST[:PORT]",
+        help='"" for no broker (default: this machine, if port 1883 answers)',
     )
     parser.add_argument("--password-file", metavar="FILE", help="a file with the broker's password, or a credential")
     parser.add_argument("--name", metavar="NAME", help="name of this device in every topic (default: the host name)")
@@ -82,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, check, and write the file."""
     if args.output.exists() and not args.force:
-        raise ControlError(f"{args.output} is there already", hint="overwrite it with --force, or name another with -o")
+        raise ControlError(
+            f"{args.output} exists already", hint="overwrite the file with --force, or name another with -o"
+        )
     ask = _ask if sys.stdin is not None and sys.stdin.isatty() else _take
     store = models_of(args)
     model = _model(args, ask, store)
@@ -109,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 # Questions
 
 Ask = Callable[[str, str | None, str, Callable[[str], Any]], Any]
-"""Takes a question, the answer of an option, a default, and a function that makes a value of an answer."""
+"""Takes a question, the answer of an option, a default, and the conversion of an answer to a value."""
 
 
 def _take(_: str, given: str | None, default: str, convert: Callable[[str], Any]) -> Any:
@@ -117,7 +121,7 @@ def _take(_: str, given: str | None, default: str, convert: Callable[[str], Any]
 
 
 def _ask(question: str, given: str | None, default: str, convert: Callable[[str], Any]) -> Any:
-    """Ask until an answer is right; an empty answer is the default. An answer by an option asks nothing."""
+    """Ask until an answer is right; an empty answer means the default. Ask no question answered by an option."""
     if given is not None:
         return convert(given)
     while True:
@@ -158,7 +162,7 @@ def _model(args: argparse.Namespace, ask: Ask, store: Store) -> Model:
 
 
 def _models_here() -> list[Path]:
-    """Return the models in this folder: bundles and their folders first, then .tflite files."""
+    """Return the models in this folder: first bundles and folders of bundles, then .tflite files."""
     folders = [file.parent for file in Path().glob(f"*/{MANIFEST}")]
     return [*sorted(Path().glob("*.edgm")), *sorted(folders), *sorted(Path().glob("*.tflite"))]
 
@@ -168,7 +172,7 @@ def _opened(text: str, store: Store) -> Model:
     if text in store.names():
         return Model(text, None, store.find(text).manifest)
     if not path.exists():
-        raise ControlError(f"there is no model {text!r}", hint=f"name a file, or one of {', '.join(store.names())}")
+        raise ControlError(f"no model {text!r} is here", hint=f"name a file, or {', '.join(store.names())}")
     try:
         manifest = open_path(path).manifest
     except EdgedError as error:
@@ -186,12 +190,12 @@ def _source(args: argparse.Namespace, ask: Ask, manifest: Manifest) -> dict[str,
     guess = "replay" if recording else "serial" if ports or args.device else "synthetic"
     kind = ask(f"Kind of source ({', '.join(KINDS)})", args.source, guess, _kind)
     if args.source is None and kind == "synthetic":
-        _note("no serial port is here, so that the source makes up its samples; name a port with --device")
+        _note("no serial port was found: the source is synthetic; name a port with --device")
     return {"kind": kind, **_device(args, ask, kind, ports), **_samples(args, manifest, kind)}
 
 
 def serial_ports(root: Path = Path("/")) -> list[str]:
-    """Return the serial ports of this machine by their most stable names, those of sensors on USB first."""
+    """Return the serial ports of this machine by their most stable names, USB first."""
     found: dict[Path, str] = {}
     for pattern in _PORTS:
         for port in sorted(root.glob(pattern)):
@@ -201,7 +205,7 @@ def serial_ports(root: Path = Path("/")) -> list[str]:
 
 def _kind(text: str) -> str:
     if text not in KINDS:
-        raise ControlError(f"there is no kind {text!r} here", hint=f"use {', '.join(KINDS)}; write a plug-in by hand")
+        raise ControlError(f"unknown kind {text!r}", hint=f"use {', '.join(KINDS)}; configure a plug-in by hand")
     return text
 
 
@@ -226,9 +230,9 @@ def _recording(text: str) -> Path:
 
 def _port(text: str) -> str:
     if not text.startswith("/"):
-        raise ControlError(f"{text!r} is no serial port", hint="name its device file: --device /dev/serial/by-id/...")
+        raise ControlError(f"{text!r} is no serial port", hint="name the device file: --device /dev/serial/by-id/...")
     if not Path(text).exists():
-        _note(f"{text} is not there now")
+        _note(f"{text} does not exist now")
     return text
 
 
@@ -239,7 +243,7 @@ def _number(text: str) -> int:
 
 
 def _samples(args: argparse.Namespace, manifest: Manifest, kind: str) -> dict[str, Any]:
-    """Return the channels and the rate that the model needs."""
+    """Return the channels and the rate of the model."""
     window = manifest.window
     channels = [channel.name for channel in window.channels]
     if not channels and kind != "replay":
@@ -261,22 +265,22 @@ def _samples(args: argparse.Namespace, manifest: Manifest, kind: str) -> dict[st
 
 
 def _broker(args: argparse.Namespace, ask: Ask) -> tuple[dict[str, Any], str]:
-    """Return the table [mqtt], and the password to be written into its file."""
+    """Return the table [mqtt], and the password for the password file."""
     mqtt: dict[str, Any] = ask("MQTT broker, HOST or HOST:PORT", args.broker, _local_broker(), _address)
     if not mqtt:
-        _note("without a broker results are seen with `edgectl watch` only")
+        _note("no broker: results are seen with `edgectl watch` only")
         return {}, ""
     if "username" not in mqtt and args.broker is None:
         user = ask("User name at the broker, empty for none", None, "", str)
         mqtt |= {"username": user} if user else {}
     if args.password_file is not None:
         if "username" not in mqtt:
-            raise ControlError("--password-file needs a user name", hint="write it into --broker USER@HOST")
+            raise ControlError("--password-file needs a user name", hint="write --broker USER@HOST")
         file = Path(args.password_file)
         return mqtt | {"password_file": str(file.resolve()) if file.exists() else args.password_file}, ""
     if "username" not in mqtt or ask is _take:
         return mqtt, ""
-    secret = getpass.getpass("Password, empty if the service has it as a credential: ", stream=sys.stderr)
+    secret = getpass.getpass("Password, empty for a credential of the service: ", stream=sys.stderr)
     file = args.output.resolve().parent / PASSWORD
     return mqtt | {"password_file": str(file) if secret else PASSWORD}, secret
 
@@ -309,7 +313,7 @@ def _address(text: str) -> dict[str, Any]:
         **({"path": url.path} if url.path and url.scheme in ("ws", "wss") else {}),
         **({"username": url.username} if url.username else {}),
     }
-    MqttOptions(**mqtt)  # raises ConfigError for what is no name and no address
+    MqttOptions(**mqtt)  # raises ConfigError for a wrong host name
     return mqtt
 
 
@@ -320,7 +324,9 @@ def _write_secret(file: Path, secret: str, *, force: bool) -> None:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
             opened.write(secret + "\n")
     except FileExistsError as error:
-        raise ControlError(f"{file} is there already", hint="name it with --password-file, or use --force") from error
+        raise ControlError(
+            f"{file} exists already", hint="name the file with --password-file, or use --force"
+        ) from error
     except OSError as error:
         raise ControlError(f"{file} cannot be written: {error.strerror}", hint="use --password-file FILE") from error
 
@@ -340,7 +346,7 @@ def _tables(output: Path, name: str, mqtt: dict[str, Any], source: dict[str, Any
 
 
 def _from_folder_of(output: Path, path: Path) -> str:
-    """Return a path as the file should name it: relative to the file's folder if below it."""
+    """Return a path for the configuration file: relative for a path below the file's folder."""
     folder, path = output.resolve().parent, path.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -355,9 +361,11 @@ def _text(table: dict[str, Any]) -> str:
 
 
 def _check(text: str, output: Path, store: Store) -> Checked:
-    """Check the text as if it stood in its file, where relative paths begin."""
+    """Check the text from a file beside the output, for the sake of relative paths."""
     if not output.parent.is_dir():
-        raise ControlError(f"there is no folder {output.parent}", hint="make it first, or name another file with -o")
+        raise ControlError(
+            f"the folder {output.parent} does not exist", hint="make the folder, or name another file with -o"
+        )
     try:
         with NamedTemporaryFile("w", dir=output.parent, prefix=".edgectl-init-", suffix=".toml") as aside:
             aside.write(text)
@@ -373,7 +381,7 @@ def _check(text: str, output: Path, store: Store) -> Checked:
 
 
 def _next_steps(output: Path, name: str, mqtt: dict[str, Any], source: dict[str, Any]) -> Iterator[str]:
-    """Yield the commands that come next: for a service if the file is one of its own, otherwise for a trial here."""
+    """Yield the next commands: for the service if the file belongs to the service, otherwise for a trial here."""
     if output.resolve().is_relative_to("/etc/edged"):
         if source["kind"] == "serial":
             yield "sudo edgectl devices allow --restart"

@@ -1,9 +1,9 @@
-"""Work on model files, without a daemon. (`edgectl models` shows the models that a daemon serves.)
+"""Work on model files, without a daemon. (`edgectl models` shows the models of a running daemon.)
 
-`draft` makes a folder of a .tflite file: the file as model.tflite, and manifest.toml, which states how the model is fed
-and what its outputs mean. Tensors, quantisation, TFLite metadata and label files inside the model settle part of it; a
-line below TO DO holds what they do not settle, and the command lists these lines. Complete them, then make a bundle of
-the folder with `edgectl pack FOLDER`, which refuses a line that still says "FILL-IN".
+`draft` makes a folder for a .tflite file: a copy named model.tflite, and manifest.toml, the description of inputs and
+outputs. Tensors, quantisation, TFLite metadata and label files inside the model settle a part of the manifest. The
+other lines stand below "TO DO", and the command lists the line numbers. Complete these lines, then make a bundle with
+`edgectl pack FOLDER`; packing refuses lines with "FILL-IN".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draft the manifest, and list the lines that the author must complete."""
+    """Draft the manifest, and list the open lines."""
     structure = _with_output_shapes(args.model, read_structure(args.model))
     name = _name(args)
     folder = args.output or Path(name)
@@ -76,8 +76,8 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def _with_output_shapes(model: Path, structure: TfliteFile) -> TfliteFile:
-    """Return the structure with the shapes of all outputs. The runtime must run a model whose file leaves some open."""
-    certain(structure)  # raises for a model that no CPU can run
+    """Return the structure with the shapes of all outputs. The runtime computes shapes left open in the file."""
+    certain(structure)  # raises for a model compiled for an accelerator
     if all(output.shape for output in structure.outputs) or any(structure.dynamic):
         return structure
     try:
@@ -105,7 +105,7 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise ControlError(f"{folder} cannot be made: {error.strerror}", hint="name a folder with -o") from error
     if occupied:
-        raise ControlError(f"{folder} is there already, and not empty", hint="name another folder with -o")
+        raise ControlError(f"{folder} exists already, and is not empty", hint="name another folder with -o")
 
 
 def _blocks(file: Path) -> Iterator[bytes]:

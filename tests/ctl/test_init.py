@@ -135,26 +135,26 @@ def test_what_does_not_pass_the_check_is_not_written(capsys):
 def test_a_file_that_is_there_is_kept_unless_forced(made, capsys):
     made("--name", "one")
     assert main(["init", "--name", "two"]) == exits.FAILED
-    assert "overwrite it with --force" in capsys.readouterr().err
+    assert "overwrite the file with --force" in capsys.readouterr().err
     assert made("--name", "two", "--force")[0]["device"] == {"name": "two"}
 
 
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        (["--model", "nothing"], "there is no model 'nothing'"),
+        (["--model", "nothing"], "no model 'nothing' is here"),
         (["--model", DATA / "float.tflite"], "edgectl model draft"),
         (["--model", "digits"], "takes samples of shape [8, 8]; synthetic sources send rows of channels"),
         (["--source", "serial"], "'' is no serial port"),
         (["--device", "ttyUSB0"], "'ttyUSB0' is no serial port"),
         (["--device", "none.csv"], "'none.csv' is no recording"),
-        (["--broker", "a b"], "host is 'a b', which is no name and no address"),
+        (["--broker", "a b"], "host is 'a b'"),
         (["--broker", "http://host"], "is no broker"),
         (["--broker", "host:99999"], "is no broker"),
         (["--broker", "user:secret@host"], "a password does not belong into the address"),
         (["--broker", "host", "--password-file", "x"], "--password-file needs a user name"),
         (["--name", "a/b"], "'a/b' is no name of a device"),
-        (["-o", "nowhere/edged.toml"], "there is no folder nowhere"),
+        (["-o", "nowhere/edged.toml"], "the folder nowhere does not exist"),
     ],
 )
 def test_an_option_that_cannot_be(capsys, args, problem):
@@ -226,12 +226,12 @@ def test_it_asks_for_what_no_option_says_and_again_after_a_wrong_answer(here):
     with socket.create_server(("127.0.0.1", 0)) as broker:
         terminal = Terminal("--model", "motion")
         terminal.answer("Kind of source (serial, replay, synthetic) [", "cereal")
-        terminal.answer("there is no kind 'cereal' here", "serial")
+        terminal.answer("unknown kind 'cereal'", "serial")
         terminal.answer("Serial port", PORT)
         terminal.answer("Speed of the port in Bd [115200]: ", "")
         terminal.answer("MQTT broker, HOST or HOST:PORT [", f"127.0.0.1:{broker.getsockname()[1]}")
         terminal.answer("User name at the broker, empty for none []: ", "board")
-        terminal.answer("Password, empty if the service has it as a credential: ", "correct horse")
+        terminal.answer("Password, empty for a credential of the service: ", "correct horse")
         terminal.answer("Name of this device in MQTT topics [", "desk")
         code, said = terminal.end()
     assert (code, "edged.toml: written: 1 pipeline" in said) == (exits.DONE, True), said
