@@ -2,10 +2,10 @@
 
 A model is loaded and proven on the CPU first. Then `put` has an accelerator take over, if the board has one for the
 model, and the CPU takes back whenever the accelerator fails: see backends/accelerated.py. All models of a delegate
-share its process and its record of faults, a `_Unit`, which is made for the first of them.
+share a process and a record of faults, a `_Unit`, made for the first such model.
 
-`candidates` lists the ways to accelerate a model, with or without their devices plugged in. The first way with a ready
-device is taken, in the order of the manifest, or by the speeds that `edgectl tune` has measured; no way is taken if the
+`candidates` lists the ways to accelerate a model, whatever devices are plugged in. The first way with a ready
+device is taken, in the order of the manifest, or by the speeds measured by `edgectl tune`; no way is taken if the
 CPU was the fastest.
 """
 
@@ -41,15 +41,15 @@ if TYPE_CHECKING:  # imported with the first accelerated model: most boards have
     from edged.backends.isolated import IsolatedRunner
 
 COMPILED = ("edgetpu", "ethosu")
-"""Kinds of delegates that run only models compiled for them."""
+"""Kinds of delegates for specially compiled models only."""
 
 CACHE_BYTES = 256 << 20
-"""Largest file that a vendor's library may write: some libraries keep compiled models."""
+"""Largest file of a vendor's library: some libraries keep compiled models."""
 
 TRIAL_RUNS = 50
 
 Report = Callable[[str, str, AcceleratorStatus | None], None]
-"""Receives each change: a model, the name of its accelerator and its status, or "" and None for a model on the CPU."""
+"""Receives each change: a model, the name and the status of the accelerator, or "" and None for a model on the CPU."""
 
 
 class AccelerationCandidate(NamedTuple):
@@ -68,11 +68,11 @@ class AccelerationCandidate(NamedTuple):
 
 
 def candidates(manifest: Manifest, wanted: str, table: Mapping[str, Delegate]) -> tuple[AccelerationCandidate, ...]:
-    """Return the ways to accelerate a model, best first: for `wanted` "auto" all its variants, for "cpu" none.
+    """Return the ways to accelerate a model, best first: for `wanted` "auto" all variants, for "cpu" an empty tuple.
 
     Raises:
         ModelError: a delegate is wanted by name, and can run no file of the model.
-        DeviceError: the delegate that is wanted is not in the table, as in the middle of a reload.
+        DeviceError: the wanted delegate is not in the table, as in the middle of a reload.
     """
     if wanted == "cpu":
         return ()
@@ -89,7 +89,7 @@ def candidates(manifest: Manifest, wanted: str, table: Mapping[str, Delegate]) -
         raise _reconfigured(wanted)
     if delegate.kind in COMPILED:
         raise ModelError(
-            f"{manifest.name} {manifest.version} has no variant that was compiled for {wanted}",
+            f"{manifest.name} {manifest.version} has no variant compiled for {wanted}",
             hint="compile the model, and add the file to the bundle: edgectl pack --variant",
         )
     return (AccelerationCandidate(delegate, "", manifest.model, manifest.signature, {}),)
@@ -100,12 +100,12 @@ def _nothing_measured(_model: str) -> TuningRecord | None:
 
 
 class Accelerators:
-    """The accelerators of a board. Any thread may call; only one at a time may call `put` and `configure`.
+    """The accelerators of a board. Any thread may call, but `put` and `configure` only from a single thread at a time.
 
     Units are added and removed under the lock, and read from a copy without the lock.
 
     `report` must neither block nor raise. `records` returns the measurements of a model, by name. Devices are searched
-    below `root`. `on_cpu` has the models that run in processes of their own without an accelerator.
+    below `root`. `on_cpu` has models in separate processes without an accelerator.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Accelerators:
         self._choices: dict[str, str] = {}
 
     def configure(self, tables: Mapping[str, DelegateOptions], rules: Rules) -> None:
-        """Apply another configuration. The caller has taken down the models that it concerns."""
+        """Apply another configuration. The caller has taken down the affected models."""
         table = delegates(tables)
         with self._lock:
             for name, unit in list(self._units.items()):
@@ -145,10 +145,10 @@ class Accelerators:
     def put(
         self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend, twin: Runner, priority: int
     ) -> Runner:
-        """Return the runner to serve with: `twin`, the CPU runner, or one on a faster accelerator that falls back.
+        """Return the runner to serve with: `twin`, the CPU runner, or an accelerated runner with fallback.
 
-        `priority` is the model's among the models that wait for one device. If a delegate is wanted by name, and the
-        model has no variant for it, the twin serves and the missing variant is reported as a fault.
+        `priority` orders the models waiting for a device. If a delegate is wanted by name, and the model has no
+        suitable variant, the twin serves and the missing variant is reported as a fault.
 
         Raises:
             EdgedError: the twin fails.
@@ -190,12 +190,12 @@ class Accelerators:
         return unit.put(model, file, twin, load, check, pinned=wanted != "auto")
 
     def try_out(self, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Verdict | None:
-        """Return the verdict on a version on its accelerator, or None if no accelerator is ready for the version.
+        """Return the verdict on a version on an accelerator, or None if no accelerator is ready for the version.
 
-        The process that would serve the version loads it. If the process dies, its models go on with their twins.
+        The later serving process loads the version. If the process dies, the models go on with the CPU twins.
 
         Raises:
-            DeviceError: the device or the board is at fault, so that nothing is known about the version.
+            DeviceError: the device or the board is at fault, and not the version.
             EdgedError: the version does not load on the CPU, in this process.
         """
         from edged.backends.isolated import LostError
@@ -215,12 +215,12 @@ class Accelerators:
         except EdgedError as error:
             crashed = isinstance(error, LostError)
             its_own = crashed or not isinstance(error, DeviceError)
-            if at_fault or not its_own or survey(chosen.delegate, self._root).state != "ready":  # it may be unplugged
+            if at_fault or not its_own or survey(chosen.delegate, self._root).state != "ready":  # unplugged meanwhile
                 raise DeviceError(error.message, hint=error.hint, retryable=True) from error
             return Verdict(failure="crashed" if crashed else "wrong", reason=error.message, hint=error.hint)
 
     def fit(self, manifest: Manifest, wanted: str) -> set[str]:
-        """Return the names and kinds of the delegates that a version could run on now, with "cpu". Any thread may ask.
+        """Return the names and kinds of ready delegates for a version, with "cpu". Any thread may ask.
 
         Raises:
             EdgedError: like `candidates`.
@@ -229,7 +229,7 @@ class Accelerators:
         ready = [each.delegate for each in found if survey(each.delegate, self._root).state == "ready"]
         return {"cpu"} | {name for each in ready for name in (each.name, each.kind)}
 
-    # Ways to run a model, and their measurements
+    # Ways to run a model, and measurements
 
     def ways(self, manifest: Manifest, wanted: str) -> tuple[tuple[AccelerationCandidate, Survey], ...]:
         """Return the ways to accelerate a model, with a survey of each device. Raises EdgedError like `candidates`."""
@@ -237,7 +237,7 @@ class Accelerators:
         return tuple((each, survey(each.delegate, self._root)) for each in found)
 
     def load(self, way: AccelerationCandidate, bundle: Bundle, backend: TfliteBackend) -> IsolatedRunner:
-        """Return a runner on an accelerator, loaded as it would serve, but not proven.
+        """Return a runner on an accelerator, loaded for service but not proven.
 
         Raises:
             EdgedError: the model does not load, or the device is not ready.
@@ -245,7 +245,7 @@ class Accelerators:
         return self._load(self._unit(way.delegate), way, bundle, backend, priority=0)
 
     def environment(self, manifest: Manifest, wanted: str, backend: TfliteBackend) -> Environment:
-        """Return everything that a measurement of a model depends on, in its present state.
+        """Return the present state of all influences on a measurement of a model.
 
         Raises:
             EdgedError: like `candidates`, or the runtime is not installed.
@@ -258,7 +258,7 @@ class Accelerators:
         )
 
     def choice(self, model: str, bundle: Bundle, wanted: str, backend: TfliteBackend) -> Choice:
-        """Return the order in which to try the ways, the number of threads on the CPU, and the reason for both.
+        """Return the order of ways to try, the number of threads on the CPU, and the reason for both.
 
         Raises:
             EdgedError: like `environment`.
@@ -281,7 +281,7 @@ class Accelerators:
             return backend.threads
         try:
             return self.choice(model, bundle, wanted, backend).threads
-        except EdgedError:  # loading the model raises it again
+        except EdgedError:  # raised again when the model is loaded
             return 1
 
     def choices(self) -> dict[str, str]:
@@ -291,15 +291,15 @@ class Accelerators:
     # State
 
     def statuses(self) -> dict[str, tuple[str, AcceleratorStatus]]:
-        """Return the name and the status of the accelerator of each model that has one, or should have one."""
+        """Return the name and the status of each model's accelerator, present or missing."""
         return dict(self._statuses)
 
     def shares(self) -> dict[str, float]:
-        """Return the share of time, 0 to 1, that each accelerated model's process was off the processor."""
+        """Return the share of time, 0 to 1, of each accelerated model's process off the processor."""
         return dict(self._shares)
 
     def has_proven(self, model: str, bundle: Bundle) -> bool:
-        """Return whether this version of a model is the latest that agreed with the CPU on an accelerator."""
+        """Return True if this version of a model was the last to agree with the CPU on an accelerator."""
         return self._proven.get(model) == bundle.folder
 
     def counts(self) -> dict[str, Counts]:
@@ -307,7 +307,7 @@ class Accelerators:
         return {name: unit.accelerator.counts() for name, unit in list(self._units.items())}
 
     def forget(self, model: str) -> None:
-        """Remove the status of a model that was taken down."""
+        """Remove the status of a model taken down."""
         self._withdraw(model)
         self._proven.pop(model, None)
         if self._statuses.pop(model, None) is not None:
@@ -322,7 +322,7 @@ class Accelerators:
         unit.accelerator.release()
 
     def close(self) -> None:
-        """End all processes, and start no more; their runners raise DeviceError from now on."""
+        """End all processes, and start no more. The runners raise DeviceError from now on."""
         with self._lock:
             self._closed = True
             units = list(self._units.values())
@@ -332,7 +332,7 @@ class Accelerators:
         self.on_cpu.close()
 
     def _first(self, found: Sequence[AccelerationCandidate]) -> AccelerationCandidate | None:
-        """Return the first candidate with a ready device, or else the first, whose device may come."""
+        """Return the first candidate with a ready device, or else the first of all: a device may come."""
         ready = (each for each in found if survey(each.delegate, self._root).state == "ready")
         return next(ready, found[0] if found else None)
 
@@ -399,9 +399,9 @@ def _library(path: str | None) -> Library | None:
 
 
 class _Unit:
-    """A delegate in use: its process, its record of faults, and its models.
+    """A delegate in use: the process, the record of faults, and the models.
 
-    The models, and the last reported status of each, have a lock of their own, taken after the accelerator's lock.
+    The models, and the last reported status of each, have a separate lock, taken after the accelerator's lock.
     """
 
     def __init__(
@@ -446,10 +446,10 @@ class _Unit:
         *,
         pinned: bool,
     ) -> AcceleratedRunner:
-        """Return a runner for a model, `pinned` if the configuration names this delegate for it.
+        """Return a runner for a model, `pinned` if the configuration names this delegate.
 
-        `file` is the digest of the model file. Another file than before clears the record of faults, since the former
-        file may have been their cause.
+        `file` is the digest of the model file. Another file than before clears the record of faults, since the
+        former file may have caused the faults.
         """
         if self._files.setdefault(model, file) != file:
             self._files[model] = file
@@ -460,7 +460,7 @@ class _Unit:
         return self.accelerator.runner(model, twin, load, check)
 
     def has(self, model: str) -> bool:
-        """Return whether a model is assigned to this delegate."""
+        """Return True for a model assigned to this delegate."""
         return model in self._pinned
 
     def withdraw(self, model: str) -> None:
@@ -469,19 +469,19 @@ class _Unit:
             self._pinned.pop(model, None)
 
     def _status_of(self, model: str, pinned: bool) -> AcceleratorStatus | None:
-        """Return the status of a model. A device that was never there is a fault only if the model is `pinned`."""
+        """Return the status of a model. A device never seen is a fault only if the model is `pinned`."""
         now = self.accelerator.standing_of(model)
         if now is not None and now.reason == MISSING and not pinned and not self.accelerator.counts().promotions:
             return AcceleratorStatus("cpu", now.reason, now.hint, now.since)
         return now
 
     def close(self) -> None:
-        """End the process, and the thread that brings runners back."""
+        """End the process, and the thread of the accelerator."""
         self.accelerator.close()
         self.host.close()
 
     def _report_changes(self, _device: AcceleratorStatus) -> None:
-        """Report the models whose status has changed. Called under the accelerator's lock."""
+        """Report models with a new status. Called under the accelerator's lock."""
         with self._lock:
             for model, pinned in self._pinned.items():
                 now = self._status_of(model, pinned)
@@ -491,7 +491,7 @@ class _Unit:
 
 
 def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:
-    """Return the outputs of a model for its golden samples on the CPU, in this process.
+    """Return the outputs of a model for the golden samples on the CPU, in this process.
 
     Raises:
         EdgedError: the model does not load, or fails.
@@ -516,6 +516,6 @@ def _judge(manifest: Manifest, runner: Runner, agreed: Agreement) -> Verdict:
             failure="unfit",
             reason=f"{info.delegate} takes {info.delegated} of its {info.nodes} nodes; "
             f"the manifest requires {limits.delegated_share:.0%}",
-            hint="install another version of the delegate or of the model, and check it: edgectl prove",
+            hint="install another version of the delegate or of the model, then: edgectl prove",
         )
     return hold_latency(measured, limits, f" on {info.delegate}")

@@ -16,7 +16,7 @@ from edged.models.store import MissingModelError, Store
 from edged.models.trial import prove_apart
 
 
-def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> None:
+def check(files: Sequence[Path], store: Store, report: Callable[[str], None]) -> None:
     """Load the configuration and every plug-in, and prove every model in a child process.
 
     Raises:
@@ -24,18 +24,18 @@ def check(files: Sequence[Path], store: Store, say: Callable[[str], None]) -> No
     """
     config, doubts = checked(files, store)
     for doubt in doubts:
-        say(f"warning: {doubt}")
-    say(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
+        report(f"warning: {doubt}")
+    report(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
     for name, entry in config.models.items():
         try:
             bundle = find_bundle(name, entry, store)
         except MissingModelError as error:
-            say(f"model {name}: {error.message}; install a version later")
+            report(f"model {name}: {error.message}; install a version later")
             continue
         verdict = asyncio.run(prove_apart(bundle, entry.options))
         assert verdict.runner is not None  # every good verdict has a runner
         proof = Proof(verdict.samples, verdict.worst)
-        say(f"model {name} {bundle.manifest.version} on {verdict.runner.runtime}: {proof}")
+        report(f"model {name} {bundle.manifest.version} on {verdict.runner.runtime}: {proof}")
 
 
 def checked(files: Sequence[Path], store: Store) -> tuple[Config, tuple[Problem, ...]]:

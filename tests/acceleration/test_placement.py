@@ -105,7 +105,7 @@ def test_a_variant_runs_on_every_delegate_of_its_kind(tmp_path):
 
 
 def test_what_was_not_compiled_for_an_edge_tpu_does_not_run_there(tmp_path):
-    with pytest.raises(ModelError, match="has no variant that was compiled for edgetpu"):
+    with pytest.raises(ModelError, match="has no variant compiled for edgetpu"):
         candidates(bundle(tmp_path, MINE).manifest, "edgetpu", delegates({}))
 
 
