@@ -1,7 +1,7 @@
 """The update machine: the next step for one model, decided from facts. All policy of updates is here, and pure.
 
-    while step := decide(look()):        look() and do() are methods of the updater
-        do(step)
+    while step := decide(inspect()):     FactsReader.inspect (edged/updates/facts.py)
+        take(step)                       UpdateMachine.take (edged/updates/steps.py)
 
 No recovery path exists. After a power cut, a crash or a restart the daemon looks again, and `decide` continues from the
 facts; an uninterrupted update takes the same way. Three rules make this work:

@@ -94,11 +94,13 @@ class FactsReader:
         serving = self._host.serving(name)
         watched: Answer = "open"
         if candidate is None or candidate.phase != "probation" or serving not in (candidate.digest, None):
-            model.serving_since = None
+            model.serving_since, model.watched = None, 0.0
         elif model.serving_since is None:
             model.serving_since = self._clock()
         if model.serving_since is not None and serving is not None:
-            watched = _answer(probation.judge(disk.limits, self._host.observed(name), disk.usual))
+            observed = self._host.observed(name)
+            model.observe(observed.seconds)
+            watched = _answer(probation.judge(disk.limits, observed, disk.usual))
         model.factory = disk.factory
         facts = ModelFacts(
             ledger=disk.ledger,

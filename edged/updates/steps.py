@@ -93,6 +93,7 @@ class UpdateMachine:
             hopeful = model.plan_retry(facts, self._clock())
             model.unsettled = facts.ledger.candidate is not None or bool(barred) or hopeful
             self._announce_suspension(name, facts)
+            self._announce_lost_time(name, facts)
             self._steps.end_jobs(name, facts)
         except StoreError as error:
             complaint = str(error)
@@ -136,6 +137,14 @@ class UpdateMachine:
             remedy = f"name {name} in a pipeline again, or: edgectl rollback {name}"
             self._steps.announce(name, "update.suspended", f"{text} ({remedy})")
         model.suspended = suspended
+
+    def _announce_lost_time(self, name: str, facts: ModelFacts) -> None:
+        model, candidate = self._states[name], facts.ledger.candidate
+        if model.lost_watched and candidate is not None:
+            text = f"the probation of version {model.number(facts, candidate.digest)} continues from "
+            text += f"{model.watched:.0f} s, since a pipeline of {name} was rebuilt or removed"
+            self._steps.announce(name, "update.rewatched", text)
+        model.lost_watched = False
 
     async def _try(self, name: str, facts: ModelFacts, digest: str) -> Answer:
         number = self._states[name].number(facts, digest)

@@ -30,6 +30,8 @@ class UpdateState:
     unfit          versions found damaged or unable to serve
     trial          outcome of the candidate's self-test
     serving_since  monotonic time of the start of the candidate's probation in this run; None before
+    watched        seconds of probation observed last
+    lost_watched   True until a loss of observed seconds has been announced
     suspended      True once a suspended probation has been announced
     factory        factory versions by digest
     jobs           jobs to end with the candidate
@@ -45,6 +47,8 @@ class UpdateState:
     unfit: dict[str, VersionFault] = field(default_factory=dict)
     trial: Answer = "open"
     serving_since: float | None = None
+    watched: float = 0.0
+    lost_watched: bool = False
     suspended: bool = False
     factory: dict[str, FactoryVersion] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
@@ -66,6 +70,11 @@ class UpdateState:
         elif candidate.phase == "trial" or candidate.digest in before.unfit:
             state = "failed"
         self.ending = (state, step.text, step.hint)
+
+    def observe(self, seconds: float) -> None:
+        """Take over the observed seconds of probation, which are fewer after a pipeline was rebuilt or removed."""
+        self.lost_watched = self.lost_watched or seconds < self.watched
+        self.watched = seconds
 
     def begin_retry(self, now: float) -> None:
         """Give versions whose fault may pass another chance, after the pause."""

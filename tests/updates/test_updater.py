@@ -429,6 +429,26 @@ def test_a_pipeline_that_is_taken_away_suspends_the_probation_until_it_is_back(r
     assert (rig.ledger.floor, rig.ledger.active) == ("1.1", digest_of("1.1"))
 
 
+def test_a_reload_that_rebuilds_a_pipeline_does_not_shorten_the_probation_silently(rig):
+    async def reload() -> list[str]:
+        rig.clock.now += 40
+        await rig.updater.settle(NAME)
+        async with rig.updater.held([NAME]):
+            rig.board.load(rig.board.serves)
+        for _ in range(2):
+            rig.clock.now += 15
+            await rig.updater.settle(NAME)
+        return [event.text for event in rig.events if event.id == "update.rewatched"]
+
+    texts = play(rig, begin(rig, "1.1"), reload())
+    assert texts == [
+        "the probation of version 1.1 continues from 0 s, since a pipeline of colours was rebuilt or removed"
+    ]
+    assert rig.ledger.floor == "0"
+    play(rig, rig.pass_probation())
+    assert rig.ledger.floor == "1.1"
+
+
 def test_a_suspended_probation_can_be_ended_by_going_back(rig):
     async def scenario() -> None:
         await rig.boot()
