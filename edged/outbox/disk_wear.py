@@ -17,13 +17,19 @@ class DiskWear:
     boot goes on as if no time had passed between the boots, which overstates the wear rather than understating it.
     """
 
-    def __init__(self, boot: str, clock: Callable[[], float]) -> None:
+    def __init__(self, boot: str, clock: Callable[[], float], daily_bytes: int) -> None:
         self.written: int | None = 0
+        self._daily_bytes = daily_bytes
         self._boot = boot
         self._clock = clock
         self._since = self._saved_at = clock()
         self._before = 0
         self._base: int | None = None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether as many bytes were written today as are allowed; 0 allows any number."""
+        return 0 < self._daily_bytes <= (self.written or 0)
 
     def measure(self) -> None:
         """Read the kernel's count."""

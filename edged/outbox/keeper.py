@@ -20,10 +20,11 @@ from threading import Condition, RLock, Thread
 from edged.core.health import Health, Status
 from edged.core.metrics import LatencyHistogram
 from edged.outbox.boot_clock import BootClock
-from edged.outbox.disk_quota import Limits, Removed, make_room
+from edged.outbox.disk_quota import Limits, make_room
 from edged.outbox.disk_wear import DiskWear
 from edged.outbox.options import SpoolOptions
-from edged.outbox.residency import AT_FIRST, SOON, Batch, Residency
+from edged.outbox.residency import AT_FIRST, SOON, Residency
+from edged.outbox.save_plan import Batch
 from edged.outbox.segment_file import SET_ASIDE, FileContents, Listing, Segment, SegmentFile, SegmentFileError
 from edged.outbox.spool_file import SpoolFile
 
@@ -60,7 +61,7 @@ class Keeper:
         clock: Callable[[], float],
     ) -> None:
         self.file = file
-        self.wear = DiskWear(times.boot, clock)
+        self.wear = DiskWear(times.boot, clock, options.daily_bytes)
         self.commits = LatencyHistogram()
         self.has_looked = False  # the messages left behind are known, so that no new one goes before them
         self.is_full = False
@@ -136,7 +137,7 @@ class Keeper:
     @property
     def memory_only(self) -> bool:
         """Whether nothing gets to the disk now, so that no thread need wait for it."""
-        return self._has_failed or self._is_hung or self._is_over_budget
+        return self._has_failed or self._is_hung or self.wear.is_spent
 
     @property
     def is_unreadable(self) -> bool:
@@ -148,12 +149,8 @@ class Keeper:
         return self._clock() - self._busy_since > HUNG_SECONDS
 
     @property
-    def _is_over_budget(self) -> bool:
-        return 0 < self._options.daily_bytes <= (self.wear.written or 0)
-
-    @property
     def _is_idle(self) -> bool:
-        return not self._residency.owes and self.has_looked and not self._has_failed and not self._is_over_budget
+        return not self._residency.owes and self.has_looked and not self._has_failed and not self.wear.is_spent
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -193,7 +190,7 @@ class Keeper:
                     self._residency.shed()
             if self.file.segments is not None and not closing:
                 self._fetch(self.file.segments)
-                if not self._is_over_budget:
+                if not self.wear.is_spent:
                     self.file.segments.shrink()
                 self.file_bytes = self.file.segments.used_bytes
             self._end_first_look()
@@ -211,7 +208,7 @@ class Keeper:
                 self.turned.notify_all()
 
     def _recover(self) -> None:
-        over = self._is_over_budget
+        over = self.wear.is_spent
         with self._lock:
             self._has_failed = self._is_new = False
             self._unread = 0
@@ -267,7 +264,7 @@ class Keeper:
         """Open the file if it has messages to be sent, and meet what other programs have done to it."""
         if self.file.segments is None:
             if self.has_looked:
-                wanted = self.file.is_another or self._residency.has_disk_only
+                wanted = self.file.is_another or self._residency.backlog.on_disk > 0
             else:
                 wanted = self.file.was_left_behind()
             if wanted:
@@ -328,7 +325,7 @@ class Keeper:
 
     def _commit(self, closing: bool) -> None:
         """Save what is due."""
-        if self._is_over_budget and not closing:
+        if self.wear.is_spent and not closing:
             return
         if self.file.segments is None:
             self.is_full = False
@@ -342,14 +339,17 @@ class Keeper:
         with self._lock:
             if (self.is_full or self._residency.excess > 0) and not self._has_failed:
                 self._residency.shed()
-            batches = self._residency.due(self._clock(), closing=closing)
-            if not batches and not self._residency.obsolete and self._limits.oldest is None:
+            now, seconds = self._clock(), self._options.seconds
+            batches, obsolete = self._residency.due(now, closing=closing), self._residency.obsolete
+            oldest = now - seconds if seconds > 0 and self._residency.backlog.on_disk > 0 else None
+            if not batches and not obsolete and oldest is None:
                 return
             self._residency.begin_save()
+            limits = Limits(self._options.bytes, self._residency.excess, self._times.boot, oldest)
         self.next_commit = self._clock() + self._options.commit_seconds
         try:
             begun = self._clock()
-            self._write(self.file.segments, batches, closing)
+            self._write(self.file.segments, batches, obsolete, limits, closing)
             self.commits.add(self._clock() - begun)
         except BaseException:
             with self._lock:
@@ -357,13 +357,13 @@ class Keeper:
             raise
         self._announce()
 
-    def _write(self, file: SegmentFile, batches: list[Batch], closing: bool) -> None:
+    def _write(
+        self, file: SegmentFile, batches: list[Batch], obsolete: set[int], limits: Limits, closing: bool
+    ) -> None:
         with self._lock:
-            obsolete, limits = self._residency.obsolete, self._limits
             in_use = {*self._residency.in_use, *(batch.key for batch in batches)}
             on_disk = {origin: queue.on_disk for origin, queue in self._residency.backlog.queues.items()}
         sizes = []
-        removed: list[Removed] = []
         with file.transaction():
             file.remove(obsolete)
             removed = make_room(file, limits, self._residency.backlog.policy, on_disk, in_use)
@@ -375,12 +375,6 @@ class Keeper:
                 file.write_wear(self.wear.save())
         with self._lock:
             self._residency.finish_save(batches, sizes, obsolete, removed)
-
-    @property
-    def _limits(self) -> Limits:
-        seconds = self._options.seconds
-        oldest = self._clock() - seconds if seconds > 0 and self._residency.has_disk_only else None
-        return Limits(self._options.bytes, self._residency.excess, self._times.boot, oldest)
 
     def _fetch(self, file: SegmentFile) -> None:
         """Read the messages that are sent soon."""

@@ -23,14 +23,14 @@ back one that was acknowledged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from edged.core.types import Message
-from edged.outbox.backlog import MAX_PARKED, Backlog, Parked, held
+from edged.outbox.backlog import MAX_PARKED, Backlog
 from edged.outbox.disk_quota import Removed
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.origin_queue import Entry, OriginQueue, size
-from edged.outbox.segment_file import MAX_SEGMENT, MAX_SEGMENT_BYTES, FileContents, Listing, Segment
+from edged.outbox.save_plan import Batch, due_batches
+from edged.outbox.segment_file import MAX_SEGMENT, FileContents, Listing, Segment
 from edged.outbox.segment_table import Growing, SegmentTable, StoredSegment
 
 SOON = 1000
@@ -41,25 +41,6 @@ AT_FIRST = 100
 
 SMALL = 2500
 """A segment of fewer bytes is written again with the next messages of its origin: that costs no more pages."""
-
-
-class Batch(NamedTuple):
-    """Entries of one origin to be saved as one segment, behind the messages `before` that the segment already holds.
-
-    `resident`: these messages are in memory as well. `parked`: the entry is parked, and has a segment of its own.
-    """
-
-    key: int
-    origin: str
-    entries: list[Entry]
-    before: Sequence[Message] = ()
-    resident: bool = False
-    parked: Parked | None = None
-
-    @property
-    def messages(self) -> list[Message]:
-        """All messages of the segment."""
-        return [*self.before, *(entry.message for entry in self.entries)]
 
 
 class Residency:
@@ -116,11 +97,6 @@ class Residency:
         """Number of messages beyond `options.messages`."""
         return self.backlog.depth - self._options.messages
 
-    @property
-    def has_disk_only(self) -> bool:
-        """Whether any message is on disk only."""
-        return any(queue.on_disk for queue in self.backlog.queues.values())
-
     def retry(self, numbers: Iterable[int] | None) -> int:
         """Queue parked messages again. On disk they are parked, so they are to be saved again."""
         for each in self.backlog.chosen(numbers):
@@ -139,23 +115,9 @@ class Residency:
 
     def due(self, now: float, *, closing: bool) -> list[Batch]:
         """Return the messages to be saved now; the segments `obsolete` are deleted with the same transaction."""
-        batches: list[Batch] = []
-        spill = not self.backlog.connected or closing or self.is_crowded
-        for origin in self.backlog.queues:
-            durability = self.backlog.policy(origin).durability
-            if durability == "memory":
-                continue
-            entries = [entry for entry in held(self.backlog, origin) if entry.id not in self._table]
-            entries.sort(key=lambda entry: entry.message.created)
-            late = any(now - entry.message.created > self._options.spill_seconds for entry in entries[:1])
-            if durability == "always" or spill or late:
-                batches += self._split(origin, entries)
         self._recorded &= self.backlog.parked.keys()
-        for number, parked in self.backlog.parked.items():
-            origin = parked.entry.message.origin
-            if number not in self._recorded and self.backlog.policy(origin).durability != "memory":
-                batches.append(Batch(self._table.new_key(), origin, [parked.entry], parked=parked))
-        return [*batches, *self._remainders()] if closing else batches
+        spill = not self.backlog.connected or closing or self.is_crowded
+        return due_batches(self.backlog, self._table, self._recorded, now, spill=spill, closing=closing)
 
     def begin_save(self) -> None:
         """Record that a transaction begins."""
@@ -200,47 +162,17 @@ class Residency:
         else:
             self._table.growing.pop(batch.origin, None)
 
-    def _split(self, origin: str, entries: list[Entry]) -> list[Batch]:
-        batches: list[Batch] = []
-        room, left = 0, 0
-        growing = self._table.growing.get(origin)
-        for entry in entries:
-            if room <= 0 or left <= 0:
-                if not batches and growing and self._may_grow(growing, entries):
-                    resident = growing.key in self._table.by_key
-                    batches.append(Batch(growing.key, origin, [], growing.messages, resident))
-                else:
-                    batches.append(Batch(self._table.new_key(), origin, []))
-                room, left = MAX_SEGMENT, MAX_SEGMENT_BYTES
-            batches[-1].entries.append(entry)
-            room -= 1
-            left -= len(entry.message.payload)
-        return batches
-
-    def _may_grow(self, growing: Growing, entries: list[Entry]) -> bool:
-        """Return whether messages may be added: only to a segment that is wholly in memory, or not at all."""
-        segment = self._table.by_key.get(growing.key)
-        if segment is None:
-            return not any(entry.id in self.backlog.in_flight for entry in entries)
-        return segment.is_whole
-
-    def _remainders(self) -> Iterator[Batch]:
-        """Yield resident segments without their settled messages, which would otherwise be sent again."""
-        waiting = [entry for queue in self.backlog.queues.values() for entry in queue.entries()]
-        for segment in self._table.by_key.values():
-            if not segment.is_whole and (entries := [entry for entry in waiting if entry.id in segment.alive]):
-                yield Batch(segment.key, entries[0].message.origin, entries)
-
     # -- what leaves the memory --------------------------------------------------------------------------------------
 
     def shed(self) -> None:
         """Hold on disk only all whole segments that wait, so that room is made in the order of the segments."""
         for queue in self.backlog.queues.values():
             if self._options.drain == "newest":
-                self._hold_on_disk(queue, self._release_oldest(queue, 0))
+                self._hold_on_disk(queue, _release_oldest(self._table, queue, 0))
             else:
                 waiting = {entry.id for entry in queue.entries()}
-                whole = [each for each in self._segments(queue.entries()) if each.is_whole and each.alive <= waiting]
+                segments = _segments(self._table, queue.entries())
+                whole = [each for each in segments if each.is_whole and each.alive <= waiting]
                 self._hold_on_disk(queue, set().union(*map(self._table.release, whole)))
 
     def _trim(self, queue: OriginQueue) -> None:
@@ -250,33 +182,19 @@ class Residency:
         if self._options.drain == "newest":
             if len(queue.fresh) > SOON:
                 queue.end_fresh()
-            self._hold_on_disk(queue, self._release_oldest(queue, SOON))
+            self._hold_on_disk(queue, _release_oldest(self._table, queue, SOON))
             return
-        waiting = {entry.id for each in (queue.tail, queue.fresh) for entry in each}
+        entries = [*queue.tail, *queue.fresh]
+        waiting = {entry.id for entry in entries}
         keep = 0 if queue.on_disk else SOON - len(queue.head)
         released: set[int] = set()
-        for segment in self._segments(entry for each in (queue.tail, queue.fresh) for entry in each):
+        for segment in _segments(self._table, entries):
             if keep > 0:
                 keep -= len(segment.alive)
             elif segment.is_whole and segment.alive <= waiting:
                 released |= self._table.release(segment)
         if released:
             self._hold_on_disk(queue, released)
-
-    def _release_oldest(self, queue: OriginQueue, keep: int) -> set[int]:
-        """Release whole segments that are older than all else in memory, but for `keep` old messages."""
-        entries = [*queue.head, *queue.tail]
-        released: set[int] = set()
-        while len(released) < len(entries) - keep and (segment := self._table.of(entries[len(released)].id)):
-            following = {entry.id for entry in entries[len(released) : len(released) + segment.saved]}
-            if following != segment.alive or len(entries) - len(released) - segment.saved < keep:
-                break
-            released |= self._table.release(segment)
-        return released
-
-    def _segments(self, entries: Iterable[Entry]) -> list[StoredSegment]:
-        """Return the segments in which entries are stored, in the order of these."""
-        return list({each.key: each for entry in entries if (each := self._table.of(entry.id))}.values())
 
     def _hold_on_disk(self, queue: OriginQueue, ids: set[int]) -> int:
         """Remove entries from memory, and return their number. Stored entries older than they are stay before them."""
@@ -381,3 +299,20 @@ class Residency:
         """Record that the key of every segment is higher by this number. Segments read later give other ids."""
         self._table.shift_keys(by)
         self._first_id -= 1 << 60
+
+
+def _release_oldest(table: SegmentTable, queue: OriginQueue, keep: int) -> set[int]:
+    """Release whole segments that are older than all other messages in memory, but for `keep` old messages."""
+    entries = [*queue.head, *queue.tail]
+    released: set[int] = set()
+    while len(released) < len(entries) - keep and (segment := table.of(entries[len(released)].id)):
+        following = {entry.id for entry in entries[len(released) : len(released) + segment.saved]}
+        if following != segment.alive or len(entries) - len(released) - segment.saved < keep:
+            break
+        released |= table.release(segment)
+    return released
+
+
+def _segments(table: SegmentTable, entries: Iterable[Entry]) -> list[StoredSegment]:
+    """Return the segments in which entries are stored, in the order of these."""
+    return list({each.key: each for entry in entries if (each := table.of(entry.id))}.values())

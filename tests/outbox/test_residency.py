@@ -14,7 +14,8 @@ from edged.core.types import Message
 from edged.outbox import residency
 from edged.outbox.disk_quota import Removed
 from edged.outbox.options import Policy, SpoolOptions
-from edged.outbox.residency import Batch, Residency
+from edged.outbox.residency import Residency
+from edged.outbox.save_plan import Batch
 from edged.outbox.segment_file import FileContents, Listing, Segment, Stamp
 from tests.contracts.spool import message
 
