@@ -1,8 +1,8 @@
-"""Keeps Home Assistant told of this device, and of no part of it that is gone.
+"""Home Assistant discovery: announcements of this device, and of the removal of its components.
 
-Components that were announced and are gone must be taken back by name. The names are those that somebody has kept
-since the last run; a board that kept none, since its card is new, learns them from the broker, which retains the last
-announcement.
+Home Assistant keeps a removed component until an announcement takes back its name. The caller passes the names
+announced in earlier runs; a board without such a record, after a change of its card, learns the names from the last
+announcement, retained by the broker.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from edged.outbox.session import Handler
 
 
 class StatePublisher(Protocol):
-    """What is needed of a publisher."""
+    """A publisher, as used by the announcer."""
 
     def publish_state(self, topic: str, payload: bytes) -> None:
-        """Have a payload retained."""
+        """Publish a retained payload."""
 
     def repeat_state(self, topic: str) -> None:
-        """Send it again."""
+        """Publish the payload again."""
 
     def subscribe(self, topic: str, handler: Handler) -> None:
-        """Hear what is said."""
+        """Pass the messages of a topic to a handler."""
 
 
 class Announcer:
     """Announces one device under one discovery prefix. Any thread may call.
 
-    `before` are the components that may have been announced, platform by id; `known` those that may still be there.
+    `before`: components perhaps announced in earlier runs, platform by id; `known`: components perhaps still announced.
     """
 
     def __init__(self, discovery_prefix: str, device: str, states: StatePublisher, before: Mapping[str, str]) -> None:
@@ -43,29 +43,29 @@ class Announcer:
         self._lock = Lock()
         self.known = dict(before)
         self._description: Description | None = None
-        states.subscribe(self.topic, self._hear_ours)
-        states.subscribe(discovery.status_topic(discovery_prefix), self._hear_theirs)
+        states.subscribe(self.topic, self._handle_own)
+        states.subscribe(discovery.status_topic(discovery_prefix), self._handle_status)
 
     def announce(self, description: Description) -> None:
-        """Say what there is now."""
+        """Announce the components of a description, and the removal of others."""
         with self._lock:
             self._description = description
-            self._say(description)
+            self._publish(description)
 
-    def _hear_ours(self, topic: str, message: bytes, retained: bool) -> None:
+    def _handle_own(self, topic: str, message: bytes, retained: bool) -> None:
         with self._lock:
-            if not retained:  # the echo of what was just said: what it takes back is gone
+            if not retained:  # the echo of the last announcement: removals are done
                 self.known = discovery.announced(message) or self.known
                 return
             self.known = self.known | discovery.announced(message)
             if self._description is not None:
-                self._say(self._description)
+                self._publish(self._description)
 
-    def _hear_theirs(self, topic: str, message: bytes, retained: bool) -> None:
+    def _handle_status(self, topic: str, message: bytes, retained: bool) -> None:
         if message == b"online":
             self._states.repeat_state(self.topic)
 
-    def _say(self, description: Description) -> None:
+    def _publish(self, description: Description) -> None:
         self._states.publish_state(self.topic, msgspec.json.encode(discovery.announcement(description, self.known)))
         now = discovery.components(description)
         self.known = self.known | {name: component["p"] for name, component in now.items()}

@@ -1,6 +1,6 @@
-"""The messages of a spool that are in memory: waiting, in flight or parked. No lock, no clock, no disk.
+"""Messages of a spool in memory: waiting, in flight or parked. No lock, no clock, no disk.
 
-The caller passes the time (CLOCK_MONOTONIC seconds) and holds a lock where several threads use one backlog.
+The caller passes the time (CLOCK_MONOTONIC seconds), and holds a lock if several threads share a backlog.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Counts = dict[str, dict[str, int]]
 
 
 class Taken(NamedTuple):
-    """A message in flight. `new`: it was put under the connection it was sent on."""
+    """A message in flight. `new`: put under the connection it was sent on."""
 
     message: Message
     new: bool
 
 
 class Parked(NamedTuple):
-    """A message that the broker refused; an operator refers to it by `number`."""
+    """A message refused by the broker; `number` identifies it to an operator."""
 
     number: int
     entry: Entry
@@ -38,11 +38,11 @@ class Parked(NamedTuple):
 class Backlog:
     """Messages in memory, bounded by `options.messages` and `options.memory_bytes`.
 
-    A message that does not fit drives out others: parked messages first, then those of the origin of the lowest
-    priority with most bytes waiting, as its policy says. A message in flight is never dropped.
+    To make room, parked messages are dropped first, then messages of the origin of the lowest priority with most bytes
+    waiting, as its policy says. A message in flight is never dropped.
 
-    `forgotten` is called with the id of each message that was acknowledged or dropped. `policies` may be replaced at
-    any time. `connected` is true between `resume` and `release`.
+    `forgotten` is called with the id of each acknowledged or dropped message. `policies` may be replaced at any time.
+    `connected` is true between `resume` and `release`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Backlog:
         self.policies = policies
         self.connected = False
         self.queues: dict[str, OriginQueue] = {}
-        self.in_flight: dict[int, Taken] = {}  # in the order in which they were taken
+        self.in_flight: dict[int, Taken] = {}  # in the order of taking
         self.parked: dict[int, Parked] = {}
         self.waiting = 0
         self.bytes = 0
@@ -66,7 +66,7 @@ class Backlog:
         self._last_number = 0
 
     def queue(self, origin: str) -> OriginQueue:
-        """Return the queue of an origin, a new one if there is none."""
+        """Return the queue of an origin, and create it if need be."""
         return self.queues.get(origin) or self.queues.setdefault(origin, OriginQueue())
 
     def policy(self, origin: str) -> Policy:
@@ -80,24 +80,24 @@ class Backlog:
 
     @property
     def depth(self) -> int:
-        """Number of messages that wait, in memory or on disk, or are in flight."""
+        """Number of waiting messages, in memory or on disk, and of messages in flight."""
         return self.waiting + len(self.in_flight) + self.on_disk
 
     @property
     def oldest(self) -> float | None:
-        """Time at which the oldest message in memory was made."""
+        """Creation time of the oldest message in memory."""
         waiting = (queue.created for queue in self.queues.values())
         flying = (taken.message.created for taken in self.in_flight.values())
         return min((created for created in (*waiting, *flying) if created is not None), default=None)
 
     def entries(self) -> list[Entry]:
-        """Return all waiting entries in memory by their ids."""
+        """Return all waiting entries in memory, ordered by id."""
         return sorted(entry for queue in self.queues.values() for entry in queue.entries())
 
     def put(self, message: Message, now: float, *, count_disk: bool = False) -> Entry | None:
-        """Queue a message, and drop others if there is no room. Return its entry, None if it was dropped itself.
+        """Queue a message, and drop others to make room. Return its entry, or None if the message itself was dropped.
 
-        `count_disk`: messages on disk only count towards `options.messages`, since no more can go there.
+        `count_disk`: include messages on disk only in the limit `options.messages`, because the disk takes no more.
         """
         if size(message) > self.options.memory_bytes:
             self.count_drop(message.origin, "too large")
@@ -128,9 +128,10 @@ class Backlog:
         may_send: Callable[[Entry], bool] | None = None,
         overtaking: bool = False,
     ) -> list[Entry]:
-        """Return up to `count` entries in the order of sending, at most `replays` of them old; they are in flight then.
+        """Move up to `count` entries, at most `replays` of them old, into flight, and return them in the order of
+        sending.
 
-        An entry that `may_send` refuses holds up its origin. `overtaking`: see OriginQueue.candidate.
+        An entry refused by `may_send` holds up its origin. `overtaking`: see OriginQueue.candidate.
         """
         for queue in self.queues.values():
             self._expire(queue, now)
@@ -176,18 +177,18 @@ class Backlog:
                 self._forget_parked()
 
     def add_parked(self, entry: Entry, reason: str) -> int:
-        """Add an entry to the parked ones, and return its number."""
+        """Park an entry, and return its number."""
         self._last_number += 1
         self.parked[self._last_number] = Parked(self._last_number, entry, reason)
         return self._last_number
 
     def chosen(self, numbers: Iterable[int] | None) -> list[Parked]:
-        """Return the parked messages of these numbers, all of them for None."""
+        """Return the parked messages of these numbers, or all for None."""
         wanted = self.parked.keys() if numbers is None else set(numbers)
         return [each for number, each in self.parked.items() if number in wanted]
 
     def retry(self, numbers: Iterable[int] | None) -> int:
-        """Queue parked messages again, before all others of their origin; return their number."""
+        """Queue parked messages again, before all others of their origin, and return the number of them."""
         chosen = self.chosen(numbers)
         for each in reversed(chosen):
             del self.parked[each.number]
@@ -196,7 +197,7 @@ class Backlog:
         return len(chosen)
 
     def drop(self, numbers: Iterable[int] | None) -> int:
-        """Drop parked messages; return their number."""
+        """Drop parked messages, and return the number of them."""
         chosen = self.chosen(numbers)
         for each in chosen:
             del self.parked[each.number]
@@ -228,7 +229,7 @@ class Backlog:
                 self._drop([queue.take_from(each)], "expired")
 
     def _make_room(self) -> bool:
-        """Drop at least one message; return False if none may be dropped."""
+        """Drop at least one message; return False if every message must stay."""
         if self.parked:
             self._forget_parked()
             return True
@@ -263,7 +264,7 @@ _DEFAULT = Policy()
 
 
 def held(backlog: Backlog, origin: str) -> Iterator[Entry]:
-    """Yield the entries of an origin in memory: those in flight, then those waiting."""
+    """Yield the entries of an origin in memory: first in flight, then waiting."""
     for entry_id, taken in backlog.in_flight.items():
         if taken.message.origin == origin:
             yield Entry(entry_id, taken.message)

@@ -1,4 +1,4 @@
-"""Times of an earlier boot in terms of this one: CLOCK_MONOTONIC begins anew with each boot."""
+"""Conversion of times from an earlier boot: CLOCK_MONOTONIC starts anew with each boot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edged.outbox.segment_file import Segment, Stamp
 
 
 class BootClock:
-    """The clock of this boot. `wall` gives Unix time, if there is a source of it."""
+    """The clock of the current boot. `wall` gives Unix time if the board has a source of time."""
 
     def __init__(self, boot: str | None, clock: Callable[[], float], wall: WallClock | None) -> None:
         self.boot = boot or _kernel_boot()
@@ -21,13 +21,13 @@ class BootClock:
         self._started = clock()
 
     def stamp(self) -> Stamp:
-        """Return the stamp of a segment that is written now."""
+        """Return the stamp for a segment written now."""
         now = self._clock()
         known = self._wall is not None and self._wall.synchronised
         return Stamp(self.boot, now, self._wall.at(now) if known and self._wall else None)
 
     def translate(self, segment: Segment) -> Segment:
-        """Return a segment with the times of its messages in terms of this boot."""
+        """Return a segment with the times of its messages converted to the current boot."""
         seconds, estimated = self._shift(segment.stamp)
         if not seconds:
             return segment
@@ -38,9 +38,9 @@ class BootClock:
         return segment._replace(messages=messages)
 
     def _shift(self, stamp: Stamp) -> tuple[float, bool]:
-        """Return the seconds to add to a time of a stamp's boot, and whether they are only an estimate.
+        """Return the seconds to add to times of the stamp's boot, and True if this number is only an estimate.
 
-        Without a clock that both boots trust, the time between them is unknown, and taken to be none.
+        Without a clock trusted in both boots, the time between them is unknown and counts as zero.
         """
         if stamp.boot == self.boot:
             return 0.0, False

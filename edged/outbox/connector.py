@@ -13,7 +13,7 @@ from edged.outbox.options import MqttOptions
 
 
 class Connector:
-    """Opens links. A broker that refuses MQTT 5 in so many words is addressed with 3.1.1 from then on."""
+    """Opens links. After a broker has explicitly refused MQTT 5, the connector uses 3.1.1 only."""
 
     def __init__(
         self, options: MqttOptions, *, client_id: str, will: str, wake: Wake, clock: Callable[[], float]
@@ -26,7 +26,7 @@ class Connector:
         self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
 
     def connect(self) -> Link:
-        """Connect with the newest version of MQTT that both sides speak. Raises LinkError."""
+        """Connect with the newest version of MQTT known to both sides. Raises LinkError."""
         first, *older = self._versions
         try:
             return self._open(first)
@@ -38,7 +38,9 @@ class Connector:
         return self._open(older[0])
 
     def _open(self, version: MQTTProtocolVersion) -> Link:
-        """Connect with the best last will that the broker accepts: some refuse a retained one, or one with QoS 1."""
+        """Connect with the best last will accepted by the broker: some brokers refuse a retained will, or QoS 1 for
+        it.
+        """
         retain, qos = True, 1
         while True:
             try:

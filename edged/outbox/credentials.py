@@ -1,4 +1,6 @@
-"""Files that prove who we are, and who the broker is: read anew for each connection, so that a renewed one is used."""
+"""Credentials of the board and of the broker's authorities: read again for each connection, to pick up renewed
+files.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ MAX_SECRET = 4096
 
 
 def tls_context(options: MqttOptions) -> ssl.SSLContext:
-    """Verifies the broker's certificate and name, always. Raises LinkError if a file of ours cannot be used."""
+    """Return a context that always verifies the broker's certificate and name. Raises LinkError for an unusable
+    file.
+    """
     try:
         context = ssl.create_default_context(cafile=find(options.ca_file) if options.ca_file else None)
     except OSError as error:
@@ -22,7 +26,7 @@ def tls_context(options: MqttOptions) -> ssl.SSLContext:
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if options.cert_file:
         try:
-            # The empty passphrase makes a protected key an error; without it OpenSSL would ask on the terminal.
+            # With an empty passphrase a protected key is an error; otherwise OpenSSL would ask on the terminal.
             context.load_cert_chain(find(options.cert_file), find(options.key_file), password="")
         except OSError as error:
             raise _unusable("cert_file or key_file", f"{options.cert_file}, {options.key_file}", error) from error
@@ -30,12 +34,12 @@ def tls_context(options: MqttOptions) -> ssl.SSLContext:
 
 
 def read_secret(name: str) -> str:
-    """The first line of a file. Raises LinkError."""
+    """Return the first line of a file. Raises LinkError."""
     try:
         with find(name).open("rb") as file:
             line = file.readline(MAX_SECRET + 1).rstrip(b"\r\n")
         if len(line) > MAX_SECRET:
-            raise OSError(f"its first line is longer than {MAX_SECRET} bytes")
+            raise OSError(f"the first line is longer than {MAX_SECRET} bytes")
         return line.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable("password_file", name, error) from error
@@ -43,5 +47,5 @@ def read_secret(name: str) -> str:
 
 def _unusable(option: str, name: str, error: Exception) -> LinkError:
     reason = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
-    hint = "name a file that the service may read, or one of its credentials (LoadCredential=)"
+    hint = "name a file readable by the service, or a credential of the service (LoadCredential=)"
     return LinkError(f"{option} {name!r} cannot be used: {reason}", hint=hint)

@@ -1,4 +1,4 @@
-"""The bounds of a spool's file: segments on disk only are deleted or thinned when they are too old or too many."""
+"""Limits of a spool's file: segments on disk only are deleted or thinned by age and by size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edged.outbox.segment_file import SegmentFile
 
 
 class Removed(NamedTuple):
-    """Messages of an origin that were deleted from the file, and the reason."""
+    """Messages of an origin deleted from the file, and the reason."""
 
     origin: str
     reason: str
@@ -18,7 +18,9 @@ class Removed(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Bounds of a file: bytes, messages beyond those allowed, and the time before which messages of `boot` are old."""
+    """Limits of a file: its bytes, the number of messages to remove, and the time before which messages of `boot`
+    expire.
+    """
 
     bytes: int
     excess: int
@@ -33,9 +35,9 @@ def make_room(
     on_disk: dict[str, int],
     in_use: Collection[int],
 ) -> list[Removed]:
-    """Delete messages that are too old or do not fit, within a transaction of the caller.
+    """Delete expired messages and messages beyond the limits, within a transaction of the caller.
 
-    `on_disk` is the number of messages on disk only, by origin; segments whose keys are `in_use` are left alone.
+    `on_disk` is the number of messages on disk only, by origin. Segments with keys `in_use` stay.
     """
     removed = [] if limits.oldest is None else _remove_outdated(file, limits.boot, limits.oldest, in_use)
     left = dict(on_disk)
@@ -70,7 +72,7 @@ def _remove_one(file: SegmentFile, origin: str, in_use: Collection[int], *, newe
 
 
 def _thin(file: SegmentFile, origin: str, in_use: Collection[int], keep_every: int) -> Removed:
-    """Merge neighbouring segments into one, with one message of each `keep_every`."""
+    """Merge neighbouring segments, keeping every `keep_every`th message."""
     neighbours = file.least_thinned(origin, in_use, keep_every)
     segments = [segment for key, _ in neighbours if (segment := file.read(key))]
     messages = [message for segment in segments for message in segment.messages]

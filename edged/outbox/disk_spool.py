@@ -1,12 +1,11 @@
-"""A spool whose messages outlive the process and the power: a memory spool that is also written to disk.
+"""A disk spool: messages survive the end of the process and power cuts.
 
-Publisher and sinks see messages in memory and are answered at once. `Residency` holds the messages and knows which of
-them is in memory, in which segment on disk, in flight; the invariant is stated there. `Keeper`, a thread of its own,
-does all that touches the disk.
+Publisher and sinks work on the messages in memory and never wait for the disk. `Residency` holds the messages and their
+places in memory and on disk; residency.py states the invariant. `Keeper`, a separate thread, does all disk work.
 
-Only durability "always" waits for the disk: `put` returns when its message is committed, together with the messages put
-meanwhile, so a pipeline never tells anybody of a result that a power cut could take back. `put` does not wait for a
-disk that fails, hangs or has no budget left: inferring goes on, the health says so, and each such message is counted
+Durability "always" is the exception: `put` returns after the message is committed, together with messages put
+meanwhile, so a pipeline never publishes a result that a power cut could take back. `put` does not wait for a disk that
+fails, hangs or has used up its budget: inference goes on, the health reports the fault, and the message counts as
 `late`.
 """
 
@@ -35,7 +34,7 @@ _RATE_SECONDS = 30.0
 
 
 class DiskSpool:
-    """A spool that keeps its file in `folder`. Its health is `status`, which the keeper alone sets.
+    """A spool with its file in `folder`. The keeper alone sets `status`, the spool's health.
 
     `wall` gives Unix time, for the age of messages from an earlier boot. `connect` opens a database file.
     """
@@ -194,13 +193,15 @@ class DiskSpool:
         return self._keeper.health
 
     def _may_send(self, entry: Entry) -> bool:
-        """Return whether a message may be sent: "always" must be on disk first, and nothing goes before older ones."""
+        """Return whether a message may be sent. "always" must be on disk first; until the first look older messages may
+        exist.
+        """
         if not self._keeper.has_looked:
             return False
         return self._residency.is_saved(entry.id) or self._backlog.policy(entry.message.origin).durability != "always"
 
     def _loss_seconds(self) -> float | None:
-        """Return the age that an unsaved message can reach; see DiskStats."""
+        """Return the highest age of an unsaved message; see DiskStats."""
         if self._keeper.memory_only:
             return None
         origins = {*self.policies, *self._backlog.queues}
@@ -221,7 +222,7 @@ class DiskSpool:
 
 
 class _PutRates:
-    """Messages put a second, by origin, in the last half minute or so."""
+    """Messages put per second, by origin, in the last half minute or so."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -234,7 +235,7 @@ class _PutRates:
         self._counts[origin] = self._counts.get(origin, 0) + 1
 
     def by_origin(self) -> dict[str, float]:
-        """Return the rates now, or those of the half minute before where they were higher."""
+        """Return the rates now, or of the half minute before if higher."""
         elapsed = max(1.0, self._clock() - self._since)
         rates = {origin: number / elapsed for origin, number in self._counts.items()}
         higher = {origin: max(rates.get(origin, 0.0), self._before.get(origin, 0.0)) for origin in rates | self._before}

@@ -1,4 +1,4 @@
-"""The bytes that a thread writes to disk within a day: SD cards wear."""
+"""Bytes written to disk by a thread within a day: SD cards wear out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ DAY = 86_400.0
 
 
 class DiskWear:
-    """Bytes that the keeper's thread has written within a day, as the kernel counts them; None where it does not.
+    """Bytes written by the keeper's thread within a day, as counted by the kernel; None without such a count.
 
-    `measure` must run on that thread. A day begins with the first byte and ends 24 hours later. The day of an earlier
-    boot goes on as if no time had passed between the boots, which overstates the wear rather than understating it.
+    `measure` must run on the keeper's thread. A day begins with the first byte and ends 24 hours later. The day of an
+    earlier boot goes on as if no time had passed between the boots, which may overstate the wear but never understates
+    it.
     """
 
     def __init__(self, boot: str, clock: Callable[[], float], daily_bytes: int) -> None:
@@ -28,7 +29,7 @@ class DiskWear:
 
     @property
     def is_spent(self) -> bool:
-        """Whether as many bytes were written today as are allowed; 0 allows any number."""
+        """True if the daily allowance of bytes is used up; an allowance of 0 is unlimited."""
         return 0 < self._daily_bytes <= (self.written or 0)
 
     def measure(self) -> None:
@@ -45,7 +46,7 @@ class DiskWear:
         self.written = self._before + now - self._base
 
     def take_over(self, wear: BytesWritten | None) -> None:
-        """Add the bytes that an earlier process has written on the same day."""
+        """Add the bytes written by an earlier process on the same day."""
         if wear is not None and self._before == 0:
             self._before = wear.bytes
             self._since = wear.since if wear.boot == self._boot else self._clock()

@@ -1,6 +1,6 @@
-"""What can go wrong between us and a broker, in words: every failure becomes a reason and a remedy.
+"""Faults between the board and the broker: every failure is turned into a reason and a hint.
 
-A `LinkError` is retried later; a `VersionError` first, and at once, with the older protocol.
+A `LinkError` is retried later; a `VersionError` at once, with the older protocol.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from edged.outbox.websocket import HandshakeError
 
 
 class LinkError(EdgedError):
-    """There is no connection.
+    """The connection failed or was lost.
 
-    `dropped` means that the broker ended it, perhaps for something that we sent; `unreachable` that there was nobody;
-    `over` that what was in the way is gone, and the next connection will be better; `unwelcome` that coming back at
-    once would make things worse.
+    `dropped`: the broker closed the connection, perhaps because of a message of this client. `unreachable`: no program
+    answered at the address. `over`: the obstacle is gone, and the next connection will work. `unwelcome`: an immediate
+    reconnection would make matters worse.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class LinkError(EdgedError):
 class VersionError(LinkError):
     """The broker does not know this version of MQTT.
 
-    That is `certain` when it says so; many just close, or stay silent, and so do things that are no broker at all.
+    `certain`: the broker has said so. Many brokers just close the connection or stay silent, as do servers of other
+    protocols.
     """
 
     def __init__(self, message: str, *, hint: str = "", certain: bool) -> None:
@@ -52,7 +53,7 @@ class VersionError(LinkError):
 
 
 class CapabilityError(LinkError):
-    """The broker does not do something that was asked of it; `code` says what."""
+    """The broker lacks a requested feature; `code` is its reason code."""
 
     def __init__(self, message: str, *, hint: str, code: int) -> None:
         super().__init__(message, hint=hint)
@@ -64,46 +65,46 @@ QUOTA_EXCEEDED = 0x97
 RETAIN_NOT_SUPPORTED = 0x9A
 QOS_NOT_SUPPORTED = 0x9B
 
-# Reason codes of a DISCONNECT that no message of ours can have brought about.
+# Reason codes of a DISCONNECT not caused by any message of this client.
 _BLAMELESS = {0x00, 0x88, 0x89, 0x8B, 0x8D, 0x8E, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
 
-# Those after which it is for us to stay away for a while: taken over by a namesake, too much, too often.
+# Reason codes after which to pause: client id taken over, too many messages, too many connections.
 _UNWELCOME = {0x89, 0x8E, 0x96, 0x97, 0x9F}
 
 _REMEDIES = {
     0x84: 'set protocol = "3.1.1"',
-    0x85: "set client_id to one that the broker allows",
+    0x85: "set client_id to a value allowed by the broker",
     0x86: "check username and password_file",
     0x87: "check username and password_file, and what the broker lets this client do",
-    0x88: "the broker is up but not ready; look at its log",
-    0x89: "the broker is overloaded",
-    0x8A: "the broker has banned this client; ask whoever runs it",
-    0x8B: "the broker is shutting down",
-    0x8C: "the broker wants an authentication method that edged does not speak",
-    0x8E: "another client uses the same client_id: give each device a name of its own",
-    0x90: "the broker does not allow our topics: set prefix to one it allows",
-    0x95: "the broker takes only smaller packets: raise its limit",
-    0x97: "the broker's quota for this client is used up: raise it",
-    0x9A: "the broker keeps no retained messages, but states need them: allow them there",
-    0x9B: "the broker does not support QoS 1, but states need it: allow it there",
+    0x88: "read the broker's log: the broker is up but not ready",
+    0x89: "reduce the load of the broker",
+    0x8A: "ask the broker's operator to lift the ban of this client",
+    0x8B: "wait for the broker to restart",
+    0x8C: "allow username and password at the broker; edged has no other authentication method",
+    0x8E: "give each device a name of its own: another client uses the same client_id",
+    0x90: "set prefix to a value allowed by the broker",
+    0x95: "raise the packet size limit of the broker",
+    0x97: "raise the broker's quota for this client",
+    0x9A: "allow retained messages at the broker: states need them",
+    0x9B: "allow QoS 1 at the broker: states need it",
     0x9C: "set host to the broker's new place",
     0x9D: "set host to the broker's new place",
-    0x9F: "the broker limits how often clients may connect",
+    0x9F: "raise the broker's limit on connections per client",
 }
 
 _CERTIFICATE_REMEDIES = {
-    9: "it is not valid yet: is this board's clock right?",
-    10: "it has expired: renew the broker's certificate, or is this board's clock wrong?",
-    18: "it is self-signed: name it, or the authority that signed it, in ca_file",
-    19: "its authority is not trusted here: name that in ca_file",
-    20: "its authority is not trusted here: name that in ca_file",
-    62: "it is for another name: set host to the name in the certificate, or server_name to it",
-    64: "it is for another address: set host to a name or address in the certificate, or server_name to that name",
+    9: "set this board's clock, or wait: the certificate is not valid yet",
+    10: "renew the broker's expired certificate, or set this board's clock",
+    18: "set ca_file to the self-signed certificate, or to the authority that signed it",
+    19: "set ca_file to the certificate of its authority, so far not trusted",
+    20: "set ca_file to the certificate of its authority, so far not trusted",
+    62: "set host, or server_name, to the name in the certificate",
+    64: "set host to a name or address in the certificate, or server_name to that name",
 }
 
 
 def refused(reason: ReasonCode, options: MqttOptions) -> LinkError:
-    """The broker said no to our CONNECT."""
+    """Return the error for a refused CONNECT."""
     message = f"the broker at {options.broker} refused the connection: {reason}"
     if reason.value == UNSUPPORTED_VERSION:
         return VersionError(message, hint=remedy(reason), certain=True)
@@ -113,25 +114,25 @@ def refused(reason: ReasonCode, options: MqttOptions) -> LinkError:
 
 
 def dismissed(reason: ReasonCode, options: MqttOptions) -> LinkError:
-    """The broker said good-bye."""
-    message = f"the broker at {options.broker} disconnected us: {reason}"
+    """Return the error for a DISCONNECT by the broker."""
+    message = f"the broker at {options.broker} disconnected this client: {reason}"
     dropped, unwelcome = reason.value not in _BLAMELESS, reason.value in _UNWELCOME
     return LinkError(message, hint=remedy(reason), dropped=dropped, unwelcome=unwelcome)
 
 
 def over_quota(reason: ReasonCode, options: MqttOptions) -> LinkError:
-    """The broker does not take any more for now."""
+    """Return the error for an exhausted quota."""
     message = f"the broker at {options.broker} takes no messages: {reason}"
     return LinkError(message, hint=remedy(reason), unwelcome=True)
 
 
 def remedy(reason: ReasonCode) -> str:
-    """What to do about a reason code."""
-    return _REMEDIES.get(reason.value, "look at the broker's log")
+    """Return the hint for a reason code."""
+    return _REMEDIES.get(reason.value, "read the broker's log")
 
 
 def unreachable(error: Exception, options: MqttOptions) -> LinkError:
-    """No connection came about: name, network, TCP or TLS."""
+    """Return the error for a failed connection attempt: name, network, TCP or TLS."""
     refusal = _unreachable(error, options)
     refusal.unreachable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError | HandshakeError)
     return refusal
@@ -146,13 +147,13 @@ def _unreachable(error: Exception, options: MqttOptions) -> LinkError:
         case ssl.SSLError():
             return LinkError(f"TLS with {where} failed: {_tls_reason(error)}", hint=_tls_remedy(error))
         case socket.gaierror():
-            hint = "check the host's spelling, and that this board can resolve names (getent hosts NAME)"
+            hint = "check the spelling of host, and this board's resolver (getent hosts NAME)"
             return LinkError(f"the name of {where} cannot be resolved: {error.strerror}", hint=hint)
         case TimeoutError():
             hint = "check the address, the network and firewalls on the way; with tls, that the port speaks TLS"
             return LinkError(f"{where} did not answer within {options.connect_timeout:g} s", hint=hint)
         case HandshakeError():
-            hint = 'check path and port; with transport = "tcp" the broker itself is spoken to'
+            hint = 'check path and port, or set transport = "tcp" for a broker without web server'
             return LinkError(f"{where} offers no MQTT over WebSockets at {options.path}: {error}", hint=hint)
         case ConnectionRefusedError():
             return LinkError(f"nothing listens at {where}", hint="check that the broker runs, and the port")
@@ -167,44 +168,46 @@ def _unreachable(error: Exception, options: MqttOptions) -> LinkError:
 
 
 def lost(error: OSError | None, options: MqttOptions) -> LinkError:
-    """An established connection ended without a word."""
+    """Return the error for a connection closed without a DISCONNECT."""
     where = options.broker
     if isinstance(error, ssl.SSLError):
         message = f"TLS with {where} failed: {_tls_reason(error)}"
         return LinkError(message, hint=_tls_remedy(error), dropped=True)
     why = f": {error.strerror or error}" if error else ""
     wants = "a client certificate (cert_file, key_file)" if options.tls else "TLS"
-    hint = f"look at the broker's log: it may want {wants}, or another client may use the same client_id"
+    hint = f"read the broker's log: the broker may require {wants}, or another client may use the same client_id"
     return LinkError(f"{where} closed the connection{why}", hint=hint, dropped=True)
 
 
 def silent(options: MqttOptions) -> LinkError:
-    """The connection died without a word."""
-    return LinkError(f"{options.broker} no longer answers", hint="check the network on the way to it")
+    """Return the error for a connection without a sign of life."""
+    return LinkError(f"{options.broker} no longer answers", hint="check the network on the way to the broker")
 
 
 def interrupted(options: MqttOptions) -> LinkError:
-    """Nothing went through for a while, and the connection has not noticed that it could again."""
+    """Return the error for a stalled connection to a broker reachable again."""
     where = options.broker
-    return LinkError(f"{where} could not be reached for a while", hint="check the network on the way to it", over=True)
+    return LinkError(
+        f"{where} could not be reached for a while", hint="check the network on the way to the broker", over=True
+    )
 
 
 def moved(options: MqttOptions) -> LinkError:
-    """Our own end of the connection is gone."""
+    """Return the error for a connection from an address lost by this board."""
     return LinkError(
-        f"this board has lost the address from which it spoke to {options.broker}", hint="check: ip address"
+        f"this board has lost the address used for the connection to {options.broker}", hint="check: ip address"
     )
 
 
 def stalled(seconds: float, options: MqttOptions) -> LinkError:
-    """The connection lives, but the broker does not do its work."""
+    """Return the error for a live connection without acknowledgements."""
     message = f"{options.broker} has acknowledged nothing for {seconds:g} s"
-    return LinkError(message, hint="look at the broker's log, and at its load")
+    return LinkError(message, hint="check the broker's log and load")
 
 
 def nonsense(options: MqttOptions) -> LinkError:
-    """What came is not MQTT."""
-    message = f"{options.broker} sent something that is not MQTT"
+    """Return the error for bytes other than MQTT."""
+    message = f"{options.broker} sent bytes that are not MQTT"
     return LinkError(message, hint="check that the port is an MQTT broker's")
 
 
@@ -217,7 +220,7 @@ def _tls_remedy(error: ssl.SSLError) -> str:
     if "WRONG_VERSION" in reason or "UNKNOWN_PROTOCOL" in reason or "RECORD_LAYER" in reason:
         return "the port does not speak TLS: use the broker's TLS port, or tls = false"
     if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
-        return "the broker does not accept our certificate: check cert_file and key_file"
+        return "check cert_file and key_file: the broker does not accept this board's certificate"
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return "look at the broker's log: it may want a client certificate (cert_file, key_file)"
-    return "look at the broker's log"
+        return "read the broker's log: the broker may require a client certificate (cert_file, key_file)"
+    return "read the broker's log"

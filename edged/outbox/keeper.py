@@ -1,12 +1,12 @@
-"""The keeper: the thread of a disk spool that writes, syncs, trims, reads and salvages its file.
+"""The keeper: the thread of a disk spool that writes, syncs, trims, reads and salvages the file.
 
-Other threads see the messages in memory, and never wait for the disk but in `await_commit`. The keeper never holds the
-lock while it touches the disk: a disk that hangs or fails costs durability and nothing else. In each turn it opens the
-file, saves and deletes in one transaction, reads the next segments before they are needed, and holds on disk only the
-messages that have no room in memory.
+Other threads work on the messages in memory, and wait for the disk in `await_commit` only. The keeper never holds the
+lock during disk access: a disk that hangs or fails costs durability and nothing else. A turn of the keeper opens the
+file, saves and deletes in one transaction, reads the next segments ahead of time, and removes messages from a full
+memory.
 
-The keeper takes a turn when it is called, and every LOOK_SECONDS while a message is kept: a file that another program
-deleted, replaced or overwrote is noticed within a second. While no message is kept, the keeper sleeps.
+The keeper takes a turn after each call, and every LOOK_SECONDS as long as messages are kept: the deletion, replacement
+or overwriting of the file by another program is noticed within a second. Without messages the keeper sleeps.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ RETRY_SECONDS = 5.0
 LONGEST_REST = 600.0
 
 HUNG_SECONDS = 5.0
-"""No thread waits any longer for a disk that has not answered for this time."""
+"""Threads stop waiting for a disk after this time without an answer."""
 
 LOOK_SECONDS = 1.0
-"""Time between two turns of the keeper if nobody calls it."""
+"""Longest time between two turns of the keeper."""
 
 _WEAR_EVERY = 600.0
 
 
 class Keeper:
-    """Keeps the file of a spool. Its thread alone touches the disk, and alone sets `status`.
+    """Keeps the file of a spool. The keeper's thread alone touches the disk and sets `status`.
 
-    `lock` guards `residency`; methods say if they must be called with the lock held.
+    `lock` guards `residency`; a method says so if the caller must hold the lock.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Keeper:
         self.file = file
         self.wear = DiskWear(times.boot, clock, options.daily_bytes)
         self.commits = LatencyHistogram()
-        self.has_looked = False  # the messages left behind are known, so that no new one goes before them
+        self.has_looked = False  # messages of an earlier process are known, and stay ahead of new ones
         self.is_full = False
         self.file_bytes = 0
         self.late = 0
@@ -81,8 +81,8 @@ class Keeper:
         self._has_work = True
         self._is_closing = False
         self._has_failed = False
-        self._is_new = False  # a new file was begun, and no turn with it has succeeded yet
-        self._unread = 0  # number of turns in a row in which the file could not even be read
+        self._is_new = False  # a new file was begun, and no turn has succeeded since
+        self._unread = 0  # turns in a row without a readable file
         self._next_check = -math.inf
         self._busy_since = math.inf
 
@@ -98,7 +98,7 @@ class Keeper:
             self._called.notify()
 
     def wake_if_idle(self) -> None:
-        """Wake the keeper if it sleeps since no message is kept. With the lock held, before a message is put."""
+        """Wake the keeper from its sleep without messages. With the lock held, before a message is put."""
         if self._is_idle:
             self._called.notify()
 
@@ -118,7 +118,7 @@ class Keeper:
             self.late += 1
 
     def close(self, seconds: float) -> None:
-        """Save what is to be saved, and end the thread; wait for at most so many seconds."""
+        """Save all messages due at the end, and stop the thread; wait at most so many seconds."""
         with self._lock:
             self._is_closing = True
             self._called.notify()
@@ -136,12 +136,12 @@ class Keeper:
 
     @property
     def memory_only(self) -> bool:
-        """Whether nothing gets to the disk now, so that no thread need wait for it."""
+        """True if no message gets to the disk now. Threads then do not wait for the disk."""
         return self._has_failed or self._is_hung or self.wear.is_spent
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether messages on disk only cannot be read, so that no other message is to wait for them."""
+        """True if messages on disk only cannot be read. Newer messages then do not wait for them."""
         return self._unread > 1 or self._is_hung
 
     @property
@@ -174,12 +174,12 @@ class Keeper:
         unread = self._unread + 1
         try:
             if self._has_failed and not closing and self._busy_since < self.next_commit:
-                if self.file.segments is not None:  # the file is astray: its messages can be sent all the same
+                if self.file.segments is not None:  # an astray file can still be read
                     self._fetch(self.file.segments)
                 return
             self._find_file()
             if self._has_failed and self.file.segments is not None and not closing:
-                with suppress(SegmentFileError):  # a full file can be read, and an unreadable one perhaps be written
+                with suppress(SegmentFileError):  # a full file can be read, an unreadable one perhaps written
                     self._fetch(self.file.segments)
                     unread = 0
             crowded = self._residency.is_crowded
@@ -213,19 +213,19 @@ class Keeper:
             self._has_failed = self._is_new = False
             self._unread = 0
         if over:
-            reason = f"{self._options.daily_bytes} bytes were written today, which is all that is allowed"
+            reason = f"{self._options.daily_bytes} bytes were written today, the limit of daily_bytes"
             self._status.set("degraded", f"{reason}: messages wait in memory only", "raise daily_bytes in [spool]")
         else:
             self._status.set("running")
 
     def _fail(self, error: SegmentFileError) -> None:
-        """Leave the file alone for a while; replace it if it is damaged."""
+        """Leave the file alone for a while; replace a damaged file."""
         self.file.close()
         with self._lock:
             self._has_failed = True
-            self._busy_since = math.inf  # reading a whole file takes its time, and is no sign of a disk that hangs
+            self._busy_since = math.inf  # reading a whole file is slow, but no hang
             self.turned.notify_all()
-        self._announce()  # messages that had to be on disk before they are sent need not be any more
+        self._announce()  # messages of "always" may be sent from memory now
         self._degrade(error)
         pause = RETRY_SECONDS
         if error.doubtful and self._clock() >= self._next_check:
@@ -261,7 +261,7 @@ class Keeper:
     # -- the file ----------------------------------------------------------------------------------------------------
 
     def _find_file(self) -> None:
-        """Open the file if it has messages to be sent, and meet what other programs have done to it."""
+        """Open the file if messages are to be read from the disk, and handle changes by other programs."""
         if self.file.segments is None:
             if self.has_looked:
                 wanted = self.file.is_another or self._residency.backlog.on_disk > 0
@@ -275,18 +275,18 @@ class Keeper:
             if found is not None:
                 self._adopt(found)
             log.warning(
-                "%s; its %d messages were saved there again", self.file.moved_error, self._residency.backlog.depth
+                "%s; %d messages were saved at its path again", self.file.moved_error, self._residency.backlog.depth
             )
         elif self._clock() >= self._next_check:
             self.file.check_unchanged()
 
     def _open(self) -> SegmentFile:
-        """Open the file, and find what is in it: of the segments known before only those still there count."""
+        """Open the file, and drop from the residency all segments no longer in the file."""
         another = self.file.is_another
         segments = self.file.open()
         if another:
             found = segments.contents()
-            log.warning("%s was deleted or replaced while it could not be used", self.file.path)
+            log.warning("%s was deleted or replaced while unusable", self.file.path)
             with self._lock:
                 self._residency.keep_only(Listing({}, set()))
             self._adopt(found)
@@ -299,11 +299,11 @@ class Keeper:
             with self._lock:
                 lost = self._residency.keep_only(listing)
             if lost:
-                log.warning("%s: %d messages that were saved are missing in it, and are lost", self.file.path, lost)
+                log.warning("%s lacks %d messages saved earlier: they are lost", self.file.path, lost)
         return segments
 
     def _adopt(self, found: FileContents) -> None:
-        """Take over messages of an earlier process; segments of this process have keys beyond theirs."""
+        """Take over messages of an earlier process; segments of the current process get higher keys."""
         parked = [self._times.translate(segment) for segment in found.parked]
         with self._lock:
             if self.has_looked:
@@ -324,7 +324,7 @@ class Keeper:
                 self._residency.keep_only(saved)
 
     def _commit(self, closing: bool) -> None:
-        """Save what is due."""
+        """Save the messages that are due."""
         if self.wear.is_spent and not closing:
             return
         if self.file.segments is None:
@@ -377,7 +377,7 @@ class Keeper:
             self._residency.finish_save(batches, sizes, obsolete, removed)
 
     def _fetch(self, file: SegmentFile) -> None:
-        """Read the messages that are sent soon."""
+        """Read the messages to be sent soon."""
         newest = self._options.drain == "newest"
         while True:
             with self._lock:
@@ -390,7 +390,7 @@ class Keeper:
             if found is None:
                 with self._lock:
                     lost = self._residency.lose(origin)
-                log.warning("%s: %d messages of %s are missing in it, and are lost", self.file.path, lost, origin)
+                log.warning("%s lacks %d messages of %s saved earlier: they are lost", self.file.path, lost, origin)
                 continue
             key, number = found
             segment = file.read(key)

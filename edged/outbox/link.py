@@ -1,9 +1,9 @@
-"""One connection to a broker, from its first packet to its last.
+"""A connection to a broker, from its first packet to its last.
 
-A `Link` wraps a paho client that is made for this connection and thrown away with it, so nothing that paho queues or
-remembers outlives the socket: what must survive is in the spool. It belongs to one thread, which drives it with
-`wait`; acknowledgements and messages pile up meanwhile and are taken when it has returned, so that nothing of ours ever
-runs inside one of paho's callbacks. Any failure is raised as a LinkError.
+A `Link` wraps a paho client made for this connection alone, so that paho's queues and records end with the socket;
+messages to be kept are in the spool. A link belongs to one thread, which runs it with `wait`. Acknowledgements and
+messages are collected meanwhile and taken after `wait` has returned, so that no code of edged runs inside a callback of
+paho. Every failure is raised as LinkError.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ V5 = MQTTProtocolVersion.MQTTv5
 V311 = MQTTProtocolVersion.MQTTv311
 
 MAX_PACKET = 64 << 10
-"""Nothing larger is accepted from a broker, in bytes."""
+"""Largest packet accepted from a broker, in bytes."""
 
 _READ_AHEAD = 4096  # bytes
 _TICK = 1.0  # seconds between looks at the keepalive
-_LAZY = 0.02  # seconds that an acknowledgement may lie unread
+_LAZY = 0.02  # longest wait of an unread acknowledgement, in seconds
 _JSON = b"\x03\x00\x10application/json"  # the property "content type"
 
 
 class Wake:
-    """Ends another thread's `wait`: an eventfd, so that it can be polled together with a socket.
+    """Ends another thread's `wait`: an eventfd, to be polled together with a socket.
 
-    A `nudge` is for work that has arrived, and costs nothing while the other thread is busy or has no use for more:
-    it must arm before it looks for work. `set` works always.
+    `nudge` announces new work, and costs nothing while the other thread is busy or has no use for more: the other
+    thread must arm before looking for work. `set` always ends the wait.
     """
 
     def __init__(self) -> None:
@@ -54,29 +54,29 @@ class Wake:
         self._armed = False
 
     def fileno(self) -> int:
-        """To be polled for reading."""
+        """Return the descriptor to poll for reading."""
         return self._fd
 
     def set(self) -> None:
-        """End the wait, or the next one."""
+        """End the wait, or the next wait."""
         os.eventfd_write(self._fd, 1)
 
     def arm(self) -> None:
-        """Be nudged from now on, once."""
+        """Let the next nudge end the wait."""
         self._armed = True
 
     def disarm(self) -> None:
-        """Not be nudged any more."""
+        """Ignore nudges."""
         self._armed = False
 
     def nudge(self) -> None:
-        """End the wait, or the next one, of a thread that has armed."""
+        """End the wait, or the next wait, of an armed thread."""
         if self._armed:
             self._armed = False
             self.set()
 
     def wait(self, timeout: float, other: int | None = None) -> bool:
-        """Until `set`, or `other` can be read, for at most `timeout` seconds; whether it is `other`."""
+        """Wait at most `timeout` seconds for `set` or for `other` to be readable; return True for `other`."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if other is not None:
@@ -87,7 +87,7 @@ class Wake:
         return other in ready
 
     def clear(self) -> None:
-        """Have been woken."""
+        """Reset after the wait has ended."""
         try:
             os.eventfd_read(self._fd)
         except BlockingIOError:
@@ -98,14 +98,14 @@ class Wake:
 
 
 class Acknowledgement(NamedTuple):
-    """What the broker says of a message or a subscription of ours."""
+    """The broker's answer to a message or a subscription."""
 
     mid: int
     reason: ReasonCode
 
 
 class Received(NamedTuple):
-    """A message from the broker. `retained` means that it is not news."""
+    """A message from the broker. `retained`: sent on subscription, and not news."""
 
     topic: str
     payload: bytes
@@ -113,10 +113,10 @@ class Received(NamedTuple):
 
 
 class Link:
-    """An open connection to `peer`. `window` is how many messages may be unacknowledged at a time.
+    """An open connection to `peer`. `window` is the highest number of unacknowledged messages.
 
-    `retain` is whether the broker keeps retained messages, `qos` the highest it takes of us, and `wildcards` whether it
-    takes topic filters.
+    `retain`, `qos` and `wildcards` are the broker's abilities: retained messages, highest quality of service, topic
+    filters.
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class Link:
         retain: bool = True,
         qos: int = 1,
     ) -> None:
-        """Connect; `will` is the topic where the broker says "offline" when the connection dies.
+        """Connect; `will` is the topic for the broker's "offline" after the connection has died.
 
-        `retain` and `qos` are how the will is to be sent, and bound what else is.
+        `retain` and `qos` apply to the will, and limit all messages.
 
         Raises:
-            LinkError: and why not.
+            LinkError: the connection failed.
         """
         self.version = version
         self._acknowledged: list[Acknowledgement] = []
@@ -162,45 +162,45 @@ class Link:
             raise
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, properties: bytes | None = None) -> int:
-        """Send a message; the number under which it will be acknowledged. `properties` is what `pack` made.
+        """Send a message, and return the number of its acknowledgement. `properties` is the result of `pack`.
 
         Raises:
-            ValueError: MQTT has no room for such a topic or payload.
+            ValueError: topic or payload exceed the limits of MQTT.
         """
         packed = cast(Properties, _Packed(properties)) if properties and self.version == V5 else None
         return self._client.publish(topic, payload, qos, retain, packed).mid
 
     def too_large(self, topic: str, payload: bytes, properties: bytes | None) -> bool:
-        """Whether the broker has said that it takes no packet of this size."""
+        """Return True if the broker has announced a lower limit for packets than this message needs."""
         size = 9 + len(topic.encode()) + len(properties or b"") + len(payload)
         return 0 < self.max_packet < size
 
     def subscribe(self, topic: str) -> int | None:
-        """Ask for messages; the number under which the answer will come."""
+        """Subscribe to a topic, and return the number of the acknowledgement."""
         return self._client.subscribe(topic, qos=1)[1]
 
     def unsubscribe(self, topic: str) -> None:
-        """Ask for no more of them."""
+        """End a subscription."""
         self._client.unsubscribe(topic)
 
     def take_acknowledged(self) -> list[Acknowledgement]:
-        """What the broker has answered since the last time."""
+        """Return the broker's acknowledgements since the last call."""
         taken, self._acknowledged = self._acknowledged, []
         return taken
 
     def take_received(self) -> list[Received]:
-        """What the broker has sent since the last time."""
+        """Return the broker's messages since the last call."""
         taken, self._received = self._received, []
         return taken
 
     def wait(self, timeout: float, *, lazily: bool = False) -> None:
-        """Read and write until something happened or `timeout` seconds are over.
+        """Read and write until an event, or for `timeout` seconds.
 
-        `lazily` means that what the broker says is not worth waking up for: it is read when there is something to
-        write, or a few milliseconds later. At a thousand messages a second that saves half of all awakenings.
+        `lazily`: do not wake up for packets of the broker, but read them with the next write, or a few milliseconds
+        later. At a thousand messages a second this saves half of all awakenings.
 
         Raises:
-            LinkError: the connection is no more, and why.
+            LinkError: the connection is lost.
         """
         sock = self._client.socket()
         if sock is None:
@@ -220,13 +220,13 @@ class Link:
             raise self._loss()
 
     def check_address(self) -> None:
-        """Raises LinkError if this machine no longer has the address that the connection is from."""
+        """Raise LinkError if this machine has lost the connection's own address."""
         sock = cast(socket.socket | None, self._client.socket())
         if sock is not None and not network.is_ours(sock.getsockname(), sock.family):
             raise faults.moved(self._options)
 
     def disconnect(self, timeout: float) -> None:
-        """Say good-bye, so that the broker does not publish the will, and close."""
+        """Send DISCONNECT, so that the broker drops the will, and close."""
         self._client.disconnect()
         deadline = self._clock() + timeout
         try:
@@ -237,11 +237,13 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        """Let go of the socket, at once, and of all that would keep it until the garbage collector comes by."""
+        """Close the socket at once, and break reference cycles with paho instead of leaving them to the garbage
+        collector.
+        """
         client = self._client
         client.on_connect = client.on_disconnect = client.on_publish = None
         client.on_subscribe = client.on_message = client.on_socket_open = None
-        client.fault = self._end = None  # their tracebacks lead back to here
+        client.fault = self._end = None  # their tracebacks refer to this object
         if (sock := client.socket()) is not None:
             sock.close()
 
@@ -255,7 +257,7 @@ class Link:
         )
         client.options = self._options
         client.connect_timeout = self._options.connect_timeout
-        client.max_inflight_messages_set(0)  # the window is ours to keep
+        client.max_inflight_messages_set(0)  # the session keeps the window
         client.will_set(will, OFFLINE, qos=self.qos, retain=self.retain)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -279,7 +281,7 @@ class Link:
         try:
             self._client.connect(options.host, options.real_port, options.keepalive, properties=properties)
         except (OSError, ValueError) as error:
-            # The traceback would keep paho's half-open socket alive, and the broker waiting, for as long as itself.
+            # The traceback would keep paho's half-open socket alive, and the broker waiting.
             raise faults.unreachable(error, options) from error.with_traceback(None)
         sock = self._client.socket()
         if sock is None:
@@ -294,7 +296,7 @@ class Link:
             left = deadline - self._clock()
             if left <= 0:
                 reason = f"{options.broker} does not answer as a broker within {options.connect_timeout:g} s"
-                hint = "check that the port is an MQTT broker's, and whether it wants TLS"
+                hint = "check that the port belongs to an MQTT broker, and set tls if the broker requires TLS"
                 raise VersionError(reason, hint=hint, certain=False)
             try:
                 self.wait(left)
@@ -318,7 +320,7 @@ class Link:
             if now >= self._next_tick:
                 self._next_tick = now + _TICK
                 self._client.loop_misc()
-        except Exception as error:  # paho's decoder meets whatever the other side sends
+        except Exception as error:  # paho's decoder is not robust against other protocols
             raise faults.nonsense(self._options) from error
 
     def _loss(self) -> LinkError:
@@ -327,7 +329,7 @@ class Link:
         return self._end
 
     def _tune(self, client: Any, data: Any, sock: Any) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a message waits for the last one's answer
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise a message waits for the previous answer
         sock.setsockopt(
             socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._options.keepalive * 1000
         )  # or the peer is gone
@@ -339,7 +341,7 @@ class Link:
         self.qos = min(self.qos, getattr(properties, "MaximumQoS", 2))
         self.wildcards = bool(getattr(properties, "WildcardSubscriptionAvailable", 1))
         allowed = getattr(properties, "ReceiveMaximum", 65535)
-        self.window = max(1, min(self.window, allowed - 1))  # one is kept for the last word
+        self.window = max(1, min(self.window, allowed - 1))  # the last place is kept for "stopped"
 
     def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if flags.is_disconnect_packet_from_server:
@@ -359,14 +361,14 @@ class Link:
         try:
             self._received.append(Received(message.topic, bytes(message.payload), message.retain))
         except UnicodeDecodeError:
-            pass  # a topic that is not UTF-8 is not one that we asked for
+            pass  # not UTF-8, so not a topic of a subscription
 
 
 class _Client(mqtt.Client):
-    """paho's client, which bounds neither what a broker may make it read nor says why a connection was lost.
+    """paho's client with bounded reads and the reason for a lost connection.
 
-    It is also made cheaper: paho asks the kernel three times for an acknowledgement of five bytes, and builds tables of
-    the properties that it does not have, which together are a third of the cost of a message.
+    It is cheaper as well: paho asks the kernel three times for an acknowledgement of five bytes, and builds tables of
+    absent properties, together a third of the cost of a message.
     """
 
     options = MqttOptions()
@@ -390,7 +392,7 @@ class _Client(mqtt.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         try:
             if bufsize > MAX_PACKET:
-                raise ConnectionError(f"it announced a packet of {bufsize} bytes")
+                raise ConnectionError(f"the broker announced a packet of {bufsize} bytes")
             if not self.buffered:
                 self._read_ahead, self._position = super()._sock_recv(_READ_AHEAD), 0
             taken = self._read_ahead[self._position : self._position + bufsize]
@@ -428,7 +430,7 @@ _NONE = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
 
 class _Packed:
-    """Properties that are packed already, where paho expects its own, which take twenty times as long to pack."""
+    """Packed properties in place of paho's own, which take twenty times as long to pack."""
 
     def __init__(self, packed: bytes) -> None:
         self._packed = packed
@@ -438,7 +440,7 @@ class _Packed:
 
 
 def pack(expiry: int, user: tuple[tuple[str, str], ...]) -> bytes:
-    """The MQTT 5 properties of a JSON message: content type, expiry in seconds unless 0, and user properties."""
+    """Return the MQTT 5 properties of a JSON message: content type, expiry in seconds unless 0, and user properties."""
     parts = [_JSON]
     if expiry:
         parts.append(b"\x02" + expiry.to_bytes(4, "big"))
@@ -454,7 +456,7 @@ def _string(text: str) -> bytes:
 
 
 def _length(value: int) -> bytes:
-    """A variable byte integer."""
+    """Return a variable byte integer."""
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)

@@ -9,11 +9,11 @@ from edged.core.health import Status
 from edged.outbox.link import Link
 
 REFUSAL_SECONDS = 60.0
-"""Time for which the status stays `degraded` after a refusal."""
+"""Duration of the status `degraded` after a refusal."""
 
 
 class LinkHealth:
-    """Sets `status` for one connection. `limitation` is reason and hint of a broker that does not do all of MQTT."""
+    """Sets `status` for one connection. `limitation`: reason and hint for a broker without all features of MQTT."""
 
     def __init__(self, status: Status, clock: Callable[[], float], limitation: tuple[str, str] | None) -> None:
         self._status = status
@@ -22,7 +22,7 @@ class LinkHealth:
         self._degraded_until = math.inf
 
     def degrade(self, reason: str, hint: str, seconds: float = REFUSAL_SECONDS) -> None:
-        """Be degraded for a while. The first reason stays, so that two refused topics do not alternate for ever."""
+        """Be degraded for a while. The first reason stays, otherwise two refused topics would alternate for ever."""
         until = self._clock() + seconds
         if not self._is_degraded:
             self._status.set("degraded", reason, hint)
@@ -35,7 +35,7 @@ class LinkHealth:
             self._recover()
 
     def check_time(self) -> None:
-        """End a degradation whose time is over."""
+        """End a degradation in time."""
         if self._clock() > self._degraded_until:
             self._degraded_until = math.inf
             self._recover()
@@ -52,7 +52,7 @@ class LinkHealth:
 
 
 def limitation(link: Link, subscriptions: Collection[str]) -> tuple[str, str] | None:
-    """Return reason and hint if the broker has announced that it lacks a feature, None if it lacks none."""
+    """Return reason and hint for the features missing at the broker, or None."""
     lacks = []
     if not link.retain:
         lacks.append("keeps no retained messages: a subscriber gets a state only when the state changes")
@@ -64,5 +64,5 @@ def limitation(link: Link, subscriptions: Collection[str]) -> tuple[str, str] | 
 
 
 def is_filter(topic: str) -> bool:
-    """Return whether a topic has wildcards."""
+    """Return True for a topic with wildcards."""
     return "+" in topic or "#" in topic

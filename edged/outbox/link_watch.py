@@ -1,4 +1,4 @@
-"""Checks of an open connection that is of no use though neither side has closed it."""
+"""Detection of a connection that no longer works, though both sides keep it open."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from edged.outbox.network import Network, reachable
 from edged.outbox.options import MqttOptions
 
 PROBE_SECONDS = 0.5
-"""Time between two probes of a broker that does not answer while messages wait."""
+"""Time between two probes of a silent broker while messages wait."""
 
 DOUBT_SECONDS = 1.5
-"""A broker that has acknowledged nothing for so long is probed as well."""
+"""Time without an acknowledgement after which a connected broker is probed too."""
 
 
 class LinkWatch:

@@ -1,7 +1,7 @@
-"""What the kernel says of the network: that links, addresses or routes have changed, and whether a peer can be reached.
+"""State of the network, as known to the kernel: changes of links, addresses and routes, and reachable peers.
 
-A board that gets its network back should not wait for a timer to notice, and a connection from an address that the
-board has lost is dead, though no packet will ever say so.
+A board should not wait for a timer after the network is back; and a connection from an address the board has lost is
+dead, although no packet will say so.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections import deque
 from typing import Any
 
 KNOCK_SECONDS = 0.6
-"""How often a peer that does not answer is knocked at."""
+"""Time between two connection attempts to a silent peer."""
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6
 
 
 class Network:
-    """Hears of changes; where the kernel does not let us, there never seem to be any."""
+    """Reports changes of the network; none if the kernel does not permit a netlink socket."""
 
     def __init__(self) -> None:
         try:
@@ -32,18 +32,18 @@ class Network:
             self._socket = None
 
     def fileno(self) -> int | None:
-        """To be polled for reading, if there is anything to poll."""
+        """Return a descriptor to poll for reading, or None."""
         return None if self._socket is None else self._socket.fileno()
 
     def changed(self) -> bool:
-        """Whether anything has changed since the last time."""
+        """Return True if the network has changed since the last call."""
         changed = False
         while self._socket is not None:
             try:
                 self._socket.recv(1 << 16)
             except BlockingIOError:
                 break
-            except OSError as error:  # ENOBUFS: so much has changed that not all of it could be told
+            except OSError as error:  # ENOBUFS: too many changes to report each
                 if error.errno != errno.ENOBUFS:
                     break
             changed = True
@@ -51,10 +51,10 @@ class Network:
 
 
 def connect(host: str, port: int, seconds: float) -> socket.socket:
-    """A connection, as by socket.create_connection, to a peer that may come to be within these seconds.
+    """Connect like socket.create_connection, to a peer perhaps available only later within these seconds.
 
-    The kernel repeats a lost packet after one second, then two, then four. Here somebody knocks all the time, so that a
-    peer is not left waiting that can be reached again; the first knock that is answered is the connection.
+    The kernel repeats a lost packet after one second, then two, then four. `connect` makes a new attempt every
+    KNOCK_SECONDS, so that a returning peer is found quickly; the first attempt answered is the connection.
 
     Raises:
         OSError: no address answers.
@@ -95,7 +95,7 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
 
 
 def _knock(address: Any) -> socket.socket:
-    """A socket that is being connected. Raises OSError if that cannot be tried."""
+    """Return a connecting socket. Raises OSError if the attempt cannot be made."""
     family, kind, protocol, _, where = address
     sock = socket.socket(family, kind, protocol)
     sock.setblocking(False)
@@ -107,7 +107,7 @@ def _knock(address: Any) -> socket.socket:
 
 
 def reachable(address: Any, seconds: float) -> bool:
-    """Whether somebody listens there, who answers within so many seconds."""
+    """Return True if a server accepts a connection within so many seconds."""
     try:
         connect(address[0], address[1], seconds).close()
     except OSError:
@@ -116,7 +116,7 @@ def reachable(address: Any, seconds: float) -> bool:
 
 
 def is_ours(address: Any, family: int) -> bool:
-    """Whether this machine still has an address."""
+    """Return True if this machine still has an address."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address[0], 0, *address[2:]))

@@ -1,4 +1,4 @@
-"""The [mqtt] and [spool] tables: which broker, how to prove who we are, how much may wait for it, and where."""
+"""The [mqtt] and [spool] tables: the broker, the credentials, and the bounds of the spool."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SCHEMES = {
     **dict.fromkeys(("ws", "http"), (_WEB,)),
     **dict.fromkeys(("wss", "https"), (_WEB, _SECURED)),
 }
-"""What the scheme of a URL is in this table."""
+"""Equivalents of a URL's scheme in this table."""
 
 _HOST = re.compile(
     r"""\s*(?:(?P<scheme>[A-Za-z]+)://)?           # mqtt://
@@ -37,13 +37,13 @@ _HOST = re.compile(
 
 
 def check_host(key: str, host: str) -> None:
-    """Raises ConfigError where a host is not written as a bare name or address, with the right spelling."""
+    """Raise ConfigError for a host other than a bare name or address, with the right spelling in the hint."""
     found = _HOST.fullmatch(host)
     name = (found["bracketed"] or found["plain"]) if found else ""
     if host in ("", name) and "$" not in host:
         return
     if "$" in host:
-        hint = "variables are not replaced here: write the name or the address itself"
+        hint = "write the name or the address: variables are not replaced here"
     elif found is None:
         hint = "write the name or the address of the host alone, without blanks"
     else:
@@ -58,35 +58,35 @@ def check_host(key: str, host: str) -> None:
             spelled.append(f'path = "{found["path"]}"')
         hint = f"write {', '.join(spelled)}"
     shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", host)  # a password
-    raise ConfigError(f"{key} is {shown!r}, which is no name and no address", hint=hint)
+    raise ConfigError(f"{key} is {shown!r}, neither a name nor an address", hint=hint)
 
 
 class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of [mqtt]: the connection to the broker.
 
-    The broker's certificate is always verified. A relative name of a file is looked for among the service's credentials
+    The broker's certificate is always verified. A relative file name is looked up among the service's credentials
     ($CREDENTIALS_DIRECTORY).
 
     Keys:
         host: Name or address of the broker. Without one nothing is published.
         transport: Protocol below MQTT: "tcp", or "websockets" for a broker behind a web server.
         path: Path on the web server, with transport = "websockets".
-        server_name: Name asked for in the broker's certificate and from the web server, where `host` is an address.
+        server_name: Name asked for in the broker's certificate and from the web server, if `host` is an address.
         port: TCP port of the broker. Default: 1883, with `tls` 8883; with "websockets" 80, with `tls` 443.
         tls: Encrypt the connection.
-        ca_file: Certificates of the authorities to trust. Default: those of the system.
-        cert_file: Certificate of this board, for brokers that ask for one.
+        ca_file: Certificates of trusted authorities. Default: the system's.
+        cert_file: Certificate of this board, for brokers asking for it.
         key_file: Private key of `cert_file`.
         username: User name at the broker.
-        password_file: File whose first line is the password, read anew for each connection.
-        client_id: MQTT client identifier. Default: `edged-<device>-` and six digits that belong to this board alone.
+        password_file: File with the password in its first line, read again for each connection.
+        client_id: MQTT client identifier. Default: `edged-<device>-` and six digits of this board alone.
         prefix: First levels of every topic.
-        protocol: Version of MQTT. "auto" speaks MQTT 5, and 3.1.1 with a broker that refuses it.
+        protocol: Version of MQTT. "auto" speaks MQTT 5, and 3.1.1 if the broker refuses 5.
         keepalive (s): Time between two signs of life. A dead connection is noticed within twice this time.
         connect_timeout (s): Time in which the broker must accept a connection.
-        in_flight (messages): Most messages that are sent and not yet acknowledged.
+        in_flight (messages): Most messages sent and not yet acknowledged.
         home_assistant: Announce the device and its pipelines to Home Assistant.
-        discovery_prefix: First levels of the topic that Home Assistant listens to for announcements.
+        discovery_prefix: First levels of Home Assistant's topic for announcements.
     """
 
     host: Annotated[str, Meta(max_length=253)] = ""
@@ -114,21 +114,23 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         check_host("server_name", self.server_name)
         for key in ("client_id", "username", "password_file", "ca_file", "cert_file", "key_file"):
             if "${" in (value := getattr(self, key)):
-                raise ConfigError(f"{key} is {value!r}", hint=f"variables are not replaced here: write {key} itself")
+                raise ConfigError(
+                    f"{key} is {value!r}", hint=f"write the value of {key}: variables are not replaced here"
+                )
         if not re.fullmatch(r"/[!-~]*", self.path):
-            raise ConfigError(f"path is {self.path!r}", hint='begin it with "/", and write %20 for a blank')
+            raise ConfigError(f"path is {self.path!r}", hint='begin the path with "/", and write %20 for a blank')
         if self.server_name and not self.tls and self.transport == "tcp":
-            raise ConfigError("server_name means nothing without TLS", hint="set tls = true")
+            raise ConfigError("server_name has no effect without TLS", hint="set tls = true")
         if bool(self.cert_file) != bool(self.key_file):
             raise ConfigError("cert_file and key_file go together", hint="give both or neither")
         if not self.tls and (self.ca_file or self.cert_file):
-            raise ConfigError("ca_file, cert_file and key_file mean nothing without TLS", hint="set tls = true")
+            raise ConfigError("ca_file, cert_file and key_file have no effect without TLS", hint="set tls = true")
         if self.password_file and not self.username:
             raise ConfigError("password_file needs a username", hint="set username as well")
 
     @property
     def broker(self) -> str:
-        """Where the broker is, as host:port; empty without one."""
+        """Address of the broker as host:port; empty without a broker."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.real_port}" if self.host else ""
 
@@ -142,22 +144,22 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class SpoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of [spool]: the results that wait for the broker, in memory and on disk.
 
-    A result that does not fit is taken from the pipeline of the lowest priority that holds most.
+    A full spool drops results of the lowest priority first, and among these of the pipeline with most results.
 
     Keys:
-        messages (messages): Most messages that wait.
-        bytes (bytes): Most disk space that they take.
-        memory_bytes (bytes): Most memory that they take.
-        seconds (s): Time after which a waiting message is dropped; 0 keeps it.
+        messages (messages): Most waiting messages.
+        bytes (bytes): Most disk space of waiting messages.
+        memory_bytes (bytes): Most memory of waiting messages.
+        seconds (s): Time after which a waiting message is dropped; 0 keeps messages.
         commit_seconds (s): Time between two commits to disk. A power cut costs at most the results of this time and
             of `spill_seconds` together. Results of durability "always" are committed at once.
-        spill_seconds (s): Time after which a message that waits in memory goes to disk also while the broker is
+        spill_seconds (s): Time after which a message waiting in memory goes to disk even while the broker is
             connected.
         daily_bytes (bytes): Most bytes written to disk within 24 hours, to spare an SD card; 0 for any number. Beyond
             them results wait in memory; a stop saves them all the same.
         drain: Order in which a backlog is sent: "oldest" or "newest" first. With "newest", new results go at once.
-        replay_rate (messages/s): Waiting messages sent a second, beside new results, which go at once. With 0 the
-            backlog goes first, as fast as the broker takes it.
+        replay_rate (messages/s): Waiting messages sent a second, beside new results, sent at once. With 0 the
+            backlog goes first, as fast as the broker allows.
     """
 
     messages: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
@@ -172,14 +174,14 @@ class SpoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def overtaking(self) -> bool:
-        """Whether new results go before old ones of the same pipeline."""
+        """True if new results go before old results of the same pipeline."""
         return self.replay_rate > 0 or self.drain == "newest"
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What the messages of one pipeline are worth: when they are on disk, what goes first, and who goes before whom.
+    """Durability, order and rank of one pipeline's messages.
 
-    `drop` is what goes when there is no room: the "oldest" message, the "newest", or, with "thin", all but every
+    `drop` selects the messages dropped for lack of room: the "oldest", the "newest", or, with "thin", all but every
     `keep_every`th. Messages of a higher `priority` are sent first and dropped last.
     """
 

@@ -1,4 +1,4 @@
-"""The queue of one origin (a pipeline): its messages in memory, in order, and the number of those on disk only."""
+"""The queue of one origin (a pipeline): messages in memory, in order, and the number of messages on disk only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edged.core.types import Message
 from edged.outbox.options import SpoolOptions
 
 OVERHEAD = 500
-"""Bytes of memory that a message takes beside its topic and payload, about."""
+"""Approximate bytes of memory of a message beside topic and payload."""
 
 
 class Entry(NamedTuple):
-    """A message in a spool. `replayed`: sent later than it was made, or perhaps for the second time."""
+    """A message in a spool. `replayed`: sent later than made, or perhaps for the second time."""
 
     id: int
     message: Message
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """The message that a queue would send next, and the end of the deque at which this message stands."""
+    """The next message of a queue to be sent, and its position: one end of a deque."""
 
     owner: OriginQueue
     entry: Entry
@@ -33,11 +33,11 @@ class Candidate(NamedTuple):
 
 
 class OriginQueue:
-    """Messages of one origin: `head`, then `on_disk` messages that are on disk only, then `tail`, then `fresh`.
+    """Messages of one origin: `head`, then `on_disk` messages on disk only, then `tail`, then `fresh`.
 
     `fresh` holds the new messages, put since the connection was made. `bytes` is the size of the messages in memory.
-    With drain = "newest" messages are sent from the end of `tail`, and the messages on disk only are older than all
-    others: `on_disk` then stands first.
+    With drain = "newest" messages are sent from the end of `tail`, and the messages on disk only are the oldest:
+    `on_disk` then comes first.
     """
 
     def __init__(self) -> None:
@@ -57,13 +57,13 @@ class OriginQueue:
 
     @property
     def created(self) -> float | None:
-        """Time at which the oldest message in memory was made."""
+        """Creation time of the oldest message in memory."""
         front = next(iter(self.entries()), None)
         return None if front is None else front.message.created
 
     @property
     def newest(self) -> Entry | None:
-        """Entry that was put last, if it waits."""
+        """Entry put last, if still waiting."""
         queue = self.fresh or self.tail
         return queue[-1] if queue else None
 
@@ -73,7 +73,7 @@ class OriginQueue:
         self.bytes += size(entry.message)
 
     def put_back(self, entry: Entry, options: SpoolOptions, *, new: bool) -> None:
-        """Return an entry to its old place. Of several entries, the last one taken must come first."""
+        """Return an entry to its old place. Of several entries, put back the last one taken first."""
         if new and options.overtaking:
             self.fresh.appendleft(entry)
         elif options.drain == "newest":
@@ -83,7 +83,7 @@ class OriginQueue:
         self.bytes += size(entry.message)
 
     def insert_read(self, entries: list[Entry], options: SpoolOptions) -> int:
-        """Insert entries that were read from disk, behind older and before newer ones; return their bytes."""
+        """Insert entries read from disk, behind older and before newer ones; return the bytes of the entries."""
         if options.drain == "newest":
             self.head.extendleft(reversed(entries))
         else:
@@ -93,18 +93,18 @@ class OriginQueue:
         return read
 
     def ahead(self, options: SpoolOptions) -> int:
-        """Return the number of old messages in memory that are sent before those on disk only."""
+        """Return the number of old messages in memory to be sent before the messages on disk only."""
         return len(self.head) + (len(self.tail) if options.drain == "newest" else 0)
 
     def end_fresh(self) -> None:
-        """Make the new messages old: the connection they were put under is lost."""
+        """Make the new messages old, after the loss of the connection."""
         self.tail.extend(self.fresh)
         self.fresh.clear()
 
     def candidate(self, options: SpoolOptions, *, replays: bool, overtaking: bool = False) -> Candidate | None:
         """Return the message to send next. Without `replays` only a new message may be sent.
 
-        `overtaking`: no message waits for older ones that are on disk only.
+        `overtaking`: messages do not wait for older messages on disk only.
         """
         if options.overtaking and self.fresh:
             return Candidate(self, self.fresh[0], self.fresh, False, True)
@@ -128,7 +128,7 @@ class OriginQueue:
         return self.take_from(self.fresh or self.tail or self.head, last=True)
 
     def thin(self, keep_every: int) -> list[Entry]:
-        """Keep one message of each `keep_every` in `tail` and `fresh`; return the others."""
+        """Keep every `keep_every`th message of `tail` and `fresh`; return the others."""
         gone: list[Entry] = []
         for queue in (self.tail, self.fresh):
             entries = list(queue)
@@ -139,12 +139,12 @@ class OriginQueue:
         return gone
 
     def take_from(self, queue: deque[Entry], *, last: bool = False) -> Entry:
-        """Remove and return the first or last entry of one of the deques."""
+        """Remove and return the first or last entry of a deque."""
         entry = queue.pop() if last else queue.popleft()
         self.bytes -= size(entry.message)
         return entry
 
 
 def size(message: Message) -> int:
-    """Return the bytes of memory that a message takes, about."""
+    """Return the approximate bytes of memory of a message."""
     return len(message.payload) + len(message.topic) + OVERHEAD

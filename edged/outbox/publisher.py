@@ -1,9 +1,9 @@
-"""The publisher: a thread that connects to the broker, sends, and connects again when the connection is lost.
+"""The publisher: a thread that connects to the broker, sends, and reconnects after a lost connection.
 
-`Publisher` is used by the rest of the daemon; `_run` is the whole life of its thread. session.py holds the conversation
-over one connection, link.py the connection itself, connector.py the way to open one, retry.py the pauses between
-attempts. Messages, each of which is to be delivered, wait in spool.py; retained states, of which only the latest
-matters, in states.py.
+The rest of the daemon uses `Publisher`; `_run` is the whole life of its thread. session.py holds the conversation over
+one connection, link.py the connection itself, connector.py opens connections, retry.py computes the pauses between
+attempts. Messages wait in spool.py, and each message is delivered; retained states wait in states.py, and only the
+latest state is sent.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from edged.outbox.states import RetainedStates
 log = logging.getLogger("edged.outbox")
 
 STOP_SECONDS = 1.0
-"""Time for which a clean stop waits for the acknowledgement of "stopped", and then for the connection to close."""
+"""Longest wait of a clean stop for the acknowledgement of "stopped", and then for the connection to close."""
 
 
 def _check(message: Message) -> None:
-    """Raise TypeError for a message that could not be sent: it would end every connection, and be the first again."""
+    """Raise TypeError for an unsendable message, which would end every connection and be sent first on the next."""
     if not isinstance(message.payload, bytes):
         raise TypeError(f"payload is {type(message.payload).__name__}, not bytes")
     if not all(isinstance(text, str) for pair in message.properties for text in pair):
@@ -46,12 +46,12 @@ def _check(message: Message) -> None:
 
 
 class Publisher:
-    """Owns the connection to the broker. Without a host it drops every message.
+    """Owns the connection to the broker. Without a host, messages are dropped.
 
-    Any thread may call `put`, the methods for states and `subscribe` at any time; only `put` may wait, for the disk,
-    where the pipeline's durability requires it. `broker` is host and port, `connected` is true while the broker accepts
-    messages, `protocol` is the version of MQTT last used. `reconnects` counts the connections after the first. With a
-    `wall` clock, results that waited until it was synchronised are sent with the right times. `chance()` in [0, 1)
+    Any thread may call `put`, the methods for states and `subscribe` at any time; only `put` may wait, for the disk, if
+    the pipeline's durability requires it. `broker` is host and port, `connected` is true while the broker accepts
+    messages, `protocol` is the last version of MQTT in use. `reconnects` counts the connections after the first. With a
+    `wall` clock, results made before the clock was synchronised are sent with corrected times. `chance()` in [0, 1)
     spreads devices apart.
     """
 
@@ -66,7 +66,7 @@ class Publisher:
         chance: Callable[[], float] = random.random,
         client: str = "",
     ) -> None:
-        """`client` makes the client id differ from that of another board with the same name."""
+        """`client` makes the client id differ between two boards of the same name."""
         self.broker = options.broker
         self.spool = spool
         self.status = status
@@ -97,7 +97,7 @@ class Publisher:
 
     @property
     def sent(self) -> int:
-        """Number of messages that the broker has acknowledged."""
+        """Number of messages acknowledged by the broker."""
         return self._counts.sent
 
     @property
@@ -107,27 +107,27 @@ class Publisher:
 
     @property
     def refused(self) -> int:
-        """Number of messages and states that the broker has refused."""
+        """Number of messages and states refused by the broker."""
         return self._counts.refused
 
     @property
     def replayed(self) -> int:
-        """Number of messages that were sent later than they were made."""
+        """Number of messages sent later than made."""
         return self._counts.replayed
 
     @property
     def rate(self) -> float:
-        """Number of messages a second that the broker acknowledges; 0 while there is no connection."""
+        """Messages acknowledged per second; 0 without a connection."""
         return self._counts.rate if self.connected else 0.0
 
     @property
     def seconds_to_empty(self) -> float | None:
-        """Seconds until no message waits at the present rate; None if the spool does not become shorter."""
+        """Seconds until the spool is empty at the present rate; None if the spool does not shrink."""
         shrinking = self._counts.shrinking
         return self.spool.depth / shrinking if self.connected and shrinking > 0 else None
 
     def open(self) -> None:
-        """Start the spool, so that messages are kept as their pipelines require; `start` does so otherwise."""
+        """Start the spool, so that messages are kept before `start`, which otherwise starts the spool itself."""
         if self._options.host and not self._opened:
             self._opened = True
             self.spool.start(self._wake.nudge)
@@ -141,18 +141,22 @@ class Publisher:
             self.status.set("stopped", "no broker is configured", "set host in [mqtt]")
 
     def stop(self, seconds: float) -> None:
-        """Send waiting messages for at most so many seconds, publish "stopped" and disconnect; `join` waits for it."""
+        """Send waiting messages for at most so many seconds, publish "stopped" and disconnect; `join` waits for the
+        end.
+        """
         self._stop_at = self._clock() + seconds
         self._wake.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the thread to end, and return whether it has."""
+        """Wait for the thread, and return True if the thread has ended."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def put(self, message: Message) -> None:
-        """Send a message, now or as soon as there is a broker. Raises TypeError for other types than Message names."""
+        """Send a message, now or after the next connection. Raises TypeError for a payload or properties of the wrong
+        type.
+        """
         _check(message)
         if self._options.host:
             self.spool.put(message)
@@ -164,7 +168,7 @@ class Publisher:
         self._wake.nudge()
 
     def repeat_state(self, topic: str) -> None:
-        """Send a state again though it has not changed, for a subscriber that may have missed it."""
+        """Send an unchanged state again, for a subscriber that may have missed it."""
         self._states.repeat(topic)
         self._wake.nudge()
 
@@ -173,11 +177,11 @@ class Publisher:
         self.publish_state(topic, b"")
 
     def is_clear(self, topic: str) -> bool:
-        """Return whether the broker has confirmed that no message is retained at a topic."""
+        """Return True if the broker has confirmed the deletion of the retained message at a topic."""
         return self._states.is_clear(topic)
 
     def subscribe(self, topic: str, handler: Handler) -> None:
-        """Have a handler called with the messages of a topic or topic filter, on this and each later connection."""
+        """Pass the messages of a topic or topic filter to a handler, on the present and each later connection."""
         self._handlers[topic] = handler
         self._wake.nudge()
 
@@ -187,7 +191,7 @@ class Publisher:
         self._wake.nudge()
 
     def degrade(self, reason: str, hint: str, seconds: float) -> None:
-        """Be degraded for so many seconds; brief connections that end meanwhile are followed by longer pauses.
+        """Be degraded for so many seconds; brief connections meanwhile are followed by longer pauses.
 
         Called by handlers, on the publisher's thread.
         """
@@ -208,7 +212,7 @@ class Publisher:
         retries = RetrySchedule()
         unreachable = False
         while True:
-            last = self._stopping  # a stop leaves one more attempt, for waiting messages and for "stopped"
+            last = self._stopping  # after a stop, make a final attempt for waiting messages and "stopped"
             since, sent = math.inf, self._counts.sent
             try:
                 link = self._connector.connect()
@@ -228,11 +232,11 @@ class Publisher:
                 break
             self._pause(backoff(retries.failures, self._chance()), probing=unreachable)
         if left := self.spool.depth:
-            log.warning("stopped, with %d messages that the broker does not have", left)
+            log.warning("stopped, with %d messages not yet delivered to the broker", left)
         self.status.set("stopped")
 
     def _converse(self, link: Link) -> None:
-        """Run a session until the connection is lost, which raises LinkError, or all is sent after a stop."""
+        """Run a session until all is sent after a stop; raise LinkError if the connection is lost."""
         self.reconnects += bool(self.protocol)
         self.protocol = "5" if link.version == V5 else "3.1.1"
         self.connected = True
@@ -258,7 +262,7 @@ class Publisher:
         except LinkError as error:
             session.abandon(error)
             raise
-        except Exception as error:  # a bug must not end the thread, and with it all publishing, without a trace
+        except Exception as error:  # a bug must not end the thread silently
             log.exception("the conversation with the broker failed")
             failure = LinkError(f"{type(error).__name__}: {error}", hint="report this")
             session.abandon(failure)
@@ -274,7 +278,7 @@ class Publisher:
         while not self._stopping and (left := until - self._clock()) > 0:
             probe = probing and self.spool.depth > 0
             began = self._clock()
-            until_probe = PROBE_SECONDS * (0.75 + self._chance() / 2)  # so that boards do not probe in step
+            until_probe = PROBE_SECONDS * (0.75 + self._chance() / 2)  # spread, or all boards would probe in step
             if self._wake.wait(min(left, until_probe) if probe else left, self._network.fileno()):
                 left = FIRST_RETRY / 2 - (self._clock() - until + seconds)
                 self._wake.wait(max(0.0, left))
@@ -285,6 +289,6 @@ class Publisher:
                 return
 
     def _spread(self) -> None:
-        """Wait a moment: other boards have found just now as well that the broker can be reached again."""
+        """Wait a moment: other boards have noticed the return of the broker at the same time."""
         if not self._stopping:
             self._wake.wait(FIRST_RETRY / 2 * self._chance())

@@ -1,4 +1,4 @@
-"""The rate at which old messages may be sent beside new ones."""
+"""The rate limit for old messages beside new ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ReplayLimit:
         self._then = now
 
     def allowed(self, now: float) -> int | None:
-        """Return the number of old messages that may be sent now; None for any number."""
+        """Return the number of old messages allowed now; None if unlimited."""
         if not self._rate:
             return None
         most = max(1.0, self._rate * BURST_SECONDS)
@@ -24,5 +24,5 @@ class ReplayLimit:
         return int(self._allowance)
 
     def spend(self, number: int) -> None:
-        """Count old messages that were sent."""
+        """Count old messages sent."""
         self._allowance -= number

@@ -1,23 +1,23 @@
-"""Residency: which message of a disk spool is in memory, in which segment on disk, in flight. No clock, disk or lock.
+"""Residency: the places of a disk spool's messages, in memory, on disk and in flight. No clock, no disk, no lock.
 
-The invariant. Each message that was put and is not gone is in exactly one of these places:
+The invariant. Each message, from `put` until its end (acknowledged or dropped), is in exactly one of these places:
 
-    in memory, with an id:   waiting in a queue of its origin, in flight, or parked; perhaps stored in a segment as well
-    on disk only:            in a segment that is not `in_use`, and counted in `on_disk` of its origin's queue
+    in memory, with an id:   waiting in the queue of its origin, in flight, or parked; perhaps stored in a segment too
+    on disk only:            in a segment not `in_use`, and counted in `on_disk` of its origin's queue
 
 And each segment in the file is exactly one of these:
 
     resident:       some of its messages are in memory, and not settled (acknowledged or dropped)
-    obsolete:       all of its messages are settled, or saved elsewhere; the next transaction deletes it
-    on disk only:   none of its messages is in memory; `on_disk` counts them all
+    obsolete:       all of its messages are settled, or saved elsewhere; the next transaction deletes the segment
+    on disk only:   no message of the segment is in memory, and `on_disk` counts each
 
-Within an origin the order is: head, then the messages on disk only, then tail, then fresh (see OriginQueue), so nothing
-is sent before an older message that is on disk only.
+The order within an origin is: head, messages on disk only, tail, fresh (see OriginQueue). So a message is never sent
+before an older message on disk only.
 
-A change of the file begins with `due`, which lists what to write, and `begin_save`; after the transaction `finish_save`
-or `fail_save` records its outcome. Other threads may put, take, acknowledge and drop messages meanwhile; a message
-settled then is not stored. A crash between any two steps loses no message of which `is_saved` was true, and may bring
-back one that was acknowledged.
+To change the file, call `due` for the messages to be written and `begin_save`, and after the transaction `finish_save`
+or `fail_save`. Other threads may put, take, acknowledge and drop messages meanwhile; a message settled meanwhile is not
+stored. A crash between any two steps loses no message for which `is_saved` was true; an acknowledged message may come
+back.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from edged.outbox.segment_file import MAX_SEGMENT, FileContents, Listing, Segmen
 from edged.outbox.segment_table import Growing, SegmentTable, StoredSegment
 
 SOON = 1000
-"""Number of messages of an origin that are held in memory, though they are on disk, since they are sent soon."""
+"""Number of messages of an origin held in memory, although on disk, to be sent soon."""
 
 AT_FIRST = 100
-"""The same while there is no connection."""
+"""The same without a connection."""
 
 SMALL = 2500
-"""A segment of fewer bytes is written again with the next messages of its origin: that costs no more pages."""
+"""A segment of fewer bytes is written again together with the next messages, which costs no more pages of the disk."""
 
 
 class Residency:
-    """The messages of a disk spool and their places. `backlog` holds those in memory.
+    """The messages of a disk spool and their places. `backlog` holds the messages in memory.
 
-    `awaited` are the ids of messages whose `put` waits until they are saved.
+    `awaited` are the ids of messages for which a `put` is waiting until they are saved.
     """
 
     def __init__(self, options: SpoolOptions, policies: Mapping[str, Policy]) -> None:
@@ -55,16 +55,16 @@ class Residency:
         self._options = options
         self._table = SegmentTable()
         self._settled: set[int] | None = None  # entries settled since begin_save
-        self._rewritten: set[int] = set()  # keys of segments that a failed transaction has perhaps rewritten
-        self._recorded: set[int] = set()  # numbers of parked messages that are parked on disk as well
-        self._first_id = -(1 << 60)  # of entries that are read from the file
+        self._rewritten: set[int] = set()  # keys of segments perhaps rewritten by a failed transaction
+        self._recorded: set[int] = set()  # numbers of messages parked on disk as well
+        self._first_id = -(1 << 60)  # of entries read from the file
 
     def is_saved(self, entry_id: int) -> bool:
-        """Return whether a message in memory is on disk as well."""
+        """Return True if a message in memory is on disk as well."""
         return entry_id in self._table
 
     def unsaved(self) -> Iterator[tuple[int, Message]]:
-        """Yield ids and messages that are to be on disk some time, and are not."""
+        """Yield ids and messages not yet on disk, except those of durability "memory"."""
         for origin, queue in self.backlog.queues.items():
             if self.backlog.policy(origin).durability != "memory":
                 yield from ((entry.id, entry.message) for entry in queue.entries() if entry.id not in self._table)
@@ -79,17 +79,17 @@ class Residency:
 
     @property
     def obsolete(self) -> set[int]:
-        """Keys of segments that the next transaction deletes."""
+        """Keys of segments to be deleted by the next transaction."""
         return set(self._table.obsolete)
 
     @property
     def owes(self) -> bool:
-        """Whether any message is kept, or a segment is to be deleted."""
+        """True if any message is kept, or a segment must be deleted."""
         return bool(self.backlog.depth or self.backlog.parked or self._table.obsolete)
 
     @property
     def is_crowded(self) -> bool:
-        """Whether the memory is so full that messages on disk should not be there."""
+        """True if memory runs short, so that messages on disk should leave memory."""
         return self.backlog.bytes > self._options.memory_bytes * 3 // 4
 
     @property
@@ -98,7 +98,7 @@ class Residency:
         return self.backlog.depth - self._options.messages
 
     def retry(self, numbers: Iterable[int] | None) -> int:
-        """Queue parked messages again. On disk they are parked, so they are to be saved again."""
+        """Queue parked messages again. The disk still has them as parked, so they must be saved again."""
         for each in self.backlog.chosen(numbers):
             self._table.leave(each.entry.id)
             if self._settled is not None:
@@ -120,13 +120,15 @@ class Residency:
         return due_batches(self.backlog, self._table, self._recorded, now, spill=spill, closing=closing)
 
     def begin_save(self) -> None:
-        """Record that a transaction begins."""
+        """Record the start of a transaction."""
         self._settled = set()
 
     def finish_save(
         self, batches: Sequence[Batch], sizes: Sequence[int], deleted: set[int], lost: list[Removed]
     ) -> None:
-        """Record that batches are on disk, in so many bytes each, and which segments are not any more."""
+        """Record the batches as saved, with their sizes in bytes, and the deleted segments and lost messages as
+        gone.
+        """
         self._table.obsolete -= deleted
         for each in lost:
             self._table.growing.pop(each.origin, None)
@@ -139,7 +141,7 @@ class Residency:
             self._trim(self.backlog.queue(origin))
 
     def fail_save(self, batches: Sequence[Batch]) -> None:
-        """Record that a transaction failed, and has perhaps been written all the same."""
+        """Record the failure of a transaction, which may have been written all the same."""
         self._settled = None
         self._table.obsolete |= {batch.key for batch in batches if not batch.before} - self._table.by_key.keys()
         self._rewritten |= {batch.key for batch in batches} & self._table.by_key.keys()
@@ -151,7 +153,7 @@ class Residency:
         if batch.before and not batch.resident:
             queue = self.backlog.queue(batch.origin)
             held_back = self._hold_on_disk(queue, alive)
-            queue.on_disk += len(batch.entries) - held_back  # settled or taken too late: these come once more
+            queue.on_disk += len(batch.entries) - held_back  # settled or taken too late, and sent once more
         else:
             former = self._table.by_key.get(batch.key) if batch.resident else None
             self._table.store(batch.key, alive | former.alive if former else alive, len(messages))
@@ -162,10 +164,10 @@ class Residency:
         else:
             self._table.growing.pop(batch.origin, None)
 
-    # -- what leaves the memory --------------------------------------------------------------------------------------
+    # -- leaving memory -----------------------------------------------------------------------------------------------
 
     def shed(self) -> None:
-        """Hold on disk only all whole segments that wait, so that room is made in the order of the segments."""
+        """Hold all waiting whole segments on disk only, so that room is made in the order of the segments."""
         for queue in self.backlog.queues.values():
             if self._options.drain == "newest":
                 self._hold_on_disk(queue, _release_oldest(self._table, queue, 0))
@@ -176,7 +178,7 @@ class Residency:
                 self._hold_on_disk(queue, set().union(*map(self._table.release, whole)))
 
     def _trim(self, queue: OriginQueue) -> None:
-        """Hold on disk only what is not sent soon."""
+        """Hold on disk only the messages not to be sent soon."""
         if len(queue) <= SOON:
             return
         if self._options.drain == "newest":
@@ -197,7 +199,9 @@ class Residency:
             self._hold_on_disk(queue, released)
 
     def _hold_on_disk(self, queue: OriginQueue, ids: set[int]) -> int:
-        """Remove entries from memory, and return their number. Stored entries older than they are stay before them."""
+        """Remove entries from memory, and return their number. Older stored entries move to the head, before the
+        removed ones.
+        """
         first = not queue.on_disk
         removed = 0
         for each in (queue.head, queue.tail, queue.fresh):
@@ -216,12 +220,13 @@ class Residency:
         self.backlog.waiting -= removed
         return removed
 
-    # -- what is read from the file ----------------------------------------------------------------------------------
+    # -- reading from the file ---------------------------------------------------------------------------------------
 
     def hungriest(self, soon: int) -> str | None:
-        """Return the origin with messages on disk only that has fewest in memory, if fewer than `soon` and room.
+        """Return the origin with messages on disk only and fewest in memory; None if it has `soon` in memory, or memory
+        is short.
 
-        Half of the memory is for messages that are not on disk; but one message at least has to be read to be sent.
+        Half of the memory is reserved for unsaved messages; but at least one message on disk must be read to be sent.
         """
         ahead = {origin: each.ahead(self._options) for origin, each in self.backlog.queues.items() if each.on_disk}
         if not ahead:
@@ -233,7 +238,7 @@ class Residency:
         return origin if ahead[origin] < soon else None
 
     def fetched(self, origin: str, key: int, number: int, segment: Segment | None) -> None:
-        """Record that a segment was read; None: its messages cannot be read, and are lost."""
+        """Record a segment as read. None: the segment is unreadable, and its messages are lost."""
         queue = self.backlog.queue(origin)
         queue.on_disk -= number
         self._table.growing.pop(origin, None)
@@ -246,14 +251,16 @@ class Residency:
         self.backlog.waiting += len(entries)
 
     def lose(self, origin: str) -> int:
-        """Drop all messages of an origin that are on disk only, since none is found there; return their number."""
+        """Drop the messages of an origin on disk only, after none was found in the file; return the number of
+        messages.
+        """
         queue = self.backlog.queue(origin)
         lost, queue.on_disk = queue.on_disk, 0
         self.backlog.count_drop(origin, "damaged", lost)
         return lost
 
     def adopt(self, contents: FileContents) -> None:
-        """Take over the messages of a file that an earlier process has left."""
+        """Take over the messages left in the file by an earlier process."""
         self._table.inherit(contents.last_key)
         for origin, waiting in contents.waiting.items():
             self.backlog.queue(origin).on_disk += waiting
@@ -273,9 +280,9 @@ class Residency:
         return entries
 
     def keep_only(self, found: Listing) -> int:
-        """Record that only these segments are on disk. Return the number of messages that are lost.
+        """Limit the residency to the segments found in the file, and return the number of lost messages.
 
-        Messages whose segments are missing are saved again if they are in memory, and are lost if they are not.
+        Messages of missing segments are saved again if in memory, otherwise lost.
         """
         numbers = {**{key: number for key, (_, number) in found.waiting.items()}, **dict.fromkeys(found.parked, 1)}
         self._table.keep_only(numbers, self._rewritten)
@@ -296,13 +303,13 @@ class Residency:
         return missing
 
     def shift_keys(self, by: int) -> None:
-        """Record that the key of every segment is higher by this number. Segments read later give other ids."""
+        """Raise the key of every segment. Segments read later give entries with ids of a new range."""
         self._table.shift_keys(by)
         self._first_id -= 1 << 60
 
 
 def _release_oldest(table: SegmentTable, queue: OriginQueue, keep: int) -> set[int]:
-    """Release whole segments that are older than all other messages in memory, but for `keep` old messages."""
+    """Release the oldest segments, if wholly in memory, but leave `keep` old messages."""
     entries = [*queue.head, *queue.tail]
     released: set[int] = set()
     while len(released) < len(entries) - keep and (segment := table.of(entries[len(released)].id)):
@@ -314,5 +321,5 @@ def _release_oldest(table: SegmentTable, queue: OriginQueue, keep: int) -> set[i
 
 
 def _segments(table: SegmentTable, entries: Iterable[Entry]) -> list[StoredSegment]:
-    """Return the segments in which entries are stored, in the order of these."""
+    """Return the segments of entries, in the order of the entries."""
     return list({each.key: each for entry in entries if (each := table.of(entry.id))}.values())

@@ -8,14 +8,14 @@ FIRST_RETRY = 0.6
 LONGEST_RETRY = 30.0
 
 STEADY_SECONDS = 10.0
-"""A connection that lasted so long was a good one: the next retry comes quickly again.
+"""Duration of a good connection: after it, the next retry comes quickly again.
 
-A shorter connection that delivered messages counts as good too, unless the broker asked for fewer connections, or there
-were several in a row: two boards with the same client id disconnect each other for ever, each after a few messages.
+A shorter connection with delivered messages counts as good too, but not if the broker asked for fewer connections, or
+after several in a row: two boards with the same client id disconnect each other for ever, each after a few messages.
 """
 
 BRIEF_SESSIONS = 3
-"""So many brief connections in a row that delivered messages are each followed by the next one at once."""
+"""Number of brief connections in a row, with delivered messages, followed by a retry at once."""
 
 BRIEF_FAILURES = 4
 """Further brief connections count as failures, but as so many at most: a bad link must still be used."""
@@ -27,7 +27,7 @@ def backoff(failures: int, chance: float) -> float:
 
 
 class RetrySchedule:
-    """Counts `failures` in a row, which `backoff` turns into a pause."""
+    """Counts `failures` in a row; `backoff` turns the number into a pause."""
 
     def __init__(self) -> None:
         self.failures = 0

@@ -1,8 +1,8 @@
-"""What becomes of a file that cannot be used any more: it is moved out of the way, with what can still be read saved.
+"""Salvage of a damaged file: the file is moved out of the way, and its legible messages are saved.
 
-Of a damaged spool whatever is legible is copied to a file beside it. When that is complete it gets a name that says so,
-the damaged one is renamed, and the copy takes its place; `is_there` finishes what a power cut has interrupted. What is
-no spool of this edged is never read, and never deleted. Whatever goes wrong is raised as a SegmentFileError.
+The legible segments are copied to a draft beside the damaged file. The complete draft is renamed, then the damaged file
+is renamed, and the copy takes its place; `is_there` finishes a replacement interrupted by a power cut. Files of other
+programs are moved, but never read or deleted. Every failure is raised as SegmentFileError.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from edged.outbox.segment_file import (
 )
 
 KEEP_ASIDE = 3
-"""So many damaged files are kept, the latest; and of other files, which are not ours to delete, no more are moved."""
+"""Most damaged files kept, the latest ones; and most files of other programs set aside, which are never deleted."""
 
 
 def is_there(file: Path) -> bool:
-    """Whether there is a file; one that was being replaced when the power went is replaced first."""
+    """Return True if the file exists, after finishing an interrupted replacement."""
     with border(file):
         _delete(_draft(file))
         _delete(_mended(file))
@@ -47,7 +47,9 @@ def is_there(file: Path) -> bool:
 
 
 def replace(file: Path, connect: Connect, without: Collection[int]) -> tuple[Path, Listing]:
-    """Begin a new file with what a damaged one says, but for these keys; where it is now, and what was saved."""
+    """Replace a damaged file by a new one with its legible segments, except these keys; return the old file's path and
+    the segments saved.
+    """
     with border(file):
         _delete(_draft(file))
     saved = _save(file, _draft(file), connect, without)
@@ -65,12 +67,14 @@ def replace(file: Path, connect: Connect, without: Collection[int]) -> tuple[Pat
 
 
 def set_aside(file: Path, kind: str) -> Path:
-    """Move a file out of the way; of damaged ones let go of the oldest, of others let no more come."""
+    """Move a file out of the way. The oldest damaged file is deleted to make room; for other files, SegmentFileError is
+    raised.
+    """
     with border(file):
         paths = [file.with_name(f"{kind}-{number}.db") for number in range(1, KEEP_ASIDE + 1)]
         free = [path for path in paths if not path.exists()]
         if not free and kind != "damaged":
-            hint = f"move {kind}-*.db out of the folder, and look what writes there"
+            hint = f"move {kind}-*.db out of the folder, and find the program writing there"
             raise SegmentFileError(f"{file} is no spool, and {KEEP_ASIDE} such files are set aside already", hint=hint)
         aside = free[0] if free else min(paths, key=lambda path: path.stat().st_mtime)
         _delete(aside)
@@ -81,25 +85,25 @@ def set_aside(file: Path, kind: str) -> Path:
 
 def _save(file: Path, draft: Path, connect: Connect, without: Collection[int]) -> Listing:
     saved = Listing({}, set())
-    shelf = SegmentFile(draft, connect)
+    new = SegmentFile(draft, connect)
     try:
-        with shelf.transaction():
+        with new.transaction():
             for segment in _legible(file, connect):
                 if segment.key in without:
                     continue
-                shelf.put(segment)
+                new.put(segment)
                 if segment.reason is None:
                     saved.waiting[segment.key] = segment.origin, len(segment.messages)
                 else:
                     saved.parked.add(segment.key)
-        shelf.settle()
+        new.settle()
     finally:
-        shelf.close()
+        new.close()
     return saved
 
 
 def _legible(file: Path, connect: Connect) -> Iterator[Segment]:
-    """What can be read, in the order of its keys; with another first page, which tells where all is, if need be."""
+    """Yield the legible segments by key; if the file gives none, with the first page of a new file."""
     found = False
     for segment in _read(file, connect):
         found = True
@@ -111,7 +115,7 @@ def _legible(file: Path, connect: Connect) -> Iterator[Segment]:
 
 @contextmanager
 def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
-    """A copy of a file with the first page of a new one: tables are made in one order, and are at the same places."""
+    """Copy a file, with the first page of a new file: tables are always created in one order, at the same pages."""
     copy = _mended(file)
     try:
         with border(file):
@@ -138,7 +142,7 @@ def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
 
 _PAGE = 4096
 _PAGES = slice(28, 32)
-"""Where the first page says how many there are."""
+"""Place of the number of pages in the first page."""
 
 
 def _read(file: Path, connect: Connect) -> Iterator[Segment]:
@@ -146,12 +150,12 @@ def _read(file: Path, connect: Connect) -> Iterator[Segment]:
     try:
         database = connect(str(file))
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        database.execute("PRAGMA writable_schema = ON")  # else not a page is read of a file that is cut off
+        database.execute("PRAGMA writable_schema = ON")  # otherwise SQLite refuses a truncated file
         marks = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
         if marks == [APPLICATION, SCHEMA]:
             yield from _walk(database)
     except (sqlite3.Error, msgspec.ValidationError):
-        pass  # nothing at all can be read, or nothing more
+        pass  # the rest is illegible
     finally:
         if database is not None:
             _close(database)
@@ -171,9 +175,9 @@ def _walk(database: sqlite3.Connection) -> Iterator[Segment]:
 
 
 def _after(database: sqlite3.Connection, last: int) -> tuple[int, str, int, str | None] | None:
-    """The next row that can be read.
+    """Return the next legible row.
 
-    What lies on a damaged page cannot be; where it ends is sought in growing steps, and then closer and closer.
+    Rows on a damaged page are skipped; the end of the page is sought in growing steps, and then by bisection.
     """
     try:
         return _seek(database, last + 1)
@@ -203,14 +207,14 @@ _MAX_KEY = 1 << 50
 
 
 def _seek(database: sqlite3.Connection, key: int) -> tuple[int, str, int, str | None] | None:
-    """The first row from there on. Raises if it makes no sense."""
+    """Return the first row from a key on. Raises if the row is senseless."""
     query = "SELECT key, origin, level, reason FROM segment WHERE key >= ? ORDER BY key LIMIT 1"
     row = database.execute(query, (key,)).fetchone()
     if row is None:
         return None
     found = msgspec.convert(row, tuple[int, str, int, str | None])
     if not key <= found[0] < _MAX_KEY:
-        raise msgspec.ValidationError("a key that cannot be")
+        raise msgspec.ValidationError("an impossible key")
     return found
 
 
@@ -244,7 +248,9 @@ def _delete(file: Path) -> None:
 
 
 def _rename(file: Path, to: Path) -> None:
-    """The log first: without it a file is older, and with another's it is a mixture."""
+    """Rename a file and its log, the log first: a file without log is merely older, a file with another log is a
+    mixture.
+    """
     if log_of(file).exists():
         log_of(file).rename(log_of(to))
     file.rename(to)

@@ -1,4 +1,4 @@
-"""The plan of a transaction: which messages are to be saved now, in which segments. No lock, no clock, no disk."""
+"""The plan of a transaction: the messages to be saved, divided into segments. No lock, no clock, no disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edged.outbox.segment_table import Growing, SegmentTable
 
 
 class Batch(NamedTuple):
-    """Entries of one origin to be saved as one segment, behind the messages `before` that the segment already holds.
+    """Entries of one origin to be saved in one segment, behind the messages `before` already in the segment.
 
-    `resident`: these messages are in memory as well. `parked`: the entry is parked, and has a segment of its own.
+    `resident`: the messages before are in memory as well. `parked`: the entry is parked, and alone in its segment.
     """
 
     key: int
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
     @property
     def messages(self) -> list[Message]:
-        """All messages of the segment."""
+        """Messages of the segment, old and new."""
         return [*self.before, *(entry.message for entry in self.entries)]
 
 
@@ -36,8 +36,8 @@ def due_batches(
 ) -> list[Batch]:
     """Return the batches to be saved now.
 
-    `spill`: messages of durability "spill" are saved at once, not only when they have waited for `spill_seconds`.
-    `recorded` are the numbers of parked messages that are parked on disk. `closing`: no message is sent any more.
+    `spill`: save messages of durability "spill" at once, not only after `spill_seconds`. `recorded` are the numbers of
+    messages already parked on disk. `closing`: the spool sends no more messages.
     """
     batches: list[Batch] = []
     for origin in backlog.queues:
@@ -57,7 +57,7 @@ def due_batches(
 
 
 def _split(backlog: Backlog, table: SegmentTable, origin: str, entries: list[Entry]) -> list[Batch]:
-    """Divide entries into segments; the first ones join the last segment if it may grow."""
+    """Divide entries into segments; the first entries join the last segment if possible."""
     batches: list[Batch] = []
     room, left = 0, 0
     growing = table.growing.get(origin)
@@ -75,7 +75,7 @@ def _split(backlog: Backlog, table: SegmentTable, origin: str, entries: list[Ent
 
 
 def _may_grow(backlog: Backlog, table: SegmentTable, growing: Growing, entries: list[Entry]) -> bool:
-    """Return whether messages may be added: only to a segment that is wholly in memory, or not at all."""
+    """Return True if messages may be added to a segment, because all or none of its messages are in memory."""
     segment = table.by_key.get(growing.key)
     if segment is None:
         return not any(entry.id in backlog.in_flight for entry in entries)
@@ -83,7 +83,7 @@ def _may_grow(backlog: Backlog, table: SegmentTable, growing: Growing, entries: 
 
 
 def _remainders(backlog: Backlog, table: SegmentTable) -> Iterator[Batch]:
-    """Yield resident segments without their settled messages, which would otherwise be sent again."""
+    """Yield resident segments without their settled messages, to prevent a second delivery."""
     waiting = [entry for queue in backlog.queues.values() for entry in queue.entries()]
     for segment in table.by_key.values():
         if not segment.is_whole and (entries := [entry for entry in waiting if entry.id in segment.alive]):

@@ -1,12 +1,12 @@
-"""The file in which messages wait: SQLite, a row for each segment, which is a run of messages of one origin.
+"""The file of a spool: SQLite, with one row for each segment, a run of messages of one origin.
 
-Segments and not messages are rows, because flash is worn by pages and not by bytes: a commit costs a few pages however
-many messages it brings, and messages that resemble each other deflate to a fraction. The keys of the rows go up, and
-the order of an origin's segments is that of their keys. Two tables, so that counting does not read what is counted.
+Rows are segments rather than messages, because flash wears by pages and not by bytes: a commit costs a few pages for
+any number of messages, and similar messages deflate to a fraction. Row keys go up, and order the segments of an origin.
+Bodies have a table of their own, so that counting rows does not read messages.
 
-The write-ahead log is flushed with each commit (synchronous = FULL): what was committed survives a power cut. Nothing
-is flushed twice on trust: after any failure the file is closed, and opened anew with a checkpoint, which writes every
-page again. One thread uses a shelf. Whatever goes wrong is raised as a SegmentFileError.
+The write-ahead log is flushed with each commit (synchronous = FULL), so a committed message survives a power cut. After
+any failure the file is closed and opened again with a checkpoint, which writes every page once more: a failed flush is
+never trusted. A file is used by one thread. Every failure is raised as SegmentFileError.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ APPLICATION = 0x65646764
 SCHEMA = 1
 
 MAX_SEGMENT = 512
-"""No more messages are put into one segment, and no more bytes of payload than:"""
+"""Most messages of a segment."""
 MAX_SEGMENT_BYTES = 256 << 10
+"""Most bytes of payload of a segment."""
 
 Place = tuple[int, int]
-"""A file's device and inode, which no other file has as long as it is open."""
+"""Device and inode of a file, unique while the file is open."""
 
 Connect = Callable[[str], sqlite3.Connection]
-"""Opens a database file. For tests, who need disks that fail."""
+"""Opens a database file. Tests pass disks that fail."""
 
 _TABLES = """
 CREATE TABLE segment (key INTEGER PRIMARY KEY, origin TEXT NOT NULL, count INTEGER NOT NULL, level INTEGER NOT NULL,
@@ -48,16 +49,16 @@ CREATE TABLE wear (boot TEXT NOT NULL, since REAL NOT NULL, bytes INTEGER NOT NU
 
 _SENSE = f"""key > 0 AND count BETWEEN 1 AND {2 * MAX_SEGMENT} AND typeof(count) = 'integer' AND typeof(origin) = 'text'
     AND typeof(level) = 'integer' AND typeof(created) = 'real' AND typeof(reason) IN ('null', 'text')"""
-"""What is so of every row unless it is damaged: one wrong count could drive out all the others.
+"""Condition met by every undamaged row: a single wrong count could drive out all other messages.
 
-A segment that is not full may grow by as many as make a full one.
+A segment less than full may grow by another full segment.
 """
 
 
 class SegmentFileError(StoreError):
-    """The file cannot be used. `damaged`: nor ever, for it is broken. `other`: nor ever, for it is none of ours.
+    """The file cannot be used. `damaged`: the file is broken for good. `other`: the file belongs to another program.
 
-    `doubtful`: SQLite may say the same of a file that is damaged; `is_damaged` tells.
+    `doubtful`: SQLite may report the same for a damaged file; `is_damaged` decides.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class SegmentFileError(StoreError):
 
 
 class Stamp(NamedTuple):
-    """When and where a segment was written: the kernel's boot, its monotonic clock, and Unix seconds if known."""
+    """Time of writing a segment: the kernel's boot id, its monotonic clock, and Unix seconds if known."""
 
     boot: str
     monotonic: float
@@ -78,7 +79,9 @@ class Stamp(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Messages of one origin, in order. `level` counts how often it was thinned; `reason` is why it is parked."""
+    """Messages of one origin, in order. `level` counts how often they were thinned; `reason` is set for a parked
+    message.
+    """
 
     key: int
     origin: str
@@ -89,7 +92,7 @@ class Segment(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The segments of a file: origin and number of messages by key, and the keys of parked ones, of one message."""
+    """The segments of a file: origin and number of messages by key, and the keys of parked messages."""
 
     waiting: dict[int, tuple[str, int]]
     parked: set[int]
@@ -101,7 +104,7 @@ class Listing(NamedTuple):
 
 
 class FileContents(NamedTuple):
-    """The messages of a file: their number by origin, the parked segments, and the highest key."""
+    """The messages of a file: numbers by origin, the parked segments, and the highest key."""
 
     waiting: dict[str, int]
     parked: list[Segment]
@@ -120,7 +123,7 @@ class SegmentFile:
     """An open file."""
 
     def __init__(self, file: Path, connect: Connect) -> None:
-        """Open or create it. Raises SegmentFileError."""
+        """Open or create the file. Raises SegmentFileError."""
         self.file = file
         with border(file):
             _make_folder(file.parent)
@@ -138,28 +141,28 @@ class SegmentFile:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the open files are at their paths: another program may have deleted or replaced them."""
+        """True if the open files are at their paths, and not deleted or replaced by another program."""
         return None not in self._places and (place(self.file), place(log_of(self.file))) == self._places
 
     @property
     def is_untouched(self) -> bool:
-        """Whether no other program has written to the files at their paths, by their sizes and times."""
+        """True if no other program has written to the files, judging by sizes and modification times."""
         return _marks(self.file) == self._marks
 
     @property
     def place(self) -> Place | None:
-        """Device and inode of the open database, at its path or not."""
+        """Device and inode of the open database, at its path or elsewhere."""
         return self._places[0]
 
     def withdraw_log(self) -> None:
-        """Delete the open log's name: it would be taken for the log of another database that is at the path now."""
+        """Delete the name of the open log: SQLite would take it for the log of another database now at the path."""
         with border(self.file):
             log = log_of(self.file)
             if place(log) == self._places[1]:
                 log.unlink(missing_ok=True)
 
     def take_over(self, other: SegmentFile, shift: int) -> None:
-        """Copy all segments of another file, with keys that are so much higher."""
+        """Copy all segments of another file, with keys raised by `shift`."""
         with self.transaction():
             for table, columns in (("segment", "?, ?, ?, ?, ?, ?, ?"), ("body", "?, ?")):
                 rows = other._db.execute(f"SELECT * FROM {table}")
@@ -196,7 +199,7 @@ class SegmentFile:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; on the disk when it is over."""
+        """Run the body as one transaction, on disk at its end."""
         with border(self.file):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -210,7 +213,7 @@ class SegmentFile:
                 self._marks = _marks(self.file)
 
     def put(self, segment: Segment) -> int:
-        """Write a segment, in the place of any of the same key; the bytes of it."""
+        """Write a segment, replacing a segment of the same key; return its bytes."""
         data = _pack(segment)
         newest = max(message.created for message in segment.messages)
         row = (segment.key, segment.origin, len(segment.messages), segment.level, segment.stamp.boot, newest)
@@ -224,7 +227,7 @@ class SegmentFile:
         self._db.executemany("DELETE FROM body WHERE key = ?", [(key,) for key in keys])
 
     def read(self, key: int) -> Segment | None:
-        """A segment, None if what is there cannot be understood."""
+        """Return a segment, or None if its row is illegible."""
         with border(self.file):
             [row] = self._db.execute(
                 "SELECT origin, level, reason, data FROM segment JOIN body USING (key) WHERE key = ?", (key,)
@@ -232,7 +235,7 @@ class SegmentFile:
         return row and unpack(key, *row)
 
     def next(self, origin: str, taken: Collection[int], *, newest: bool) -> tuple[int, int] | None:
-        """The key and count of an origin's first segment, or its last, that is not `taken`."""
+        """Return key and count of an origin's first or last segment not in `taken`."""
         with border(self.file):
             order = "DESC" if newest else "ASC"
             rows = self._db.execute(
@@ -241,7 +244,7 @@ class SegmentFile:
             return next(((key, count) for key, count in rows if key not in taken), None)
 
     def least_thinned(self, origin: str, taken: Collection[int], number: int) -> list[tuple[int, int]]:
-        """The keys and counts of the first so many neighbours that were thinned least."""
+        """Return keys and counts of up to `number` neighbours, the first of the least thinned."""
         with border(self.file):
             rows = self._db.execute(
                 "SELECT key, count, level, boot FROM segment WHERE origin = ? AND reason IS NULL ORDER BY level, key",
@@ -259,7 +262,7 @@ class SegmentFile:
         return [(key, count) for key, count, _, _ in found]
 
     def outdated(self, boot: str, before: float, taken: Collection[int]) -> list[tuple[int, str, int]]:
-        """Keys, origins and counts of a boot's segments of which nothing was made after `before`."""
+        """Return keys, origins and counts of a boot's segments with no message made after `before`."""
         with border(self.file):
             rows = self._db.execute(
                 "SELECT key, origin, count FROM segment WHERE reason IS NULL AND boot = ? AND created < ?",
@@ -269,11 +272,11 @@ class SegmentFile:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the file that are in use."""
+        """Bytes of the file in use."""
         return (self._pragma("page_count") - self._pragma("freelist_count")) * self._pragma("page_size")
 
     def shrink(self) -> None:
-        """Give free space back to the file system when there is much of it."""
+        """Return free space to the file system if much of the file is free."""
         free, all_pages = self._pragma("freelist_count"), self._pragma("page_count")
         if free > 256 and free > all_pages // 2:
             with border(self.file):
@@ -282,13 +285,13 @@ class SegmentFile:
                 self._marks = _marks(self.file)
 
     def settle(self) -> None:
-        """Have all of it in the one file, which may be moved then."""
+        """Move the log into the database, so that the file may be moved alone."""
         with border(self.file):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._marks = _marks(self.file)
 
     def read_wear(self) -> BytesWritten | None:
-        """What was written by whoever had this file before."""
+        """Return the bytes written by the last user of the file."""
         with border(self.file):
             row = self._db.execute("SELECT boot, since, bytes FROM wear").fetchone()
         try:
@@ -297,20 +300,20 @@ class SegmentFile:
             return None
 
     def write_wear(self, wear: BytesWritten) -> None:
-        """Leave that to whoever has it next."""
+        """Leave a count of bytes written to the next user of the file."""
         self._db.execute("DELETE FROM wear")
         self._db.execute("INSERT INTO wear VALUES (?, ?, ?)", wear)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         try:
             self._db.close()
         except sqlite3.Error:
-            pass  # what it could not do is done when the file is opened again
+            pass  # opening the file again completes the work
 
     def _prepare(self) -> None:
         run = self._db.execute
-        run("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory, whose failure is a signal
+        run("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory, where a failure is a signal
         run("PRAGMA cache_size = -512")
         run("PRAGMA auto_vacuum = INCREMENTAL")
         if not self._pragma("schema_version"):
@@ -331,7 +334,7 @@ class SegmentFile:
 
     def _check(self) -> None:
         if self._pragma("application_id") != APPLICATION:
-            raise SegmentFileError(f"{self.file} is a database of something else", hint=SET_ASIDE, other=True)
+            raise SegmentFileError(f"{self.file} is a database of another program", hint=SET_ASIDE, other=True)
         version = self._pragma("user_version")
         if version != SCHEMA:
             which = "an older" if version < SCHEMA else "a newer"
@@ -345,12 +348,12 @@ class SegmentFile:
 
 
 def open_database(file: str) -> sqlite3.Connection:
-    """How a shelf is opened outside tests."""
+    """Open a database file for a SegmentFile."""
     return sqlite3.connect(file, timeout=1.0, isolation_level=None)
 
 
 def is_damaged(file: Path, connect: Connect) -> bool:
-    """Whether a file that nobody has open can be read, and makes no sense somewhere. Reads all of it."""
+    """Read a whole closed file, and return True if any of it is illegible."""
     try:
         with border(file):
             database = connect(str(file))
@@ -364,14 +367,14 @@ def is_damaged(file: Path, connect: Connect) -> bool:
     return bool(first != ("ok",))
 
 
-SET_ASIDE = "it is set aside, and a new one begun; look at it with: sqlite3"
+SET_ASIDE = "the file is set aside, and a new one begun; inspect the old one with: sqlite3"
 
 _HINTS = {
-    sqlite3.SQLITE_FULL: "make room on it (df)",
-    sqlite3.SQLITE_READONLY: "make it writable; a card that has gone read-only is worn out: replace it (dmesg)",
+    sqlite3.SQLITE_FULL: "make room on the disk (df)",
+    sqlite3.SQLITE_READONLY: "make it writable; if the card has become read-only, replace the card (dmesg)",
     sqlite3.SQLITE_CANTOPEN: "check the folder and who may write there",
     sqlite3.SQLITE_IOERR: "the disk fails: look at dmesg, and replace the card",
-    sqlite3.SQLITE_BUSY: "another program has it open: let it go",
+    sqlite3.SQLITE_BUSY: "stop the other program using the file (fuser)",
 }
 
 _CODES = {
@@ -381,25 +384,25 @@ _CODES = {
     errno.EACCES: sqlite3.SQLITE_CANTOPEN,
     errno.EIO: sqlite3.SQLITE_IOERR,
 }
-"""What SQLite would have called it."""
+"""Equivalent codes of SQLite."""
 
 
 @contextmanager
 def border(file: Path) -> Iterator[None]:
-    """What SQLite and the system raise becomes a SegmentFileError."""
+    """Convert exceptions of SQLite and the system into SegmentFileError."""
     try:
         yield
-    except UnicodeDecodeError as error:  # SQLite names a table, and where its name is damaged the message is no text
+    except UnicodeDecodeError as error:  # the damaged name of a table in SQLite's message
         raise SegmentFileError(f"{file} cannot be used: {error}", hint=SET_ASIDE, damaged=True) from error
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _read_only(file.parent):
-            code = sqlite3.SQLITE_READONLY  # of which SQLite sees no more than that its log cannot be written
+            code = sqlite3.SQLITE_READONLY  # SQLite reports only that the log cannot be written
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
         hint = SET_ASIDE if damaged else _HINTS.get(code, "look at dmesg")
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
-            hint = room_hint(file, hint)  # where its log cannot be made, SQLite does not say why
-        # a page number that makes no sense may be one beyond the last possible: no room for it, says SQLite
+            hint = room_hint(file, hint)  # SQLite gives no reason if the log cannot be created
+        # SQLite reports a wrong page number beyond the last possible one as a full disk
         doubtful = not damaged and (code == sqlite3.SQLITE_FULL or code not in _HINTS)
         raise SegmentFileError(
             f"{file} cannot be used: {error}", hint=hint, damaged=damaged, doubtful=doubtful
@@ -419,7 +422,7 @@ def _read_only(folder: Path) -> bool:
 
 
 def place(file: Path) -> Place | None:
-    """Which file is at a path, None where there is none that could be reached."""
+    """Return device and inode of the file at a path, None if unreachable."""
     try:
         status = file.stat()
     except OSError:
@@ -428,7 +431,7 @@ def place(file: Path) -> Place | None:
 
 
 def _marks(file: Path) -> list[tuple[int, int] | None]:
-    """Return size and time of the last change of a database and of its log."""
+    """Return size and modification time of a database and of its log."""
     marks: list[tuple[int, int] | None] = []
     for each in (file, log_of(file)):
         try:
@@ -456,7 +459,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _make_private(file: Path) -> None:
-    """Have nobody else read what waits; SQLite gives a database's log the same permissions."""
+    """Create the file readable by its owner alone; SQLite gives the log the same permissions."""
     try:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
@@ -506,10 +509,10 @@ def _pack(segment: Segment) -> bytes:
 
 
 def unpack(key: int, origin: str, level: int, reason: str | None, data: bytes) -> Segment | None:
-    """The segment of a row, None if what is there cannot be understood."""
+    """Return the segment of a row, or None if illegible."""
     try:
         body = _decode(zlib.decompressobj().decompress(data, _MAX_BODY))
-    except (zlib.error, msgspec.DecodeError, TypeError):  # where pages are damaged, there may be no bytes at all
+    except (zlib.error, msgspec.DecodeError, TypeError):  # a damaged page may give no bytes at all
         return None
     messages = [
         Message(

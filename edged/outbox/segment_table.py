@@ -1,4 +1,4 @@
-"""The segments on disk of which messages are in memory, found by key and by message. No lock, no clock, no disk."""
+"""Segments on disk with messages in memory, found by key and by message. No lock, no clock, no disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edged.core.types import Message
 
 
 class StoredSegment(NamedTuple):
-    """A segment on disk of which messages are in memory: the ids of these, and the number it was written with."""
+    """A segment on disk with messages in memory: the ids of those messages, and the number of messages written."""
 
     key: int
     alive: set[int]
@@ -17,12 +17,12 @@ class StoredSegment(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether every message of the segment is in memory."""
+        """True if every message of the segment is in memory."""
         return len(self.alive) == self.saved
 
 
 class Growing(NamedTuple):
-    """The last segment of an origin, while it is so small that the next messages may be added to it."""
+    """The last segment of an origin, if small enough to take the next messages too."""
 
     key: int
     messages: list[Message]
@@ -31,8 +31,8 @@ class Growing(NamedTuple):
 class SegmentTable:
     """Segments and the entries stored in them.
 
-    An entry is stored in at most one segment. A segment none of whose entries is needed any more becomes `obsolete`,
-    and is deleted with the next transaction. Keys only go up; keys up to `inherited` were used by an earlier process.
+    An entry is stored in at most one segment. A segment without needed entries becomes `obsolete`, and is deleted with
+    the next transaction. Keys only go up; keys up to `inherited` were used by an earlier process.
     """
 
     def __init__(self) -> None:
@@ -47,26 +47,26 @@ class SegmentTable:
         return entry_id in self._by_entry
 
     def of(self, entry_id: int) -> StoredSegment | None:
-        """Return the segment in which an entry is stored."""
+        """Return the segment of an entry."""
         return self._by_entry.get(entry_id)
 
     @property
     def in_use(self) -> set[int]:
-        """Keys of segments that are not on disk only."""
+        """Keys of resident and obsolete segments."""
         return {*self.by_key, *self.obsolete}
 
     def new_key(self) -> int:
-        """Return a key that no segment has."""
+        """Return an unused key."""
         self.last_key += 1
         return self.last_key
 
     def inherit(self, last_key: int) -> None:
-        """Take over a file whose highest key is this."""
+        """Take over a file with this highest key."""
         self.last_key = max(self.last_key, last_key)
         self.inherited = max(self.inherited, last_key)
 
     def store(self, key: int, ids: set[int], saved: int) -> None:
-        """Record that a segment was written with `saved` messages, of which these entries are still needed."""
+        """Record a segment as written with `saved` messages, `ids` of them still needed."""
         if (former := self.by_key.pop(key, None)) is not None:
             for entry_id in former.alive:
                 del self._by_entry[entry_id]
@@ -80,7 +80,7 @@ class SegmentTable:
             self._end(key)
 
     def leave(self, entry_id: int) -> None:
-        """Record that an entry is gone, or is to be saved anew."""
+        """Record an entry as gone, or as to be saved anew."""
         segment = self._by_entry.pop(entry_id, None)
         if segment is None:
             return
@@ -94,17 +94,17 @@ class SegmentTable:
         self.growing = {origin: last for origin, last in self.growing.items() if last.key != key}
 
     def release(self, segment: StoredSegment) -> set[int]:
-        """Record that the entries of a segment leave the memory, and return their ids."""
+        """Record the entries of a segment as removed from memory, and return their ids."""
         del self.by_key[segment.key]
         for entry_id in segment.alive:
             del self._by_entry[entry_id]
         return segment.alive
 
     def keep_only(self, found: Mapping[int, int], rewritten: Iterable[int]) -> None:
-        """Record which segments are on disk: `found` gives the number of messages by key.
+        """Limit the table to the segments on disk: `found` gives the number of messages by key.
 
-        A segment with another number than it was written with is not the same segment, unless its key is among
-        `rewritten`: perhaps that rewriting has succeeded, although it failed.
+        A segment found with another number than written is another segment. Keys among `rewritten` are exempt:
+        rewriting such a segment has failed, or perhaps succeeded.
         """
         trusted = set(rewritten)
         self.by_key = {
@@ -121,7 +121,7 @@ class SegmentTable:
         }
 
     def shift_keys(self, by: int) -> None:
-        """Record that the key of every segment is higher by this number."""
+        """Raise the key of every segment by a number."""
         self.by_key = {key + by: segment._replace(key=key + by) for key, segment in self.by_key.items()}
         self._by_entry = {entry_id: self.by_key[each.key + by] for entry_id, each in self._by_entry.items()}
         self.growing = {origin: last._replace(key=last.key + by) for origin, last in self.growing.items()}

@@ -1,9 +1,9 @@
-"""One conversation with the broker, in this order: states, "online", the messages of the spool; at last "stopped".
+"""A conversation with the broker, in this order: states, "online", the messages of the spool; at last "stopped".
 
-At most a window of messages awaits acknowledgement, so that little has to be sent again when the connection dies. A
-message leaves the spool when the broker has acknowledged it with success, is parked when the broker refuses it, and in
-every other case is sent again on the next connection: a subscriber may see it twice, with the same id. The payload is
-completed as it is sent: whether the message is replayed, and when it was made by a synchronised clock.
+At most a window of messages awaits acknowledgement, so that little must be sent again after a lost connection. A
+message acknowledged with success leaves the spool, a refused message is parked, and every other message is sent again
+on the next connection: a subscriber may receive a message twice, with the same id. The payload is completed on sending:
+the mark of a replay, and the time of creation by a synchronised clock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from edged.outbox.states import RetainedStates
 log = logging.getLogger("edged.outbox")
 
 MAX_STRIKES = 5
-"""A message is parked if the broker has closed the connection so many times in a row while it was in flight."""
+"""Number of connections in a row closed by the broker with the same message in flight, after which the message is
+parked.
+"""
 
 Handler = Callable[[str, bytes, bool], None]
 """Called with (topic, payload, retained) on the publisher's thread; must not block."""
@@ -41,11 +43,11 @@ Handler = Callable[[str, bytes, bool], None]
 
 @dataclass
 class DeliveryCounts:
-    """Counts that outlive a connection.
+    """Counts across connections.
 
-    `last_sent` is the time of the last acknowledgement, None before the first. `rate` is the number of messages a
-    second that the broker acknowledges, `shrinking` the number a second by which the spool becomes shorter. `suspect`
-    is the message during which the broker closed the connection, `strikes` times in a row.
+    `last_sent` is the time of the last acknowledgement, None before the first. `rate` is the number of messages
+    acknowledged per second, `shrinking` the decrease of the spool per second. `suspect` is the message in flight during
+    the last `strikes` connections closed by the broker.
     """
 
     sent: int = 0
@@ -59,7 +61,7 @@ class DeliveryCounts:
 
 
 class InFlight(NamedTuple):
-    """A message that awaits its acknowledgement; `entry` is its id in the spool, 0 for a state."""
+    """A message awaiting acknowledgement; `entry` is its id in the spool, 0 for a state."""
 
     topic: str
     payload: bytes
@@ -100,7 +102,7 @@ class Session:
         self._in_flight: dict[int, InFlight] = {}
         self._subscribing: dict[int, str] = {}
         self._subscribed: set[str] = set()
-        self._missing = states.restart()  # states that the broker must have before "online" is sent
+        self._missing = states.restart()  # states to be acknowledged before "online"
         self._online = False
         self._replays = ReplayLimit(spool.options.replay_rate, clock())
         self._sampled = (clock(), counts.sent, spool.depth)
@@ -108,7 +110,7 @@ class Session:
         self._repeat_at = math.inf
 
     def turn(self, timeout: float) -> None:
-        """Send what may be sent, wait for an event or so many seconds, and handle what has come.
+        """Send as much as allowed, wait for an event or so many seconds, and handle incoming packets.
 
         Raises:
             LinkError: the connection is over.
@@ -127,12 +129,12 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether every state and message was sent and acknowledged."""
+        """True if every state and message was sent and acknowledged."""
         return self._online and not self._in_flight and not self._states.changed and not self._spool.depth
 
     @property
     def unanswered(self) -> float:
-        """Seconds for which the broker has owed an acknowledgement."""
+        """Seconds since the oldest unacknowledged message was sent."""
         oldest = next(iter(self._in_flight.values()), None)
         return 0.0 if oldest is None else self._clock() - oldest.since
 
@@ -149,7 +151,7 @@ class Session:
             self._link.disconnect(seconds)
 
     def abandon(self, error: LinkError) -> None:
-        """Release the messages in flight after the connection was lost; park one that repeatedly ended it."""
+        """Release the messages in flight after a lost connection; park a message with too many strikes."""
         first = next((each.entry for each in self._in_flight.values() if each.entry), 0)
         if first and error.dropped:
             self._strike(first, error)
@@ -165,14 +167,14 @@ class Session:
         counts.strikes = counts.strikes + 1 if entry == counts.suspect else 1
         counts.suspect = entry
         if counts.strikes == MAX_STRIKES:
-            self._park(entry, f"each time it is sent: {error.message}", error.hint)
+            self._park(entry, f"after each attempt to send this message: {error.message}", error.hint)
             counts.strikes = 0
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
     @property
     def _room(self) -> int:
-        window = 1 if self._counts.strikes else self._link.window  # one at a time shows which one is at fault
+        window = 1 if self._counts.strikes else self._link.window  # sent one at a time, the culprit shows
         return window - len(self._in_flight)
 
     def _subscribe(self) -> None:
@@ -196,7 +198,7 @@ class Session:
 
     def _publish_state(self, topic: str, payload: bytes) -> None:
         if self._link.too_large(topic, payload, None):
-            reason = f"the state at {topic} has {len(payload)} bytes, which are more than the broker takes"
+            reason = f"the state at {topic} has {len(payload)} bytes, more than the broker takes"
             self._refuse_state(topic, reason, "raise the broker's limit")
         else:
             self._publish(topic, payload)
@@ -217,7 +219,7 @@ class Session:
             payload = _replayed(payload)
         properties = pack(left, (*message.properties, REPLAYED) if entry.replayed else message.properties)
         if self._link.too_large(message.topic, payload, properties):
-            reason = f"its {len(payload)} bytes are more than the broker takes"
+            reason = f"{len(payload)} bytes are more than the broker takes"
             self._park(entry.id, reason, "raise the broker's limit")
             return
         try:
@@ -239,7 +241,7 @@ class Session:
             if answered is None:
                 self._check_subscription(mid, reason)
             elif reason.value == faults.QUOTA_EXCEEDED:
-                self._in_flight[mid] = answered  # the broker will accept it later
+                self._in_flight[mid] = answered  # to be accepted later
                 quota = faults.over_quota(reason, self._options)
             elif reason.is_failure:
                 self._refuse(answered, reason)
@@ -265,9 +267,9 @@ class Session:
         message = f"the broker refuses {refused.topic}: {reason}"
         if refused.entry:
             self._park(refused.entry, message, faults.remedy(reason))
-        elif not refused.payload:  # the topic of an earlier device name, where this board may not publish any more
+        elif not refused.payload:  # topic of an earlier device name, now forbidden
             log.warning(
-                "%s, so what it retains there stays; clear it: mosquitto_pub -r -n -t %s", message, refused.topic
+                "%s, so its retained message stays; clear it: mosquitto_pub -r -n -t %s", message, refused.topic
             )
             self._confirm(refused)
         else:
@@ -285,7 +287,7 @@ class Session:
 
     def _check_subscription(self, mid: int, reason: ReasonCode) -> None:
         topic = self._subscribing.pop(mid, None)
-        own = (self._own_state, self._availability)  # a second board of this name shows there; not worth a complaint
+        own = (self._own_state, self._availability)  # used only to detect a second board of the same name
         if topic not in (None, *own) and reason.is_failure:
             self.health.degrade(f"the broker refuses the subscription to {topic}: {reason}", faults.remedy(reason))
 
@@ -319,6 +321,6 @@ REPLAYED = ("replayed", "1")
 
 
 def _replayed(payload: bytes) -> bytes:
-    """Return a JSON object with "replayed": true; a payload that is no object, or an empty one, is unchanged."""
+    """Return a JSON object with "replayed": true; other payloads and an empty object are unchanged."""
     fits = payload.startswith(b"{") and payload.endswith(b"}") and len(payload) > 2
     return payload[:-1] + b',"replayed":true}' if fits else payload

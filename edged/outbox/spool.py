@@ -1,4 +1,4 @@
-"""The spool: messages wait here until the broker has acknowledged them.
+"""The spool: messages wait for the broker's acknowledgement.
 
 A message is waiting, in flight, parked, or gone:
 
@@ -7,16 +7,16 @@ A message is waiting, in flight, parked, or gone:
               |  +---- release ---+------> park -> parked -> drop -> gone
               +------------------------- retry ------+
 
-The messages of one origin (a pipeline) are taken in the order they were put, also after a lost connection has returned
-them. Only where the options let new messages overtake are there two such orders, one of new and one of old messages;
-drain = "newest" reverses the order of the old ones. A message is old if it was put while there was no connection, or
-under an earlier connection. An old message is `replayed` if it may have been sent before, or has waited for more than
-REPLAYED_AFTER seconds: a result made while the connection was being set up still counts as news.
+The messages of one origin (a pipeline) are taken in the order of `put`, also after a lost connection has returned some.
+If the options let new messages overtake, new and old messages each have an order of their own; drain = "newest"
+reverses the order of the old ones. A message is old if put without a connection, or during an earlier connection. An
+old message is `replayed` if perhaps sent before, or after waiting for more than REPLAYED_AFTER seconds: a result made
+during the set-up of a connection still counts as news.
 
-Everything is bounded: a message that does not fit is dropped by a rule and counted by origin and reason. Many threads
+All storage is bounded: a message beyond the bounds is dropped by a rule, and counted by origin and reason. Many threads
 put; one thread takes, acknowledges, releases and parks.
 
-`MemorySpool` in this file keeps messages in memory only; `DiskSpool` (disk_spool.py) also writes them to disk.
+`MemorySpool` keeps messages in memory only; `DiskSpool` (disk_spool.py) also writes them to disk.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from edged.outbox.origin_queue import Entry
 
 
 class SetAsideFile(msgspec.Struct, frozen=True):
-    """A file that was unusable: its path now, and the number of messages that were saved from it."""
+    """An unusable file: its present path, and the number of messages saved from it."""
 
     path: str
     saved: int
 
 
 class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The file behind a spool. `written` is bytes in the last day, None where the kernel does not count them.
+    """The file behind a spool. `written` is bytes in the last day, None if the kernel keeps no count.
 
-    A power cut now would lose `unsaved` messages, the oldest of them `unsaved_seconds` old. `loss_seconds` is the age
-    such a message can reach, and `loss_messages` the number of them by then, at the rate of the last minute; None
-    while nothing gets to the disk. Pipelines of durability "memory" are left out. `late` counts messages of "always"
-    that were not on disk when their pipeline went on. `commit` is the duration of a commit in seconds, as percentiles
-    ("p50", "p90", "p99"; None before the first).
+    A power cut now would lose `unsaved` messages, the oldest of them `unsaved_seconds` old. `loss_seconds` is the
+    highest age of such a message, and `loss_messages` the number of them by then, at the rate of the last minute; None
+    while the disk takes no messages. Pipelines of durability "memory" are left out. `late` counts messages of "always"
+    not yet on disk as their pipeline went on. `commit` is the duration of a commit in seconds, as percentiles ("p50",
+    "p90", "p99"; None before the first).
     """
 
     path: str
@@ -68,9 +68,9 @@ class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
 class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """A spool at one moment.
 
-    `depth` counts messages that wait or are in flight, `on_disk` the part of them on disk only, `bytes` the memory that
-    waiting, flying and parked messages take. `oldest` is the age in seconds of the oldest in memory. `dropped` and
-    `parked` count since the start; `drops` and `parks` give origin and reason.
+    `depth` counts messages waiting or in flight, `on_disk` those on disk only, `bytes` the memory of all messages,
+    parked ones included. `oldest` is the age in seconds of the oldest message in memory. `dropped` and `parked` count
+    since the start; `drops` and `parks` give origin and reason.
     """
 
     depth: int
@@ -86,7 +86,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spool(Protocol):
-    """A spool, in memory or on disk, as the publisher and its callers use it."""
+    """A spool, in memory or on disk, as used by the publisher."""
 
     policies: Mapping[str, Policy]
     """Policies by origin. A complete new mapping may be set at any time."""
@@ -96,7 +96,7 @@ class Spool(Protocol):
         """Options of [spool]."""
 
     def start(self, ready: Callable[[], None]) -> None:
-        """Begin. `ready` is called, on any thread, when a message may be taken that could not be before."""
+        """Start the spool. `ready` is called, on any thread, after messages have become available for `take`."""
 
     def put(self, message: Message) -> None:
         """Queue a message; from any thread. Never raises.
@@ -108,44 +108,44 @@ class Spool(Protocol):
         """Begin a connection: waiting messages are old, messages put from now on are new."""
 
     def take(self, count: int, replays: int | None = None) -> list[Entry]:
-        """Return up to `count` messages in the order of sending, at most `replays` of them old; they are in flight."""
+        """Return up to `count` messages, at most `replays` of them old, in the order of sending; they are in flight."""
 
     def ack(self, ids: Iterable[int]) -> None:
-        """Forget messages that the broker has acknowledged. Ids that are not in flight are ignored."""
+        """Forget messages acknowledged by the broker. Ids not in flight are ignored."""
 
     def release(self) -> None:
-        """End the connection: messages in flight wait again, in their old places."""
+        """End the connection, and return messages in flight to their old places."""
 
     def park(self, entry_id: int, reason: str) -> None:
-        """Park a message that the broker will never accept, for an operator to inspect."""
+        """Park a message refused by the broker for good, for an operator to inspect."""
 
     def parked(self) -> list[Parked]:
-        """Return the messages that were parked most recently."""
+        """Return the latest parked messages."""
 
     def retry(self, numbers: Iterable[int] | None = None) -> int:
-        """Queue parked messages again, all of them for None; return their number."""
+        """Queue parked messages again, all if None; return the number of messages."""
 
     def drop(self, numbers: Iterable[int] | None = None) -> int:
-        """Drop parked messages, all of them for None; return their number."""
+        """Drop parked messages, all if None; return the number of messages."""
 
     def close(self, seconds: float) -> list[Message]:
-        """Save what is to be saved, within so many seconds. Return the messages that are lost with this object."""
+        """Save all messages to be kept, within so many seconds. Return the messages lost with this object."""
 
     @property
     def depth(self) -> int:
-        """Number of messages that wait or are in flight."""
+        """Number of messages waiting or in flight."""
 
     @property
     def stats(self) -> SpoolStats:
-        """Counts at this moment."""
+        """Counts at present."""
 
     @property
     def health(self) -> Health:
-        """Health of the memory or disk that holds the messages."""
+        """Health of the memory or disk used."""
 
 
 class MemorySpool:
-    """A spool that loses its messages when the process ends; its rules are those of Backlog."""
+    """A spool without a disk: its messages end with the process. Backlog holds the rules."""
 
     def __init__(
         self,

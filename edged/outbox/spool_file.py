@@ -1,8 +1,8 @@
-"""The file at a spool's path: opened, missed when another program moves or changes it, and replaced when damaged.
+"""The file at a spool's path: opened, restored after changes by other programs, replaced after damage.
 
-The file may be deleted, replaced or overwritten while it is open, by `rm`, by a backup put in the folder's place, or by
-a copy onto it. A file that is open without a name is lost when the process ends, so its segments are copied to a new
-file at the path. A file that was written to may be damaged or another spool; it is closed and examined.
+The file may be deleted, replaced or overwritten while open: by `rm`, by a backup put in the folder's place, or by a
+copy onto the file. An open file without a name is lost with the process, so its segments are copied to a new file at
+the path. A file overwritten in place may be damaged or another spool: the file is closed and examined.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _LEAVE_ALONE = "stop edged before its state folder is changed, deleted or restor
 
 
 class SpoolFile:
-    """The segment file at `path`. Used by the keeper's thread; others may read its attributes.
+    """The segment file at `path`. Used by the keeper's thread; other threads may read the attributes.
 
-    `segments` is the open file, if any. `is_astray`: that file is not at the path, and could not be copied there yet.
+    `segments` is the open file, if any. `is_astray`: the open file is not at the path, and copying it there has failed.
     Methods raise SegmentFileError.
     """
 
@@ -42,15 +42,15 @@ class SpoolFile:
         self.is_astray = False
         self.set_aside: tuple[SetAsideFile, ...] = ()
         self._connect = connect
-        self._place: Place | None = None  # of the file that was opened last
+        self._place: Place | None = None  # of the file opened last
 
     @property
     def is_another(self) -> bool:
-        """Whether the file opened last, now closed, is no longer the one at the path."""
+        """True if the file opened last, now closed, has been replaced or deleted at the path."""
         return self._place is not None and place(self.path) != self._place
 
     def was_left_behind(self) -> bool:
-        """Return whether an earlier process has left a file."""
+        """Return True if an earlier process has left a file."""
         return salvage.is_there(self.path)
 
     def open(self) -> SegmentFile:
@@ -60,7 +60,7 @@ class SpoolFile:
         return self.segments
 
     def close(self) -> None:
-        """Close the file, unless it is astray: then no other file has its messages."""
+        """Close the file, but keep an astray file open: its messages are in no other file."""
         if self.segments is not None and not self.is_astray:
             self.segments.close()
             self.segments = None
@@ -68,35 +68,35 @@ class SpoolFile:
     def check_unchanged(self) -> None:
         """Raise SegmentFileError if another program has written to the open file."""
         if self.segments is not None and not self.segments.is_untouched:
-            message = f"{self.path} was changed by another program while it was in use"
-            log.warning("%s: it is examined, and what can be read of it is kept", message)
+            message = f"{self.path} was changed by another program while in use"
+            log.warning("%s: the file is examined, and its legible messages are kept", message)
             raise SegmentFileError(message, hint=_LEAVE_ALONE, doubtful=True)
 
     def is_damaged(self) -> bool:
-        """Read the whole file, which must be closed, and return whether it is damaged."""
+        """Read the whole file, closed by now, and return True if damaged."""
         return is_damaged(self.path, self._connect)
 
     def begin_anew(self, error: SegmentFileError, without: Collection[int]) -> Listing:
-        """Set the file aside, and begin a new one with its segments but for these keys. Return those saved."""
+        """Set the file aside, and start a new one with its segments except `without`. Return the segments saved."""
         if error.other:
             aside, saved = salvage.set_aside(self.path, "other"), Listing({}, set())
         else:
             aside, saved = salvage.replace(self.path, self._connect, without)
-        log.error("%s; it is now %s, and %d messages of it were saved", error.message, aside, saved.messages)
+        log.error("%s; the file is now %s, and %d of its messages were saved", error.message, aside, saved.messages)
         self.set_aside = (*self.set_aside, SetAsideFile(str(aside), saved.messages))[-salvage.KEEP_ASIDE :]
         self._place = None
         return saved
 
     @property
     def was_moved(self) -> bool:
-        """Whether the open file is not at its path any more."""
+        """True if the open file is no longer at its path."""
         return self.segments is not None and not self.segments.is_in_place
 
     def return_to_place(self) -> FileContents | None:
-        """Have all segments of the open file at the path again.
+        """Restore all segments of the open file at the path.
 
-        Return the contents of another file that is there, to which they were added with keys beyond its last; None if
-        the file itself is still there, and only its log was deleted.
+        Return the contents of the other file found at the path, after adding the segments with higher keys; None if
+        only the log of the file itself was deleted.
         """
         old = self.segments
         assert old is not None
@@ -110,7 +110,7 @@ class SpoolFile:
             else:
                 new, found = self._copy(old)
                 old.close()
-        except SegmentFileError as failure:  # the file at the path may be at fault, but this one is not damaged
+        except SegmentFileError as failure:  # any damage is in the file at the path, not in the open one
             message = f"{self.moved_error.message}, and {failure.message}"
             raise SegmentFileError(message, hint=failure.hint) from failure
         self.segments, self._place = new, new.place
@@ -119,8 +119,8 @@ class SpoolFile:
 
     @property
     def moved_error(self) -> SegmentFileError:
-        """Error that says what another program did to the file at the path."""
-        return SegmentFileError(f"{self.path} was deleted or replaced while it was in use", hint=_LEAVE_ALONE)
+        """Error for a file deleted or replaced by another program."""
+        return SegmentFileError(f"{self.path} was deleted or replaced while in use", hint=_LEAVE_ALONE)
 
     def _copy(self, old: SegmentFile) -> tuple[SegmentFile, FileContents]:
         """Add all segments of the open file to the file at the path."""

@@ -1,4 +1,4 @@
-"""Retained states: the latest of each topic, and which of them the broker does not have yet."""
+"""Retained states: the latest payload of each topic, and the topics still to be sent to the broker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from threading import Lock
 
 
 class RetainedStates:
-    """A table of topics and payloads whose changed rows wait to be sent. Any thread puts; one takes and confirms."""
+    """A table of topics and payloads, with changed rows to be sent. Any thread puts; one thread takes and confirms."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -14,26 +14,26 @@ class RetainedStates:
         self._changed: dict[str, None] = {}  # an ordered set
 
     def put(self, topic: str, payload: bytes) -> None:
-        """The state is this now. An empty payload takes it back. What is the same already is no change."""
+        """Set a state; an unchanged state is not sent again. An empty payload deletes the retained message."""
         with self._lock:
             if self._payloads.get(topic) != payload:
                 self._payloads[topic] = payload
                 self._changed[topic] = None
 
     def repeat(self, topic: str) -> None:
-        """Send a state again as if it had changed."""
+        """Send an unchanged state again."""
         with self._lock:
             if topic in self._payloads:
                 self._changed[topic] = None
 
     def restart(self) -> set[str]:
-        """A broker that may have none of them: everything is to be sent. Returns all topics."""
+        """Mark all states as changed, for a new connection, and return their topics."""
         with self._lock:
             self._changed = dict.fromkeys(self._payloads)
             return set(self._payloads)
 
     def take(self, count: int) -> list[tuple[str, bytes]]:
-        """Up to `count` changed states, to be sent."""
+        """Remove up to `count` states from the changed ones, and return them for sending."""
         with self._lock:
             topics = list(self._changed)[: max(count, 0)]
             for topic in topics:
@@ -41,17 +41,17 @@ class RetainedStates:
             return [(topic, self._payloads[topic]) for topic in topics]
 
     def confirm(self, topic: str, payload: bytes) -> None:
-        """The broker has this one: a state that was taken back can be forgotten."""
+        """Record a state as acknowledged, and forget a deleted state."""
         with self._lock:
             if not payload and self._payloads.get(topic) == payload:
                 del self._payloads[topic]
                 self._changed.pop(topic, None)
 
     def is_clear(self, topic: str) -> bool:
-        """Whether the broker retains nothing there, as far as it has been told: a state that was taken back is gone."""
+        """Return True if the deletion of a state has been acknowledged, or no state was ever put."""
         return topic not in self._payloads
 
     @property
     def changed(self) -> bool:
-        """Whether anything waits to be sent."""
+        """True if any state is to be sent."""
         return bool(self._changed)

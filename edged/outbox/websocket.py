@@ -1,4 +1,4 @@
-"""MQTT over a WebSocket (RFC 6455): paho's framing, with a handshake that ends in time and says what is wrong."""
+"""MQTT over a WebSocket (RFC 6455): paho's framing, with a bounded handshake and clear errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WebSocket(mqtt._WebsocketWrapper):
     """A connection through a web server, used like the socket underneath."""
 
     def __init__(self, sock: socket.socket, options: MqttOptions) -> None:
-        """Raises HandshakeError where the server does not agree, and OSError."""
+        """Raises HandshakeError if the server refuses the upgrade, and OSError."""
         self._options = options
         super().__init__(sock, options.host, options.real_port, options.tls, options.path, None)
 
@@ -46,24 +46,24 @@ class WebSocket(mqtt._WebsocketWrapper):
         status, headers = self._read_head(time.monotonic() + options.connect_timeout)
         if status[9:12] != "101":
             raise HandshakeError(
-                f"it answers {status[9:80]!r}" if status.startswith("HTTP/") else "it is no web server"
+                f"the answer is {status[9:80]!r}" if status.startswith("HTTP/") else "the answer is not HTTP"
             )
         if headers.get("sec-websocket-accept") != base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode():
-            raise HandshakeError("it does not answer as RFC 6455 says")
+            raise HandshakeError("the answer violates RFC 6455")
         self.connected = True
 
     def _read_head(self, deadline: float) -> tuple[str, dict[str, str]]:
-        """The status line, and the header fields by their names in lower case."""
+        """Return the status line, and the header fields by lower-case name."""
         head = bytearray()
         while not head.endswith(b"\r\n\r\n"):
             if len(head) > MAX_HEAD:
-                raise HandshakeError(f"its answer has more than {MAX_HEAD} bytes")
+                raise HandshakeError(f"the answer has more than {MAX_HEAD} bytes")
             if (left := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
             self._socket.settimeout(left)
-            byte = self._socket.recv(1)  # what follows the head is a frame, and not ours to read
+            byte = self._socket.recv(1)  # bytes behind the head belong to the next frame
             if not byte:
-                raise HandshakeError("it closed the connection")
+                raise HandshakeError("the server closed the connection")
             head += byte
         status, *lines = head.decode("latin-1").split("\r\n")
         fields = (line.partition(":") for line in lines)

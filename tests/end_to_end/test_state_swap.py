@@ -40,7 +40,7 @@ def test_what_is_owed_survives_the_loss_of_the_spools_file(tmp_path: Path, happe
         while unsaved(daemon) or daemon.call("spool")["depth"] < 77:
             pass
         happen(daemon.state_dir)
-        daemon.wait_for_log("77 messages that wait were saved there again")
+        daemon.wait_for_log("77 messages were saved at its path again")
         assert unsaved(daemon) == 0
         daemon.stop(signal.SIGKILL)
     daemon.configure(f'[device]\nname = "board"\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n')

@@ -149,7 +149,7 @@ def test_a_broker_that_says_it_does_not_speak_version_5(connack: list[int]) -> N
 def test_a_good_bye_with_a_reason() -> None:
     with server(says(CONNACK_V5, SESSION_TAKEN_OVER)) as port:
         error = lose(connect(port))
-    assert "disconnected us: Session taken over" in error.message
+    assert "disconnected this client: Session taken over" in error.message
     assert "give each device a name of its own" in error.hint
     assert (error.dropped, error.unwelcome) == (False, True)
 

@@ -19,9 +19,9 @@ def test_where_the_broker_is() -> None:
     [
         ({"cert_file": "a", "tls": True}, "cert_file and key_file go together"),
         ({"key_file": "a", "tls": True}, "cert_file and key_file go together"),
-        ({"ca_file": "a"}, "mean nothing without TLS"),
+        ({"ca_file": "a"}, "have no effect without TLS"),
         ({"password_file": "a"}, "needs a username"),
-        ({"server_name": "a"}, "means nothing without TLS"),
+        ({"server_name": "a"}, "has no effect without TLS"),
         ({"server_name": "a:1", "tls": True}, "server_name is 'a:1'"),
         ({"path": "mqtt"}, "path is 'mqtt'"),
         ({"path": "/a b"}, "path is '/a b'"),
@@ -56,12 +56,12 @@ def test_a_good_host(host: str) -> None:
         ("wss://x/ws", 'write host = "x", transport = "websockets", tls = true, path = "/ws"'),
         ("my broker", "write the name or the address of the host alone, without blanks"),
         ("x:y:z", "write the name or the address of the host alone, without blanks"),
-        ("${BROKER}", "variables are not replaced here: write the name or the address itself"),
-        ("mqtt://$BROKER", "variables are not replaced here: write the name or the address itself"),
+        ("${BROKER}", "write the name or the address: variables are not replaced here"),
+        ("mqtt://$BROKER", "write the name or the address: variables are not replaced here"),
     ],
 )
 def test_a_host_that_is_spelled_wrongly_is_refused_with_the_right_spelling(host: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match="no name and no address") as caught:
+    with pytest.raises(ConfigError, match="neither a name nor an address") as caught:
         MqttOptions(host=host)
     assert caught.value.hint == hint
 

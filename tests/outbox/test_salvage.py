@@ -39,12 +39,12 @@ class Whole(bytes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     file = tmp_path_factory.mktemp("whole") / "spool.db"
-    shelf, chance = SegmentFile(file, open_database), random.Random(7)
-    with shelf.transaction():
+    segments, chance = SegmentFile(file, open_database), random.Random(7)
+    with segments.transaction():
         for key in range(1, SEGMENTS + 1):
-            shelf.put(Segment(key, "abc"[key % 3], Stamp("boot", 0.0, None), [said(seq, chance) for seq in of(key)]))
-    bodies = dict(shelf._db.execute("SELECT key, data FROM body"))
-    shelf.close()
+            segments.put(Segment(key, "abc"[key % 3], Stamp("boot", 0.0, None), [said(seq, chance) for seq in of(key)]))
+    bodies = dict(segments._db.execute("SELECT key, data FROM body"))
+    segments.close()
     found = Whole(file.read_bytes())
     found.pages = {key: found.index(body) // PAGE for key, body in bodies.items()}
     return found
@@ -145,7 +145,7 @@ def test_a_page_number_beyond_all_that_can_be_is_no_disk_that_is_full(
     with opened(bytes(data)) as spool:
         numbers = everything(spool)
     assert sound(whole, {5, 15}) <= set(numbers)
-    assert "spool.db is damaged; it is now" in caplog.text
+    assert "spool.db is damaged; the file is now" in caplog.text
 
 
 def test_a_body_that_is_no_bytes_any_more_is_lost_alone(whole: Whole) -> None:
@@ -271,14 +271,14 @@ def test_a_page_that_goes_bad_while_it_is_in_use_costs_no_other(whole: Whole) ->
 
 def test_a_segment_that_has_grown_is_not_taken_for_damaged(tmp_path: Path) -> None:
     """One message less than full, it may get as many more as make a full one."""
-    shelf, grown = (
+    segments, grown = (
         SegmentFile(tmp_path / "spool.db", open_database),
         [message(seq) for seq in range(2 * MAX_SEGMENT - 1)],
     )
-    with shelf.transaction():
-        shelf.put(Segment(1, "a", Stamp("boot", 0.0, None), grown))
-    assert shelf.contents().waiting == {"a": 2 * MAX_SEGMENT - 1}
-    shelf.close()
+    with segments.transaction():
+        segments.put(Segment(1, "a", Stamp("boot", 0.0, None), grown))
+    assert segments.contents().waiting == {"a": 2 * MAX_SEGMENT - 1}
+    segments.close()
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_message_on_which_the_broker_keeps_hanging_up_is_found_and_parked(rig:
 
     [(_, (_, parked, _), reason)] = rig.spool.parked()
     assert parked.topic == "result/1"
-    assert reason == "each time it is sent: the broker hung up"
+    assert reason == "after each attempt to send this message: the broker hung up"
     assert rig.counts.sent == 3
 
 

@@ -93,15 +93,15 @@ def answers(text: bytes) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"HTTP/1.1 404 Not Found\r\n\r\n", "it answers '404 Not Found'"),
-        (b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: wrong\r\n\r\n", "it does not answer as RFC 6455 says"),
-        (b"\x20\x03\x00\x00\x00\r\n\r\n", "it is no web server"),
-        (b"", "it closed the connection"),
-        (b"HTTP/1.1 101 " + b"x" * 20_000, "its answer has more than 16384 bytes"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", "the answer is '404 Not Found'"),
+        (b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: wrong\r\n\r\n", "the answer violates RFC 6455"),
+        (b"\x20\x03\x00\x00\x00\r\n\r\n", "the answer is not HTTP"),
+        (b"", "the server closed the connection"),
+        (b"HTTP/1.1 101 " + b"x" * 20_000, "the answer has more than 16384 bytes"),
     ],
 )
 def test_a_server_that_offers_no_websocket(text: bytes, reason: str) -> None:
-    assert answers(text) == (reason, 'check path and port; with transport = "tcp" the broker itself is spoken to')
+    assert answers(text) == (reason, 'check path and port, or set transport = "tcp" for a broker without web server')
 
 
 def test_a_server_that_trickles_its_answer_is_left_in_time() -> None:
