@@ -14,9 +14,6 @@ MAX_METHODS = 25
 REASON = re.compile(r"\b(Longer than 400 lines|More than 25 methods),? because \w+")
 """The sentence in the docstring of a larger class."""
 
-PENDING = {"Keeper", "Residency"}
-"""Classes that are still to be divided."""
-
 
 def classes():
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -32,10 +29,5 @@ def is_large(node):
 
 @pytest.mark.parametrize("node", list(classes()))
 def test_a_large_class_says_why(node):
-    if is_large(node) and node.name not in PENDING:
+    if is_large(node):
         assert REASON.search(" ".join((ast.get_docstring(node) or "").split()))
-
-
-def test_no_class_is_pending_that_is_small():
-    large = {param.values[0].name for param in classes() if is_large(param.values[0])}
-    assert PENDING - large == set()

@@ -23,7 +23,6 @@ PENDING = {
     "edged/ctl",
     "edged/flow",
     "edged/models",
-    "edged/outbox",
     "edged/plugins.py",
     "edged/sinks",
     "edged/sources",
