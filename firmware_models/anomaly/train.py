@@ -69,7 +69,7 @@ def describe(runner: Runner, step: Normalise, threshold: float) -> Manifest:
         schema=SCHEMA,
         name="anomaly",
         version=VERSION,
-        description="How unlike the pulse wave it was trained on a signal is",
+        description="Distance of a signal from the pulse wave of the training data",
         licence="Apache-2.0; trained on a recording from the UCR anomaly archive, see CARD.md",
         files={},
         window=WindowSpec(length=LENGTH, hop=HOP, channels=(Channel(name="value"),)),
