@@ -159,12 +159,12 @@ class Rig:
         return Store(self.factory, self.state)
 
     @property
-    def shelf(self):
-        return self.store.shelf(NAME)
+    def model(self):
+        return self.store.model(NAME)
 
     @property
     def ledger(self):
-        return self.shelf.read()
+        return self.model.read()
 
     def power_on(self, **settings: object) -> None:
         """Start a new daemon on the board; the daemon serves the version found by the store, as the real daemon does.

@@ -183,7 +183,7 @@ class Accelerators:
         def check(runner: Runner, hold: Callable[[Runner], object] = agreed.check) -> None:
             hold(runner)
             if unit.has(model):  # else the model was taken down meanwhile
-                self._shares[model] = runner.spent.off_processor  # type: ignore[attr-defined]  # `load` gave it
+                self._shares[model] = runner.run_times.off_processor  # type: ignore[attr-defined]  # `load` gave it
 
         self._withdraw(model)  # not before the twin has succeeded: until then the former runner serves
         file = bundle.manifest.files[chosen.file].sha256
@@ -470,7 +470,7 @@ class _Unit:
 
     def _status_of(self, model: str, pinned: bool) -> AcceleratorStatus | None:
         """Return the status of a model. A device never seen is a fault only if the model is `pinned`."""
-        now = self.accelerator.standing_of(model)
+        now = self.accelerator.status_of(model)
         if now is not None and now.reason == MISSING and not pinned and not self.accelerator.counts().promotions:
             return AcceleratorStatus("cpu", now.reason, now.hint, now.since)
         return now

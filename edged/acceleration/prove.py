@@ -121,7 +121,7 @@ def _hold(subject: Subject, candidate: AccelerationCandidate, load: Load, agreed
             check_tensors(subject.bundle.manifest, runner)
             samples = tuple(agreed.compare(runner))
             latency = latency_of(agreed.times(runner, PROOF_RUNS, PROOF_SECONDS))
-            info, spent = runner.info, runner.spent
+            info, run_times = runner.info, runner.run_times
         finally:
             runner.close()
     except EdgedError as error:
@@ -135,7 +135,7 @@ def _hold(subject: Subject, candidate: AccelerationCandidate, load: Load, agreed
         hint="install another version of the delegate or of the model" if problems else "",
         nodes=info.nodes,
         delegated=info.delegated,
-        off_processor=spent.off_processor,
+        off_processor=run_times.off_processor,
         latency=latency,
         samples=samples,
     )

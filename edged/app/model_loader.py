@@ -67,8 +67,8 @@ class ModelLoader:
                 if isinstance(backend, TfliteBackend):
                     delegate, priority = self.delegate(model), pipeline.entry.priority
                     runner = self._accelerators.put(model, bundle, delegate, backend, runner, priority)
-                tally = RunCounts(time=AnsweredTime(self._period(manifest, pipeline)))
-                served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), tally)
+                counts = RunCounts(time=AnsweredTime(self._period(manifest, pipeline)))
+                served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), counts)
             except BaseException:
                 runner.close()
                 raise

@@ -134,16 +134,16 @@ class ServedModels:
     def observed(self, model: str) -> Observed:
         """Return the figures of the serving version since the swap, over all pipelines; the worst of each."""
         part = self._state.models[model]
-        tallies = part.tallies
+        run_counts = part.run_counts
         return Observed(
-            seconds=max((tally.time.seconds for tally in tallies), default=0.0),
-            windows=sum(tally.windows for tally in tallies),
-            errors=sum(tally.errors for tally in tallies),
-            latency_p99=max((tally.latency.percentiles()["p99"] or 0.0 for tally in tallies), default=0.0),
-            constant=max((tally.constant for tally in tallies), default=0),
-            decisions=sum(tally.decisions for tally in tallies),
+            seconds=max((counts.time.seconds for counts in run_counts), default=0.0),
+            windows=sum(counts.windows for counts in run_counts),
+            errors=sum(counts.errors for counts in run_counts),
+            latency_p99=max((counts.latency.percentiles()["p99"] or 0.0 for counts in run_counts), default=0.0),
+            constant=max((counts.constant for counts in run_counts), default=0),
+            decisions=sum(counts.decisions for counts in run_counts),
             delegate_fault=self._delegate_fault(model, part),
-            labels=dict(sum((tally.labels.copy() for tally in tallies), Counter())),
+            labels=dict(sum((counts.labels.copy() for counts in run_counts), Counter())),
         )
 
     def subjects(self) -> dict[str, Subject]:

@@ -51,9 +51,9 @@ class ModelState:
     files_lost: bool = False
 
     @property
-    def tallies(self) -> list[RunCounts]:
+    def run_counts(self) -> list[RunCounts]:
         """Return the counts of the version that serves, one for each pipeline."""
-        return [served.tally for served in self.served]
+        return [served.counts for served in self.served]
 
     @property
     def runner(self) -> RunnerInfo | None:

@@ -37,7 +37,7 @@ import msgspec
 
 from edged.api import Arrays, DeviceError, EdgedError, ModelError, Runner, RunnerInfo
 from edged.core.acceleration import (
-    LOOK_EVERY,
+    POLL_SECONDS,
     AcceleratorFacts,
     AcceleratorFault,
     AcceleratorRecord,
@@ -50,12 +50,12 @@ from edged.core.acceleration import (
     Settle,
     Wait,
     decide,
+    device_status,
     failed,
+    model_status,
     pardoned,
     quarantined,
     settled,
-    standing,
-    standing_with,
 )
 
 log = logging.getLogger("edged.backends")
@@ -89,7 +89,7 @@ class _Model:
 
 
 class Accelerator:
-    """One device as its models see it. `standing` is how it stands now, and `standing_of` a model how that does.
+    """One device as its models see it. `status` is how it stands now, and `status_of` a model how that does.
 
     `identity()` says what is plugged in, and something else each time it is plugged in anew; "" for nothing. It never
     raises, and is asked when something happens, and each second while the device is quarantined or waited for. What
@@ -116,7 +116,7 @@ class Accelerator:
         self.rules = rules
         self.clock = clock
         self.busy = busy
-        self.standing = standing(rules, AcceleratorRecord(), name=name, missing=False, now=clock())
+        self.status = device_status(rules, AcceleratorRecord(), name=name, missing=False, now=clock())
         self._identity = identity
         self._renew = renew
         self._tell = tell
@@ -150,7 +150,7 @@ class Accelerator:
             self._models.append(model)
             before, self._record = self._record, pardoned(self.rules, self._record)
             if self._record == before:
-                self._tell(self.standing)
+                self._tell(self.status)
             else:
                 self._stand()
         self._news.set()
@@ -163,16 +163,16 @@ class Accelerator:
             self._stand()
         self._news.set()
 
-    def standing_of(self, name: str) -> AcceleratorStatus | None:
+    def status_of(self, name: str) -> AcceleratorStatus | None:
         """How a model stands, None once it is closed: what runs there is none the worse for what another met."""
         with self._lock:
             up = [model.up for model in self._models if model.name == name]
-            return standing_with(self.standing, all(up)) if up else None
+            return model_status(self.status, all(up)) if up else None
 
     def is_at_fault(self) -> bool:
         """Whether it fails all its models: while it runs one, the faults are those of the others."""
         with self._lock:
-            return self.standing.is_fault and not any(model.up for model in self._models)
+            return self.status.is_fault and not any(model.up for model in self._models)
 
     def counts(self) -> Counts:
         """What was done so far, by runners that are closed as well."""
@@ -234,7 +234,7 @@ class Accelerator:
                 due = self.look()
             except Exception:  # without this thread nothing would ever come back
                 log.exception("looking after the accelerator %s met a bug", self.name)
-                due = self.clock() + LOOK_EVERY
+                due = self.clock() + POLL_SECONDS
             self._news.wait(None if due is None else max(0.0, due - self.clock()))
         self._close_done_with()
 
@@ -258,7 +258,7 @@ class Accelerator:
         with self._lock:
             if model in self._models and self._faults.total() == faults:
                 model.up, model.offered, model.turned = True, loaded, True
-                self._tell(self.standing)
+                self._tell(self.status)
             else:
                 self._done_with.append(loaded)
 
@@ -302,7 +302,7 @@ class Accelerator:
                 self._models.remove(model)
                 self._windows_of_closed.update(accelerated=model.accelerated, on_twin=model.on_twin)
             untaken, model.offered = model.offered, None
-            self._tell(self.standing)
+            self._tell(self.status)
         self._news.set()
         if untaken is not None:
             self.hand_back(untaken)
@@ -322,10 +322,10 @@ class Accelerator:
 
     def _stand(self, *, missing: bool = False) -> None:
         """Say how the device stands; where that is as before, its models may stand otherwise all the same."""
-        now = standing(self.rules, self._record, name=self.name, missing=missing, now=self.clock())
-        if (now.state, now.reason) != (self.standing.state, self.standing.reason):
-            self.standing = now
-        self._tell(self.standing)
+        now = device_status(self.rules, self._record, name=self.name, missing=missing, now=self.clock())
+        if (now.state, now.reason) != (self.status.state, self.status.reason):
+            self.status = now
+        self._tell(self.status)
 
 
 class AcceleratedRunner:

@@ -96,9 +96,9 @@ class Host:
     Its runners keep it. Whoever sends a message has `calls`. While it `is_loading`, nobody gets a turn.
     """
 
-    def __init__(self, name: str, leash: ResourceLimits) -> None:
+    def __init__(self, name: str, limits: ResourceLimits) -> None:
         self.name = name
-        self._leash = leash
+        self._limits = limits
         self.calls = threading.Lock()
         self.is_loading = False
         self._numbers = count(1)
@@ -169,7 +169,7 @@ class Host:
     def _living(self, call: _Call) -> _Life:
         """A process that lives, held by the call."""
         if self._life is None or not self._life.hold(call):
-            self._life = _Life(self.name, self._leash)
+            self._life = _Life(self.name, self._limits)
             self._life.hold(call)
         if self._closed:
             self._life.fail("was ended", _CLOSED)
@@ -215,7 +215,7 @@ class IsolatedRunner:
         self._number = load.number
         self._name = Path(load.file).name
         self._deadline = load.deadline
-        self._patience = _milliseconds(load.deadline)
+        self._timeout = _milliseconds(load.deadline)
         self._seconds = seconds
         self._shared = shared
         self._answer = answer
@@ -259,7 +259,7 @@ class IsolatedRunner:
             self.abandon()
 
     @property
-    def spent(self) -> RunTimes:
+    def run_times(self) -> RunTimes:
         """What its turns took so far; nothing once it is closed or lost."""
         if self._gone is not None:
             return RunTimes(0, 0.0, 0.0)
@@ -298,14 +298,14 @@ class IsolatedRunner:
         given = [(array.shape, array.dtype) for array in inputs]
         if given != self._expected:
             raise ModelError(f"the model was given {given}, and takes {self._expected}", hint=_COMPARE)
-        for shelf, array in zip(self._shared.inputs, inputs, strict=True):
-            shelf[...] = array
+        for tensor, array in zip(self._shared.inputs, inputs, strict=True):
+            tensor[...] = array
 
     def _wait(self) -> None:
         """Until it has answered this turn. Of what is ready at the same time, the answer is first."""
-        patience = self._patience
+        timeout = self._timeout
         while True:
-            for descriptor, _ in self._events.poll(patience):
+            for descriptor, _ in self._events.poll(timeout):
                 if descriptor == self._answer:
                     os.eventfd_read(self._answer)
                     if self._shared.words[ANSWERED] == self._turn:
@@ -314,7 +314,7 @@ class IsolatedRunner:
                     self._lose(self._life.fail(whose=self))
                 else:
                     self._life.hear(self._events)
-            patience = self._time_left()
+            timeout = self._time_left()
 
     def _time_left(self) -> int:
         """For how many milliseconds there is still reason to wait."""
@@ -384,7 +384,7 @@ class _Call:
 class _Life:
     """One child from its start to its end, and what those who use it share."""
 
-    def __init__(self, name: str, leash: ResourceLimits) -> None:
+    def __init__(self, name: str, limits: ResourceLimits) -> None:
         self._name = name
         self._lock = threading.RLock()
         self._users: set[_User] = set()
@@ -402,7 +402,7 @@ class _Life:
                     descriptors = Descriptors(control=theirs.fileno(), wake=self.wake)
                     request = msgspec.json.encode(descriptors).decode()
                     handed = (descriptors.control, descriptors.wake)
-                    self.child = spawn("edged.backends.isolated_child", leash, request, handed)
+                    self.child = spawn("edged.backends.isolated_child", limits, request, handed)
                 undo.pop_all()
         except OSError as error:
             raise DeviceError(

@@ -213,8 +213,8 @@ class _Model:
         processor = time.thread_time_ns()
         words[REFUSED] = 0
         try:
-            for shelf, output in zip(shared.outputs, self.runner.run(shared.inputs), strict=True):
-                _put(shelf, output)
+            for tensor, output in zip(shared.outputs, self.runner.run(shared.inputs), strict=True):
+                _put(tensor, output)
         except Exception as error:  # a stranger's backend may raise anything
             _die_if_out_of_memory(error)
             shared.refuse(refused(error))
@@ -286,13 +286,13 @@ def _backend(load: Load) -> Backend:
     return msgspec.convert(load.options, kind)
 
 
-def _put(shelf: NDArray[Any], output: NDArray[Any]) -> None:
-    if output.shape != shelf.shape or output.dtype != shelf.dtype:
+def _put(tensor: NDArray[Any], output: NDArray[Any]) -> None:
+    if output.shape != tensor.shape or output.dtype != tensor.dtype:
         raise ModelError(
-            f"it said {output.dtype} of shape {output.shape}, and was to say {shelf.dtype} of shape {shelf.shape}",
+            f"it said {output.dtype} of shape {output.shape}, and was to say {tensor.dtype} of shape {tensor.shape}",
             hint="a model whose outputs change their size cannot run in a process of its own",
         )
-    shelf[...] = output
+    tensor[...] = output
 
 
 def _die_if_out_of_memory(error: Exception) -> None:

@@ -78,7 +78,7 @@ class RequestHandler(Protocol):
 class Server:
     """Listens on `path` from `start` to `stop`.
 
-    `idle` is how many seconds a client may keep silent between requests, `patience` how many it may leave an answer
+    `idle` is how many seconds a client may keep silent between requests, `timeout` how many it may leave an answer
     unread. `group` names a group that owns the socket.
     """
 
@@ -90,14 +90,14 @@ class Server:
         mode: int = 0o660,
         group: str | None = None,
         idle: float = 60.0,
-        patience: float = 10.0,
+        timeout: float = 10.0,
     ) -> None:
         self.path = path
         self._operations = operations
         self._mode = mode
         self._group = group
         self._idle = idle
-        self._patience = patience
+        self._timeout = timeout
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._streaming: Counter[str] = Counter()
         self._open = contextlib.AsyncExitStack()
@@ -148,7 +148,7 @@ class Server:
             writer.write(protocol.encode_error(None, _TOO_MANY))
             writer.close()
             return
-        client = _Connection(reader, writer, self._patience)
+        client = _Connection(reader, writer, self._timeout)
         connection = asyncio.create_task(self._serve(client))
         self._connections[connection] = client
         connection.add_done_callback(lambda done: self._connections.pop(done, None))
@@ -228,10 +228,10 @@ class Server:
 class _Connection:
     """One client's end: lines in and out, with a limit on every wait."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeout: float) -> None:
         self._reader = reader
         self._writer = writer
-        self._patience = patience
+        self._timeout = timeout
         self.silent_since: float | None = time.monotonic()  # None while a request is being answered
         # Sending waits until the kernel has everything, so that one answer at most is kept for a client.
         writer.transport.set_write_buffer_limits(high=0)
@@ -258,7 +258,7 @@ class _Connection:
     async def send(self, line: bytes) -> None:
         """Send a line. Raises TimeoutError if the client does not read it."""
         self._writer.write(line)
-        async with asyncio.timeout(self._patience):
+        async with asyncio.timeout(self._timeout):
             await self._writer.drain()
 
     async def last_words(self, error: ControlError) -> None:

@@ -39,7 +39,7 @@ class Response(NamedTuple):
 class Web:
     """Serves pages on `host` and `port` from `start` to `stop`; port 0 takes a free one, and `port` then says which.
 
-    `metrics` renders the figures. `trouble` is "" while the daemon is well, else what is wrong. `patience` is how many
+    `metrics` renders the figures. `trouble` is "" while the daemon is well, else what is wrong. `timeout` is how many
     seconds a client has to send its request, and to read the answer.
     """
 
@@ -50,13 +50,13 @@ class Web:
         trouble: Callable[[], str],
         *,
         host: str = "127.0.0.1",
-        patience: float = 5.0,
+        timeout: float = 5.0,
     ) -> None:
         self.host = host
         self.port = port
         self._metrics = metrics
         self._trouble = trouble
-        self._patience = patience
+        self._timeout = timeout
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
 
@@ -98,7 +98,7 @@ class Web:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 writer.write(_encode(await self._respond(reader)))
                 writer.write_eof()
                 writer.transport.set_write_buffer_limits(high=0)

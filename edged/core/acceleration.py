@@ -16,7 +16,7 @@ does not. No step here is therefore urgent, and an accelerator serves only while
   are forgotten, since otherwise they would delay that model.
 - Pauses double from `backoff` to `backoff_max`, and are shortened at random by up to half.
 - After `within` seconds of service without a fault, the next pause is as short as the first.
-- A missing device is not tried: the daemon looks for the device each LOOK_EVERY seconds, and loads on arrival.
+- A missing device is not tried: the daemon looks for the device each POLL_SECONDS seconds, and loads on arrival.
 - A quarantined device is tried again when the identity of the device has changed, or when an operator releases the
   accelerator. The history is then forgotten. A device that dropped off the bus and came back cannot be told from a
   device plugged in again, and may also fail `failures` times again.
@@ -31,7 +31,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-LOOK_EVERY = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks for a missing or quarantined device."""
 
 KEPT = 100
@@ -205,15 +205,17 @@ def decide(rules: Rules, facts: AcceleratorFacts) -> Step:
     if not facts.waiting:
         return Settle() if facts.serving and record.settled is None else Wait(None)
     if record.quarantined is not None:
-        return Release() if facts.identity not in ("", record.quarantined) else Wait(now + LOOK_EVERY)
+        return Release() if facts.identity not in ("", record.quarantined) else Wait(now + POLL_SECONDS)
     if _recent(rules, record.faults) >= rules.failures:
         return Quarantine()
     if now < record.due:
         return Wait(record.due)
-    return LoadWaiting() if facts.identity else Wait(now + LOOK_EVERY, missing=True)
+    return LoadWaiting() if facts.identity else Wait(now + POLL_SECONDS, missing=True)
 
 
-def standing(rules: Rules, record: AcceleratorRecord, *, name: str, missing: bool, now: float) -> AcceleratorStatus:
+def device_status(
+    rules: Rules, record: AcceleratorRecord, *, name: str, missing: bool, now: float
+) -> AcceleratorStatus:
     """Return the status of the device `name` from `now` on."""
     if record.quarantined is not None:
         faults = _recent(rules, record.faults)
@@ -232,7 +234,7 @@ def standing(rules: Rules, record: AcceleratorRecord, *, name: str, missing: boo
     return AcceleratorStatus("cpu", LOADING, "", now)
 
 
-def standing_with(device: AcceleratorStatus, up: bool) -> AcceleratorStatus:
+def model_status(device: AcceleratorStatus, up: bool) -> AcceleratorStatus:
     """Return the status of a model on the device; `up` if loaded there: faults of the device concern other models."""
     if up:
         return AcceleratorStatus("accelerated", "", "", device.since)

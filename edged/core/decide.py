@@ -65,8 +65,8 @@ from edged.core.ledger import (
     counted,
     proven,
     rejected,
-    standing,
     used,
+    versions_to_serve,
     without,
 )
 
@@ -180,7 +180,7 @@ def ranking(facts: ModelFacts) -> Iterator[str]:
     """Yield the versions that may serve, best first; a version may be yielded twice, and may be missing on disk."""
     candidate = facts.ledger.candidate
     counted = candidate is not None and candidate.run == facts.run
-    ranked = list(standing(facts.ledger, facts.factory))
+    ranked = list(versions_to_serve(facts.ledger, facts.factory))
     if candidate is not None and candidate.phase == "probation" and counted and _fault(facts, candidate) is None:
         ranked.insert(0, candidate.digest)
     yield from (digest for digest in ranked if facts.named is None or digest in facts.named)

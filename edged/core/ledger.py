@@ -129,7 +129,7 @@ def recovered(found: dict[Digest, Installed], active: Digest | None) -> Ledger:
     )
 
 
-def standing(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
+def versions_to_serve(ledger: Ledger, factory: Sequence[str]) -> Iterator[str]:
     """Yield the versions to serve, best first, without the candidate; `factory` holds digests, newest first.
 
     A version may be yielded twice, and may be missing on disk.

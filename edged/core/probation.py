@@ -101,16 +101,16 @@ def judge(limits: Probation, seen: Observed, usual: Mapping[str, float] | None =
     return Watch("good" if over else "watching")
 
 
-def delegate_fault(standing: AcceleratorStatus, began: float, now: float) -> str:
+def delegate_fault(status: AcceleratorStatus, began: float, now: float) -> str:
     """Return the fault of a version's accelerator as far as the version may have caused the fault, else "".
 
     A fault older than the start of service at `began`, a missing device, and a short recovery do not count. Times are
     seconds of one monotonic clock.
     """
-    if standing.reason == MISSING or standing.since < began:
+    if status.reason == MISSING or status.since < began:
         return ""
-    lasting = standing.state == "degraded" and now - standing.since >= RECOVERY
-    return standing.reason if lasting or standing.state == "quarantined" else ""
+    lasting = status.state == "degraded" and now - status.since >= RECOVERY
+    return status.reason if lasting or status.state == "quarantined" else ""
 
 
 def label_shift(usual: Mapping[str, float], labels: Mapping[str, int]) -> float:

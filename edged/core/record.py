@@ -416,16 +416,16 @@ def state_boot(payload: bytes) -> str:
         return ""
 
 
-def encode_acceleration(model: str, accelerator: str, standing: AcceleratorStatus, clock: WallClock) -> bytes:
+def encode_acceleration(model: str, accelerator: str, status: AcceleratorStatus, clock: WallClock) -> bytes:
     """Return the record of a model's accelerator as JSON."""
     return _encode(
         AcceleratorState(
             model=model,
             accelerator=accelerator,
-            state=standing.state,
-            reason=standing.reason,
-            hint=standing.hint,
-            since=round(clock.at(standing.since), TIME_DECIMALS),
+            state=status.state,
+            reason=status.reason,
+            hint=status.hint,
+            since=round(clock.at(status.since), TIME_DECIMALS),
         )
     )
 

@@ -23,7 +23,7 @@ from edged.core.errors import ControlError, EdgedError
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
-from edged.ctl.models import standing
+from edged.ctl.models import describe_accelerator
 
 _COLUMNS = ("DELEGATE", "STATE", "DEVICES", "WHAT IT IS", "LIBRARY")
 _DOTS = {"ready": "running", "works": "running", "no device": "stopped", "fails": "failed"}
@@ -152,4 +152,4 @@ def lines(rows: list[dict[str, Any]], configured: Iterable[str]) -> Iterator[str
             for advice in row["hint"].splitlines():
                 yield f"      -> {tables.plain(advice)}"
         for model in row.get("models", ()):
-            yield f"      {tables.plain(model['name'])}: {standing(model['accelerator'])}"
+            yield f"      {tables.plain(model['name'])}: {describe_accelerator(model['accelerator'])}"

@@ -53,7 +53,7 @@ def _row(model: dict[str, Any]) -> tables.Row:
 def _accelerator(found: dict[str, Any] | None) -> Iterator[str]:
     if found is None:
         return
-    yield f"      {tables.plain(found['name'])}: {standing(found)}"
+    yield f"      {tables.plain(found['name'])}: {describe_accelerator(found)}"
     if found["hint"]:
         yield f"      -> {tables.plain(found['hint'])}"
 
@@ -76,7 +76,7 @@ def _versions(model: dict[str, Any]) -> Iterator[str]:
             yield f"      {each['version']:8} {each['digest'][:12]}  {', '.join(each['roles'])}{reason}"
 
 
-def standing(found: dict[str, Any]) -> str:
+def describe_accelerator(found: dict[str, Any]) -> str:
     """How the accelerator of a model stands, in a line."""
     details = [found["state"], f"for {tables.duration(found['for'])}"]
     if found["state"] == "accelerated" and found["off_processor"] is not None:

@@ -185,11 +185,11 @@ class Pipeline:
 
     def _failed(self, served: Served) -> None:
         self.errors += 1
-        served.tally.windows += 1
-        served.tally.errors += 1
+        served.counts.windows += 1
+        served.counts.errors += 1
 
     def _infer(self, served: Served, window: Window) -> Prediction:
-        manifest, runner, preprocess, postprocess, tally = served
+        manifest, runner, preprocess, postprocess, counts = served
         if window.seq != self._expected:  # one is missing, or has failed: what a stateful model remembers is no good
             runner.reset()
             preprocess.reset()
@@ -202,7 +202,7 @@ class Pipeline:
         self._expected = window.seq + 1
         now = self._clock()
         latency = now - window.time
-        tally.add(outcome, inference, now)
+        counts.add(outcome, inference, now)
         self.inference.add(inference)
         self.latency.add(latency)
         self._tell(now)

@@ -105,9 +105,9 @@ class Reader:
         if asked is not None and self._clock() - asked > HUNG_SECONDS:
             self.status.set("failed", "it does not answer", "look at dmesg; plug it in anew, or restart edged")
 
-    def between_chunks(self, change: Callable[[], None], patience: float) -> None:
+    def between_chunks(self, change: Callable[[], None], timeout: float) -> None:
         """Do this while no chunk is under way to a pipeline, or, if one is for so many seconds, all the same."""
-        idle = self._delivering.acquire(timeout=patience)
+        idle = self._delivering.acquire(timeout=timeout)
         try:
             change()
         finally:

@@ -65,7 +65,7 @@ class Served(NamedTuple):
     runner: Runner
     preprocess: Preprocessor
     postprocess: Postprocessor
-    tally: RunCounts
+    counts: RunCounts
 
 
 class Slot:

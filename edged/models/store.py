@@ -39,7 +39,7 @@ from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
 from edged.core.container import Head
 from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError, some
-from edged.core.ledger import EMPTY, Installed, Ledger, standing
+from edged.core.ledger import EMPTY, Installed, Ledger, versions_to_serve
 from edged.core.manifest import version_key
 from edged.models.atomic_files import ASIDE, Disk, refusal
 from edged.models.bare_file import SUFFIX as BARE
@@ -268,8 +268,8 @@ class Store:
         Raises:
             EdgedError: it is damaged, something else, or not there.
         """
-        if self._state and self.shelf(name).version(digest).is_dir():
-            return open_version(self.shelf(name).version(digest), name)
+        if self._state and self.model(name).version(digest).is_dir():
+            return open_version(self.model(name).version(digest), name)
         known = self.factory(name).get(digest)
         if known is None:
             raise BundleError(f"the version {digest[:12]} of {name} is not there", hint="install it again")
@@ -278,7 +278,7 @@ class Store:
             raise BundleError(f"{known.path} holds another version than before", hint="reload: edgectl reload")
         return bundle
 
-    def shelf(self, name: str) -> ModelFolder:
+    def model(self, name: str) -> ModelFolder:
         """Where the installed versions of a model are, or will be."""
         assert self._state is not None, "a store without a state folder has no shelves"
         return ModelFolder(self._state / name)
@@ -303,7 +303,7 @@ class Store:
     def _ledger(self, name: str) -> Ledger:
         """What is known to be installed; nothing where that cannot be read, for the factory's versions can."""
         try:
-            return self.shelf(name).read() if self._state else EMPTY
+            return self.model(name).read() if self._state else EMPTY
         except StoreError as error:
             log.error("%s", error)
             return EMPTY
@@ -330,8 +330,8 @@ class Store:
         """Yield the places to serve from, best first; damaged ones come last, for their error."""
         factory = self.factory(name)
         ledger = self._ledger(name)
-        for each in dict.fromkeys(standing(ledger, tuple(factory))):
-            yield self.shelf(name).version(each) if each in ledger.versions else factory[each].path
+        for each in dict.fromkeys(versions_to_serve(ledger, tuple(factory))):
+            yield self.model(name).version(each) if each in ledger.versions else factory[each].path
         sound = {each.path for each in factory.values()}
         yield from (path for path in self._factory_paths(name) if path not in sound)
 
@@ -341,7 +341,7 @@ class Store:
             return
         for found, each in self._ledger(name).versions.items():
             if each.confirmed and version_key(each.version) == version_key(version):
-                yield self.shelf(name).version(found)
+                yield self.model(name).version(found)
         if name in self.paths:
             yield from (
                 each.path for each in self.factory(name).values() if version_key(each.version) == version_key(version)

@@ -142,9 +142,9 @@ def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
 
 
 def _start(name: str, request: TrialRequest, seconds: float, memory: int) -> Child:
-    leash = ResourceLimits(memory=memory, processor=math.ceil(seconds * (os.cpu_count() or 1)))
+    limits = ResourceLimits(memory=memory, processor=math.ceil(seconds * (os.cpu_count() or 1)))
     try:
-        return spawn("edged.models.trial_child", leash, msgspec.json.encode(request).decode())
+        return spawn("edged.models.trial_child", limits, msgspec.json.encode(request).decode())
     except OSError as error:
         raise ModelError(
             f"the self-test of {name} cannot be started: {error.strerror}",

@@ -97,7 +97,7 @@ class Child:
         return status
 
 
-def spawn(module: str, leash: ResourceLimits, request: str, descriptors: Sequence[int] = ()) -> Child:
+def spawn(module: str, limits: ResourceLimits, request: str, descriptors: Sequence[int] = ()) -> Child:
     """Start a fresh interpreter that calls `main(request)` of a module, on a leash.
 
     Its modules are found where ours are, and it is handed the `descriptors`, which have the same numbers there.
@@ -106,7 +106,7 @@ def spawn(module: str, leash: ResourceLimits, request: str, descriptors: Sequenc
         OSError: there is no memory or no process to be had.
     """
     mark = uuid4().hex
-    words = [msgspec.json.encode(leash).decode(), module, request]
+    words = [msgspec.json.encode(limits).decode(), module, request]
     process = subprocess.Popen(
         [sys.executable, "-s", "-P", "-B", "-u", "-m", "edged.system.child", *words],
         cwd="/",
@@ -138,9 +138,9 @@ def printable(stderr: bytes) -> str:
 
 def main() -> None:
     """In the child: take the leash, then do what it was started for."""
-    leash, module, request = sys.argv[1:]
+    limits, module, request = sys.argv[1:]
     _hold_on_to_life()
-    _confine(msgspec.json.decode(leash, type=ResourceLimits))
+    _confine(msgspec.json.decode(limits, type=ResourceLimits))
     import_module(module).main(request)
 
 
@@ -166,16 +166,16 @@ def _hold_on_to_life() -> None:
     os.close(nothing)
 
 
-def _confine(leash: ResourceLimits) -> None:
+def _confine(limits: ResourceLimits) -> None:
     with suppress(OSError):  # a courtesy; a sandbox may forbid it
-        os.nice(leash.niceness)
+        os.nice(limits.niceness)
     with suppress(OSError):  # likewise; a bare chroot has no /proc
         Path("/proc/self/oom_score_adj").write_text("1000")
-    _limit(resource.RLIMIT_DATA, leash.memory)
-    _limit(resource.RLIMIT_FSIZE, leash.file)
+    _limit(resource.RLIMIT_DATA, limits.memory)
+    _limit(resource.RLIMIT_FSIZE, limits.file)
     _limit(resource.RLIMIT_CORE, 0)
-    if leash.processor is not None:
-        _limit(resource.RLIMIT_CPU, leash.processor)
+    if limits.processor is not None:
+        _limit(resource.RLIMIT_CPU, limits.processor)
 
 
 def _limit(kind: int, value: int) -> None:

@@ -121,7 +121,7 @@ class FactsReader:
         return replace(facts, keep=_with_room(facts, disk.free, room)) if room else facts
 
     def _read(self, name: str) -> _DiskFacts:
-        folder = self._store.shelf(name)
+        folder = self._store.model(name)
         ledger = self._states[name].ledger or folder.read()
         limits, usual = _limits(folder, ledger.candidate)
         return _DiskFacts(

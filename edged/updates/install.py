@@ -177,7 +177,7 @@ class InstallRunner:
     async def _unpack(self, job: Job, submission: Submission) -> None:
         """Put a version as a folder in place, read back and found to fit. A sound folder is not written again."""
         name = job.model
-        folder = self._store.shelf(name)
+        folder = self._store.model(name)
         try:
             bundle = await on_thread(open_version, folder.version(job.digest), name)
         except BundleError:

@@ -79,7 +79,7 @@ class UpdateMachine:
                 taken += 1
                 if taken > MAX_STEPS:
                     raise StoreError(
-                        f"{self._store.shelf(name).folder}: {MAX_STEPS} steps did not bring the update to an end",
+                        f"{self._store.model(name).folder}: {MAX_STEPS} steps did not bring the update to an end",
                         hint="end any other program with write access to the folder",
                     )
                 try:
@@ -104,7 +104,7 @@ class UpdateMachine:
 
     async def take(self, name: str, step: Step, facts: ModelFacts) -> None:
         """Take one step. Raises EdgedError if the disk or the host refuses."""
-        folder, model = self._store.shelf(name), self._states[name]
+        folder, model = self._store.model(name), self._states[name]
         match step:
             case ReplaceLedger():
                 await self.write_ledger(name, step.ledger)
@@ -124,7 +124,7 @@ class UpdateMachine:
 
     async def write_ledger(self, name: str, ledger: Ledger) -> None:
         """Replace the ledger on disk. After a StoreError the old ledger still counts, whatever the file holds."""
-        await on_thread(self._store.shelf(name).write, ledger, self._disk)
+        await on_thread(self._store.model(name).write, ledger, self._disk)
         self._states[name].ledger = ledger
 
     def _announce_suspension(self, name: str, facts: ModelFacts) -> None:

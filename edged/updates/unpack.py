@@ -89,7 +89,7 @@ def unpack_beside(submission: Submission, store: Store, disk: Disk) -> Bundle:
         StoreError: the disk is full or refuses.
     """
     head = submission.head
-    folder = store.shelf(head.manifest.name)
+    folder = store.model(head.manifest.name)
     disk.make_folder(folder.versions)
     missing = head.size + RESERVE - folder.free()
     if missing > 0:
@@ -108,7 +108,7 @@ def unpack_beside(submission: Submission, store: Store, disk: Disk) -> Bundle:
 
 def place(submission: Submission, store: Store, disk: Disk) -> None:
     """Move a version from `arriving` into place, instead of any damaged folder there. Raises StoreError."""
-    folder = store.shelf(submission.head.manifest.name)
+    folder = store.model(submission.head.manifest.name)
     disk.remove(folder.version(submission.head.digest))
     disk.place(folder.arriving, folder.version(submission.head.digest))
 
@@ -124,7 +124,7 @@ def _container(submission: Submission, stream: IO[bytes], store: Store) -> IO[by
 
 def _base(name: str, base: str, store: Store) -> Path:
     """Return the folder of the base of a delta."""
-    if base not in store.shelf(name).present() and base not in store.factory(name):
+    if base not in store.model(name).present() and base not in store.factory(name):
         raise BundleError(
             f"the delta builds on a version of {name} not on this board: {base[:12]}",
             hint="send the full bundle",

@@ -125,7 +125,7 @@ class Updater:
         """Restore every ledger changed or deleted by another program: the running daemon knows the true ledger."""
         for name, model in list(self._states.items()):
             async with model.lock:
-                folder, ledger = self._store.shelf(name), model.ledger
+                folder, ledger = self._store.model(name), model.ledger
                 if self._machine.stopping or ledger is None or await on_thread(folder.holds, ledger):
                     continue
                 text = f"{folder.folder}: another program changed or deleted state.json; edged restores the file"
@@ -289,7 +289,7 @@ class Updater:
         The daemon may have been killed before a rename was durable, and the card may have lost the ledger since: the
         ledger is written again from the copy.
         """
-        folder, model = self._store.shelf(name), self._states[name]
+        folder, model = self._store.model(name), self._states[name]
         async with model.lock:
             try:
                 ledger = model.ledger = await on_thread(folder.read)

@@ -280,7 +280,7 @@ def test_a_process_that_is_started_again_is_not_proven_while_a_window_waits(tmp_
     runner = accelerators.on_cpu.isolate("colours", proven, TfliteBackend())
     os.kill(runner._runner.pid, signal.SIGKILL)
     assert runner.run(INPUT)[0].tolist() == [OUTPUT]
-    assert runner._runner.spent.turns == 1
+    assert runner._runner.run_times.turns == 1
     runner.close()
     accelerators.close()
 

@@ -234,15 +234,15 @@ def fails(name: str) -> None:
 
 
 def test_once_its_time_is_over_a_stop_waits_for_no_chunk(tmp_path, monkeypatch):
-    patiences = []
-    monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, patience: patiences.append(patience))
+    timeouts = []
+    monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, timeout: timeouts.append(timeout))
 
     async def scenario() -> None:
         async with running(tmp_path, SOURCE) as parts:
             await parts.daemon.stop(0.0)
 
     asyncio.run(scenario())
-    assert patiences == [0.0]
+    assert timeouts == [0.0]
 
 
 def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from edged.api import Arrays, Backend, DeviceError, ModelError, Runner, TensorSpec
 from edged.backends.accelerated import AcceleratedRunner, Accelerator
 from edged.backends.fake import FakeBackend, FakeRunner
-from edged.core.acceleration import LOADING, LOOK_EVERY, AcceleratorStatus, Rules
+from edged.core.acceleration import LOADING, POLL_SECONDS, AcceleratorStatus, Rules
 from edged.testing.backend_contract import BackendContract
 from tests.backends.changes import changes
 from tests.backends.test_fake import write
@@ -101,7 +101,7 @@ class Device:
 
     @property
     def states(self) -> list[tuple[str, str]]:
-        return [(standing.state, standing.reason) for standing in self.told]
+        return [(status.state, status.reason) for status in self.told]
 
 
 def accelerator(
@@ -160,7 +160,7 @@ def promote(keeper: Accelerator, *runners: AcceleratedRunner) -> None:
 def test_the_twin_serves_until_the_accelerator_is_loaded(device, keeper, cpu, runner):
     assert (answer(runner), cpu.runs) == (6.0, 1)
     assert runner.info is cpu.info
-    assert keeper.standing == AcceleratorStatus("cpu", "the accelerator is being loaded", "", 1000.0)
+    assert keeper.status == AcceleratorStatus("cpu", "the accelerator is being loaded", "", 1000.0)
 
 
 def test_it_is_promoted_between_two_windows_and_says_so_once(device, keeper, cpu, runner):
@@ -230,7 +230,7 @@ def test_whatever_it_raises_the_twin_runs_the_same_window_at_once(
     promote(keeper, runner)
     device.run_error = error
     assert (answer(runner, 4.0), cpu.runs) == (8.0, 1)
-    assert keeper.standing == AcceleratorStatus("degraded", reason, hint, 1000.0)
+    assert keeper.status == AcceleratorStatus("degraded", reason, hint, 1000.0)
     assert keeper.counts().faults == {kind: 1}
 
 
@@ -281,7 +281,7 @@ def test_a_twin_that_fails_as_well_raises_and_the_accelerator_is_at_fault_all_th
     device.run_error = CRASH
     with pytest.raises(ModelError, match="run 1 failed, as told"):
         answer(runner)
-    assert keeper.standing.state == "degraded"
+    assert keeper.status.state == "degraded"
     assert answer(runner) == 6.0
 
 
@@ -300,13 +300,13 @@ def test_after_enough_faults_it_is_left_alone_until_it_is_plugged_in_anew(device
     device.load_error = CRASH
     for _ in range(3):
         device.now = keeper.look() or 0.0
-    assert keeper.standing.state == "quarantined"
-    assert keeper.standing.reason == "3 faults within 100 s, the last: the process aborted: SIGABRT"
+    assert keeper.status.state == "quarantined"
+    assert keeper.status.reason == "3 faults within 100 s, the last: the process aborted: SIGABRT"
     device.load_error = None
     device.now += 3600
-    assert keeper.look() == device.now + LOOK_EVERY
+    assert keeper.look() == device.now + POLL_SECONDS
     device.plugged = ""
-    assert keeper.look() == device.now + LOOK_EVERY
+    assert keeper.look() == device.now + POLL_SECONDS
     device.plugged = "usb-2"
     assert keeper.look() is None
     assert [state for state, _ in device.states] == ["degraded", "quarantined", "cpu", "accelerated"]
@@ -319,7 +319,7 @@ def test_an_operator_releases_it(device, keeper, runner):
     device.load_error = None
     keeper.release()
     assert keeper.look() is None
-    assert keeper.standing.state == "accelerated"
+    assert keeper.status.state == "accelerated"
 
 
 def test_to_release_one_that_serves_changes_nothing(device, keeper, runner):
@@ -332,12 +332,12 @@ def test_to_release_one_that_serves_changes_nothing(device, keeper, runner):
 
 def test_a_device_that_is_not_there_is_waited_for_and_not_tried(device, keeper, runner):
     device.plugged = ""
-    assert keeper.look() == device.now + LOOK_EVERY
+    assert keeper.look() == device.now + POLL_SECONDS
     assert device.states == [("degraded", "the device is not there")]
     assert device.loaded == []
     device.plugged = "usb-1"
     assert keeper.look() is None
-    assert keeper.standing.state == "accelerated"
+    assert keeper.status.state == "accelerated"
 
 
 def test_one_that_is_unplugged_says_so_and_comes_back(device, keeper, runner):
@@ -487,7 +487,7 @@ def test_one_that_cannot_be_reset_is_at_fault(device, keeper, cpu, runner):
     device.reset_error = CRASH
     runner.reset()
     assert (answer(runner), cpu.runs, cpu.resets) == (6.0, 1, 1)
-    assert keeper.standing.state == "degraded"
+    assert keeper.status.state == "degraded"
 
 
 def test_while_its_device_is_busy_the_twin_serves_and_that_is_no_fault(device, keeper, cpu, runner):
@@ -520,7 +520,7 @@ def test_one_that_cannot_come_back_is_at_fault_and_the_twin_remembers(keeper, de
     answer(runner)
     device.busy, device.reset_error = False, CRASH
     assert (answer(runner), cpu.runs, cpu.resets) == (6.0, 2, 1)
-    assert keeper.standing.state == "degraded"
+    assert keeper.status.state == "degraded"
 
 
 def test_one_that_has_made_way_goes_on_where_it_is_as_another_takes_the_device_down(keeper, device, cpu, runner):
@@ -627,15 +627,15 @@ def test_a_model_that_does_not_load_leaves_those_alone_that_serve(device, keeper
     promote(keeper, good)
     device.load_error = WRONG
     bad = keeper.runner("bad", twin(), device.load, device.check)
-    assert (keeper.standing_of("good").state, keeper.standing_of("bad").state) == ("accelerated", "cpu")
+    assert (keeper.status_of("good").state, keeper.status_of("bad").state) == ("accelerated", "cpu")
     keeper.look()
     answer(good)
     assert device.loaded[0].runs == 2
-    assert keeper.standing.state == "degraded"
-    assert (keeper.standing_of("good").state, keeper.standing_of("bad").state) == ("accelerated", "degraded")
+    assert keeper.status.state == "degraded"
+    assert (keeper.status_of("good").state, keeper.status_of("bad").state) == ("accelerated", "degraded")
     bad.close()
     keeper.look()
-    assert keeper.standing.state == "accelerated"
+    assert keeper.status.state == "accelerated"
 
 
 def test_a_model_that_does_not_load_leaves_its_turn_to_the_others(device, keeper):
@@ -647,27 +647,27 @@ def test_a_model_that_does_not_load_leaves_its_turn_to_the_others(device, keeper
     keeper.look()
     device.now += 60
     keeper.look()
-    assert keeper.standing_of("good").state == "accelerated"
+    assert keeper.status_of("good").state == "accelerated"
 
 
 def test_a_model_with_two_runners_is_accelerated_when_both_are(device, keeper):
     one = keeper.runner("m", twin(), device.load, device.check)
-    assert keeper.standing_of("m") == AcceleratorStatus("cpu", LOADING, "", 1000.0)
+    assert keeper.status_of("m") == AcceleratorStatus("cpu", LOADING, "", 1000.0)
     promote(keeper, one)
-    assert keeper.standing_of("m").state == "accelerated"
+    assert keeper.status_of("m").state == "accelerated"
     device.load_error = WRONG
     other = keeper.runner("m", twin(), device.load, device.check)
     keeper.look()
-    assert keeper.standing_of("m").reason == "golden sample 0: all zero"
+    assert keeper.status_of("m").reason == "golden sample 0: all zero"
     other.close()
-    assert keeper.standing_of("m").state == "accelerated"
+    assert keeper.status_of("m").state == "accelerated"
 
 
 def test_a_model_that_fails_again_as_before_is_told_of_again(device):
     told: list[str] = []
 
     def tell(_: AcceleratorStatus) -> None:
-        if (now := keeper.standing_of("one")) is not None and told[-1:] != [now.state]:
+        if (now := keeper.status_of("one")) is not None and told[-1:] != [now.state]:
             told.append(now.state)
 
     keeper = accelerator(device, tell=tell)
@@ -689,7 +689,7 @@ def test_a_model_that_fails_again_as_before_is_told_of_again(device):
 
 def test_a_model_that_is_closed_stands_no_way(keeper, runner):
     runner.close()
-    assert keeper.standing_of("m") is None
+    assert keeper.status_of("m") is None
 
 
 def test_a_model_that_never_loads_keeps_no_other_away(device, keeper):
@@ -702,18 +702,18 @@ def test_a_model_that_never_loads_keeps_no_other_away(device, keeper):
     for _ in range(4):
         keeper.look()
         device.now += 9
-    assert keeper.standing_of("bad").state == "quarantined"
+    assert keeper.status_of("bad").state == "quarantined"
     for _ in range(2):
         device.run_error = CRASH
         answer(good)
         device.run_error = None
         device.now += 9
         keeper.look()
-        assert keeper.standing_of("good").state == "accelerated"
+        assert keeper.status_of("good").state == "accelerated"
     device.run_error = CRASH
     answer(good)
     keeper.look()
-    assert keeper.standing_of("good").state == "quarantined"  # by its own faults
+    assert keeper.status_of("good").state == "quarantined"  # by its own faults
 
 
 def test_a_model_that_comes_is_tried_where_others_never_load(device, keeper):
@@ -722,11 +722,11 @@ def test_a_model_that_comes_is_tried_where_others_never_load(device, keeper):
     for _ in range(4):
         keeper.look()
         device.now += 9
-    assert keeper.standing_of("bad").state == "quarantined"
+    assert keeper.status_of("bad").state == "quarantined"
     device.load_error = None
     keeper.runner("good", twin(), device.load, device.check)
     keeper.look()
-    assert keeper.standing_of("good").state == "accelerated"
+    assert keeper.status_of("good").state == "accelerated"
 
 
 def test_a_device_is_at_fault_that_fails_all_its_models(device, keeper, runner):
@@ -735,7 +735,7 @@ def test_a_device_is_at_fault_that_fails_all_its_models(device, keeper, runner):
     device.load_error = WRONG
     bad = keeper.runner("bad", twin(), device.load, device.check)
     keeper.look()
-    assert (keeper.standing.state, keeper.is_at_fault()) == ("degraded", False)
+    assert (keeper.status.state, keeper.is_at_fault()) == ("degraded", False)
     device.run_error = CRASH
     answer(runner)
     assert keeper.is_at_fault()
@@ -958,8 +958,8 @@ class Years(RuleBasedStateMachine):
         self.refused: set[str] = set()
         say = changes(self.device.told.append)
 
-        def tell(standing: AcceleratorStatus) -> None:
-            say(standing)
+        def tell(status: AcceleratorStatus) -> None:
+            say(status)
             self.told = self.stand()
 
         self.keeper = accelerator(self.device, tell=tell)
@@ -977,7 +977,7 @@ class Years(RuleBasedStateMachine):
         return self.keeper.runner(name, self.cpus[-1], load, self.device.check)
 
     def stand(self) -> list[AcceleratorStatus | None]:
-        return [self.keeper.standing_of(name) for name in ("0", "1")]
+        return [self.keeper.status_of(name) for name in ("0", "1")]
 
     @rule(which=st.sampled_from([0, 1]), value=st.integers(-9, 9))
     def window(self, which: int, value: int) -> None:
@@ -994,11 +994,11 @@ class Years(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        quarantined = self.keeper.standing.state == "quarantined"
+        quarantined = self.keeper.status.state == "quarantined"
         loaded = len(self.device.loaded)
         due = self.keeper.look()
         assert due is None or due > self.device.now
-        if quarantined and self.keeper.standing.state == "quarantined":
+        if quarantined and self.keeper.status.state == "quarantined":
             assert len(self.device.loaded) == loaded
 
     @rule(error=st.sampled_from([CRASH, REFUSAL, KeyError("x"), None]))
@@ -1059,7 +1059,7 @@ class Years(RuleBasedStateMachine):
         before = self.keeper.counts().accelerated
         for runner in self.runners:
             answer(runner)
-        assert self.keeper.standing.state == "accelerated"
+        assert self.keeper.status.state == "accelerated"
         assert self.keeper.counts().accelerated == before + 2
         self.keeper.look()
         assert len(device.open) == 2

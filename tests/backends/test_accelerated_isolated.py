@@ -142,8 +142,8 @@ def test_it_comes_back_each_time_and_no_window_is_lost(host, keeper, told, order
     assert counts.accelerated + counts.on_twin == number
     assert counts.faults == {kind: TIMES}
     assert counts.promotions == TIMES
-    assert {standing.state for standing in states} - {"accelerated"} == {"degraded"}
-    assert all(said in standing.reason for standing in states if standing.state == "degraded")
+    assert {status.state for status in states} - {"accelerated"} == {"degraded"}
+    assert all(said in status.reason for status in states if status.state == "degraded")
 
 
 @pytest.mark.parametrize("unplugged", ["refuse", "abort", "hang"])

@@ -30,7 +30,7 @@ from tests.delegates import faulty
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 INT8 = DATA / "int8.tflite"
-LEASH = ResourceLimits(memory=512 << 20, niceness=0)
+LIMITS = ResourceLimits(memory=512 << 20, niceness=0)
 RESPAWNS = 100 if os.environ.get("EDGED_SOAK") else 3
 
 ACTOR = '''
@@ -104,7 +104,7 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def host(nothing_is_left: None) -> Iterator[Host]:
-    host = Host("faulty 0", LEASH)
+    host = Host("faulty 0", LIMITS)
     yield host
     host.close()
 
@@ -189,9 +189,9 @@ def test_it_counts_the_time_of_its_turns(load, fake):
     runner = load(FakeBackend(delay=0.05), fake)
     for _ in range(3):
         runner.run(ones(runner))
-    assert runner.spent.turns == 3
-    assert runner.spent.wall > 0.15
-    assert 0.5 < runner.spent.off_processor <= 1
+    assert runner.run_times.turns == 3
+    assert runner.run_times.wall > 0.15
+    assert 0.5 < runner.run_times.off_processor <= 1
 
 
 def test_it_forgets_when_told_to(load):
@@ -259,7 +259,7 @@ from edged.backends.isolated import *
 from edged.backends.tflite import DelegatedTflite
 from edged.system.child import ResourceLimits
 import numpy as np
-host = Host("x", {LEASH!r})
+host = Host("x", {LIMITS!r})
 runner = host.load({backend!r}, Path({str(INT8)!r}), deadline=60, load_seconds=60)
 print(host.pid, flush=True)
 while True:
@@ -660,7 +660,7 @@ def test_threads_get_their_own_answers(load, fake, pool):
 
     runners = [load(FakeBackend(), fake) for _ in range(4)]
     assert list(pool.map(repeat, range(4), runners)) == [True] * 4
-    assert [runner.spent.turns for runner in runners] == [200] * 4
+    assert [runner.run_times.turns for runner in runners] == [200] * 4
 
 
 def test_a_message_gets_through_while_turns_never_end(load, fake, pool):

@@ -252,7 +252,7 @@ def test_a_silent_client_is_let_go(path):
 def test_a_client_that_never_reads_is_let_go(path, verb):
     async def scenario():
         operations = FakeOperations()
-        async with serving(path, operations, patience=0.05) as server:
+        async with serving(path, operations, timeout=0.05) as server:
             deaf = socket.socket(socket.AF_UNIX)
             deaf.connect(str(path))
             deaf.sendall(b'{"id": 1, "verb": "%s"}\n' % verb.encode())

@@ -82,7 +82,7 @@ def test_anything_else_is_refused(request_bytes, status):
 
 
 def test_half_a_request_is_given_up():
-    assert answer_to(b"GET /metr", patience=0.05) == ""
+    assert answer_to(b"GET /metr", timeout=0.05) == ""
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9090", "127.0.0.1:9090", "192.168.1.7", "[::1]:9090"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edged.core.acceleration import (
     KEPT,
-    LOOK_EVERY,
+    POLL_SECONDS,
     AcceleratorFacts,
     AcceleratorFault,
     AcceleratorRecord,
@@ -20,12 +20,12 @@ from edged.core.acceleration import (
     Step,
     Wait,
     decide,
+    device_status,
     failed,
     pardoned,
     pause,
     quarantined,
     settled,
-    standing,
 )
 
 RULES = Rules(backoff=1, backoff_max=8, failures=3, within=100)
@@ -63,11 +63,11 @@ QUARANTINED = quarantined(faulty(1, 2, 3), "usb-1")
         ("all run on it still", facts(AcceleratorRecord(settled=1.0), waiting=False, serving=True), Wait(None)),
         ("one that never failed", facts(), LoadWaiting()),
         ("one more model", facts(AcceleratorRecord(settled=1.0), serving=True), LoadWaiting()),
-        ("not there", facts(identity=""), Wait(1000 + LOOK_EVERY, missing=True)),
+        ("not there", facts(identity=""), Wait(1000 + POLL_SECONDS, missing=True)),
         ("in its pause", facts(faulty(999.5)), Wait(1000.5)),
         ("in its pause and not there", facts(faulty(999.5), identity=""), Wait(1000.5)),
         ("after its pause", facts(faulty(999)), LoadWaiting()),
-        ("after its pause and not there", facts(faulty(999), identity=""), Wait(1000 + LOOK_EVERY, missing=True)),
+        ("after its pause and not there", facts(faulty(999), identity=""), Wait(1000 + POLL_SECONDS, missing=True)),
         ("failed twice", facts(faulty(1, 2)), LoadWaiting()),
         ("failed too often", facts(faulty(1, 2, 3)), Quarantine()),
         ("failed too often and in its pause", facts(faulty(998, 999, 1000)), Quarantine()),
@@ -75,8 +75,8 @@ QUARANTINED = quarantined(faulty(1, 2, 3), "usb-1")
         ("just within the time", facts(faulty(1, 2, 100.9)), Quarantine()),
         ("just not within the time", facts(faulty(1, 2, 101)), LoadWaiting()),
         ("failed too often long ago, then once more", facts(faulty(1, 101, 202, 303)), LoadWaiting()),
-        ("quarantined", facts(QUARANTINED), Wait(1000 + LOOK_EVERY)),
-        ("quarantined, and taken out", facts(QUARANTINED, identity=""), Wait(1000 + LOOK_EVERY)),
+        ("quarantined", facts(QUARANTINED), Wait(1000 + POLL_SECONDS)),
+        ("quarantined, and taken out", facts(QUARANTINED, identity=""), Wait(1000 + POLL_SECONDS)),
         ("quarantined, and plugged in anew", facts(QUARANTINED, identity="usb-2"), Release()),
         ("quarantined while out, and plugged in", facts(quarantined(faulty(1, 2, 3), "")), Release()),
         ("quarantined for a model that has left", facts(QUARANTINED, waiting=False, serving=True), Settle()),
@@ -118,7 +118,7 @@ def test_what_is_done_next(what: str, found: AcceleratorFacts, step: Step):
     ],
 )
 def test_how_it_stands(what: str, record: AcceleratorRecord, missing: bool, expected: AcceleratorStatus):
-    assert standing(RULES, record, name="mine", missing=missing, now=7.0) == expected
+    assert device_status(RULES, record, name="mine", missing=missing, now=7.0) == expected
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_there_is_always_an_answer_and_a_pause_has_bounds(rules, happenings, wai
         step = decide(rules, found)
         assert isinstance(step, LoadWaiting | Settle | Quarantine | Release | Wait)
         assert not isinstance(step, Wait) or step.until is None or step.until > time
-        assert standing(rules, record, name="mine", missing=identity == "", now=time).since == time
+        assert device_status(rules, record, name="mine", missing=identity == "", now=time).since == time
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.integers(1, 6))

@@ -17,7 +17,7 @@ from edged.core.ledger import (
     recovered,
     rejected,
     rolled_back,
-    standing,
+    versions_to_serve,
     vouched,
 )
 from edged.models.store import MAX_LEDGER_BYTES
@@ -77,13 +77,13 @@ def test_a_damaged_one_is_refused(damaged):
 def test_what_stands_is_the_active_one_then_the_previous_then_the_factorys_then_what_was_ever_confirmed():
     factory = ("e" * 64, "f" * 64)
     third = replace(LEDGER, versions={NEW: Installed(version="0.9", confirmed=True), **VERSIONS})
-    assert list(dict.fromkeys(standing(third, factory))) == [ACTIVE, OLD, *factory, NEW]
-    assert list(dict.fromkeys(standing(replace(third, active=None), factory))) == [*factory, OLD, ACTIVE, NEW]
+    assert list(dict.fromkeys(versions_to_serve(third, factory))) == [ACTIVE, OLD, *factory, NEW]
+    assert list(dict.fromkeys(versions_to_serve(replace(third, active=None), factory))) == [*factory, OLD, ACTIVE, NEW]
 
 
 def test_what_was_rejected_or_never_confirmed_does_not_stand():
     ledger = replace(rejected(under_way(), OLD, "no"), previous=None)
-    assert list(standing(ledger, ())) == [ACTIVE, ACTIVE]
+    assert list(versions_to_serve(ledger, ())) == [ACTIVE, ACTIVE]
 
 
 # Admission

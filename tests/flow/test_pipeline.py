@@ -209,9 +209,9 @@ def test_what_a_version_does_is_told_apart_from_what_the_one_before_did(pipeline
     for value in (1.0, -1.0, -1.0, -1.0):
         pipeline.push(chunk(value))
         probe.next()
-    assert (old.tally.windows, old.tally.errors, old.tally.decisions) == (3, 1, 1)
-    assert (new.tally.windows, new.tally.errors, new.tally.decisions) == (4, 0, 2)
-    assert new.tally.constant == 3
+    assert (old.counts.windows, old.counts.errors, old.counts.decisions) == (3, 1, 1)
+    assert (new.counts.windows, new.counts.errors, new.counts.decisions) == (4, 0, 2)
+    assert new.counts.constant == 3
 
 
 def test_stopping_finishes_what_waits_and_closes_the_model(pipeline: Pipeline, probe: Probe):

@@ -233,8 +233,8 @@ def test_what_is_done_between_chunks_is_done_when_the_one_in_hand_is_where_it_wa
     reader, _ = read(Script(openings=[[chunk(1), chunk(2)]]), feed)
     assert under_way.wait(120)
 
-    reader.between_chunks(lambda: first.append(len(feed.chunks)), patience=0.0)  # it is not waited for for ever
-    changing = Thread(target=lambda: reader.between_chunks(lambda: then.append(len(feed.chunks)), patience=5.0))
+    reader.between_chunks(lambda: first.append(len(feed.chunks)), timeout=0.0)  # it is not waited for for ever
+    changing = Thread(target=lambda: reader.between_chunks(lambda: then.append(len(feed.chunks)), timeout=5.0))
     changing.start()
     free.set()
     changing.join(120)

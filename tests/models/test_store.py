@@ -85,7 +85,7 @@ class Installer:
     def install(self, version, *, confirmed=True, name="colours"):
         arriving = write_bundle(self.state / name / "arriving", version=version, name=name)
         found = digest(arriving)
-        shelf = self.store.shelf(name)
+        shelf = self.store.model(name)
         shelf.versions.mkdir(exist_ok=True)
         arriving.rename(shelf.version(found))
         installed = Installed(version=version, confirmed=confirmed)
@@ -94,7 +94,7 @@ class Installer:
 
     def write(self, name="colours", **changes):
         self.ledger = replace(self.ledger, **changes)
-        self.store.shelf(name).write(self.ledger, Disk())
+        self.store.model(name).write(self.ledger, Disk())
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_damaged_version_gives_way_to_the_next_best(installer):
     previous, active = installer.install("1.11"), installer.install("1.12")
     installer.write(active=active, previous=previous)
     served = []
-    for folder in (installer.store.shelf("colours").version(active), installer.store.shelf("colours").version(previous),
+    for folder in (installer.store.model("colours").version(active), installer.store.model("colours").version(previous),
                    installer.factory / "colours" / "1.10"):  # fmt: skip
         (folder / "model.tflite").write_bytes(b"rotten")
         served.append(installer.store.find("colours").manifest.version)
@@ -128,7 +128,7 @@ def test_a_damaged_version_gives_way_to_the_next_best(installer):
 def test_another_bundle_in_the_place_of_a_version_is_refused(installer):
     active = installer.install("1.11")
     installer.write(active=active)
-    write_bundle(installer.store.shelf("colours").version(active), version="1.12")
+    write_bundle(installer.store.model("colours").version(active), version="1.12")
     assert installer.store.find("colours").manifest.version == "1.10"
 
 
@@ -149,7 +149,7 @@ def test_a_model_need_not_be_the_factorys(installer):
 
 def test_a_shelf_shows_what_is_on_it(installer):
     active = installer.install("1.11")
-    shelf = installer.store.shelf("colours")
+    shelf = installer.store.model("colours")
     (shelf.versions / "notes").mkdir()
     shelf.arriving.mkdir()
     (shelf.folder / "state.json.aside").touch()
@@ -162,7 +162,7 @@ def test_a_shelf_shows_what_is_on_it(installer):
 
 
 def test_an_empty_shelf_shows_nothing(installer):
-    shelf = installer.store.shelf("colours")
+    shelf = installer.store.model("colours")
     assert (shelf.read(), shelf.present(), shelf.litter(), shelf.current()) == (EMPTY, {}, (), None)
 
 

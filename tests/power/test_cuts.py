@@ -82,7 +82,7 @@ async def stopped_and_started(rig: Rig) -> None:
 
 
 async def put_back(rig: Rig) -> None:
-    (rig.shelf.version(digest_of("1.1")) / "model.tflite").write_bytes(b"rotten")
+    (rig.model.version(digest_of("1.1")) / "model.tflite").write_bytes(b"rotten")
     await rig.boot()
     await rig.installed("1.1")
 

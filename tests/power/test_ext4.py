@@ -154,7 +154,7 @@ def hold_to_its_promises(board: Ext4Board, cut: Cut) -> None:
     floor = "1.2" if cut.marks else "1.1"
     assert rig.store.find(NAME).manifest.version in promised
     for digest in rig.ledger.versions:
-        open_version(rig.shelf.version(digest), NAME)
+        open_version(rig.model.version(digest), NAME)
     assert version_key(rig.ledger.floor) >= version_key(floor)
     play(rig.boot(), rig.pass_probation(), rig.pass_probation())
     assert rig.board.version in promised

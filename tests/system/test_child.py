@@ -18,7 +18,7 @@ import pytest
 
 from edged.system.child import Child, ResourceLimits, spawn
 
-LEASH = ResourceLimits(memory=256 << 20, processor=30)
+LIMITS = ResourceLimits(memory=256 << 20, processor=30)
 
 ACTOR = '''
 import json, os, resource, signal, sys, time
@@ -80,8 +80,8 @@ def output_of(child: Child) -> tuple[bytes, int | None]:
     return said, child.close()
 
 
-def tell(request: str, leash: ResourceLimits = LEASH) -> tuple[bytes, int | None]:
-    return output_of(spawn("actor", leash, request))
+def tell(request: str, limits: ResourceLimits = LIMITS) -> tuple[bytes, int | None]:
+    return output_of(spawn("actor", limits, request))
 
 
 class Fifo:
@@ -142,7 +142,7 @@ def test_it_has_standard_streams_its_lifeline_and_no_other_descriptor():
 def test_it_is_handed_the_descriptors_it_shall_have():
     theirs, ours = os.pipe()
     os.write(ours, b"tides")
-    said, _ = output_of(spawn("actor", LEASH, f"print(os.read({theirs}, 100))", [theirs]))
+    said, _ = output_of(spawn("actor", LIMITS, f"print(os.read({theirs}, 100))", [theirs]))
     os.close(theirs)
     os.close(ours)
     assert said == b"b'tides'\n"
@@ -159,8 +159,8 @@ def test_it_stands_apart():
 @pytest.mark.parametrize(("given", "file"), [({}, 1 << 20), ({"file": 5 << 20}, 5 << 20)])
 def test_it_is_limited(given, file):
     names = ("RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_CPU")
-    leash = ResourceLimits(memory=256 << 20, processor=30, **given)
-    said, _ = tell(f"print([resource.getrlimit(getattr(resource, name))[0] for name in {names}])", leash)
+    limits = ResourceLimits(memory=256 << 20, processor=30, **given)
+    said, _ = tell(f"print([resource.getrlimit(getattr(resource, name))[0] for name in {names}])", limits)
     assert json.loads(said) == [256 << 20, file, 0, 30]
 
 
@@ -192,7 +192,7 @@ def test_processor_time_beyond_the_leash_is_a_signal_that_says_so():
 
 
 def test_a_kill_ends_it(fifo):
-    child = spawn("actor", LEASH, f"held = hold({fifo.path!r}); time.sleep(60)")
+    child = spawn("actor", LIMITS, f"held = hold({fifo.path!r}); time.sleep(60)")
     assert fifo.read() == b"alive"
     child.kill()
     wait(child)
@@ -202,7 +202,7 @@ def test_a_kill_ends_it(fifo):
 
 @pytest.mark.parametrize("flee", [False, True])
 def test_a_kill_ends_what_it_left_behind(fifo, flee):
-    child = spawn("actor", LEASH, f"descend({fifo.path!r}, flee={flee})")
+    child = spawn("actor", LIMITS, f"descend({fifo.path!r}, flee={flee})")
     assert fifo.read() == b"alive"
     wait(child)
     child.kill()
@@ -211,7 +211,7 @@ def test_a_kill_ends_what_it_left_behind(fifo, flee):
 
 
 def test_a_kill_needs_no_descriptor(fifo):
-    child = spawn("actor", LEASH, f"held = hold({fifo.path!r}); time.sleep(60)")
+    child = spawn("actor", LIMITS, f"held = hold({fifo.path!r}); time.sleep(60)")
     assert fifo.read() == b"alive"
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
@@ -224,9 +224,9 @@ def test_a_kill_needs_no_descriptor(fifo):
 
 
 def test_a_kill_ends_nobody_else_s_child(fifo):
-    other = spawn("actor", LEASH, f"held = hold({fifo.path!r}); time.sleep(60)")
+    other = spawn("actor", LIMITS, f"held = hold({fifo.path!r}); time.sleep(60)")
     assert fifo.read() == b"alive"
-    child = spawn("actor", LEASH, "pass")
+    child = spawn("actor", LIMITS, "pass")
     child.kill()
     wait(child)
     child.close()
@@ -237,7 +237,7 @@ def test_a_kill_ends_nobody_else_s_child(fifo):
 
 
 def test_with_its_lifeline_it_is_killed(fifo):
-    child = spawn("actor", LEASH, f"held = hold({fifo.path!r}); time.sleep(60)")
+    child = spawn("actor", LIMITS, f"held = hold({fifo.path!r}); time.sleep(60)")
     assert fifo.read() == b"alive"
     ended = os.dup(child.ended)
     child.close()
@@ -249,7 +249,7 @@ def test_with_its_lifeline_it_is_killed(fifo):
 @pytest.mark.parametrize("deed", ["time.sleep(60)", "while True: pass"])
 def test_it_dies_with_its_parent(fifo, deed):
     request = f"held = hold({fifo.path!r})\n{deed}"
-    script = f"import time; from edged.system.child import *; spawn('actor', {LEASH!r}, {request!r}); time.sleep(60)"
+    script = f"import time; from edged.system.child import *; spawn('actor', {LIMITS!r}, {request!r}); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
         assert fifo.read() == b"alive"
@@ -262,7 +262,7 @@ def test_it_outlives_the_thread_that_spawned_it(fifo):
     children = []
 
     def start():
-        children.append(spawn("actor", LEASH, f"hold({fifo.path!r}); print(os.read({theirs}, 100))", [theirs]))
+        children.append(spawn("actor", LIMITS, f"hold({fifo.path!r}); print(os.read({theirs}, 100))", [theirs]))
         assert fifo.read() == b"alive"
 
     thread = Thread(target=start)

@@ -65,7 +65,7 @@ def test_a_version_that_proves_itself_serves_and_raises_the_floor(rig):
     assert (job.state, job.text) == ("done", "colours: version 1.1 is confirmed; version 1.1 serves")
     assert rig.board.answers == ["1.0", "1.1"]
     assert (rig.ledger.active, rig.ledger.previous, rig.ledger.floor) == (digest_of("1.1"), None, "1.1")
-    assert rig.shelf.current() == digest_of("1.1")
+    assert rig.model.current() == digest_of("1.1")
     assert [event.id for event in job.events] == [
         "update.verified", "update.unpacked", "update.offered", "update.counted", "update.trying", "update.tried",
         "update.proven", "update.serving", "update.confirmed",
@@ -236,8 +236,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(rig):
     rig.board.misfits.add("1.1")
     job = play(rig, rig.installed("1.1"))
     assert (job.state, job.text, job.hint) == ("refused", "colours 1.1 does not fit", "get another board")
-    assert list(rig.shelf.versions.iterdir()) == []
-    assert not rig.shelf.arriving.exists()
+    assert list(rig.model.versions.iterdir()) == []
+    assert not rig.model.arriving.exists()
 
 
 def test_a_delta_is_installed_as_the_container_it_stands_for(rig):
@@ -265,7 +265,7 @@ def test_a_delta_to_what_is_not_there_is_refused(rig):
     job = asyncio.run(scenario())
     assert (job.state, job.hint) == ("refused", "send the full bundle")
     assert "update.full_needed" in [event.id for event in job.events]
-    assert not rig.shelf.arriving.exists()
+    assert not rig.model.arriving.exists()
 
 
 def bare(rig, model="float.tflite", version=None, name=NAME):
@@ -292,7 +292,7 @@ def test_a_bare_file_inherits_the_contract_of_what_it_replaces(tmp_path):
         "version 1.4 inherits the contract of 1.1, but no golden samples: "
         "the self-test can only prove that the file loads and runs"
     )
-    now, before = (open_folder(rig.shelf.version(digest)).manifest for digest in (rig.ledger.active, digest_of("1.1")))
+    now, before = (open_folder(rig.model.version(digest)).manifest for digest in (rig.ledger.active, digest_of("1.1")))
     assert (now.window, now.labels, now.postprocess) == (before.window, before.labels, before.postprocess)
     assert (now.preprocess, now.probation, now.golden) == (before.preprocess, before.probation, None)
 
@@ -342,7 +342,7 @@ def test_a_bare_file_keeps_no_old_labels_against_its_own(tmp_path):
     assert (job.state, job.version) == ("done", "1.1")
     texts = {event.id: event.text for event in job.events}
     assert texts["update.inherited"].endswith(". The file's own labels (blue, red, green) are used")
-    assert open_folder(rig.shelf.version(rig.ledger.active)).manifest.labels == ("blue", "red", "green")
+    assert open_folder(rig.model.version(rig.ledger.active)).manifest.labels == ("blue", "red", "green")
 
 
 @pytest.mark.parametrize(
@@ -909,7 +909,7 @@ def test_it_reports_how_every_model_stands(rig):
 
 
 def damage(rig, version):
-    (rig.shelf.version(digest_of(version)) / "model.tflite").write_bytes(b"rotten")
+    (rig.model.version(digest_of(version)) / "model.tflite").write_bytes(b"rotten")
 
 
 def test_damaged_versions_are_passed_over_one_after_another(rig):
@@ -930,7 +930,7 @@ def test_damaged_versions_are_passed_over_one_after_another(rig):
 
 def test_a_version_on_a_bad_sector_is_passed_over_like_any_damaged_one(rig, monkeypatch):
     play(rig, rig.installed("1.1"))
-    sound, bad = hashlib.file_digest, (rig.shelf.version(digest_of("1.1")) / "model.tflite").stat().st_ino
+    sound, bad = hashlib.file_digest, (rig.model.version(digest_of("1.1")) / "model.tflite").stat().st_ino
 
     def read(file, kind):
         if os.fstat(file.fileno()).st_ino == bad:
@@ -984,7 +984,7 @@ def test_without_any_ledger_the_active_version_serves_on_and_the_floor_stays(rig
 
 def test_without_any_ledger_a_damaged_active_version_is_stood_in_for(rig):
     play(rig, rig.installed("1.1"))
-    (rig.shelf.version(digest_of("1.1")) / "manifest.json").write_bytes(b"{}")
+    (rig.model.version(digest_of("1.1")) / "manifest.json").write_bytes(b"{}")
     for name in ("state.json", "state.copy.json"):
         (rig.state / NAME / name).unlink()
     play(rig, rig.installed("1.2"))
@@ -998,11 +998,11 @@ def test_a_folder_that_cannot_be_looked_into_is_no_reason_not_to_start(rig):
         rig.power_on()
         for name in ("state.json", "state.copy.json"):
             (rig.state / NAME / name).write_bytes(b"")
-        shutil.rmtree(rig.shelf.versions)
-        rig.shelf.versions.write_text("in the way")
+        shutil.rmtree(rig.model.versions)
+        rig.model.versions.write_text("in the way")
         await rig.updater.start()
         said = rig.events[-1].id
-        rig.shelf.versions.unlink()
+        rig.model.versions.unlink()
         await rig.updater.settle(NAME)
         return said
 
