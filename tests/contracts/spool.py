@@ -1,4 +1,4 @@
-"""What every spool must do. Derive a test class from `SpoolContract` and override `spool`."""
+"""Tests of every spool: derive a class from `SpoolContract` and override the fixture `spool`."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def replayed(entries: list[Any]) -> list[tuple[int, bool]]:
 
 
 class SpoolContract:
-    """A spool with room for at least 1000 messages of a few bytes, whose clock is at `now`."""
+    """Contract of a spool with room for at least 1000 messages of a few bytes, and a clock at `now`."""
 
     @property
     def now(self) -> float:
-        """What the spool's clock says."""
+        """Return the time of the spool's clock."""
         raise NotImplementedError
 
     @pytest.fixture
     def spool(self) -> Spool:
-        """The spool under test, empty."""
+        """Return the spool under test, empty."""
         raise NotImplementedError
 
     @pytest.fixture
     def newest_first(self) -> Spool:
-        """The same with drain = "newest"."""
+        """Return the spool under test, empty, with drain = "newest"."""
         raise NotImplementedError
 
     def test_messages_are_taken_in_the_order_they_were_put(self, spool: Spool) -> None:

@@ -1,4 +1,4 @@
-"""`make release` refuses a checkout that is not ready. RELEASING.md has the steps of a whole release."""
+"""`make release` refuses an unready checkout. RELEASING.md has the steps of a whole release."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from edged import __version__
 from tests.debian_package import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("git") is None or not (REPOSITORY / ".git").exists(), reason="this is no checkout of git"
+    shutil.which("git") is None or not (REPOSITORY / ".git").exists(), reason="no checkout of git"
 )
 IDENTITY = {"GIT_AUTHOR_NAME": "anna", "GIT_AUTHOR_EMAIL": "anna@example.org"}
 IDENTITY |= {name.replace("AUTHOR", "COMMITTER"): value for name, value in IDENTITY.items()}
@@ -22,7 +22,7 @@ def git(checkout, *words):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Return a clone whose version has a dated section at the head of the changelog."""
+    """Return a clone with a dated section for the version at the head of the changelog."""
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{REPOSITORY}", tmp_path / "edged"], check=True)
     shutil.copy(REPOSITORY / "packaging/release", tmp_path / "edged/packaging/release")
     (tmp_path / "edged/CHANGELOG.md").write_text(f"## [Unreleased]\n\n## [{__version__}] - 2026-01-01\n")
@@ -37,10 +37,10 @@ def refusal(checkout):
     return done.stderr
 
 
-def test_a_change_that_no_commit_has_is_refused(checkout):
+def test_an_uncommitted_change_is_refused(checkout):
     (checkout / "README.md").write_text("mine\n")
     assert refusal(checkout) == (
-        "packaging/release: the checkout has changes that no commit has: commit them or take them back\n"
+        "packaging/release: the checkout has uncommitted changes: commit or remove each file of `git status`\n"
     )
 
 

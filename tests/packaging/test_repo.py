@@ -1,6 +1,6 @@
-"""The apt repository of `make repo`: apt installs from it, and refuses it once anything in it was changed.
+"""The apt repository of `make repo`: apt installs packages, and refuses the repository after any change of a file.
 
-The packages are empty ones, for speed; tests/end_to_end/test_package.py installs the real package from a repository.
+The packages are empty, for speed; tests/end_to_end/test_package.py installs the real package from a repository.
 """
 
 import shutil
@@ -18,7 +18,7 @@ CONTROL = """\
 Package: edged
 Version: {version}
 Architecture: {arch}
-Maintainer: nobody <nobody@example.org>
+Maintainer: anna <anna@example.org>
 Description: empty
 """
 
@@ -55,13 +55,13 @@ def made(packages, gpg, tmp_path_factory):
 
 @pytest.fixture
 def repository(made, tmp_path):
-    """Return a copy of the repository, which a test may change."""
+    """Return a copy of the repository for a test to change."""
     return shutil.copytree(made, tmp_path / "repo")
 
 
 @pytest.fixture
 def apt(repository, tmp_path):
-    """Run apt-get on that repository alone, with folders of its own."""
+    """Run apt-get on the copy alone, with folders of the test."""
 
     def run(*words, suite="bookworm", arch="amd64"):
         for name in (
