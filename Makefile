@@ -4,6 +4,7 @@ VENV ?= .venv
 SECONDS ?= 0
 ARCH ?= $(shell dpkg --print-architecture)
 SUITE ?= bookworm
+REVISION ?= 1
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
@@ -77,7 +78,7 @@ bench: $(VENV)/test.ready
 
 deb: $(VENV)/package.ready
 	packaging/set-up deb-$(ARCH) $(VENV)
-	$(BIN)/python packaging/deb --arch "$(ARCH)" --suite "$(SUITE)"
+	$(BIN)/python packaging/deb --arch "$(ARCH)" --suite "$(SUITE)" --revision "$(REVISION)"
 
 wheel: $(VENV)/package.ready
 	$(BIN)/python -m build --outdir dist
