@@ -5,9 +5,9 @@ use what, and how that stands. With --probe each that is ready is loaded too, in
 its library fits this TFLite runtime; nobody else may have the device then, so the daemon must not run. It exits with 1
 if one that was loaded does not work.
 
-`allow` lets the service at the devices that the configuration names, and at no others: serial ports, and accelerators
-that models may use. The service sees none by itself. It writes a drop-in for systemd, which takes root; run it again
-when the configuration has changed. --dry-run shows what it would write.
+`allow` lets the service open the devices of the configuration, and no others: those of the sources, plug-ins among
+them, and accelerators that models may use. Without this the service sees no device. The command writes a drop-in for
+systemd, as root; run it again when the configuration has changed. --dry-run shows the drop-in.
 """
 
 from __future__ import annotations

@@ -192,8 +192,8 @@ def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
             "Samples a second in the training data. Without a rate the model takes samples at any.",
             ("# rate = 100.0",),
         )
-    if "channels" in window:
-        yield from _channels(window["channels"], sure)
+    if "sample_shape" not in window:
+        yield from _channels(window.get("channels", ()), sure)
     else:
         yield from _comment("Shape of a sample, and type of the values before the steps above.")
         shape = _key("sample_shape", window["sample_shape"])

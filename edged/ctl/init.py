@@ -176,7 +176,7 @@ def _opened(text: str, store: Store) -> Model:
     try:
         manifest = open_path(path).manifest
     except EdgedError as error:
-        draft = f"draft a manifest, and make a bundle: edgectl model draft {path}"
+        draft = f"draft a manifest, and make a bundle: edgectl model draft {shlex.quote(str(path))}"
         raise ControlError(error.message, hint=draft if path.suffix == ".tflite" else error.hint) from error
     return Model(manifest.name, path, manifest)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     _make_folder(folder)
     save(folder / DRAFT_MODEL, _blocks(args.model))
     save(folder / DRAFT, [made.text.encode()])
-    command = f"edgectl pack {folder} --golden RECORDING"
+    command = f"edgectl pack {shlex.quote(str(folder))} --golden RECORDING"
     if args.json:
         lines = [each._asdict() for each in made.open]
         tables.show_json({"folder": str(folder), "manifest": str(folder / DRAFT), "open": lines, "next": [command]})

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,9 +93,8 @@ def open_folder(folder: Path) -> Bundle:
     Raises:
         BundleError: it is not a sound bundle; the message names the file. `retryable`: it could not be read for now.
     """
+    refuse_draft(folder)
     try:
-        if (folder / DRAFT).is_file() and not (folder / MANIFEST).exists():
-            raise BundleError(f"a draft, with {DRAFT} and no {MANIFEST}", hint=f"make a bundle: edgectl pack {folder}")
         data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
         manifest = manifests.decode(data)
         _refuse_strangers(folder, manifest)
@@ -103,6 +103,13 @@ def open_folder(folder: Path) -> Bundle:
         return Bundle(_complete(manifest, folder / manifest.model), folder, digest=hashlib.sha256(data).hexdigest())
     except BundleError as error:
         raise BundleError(f"{folder}: {error.message}", hint=error.hint, retryable=error.retryable) from error
+
+
+def refuse_draft(folder: Path) -> None:
+    """Raise BundleError for a draft, the folder that `edgectl model draft` makes."""
+    if (folder / DRAFT).is_file() and not (folder / MANIFEST).exists():
+        command = f"edgectl pack {shlex.quote(str(folder))}"
+        raise BundleError(f"{folder} is a draft, with {DRAFT} and no {MANIFEST}", hint=f"make a bundle: {command}")
 
 
 def digest(folder: Path) -> str:

@@ -43,7 +43,7 @@ from edged.core.ledger import EMPTY, Installed, Ledger, versions_to_serve
 from edged.core.manifest import version_key
 from edged.models.atomic_files import ASIDE, Disk, refusal
 from edged.models.bare_file import SUFFIX as BARE
-from edged.models.bundle import MANIFEST, Bundle, derive, digest, head_of_folder, open_folder, unpack
+from edged.models.bundle import MANIFEST, Bundle, derive, digest, head_of_folder, open_folder, refuse_draft, unpack
 
 log = logging.getLogger("edged.models")
 
@@ -464,6 +464,7 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 def _check_kind(path: Path) -> None:
     """Raise BundleError where something is at a path that is, by its name, no model."""
     if path.is_dir():
+        refuse_draft(path)
         problem = "" if (path / MANIFEST).exists() else f"there is no {MANIFEST} in this folder"
     else:
         known = path.suffix in (BARE, container.SUFFIX) or not path.exists()

@@ -9,7 +9,7 @@ import pytest
 
 from edged.core.derived import derive
 from edged.core.errors import BundleError
-from edged.core.tflite_file import TfliteFile
+from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import draft as drafts
 from edged.ctl import exit_codes as exits
@@ -196,6 +196,15 @@ def test_a_model_without_tensors_is_drafted_too():
     empty = TfliteFile(inputs=(), outputs=(), nodes=0, ops=(), custom_ops=())
     made = draft("empty.tflite", empty, derive(empty), "empty")
     assert tomllib.loads(made.text)["postprocess"]["kind"] == FILL_IN
+
+
+def test_an_input_of_no_size_is_drafted_too():
+    said = TensorMetadata(name="nothing")
+    tensor = TensorSpec(name="x", shape=(1, 0), dtype="float32")
+    empty = TfliteFile(inputs=(tensor,), outputs=(tensor,), nodes=0, ops=(), custom_ops=(), input_metadata=(said,))
+    empty = dataclasses.replace(empty, dynamic=((),), last_ops=("",))
+    made = draft("empty.tflite", empty, derive(empty), "empty")
+    assert tomllib.loads(made.text)["window"]["channels"] == []
 
 
 def test_the_keys_of_comments_are_keys_of_a_manifest():
