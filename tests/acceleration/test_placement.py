@@ -1,4 +1,4 @@
-"""Models on accelerators: which way is taken, and what comes of it, with a delegate that fails to order."""
+"""Placement of models on accelerators, with a delegate that fails on command: choice and consequences."""
 
 import io
 import os
@@ -49,7 +49,7 @@ def told():
 
 @pytest.fixture
 def place(told, tmp_path):
-    """Puts a model on the accelerators that are configured, and gives the runner that is to serve."""
+    """Return a function that places a model on configured accelerators, and returns the runner that serves."""
     opened = []
 
     def put(tables, folder=None, wanted="auto", rules=RULES):
@@ -71,14 +71,14 @@ def place(told, tmp_path):
 
 
 def until(told, state):
-    """What was told until an accelerator stood so, the last first."""
+    """Return the published states, the last first, up to this state of an accelerator."""
     heard = []
     while not heard or heard[0][2] != state:
         heard.insert(0, told.get(timeout=WAIT))
     return heard
 
 
-# -- the ways there are -----------------------------------------------------------------------------------------------
+# -- ways to run a model ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_where_no_device_is_ready_there_is_nothing_to_try(tmp_path):
     assert accelerators.try_out(bundle(tmp_path, TPU), "auto", TfliteBackend()) is None
 
 
-# -- what was measured ------------------------------------------------------------------------------------------------
+# -- measurements -----------------------------------------------------------------------------------------------------
 
 
 LEFT = {"name": "left", "delegate": "left", "file": "model.tflite"}
@@ -377,7 +377,7 @@ SIDES = ("left", "right")
 
 @pytest.fixture
 def measured(tmp_path):
-    """A board of two accelerators on which the model took so many milliseconds in each way, in another environment."""
+    """Return a board with two accelerators, and a record of milliseconds by way, from another environment."""
     records = {}
     board = Accelerators(lambda *_: None, records=records.get)
     board.configure(dict.fromkeys(SIDES, external()["mine"]), RULES)

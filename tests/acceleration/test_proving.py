@@ -1,4 +1,4 @@
-"""Holding models against the CPU and measuring them, with a delegate that fails to order; and the verbs that do it."""
+"""Comparison of models with the CPU, and measurements, with a delegate that fails on command; and their verbs."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def subject(folder, *delegates, wanted="auto", backend=None, **parts):
 
 @pytest.fixture
 def accelerators():
-    """Makes those of some delegates."""
+    """Return a function that makes the accelerators of some delegates."""
     with contextlib.ExitStack() as opened:
 
         def make(records=lambda model: None, **tables):
@@ -120,7 +120,7 @@ def test_a_model_that_cannot_run_where_it_should_fails_and_the_next_is_looked_at
 
 
 def tuned(there, model, tunings, **options):
-    """The titles of what was measured with what became of it, why the rest follows, and the record."""
+    """Return the measured ways with their results, the reason of the choice, and the record."""
     begun, *measured, recorded = tune(there, model, tunings, 1.7e9, SECONDS, **options)
     assert begun.ways == len(measured)
     return {each.title: each.measurement for each in measured}, recorded.why, tunings.read("colours")
@@ -192,7 +192,7 @@ def test_what_is_being_measured_ends_with_the_accelerators(tmp_path, accelerator
 
 @pytest.fixture
 def proving(tmp_path, accelerators):
-    """The verbs around one model, and the names of those that were adopted."""
+    """Return the verbs for one model, and the names of adopted models."""
     adopted = []
 
     async def adopt(name):

@@ -1,4 +1,4 @@
-"""The daemon's parts as they come and go, in this process: what the tests of the real one cannot hold still."""
+"""Parts of the daemon in this process, for moments that tests of the real daemon cannot hold still."""
 
 import asyncio
 import json
@@ -173,7 +173,7 @@ def test_a_refused_configuration_is_trouble_since_it_was_refused(tmp_path):
 
 
 class Hanging(SourceConfig, frozen=True, kw_only=True):
-    """A source that hangs as it is read until `let_go`."""
+    """Source that hangs in a read until `let_go`."""
 
     let_go = threading.Event()
     reading = threading.Event()
@@ -197,7 +197,7 @@ class Hanging(SourceConfig, frozen=True, kw_only=True):
 def test_what_is_left_behind_does_not_speak_for_what_took_its_place(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(plugins.BUILT_IN["sources"], "hanging", f"{__name__}:Hanging")
     monkeypatch.setattr(edged.app.daemon, "DRAIN_SECONDS", 0.1)
-    monkeypatch.setattr(edged.app.daemon, "set_up", lambda level: None)  # which would take the handler of caplog away
+    monkeypatch.setattr(edged.app.daemon, "set_up", lambda level: None)  # set_up would remove the handler of caplog
     caplog.set_level("INFO")
 
     async def scenario() -> None:
@@ -259,7 +259,7 @@ def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch
     asyncio.run(asyncio.wait_for(life, 120))
 
 
-# Models that are new to the board
+# Models new to the board
 
 SLOW = '''
 from edged.backends.tflite import TfliteBackend
@@ -293,7 +293,7 @@ sinks = []
 
 @pytest.fixture
 def slow(tmp_path: Path, install_plugin, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A configuration with a model whose first trial goes on until somebody writes into `tmp_path / "fifo"`."""
+    """Return a configuration with a model whose first trial lasts until `tmp_path / "fifo"` is written."""
     install_plugin("slow", SLOW, "backends", slow="slow:SlowBackend")
     monkeypatch.setattr(edged.app.daemon, "TRIAL_PATIENCE", 0.0)
     os.mkfifo(tmp_path / "fifo")
@@ -309,7 +309,7 @@ def states(parts: Composition) -> dict[str, str]:
 
 
 async def first_windows(parts: Composition, *pipelines: str) -> dict[str, int]:
-    """The number of the first window that each of these pipelines answers from now on."""
+    """Return the number of the next window that each of these pipelines answers."""
     found: dict[str, int] = {}
     async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(20):
         async for result in watched:
@@ -326,7 +326,7 @@ def test_a_model_whose_first_trial_takes_long_serves_from_its_end_on_and_misses_
             assert states(parts) == {"motion": "running", "slow": "starting"}
             watching = asyncio.create_task(first_windows(parts, "slow"))
             await asyncio.to_thread((tmp_path / "fifo").write_text, "go on")
-            assert (await watching)["slow"] == 0  # its recording did not begin without it
+            assert (await watching)["slow"] == 0  # the recording waited for the model
             assert states(parts) == {"motion": "running", "slow": "running"}
 
     asyncio.run(scenario())
@@ -335,7 +335,7 @@ def test_a_model_whose_first_trial_takes_long_serves_from_its_end_on_and_misses_
 def test_a_reload_does_not_wait_for_a_first_trial(tmp_path, slow):
     async def scenario() -> None:
         async with running(tmp_path, slow) as parts:
-            writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)  # once the child is there
+            writing = await asyncio.to_thread(os.open, tmp_path / "fifo", os.O_WRONLY)  # waits for the child process
             assert await reload(parts, slow + "queue = 5\n") == ["pipelines.slow"]
             assert states(parts)["slow"] == "starting"
             assert await reload(parts, SOURCE + PIPELINE) == ["sources.ankle", "models.slow", "pipelines.slow"]

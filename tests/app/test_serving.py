@@ -64,7 +64,7 @@ def test_a_version_is_not_judged_while_a_device_is_broken_without_which_it_will_
 
 
 def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | None, delegate: str) -> Verdict:
-    """The verdict of a trial of which the parts end so, with this delegate configured."""
+    """Return the verdict of a trial with these results of its parts, with this delegate configured."""
 
     async def try_out(folder, manifest, backend, allowance):
         return on_cpu
@@ -89,7 +89,7 @@ def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | Non
 
 
 class Loader:
-    """A backend that fails to load what it is asked for in these turns, counted from 1."""
+    """Backend that fails to load in these turns, counted from 1."""
 
     def __init__(self, *fail_on: int) -> None:
         self.fail_on = fail_on
@@ -106,7 +106,7 @@ class Loader:
 
 
 class FakeProofs:
-    """Every model is proven, but those of the versions in `new`, which turn out as `verdict`."""
+    """Proofs of every model except the versions in `new`, whose verdict is `verdict`."""
 
     def __init__(self, *new: str, verdict: ModelError | None = None) -> None:
         self.new = set(new)
@@ -184,7 +184,7 @@ class Rig:
         return {name: each.status.health.state for name, each in parts.items()}
 
     def close(self):
-        """Have the workers end, and with them what serves."""
+        """End the workers and their runners."""
         asyncio.run(self.serving.swap("colours", None))
 
 
@@ -243,7 +243,7 @@ def test_a_flow_that_cannot_be_made_is_not_taken_for_one_that_serves(tmp_path, s
     rig.close()
 
 
-# Models that are new to the board
+# Models new to the board
 
 
 def test_a_model_is_not_loaded_before_it_has_proven_itself(tmp_path):

@@ -1,4 +1,4 @@
-"""Models in a process of their own: they run as in this process, and their faults do no harm."""
+"""Models in a process of their own: results as in this process, and harmless faults."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Actor(FakeBackend, frozen=True, kw_only=True):
 
 @pytest.fixture
 def actor(install_plugin: Callable[..., None]) -> Callable[..., Backend]:
-    """Return a function: `actor(on_load="...", on_run="...")` makes a backend that executes these lines in a child."""
+    """Return a function: `actor(on_load="...", on_run="...")` makes a backend for these lines in a child process."""
     install_plugin("actor", ACTOR)
     from actor import Actor  # type: ignore[import-not-found]
 
@@ -85,7 +85,7 @@ def descriptors() -> int:
 def children() -> list[int]:
     found: list[int] = []
     for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that has ended meanwhile passed on its children
+        with suppress(FileNotFoundError):  # an ended thread passes on its children
             found += map(int, (task / "children").read_text().split())
     return sorted(found)
 
@@ -130,7 +130,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def asked(runner: IsolatedRunner) -> None:
-    """Wait until the runner has requested a turn, which has no event."""
+    """Wait until the runner has requested a turn; no event exists."""
     while not runner._shared.words[TURN]:
         time.sleep(0.001)
 

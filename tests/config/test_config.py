@@ -431,7 +431,7 @@ def test_the_error_says_all_of_it_for_the_log(write: Write, tmp_path: Path) -> N
     )
 
 
-# -- what is shown --------------------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_effective_configuration_has_defaults_and_no_secrets(write: Write) -> None:
@@ -448,7 +448,7 @@ def test_the_effective_configuration_has_defaults_and_no_secrets(write: Write) -
 
 
 def manifest(**changed: Any) -> Manifest:
-    """A model of two channels at 10 samples per second and two labels, as its manifest has it."""
+    """Return the manifest of a model with two channels at 10 samples per second and two labels."""
     tensor = TensorSpec(name="x", shape=(1, 5, 2), dtype="int8", scale=0.1)
     whole = {
         "schema": "edged.manifest/1",
@@ -532,12 +532,12 @@ def test_a_model_that_decides_nothing_takes_no_decision(write: Write, store: Sto
     assert decision_for(entry, regress) == Decision(threshold=0.9)
 
 
-# -- what a reload touches ------------------------------------------------------------------------------------------
+# -- changes of a reload ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def after(write: Write, tmp_path: Path) -> Callable[[str, str], Changes]:
-    """What changes when one piece of the whole configuration is replaced by another."""
+    """Return a function for the changes after a replacement in the whole configuration."""
 
     def after(piece: str, by: str) -> Changes:
         assert piece in WHOLE

@@ -38,7 +38,7 @@ def board(tmp_path):
 
 @pytest.fixture
 def needs(tmp_path, board):
-    """Return the devices of a configuration on a board whose files belong to these drivers."""
+    """Return the devices of a configuration on a board with files of these drivers."""
 
     def needs(text, drivers=None, variants=()):
         write_bundle(tmp_path / "factory" / "colours" / "1.0", variants=list(variants))
@@ -120,7 +120,7 @@ I2C = 'DeviceRequirements(paths=("/dev/i2c-1",), groups=("daemon",), drivers={"i
 
 @pytest.fixture
 def barometer(install_plugin):
-    """Install a plug-in whose devices() returns this, and return the table of a source of its kind."""
+    """Install a plug-in with these devices, and return the table of a source of this kind."""
 
     def barometer(devices):
         install_plugin("barometer", BAROMETER.replace("{devices}", devices), barometer="barometer:Barometer")

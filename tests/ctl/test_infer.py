@@ -1,4 +1,4 @@
-"""`edgectl infer`: a prediction for each window of a file, as the daemon would make it."""
+"""`edgectl infer`: a prediction for each window of a file, the same as the daemon's."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ PICTURES = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
 
 @pytest.fixture
 def colours(tmp_path):
-    """A model of four channels whose scores are half of the first three, plus one; it needs a second to decide."""
+    """Return a model of four channels with scores of half of the first three, plus one; a decision needs a second."""
     decision = {"threshold": 3.0, "min_duration": 1.0}
     window = {"length": 1, "hop": 1, "rate": 2.0, "channels": [{"name": name} for name in ("r", "g", "b", "x")]}
     return str(
@@ -157,7 +157,7 @@ def test_a_file_without_one_whole_window_says_so(tmp_path, capsys):
 
 
 def test_values_that_the_model_cannot_store_are_told(tmp_path, capsys):
-    """Raw pixels in a model that takes -1 to 1: an answer, and a confident one, of a white picture."""
+    """Raw pixels in a model for -1 to 1 give a confident answer for a white picture."""
     tensor = {"name": "x", "shape": [1, 4], "dtype": "int8", "scale": 0.007813951000571251, "zero_point": -1}
     output = {"name": "y", "shape": [1, 3], "dtype": "int8", "scale": 0.005878532771021128, "zero_point": -128}
     model = str(write_bundle(tmp_path / "m", model="int8.tflite", inputs=[{"tensor": tensor}], outputs=[output]))
@@ -215,7 +215,7 @@ def test_a_picture_taken_sideways_is_turned_upright(tmp_path):
     sideways = Image.new("L", (2, 4))
     sideways.putdata([0, 255] * 4)
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to see it
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
     sideways.save(tmp_path / "x.png", exif=exif)
     window = WindowSpec(length=1, hop=1, sample_shape=(2, 4), dtype="uint8")
     assert picture(tmp_path / "x.png", window).tolist() == [[[0] * 4, [255] * 4]]

@@ -1,4 +1,4 @@
-"""`edgectl init`: a checked configuration from options, from answers on a terminal, and from what is here."""
+"""`edgectl init`: a checked configuration from options, from answers on a terminal, and from the environment."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from edged.models.store import FACTORY
 from tests.bundles import DATA, write_bundle
 
 PORT = "/dev/null"
-"""A device that is there. Nothing opens it."""
+"""An existing device, which is never opened."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(capsys):
-    """Run it, and return the configuration that it has written, and what it said as JSON."""
+    """Return a function that runs init, and returns the written configuration and the JSON output."""
 
     def made(*args):
         code = main(["init", "--json", "--state-dir", ".", *map(str, args)])
@@ -191,7 +191,7 @@ def test_the_ports_of_a_machine_by_their_stable_names(tmp_path):
 
 
 class Terminal:
-    """`edgectl init` at a terminal: read what it asks, and answer."""
+    """`edgectl init` at a terminal: questions and answers."""
 
     def __init__(self, *args):
         ours, theirs = pty.openpty()
@@ -205,14 +205,14 @@ class Terminal:
         self.said = ""
 
     def answer(self, question, text):
-        """Wait for a question, and answer it."""
+        """Wait for a question, and answer."""
         while question not in self.said:
             self.said += os.read(self._ours, 4096).decode()
         self.said = self.said.partition(question)[2]
         os.write(self._ours, text.encode() + b"\n")
 
     def end(self):
-        """Wait for its end; the exit code, and what it said since the last question."""
+        """Wait for the end, and return the exit code and the output since the last question."""
         try:
             while block := os.read(self._ours, 4096):
                 self.said += block.decode()

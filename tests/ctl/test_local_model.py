@@ -1,4 +1,4 @@
-"""What the verbs that need no daemon take for the models of this device."""
+"""Models of this device for verbs without a daemon."""
 
 import argparse
 import os

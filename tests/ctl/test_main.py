@@ -148,5 +148,5 @@ def test_a_malformed_ssh_command_is_a_wrong_command_line(edgectl, ssh):
 
 
 def test_an_abbreviated_host_is_a_wrong_command_line(edgectl):
-    """It would be taken for one, and then be passed on to the device as well."""
+    """An accepted abbreviation would be passed on to the device as well."""
     assert edgectl("--hos", "pi", "status")[0] == 2

@@ -1,4 +1,4 @@
-"""`edgectl pack`: from a model, or a folder, to a bundle that a board would take."""
+"""`edgectl pack`: from a model or a folder to a bundle accepted by a board."""
 
 import io
 import json
@@ -26,7 +26,7 @@ MOTION = FACTORY / "motion" / "1.0.0"
 
 @pytest.fixture
 def pack(tmp_path, capsys, monkeypatch):
-    """Pack, and open what was packed; or the complaint."""
+    """Return a function that packs, and returns the opened bundle or the error."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
 
     def run(*args, code=0):
@@ -255,7 +255,7 @@ def test_options_win_over_the_manifest_and_that_over_the_file(pack, tmp_path):
     assert len(packed.preprocess) == 1
 
 
-# What golden samples prove
+# The worth of golden samples
 
 
 def test_the_tolerance_is_what_the_runtimes_own_kernels_differ_by(pack, tmp_path, capsys):
@@ -273,7 +273,7 @@ def test_the_tolerance_is_what_the_runtimes_own_kernels_differ_by(pack, tmp_path
 
 
 def test_samples_on_which_the_kernels_are_far_apart_are_said_to_prove_little(tmp_path, capsys):
-    """A pose of noise: where nobody is, the kernels find keypoints here or there."""
+    """A pose of noise: without a person, the kernels find keypoints anywhere."""
     names = [f"v{index}" for index in range(51)]
     said = part(tmp_path, postprocess={"kind": "regression", "names": names})
     line = ["pack", real_model("movenet_single_pose_lightning_ptq.tflite"), "--version", "1", "--manifest", said]
@@ -304,7 +304,7 @@ def test_a_folder_that_allows_less_than_the_kernels_need_is_told(tmp_path, capsy
 
 
 def test_values_that_the_model_cannot_store_are_refused_above_a_fifth(pack, tmp_path):
-    """Pixels from 0 to 255 where the model takes -1 to 1 are white pictures, whatever they show."""
+    """Pixels from 0 to 255 in a model for -1 to 1 are white pictures."""
     manifest = part(tmp_path, labels=["red", "green", "blue"], postprocess={"kind": "classification"})
     line = (DATA / "int8.tflite", "--version", "1", "--channels", "a,b,c,d", "--manifest", manifest, "--golden")
     np.save(tmp_path / "pixels.npy", np.full((5, 4), 100.0))
@@ -343,7 +343,7 @@ WINDOWS = [[4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 4, 0]]
 
 @pytest.fixture
 def held(pack, tmp_path):
-    """Pack with these windows and the labels that they are known to have."""
+    """Return a function that packs with these windows and their known labels."""
 
     def run(labels, code=0, **said):
         np.save(tmp_path / "windows.npy", np.array(WINDOWS, np.float32))
@@ -410,7 +410,7 @@ def picture(name, side):
 
 
 def test_labels_that_are_there_twice_are_numbered_and_that_is_said(pack, tmp_path, capsys):
-    """Two cranes, a bird and a machine: one of them was lost in `scores`, and contradicted `score`."""
+    """Two cranes, a bird and a machine: one had been lost in `scores`, and contradicted `score`."""
     out = str(tmp_path / "x.edgm")
     model = str(real_model("mobilenet_v2_1.0_224_quant.tflite"))
     assert main(["pack", model, "--version", "1", "-o", out]) == 0

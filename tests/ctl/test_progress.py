@@ -1,4 +1,4 @@
-"""What a terminal shows while bytes are on their way: only there, and gone when there is news."""
+"""Progress of transfers on a terminal: shown there only, and erased by other output."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ second.end(Outcome("refused", "it is \\x1b[2Jnot signed", "sign it"))
 
 
 def on_a_terminal(boards):
-    """All that is written, a line for each time the terminal's last line is erased."""
+    """Return the output, with a line for each erasure of the terminal's last line."""
     ours, theirs = pty.openpty()
     code = TELL.format(boards=boards)
     done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, timeout=120)

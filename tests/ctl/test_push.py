@@ -1,4 +1,4 @@
-"""Pushing through an `ssh` that a test wrote: what is made of all that a login can say."""
+"""Uploads through a made-up `ssh`, with all kinds of output of a login."""
 
 import json
 import signal
@@ -22,13 +22,15 @@ def board(tmp_path):
 
 @pytest.fixture
 def receive(board):
-    """The shell command that sshd would run."""
+    """Return the shell command run by sshd."""
     return f"EDGED_RUNTIME_DIR={board.runtime_dir} {EDGECTL} receive --stdio"
 
 
 @pytest.fixture
 def start(command, tmp_path):
-    """Begin to push to "board" through an ssh that is this shell script; its $1 is the number of the call."""
+    """Return a function that starts a push to "board" through a shell script as ssh; its $1 is the
+    number of the call.
+    """
     file = tmp_path / "colours-2.0.edgm"
     file.write_bytes(BUNDLE)
 
@@ -44,7 +46,7 @@ def start(command, tmp_path):
 
 @pytest.fixture
 def push(start, tmp_path):
-    """Push, and wait for the end: exit code, output, complaints, and how ssh was called."""
+    """Return a function that pushes, and returns exit code, output, error output, and the calls of ssh."""
 
     def push(script, *words):
         process = start(script, *words)
@@ -140,9 +142,9 @@ def test_whoever_stops_watching_is_told_how_to_look_again(start, board, receive)
 @pytest.mark.parametrize(
     ("piece", "brought", "next_piece"),
     [
-        (64 << 10, 0, 32 << 10),  # nothing came through: smaller
+        (64 << 10, 0, 32 << 10),  # no progress: smaller
         (8 << 10, 26_000, 4 << 10),
-        (4 << 10, 26_000, 4 << 10),  # some six: they fit
+        (4 << 10, 26_000, 4 << 10),  # some six fit
         (1 << 10, 0, 1 << 10),
         (4 << 10, 64 << 10, 8 << 10),  # many: larger
         (64 << 10, 8 << 20, 64 << 10),

@@ -78,11 +78,11 @@ def test_a_folder(tmp_path, keys, allowed):
 
 
 def test_a_key_in_an_agent(bundle, keys, allowed, tmp_path, monkeypatch):
-    """Named by its public half, as keys on hardware tokens and forwarded ones are."""
+    """The public half names the key, as for keys on hardware tokens and forwarded keys."""
     socket = str(tmp_path / "agent")
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.PIPE)
     try:
-        agent.stdout.readline()  # once it says where it listens, it does
+        agent.stdout.readline()  # the agent listens once it prints its socket
         monkeypatch.setenv("SSH_AUTH_SOCK", socket)
         subprocess.run(["ssh-add", "-q", keys["alice"]], check=True, timeout=120)
         alone = tmp_path / "alice.pub"

@@ -1,4 +1,4 @@
-"""What waits, and what was refused, on a terminal."""
+"""Waiting and refused messages on a terminal."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What stands for a bundle on its way: deltas, and bare model files; through the socket, and through an `ssh`."""
+"""Substitutes for a bundle in uploads: deltas and bare model files, through the socket and through an `ssh`."""
 
 import hashlib
 import subprocess
@@ -39,7 +39,7 @@ def file(tmp_path):
 
 @pytest.fixture(params=["socket", "ssh"])
 def update(request, edgectl, board, tmp_path):
-    """Call update-model: exit code, the steps without their times, and complaints."""
+    """Return a function that calls update-model: exit code, steps without times, and error output."""
     ssh = tmp_path / "ssh"
     ssh.write_text(f"#!/bin/sh\nEDGED_RUNTIME_DIR={board.runtime_dir} {EDGECTL} receive --stdio\n")
     ssh.chmod(0o755)
@@ -53,7 +53,7 @@ def update(request, edgectl, board, tmp_path):
 
 
 def write_delta(path, base):
-    """One that says it makes BUNDLE."""
+    """Write a delta that claims to make BUNDLE."""
     files = [(delta.FULL, 0, delta.pack([CONTENTS[name]])) for name in sorted(CONTENTS)]
     path.write_bytes(delta.write(read_head(BUNDLE), base, files))
     return path

@@ -1,6 +1,6 @@
-"""The commands of docs/guide/first-pipeline.md, typed as they stand there: from a .tflite file to results on MQTT.
+"""The commands of docs/guide/first-pipeline.md, typed as printed: from a .tflite file to results on MQTT.
 
-Two words differ from the page: the name of the port is that of a pseudo-terminal, and the broker has a port of its own.
+Two words differ from the page: the port is a pseudo-terminal, and the broker has another port.
 """
 
 import json
@@ -29,7 +29,7 @@ def blocks(language):
 
 
 class Reader:
-    """Somebody who follows the page, in a folder with a model, labels and a recording, beside a sensor and a broker."""
+    """A reader of the page, in a folder with a model, labels and a recording, beside a sensor and a broker."""
 
     def __init__(self, folder, sensor, broker):
         self.folder = folder
@@ -54,7 +54,7 @@ class Reader:
         return subprocess.Popen(f"exec {command}", shell=True, cwd=self.folder, env=self._environ, text=True, **pipes)
 
     def run(self, command, code=0):
-        """Type a command and wait for its end; what it said."""
+        """Type a command, wait for the end, and return the output."""
         process = self.start(command)
         said, _ = process.communicate()
         assert process.returncode == code, said
@@ -62,7 +62,7 @@ class Reader:
 
 
 def edit(text, block):
-    """Replace the lines of a draft by those of the page that have the same key in the same table."""
+    """Replace lines of a draft by lines of the page with the same key in the same table."""
     table = ""
     for line in block.splitlines():
         if line.startswith("["):
@@ -81,7 +81,7 @@ def _replace(draft, table, key, line):
 
 @pytest.fixture
 def sensor(tmp_path):
-    """A sensor that sends ten lines a second for as long as the test lasts."""
+    """Run a sensor that sends ten lines per second during the test."""
     port, done = SerialPort(tmp_path / "imu"), threading.Event()
 
     def play():
@@ -139,12 +139,12 @@ def test_the_page_leads_from_a_sensor_and_a_model_file_to_results_on_mqtt(reader
 
 
 def _without_kind(manifest):
-    """The manifest, its postprocessing with no more than the page changes."""
+    """Return the manifest, with only the page's changes in the postprocessing."""
     return {**manifest, "postprocess": {"decision": manifest["postprocess"]["decision"]}}
 
 
 def _until(output, text):
-    """The first line with a text, from what a process says."""
+    """Return the first line of a process's output with this text."""
     said = []
     for line in output:
         said.append(line)

@@ -19,7 +19,7 @@ class Clock:
 
 
 class Topic(list[Any]):
-    """What was published; a clock that stands still until it is told; "" for a message that is empty."""
+    """Published messages, "" for an empty message; and a clock that stands still until moved."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def test_turns_that_follow_one_another_are_held_back_and_the_last_is_told():
     topic.send(says("walking", changed=True), 101.0)
     topic.send(says("running", changed=True), 102.0)
     assert topic.decisions == ["standing"]
-    topic.now = 110.0  # nothing more is sent, as of a door that opens once a day
+    topic.now = 110.0  # no further message, as for a door that opens once a day
     topic.latest.flush()
     topic.latest.flush()
     assert topic.decisions == ["standing", "running"]
@@ -112,7 +112,7 @@ def test_what_does_not_run_decides_nothing_until_it_runs_again():
     topic.send(says("standing"), 100.0)
     topic.status.set("failed", "the sensor is gone")
     topic.latest.withdraw()
-    topic.send(says("standing"), 101.0)  # the window that was in hand
+    topic.send(says("standing"), 101.0)  # the window being computed
     assert topic.decisions == ["standing", ""]
     topic.status.set("running")
     topic.send(says("standing"), 102.0)

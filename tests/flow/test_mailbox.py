@@ -14,7 +14,7 @@ def window(seq: int) -> Window:
 
 
 def put(mailbox: Mailbox, first: int, count: int, now: float, *, serving: bool = True) -> None:
-    """A chunk that brings `count` windows."""
+    """Put a chunk with `count` windows."""
     mailbox.make_room(now, serving=serving)
     for seq in range(first, first + count):
         mailbox.put(window(seq))
@@ -30,7 +30,7 @@ def take_all(mailbox: Mailbox) -> list[int]:
 
 
 def crowded(capacity: int, seconds: int, *, room: int = 1000) -> Mailbox:
-    """A mailbox into which three windows came a second, of which the worker took one."""
+    """Return a mailbox that got three windows per second, of which the worker took one."""
     mailbox = Mailbox(capacity, room)
     worker = iter(mailbox)
     for second in range(seconds):
@@ -97,7 +97,7 @@ def test_a_worker_that_is_behind_stays_so_until_nothing_was_dropped_for_a_while(
     put(mailbox, 21, 3, 107.0)
     assert mailbox.depth == 5
     worker = iter(mailbox)
-    for second in range(108, 120):  # now it keeps up, though each chunk brings more than may wait for one that does not
+    for second in range(108, 120):  # now the worker keeps up, though each chunk exceeds the capacity
         take(worker, mailbox.depth)
         put(mailbox, 3 * second, 3, float(second))
         assert mailbox.behind(float(second)) == (why if second < 117 else "")

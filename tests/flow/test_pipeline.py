@@ -48,7 +48,7 @@ def bug_at_first() -> Callable[[Arrays], Arrays]:
 
 
 def waiting_for(gate: Event, held: Event) -> Callable[[Arrays], Arrays]:
-    """A model that sets `held` and waits for `gate` at each window."""
+    """Return a model that sets `held` and waits for `gate` at each window."""
 
     def function(inputs: Arrays) -> Arrays:
         held.set()
@@ -68,7 +68,7 @@ def serving(made: FakeRunner, version: str = "1.0") -> Served:
 
 
 class Probe:
-    """A sink that keeps predictions, a clock that stands still until told, and the states as they were."""
+    """Sink that keeps predictions, a clock that stands still until moved, and all states."""
 
     def __init__(self) -> None:
         self.predictions: SimpleQueue[Prediction] = SimpleQueue()
@@ -242,7 +242,7 @@ def test_stopping_drops_what_there_is_no_time_for(pipeline: Pipeline, probe: Pro
 
 def test_a_flow_that_goes_on_from_another_cuts_the_windows_that_this_would_have_cut(pipeline: Pipeline, probe: Probe):
     pipeline.serve(serving(runner()))
-    pipeline.push(chunk(1.0, count=6))  # of windows of 4 samples, one and a half
+    pipeline.push(chunk(1.0, count=6))  # a window and a half of 4 samples
     pipeline.retire()
     assert pipeline.join(120)
     assert probe.states[-1] == ("running", "")
@@ -277,7 +277,7 @@ def test_no_window_spans_the_beginning_of_another_stream(pipeline: Pipeline, pro
 
 
 def test_a_model_that_is_fed_back_its_own_nan_is_reset(pipeline: Pipeline, probe: Probe):
-    """Or else all that it ever says again is NaN."""
+    """Without the reset all later answers would be NaN."""
     memory = TensorSpec(name="h", shape=(1, 2), dtype="float32")
     manifest = replace(MANIFEST, inputs=(*MANIFEST.inputs, Input(tensor=memory, feed="feedback", feedback="y")))
     adding = FakeRunner((INPUT, memory), (OUTPUT,), lambda inputs: [inputs[1] + inputs[0].sum()])

@@ -31,7 +31,7 @@ class Clock:
 
 
 class Scripted:
-    """An opened sensor that goes through its acts: chunks to give, errors to raise, seconds to say nothing."""
+    """Opened sensor with a script: chunks to yield, errors to raise, seconds of silence."""
 
     def __init__(self, acts: list[Any], clock: Clock) -> None:
         self.faults: dict[str, int] = {}
@@ -56,14 +56,14 @@ class Scripted:
 
 
 class Script(SourceConfig, frozen=True, kw_only=True):
-    """A sensor that plays one entry of `openings` each time it is opened: acts, or why it cannot be opened."""
+    """Sensor that plays an entry of `openings` at each opening: a script, or an error."""
 
     openings: list[Any]
     clock: Clock = Clock()
     rate: float | None = 100.0
     pace: float | None = None
     patient: bool = False
-    opened: list[Scripted] = []  # noqa: RUF012, msgspec copies it
+    opened: list[Scripted] = []  # noqa: RUF012, copied by msgspec
 
     def describe(self) -> SourceInfo:
         return SourceInfo(shape=(1,), channels=("x",), rate=self.rate, pace=self.pace, patient=self.patient)
@@ -77,7 +77,7 @@ class Script(SourceConfig, frozen=True, kw_only=True):
 
 
 class Listener:
-    """Hears of a status, and keeps what it has heard for those who wait."""
+    """Listener to a status, with a queue of all states."""
 
     def __init__(self) -> None:
         self.heard: SimpleQueue[Health] = SimpleQueue()
@@ -96,7 +96,7 @@ class Listener:
 
 
 class Collector:
-    """A feed that keeps copies."""
+    """Feed that keeps copies."""
 
     def __init__(self) -> None:
         self.chunks: list[tuple[list[float], int]] = []
@@ -233,7 +233,7 @@ def test_what_is_done_between_chunks_is_done_when_the_one_in_hand_is_where_it_wa
     reader, _ = read(Script(openings=[[chunk(1), chunk(2)]]), feed)
     assert under_way.wait(120)
 
-    reader.between_chunks(lambda: first.append(len(feed.chunks)), timeout=0.0)  # it is not waited for for ever
+    reader.between_chunks(lambda: first.append(len(feed.chunks)), timeout=0.0)  # the call returns without a wait
     changing = Thread(target=lambda: reader.between_chunks(lambda: then.append(len(feed.chunks)), timeout=5.0))
     changing.start()
     free.set()
@@ -270,7 +270,7 @@ def test_a_silent_sensor_is_stalled_until_it_speaks() -> None:
     "openings", [[[chunk(1), *[0.5] * 5, chunk(2)]], [[chunk(1), DeviceError("unplugged")], [chunk(2)]]]
 )
 def test_a_source_is_back_before_a_pipeline_gets_its_first_sample(openings: list[Any]) -> None:
-    """A pipeline that had answered by then was starting until its next window, and what it had decided untold."""
+    """A pipeline that answered before had stayed "starting" until the next window, with its decision unpublished."""
 
     class Pipeline:
         def __init__(self) -> None:
@@ -342,7 +342,7 @@ def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
 
 def test_a_source_that_has_answered_late_is_not_said_not_to_when_it_is_tried_again() -> None:
     class Busy(Clock):
-        """At each of its ticks somebody looks, once the source has answered."""
+        """Clock that lets an observer look at each tick, once the source has answered."""
 
         def __call__(self) -> float:
             if answered.is_set() and not looking.is_set():
@@ -378,7 +378,7 @@ def test_garbage_is_shown_and_counted_across_reconnects() -> None:
 
 
 def test_the_last_refused_line_is_kept_when_the_source_ends_and_is_opened_anew(tmp_path: Path) -> None:
-    """edgectl sources counted lines of a recording that were no samples, and showed none."""
+    """`edgectl sources` had counted rejected lines of a recording, and shown none."""
     file = tmp_path / "dated.csv"
     file.write_text("time,x\n2024-01-01,1\n2024-01-02,2\n")
     listener = Listener()
@@ -438,7 +438,7 @@ def test_one_broken_source_is_not_noticed_by_another() -> None:
 
 
 def test_a_sensor_unplugged_and_plugged_in_elsewhere(tmp_path: Path) -> None:
-    name = tmp_path / "usb-IMU-if00"  # udev's stable name for whichever port it is on
+    name = tmp_path / "usb-IMU-if00"  # udev's stable name for a port
     feed, clock, listener = Awaited(), time.monotonic, Listener()
     status = Status("source/imu", clock, listener)
     reader = Reader("imu", SerialSource(port=str(name), channels=("x",)), (feed,), status, clock, PROMPT)
@@ -461,7 +461,7 @@ def test_a_sensor_unplugged_and_plugged_in_elsewhere(tmp_path: Path) -> None:
 
 
 class Awaited(Collector):
-    """A collector that can be waited for."""
+    """Collector with events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -472,7 +472,7 @@ class Awaited(Collector):
         self._came.set()
 
     def await_sample(self, sensor: int, line: bytes) -> None:
-        """Send a line until one has come: whoever opens a port throws away what was there before."""
+        """Send a line until a sample arrives: opening a port discards earlier input."""
         self._came.clear()
         for _ in range(1000):
             os.write(sensor, line)
@@ -483,7 +483,7 @@ class Awaited(Collector):
 
 @contextmanager
 def plugged_in(name: Path) -> Iterator[int]:
-    """A sensor on a port of that name."""
+    """Yield a sensor on a port of this name."""
     master, slave = os.openpty()
     tty.setraw(slave)
     aside = name.with_suffix(".new")

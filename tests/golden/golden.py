@@ -1,4 +1,4 @@
-"""Files that hold the outer interfaces of edged: what came, went or changed is told against them.
+"""Files that hold the outer interfaces of edged; tests report added, removed and changed parts.
 
 Write them anew with `EDGED_GOLDEN=write .venv/bin/pytest tests/golden`, and read the diff.
 """
@@ -28,7 +28,7 @@ def check(name: str, found: Any) -> None:
 
 
 def differences(stored: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Return a line for each path that came, went or changed."""
+    """Return a line for each added, removed or changed path."""
     came = [f"  came: {path} = {found[path]!r}" for path in found if path not in stored]
     went = [f"  went: {path} = {stored[path]!r}" for path in stored if path not in found]
     changed = [
@@ -40,7 +40,7 @@ def differences(stored: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the path and the value of everything that holds nothing else."""
+    """Yield path and value of all values without parts."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(inner, f"{path} > {key}" if path else key)

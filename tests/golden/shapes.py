@@ -1,4 +1,4 @@
-"""JSON documents with placeholders for what differs from run to run, and structs as the types of their wire names."""
+"""JSON documents with placeholders for varying values, and structs as the types of their wire names."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _text(text: str, words: Mapping[str, str]) -> str:
 
 
 def keys(struct: type) -> dict[str, Any]:
-    """Return the type and default of each key of a struct; a key that holds a struct has that one's keys."""
+    """Return the type and default of each key of a struct, nested structs included."""
     return _keys(inspect.type_info(struct))
 
 

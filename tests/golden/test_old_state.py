@@ -1,7 +1,7 @@
-"""A state folder as edged 0.1 wrote it, which later versions must read: state_of_0.1 is never written anew.
+"""A state folder written by edged 0.1, which later versions must read: state_of_0.1 is never written anew.
 
-It holds two installed versions of the motion model, of which 1.2.0 was rolled back; half of the transfer of 1.3.0; 47
-results that wait for the broker; and what was proved, measured and announced.
+The folder holds two installed versions of the motion model, with 1.2.0 rolled back; half of the transfer of 1.3.0; 47
+results waiting for the broker; and records of proofs, measurements and announcements.
 """
 
 import json
@@ -15,7 +15,7 @@ from tests.motion import config, edgectl
 
 BOOT = "9f6b5664a958"
 WAITED = {"amounts": 40, "motion": 7}
-"""The run of the daemon whose results wait, and how many of each pipeline."""
+"""Waiting results by pipeline, of an earlier run of the daemon."""
 
 HALF_SENT = {
     "id": "58f422087a3c46bdb0201f68f2877e1a784ef5e8860dff37c1fdfbfa24f9b81c",

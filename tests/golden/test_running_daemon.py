@@ -1,8 +1,8 @@
-"""The real daemon with a real broker: what it publishes, answers and keeps on disk, and the exit codes on the way.
+"""The real daemon with a real broker: publications, answers, files on disk, and exit codes.
 
-One run for all: a daemon with three pipelines takes two updates, a rollback, a bad update and half of another, and is
-stopped; started again without a broker, it keeps its results on disk. EDGED_GOLDEN_STATE=FOLDER has the state copied
-there.
+A single run serves all tests: a daemon with three pipelines gets two updates, a rollback, a bad update and half of
+another, and is stopped; a second run without a broker keeps results on disk. With EDGED_GOLDEN_STATE=FOLDER the state
+is copied to FOLDER.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ RESULTS = [f"edged/board/pipelines/{name}/result" for name in ("motion", "anomal
 
 VARYING = {
     *("reason", "hint", "text", "refused", "last", "why", "faults"),  # prose
-    *("label", "decision", "scores", "changed", "anomalous"),  # what the last window holds
+    *("label", "decision", "scores", "changed", "anomalous"),  # content of the last window
     *("synchronised", "measured_rate", "rate", "seconds_to_empty", "last_sent", "last_sent_ago", "oldest", "written"),
     *("loss_messages", "loss_seconds", "runtime", "processor", "boot", "boots", "client"),
     *("kernel", "celsius_before", "celsius_after", "commit"),
 }
-"""Keys whose values differ from run to run, or may: a number that is null at times, what a window holds, and prose."""
+"""Keys with values that may differ from run to run: numbers that may be null, content of a window, and prose."""
 
 
 class Recorded(NamedTuple):
-    """All that came of the run."""
+    """Recordings of the run."""
 
     live: list[MQTTMessage]
     retained: dict[str, bytes]
@@ -119,7 +119,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             while live[-1].payload != b"stopped":
                 live.append(subscriber.next())
         after_stop = _retained(broker)
-    daemon.configure(daemon.config.read_text().replace("expiry = 60", ""))  # which the stored state is older than
+    daemon.configure(daemon.config.read_text().replace("expiry = 60", ""))  # the stored state is older than this key
     with daemon:
         daemon.wait_for_log(" serves: ", times=2)
         while (found := daemon.call("spool"))["depth"] < 10 or found["disk"]["unsaved"]:
@@ -134,7 +134,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 
 def _retained(broker: Broker) -> dict[str, bytes]:
-    """What a late subscriber is given: all that the broker retains, and a last message that says it was all."""
+    """Return all retained messages of the broker, ended by a marker."""
     with Subscriber(broker.port, "#") as late:
         found: dict[str, bytes] = {}
         late.client.publish("end")
@@ -174,7 +174,7 @@ STREAMS: dict[str, dict[str, Any]] = {
 
 
 def _answers(daemon: Edged) -> Iterator[tuple[str, Any]]:
-    """Every verb, asked with arguments as today's edgectl sends them: its answer, its first event or its error."""
+    """Yield every verb, called with the arguments of edgectl: answer, first event or error."""
     for verb, args in CALLS.items():
         yield verb, daemon.call(verb, **args)
     for verb, args in REFUSED.items():
@@ -198,7 +198,7 @@ def _answers(daemon: Edged) -> Iterator[tuple[str, Any]]:
 
 
 SOMETIMES = r"edged_spool_(seconds_to_empty|commit_seconds|loss_|day_written)|edged_source_faults"
-"""Metrics that are published once their value is known."""
+"""Metrics that appear once their value is known."""
 
 
 def _announced(container: Path) -> tuple[dict[str, Any], bytes]:
@@ -234,7 +234,7 @@ def _update(daemon: Edged, container: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _begin(daemon: Edged, container: Path) -> Any:
-    """Send half an update, and leave it there."""
+    """Send half of an update."""
     announced, data = _announced(container)
     daemon.call("receive-open", allow_downgrade=False, **announced)
     chunk = base64.b64encode(data[: len(data) // 2]).decode()
@@ -277,7 +277,7 @@ def test_control_socket(recorded: Recorded):
 
 
 def test_state_on_disk(recorded: Recorded):
-    """Its tree, its JSON documents and the tables of the spool."""
+    """Tree, JSON documents and tables of the spool."""
     folder = recorded.state
     paths = sorted(folder.rglob("*"))
     documents = {
@@ -288,7 +288,7 @@ def test_state_on_disk(recorded: Recorded):
     for document in documents.values():
         if "loads" in document:
             document["loads"] = sorted(document["loads"], key=lambda load: load["file"])[:1]
-        if "measurements" in document:  # one for each number of threads
+        if "measurements" in document:  # an entry for each number of threads
             document["measurements"] = document["measurements"][:1]
     with closing(sqlite3.connect(folder / "spool" / "spool.db")) as spool:
         tables = {name: " ".join(sql.split()) for name, sql in spool.execute("SELECT name, sql FROM sqlite_master")}

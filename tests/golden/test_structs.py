@@ -21,7 +21,7 @@ PACKAGE = Path(edged.__file__).parent
 
 
 def test_configuration():
-    """Which file a key came from is no key."""
+    """The file of a key's origin is not a key."""
     tables = {key: value for key, value in keys(Config).items() if not key.endswith("origins")}
     kinds = {
         f"{family} of kind {kind}": keys(plugins.load(family, kind))
@@ -36,7 +36,7 @@ def test_manifest():
 
 
 def test_records():
-    """What is published, and what is heard; of the ledger on disk as well."""
+    """Published and received records, and the ledger on disk."""
     records = {
         "result, classification": record.ClassificationResult,
         "result, regression": record.RegressionResult,
@@ -54,7 +54,7 @@ def test_records():
 
 
 def test_control_protocol():
-    """The lines as they are, and the kind of each error."""
+    """Lines of the protocol, and the kind of each error."""
     errors = sorted(EdgedError.__subclasses__(), key=lambda each: each.__name__)
     own = [EdgedError, *(each for each in errors if each.__module__ == EdgedError.__module__)]
     lines = {
@@ -72,7 +72,7 @@ def test_control_protocol():
 
 
 def test_exit_codes():
-    """Which situation ends with which code is in test_commands.py."""
+    """The situations for each code are in test_commands.py."""
     check("exit_codes", {"edged, wrong configuration": EX_CONFIG, "edgectl": sorted(exit_codes.MEANINGS)})
 
 

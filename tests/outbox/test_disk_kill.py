@@ -67,7 +67,7 @@ def put():
 
 
 def run_and_kill(folder: Path, durability: str, loop: str, seconds: float, commit: float = 0.01) -> list[int]:
-    """What the child has printed until it was killed, so long after its first words."""
+    """Return the child's output up to the kill, a given time after the first words."""
     code = CHILD.format(folder=str(folder), durability=durability, loop=loop, commit=commit)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

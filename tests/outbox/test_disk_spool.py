@@ -1,4 +1,4 @@
-"""The spool that keeps a file: what survives what, and what happens when the disk is of no use."""
+"""The spool with a file: survival, and behaviour on a bad disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Make = Callable[..., DiskSpool]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Makes spools on one folder, which commit at once; the one before is closed by whoever makes the next."""
+    """Return a function that makes spools with immediate commits in one folder; each new spool closes the last."""
     made: list[DiskSpool] = []
 
     def make_one(policies: Any = None, *, patient: bool = True, **given: Any) -> DiskSpool:
@@ -55,7 +55,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Wait until it is so."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not come to be"
@@ -73,7 +73,7 @@ def saved(spool: DiskSpool) -> bool:
 
 
 def drain(spool: DiskSpool, count: int) -> list[Entry]:
-    """Take and acknowledge until there were so many."""
+    """Take and acknowledge `count` messages."""
     taken: list[Entry] = []
 
     def some() -> bool:
@@ -194,7 +194,7 @@ def test_parked_messages_survive_a_restart_with_their_reason(make: Make) -> None
 
 
 def test_no_more_parked_messages_stay_on_disk_than_are_kept(make: Make, tmp_path: Path) -> None:
-    """As a power cut may leave them, between parking one more and deleting the oldest."""
+    """A power cut may leave such a state, between parking a message and deleting the oldest."""
     file = SegmentFile(tmp_path / "spool" / "spool.db", open_database)
     with file.transaction():
         for key in range(1, MAX_PARKED + 6):
@@ -248,7 +248,7 @@ def test_always_means_on_disk_when_put_returns_whatever_the_interval(make: Make)
 
 
 class Gate:
-    """Opens databases that wait in each commit while it is shut."""
+    """Opener of databases whose commits wait while the gate is shut."""
 
     def __init__(self) -> None:
         self.reached = Event()
@@ -301,11 +301,11 @@ def test_a_disk_that_hangs_is_waited_for_once_and_no_more(make: Make) -> None:
         gate.open.set()
 
 
-# -- no more than there is room for ----------------------------------------------------------------------------------
+# -- bounded room ----------------------------------------------------------------------------------------------------
 
 
 def offline_backlog(make: Make, drop: str, **options: Any) -> tuple[DiskSpool, list[int]]:
-    """3000 messages where 1500 may wait: the spool, and what is left of them."""
+    """Put 3000 messages into room for 1500, and return the spool and the remaining numbers."""
     spool = make({"a": Policy(drop=drop)}, messages=1500, **options)  # type: ignore[arg-type]
     for first in range(0, 3000, 100):
         fill(spool, 100, first=first)
@@ -471,7 +471,7 @@ def test_files_of_others_are_never_deleted(make: Make, tmp_path: Path) -> None:
 
 
 class BrokenDisk:
-    """Opens databases whose writes fail as long as `error` is set."""
+    """Opener of databases whose writes fail while `error` is set."""
 
     def __init__(self) -> None:
         self.error: str | None = None
@@ -536,7 +536,7 @@ def test_a_full_disk_is_said_and_survived(make: Make, tmp_path: Path) -> None:
 
 
 def failing(error: str, statements: str) -> tuple[Event, Callable[[str], sqlite3.Connection]]:
-    """An event, and what opens databases in which such statements fail while it is set."""
+    """Return an event, and an opener of databases in which such statements fail while the event is set."""
     broken = Event()
 
     class Connection(sqlite3.Connection):
@@ -647,7 +647,7 @@ def test_a_file_is_read_through_for_damage_once_and_not_whenever_a_full_disk_is_
 
     def look(file: Path, connect: Any) -> bool:
         looks.append(spool.health.state)
-        now[0] += 60.0  # it is a large file on a slow card
+        now[0] += 60.0  # a large file on a slow card
         return False
 
     monkeypatch.setattr(spool_file, "is_damaged", look)
@@ -676,7 +676,7 @@ def test_a_folder_that_cannot_be_made_is_a_reason_and_no_end(make: Make, tmp_pat
 
 
 def after_a_kill(make: Make, spool: DiskSpool, count: int) -> list[Entry]:
-    """What the next process has, of which there are so many, if this one is killed now."""
+    """Return the `count` messages of the next process if this process is killed now."""
     folder = spool.file.parent
     ours = folder.with_name("killed")
     shutil.copytree(folder, ours)
@@ -791,7 +791,7 @@ def overwritten(file: Path) -> None:
 
 
 def copied_onto(file: Path) -> None:
-    """By a file of an earlier time: one of the same keys, of which this spool knows others."""
+    """Replace the file by an earlier file with the same keys for other messages."""
     shutil.copyfile(file.parent.parent / "backup.db", file)
 
 
@@ -843,7 +843,7 @@ def test_nothing_is_looked_at_while_nothing_is_owed(make: Make, monkeypatch: pyt
     spool.resume()
     fill(spool, 10)
     drain(spool, 10)
-    count_turns(spool, 100)  # those that see to what was acknowledged
+    count_turns(spool, 100)  # turns that handle acknowledged messages
     asleep = count_turns(spool)
     fill(spool, 1)
     awake = count_turns(spool)
@@ -852,7 +852,7 @@ def test_nothing_is_looked_at_while_nothing_is_owed(make: Make, monkeypatch: pyt
 
 
 def count_turns(spool: DiskSpool, most: int = 3) -> int:
-    """The turns of the keeper, until there were so many or none came for a hundred times as long as one lasts."""
+    """Return the number of turns of the keeper, up to `most`, or until none comes for a hundred turns' time."""
     turns = 0
     with spool._lock:
         while turns < most and spool._keeper.turned.wait(1.0):
@@ -861,7 +861,7 @@ def count_turns(spool: DiskSpool, most: int = 3) -> int:
 
 
 class Wall:
-    """A wall clock, and whether it is believed."""
+    """Wall clock, trusted or not."""
 
     def __init__(self, offset: float, *, synchronised: bool) -> None:
         self.offset = offset

@@ -1,4 +1,4 @@
-"""A link to brokers that refuse, stay silent, talk nonsense or lie: tiny servers that follow a script."""
+"""A link to brokers that refuse, stay silent, talk nonsense or lie: tiny scripted servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SESSION_TAKEN_OVER = bytes([0xE0, 2, 0x8E, 0])
 
 
 def says(*packets: bytes) -> Script:
-    """Answers CONNECT with these, then waits for the client to go away."""
+    """Answer CONNECT with these packets, then wait for the client to leave."""
 
     def script(connection: socket.socket) -> None:
         connection.recv(4096)
@@ -43,7 +43,7 @@ def connect(port: int, version: Any = V5, **options: Any) -> Link:
 
 
 def lose(link: Link) -> LinkError:
-    """Drive a link until it is lost."""
+    """Drive a link to its loss."""
     try:
         while True:
             link.wait(5)
@@ -214,7 +214,7 @@ def test_failed_attempts_leave_no_descriptor_behind() -> None:
             for _ in range(10):
                 with suppress(LinkError):
                     connect(port)
-            assert descriptors() <= before + 1  # the server may not have closed its last one yet
+            assert descriptors() <= before + 1  # the server may close its last descriptor later
         finally:
             gc.enable()
 

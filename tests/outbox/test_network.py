@@ -1,4 +1,4 @@
-"""What is known of the network, on loopback and in a network namespace of its own."""
+"""Properties of the network, on loopback and in a network namespace."""
 
 import socket
 import subprocess
@@ -22,7 +22,7 @@ def test_an_address_of_this_machine_is_ours_and_another_is_not():
 
 
 def test_a_change_is_told_once():
-    """In a network namespace of its own, for other tests change the network too."""
+    """The test uses a network namespace, since other tests change the network too."""
     done = subprocess.run(
         ["unshare", "--map-root-user", "--net", sys.executable, "-c", ONE_CHANGE], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The publisher against a real mosquitto: what it says, in which order, and that nothing is lost."""
+"""The publisher with a real mosquitto: messages, order, and no loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESULT = TOPICS.result("motion")
 
 
 class Rig:
-    """A publisher whose health can be awaited."""
+    """Publisher with events for its health."""
 
     def __init__(self, port: int, **options: Any) -> None:
         self._healths: Queue[Health] = Queue()
@@ -170,9 +170,9 @@ def test_the_last_will_says_offline_and_a_clean_stop_says_stopped(broker: Broker
     with Subscriber(broker.port, TOPICS.availability) as subscriber:
         with Rig(broker.port) as first:
             subscriber.wait_for(TOPICS.availability, b"online")
-            with Rig(broker.port) as second:  # the same client id: the broker throws the first one out
+            with Rig(broker.port) as second:  # the same client id: the broker disconnects the first
                 subscriber.wait_for(TOPICS.availability, b"offline")
-                # Newer brokers say why they hang up; from an older one it is only a guess.
+                # Newer brokers state the reason of a disconnection; for older brokers the reason is a guess.
                 assert "the same client_id" in first.wait_for("failed").hint
                 first.publisher.stop(0)
                 first.publisher.join(PATIENCE)
@@ -456,7 +456,9 @@ def test_a_broker_that_takes_qos_0_only_gets_that(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_takes_no_wildcards_is_asked_for_none() -> None:
-    """CONNACK with Wildcard Subscription Available = 0; what comes next are a publish and a subscription without."""
+    """After a CONNACK with Wildcard Subscription Available = 0, a publish and a subscription
+    without wildcards follow.
+    """
     asked: list[bytes] = []
 
     def script(connection: socket.socket) -> None:
@@ -492,13 +494,13 @@ def test_what_is_no_longer_heard_is_unsubscribed(broker: Broker) -> None:
 
 
 def test_connections_that_end_within_seconds_are_paused_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of two boards with one client id at a broker of MQTT 3.1.1, each thrown out after a message went through."""
+    """Two boards with one client id at a broker of MQTT 3.1.1 disconnect each other after each message."""
     paused: Queue[int] = Queue()
     monkeypatch.setattr("edged.outbox.publisher.backoff", lambda failures, _chance: paused.put(failures) or 0.0)
 
     def script(connection: socket.socket) -> None:
         with connection.makefile("rb") as stream:
-            while head := stream.read(2):  # all our packets are shorter than 128 bytes
+            while head := stream.read(2):  # packets in these tests are shorter than 128 bytes
                 body = stream.read(head[1])
                 if head[0] == 0x10:
                     connection.sendall(b"\x20\x02\x00\x00")
@@ -512,7 +514,7 @@ def test_connections_that_end_within_seconds_are_paused_after(monkeypatch: pytes
         for seq in range(10):
             rig.publisher.put(message(seq))
         failures = [paused.get(timeout=PATIENCE) for _ in range(9)]
-    assert failures[:4] == [1, 1, 1, 1]  # a link that was bad for a moment is used again at once
+    assert failures[:4] == [1, 1, 1, 1]  # a link with a short failure is used again at once
     assert failures[-3:] == [3, 4, 4] or failures[-3:] == [4, 4, 4]
 
 
@@ -560,11 +562,11 @@ def test_after_many_short_connections_that_were_good_the_next_one_comes_as_soon(
                 time.sleep(0.001)
             link.drop()
 
-    assert time.monotonic() - began < LONGEST_RETRY / 3  # else it would be half of that at least
+    assert time.monotonic() - began < LONGEST_RETRY / 3  # at least half of LONGEST_RETRY otherwise
 
 
 class VirtualTime:
-    """A clock, and what is waited with: time passes as it is waited for."""
+    """Clock and waits: time passes during a wait."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,6 +1,6 @@
-"""Networks that come and go under a real broker: noticed in time, and the first message right after they are back.
+"""Networks that come and go under a real broker: noticed in time, with the first message right after the return.
 
-The broker is in a network namespace of its own, behind a pair of virtual interfaces.
+The broker is in a network namespace, behind a pair of virtual interfaces.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESULT = TOPICS.result("motion")
 KEEPALIVE = 2
 
 BACK_SECONDS = 2.5
-"""On a quiet machine it is less than one; the kernel by itself would take three or more."""
+"""Less than a second on a quiet machine; the kernel alone would take three or more."""
 
 
 def test_a_connection_that_swallows_everything_is_left_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ _numbers = itertools.count()
 
 
 class FarBroker:
-    """A broker at `address`, on the far side of the interface `near`, and what it says to a subscriber beside it."""
+    """Broker at `address`, beyond the interface `near`, with a subscriber beside the broker."""
 
     network = f"10.{64 + os.getpid() // 256 % 64}.{os.getpid() % 256}"  # another run may be under way, or was killed
     address = f"{network}.2"
@@ -103,7 +103,7 @@ class FarBroker:
         return line
 
     def near_interface(self, what: str) -> None:
-        """Set it up or down."""
+        """Set the interface up or down."""
         self._ip(f"link set {self.near} {what}")
 
     def far_interface(self, what: str) -> None:
@@ -116,7 +116,7 @@ class FarBroker:
         self._ip(f"address add {new}/24 dev {self.near}")
 
     def swallow(self, on: bool) -> None:
-        """Have the far side throw away, without a word, whatever arrives."""
+        """Make the far side discard all packets silently."""
         self._ip(f"-n {self._space} route {'add' if on else 'delete'} blackhole {self.network}.1/32")
 
     def _run(self, *command: str, **streams: int) -> subprocess.Popen[str]:

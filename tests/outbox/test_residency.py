@@ -1,7 +1,7 @@
-"""Residency against a simple model: a dictionary of segments for the file, and for each origin a list of messages.
+"""Residency against a simple model: a dictionary of segments for the file, and a list of messages for each origin.
 
-The model knows neither queues nor segments of messages in memory. What it is told of a transaction is what a disk would
-be: the segments to be written and deleted. All of it is synchronous, so a failure is a short list of steps.
+The model has neither queues nor segments in memory. A transaction is reported to the model as to a disk: segments to be
+written and deleted. All steps are synchronous, so a failure is a short list of steps.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def seqs(segment: Segment) -> list[int]:
 
 
 class ResidencyMachine(RuleBasedStateMachine):
-    """`file` is what is on disk, by key. `owed` are the messages of each origin that are not acknowledged or dropped.
+    """`file` is the content of the disk by key. `owed` are messages by origin that are neither acknowledged nor
+    dropped.
 
-    `again` are messages that may come once more: acknowledged while they were being saved.
+    `again` are messages that may be repeated: acknowledged during their save.
     """
 
     drain = "oldest"
@@ -180,7 +181,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.saving is None)
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
-        """Segments that are gone cost the messages that are not in memory, and no other."""
+        """Lost segments cost only messages outside of memory."""
         if not self.file:
             return
         gone = self.file.pop(data.draw(st.sampled_from(sorted(self.file))))
@@ -200,7 +201,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.saving is None)
     @rule()
     def restart(self) -> None:
-        """Messages not yet saved are lost; those saved come back, whether they were acknowledged or not."""
+        """Unsaved messages are lost; saved messages return, acknowledged or not."""
         self.residency.backlog.release()
         self.flying.clear()
         on_disk = {origin: {seq for each in self.file.values() for seq in seqs(each)} for origin in ORIGINS}
@@ -230,7 +231,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_owed_is_lost(self) -> None:
-        """Whatever is owed is in memory or on disk only, and nothing else is in memory."""
+        """Owed messages are in memory or only on disk, and memory holds no others."""
         in_use = self.residency.in_use
         on_disk_only = {seq for key, each in self.file.items() if key not in in_use for seq in seqs(each)}
         memory = [each.seq for _, each in self.held()]

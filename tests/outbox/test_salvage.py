@@ -1,7 +1,7 @@
-"""Spools whose files are really damaged: they open, say so, and lose no message of a page that is sound.
+"""Spools with really damaged files open, report the damage, and lose no message on a sound page.
 
-The file holds 600 segments of four messages. Bodies are found in it by their bytes, so that it is known whose page is
-hit.
+The file holds 600 segments of four messages. Bodies are located in the file by their bytes, so that the owner of a
+damaged page is known.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEGMENTS, EACH = 600, 4
 
 
 class Whole(bytes):
-    """A sound file, and of each segment, by key from 1 on, the page that its body is on."""
+    """A sound file, and the page of each segment's body, by key from 1 on."""
 
     pages: dict[int, int]
 
@@ -61,7 +61,7 @@ def said(seq: int, chance: random.Random) -> Message:
 
 @contextmanager
 def opened(content: bytes, clock: Callable[[], float] = time.monotonic) -> Iterator[DiskSpool]:
-    """A spool that finds this file."""
+    """Open a spool on this file."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "spool.db").write_bytes(content)
         status = Status("spool", time.monotonic, lambda name, health: None)
@@ -74,7 +74,7 @@ def opened(content: bytes, clock: Callable[[], float] = time.monotonic) -> Itera
 
 
 def everything(spool: DiskSpool, first: list[int] | None = None) -> list[int]:
-    """The numbers of all that comes out, acknowledged, up to one that is put now and until the file is sound."""
+    """Return the numbers of all messages taken and acknowledged, up to a message put now and a sound file."""
     spool.put(message(1_000_000, "late", created=time.monotonic()))
     spool.resume()
     numbers = first or []
@@ -95,7 +95,7 @@ def everything(spool: DiskSpool, first: list[int] | None = None) -> list[int]:
 
 
 def sound(whole: Whole, hit: set[int]) -> set[int]:
-    """The numbers of all messages on no page that is hit."""
+    """Return the numbers of all messages on undamaged pages."""
     return {seq for key, page in whole.pages.items() if page not in hit for seq in of(key)}
 
 
@@ -124,12 +124,12 @@ def test_of_a_page_of_bodies_only_what_is_on_it_is_lost(
     assert sound(whole, set()) - set(numbers)
     for each in aside:
         assert Path(each.path).name == "damaged-1.db"
-        assert 0 < each.saved < len(numbers)  # some had been sent before it was met
+        assert 0 < each.saved < len(numbers)  # some messages were sent before the damage was found
 
 
 def test_a_name_that_is_no_text_any_more_is_damage(whole: Whole, caplog: pytest.LogCaptureFixture) -> None:
     data = bytearray(whole)
-    data[3885] = 0x80  # in the schema, which is on the first page
+    data[3885] = 0x80  # in the schema on the first page
     with opened(bytes(data)) as spool:
         everything(spool)
     assert "spool.db cannot be used: 'utf-8' codec can't decode byte 0x80" in caplog.text
@@ -138,7 +138,7 @@ def test_a_name_that_is_no_text_any_more_is_damage(whole: Whole, caplog: pytest.
 def test_a_page_number_beyond_all_that_can_be_is_no_disk_that_is_full(
     whole: Whole, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cell is sought where none begins, and SQLite has no room for the page that it seems to go on at."""
+    """The damage points a cell to a wrong place, and SQLite has no room for the page of the continuation."""
     data = bytearray(whole)
     for place, piece in ((5 * PAGE + 1, b"\0"), (5 * PAGE + 15, b"\0"), (15 * PAGE + 12, b"\x17{")):
         data[place : place + len(piece)] = piece
@@ -149,7 +149,7 @@ def test_a_page_number_beyond_all_that_can_be_is_no_disk_that_is_full(
 
 
 def test_a_body_that_is_no_bytes_any_more_is_lost_alone(whole: Whole) -> None:
-    """A cell that begins a byte too early is a row whose columns are NULL, which SQLite reads without a word."""
+    """A cell that begins a byte too early is a row of NULL columns, which SQLite reads silently."""
     data = bytearray(whole)
     for page, place in ((5, 1), (48, 94)):
         data[page * PAGE + place] = 0
@@ -174,7 +174,7 @@ def test_a_fault_of_ours_while_saving_ends_nothing(monkeypatch: pytest.MonkeyPat
 def test_results_go_on_while_a_damaged_file_cannot_be_saved_for_long(
     whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no room for a copy, say; and as the file is large and the card slow, it is tried again in minutes."""
+    """Without room for a copy, for example; for a large file on a slow card the next attempt follows in minutes."""
 
     def fail(*_: object) -> None:
         now[0] += 6.0
@@ -199,7 +199,7 @@ def test_results_go_on_while_a_damaged_file_cannot_be_saved_for_long(
 
 
 def test_of_a_page_of_rows_only_those_on_it_are_lost(whole: Whole) -> None:
-    """Of the table of rows the pages that are no bodies' hold a hundred segments each, or more."""
+    """In the table of rows, a page without bodies holds a hundred segments or more."""
     bodies = set(whole.pages.values())
     leaves = [page for page in range(2, len(whole) // PAGE) if page not in bodies and whole[page * PAGE] == 13]
     assert len(leaves) > 3
@@ -270,7 +270,7 @@ def test_a_page_that_goes_bad_while_it_is_in_use_costs_no_other(whole: Whole) ->
 
 
 def test_a_segment_that_has_grown_is_not_taken_for_damaged(tmp_path: Path) -> None:
-    """One message less than full, it may get as many more as make a full one."""
+    """A segment with one message missing may grow up to a full segment."""
     segments, grown = (
         SegmentFile(tmp_path / "spool.db", open_database),
         [message(seq) for seq in range(2 * MAX_SEGMENT - 1)],

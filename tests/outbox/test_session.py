@@ -1,4 +1,4 @@
-"""A conversation over a link that does as it is told: the rules for what is sent when, and again, and never."""
+"""A session over a scripted link: rules for sending, repetition and refusal."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ONLINE = TOPICS.availability
 
 
 class FakeLink:
-    """Remembers what is published; `answers` are given to the next messages in order, success when they run out.
+    """Link that records publications; `answers` are given to the next messages in order, then success.
 
-    A `silent` one acknowledges nothing, and a `poison` topic makes it hang up.
+    A `silent` link acknowledges no message, and a `poison` topic makes the link disconnect.
     """
 
     def __init__(self, *, window: int = 20, silent: bool = False, poison: str = "") -> None:
@@ -68,10 +68,10 @@ class FakeLink:
 
 
 class Rig:
-    """Sessions, one after the other, over what outlives them."""
+    """Successive sessions over the parts that outlive sessions."""
 
     def __init__(self) -> None:
-        self.now = 60.0  # whatever was made at 0 has waited for long
+        self.now = 60.0  # messages of time 0 have waited for long
         self.spool = MemorySpool(clock=lambda: self.now)
         self.states = RetainedStates()
         self.handlers: dict[str, Handler] = {}
@@ -95,7 +95,7 @@ class Rig:
 
 
 class Wall:
-    """A wall clock that turns right, or knows of all before `known_until`."""
+    """Wall clock that becomes correct, or knows all times before `known_until`."""
 
     synchronised = False
     known_until = 0.0

@@ -1,7 +1,7 @@
-"""Both spools against one simple model: whatever is done to them, each origin keeps its order and nothing is lost.
+"""Both spools against a simple model: each origin keeps its order without loss, under any operations.
 
-The disk spool is also closed and opened again, which the model takes for a lost connection. Where there is not room for
-everything, what is lost is counted to the last message, and is what the policies say.
+The disk spool is also closed and opened again, which is a lost connection for the model. In bounded room, losses are
+counted exactly, and follow the policies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLICIES = {"a": Policy(durability="always"), "b": Policy()}
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """`waiting` is what each origin has left, oldest first, and `flying` what was taken of that, with its id."""
+    """`waiting` is the rest of each origin, oldest first, and `flying` the taken part, with ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class DiskMachine(MemoryMachine):
         spool = DiskSpool(Path(self.folder.name), SpoolOptions(commit_seconds=0), POLICIES, status=status)
         looked = Event()
         spool.start(looked.set)
-        assert looked.wait(PATIENCE)  # a file that is deleted before it is opened is lost
+        assert looked.wait(PATIENCE)  # a file deleted before the opening is lost
         return spool
 
     @rule()
@@ -127,7 +127,7 @@ MESSAGES, MEMORY, FILE, SECONDS = 60, 40_000, 30_000, 100
 
 
 class BoundedMachine(RuleBasedStateMachine):
-    """Little room, by count, bytes and age. `waiting` is what was put and not taken; some of that may be gone."""
+    """Bounded room by count, bytes and age. `waiting` holds put messages not taken; some of them may be gone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class BoundedMachine(RuleBasedStateMachine):
     def take(self, count: int) -> None:
         for entry in self.spool.take(count):
             origin, seq = entry.message.origin, entry.message.seq
-            gone = self.waiting[origin].index(seq)  # else it has come before one that is older
+            gone = self.waiting[origin].index(seq)  # otherwise the message overtook an older message
             self.missing[origin] += gone
             del self.waiting[origin][: gone + 1]
             self.flying.append((origin, seq, entry.id))
@@ -191,7 +191,7 @@ class BoundedMachine(RuleBasedStateMachine):
         assert stats.bytes <= MEMORY or stats.depth == stats.in_flight + stats.on_disk
 
     def teardown(self) -> None:
-        """Whatever is left comes, and what does not come was counted."""
+        """Take the rest; missing messages must have been counted."""
         self.lose_the_connection()
         self.connect()
         deadline = time.monotonic() + PATIENCE
@@ -225,7 +225,7 @@ class BoundedMemoryMachine(BoundedMachine):
     @precondition(lambda self: not self.flying)
     @rule(origin=st.sampled_from(["oldest", "newest", "thin"]))
     def overflow(self, origin: str) -> None:
-        """Of one that has all the room, what is kept is the newest, the oldest, or something of all times."""
+        """Of an origin with all the room, the newest, the oldest, or a thinned selection is kept."""
         self.lose_the_connection()
         while self.spool.depth:
             self.take(MESSAGES)
@@ -257,7 +257,7 @@ class BoundedDiskMachine(BoundedMachine):
         return spool
 
     def is_accounted_for(self, counted: int, lost: int) -> None:
-        """What is dropped in the moment in which it is saved is counted, and comes all the same."""
+        """A message dropped during its save is counted, and arrives all the same."""
         assert counted >= lost
 
     def teardown(self) -> None:

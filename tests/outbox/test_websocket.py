@@ -1,4 +1,4 @@
-"""MQTT over WebSockets: with a real broker that offers it, through TLS, and with web servers that do not."""
+"""MQTT over WebSockets: with a real broker, through TLS, and with other web servers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ max_inflight_count = 100
 
 @pytest.fixture
 def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """A broker's plain port, and the one where it speaks WebSockets."""
+    """Return a broker's plain port and the port for WebSockets."""
     plain, web = free_port(), free_port()
     (tmp_path / "broker.toml").write_text(CONFIG.format(plain=plain, web=web))
     with WebBroker(config_path=str(tmp_path / "broker.toml")):
@@ -79,7 +79,7 @@ def connect(port: int, **options: Any) -> Link:
 
 
 def answers(text: bytes) -> tuple[str, str]:
-    """What is said of a web server that answers like this, and the remedy."""
+    """Return the error and the remedy for a web server with this answer."""
 
     def script(connection: socket.socket) -> None:
         connection.recv(4096)

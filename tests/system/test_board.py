@@ -1,4 +1,4 @@
-"""What a board says of its own health, read from a tree that looks like /sys."""
+"""Health of a board, read from a tree like /sys."""
 
 import pytest
 

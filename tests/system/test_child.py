@@ -1,4 +1,4 @@
-"""A child on its leash: what it is given, what it may use, and that nothing of it is left."""
+"""A limited child process: environment, limits, and complete removal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def descend(fifo, *, flee):
     while True:
         time.sleep(60)
 '''
-"""A module whose `main` does what it is told in Python."""
+"""Module whose `main` executes Python code."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def descriptors() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    gc.collect()  # what other tests have left open is not to be closed in the midst of this one
+    gc.collect()  # descriptors left open by other tests must not be closed during this test
     before = descriptors()
     yield
     assert descriptors() == before
@@ -67,12 +67,12 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def wait(child: Child) -> None:
-    """Until it has ended; a test that waits for longer is wrong."""
+    """Wait for the end of the child."""
     assert select.select([child.ended], [], [], 30)[0]
 
 
 def output_of(child: Child) -> tuple[bytes, int | None]:
-    """All it says on stdout, and its exit status."""
+    """Return the output and the exit status."""
     said = b""
     while data := os.read(child.stdout, 65536):
         said += data
@@ -85,7 +85,7 @@ def tell(request: str, limits: ResourceLimits = LIMITS) -> tuple[bytes, int | No
 
 
 class Fifo:
-    """Somebody's sign of life."""
+    """Sign of life of processes."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -93,7 +93,7 @@ class Fifo:
         self._end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def read(self) -> bytes:
-        """b"alive" from one who came to life, b"" when they all are dead."""
+        """Return b"alive" from a live process, b"" after the death of all."""
         assert select.select([self._end], [], [], 30)[0]
         return os.read(self._end, 100)
 
@@ -108,7 +108,7 @@ def fifo(tmp_path: Path, nothing_is_left: None) -> Iterator[Fifo]:
     fifo.close()
 
 
-# What it is given
+# Environment
 
 
 def test_it_calls_main_with_the_request():
@@ -153,7 +153,7 @@ def test_it_stands_apart():
     assert said == b"True /\n"
 
 
-# What it may use
+# Limits
 
 
 @pytest.mark.parametrize(("given", "file"), [({}, 1 << 20), ({"file": 5 << 20}, 5 << 20)])
@@ -188,7 +188,7 @@ def test_processor_time_beyond_the_leash_is_a_signal_that_says_so():
     assert tell("while True: pass", ResourceLimits(memory=256 << 20, processor=1)) == (b"", -signal.SIGXCPU)
 
 
-# Nothing is left
+# Removal
 
 
 def test_a_kill_ends_it(fifo):

@@ -15,7 +15,7 @@ DIGEST = "ab" * 32
 
 
 class Fetches:
-    """Remembers what it was asked to fetch, and ends each job as `ending` says; refuses once it is `full`."""
+    """Fetcher that records requests, ends each job as stated by `ending`, and refuses once `full`."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -45,7 +45,7 @@ class Fetches:
 
 
 class Models:
-    """There is motion, and of it one version."""
+    """Models with a single version of motion."""
 
     def knows(self, model: str) -> bool:
         return model == "motion"
@@ -70,13 +70,13 @@ def poller(fetches: Fetches, said: list[Event]) -> DesiredVersionPoller:
 
 
 def play(poller: DesiredVersionPoller, *steps: Callable[[], object]) -> None:
-    """Take these steps, and have all that is due after each of them looked at."""
+    """Perform these steps, with a poll after each."""
 
     async def run() -> None:
         running = asyncio.create_task(poller.run())
         for step in steps:
             step()
-            for _ in range(20):  # of the event loop; nothing here waits for anything else
+            for _ in range(20):  # turns of the event loop, enough for all tasks
                 await asyncio.sleep(0)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -177,7 +177,7 @@ def test_a_wish_that_cannot_be_followed_is_told(poller: DesiredVersionPoller, fe
 A = b'{"url": "https://models.example/a.edgm"}'
 B = b'{"url": "https://models.example/b.edgm"}'
 SHORT = 1e-9
-"""Seconds between two looks that are over before the loop has turned."""
+"""Seconds between two polls, over before a turn of the loop."""
 
 
 def test_a_wish_that_failed_is_looked_at_again(poller: DesiredVersionPoller, fetches: Fetches):
@@ -220,7 +220,7 @@ def test_the_latest_wish_stands(poller: DesiredVersionPoller, fetches: Fetches):
 def test_a_bare_file_that_was_judged_is_not_fetched_again(
     poller: DesiredVersionPoller, fetches: Fetches, ending: str, fetched: bool, looks_again: bool
 ):
-    """Only a whole fetch would tell that the file is the same; a pin, which needs no byte of it, may be taken off."""
+    """Only a fetch could show that the file is unchanged; a pin may be removed without a fetch."""
     fetches.ending, fetches.fetched = ending, fetched
     poller.configure({}, SHORT, "board")
     hear(poller, b'{"url": "https://models.example/m.tflite", "version": "1.1"}')

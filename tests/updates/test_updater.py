@@ -1,4 +1,4 @@
-"""Installs, rollbacks and their ends, told by what serves and what is remembered."""
+"""Installs, rollbacks and their ends, judged by the version in service and the ledger."""
 
 import asyncio
 import errno
@@ -33,12 +33,12 @@ def rig(tmp_path):
 
 
 async def ask(rig, verb, *args):
-    """Ask the updater of the daemon that runs by then."""
+    """Call a verb of the present daemon's updater."""
     return await getattr(rig.updater, verb)(*args)
 
 
 def play(rig, *acts):
-    """Boot, and do one thing after another; what the last one gave."""
+    """Boot, perform actions in turn, and return the result of the last."""
 
     async def playing():
         await rig.boot()
@@ -50,7 +50,7 @@ def play(rig, *acts):
 
 
 async def begin(rig, version, **options):
-    """Install a version up to where it is watched."""
+    """Install a version up to probation."""
     job = rig.install(version, **options)
     await job.released.wait()
     await rig.updater.settle(NAME)
@@ -269,7 +269,7 @@ def test_a_delta_to_what_is_not_there_is_refused(rig):
 
 
 def bare(rig, model="float.tflite", version=None, name=NAME):
-    """A job that installs a bare file."""
+    """Return a job that installs a bare file."""
     return rig.updater.install(DATA / model, InstallOptions(bare=Bare(model=name, version=version)))
 
 
@@ -423,7 +423,7 @@ def test_a_pipeline_that_is_taken_away_suspends_the_probation_until_it_is_back(r
 
     play(rig, begin(rig, "1.1"), take_away())
     assert (suspensions(), rig.ledger.floor, rig.ledger.active) == ([SUSPENDED], "0", None)
-    play(rig, take_away())  # another run of the daemon remembers that there was a pipeline
+    play(rig, take_away())  # the next run of the daemon knows of the pipeline
     assert (suspensions(), rig.ledger.floor, rig.ledger.active) == ([SUSPENDED] * 2, "0", None)
     play(rig, give_back(), rig.pass_probation())
     assert (rig.ledger.floor, rig.ledger.active) == ("1.1", digest_of("1.1"))
@@ -1010,11 +1010,11 @@ def test_a_folder_that_cannot_be_looked_into_is_no_reason_not_to_start(rig):
     assert rig.board.version == "1.0"
 
 
-# A disk that refuses
+# A refusing disk
 
 
 class Failing(Kernel):
-    """A disk on which everything works but for one effect."""
+    """Disk on which only one effect fails."""
 
     def __init__(self, number=errno.EIO):
         self.number = number
@@ -1062,7 +1062,7 @@ def test_whichever_effect_fails_a_good_version_serves_and_the_next_try_succeeds(
 
 
 class ReadOnly(Kernel):
-    """A disk that nothing can be changed on any more."""
+    """Disk that refuses all changes."""
 
     def write(self, path, pieces):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

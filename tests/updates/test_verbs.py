@@ -47,7 +47,7 @@ def watch(board):
 
 @pytest.fixture
 def send(ask):
-    """Send a container from an offset up to another, in chunks; how far it is."""
+    """Send a container from an offset up to another in chunks, and return the position."""
 
     def send(data=BUNDLE, start=0, end=None):
         end = len(data) if end is None else end
@@ -156,7 +156,7 @@ def test_two_senders_help_each_other(board, ask, send):
     ask("receive-open", **NAMES)
     assert send(end=100_000) == 100_000
     assert ask("receive-open", **NAMES) == {"offset": 100_000}
-    assert send(end=40_000) == 100_000  # what is there already is not taken again, and nothing is lost
+    assert send(end=40_000) == 100_000  # present bytes are skipped, without loss
     assert send(start=90_000) == len(BUNDLE)
     board.do(board.updater.go.clear)
     assert ask("receive-done", id=NAMES["id"]) == ask("receive-done", id=NAMES["id"])
@@ -302,7 +302,7 @@ def test_jobs_are_remembered(ask, send, watch):
     assert (listed["job"], listed["model"], listed["state"], listed["origin"]) == (job, "colours", "done", "a test")
     assert ask("job", id=job)["events"] == steps[:-1]
     assert [step["id"] for step in watch(job, after=steps[0]["at"])] == ["update.serving", "job.ended"]
-    assert watch(job, after=time.monotonic() + 1000) == steps  # which was before the board was restarted
+    assert watch(job, after=time.monotonic() + 1000) == steps  # from before the restart of the board
 
 
 def test_a_job_is_not_taken_for_another_of_that_number(ask, send, watch):
@@ -387,7 +387,7 @@ def test_fetches_beyond_those_that_may_be_under_way_wait_for_their_turn(board, a
 
 
 def trickle(asked, stop):
-    """The first bytes of a bundle and then nothing, as slow as is allowed."""
+    """Send the first bytes of a bundle and then none, at the slowest permitted speed."""
 
     def order(handler):
         handler.answer(200, {"Content-Length": str(len(BUNDLE))}, BUNDLE[:100])
@@ -526,7 +526,7 @@ def test_how_much_there_is_at_a_url_is_not_published_before_it_is_known_what(tmp
         server.orders += [part_of_the_head, half]
         board.run(fetch(board, server.url()))
         assert arrived.wait(120)
-        board.run(asyncio.sleep(0.1))  # within which it would be told of
+        board.run(asyncio.sleep(0.1))  # enough time for a notification
         assert board.said == []
         go_on.set()
         assert board.wait_for("update.fetching", received=100_000).total is not None
