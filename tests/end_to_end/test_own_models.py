@@ -97,6 +97,6 @@ def test_a_bare_update_keeps_no_old_labels_against_its_own(tmp_path: Path, edged
         assert serving(daemon) == "1.0"
         return
     assert done.code == 0, done.output
-    assert "The file has its own labels (blau, rot, gruen)" in done.output
+    assert "The file's own labels (blau, rot, gruen) are used" in done.output
     assert serving(daemon) == "1.1"
     assert daemon.call("pipelines")[0]["last"]["label"] in ("blau", "rot", "gruen")

@@ -61,3 +61,20 @@ def test_a_reload_that_takes_the_pipeline_away_suspends_the_probation(tmp_path: 
     assert edgectl(daemon, "rollback", "motion").code == 0
     assert serving(daemon) == "1.0.0"
     assert daemon.stop() == 0
+
+
+def test_a_reload_that_rebuilds_the_pipeline_is_announced_in_the_probation(tmp_path: Path, edged):
+    daemon = edged(config(pace=100))
+    new = bundle(tmp_path, "1.1.0", window=WINDOW, probation={"seconds": 3600, "windows": 5})
+    update = Call(daemon, "update-model", new)
+    daemon.wait_for_log("version 1.1.0 serves")
+    until = time.monotonic() + 120
+    while daemon.call("pipelines")[0]["predictions"] < 50:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    daemon.call("models")  # inspects the probation
+    daemon.configure(config(pace=100).replace("queue = 1000", "queue = 999"))
+    daemon.reload()
+    daemon.wait_for_log("the probation of version 1.1.0 continues from 0 s, since a pipeline of motion was rebuilt")
+    assert daemon.stop() == 0
+    update.end()

@@ -279,10 +279,10 @@ def web_page(handler: Handler) -> None:
     [
         (status(404), UNFIT, "the server answers 404\n  -> check the URL"),
         (status(410), UNFIT, "the server answers 410\n  -> the file was removed: use another URL"),
-        (status(403), UNFIT, "the server answers 403\n  -> the server does not give it to us"),
+        (status(403), UNFIT, "the server answers 403\n  -> check the token, and that the link has not expired"),
         (status(429, retry_after="86400"), UNFIT, "a wait of 86400 s\n  -> try again after"),
         (for_ever, REFUSED, "not"),
-        (web_page, UNFIT, "a web page arrived instead of a bundle\n  -> check the URL, and whether the network"),
+        (web_page, UNFIT, "a web page arrived instead of a bundle\n  -> check the URL, and log in"),
     ],
     ids=["404", "410", "403", "come tomorrow", "for ever", "a web page"],
 )
