@@ -311,7 +311,7 @@ def test_a_namesake_is_a_state_with_a_remedy_and_the_doctor_sees_it(
             each.wait_for_log("mqtt broker is degraded: another board is named 'board' too")
         status = daemon.call("status")
         assert status["mqtt"]["namesake"] == other.call("status")["boot"]
-        assert status["mqtt"]["health"]["hint"].startswith("give each board a name of its own")
+        assert status["mqtt"]["health"]["hint"].startswith("give each board another name")
         assert [check.verdict for check in check_daemon(str(daemon.runtime_dir)) if check.name == "name"] == ["fail"]
     assert daemon.call("status")["mqtt"]["reconnects"] == 0  # the client ids differ
 
