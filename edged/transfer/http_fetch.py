@@ -37,11 +37,11 @@ from edged.transfer.http_response import (
     Whole,
     WrongFileError,
     follow,
+    interpret,
     is_page,
     mask,
     origin,
     parse_url,
-    understand,
 )
 from edged.transfer.origins import OriginPolicy, parse_origin
 from edged.transfer.partial_files import Transfer
@@ -294,7 +294,7 @@ class _Fetch:
             self._connections += 1
             response = self._client.get(target, self._home, _request(asked, fresh=bool(self._damages)))
             headers = {name.lower(): str(value) for name, value in response.headers.items()}
-            answer: Answer = understand(response.status, headers, asked)
+            answer: Answer = interpret(response.status, headers, asked)
             if not isinstance(answer, Redirect):
                 return response, answer
             target = follow(target, answer.location)

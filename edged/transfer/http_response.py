@@ -81,7 +81,7 @@ _REMEDIES = {
 _PASSING = {408, 425, 429}
 
 
-def understand(status: int, headers: Mapping[str, str], asked: RangeRequest) -> Answer:
+def interpret(status: int, headers: Mapping[str, str], asked: RangeRequest) -> Answer:
     """Return the meaning of a response. The names of `headers` are in lower case.
 
     Raises:

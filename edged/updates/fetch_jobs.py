@@ -37,7 +37,7 @@ from edged.transfer.http_fetch import ExpectedFile, Fetcher, FetchOptions, trans
 from edged.transfer.http_response import FetchError, NotFoundError, WrongFileError, mask, parse_url
 from edged.transfer.origins import PolicyError
 from edged.transfer.partial_files import PartialFiles, Transfer
-from edged.updates.intake import InboundChecks, InboundVersion, ModelsSnapshot, VersionControl
+from edged.updates.intake import InboundChecks, InboundVersion, InstallControl, ModelsSnapshot
 from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, Ending, Event, InstallOptions, Job, Outcome, Wanted
 from edged.updates.update_state import bug
 
@@ -58,7 +58,7 @@ class FetchJobs:
     def __init__(
         self,
         partial_files: PartialFiles,
-        updater: VersionControl,
+        updater: InstallControl,
         checks: InboundChecks,
         publish: Callable[[Event], None],
         options: FetchOptions,

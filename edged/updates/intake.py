@@ -21,7 +21,7 @@ from edged.transfer.partial_files import Transfer
 from edged.updates.jobs import Event, InstallOptions, Job, ModelReport, Outcome
 
 
-class VersionControl(Protocol):
+class InstallControl(Protocol):
     """Installs versions, and carries out the decisions of operators."""
 
     def install(self, container: Path, options: InstallOptions) -> Job:

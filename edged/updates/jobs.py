@@ -152,6 +152,7 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
         ledger: The ledger.
         factory: Numbers of the factory versions by digest.
         named: Number of the version in the configuration; "" for any.
+        suspended: True while the candidate's probation is suspended.
         unfit: Versions found damaged or unable to serve in this run, by digest.
     """
 
@@ -161,4 +162,5 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     ledger: Ledger
     factory: dict[str, str]
     named: str = ""
+    suspended: bool = False
     unfit: dict[str, VersionFault]

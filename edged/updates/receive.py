@@ -23,7 +23,7 @@ from edged.core.container import Head
 from edged.models.bare_file import Bare, BareCheck
 from edged.models.delta import VersionCheck
 from edged.transfer.partial_files import ArrivalCheck, PartialFiles, Transfer
-from edged.updates.intake import InboundChecks, InboundVersion, ModelsSnapshot, VersionControl
+from edged.updates.intake import InboundChecks, InboundVersion, InstallControl, ModelsSnapshot
 from edged.updates.jobs import NAME_IT, Job
 from edged.updates.requests import ChunkRequest, DoneRequest, OpenRequest, parse
 
@@ -39,7 +39,7 @@ class Receiver:
     def __init__(
         self,
         partial_files: PartialFiles,
-        updater: VersionControl,
+        updater: InstallControl,
         checks: InboundChecks,
         job_of: Callable[[Job], Job],
         idle: float,

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from edged.core import ledger as ledgers
 from edged.core.container import Head
-from edged.core.decide import Keep, ReplaceLedger, target
+from edged.core.decide import Keep, ReplaceLedger, is_suspended, target
 from edged.core.errors import ControlError, EdgedError, ModelError, StoreError
 from edged.core.ledger import Ledger
 from edged.models.atomic_files import Disk
@@ -235,6 +235,7 @@ class Updater:
                 ledger=facts.ledger,
                 unfit=facts.unfit,
                 named=self._host.named(name),
+                suspended=is_suspended(facts),
             )
             for name, facts in inspected
         )

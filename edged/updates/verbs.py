@@ -17,7 +17,7 @@ from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.http_response import mask
 from edged.transfer.partial_files import PartialFiles
 from edged.updates.fetch_jobs import FetchJobs
-from edged.updates.intake import InboundChecks, VersionControl
+from edged.updates.intake import InboundChecks, InstallControl
 from edged.updates.jobs import Event, Job, ModelReport
 from edged.updates.receive import Receiver
 from edged.updates.requests import (
@@ -50,7 +50,7 @@ class Updates:
     def __init__(
         self,
         partial_files: PartialFiles,
-        updater: VersionControl,
+        updater: InstallControl,
         *,
         checks: InboundChecks,
         clock: WallClock,
@@ -260,6 +260,7 @@ def _versions(report: ModelReport) -> Iterator[dict[str, Any]]:
         roles = {
             "serves": digest == report.serving,
             "under way": ledger.candidate is not None and digest == ledger.candidate.digest,
+            "suspended": report.suspended and ledger.candidate is not None and digest == ledger.candidate.digest,
             "active": digest == ledger.active != report.serving,
             "previous": digest == ledger.previous,
             "factory": digest in report.factory,

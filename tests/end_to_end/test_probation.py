@@ -50,6 +50,8 @@ def test_a_reload_that_takes_the_pipeline_away_suspends_the_probation(tmp_path: 
     daemon.configure(OTHER)
     daemon.reload()
     assert suspended(daemon, times=1)
+    (model,) = (each for each in daemon.call("models") if each["name"] == "motion")
+    assert model["versions"][0]["roles"] == ["under way", "suspended"]
     assert daemon.stop() == 0
     update.end()
     daemon.start()

@@ -13,10 +13,10 @@ from edged.transfer.http_response import (
     TryAgain,
     Whole,
     follow,
+    interpret,
     mask,
     origin,
     parse_url,
-    understand,
 )
 
 NEW = RangeRequest(0, None, "")
@@ -38,13 +38,13 @@ A_SECOND_LATER = "Tue, 10 Nov 2026 12:00:01 GMT"
     ],
 )
 def test_200_is_the_whole_file_whatever_was_asked_for(headers, meaning):
-    assert understand(200, headers, NEW) == understand(200, headers, HALF) == meaning
+    assert interpret(200, headers, NEW) == interpret(200, headers, HALF) == meaning
 
 
 def test_a_page_that_comes_instead_of_the_rest_passes():
     page = {"content-type": "Text/HTML; charset=utf-8", "content-length": "80"}
-    assert understand(200, page, HALF) == TryAgain("a web page arrived instead of the rest")
-    assert understand(200, page, NEW) == Body(0, 80, "")
+    assert interpret(200, page, HALF) == TryAgain("a web page arrived instead of the rest")
+    assert interpret(200, page, NEW) == Body(0, 80, "")
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_a_page_that_comes_instead_of_the_rest_passes():
     ],
 )
 def test_only_what_identifies_every_byte_ties_two_parts_together(headers, tag):
-    assert understand(200, headers, NEW) == Body(0, None, tag)
+    assert interpret(200, headers, NEW) == Body(0, None, tag)
 
 
 def test_206_goes_on():
     headers = {"content-range": "bytes 500-999/1000", "etag": '"v1"'}
-    assert understand(206, headers, HALF) == Body(500, 1000, '"v1"')
+    assert interpret(206, headers, HALF) == Body(500, 1000, '"v1"')
 
 
 def test_206_may_leave_out_what_is_known():
-    assert understand(206, {"content-range": "bytes 500-999/*"}, HALF) == Body(500, 1000, '"v1"')
+    assert interpret(206, {"content-range": "bytes 500-999/*"}, HALF) == Body(500, 1000, '"v1"')
 
 
 @pytest.mark.parametrize(
@@ -87,31 +87,31 @@ def test_206_may_leave_out_what_is_known():
     ],
 )
 def test_206_that_does_not_fit_means_starting_again(headers, reason):
-    answer = understand(206, headers, HALF)
+    answer = interpret(206, headers, HALF)
     assert isinstance(answer, StartAgain)
     assert reason in answer.reason
 
 
 def test_416_at_the_end_of_the_file_is_all_of_it():
     done = RangeRequest(1000, 1000, '"v1"')
-    assert understand(416, {"content-range": "bytes */1000"}, done) == Whole()
-    assert understand(416, {}, done) == Whole()
-    assert understand(416, {"content-range": "bytes */1000"}, RangeRequest(1000, None, "")) == Whole()
+    assert interpret(416, {"content-range": "bytes */1000"}, done) == Whole()
+    assert interpret(416, {}, done) == Whole()
+    assert interpret(416, {"content-range": "bytes */1000"}, RangeRequest(1000, None, "")) == Whole()
 
 
 @pytest.mark.parametrize("headers", [{"content-range": "bytes */400"}, {"content-range": "bytes */1000"}, {}])
 def test_416_anywhere_else_means_starting_again(headers):
-    assert isinstance(understand(416, headers, HALF), StartAgain)
+    assert isinstance(interpret(416, headers, HALF), StartAgain)
 
 
 def test_416_to_no_range_is_nonsense():
     with pytest.raises(FetchError, match="answers 416"):
-        understand(416, {}, NEW)
+        interpret(416, {}, NEW)
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_some_troubles_pass(status):
-    assert understand(status, {}, NEW) == TryAgain(f"the server answers {status}")
+    assert interpret(status, {}, NEW) == TryAgain(f"the server answers {status}")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_some_troubles_pass(status):
 )
 def test_a_server_may_say_when(headers, seconds):
     """Dates are held against the server's clock: this board may be in 1970."""
-    assert understand(503, headers, NEW) == TryAgain("the server answers 503", seconds)
+    assert interpret(503, headers, NEW) == TryAgain("the server answers 503", seconds)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_server_may_say_when(headers, seconds):
 )
 def test_some_do_not(status, remedy):
     with pytest.raises(FetchError, match=f"answers {status}") as refusal:
-        understand(status, {}, NEW)
+        interpret(status, {}, NEW)
     assert remedy in refusal.value.hint
     assert not refusal.value.retryable
 
@@ -146,24 +146,24 @@ def test_some_do_not(status, remedy):
 @pytest.mark.parametrize("status", [200, 206])
 def test_what_is_encoded_is_refused(status):
     with pytest.raises(FetchError, match=r"encoded \(gzip\)"):
-        understand(status, {"content-encoding": "gzip", "content-range": "bytes 500-999/1000"}, HALF)
+        interpret(status, {"content-encoding": "gzip", "content-range": "bytes 500-999/1000"}, HALF)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects(status):
-    assert understand(status, {"location": "/there"}, NEW) == Redirect("/there")
+    assert interpret(status, {"location": "/there"}, NEW) == Redirect("/there")
 
 
 def test_a_redirect_to_nowhere_is_final():
     with pytest.raises(FetchError, match="answers 302"):
-        understand(302, {}, NEW)
+        interpret(302, {}, NEW)
 
 
 @given(st.integers(100, 599), st.dictionaries(st.sampled_from(["content-range", "etag", "date", "retry-after",
        "last-modified", "content-length", "location", "content-encoding"]), st.text(max_size=40)))  # fmt: skip
 def test_any_answer_has_a_meaning(status, headers):
     try:
-        answer = understand(status, headers, HALF)
+        answer = interpret(status, headers, HALF)
     except FetchError:
         return
     assert isinstance(answer, Body | Whole | StartAgain | TryAgain | Redirect)
