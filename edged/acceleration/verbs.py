@@ -10,21 +10,35 @@ A way that is proven takes turns with whatever its device serves. If its process
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from edged.acceleration.placement import Accelerators
-from edged.acceleration.prove import Subject, prove
-from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, tune
+from edged.acceleration.prove import Finding, Latency, Subject, prove
+from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, Begun, Measured, Recorded, Step, tune
 from edged.api import ControlError
+from edged.core import update_answers
 from edged.core.manifest import Name
+from edged.core.protocol import Args
+from edged.core.tuning import Measurement
+from edged.core.update_answers import (
+    ComparisonAnswer,
+    FindingAnswer,
+    LatencyAnswer,
+    MeasurementAnswer,
+    TuneStepAnswer,
+)
+from edged.models.agreement import Comparison
 from edged.models.tuning_records import Tunings
+
+T = TypeVar("T")
 
 # The verbs
 
@@ -51,10 +65,7 @@ class Proving:
         self._busy = ""
         self._stopping = False
         self._adoptions: set[asyncio.Future[None]] = set()
-        self.streams: dict[str, Callable[[dict[str, Any]], AsyncGenerator[Any, None]]] = {
-            "prove": self._prove,
-            "tune": self._tune,
-        }
+        self.streams = dict((update_answers.PROVE.by(self._prove), update_answers.TUNE.by(self._tune)))
         self.changes = frozenset({"tune"})
 
     def stop(self) -> None:
@@ -62,21 +73,21 @@ class Proving:
         self._stopping = True
         self._thread.shutdown(wait=False)
 
-    async def _prove(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async def _prove(self, args: Args) -> AsyncGenerator[FindingAnswer, None]:
         """Findings of the `model` that is named, or of all."""
         ask = _understood(args, _Prove)
         subjects = self._subjects() if ask.model is None else {ask.model: self._find(ask.model)}
         async with aclosing(self._steps("proving", prove(self._accelerators, subjects.values()))) as steps:
-            async for step in steps:
-                yield step
+            async for finding in steps:
+                yield finding_answer(finding)
 
-    async def _tune(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async def _tune(self, args: Args) -> AsyncGenerator[TuneStepAnswer, None]:
         """Steps of measuring the `model`, each way for so many `seconds`."""
         ask = _understood(args, _Tune)
         found = tune(self._accelerators, self._find(ask.model), self._tunings, time.time(), ask.seconds)
         async with aclosing(self._steps("tuning", found)) as steps:
             async for step in steps:
-                yield step
+                yield step_answer(step)
         adoption = asyncio.ensure_future(self._adopt(ask.model))
         self._adoptions.add(adoption)  # the loop itself would let it be collected
         adoption.add_done_callback(self._adoptions.discard)
@@ -89,27 +100,78 @@ class Proving:
             raise ControlError(f"no model {name!r} is loaded", hint=f"there are: {known}")
         return subjects[name]
 
-    async def _steps(self, what: str, steps: Iterator[msgspec.Struct]) -> AsyncGenerator[Any, None]:
+    async def _steps(self, what: str, steps: Iterator[T]) -> AsyncGenerator[T, None]:
         """Take steps, each on the thread; what a client who left has begun is finished before anything else begins."""
         if self._busy:
             raise ControlError(f"{self._busy} is under way", hint="try again when it is done", retryable=True)
         self._busy = what
         try:
             while (step := await self._take(steps)) is not None:
-                yield told(step)
+                yield step
         finally:
             self._busy = ""
 
-    async def _take(self, steps: Iterator[msgspec.Struct]) -> msgspec.Struct | None:
+    async def _take(self, steps: Iterator[T]) -> T | None:
         if self._stopping:
             raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
         return await asyncio.get_running_loop().run_in_executor(self._thread, next, steps, None)
 
 
-def told(step: msgspec.Struct) -> dict[str, Any]:
-    """A finding or step as JSON has it; what is no number there is null."""
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(step))
-    return plain
+def finding_answer(finding: Finding) -> FindingAnswer:
+    """Return a finding as it is sent."""
+    return {
+        "model": finding.model,
+        "version": finding.version,
+        "state": finding.state,
+        "delegate": finding.delegate,
+        "variant": finding.variant,
+        "reason": finding.reason,
+        "hint": finding.hint,
+        "nodes": finding.nodes,
+        "delegated": finding.delegated,
+        "off_processor": finding.off_processor,
+        "latency": _latency(finding.latency) if finding.latency else None,
+        "cpu_latency": _latency(finding.cpu_latency) if finding.cpu_latency else None,
+        "samples": [_comparison(each) for each in finding.samples],
+    }
+
+
+def _latency(latency: Latency) -> LatencyAnswer:
+    return {"p50": latency.p50, "p99": latency.p99}
+
+
+def _comparison(compared: Comparison) -> ComparisonAnswer:
+    worst = compared.worst if math.isfinite(compared.worst) else None
+    return {"worst": worst, "same": compared.same, "problem": compared.problem}
+
+
+def step_answer(step: Step) -> TuneStepAnswer:
+    """Return a step of tuning as it is sent."""
+    match step:
+        case Begun():
+            return {"id": "tune.begun", "model": step.model, "version": step.version, "ways": step.ways}
+        case Measured():
+            measurement = _measurement(step.measurement)
+            return {"id": "tune.measured", "model": step.model, "title": step.title, "measurement": measurement}
+        case Recorded():
+            return {"id": "tune.recorded", "model": step.model, "why": step.why}
+
+
+def _measurement(measured: Measurement) -> MeasurementAnswer:
+    return {
+        "delegate": measured.delegate,
+        "variant": measured.variant,
+        "threads": measured.threads,
+        "runs": measured.runs,
+        "p50": measured.p50,
+        "p99": measured.p99,
+        "worst": measured.worst,
+        "rss_bytes": measured.rss_bytes,
+        "celsius_before": measured.celsius_before,
+        "celsius_after": measured.celsius_after,
+        "failure": measured.failure,
+        "hint": measured.hint,
+    }
 
 
 class _Prove(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,7 +189,7 @@ class _Tune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 _Ask = TypeVar("_Ask", _Prove, _Tune)
 
 
-def _understood(args: dict[str, Any], kind: type[_Ask]) -> _Ask:
+def _understood(args: Args, kind: type[_Ask]) -> _Ask:
     try:
         return msgspec.convert(args, kind)
     except msgspec.ValidationError as error:

@@ -7,24 +7,48 @@ on the event loop's thread. Counters have one writer each and are read without a
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
-
-import msgspec
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
 from edged import __version__
 from edged.acceleration.placement import Accelerators
 from edged.acceleration.verbs import Proving
-from edged.api import ControlError, EdgedError
+from edged.api import ControlError, EdgedError, RunnerInfo
 from edged.app.forget_device import forget_device, parse_device
 from edged.app.metrics import families, resident_bytes
 from edged.app.state import PipelineState, ServiceState, Tap
 from edged.app.status import overall
 from edged.config.load import ConfigErrors
+from edged.core import answers
+from edged.core.answers import (
+    AcceleratorAnswer,
+    ConfigErrorAnswer,
+    DiskAnswer,
+    ForgetDeviceAnswer,
+    HealthAnswer,
+    MetricsAnswer,
+    ModelAnswer,
+    ModelVersionsAnswer,
+    MqttAnswer,
+    PercentilesAnswer,
+    PipelineAnswer,
+    ProofAnswer,
+    ReleaseAnswer,
+    ReloadAnswer,
+    ResultAnswer,
+    RunnerAnswer,
+    SourceAnswer,
+    SpoolAnswer,
+    SpoolCountAnswer,
+    SpoolStatsAnswer,
+    StatusAnswer,
+)
 from edged.core.errors import some
 from edged.core.health import Health
 from edged.core.metrics import render
+from edged.core.protocol import Args
 from edged.core.topics import Topics
+from edged.models.selftest import Proof
+from edged.outbox.spool import DiskStats, SpoolStats
 from edged.updates.verbs import Updates
 
 NAMESAKE_SECONDS = 3600.0
@@ -38,7 +62,7 @@ RELOAD_SECONDS = 5.0
 DISK_SECONDS = 5.0
 """Seconds that a call for the models' versions waits for the disk."""
 
-_UNKNOWN: dict[str, Any] = {"pinned": None, "versions": None}
+_UNKNOWN: ModelVersionsAnswer = {"pinned": None, "versions": None}
 
 
 class Operations:
@@ -54,42 +78,46 @@ class Operations:
     ) -> None:
         self._state = state
         self._accelerators = accelerators
-        self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+        self._calls = {
             **updates.calls,
-            "status": self._status,
-            "pipelines": self._pipelines,
-            "sources": self._sources,
-            "models": self._models,
-            "metrics": self._metrics,
-            "reload": self._reload,
-            "spool": self._spool,
-            "spool-retry": self._spool_retry,
-            "spool-drop": self._spool_drop,
-            "release": self._release,
-            "forget-device": self._forget_device,
+            **dict(
+                (
+                    answers.STATUS.by(self._status),
+                    answers.PIPELINES.by(self._pipelines),
+                    answers.SOURCES.by(self._sources),
+                    answers.MODELS.by(self._models),
+                    answers.METRICS.by(self._metrics),
+                    answers.RELOAD.by(self._reload),
+                    answers.SPOOL.by(self._spool),
+                    answers.SPOOL_RETRY.by(self._spool_retry),
+                    answers.SPOOL_DROP.by(self._spool_drop),
+                    answers.RELEASE.by(self._release),
+                    answers.FORGET_DEVICE.by(self._forget_device),
+                )
+            ),
         }
         self._do_reload = reload
         self._versions = updates.versions
         self._reloads: set[asyncio.Future[list[str]]] = set()
 
-        self._streams = {**updates.streams, **proving.streams, "watch": self._watch}
+        self._streams = {**updates.streams, **proving.streams, **dict([answers.WATCH.by(self._watch)])}
         self.calls = frozenset(self._calls)
         self.streams = frozenset(self._streams)
         changes = frozenset({"reload", "release", "forget-device", "spool-retry", "spool-drop"})
         self.changes = changes | updates.changes | proving.changes
 
-    async def call(self, verb: str, args: dict[str, Any]) -> Any:
+    async def call(self, verb: str, args: Args) -> object:
         """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
         return await self._calls[verb](args)
 
-    def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    def stream(self, verb: str, args: Args) -> AsyncGenerator[object, None]:
         """Answer one of `streams` again and again. Raises EdgedError where it cannot be done."""
         return self._streams[verb](args)
 
-    async def _watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async def _watch(self, args: Args) -> AsyncGenerator[ResultAnswer, None]:
         """The results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
         name, watchers = args.get("pipeline"), self._state.watchers
-        if name is not None and name not in self._state.pipelines:
+        if name is not None and (not isinstance(name, str) or name not in self._state.pipelines):
             raise ControlError(f"there is no pipeline {name!r}", hint=_known(self._state.pipelines))
         tap = Tap(self._state, name, asyncio.get_running_loop())
         watchers.taps = (*watchers.taps, tap)
@@ -99,7 +127,7 @@ class Operations:
         finally:
             watchers.taps = tuple(other for other in watchers.taps if other is not tap)
 
-    async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _status(self, args: Args) -> StatusAnswer:
         state = self._state
         now = time.monotonic()
         health = overall(state, self._accelerators)
@@ -134,7 +162,7 @@ class Operations:
             "memory": {"rss_bytes": resident_bytes()},
         }
 
-    def _mqtt(self) -> dict[str, Any]:
+    def _mqtt(self) -> MqttAnswer:
         publisher = self._state.publisher
         spool = publisher.spool.stats
         return {
@@ -145,7 +173,7 @@ class Operations:
             "last_sent_ago": None if publisher.last_sent is None else time.monotonic() - publisher.last_sent,
             "reconnects": publisher.reconnects,
             "namesake": self._namesake(),
-            "spool": {**msgspec.to_builtins(spool), "health": self._health(publisher.spool.health)},
+            "spool": {**_spool_stats(spool), "health": self._health(publisher.spool.health)},
             "health": self._health(publisher.status.health),
         }
 
@@ -154,10 +182,10 @@ class Operations:
         state = self._state
         return state.namesake if time.monotonic() - state.namesake_at < NAMESAKE_SECONDS else ""
 
-    async def _pipelines(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+    async def _pipelines(self, args: Args) -> list[PipelineAnswer]:
         return [self._pipeline(name, part) for name, part in self._state.pipelines.items()]
 
-    def _pipeline(self, name: str, part: PipelineState) -> dict[str, Any]:
+    def _pipeline(self, name: str, part: PipelineState) -> PipelineAnswer:
         flow = part.flow
         model = self._state.models.get(part.entry.model)
         bundle = model.bundle if model else None
@@ -171,14 +199,14 @@ class Operations:
             "predictions": flow.predictions if flow else 0,
             "dropped": flow.mailbox.dropped if flow else 0,
             "errors": flow.errors if flow else 0,
-            "latency": flow.latency.percentiles() if flow else None,
-            "inference": flow.inference.percentiles() if flow else None,
-            "runner": part.runner and msgspec.to_builtins(part.runner),
+            "latency": _percentiles(flow.latency.percentiles()) if flow else None,
+            "inference": _percentiles(flow.inference.percentiles()) if flow else None,
+            "runner": _runner(part.runner) if part.runner else None,
             "last": _shortened(self._state.recorder.result(flow.last)) if flow and flow.last else None,
             "health": self._health(part.status.health),
         }
 
-    async def _sources(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+    async def _sources(self, args: Args) -> list[SourceAnswer]:
         entries = self._state.config.sources
         return [
             {
@@ -197,9 +225,9 @@ class Operations:
             for name, reader in self._state.sources.items()
         ]
 
-    async def _models(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+    async def _models(self, args: Args) -> list[ModelAnswer]:
         """Every model that is configured or installed, with its versions: None where the disk does not tell in time."""
-        known: dict[str, dict[str, Any]] = {}
+        known: dict[str, ModelVersionsAnswer] = {}
         with contextlib.suppress(EdgedError, TimeoutError):
             async with asyncio.timeout(DISK_SECONDS):
                 known = await self._versions()
@@ -208,7 +236,7 @@ class Operations:
         unused = [self._unused(name) for name, each in known.items() if name not in names and _is_installed(each)]
         return [{**model, **known.get(model["name"], _UNKNOWN)} for model in [*configured, *unused]]
 
-    def _serving_models(self) -> list[dict[str, Any]]:
+    def _serving_models(self) -> list[ModelAnswer]:
         pipelines = self._state.pipelines.items()
         return [
             {
@@ -218,8 +246,8 @@ class Operations:
                 "origin": part.origin,
                 "pipelines": [pipeline for pipeline, served in pipelines if served.entry.model == name],
                 "bytes": part.bundle.manifest.files[part.bundle.manifest.model].bytes if part.bundle else 0,
-                "runner": part.runner and msgspec.to_builtins(part.runner),
-                "proof": part.proof and msgspec.to_builtins(part.proof),
+                "runner": _runner(part.runner) if part.runner else None,
+                "proof": _proof(part.proof) if part.proof else None,
                 "accelerator": self._accelerator(name),
                 "choice": self._accelerators.choices().get(name, ""),
                 "isolated": self._state.config.models[name].isolate,
@@ -228,21 +256,26 @@ class Operations:
             for name, part in self._state.models.items()
         ]
 
-    def _unused(self, name: str) -> dict[str, Any]:
+    def _unused(self, name: str) -> ModelAnswer:
         """A model that is installed and that no configuration names."""
         hint = f'name it in a pipeline: model = "{name}", then: edgectl reload'
         health = Health("stopped", "no pipeline uses it", hint, self._state.started)
         return {
-            **dict.fromkeys(("version", "digest", "origin", "choice"), ""),
-            **dict.fromkeys(("runner", "proof", "accelerator")),
             "name": name,
+            "version": "",
+            "digest": "",
+            "origin": "",
             "pipelines": [],
             "bytes": 0,
+            "runner": None,
+            "proof": None,
+            "accelerator": None,
+            "choice": "",
             "isolated": False,
             "health": self._health(health),
         }
 
-    def _accelerator(self, model: str) -> dict[str, Any] | None:
+    def _accelerator(self, model: str) -> AcceleratorAnswer | None:
         """How the accelerator of a model stands, None where it has none."""
         name, standing = self._accelerators.statuses().get(model, ("", None))
         if standing is None:
@@ -257,7 +290,7 @@ class Operations:
             "off_processor": self._accelerators.shares().get(model),
         }
 
-    async def _release(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _release(self, args: Args) -> ReleaseAnswer:
         name = args.get("accelerator")
         if not isinstance(name, str):
             raise ControlError("it is not said which accelerator", hint="name one: edgectl release NAME")
@@ -266,16 +299,16 @@ class Operations:
         self._accelerators.release(name)
         return {"released": name, "changed": at_fault}
 
-    async def _forget_device(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _forget_device(self, args: Args) -> ForgetDeviceAnswer:
         config = self._state.config
         device = parse_device(args.get("device"), config.device.name)
         topics = Topics(config.mqtt.prefix, device)
         return {"topics": await forget_device(self._state.publisher, topics, config.mqtt.discovery_prefix)}
 
-    async def _metrics(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _metrics(self, args: Args) -> MetricsAnswer:
         return {"text": render(families(self._state, self._accelerators))}
 
-    async def _reload(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _reload(self, args: Args) -> ReloadAnswer:
         """Reload, and return what changed and what has no effect.
 
         While it is not `done` it goes on by itself, as an update may be in its way. What is in `restart` takes effect
@@ -294,11 +327,11 @@ class Operations:
             "warnings": warnings,
         }
 
-    async def _spool(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _spool(self, args: Args) -> SpoolAnswer:
         publisher = self._state.publisher
         spool = publisher.spool
         return {
-            **msgspec.to_builtins(spool.stats),
+            **_spool_stats(spool.stats),
             "rate": publisher.rate,
             "seconds_to_empty": publisher.seconds_to_empty,
             "replayed": publisher.replayed,
@@ -316,13 +349,13 @@ class Operations:
             "health": self._health(spool.health),
         }
 
-    async def _spool_retry(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _spool_retry(self, args: Args) -> SpoolCountAnswer:
         return {"count": self._state.publisher.spool.retry(_numbers(args))}
 
-    async def _spool_drop(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _spool_drop(self, args: Args) -> SpoolCountAnswer:
         return {"count": self._state.publisher.spool.drop(_numbers(args))}
 
-    def _health(self, health: Health) -> dict[str, Any]:
+    def _health(self, health: Health) -> HealthAnswer:
         return {
             "state": health.state,
             "reason": health.reason,
@@ -332,15 +365,65 @@ class Operations:
         }
 
 
-def _shortened(record: dict[str, Any]) -> dict[str, Any]:
+def _percentiles(found: dict[str, float | None]) -> PercentilesAnswer:
+    return {"p50": found["p50"], "p90": found["p90"], "p99": found["p99"]}
+
+
+def _runner(info: RunnerInfo) -> RunnerAnswer:
+    return {
+        "backend": info.backend,
+        "runtime": info.runtime,
+        "delegate": info.delegate,
+        "threads": info.threads,
+        "nodes": info.nodes,
+        "delegated": info.delegated,
+    }
+
+
+def _proof(proof: Proof) -> ProofAnswer:
+    return {"samples": proof.samples, "worst": proof.worst}
+
+
+def _spool_stats(stats: SpoolStats) -> SpoolStatsAnswer:
+    return {
+        "depth": stats.depth,
+        "in_flight": stats.in_flight,
+        "on_disk": stats.on_disk,
+        "bytes": stats.bytes,
+        "oldest": stats.oldest,
+        "dropped": stats.dropped,
+        "parked": stats.parked,
+        "drops": {pipeline: dict(reasons) for pipeline, reasons in stats.drops.items()},
+        "parks": {pipeline: dict(reasons) for pipeline, reasons in stats.parks.items()},
+        "disk": _disk(stats.disk) if stats.disk else None,
+    }
+
+
+def _disk(disk: DiskStats) -> DiskAnswer:
+    return {
+        "path": disk.path,
+        "file_bytes": disk.file_bytes,
+        "written": disk.written,
+        "daily_bytes": disk.daily_bytes,
+        "unsaved": disk.unsaved,
+        "unsaved_seconds": disk.unsaved_seconds,
+        "loss_seconds": disk.loss_seconds,
+        "loss_messages": disk.loss_messages,
+        "late": disk.late,
+        "commit": _percentiles(disk.commit),
+        "set_aside": [{"path": aside.path, "saved": aside.saved} for aside in disk.set_aside],
+    }
+
+
+def _shortened(record: ResultAnswer) -> ResultAnswer:
     """A result for a status: of an array the first values, and how many there are, for it may have 100,000."""
     values = record.get("values")
     if not isinstance(values, list):
         return record
-    return record | {"values": values[:_FEW_VALUES], "count": len(values)}
+    return {**record, "values": values[:_FEW_VALUES], "count": len(values)}
 
 
-def _numbers(args: dict[str, Any]) -> list[int] | None:
+def _numbers(args: Args) -> list[int] | None:
     """Which refused messages are meant, None for all."""
     numbers = args.get("numbers")
     if numbers == "all":
@@ -350,16 +433,16 @@ def _numbers(args: dict[str, Any]) -> list[int] | None:
     return numbers
 
 
-def _refusal(error: ConfigErrors | None) -> dict[str, Any] | None:
+def _refusal(error: ConfigErrors | None) -> ConfigErrorAnswer | None:
     if error is None:
         return None
     return {"message": error.message, "problems": [str(problem) for problem in error.problems]}
 
 
-def _is_installed(known: dict[str, Any]) -> bool:
+def _is_installed(known: ModelVersionsAnswer) -> bool:
     """Return whether a model has a version that is not the factory's."""
-    return any("factory" not in each["roles"] for each in known["versions"])
+    return any("factory" not in each["roles"] for each in known["versions"] or ())
 
 
-def _known(names: dict[str, Any]) -> str:
+def _known(names: Collection[str]) -> str:
     return f"there are: {some(sorted(names))}" if names else "the configuration has none"

@@ -10,12 +10,12 @@ import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edged.api import Prediction, RunnerInfo
 from edged.config.load import ConfigErrors
 from edged.config.options import Config, PipelineEntry
 from edged.control.clock import KernelClock
+from edged.core.answers import ResultAnswer
 from edged.core.health import Status
 from edged.core.record import Recorder
 from edged.core.tables import Problem
@@ -146,7 +146,7 @@ class Tap:
     """Passes results of one pipeline, or of all (None), to the event loop; drops the newest while `queue` is full."""
 
     def __init__(self, state: ServiceState, pipeline: str | None, loop: asyncio.AbstractEventLoop) -> None:
-        self.queue: asyncio.Queue[Any] = asyncio.Queue(WATCH_QUEUE)
+        self.queue: asyncio.Queue[ResultAnswer] = asyncio.Queue(WATCH_QUEUE)
         self._state = state
         self._pipeline = pipeline
         self._loop = loop
@@ -158,6 +158,6 @@ class Tap:
         with contextlib.suppress(RuntimeError):  # the loop has ended: the daemon is stopping
             self._loop.call_soon_threadsafe(self._put, self._state.recorder.result(prediction))
 
-    def _put(self, record: Any) -> None:
+    def _put(self, record: ResultAnswer) -> None:
         with contextlib.suppress(asyncio.QueueFull):
             self.queue.put_nowait(record)

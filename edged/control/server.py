@@ -22,13 +22,13 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Coroutine
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from edged.core import protocol
 from edged.core.errors import ControlError, EdgedError
-from edged.core.protocol import Request
+from edged.core.protocol import Args, Request
 
 MAX_CONNECTIONS = 16
 
@@ -68,10 +68,10 @@ class RequestHandler(Protocol):
     def changes(self) -> Collection[str]:
         """Those that change something: the log says who asked."""
 
-    async def call(self, verb: str, args: dict[str, Any]) -> Any:
+    async def call(self, verb: str, args: Args) -> object:
         """Do it. Of `changes`, `args` say who has "asked_by". Raises EdgedError, which the client is told."""
 
-    def stream(self, verb: str, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    def stream(self, verb: str, args: Args) -> AsyncGenerator[object, None]:
         """Yield what happens. Raises EdgedError, which the client is told; closed when the client leaves."""
 
 
@@ -266,7 +266,7 @@ class _Connection:
         with contextlib.suppress(OSError, TimeoutError):
             await self.send(protocol.encode_error(None, error))
 
-    async def while_there(self, stream: Any) -> None:
+    async def while_there(self, stream: Coroutine[None, None, None]) -> None:
         """Run a coroutine to its end, or until the client says anything or leaves."""
         streaming = asyncio.ensure_future(stream)
         leaving = asyncio.ensure_future(self._reader.read(1))

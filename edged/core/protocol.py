@@ -1,4 +1,4 @@
-"""What travels over the control socket: one JSON object a line, in UTF-8.
+"""The protocol of the control socket: one JSON object a line, in UTF-8.
 
     request   {"id": 1, "verb": "status", "args": {}}
     reply     {"id": 1, "ok": ...}                                          a call is answered once
@@ -6,10 +6,13 @@
     stream    {"id": 1, "event": ...} any number of times, then {"id": 1, "end": true} or an error
 
 A client has one request under way on a connection. A stream is the last of them: the client ends it by closing. A
-request is small and flat: its arguments are plain values or lists of them. One that breaks these rules is answered
-with an error whose id is null, and the connection is closed. An error that may pass says `"retryable": true` as well.
+request is small and flat: its arguments are plain values or lists of plain values. A request that breaks these rules is
+answered with an error whose id is null, and the connection is closed. An error that may pass says `"retryable": true`
+as well.
 
-Bytes in, plain values out, and only the standard library's json, so that `edgectl` can import this in milliseconds.
+JSON is decoded and checked here alone: `decode_request` for the daemon, `decode_reply` and `check` for edgectl. The
+verbs and the shapes of their answers are in `edged.core.answers`. Only the standard library's json and typing are
+imported, so that `edgectl` loads this module in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Generic, NamedTuple, NotRequired, TypeVar, get_args, get_origin, is_typeddict
 
 from edged.core.errors import (
     BundleError,
@@ -35,9 +39,10 @@ MAX_REPLY = 16 << 20
 
 BEGIN_WITH_MARK = "--begin-with-mark"
 MARK = b"edgectl answers\n"
-"""The line that an `edgectl` with that first argument begins its answer with: no other program's is taken for it."""
+"""The line that an `edgectl` with that first argument begins its answer with, to tell it from another program's."""
 
-_MAX_ID = 1 << 53  # what every JSON reader holds exactly
+_UNION = type(int | None)
+_MAX_ID = 1 << 53  # every JSON reader holds integers up to here exactly
 
 _VERB = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _KINDS: dict[str, type[EdgedError]] = {
@@ -51,33 +56,65 @@ _KINDS: dict[str, type[EdgedError]] = {
 }
 _KIND_OF = {error: kind for kind, error in _KINDS.items()}
 
+T = TypeVar("T")
+
+Args = dict[str, object]
+"""Arguments of a request, by name: plain values or lists of them, of which nothing else is known."""
+
+CallHandler = Callable[[Args], Awaitable[object]]
+StreamHandler = Callable[[Args], AsyncGenerator[object, None]]
+
+
+class Call(Generic[T]):
+    """A verb that is answered once, and the type of its answer."""
+
+    def __init__(self, verb: str, answer: type[T]) -> None:
+        self.verb = verb
+        self.answer = answer
+
+    def by(self, handler: Callable[[Args], Awaitable[T]]) -> tuple[str, CallHandler]:
+        """Return the verb with the handler that answers it, for a table of handlers."""
+        return self.verb, handler
+
+
+class Stream(Generic[T]):
+    """A verb that is answered with events, and the type of an event."""
+
+    def __init__(self, verb: str, event: type[T]) -> None:
+        self.verb = verb
+        self.event = event
+
+    def by(self, handler: Callable[[Args], AsyncGenerator[T, None]]) -> tuple[str, StreamHandler]:
+        """Return the verb with the handler that yields its events, for a table of handlers."""
+        return self.verb, handler
+
 
 class Request(NamedTuple):
-    """What a client asks: `verb` of the daemon's operations, with `args` by name."""
+    """A request for one of the daemon's verbs, with `args` by name."""
 
     id: int
     verb: str
-    args: dict[str, Any]
+    args: Args
 
 
 class Reply(NamedTuple):
-    """What the daemon says: `kind` is "ok", "event" or "end". An error is raised instead."""
+    """A reply of the daemon: `kind` is "ok", "event" or "end". An error is raised instead."""
 
     id: int
     kind: str
-    value: Any
+    value: object
 
 
 def encode_request(request: Request) -> bytes:
-    """A request as a line."""
+    """Return a request as a line."""
     return _line({"id": request.id, "verb": request.verb, "args": request.args})
 
 
 def decode_request(line: bytes) -> Request:
-    """A line as a request, without believing anything in it.
+    """Return the request in a line that may hold anything.
 
     Raises:
-        ControlError: it is not one, and which rule it breaks.
+        ControlError: the line is no request; the message names the rule that it breaks.
     """
     if len(line) > MAX_REQUEST:
         raise _refused(f"is longer than {MAX_REQUEST} bytes")
@@ -98,34 +135,34 @@ def decode_request(line: bytes) -> Request:
     return Request(number, verb, args)
 
 
-def encode_ok(number: int, value: Any) -> bytes:
-    """The answer to a call. Raises TypeError if `value` is not made of what JSON has."""
+def encode_ok(number: int, value: object) -> bytes:
+    """Return the answer to a call as a line. Raises TypeError for a value that JSON cannot hold."""
     return _line({"id": number, "ok": value})
 
 
-def encode_event(number: int, value: Any) -> bytes:
-    """One item of a stream. Raises TypeError if `value` is not made of what JSON has."""
+def encode_event(number: int, value: object) -> bytes:
+    """Return one event of a stream as a line. Raises TypeError for a value that JSON cannot hold."""
     return _line({"id": number, "event": value})
 
 
 def encode_end(number: int) -> bytes:
-    """The end of a stream that ended well."""
+    """Return the end of a stream without error as a line."""
     return _line({"id": number, "end": True})
 
 
 def encode_error(number: int | None, error: EdgedError) -> bytes:
-    """A failure, with what to do about it; `number` is None where the request could not be understood."""
+    """Return a failure and its remedy as a line; `number` is None where the request could not be understood."""
     kind = _KIND_OF.get(type(error), "error")
-    problem = {"message": error.message, "hint": error.hint, "kind": kind}
+    problem: dict[str, object] = {"message": error.message, "hint": error.hint, "kind": kind}
     return _line({"id": number, "error": {**problem, "retryable": True} if error.retryable else problem})
 
 
 def decode_reply(line: bytes) -> Reply:
-    """A line as a reply.
+    """Return the reply in a line.
 
     Raises:
         EdgedError: the error the daemon answered with, as it was raised there.
-        ControlError: the line is not a reply at all.
+        ControlError: the line is no reply.
     """
     try:
         fields = _object(line)
@@ -135,13 +172,68 @@ def decode_reply(line: bytes) -> Reply:
         raised = _KINDS.get(str(problem.get("kind")), EdgedError)
         retryable = problem.get("retryable") is True
         raise raised(str(problem.get("message")), hint=str(problem.get("hint", "")), retryable=retryable)
+    number = fields.get("id")
     for kind in ("ok", "event", "end"):
-        if kind in fields and type(fields.get("id")) is int:
-            return Reply(fields["id"], kind, fields[kind])
+        if kind in fields and type(number) is int:
+            return Reply(number, kind, fields[kind])
     raise _not_a_reply("has no id, or neither ok, event, end nor error")
 
 
-def _line(fields: dict[str, Any]) -> bytes:
+def check(value: object, kind: type[T], verb: str) -> T:
+    """Return a decoded answer to `verb` as a value of its type. Keys that the type does not name are kept.
+
+    Raises:
+        ControlError: the value is of another shape, as an older daemon's may be.
+    """
+    if problem := _misfit(value, kind, ""):
+        raise ControlError(
+            f"the daemon's answer to {verb!r} cannot be read: {problem}",
+            hint="restart the daemon, so that it has the version of edgectl: sudo systemctl restart edged",
+        )
+    read: T = value  # type: ignore[assignment]
+    return read
+
+
+def _misfit(value: object, kind: Any, place: str) -> str:
+    """Return where and how a value differs from a type made of TypedDict, list, dict, unions and plain types."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is NotRequired:
+        return _misfit(value, args[0], place)
+    if origin is _UNION:
+        problems = [_misfit(value, each, place) for each in args]
+        return "" if "" in problems else problems[0]
+    if is_typeddict(kind):
+        if not isinstance(value, dict):
+            return f"{place or 'the whole'} is no object"
+        for name in kind.__required_keys__:
+            if name not in value:
+                return f"{_inside(place, name)} is missing"
+        known = kind.__annotations__
+        inner = ((known[name], _inside(place, name), each) for name, each in value.items() if name in known)
+    elif origin is list:
+        if not isinstance(value, list):
+            return f"{place or 'the whole'} is no list"
+        inner = ((args[0], f"{place}[{index}]", each) for index, each in enumerate(value))
+    elif origin is dict:
+        if not isinstance(value, dict):
+            return f"{place or 'the whole'} is no object"
+        inner = ((args[1], _inside(place, name), each) for name, each in value.items())
+    else:
+        return "" if _is_a(value, kind) else f"{place or 'the whole'} is {type(value).__name__}, not {kind.__name__}"
+    return next((problem for kind, place, each in inner if (problem := _misfit(each, kind, place))), "")
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if isinstance(value, bool):  # which Python takes for an integer
+        return kind in (bool, object)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _line(fields: dict[str, object]) -> bytes:
     try:
         text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
     except ValueError:
@@ -149,8 +241,8 @@ def _line(fields: dict[str, Any]) -> bytes:
     return text.encode() + b"\n"
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; they are null, as in the records that leave the board."""
+def _finite(value: object) -> object:
+    """Replace NaN and infinity by null, as in the records that leave the board: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -158,9 +250,9 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: bytes) -> dict[str, object]:
     try:
-        fields = json.loads(line.decode(), parse_constant=_no_constant)
+        fields: Any = json.loads(line.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError):  # bad UTF-8 or JSON, a number of thousands of digits, nested without end
         raise ValueError("is not JSON in UTF-8") from None
     if not isinstance(fields, dict):
@@ -172,15 +264,15 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_text(fields: dict[str, Any]) -> None:
-    """JSON can spell half a surrogate pair, which nothing can print or log."""
+def _check_text(fields: dict[str, object]) -> None:
+    """Refuse half a surrogate pair, which JSON can spell and nothing can print or log."""
     try:
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("has text that is not Unicode") from None
 
 
-def _is_flat(value: Any) -> bool:
+def _is_flat(value: object) -> bool:
     items = value if isinstance(value, list) else [value]
     return all(item is None or isinstance(item, (bool, int, float, str)) for item in items)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from edged.core.acceleration import AcceleratorStateName, AcceleratorStatus
+from edged.core.answers import ResultAnswer
 from edged.core.health import Health
 from edged.core.health import State as HealthState
 from edged.core.types import Anomaly, Classification, Prediction, Regression
@@ -353,9 +354,9 @@ class Recorder:
         """Return the record of a prediction as JSON."""
         return _encode(self.record(prediction))
 
-    def result(self, prediction: Prediction) -> dict[str, Any]:
+    def result(self, prediction: Prediction) -> ResultAnswer:
         """Return the record of a prediction as plain values, for other encoders of JSON."""
-        plain: dict[str, Any] = msgspec.to_builtins(self.record(prediction))
+        plain: ResultAnswer = msgspec.to_builtins(self.record(prediction))
         return plain
 
 

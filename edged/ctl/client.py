@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 from edged.core import protocol
 from edged.core.errors import ControlError
-from edged.core.protocol import Request
+from edged.core.protocol import Args, Call, Request, Stream, T
 
 SYSTEM_RUNTIME_DIR = "/run/edged"
 
@@ -29,23 +28,23 @@ class ControlClient:
         self._connection = connection
         self._lines = connection.makefile("rb")
 
-    def call(self, verb: str, *, timeout: float = 10.0, **args: Any) -> Any:
+    def call(self, call: Call[T], *, timeout: float = 10.0, **args: object) -> T:
         """Ask and wait for the answer, for `timeout` seconds.
 
         Raises:
             EdgedError: what the daemon answered.
             UnreachableError: it did not.
         """
-        self._ask(verb, args, timeout)
-        return self._reply().value
+        self._ask(call.verb, args, timeout)
+        return protocol.check(self._reply().value, call.answer, call.verb)
 
-    def stream(self, verb: str, **args: Any) -> Iterator[Any]:
+    def stream(self, stream: Stream[T], **args: object) -> Iterator[T]:
         """Ask and yield what comes, until the daemon ends it. Raises as `call` does."""
-        self._ask(verb, args, None)
+        self._ask(stream.verb, args, None)
         while (reply := self._reply()).kind == "event":
-            yield reply.value
+            yield protocol.check(reply.value, stream.event, stream.verb)
 
-    def _ask(self, verb: str, args: dict[str, Any], timeout: float | None) -> None:
+    def _ask(self, verb: str, args: Args, timeout: float | None) -> None:
         self._connection.settimeout(timeout)
         try:
             self._connection.sendall(protocol.encode_request(Request(1, verb, args)))

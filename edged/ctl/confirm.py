@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.update_answers import CONFIRM
 from edged.ctl.operator_request import decide
 
 
@@ -14,4 +15,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    return decide(args, "confirm", "is confirmed", meanwhile=", and the rest of its probation goes on")
+    return decide(args, CONFIRM, "is confirmed", meanwhile=", and the rest of its probation goes on")

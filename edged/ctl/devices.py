@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegates, resolve, survey
 from edged.core.acceleration import Rules
+from edged.core.answers import MODELS, STATUS_VERSION, AcceleratorAnswer
 from edged.core.errors import ControlError, EdgedError
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -26,6 +27,39 @@ from edged.ctl.client import connect
 from edged.ctl.models import describe_accelerator
 
 _COLUMNS = ("DELEGATE", "STATE", "DEVICES", "WHAT IT IS", "LIBRARY")
+
+
+class ModelUse(TypedDict):
+    """A model that has an accelerator."""
+
+    name: str
+    accelerator: AcceleratorAnswer
+
+
+class DeviceRow(TypedDict):
+    """A device of a delegate, as far as the file system shows it."""
+
+    id: str
+    node: str
+    state: str
+    problem: str
+    hint: str
+
+
+class DelegateRow(TypedDict):
+    """A delegate as `edgectl devices --json` prints it."""
+
+    name: str
+    kind: str
+    title: str
+    state: str
+    library: str | None
+    devices: list[DeviceRow]
+    problem: str
+    hint: str
+    models: NotRequired[list[ModelUse]]
+
+
 _DOTS = {"ready": "running", "works": "running", "no device": "stopped", "fails": "failed"}
 
 
@@ -61,7 +95,7 @@ def _list(args: argparse.Namespace) -> int:
     rows = rows_of(map(survey, delegates(configured).values()), rules if args.probe else None)
     used = _used(args.runtime_dir)
     for row in rows:
-        row["models"] = [model for model in used if model["accelerator"]["name"] == row["name"]]
+        row["models"] = [each for each in used if each["accelerator"]["name"] == row["name"]]
     if args.json:
         tables.show_json(rows)
     else:
@@ -69,19 +103,19 @@ def _list(args: argparse.Namespace) -> int:
     return exits.BAD if any(row["state"] == "fails" for row in rows) else exits.DONE
 
 
-def _used(runtime_dir: str | None) -> list[dict[str, Any]]:
+def _used(runtime_dir: str | None) -> list[ModelUse]:
     """The models that have an accelerator, as far as a daemon runs that tells, and how it stands for them."""
     try:
-        models = connect(runtime_dir).call("models")
+        models = connect(runtime_dir).call(MODELS)
     except EdgedError:
         return []
-    return [{name: model[name] for name in ("name", "accelerator")} for model in models if model["accelerator"]]
+    return [{"name": model["name"], "accelerator": model["accelerator"]} for model in models if model["accelerator"]]
 
 
 def daemon_runs(runtime_dir: str | None) -> bool:
     """Whether a daemon answers."""
     try:
-        connect(runtime_dir).call("status")
+        connect(runtime_dir).call(STATUS_VERSION)
     except EdgedError:
         return False
     return True
@@ -97,12 +131,12 @@ def _configured(files: list[Path]) -> tuple[Mapping[str, DelegateOptions], Rules
     return config.delegates, config.accelerators
 
 
-def rows_of(surveys: Iterable[Survey], rules: Rules | None = None) -> list[dict[str, Any]]:
+def rows_of(surveys: Iterable[Survey], rules: Rules | None = None) -> list[DelegateRow]:
     """What there is to say of each; with `rules` those that are ready are loaded, and work or fail."""
     return [_row(each, rules) for each in surveys]
 
 
-def _row(found: Survey, rules: Rules | None) -> dict[str, Any]:
+def _row(found: Survey, rules: Rules | None) -> DelegateRow:
     delegate, state, problem, hint = found.delegate, str(found.state), found.problem, found.hint
     if state == "ready" and rules is not None:
         state, problem, hint = _probe(delegate, rules)
@@ -113,7 +147,13 @@ def _row(found: Survey, rules: Rules | None) -> dict[str, Any]:
         "state": state,
         "library": found.library,
         "devices": [
-            {name: getattr(device, name) for name in ("id", "node", "state", "problem", "hint")}
+            {
+                "id": device.id,
+                "node": device.node,
+                "state": device.state,
+                "problem": device.problem,
+                "hint": device.hint,
+            }
             for device in found.devices
         ],
         "problem": problem,
@@ -131,7 +171,7 @@ def _probe(delegate: Delegate, rules: Rules) -> tuple[str, str, str]:
     return "works", "", ""
 
 
-def lines(rows: list[dict[str, Any]], configured: Iterable[str]) -> Iterator[str]:
+def lines(rows: list[DelegateRow], configured: Iterable[str]) -> Iterator[str]:
     """The table, and below what is not ready why; of what is neither there nor configured nothing is lacking."""
     cells = [
         (

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from edged.backends.delegates import Delegate, delegates, resolve, survey
 from edged.backends.probe import probe
@@ -31,6 +31,7 @@ from edged.config.options import Config, SourceEntry
 from edged.config.warnings import warnings
 from edged.control.clock import kernel_synchronised
 from edged.core.acceleration import Rules
+from edged.core.answers import SPOOL, STATUS, MqttAnswer, SpoolAnswer, StatusAnswer
 from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ConfigError, ControlError, EdgedError
 from edged.core.manifest import NO_DELEGATES, Variant
@@ -533,8 +534,8 @@ def _check_power(slowed: hardware.Throttling) -> Check:
 def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
     """Check that the daemon answers and runs, and that results reach the broker."""
     try:
-        status = connect(runtime_dir).call("status")
-        spool = connect(runtime_dir).call("spool")
+        status = connect(runtime_dir).call(STATUS)
+        spool = connect(runtime_dir).call(SPOOL)
     except UnreachableError as error:  # a daemon that was stopped is no fault
         yield Check("daemon", "fail" if isinstance(error, ForbiddenError) else "warn", error.message, error.hint)
         return
@@ -554,7 +555,7 @@ def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
     yield from check_spool(spool)
 
 
-def _check_state_of(status: dict[str, Any]) -> Check:
+def _check_state_of(status: StatusAnswer) -> Check:
     state = status["state"]
     if state == "running":
         return Check("daemon", "ok", f"edged {status['version']} runs, up {tables.duration(status['uptime'])}")
@@ -569,7 +570,7 @@ def check_name(device: str, namesake: str) -> Check:
     return Check("name", "fail", found, "give each board another [device] name, and reload")
 
 
-def check_publishing(mqtt: dict[str, Any], waiting: int) -> Check:
+def check_publishing(mqtt: MqttAnswer, waiting: int) -> Check:
     """Check the time of the last message accepted by the broker; a long time is a fault only while messages wait."""
     ago = mqtt["last_sent_ago"]
     when = "no message yet" if ago is None else f"a message {tables.duration(ago)} ago"
@@ -581,7 +582,7 @@ def check_publishing(mqtt: dict[str, Any], waiting: int) -> Check:
     return Check("publish", "ok", last)
 
 
-def check_spool(spool: dict[str, Any]) -> Iterator[Check]:
+def check_spool(spool: SpoolAnswer) -> Iterator[Check]:
     """Check that the spool keeps the waiting messages, and has lost no message."""
     if spool["health"]["state"] in ("degraded", "failed"):
         yield Check("spool", "fail", spool["health"]["reason"], spool["health"]["hint"])

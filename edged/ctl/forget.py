@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.update_answers import CLEAR_REJECTION
 from edged.ctl.operator_request import decide
 
 
@@ -15,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    return decide(args, "clear-rejection", f"may try {args.digest} again", digest=args.digest)
+    return decide(args, CLEAR_REJECTION, f"may try {args.digest} again", digest=args.digest)

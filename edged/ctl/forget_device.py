@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.answers import FORGET_DEVICE
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask for it, and print what was cleared."""
-    answer = connect(args.runtime_dir).call("forget-device", timeout=_SECONDS, device=args.device)
+    answer = connect(args.runtime_dir).call(FORGET_DEVICE, timeout=_SECONDS, device=args.device)
     if args.json:
         tables.show_json(answer)
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.update_answers import JOB, JOB_WATCH
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -23,16 +24,18 @@ def run(args: argparse.Namespace) -> int:
     """Do it."""
     if args.what == "wait":
         teller = Teller(Console(as_json=args.json))
-        outcome = follow(connect(args.runtime_dir).stream("job-watch", id=args.id), teller)
+        outcome = follow(connect(args.runtime_dir).stream(JOB_WATCH, id=args.id), teller)
         teller.end(outcome)
         return outcome.code
-    job = connect(args.runtime_dir).call("job", id=args.id)
+    job = connect(args.runtime_dir).call(JOB, id=args.id)
     if args.json:
         tables.show_json(job)
         return exits.DONE
     title = f"{job['model']} {job['version']}".strip() or "an update"
     tables.show([tables.plain(f"{title} from {job['origin'] or 'somewhere'}: {job['state'].replace('_', ' ')}")])
-    first = job["events"][0]["time"] if job["events"] else 0.0
-    tables.show(tables.plain(f"{event['time'] - first:8.1f} s  {event['text']}") for event in job["events"])
+    first = job["events"][0].get("time", 0.0) if job["events"] else 0.0
+    tables.show(
+        tables.plain(f"{event.get('time', 0.0) - first:8.1f} s  {event.get('text', '')}") for event in job["events"]
+    )
     tables.show(tables.plain(line) for line in [job["text"], *job["hint"].splitlines()] if line)
     return exits.DONE

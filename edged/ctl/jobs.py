@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
+from edged.core.update_answers import JOBS, JobAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List them, the oldest first."""
-    jobs = connect(args.runtime_dir).call("jobs")
+    jobs = connect(args.runtime_dir).call(JOBS)
     if args.json:
         tables.show_json(jobs)
     elif jobs:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-def _row(job: dict[str, Any]) -> list[str]:
+def _row(job: JobAnswer) -> list[str]:
     began = time.strftime("%d %b %H:%M:%S", time.localtime(job["began"])) if job["began"] else "-"
     model = f"{job['model']} {job['version']}".strip() or "-"
     return [job["job"], began, model, job["state"].replace("_", " "), job["origin"] or "-", job["text"] or job["last"]]

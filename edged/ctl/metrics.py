@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.answers import METRICS
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
-    metrics = connect(args.runtime_dir).call("metrics")
+    metrics = connect(args.runtime_dir).call(METRICS)
     if args.json:
         tables.show_json(metrics)
     else:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
 
+from edged.core.answers import MODELS, AcceleratorAnswer, ModelAnswer, ProofAnswer, RunnerAnswer
 from edged.core.errors import some
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print them."""
-    models = connect(args.runtime_dir).call("models")
+    models = connect(args.runtime_dir).call(MODELS)
     if args.json:
         tables.show_json(models)
     else:
@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-def lines(models: list[dict[str, Any]]) -> Iterator[str]:
+def lines(models: list[ModelAnswer]) -> Iterator[str]:
     """The table of the models of a status."""
     return tables.parts("MODEL", _COLUMNS, [_row(model) for model in models])
 
 
-def _row(model: dict[str, Any]) -> tables.Row:
+def _row(model: ModelAnswer) -> tables.Row:
     cells = [
         model["version"] or "-",
         model["origin"] or "-",
@@ -50,7 +50,7 @@ def _row(model: dict[str, Any]) -> tables.Row:
     return tables.Row(model["name"], model["health"], cells, notes)
 
 
-def _accelerator(found: dict[str, Any] | None) -> Iterator[str]:
+def _accelerator(found: AcceleratorAnswer | None) -> Iterator[str]:
     if found is None:
         return
     yield f"      {tables.plain(found['name'])}: {describe_accelerator(found)}"
@@ -63,7 +63,7 @@ def _choice(why: str) -> Iterator[str]:
         yield f"      {tables.plain(why)}"
 
 
-def _versions(model: dict[str, Any]) -> Iterator[str]:
+def _versions(model: ModelAnswer) -> Iterator[str]:
     """Each version that a model has, where a status has not left them out."""
     if model.get("pinned"):
         yield "      pinned: no other version is installed"
@@ -76,7 +76,7 @@ def _versions(model: dict[str, Any]) -> Iterator[str]:
             yield f"      {each['version']:8} {each['digest'][:12]}  {', '.join(each['roles'])}{reason}"
 
 
-def describe_accelerator(found: dict[str, Any]) -> str:
+def describe_accelerator(found: AcceleratorAnswer) -> str:
     """How the accelerator of a model stands, in a line."""
     details = [found["state"], f"for {tables.duration(found['for'])}"]
     if found["state"] == "accelerated" and found["off_processor"] is not None:
@@ -85,7 +85,7 @@ def describe_accelerator(found: dict[str, Any]) -> str:
     return ", ".join(details) + why
 
 
-def _runner(runner: dict[str, Any] | None, *, isolated: bool) -> str:
+def _runner(runner: RunnerAnswer | None, *, isolated: bool) -> str:
     if runner is None:
         return "-"
     share = f", {runner['delegated']} of {runner['nodes']} nodes" if runner["delegate"] != "cpu" else ""
@@ -94,7 +94,11 @@ def _runner(runner: dict[str, Any] | None, *, isolated: bool) -> str:
     return f"{runner['delegate']}{share} ({runner['runtime']}{threads}{alone})"
 
 
-def _proof(proof: dict[str, Any] | None) -> str:
+def _proof(proof: ProofAnswer | None) -> str:
     if proof is None:
         return "-"
-    return f"{proof['samples']} samples, ±{proof['worst']:.3g}"
+    return f"{proof['samples']} samples, ±{_number(proof['worst'])}"
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.3g}"

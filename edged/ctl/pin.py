@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.update_answers import PIN
 from edged.ctl.operator_request import decide
 
 
@@ -16,5 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     if args.off:
-        return decide(args, "pin", "is not pinned any more", idle="was not pinned", pinned=False)
-    return decide(args, "pin", "is pinned", idle="was pinned already", pinned=True)
+        return decide(args, PIN, "is not pinned any more", idle="was not pinned", pinned=False)
+    return decide(args, PIN, "is pinned", idle="was pinned already", pinned=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
+from edged.core.answers import PIPELINES, PipelineAnswer, ResultAnswer
 from edged.core.errors import some
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print them."""
-    pipelines = connect(args.runtime_dir).call("pipelines")
+    pipelines = connect(args.runtime_dir).call(PIPELINES)
     if args.json:
         tables.show_json(pipelines)
     else:
@@ -29,35 +29,38 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-def lines(pipelines: list[dict[str, Any]]) -> Iterator[str]:
+def lines(pipelines: list[PipelineAnswer]) -> Iterator[str]:
     """The table of the pipelines of a status."""
     return tables.parts("PIPELINE", _COLUMNS, [_row(pipeline) for pipeline in pipelines])
 
 
-def outcome(record: dict[str, Any]) -> str:
+def outcome(record: ResultAnswer) -> str:
     """What a result record says, in a few words."""
     match record["kind"]:
         case "classification":
-            return f"{record['label']} {_number(record['score'])}"
+            return f"{record.get('label')} {_number(record.get('score'))}"
         case "anomaly":
-            return f"{'anomalous' if record['anomalous'] else 'normal'} {_number(record['score'])}"
+            return f"{'anomalous' if record.get('anomalous') else 'normal'} {_number(record.get('score'))}"
         case _:
-            values = record["values"]
+            values = record.get("values", [])
             named = values.items() if isinstance(values, dict) else enumerate(values)
             return some(
                 [f"{name} {_number(value)}" for name, value in islice(named, 5)], 4, of=record.get("count", len(values))
             )
 
 
-def _row(pipeline: dict[str, Any]) -> tables.Row:
-    latency = pipeline["latency"] or {}
+def _row(pipeline: PipelineAnswer) -> tables.Row:
+    latency = pipeline["latency"]
     cells = [
         pipeline["source"],
         f"{pipeline['model']} {pipeline['version']}".rstrip(),
         ",".join(pipeline["sinks"]),
-        *(str(pipeline[count]) for count in ("windows", "predictions", "dropped", "errors")),
-        tables.milliseconds(latency.get("p50")),
-        tables.milliseconds(latency.get("p99")),
+        str(pipeline["windows"]),
+        str(pipeline["predictions"]),
+        str(pipeline["dropped"]),
+        str(pipeline["errors"]),
+        tables.milliseconds(latency and latency["p50"]),
+        tables.milliseconds(latency and latency["p99"]),
         outcome(pipeline["last"]) if pipeline["last"] else "-",
     ]
     return tables.Row(pipeline["name"], pipeline["health"], cells)

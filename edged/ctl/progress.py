@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypedDict
 
+from edged.core.update_answers import JobItemAnswer, TransferAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 
@@ -47,6 +48,13 @@ class Outcome(NamedTuple):
     def code(self) -> int:
         """The exit code."""
         return CODES.get(self.state, exits.FAILED)
+
+
+class InstallTerms(TypedDict):
+    """Terms that an operator asks for; `confirm_within` is in seconds, 0 for no confirmation."""
+
+    allow_downgrade: bool
+    confirm_within: float
 
 
 class Console:
@@ -94,16 +102,17 @@ class Teller:
         self._meter = _Meter()
         self._offset: float | None = None
 
-    def step(self, what: str, text: str, **facts: Any) -> None:
+    def step(self, what: str, text: str) -> None:
         """Something happened here and now; `what` names its kind for ever."""
         elapsed = time.monotonic() - self._console.began
-        self._say({"id": what, "text": text, "time": time.time(), **facts}, elapsed)
+        self._say({"id": what, "text": text, "time": time.time()}, elapsed)
 
-    def event(self, item: dict[str, Any]) -> None:
+    def event(self, item: JobItemAnswer) -> None:
         """The daemon took a step of a job."""
-        if self._offset is None:  # its clock is another: what happened first there is told as happening now
-            self._offset = time.monotonic() - self._console.began - item["at"]
-        self._say(item, item["at"] + self._offset)
+        at = item.get("at", 0.0)
+        if self._offset is None:  # the board's clock is another: its first step is shown as happening now
+            self._offset = time.monotonic() - self._console.began - at
+        self._say(item, at + self._offset)
 
     def progress(self, there: int, total: int | None) -> None:
         """So many bytes are at the board."""
@@ -114,48 +123,49 @@ class Teller:
     def end(self, outcome: Outcome) -> None:
         """How it ended."""
         if self._console.as_json:
-            self._say({"id": "end", **outcome._asdict()}, 0.0)
+            self._say({"id": "end", "state": outcome.state, "text": outcome.text, "hint": outcome.hint}, 0.0)
             return
         prefix = f"{self._board}: " if self._board else ""
         self._console.print(self._board, tables.plain(f"{prefix}{outcome.text}"))
         for line in outcome.hint.splitlines():
             self._console.print(self._board, f"  -> {tables.plain(line)}")
 
-    def _say(self, item: dict[str, Any], elapsed: float) -> None:
+    def _say(self, item: Mapping[str, object], elapsed: float) -> None:
         if self._console.as_json:
             named = {"board": self._board, **item} if self._board else item
             self._console.print(self._board, json.dumps(named, ensure_ascii=False))
         else:
             board = f"{self._board}  " if self._board else ""
-            self._console.print(self._board, tables.plain(f"{elapsed:8.1f} s  {board}{item['text']}"))
+            self._console.print(self._board, tables.plain(f"{elapsed:8.1f} s  {board}{item.get('text', '')}"))
 
 
-def follow(items: Iterable[dict[str, Any]], teller: Teller) -> Outcome:
+def follow(items: Iterable[JobItemAnswer], teller: Teller) -> Outcome:
     """Tell of a job as the daemon shows it, to its end. Raises EdgedError as `items` does."""
     full_needed = False
     for item in items:
-        match item["id"]:
+        match item.get("id", ""):
             case "job.progress":
-                teller.progress(item["bytes"], item["total"])
+                teller.progress(item.get("bytes", 0), item.get("total"))
             case "job.alive":
                 pass
             case "job.ended":
-                in_vain = full_needed and item["state"] == "refused"
-                return Outcome("full_needed" if in_vain else item["state"], item["text"], item["hint"])
+                state = item.get("state", "failed")
+                in_vain = full_needed and state == "refused"
+                return Outcome("full_needed" if in_vain else state, item.get("text", ""), item.get("hint", ""))
             case what:
                 full_needed |= what == "update.full_needed"
                 teller.event(item)
     return Outcome("failed", "the daemon ended before the update did", "see how it went: edgectl models")
 
 
-def present(answer: dict[str, Any], version: str, serves: str) -> Outcome:
+def present(answer: TransferAnswer, version: str, serves: str) -> Outcome:
     """Return the outcome where a device has the version already: it `serves` there, in these words, or is not used."""
-    if answer.get("unused"):
-        return Outcome("installed", f"{version} is installed already, and no pipeline uses it", answer["unused"])
+    if unused := answer.get("unused"):
+        return Outcome("installed", f"{version} is installed already, and no pipeline uses it", unused)
     return Outcome("done", f"{version} {serves}")
 
 
-def tell_terms(answer: dict[str, Any], wishes: dict[str, Any], teller: Teller) -> None:
+def tell_terms(answer: TransferAnswer, wishes: InstallTerms, teller: Teller) -> None:
     """Who `wishes` to have to confirm what is brought is not to believe so where somebody else was first to bring it.
 
     `answer` is the daemon's, with the terms that were agreed on if there is a job.

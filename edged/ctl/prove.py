@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Iterator
-from typing import Any
 
 from edged.acceleration.placement import Accelerators
-from edged.acceleration.prove import Finding, Subject, failing, prove
+from edged.acceleration.prove import Subject, failing, prove
+from edged.acceleration.verbs import finding_answer
 from edged.core.errors import EdgedError
+from edged.core.update_answers import PROVE, ComparisonAnswer, FindingAnswer, LatencyAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import prove_first
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     found = []
     for each in steps(
         args,
-        "prove",
+        PROVE,
         {"model": args.model},
         lambda accelerators, config: _proven(accelerators, subjects(args, config, args.model), args),
     ):
@@ -45,18 +46,20 @@ def run(args: argparse.Namespace) -> int:
     return exits.BAD if any(each["state"] in _BAD for each in found) else exits.DONE
 
 
-def _proven(accelerators: Accelerators, subjects: Collection[Subject], args: argparse.Namespace) -> Iterator[Finding]:
+def _proven(
+    accelerators: Accelerators, subjects: Collection[Subject], args: argparse.Namespace
+) -> Iterator[FindingAnswer]:
     """Findings of models that this process may load: of those that kill the process that runs them, that they do."""
     for subject in subjects:
         try:
             prove_first(subject.bundle, subject.backend, args)
         except EdgedError as error:
-            yield failing(subject, error)
+            yield finding_answer(failing(subject, error))
         else:
-            yield from prove(accelerators, [subject])
+            yield from map(finding_answer, prove(accelerators, [subject]))
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(found: FindingAnswer) -> Iterator[str]:
     """A finding: in one line how it is, and below why, what it takes, and each sample."""
     where = f" on {_title(found)}" if found["delegate"] else ""
     state = "runs on the CPU" if found["state"] == "cpu" else found["state"]
@@ -72,7 +75,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield from (f"      {line}" for line in _figures(found))
 
 
-def _figures(found: dict[str, Any]) -> Iterator[str]:
+def _figures(found: FindingAnswer) -> Iterator[str]:
     took = f"{found['delegated']} of {found['nodes']} nodes"
     yield f"{took}, {found['off_processor']:.0%} of the time off the processor"
     yield from tables.table(
@@ -86,15 +89,15 @@ def _figures(found: dict[str, Any]) -> Iterator[str]:
     yield from tables.table(("SAMPLE", ">OFF BY", "DECISION", ""), [_sample(number, each) for number, each in samples])
 
 
-def _title(found: dict[str, Any]) -> str:
-    return f"{found['delegate']} ({found['variant']})" if found["variant"] else str(found["delegate"])
+def _title(found: FindingAnswer) -> str:
+    return f"{found['delegate']} ({found['variant']})" if found["variant"] else found["delegate"]
 
 
-def _milliseconds(latency: dict[str, float]) -> list[str]:
-    return [f"{latency[share] * 1e3:.3f}" for share in ("p50", "p99")]
+def _milliseconds(latency: LatencyAnswer | None) -> list[str]:
+    return [f"{latency['p50'] * 1e3:.3f}", f"{latency['p99'] * 1e3:.3f}"] if latency else ["-", "-"]
 
 
-def _sample(number: int, sample: dict[str, Any]) -> list[str]:
+def _sample(number: int, sample: ComparisonAnswer) -> list[str]:
     off = "not a number" if sample["worst"] is None else f"{sample['worst']:.4g}"
     decision = {None: "-", True: "the same", False: "another"}[sample["same"]]
     return [str(number), off, decision, sample["problem"]]

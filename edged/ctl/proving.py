@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from edged.acceleration.placement import Accelerators
 from edged.acceleration.prove import Subject
-from edged.acceleration.verbs import told
 from edged.config.check import find_bundle
 from edged.config.load import load
 from edged.config.options import Config
+from edged.core.answers import MODELS
 from edged.core.errors import ConfigError
+from edged.core.protocol import Stream, T
 from edged.ctl.client import connect
 from edged.ctl.devices import daemon_runs
 from edged.ctl.local_model import default_backend, models_of
 from edged.models.store import MissingModelError, Store
 
-Work = Callable[[Accelerators, Config | None], Iterator[msgspec.Struct]]
 
-
-def steps(args: argparse.Namespace, verb: str, asked: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
+def steps(
+    args: argparse.Namespace,
+    stream: Stream[T],
+    asked: Mapping[str, object],
+    work: Callable[[Accelerators, Config | None], Iterator[T]],
+) -> Iterator[T]:
     """What a verb yields: from the daemon that runs, as it has the devices, or else from doing the work here."""
     if daemon_runs(args.runtime_dir):
-        yield from connect(args.runtime_dir).stream(verb, **asked)
+        yield from connect(args.runtime_dir).stream(stream, **asked)
         return
     config = _config(args)
     accelerators = Accelerators(lambda model, name, standing: None)
     try:
         if config is not None:
             accelerators.configure(config.delegates, config.accelerators)
-        yield from map(told, work(accelerators, config))
+        yield from work(accelerators, config)
     finally:
         accelerators.close()
 
@@ -43,7 +44,7 @@ def steps(args: argparse.Namespace, verb: str, asked: dict[str, Any], work: Work
 def names(args: argparse.Namespace) -> list[str]:
     """The models there are: those of the daemon that runs, or else as `subjects` finds them."""
     if daemon_runs(args.runtime_dir):
-        return [model["name"] for model in connect(args.runtime_dir).call("models")]
+        return [model["name"] for model in connect(args.runtime_dir).call(MODELS)]
     return _names(_config(args), models_of(args))
 
 

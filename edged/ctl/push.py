@@ -14,12 +14,12 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from edged.core.errors import BundleError, ControlError, EdgedError
 from edged.core.retry_budget import RetryBudget, RetryLimits
+from edged.core.update_answers import JOB_WATCH, RECEIVE_DONE, RECEIVE_OPEN, JobItemAnswer, TransferAnswer
 from edged.ctl.client import UnreachableError
-from edged.ctl.progress import Outcome, Teller, follow, present, tell_terms
+from edged.ctl.progress import InstallTerms, Outcome, Teller, follow, present, tell_terms
 from edged.ctl.ssh import LineError, SshSession
 from edged.ctl.tables import size
 from edged.ctl.upload import Parcel
@@ -52,7 +52,7 @@ class Push:
         self,
         host: str,
         parcels: Sequence[Parcel],
-        wishes: dict[str, Any],
+        wishes: InstallTerms,
         teller: Teller,
         *,
         ssh: str,
@@ -120,12 +120,10 @@ class Push:
                     return present(answer, self._parcel.version, f"is what {self.host} has already")
             return self._watch(line)
 
-    def _bring(self, line: SshSession) -> dict[str, Any]:
+    def _bring(self, line: SshSession) -> TransferAnswer:
         """Send what is missing, and have it installed; the last answer, with `present` where nothing need be done."""
         allow = self._wishes["allow_downgrade"]
-        answer: dict[str, Any] = line.ask(
-            "receive-open", piece=self._piece, allow_downgrade=allow, **self._parcel.announcement
-        )
+        answer = line.ask(RECEIVE_OPEN, piece=self._piece, allow_downgrade=allow, **self._parcel.announcement)
         if "missing" in answer:
             self._teller.step(
                 "push.base_missing", f"{self._parcel.title} is of no use: what it builds on is not on {self.host}"
@@ -134,7 +132,7 @@ class Push:
             return self._bring(line)
         if "offset" in answer:
             self._send(line, answer["offset"])
-            answer = line.ask("receive-done", id=self._parcel.id, **self._wishes)
+            answer = line.ask(RECEIVE_DONE, id=self._parcel.id, **self._wishes)
         tell_terms(answer, self._wishes, self._teller)
         self.job = answer.get("job", "")
         return answer
@@ -167,7 +165,7 @@ class Push:
         self._teller.step("push.silence", text)
 
     def _watch(self, line: SshSession) -> Outcome:
-        items = line.stream("job-watch", id=self.job, after=self._seen, digest=self._parcel.digest)
+        items = line.stream(JOB_WATCH, id=self.job, after=self._seen, digest=self._parcel.digest)
         try:
             return follow(self._noted(items), self._teller)
         except ControlError as error:
@@ -176,7 +174,7 @@ class Push:
             self.job, self._seen = "", 0.0  # the daemon began anew and knows no such job: ask what there is
             raise LineError(error.message) from error
 
-    def _noted(self, items: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _noted(self, items: Iterable[JobItemAnswer]) -> Iterator[JobItemAnswer]:
         for item in items:
             self._seen = item.get("at", self._seen)
             self._went_on(self._progress + 1)  # whatever it is, the device is at it

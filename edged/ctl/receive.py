@@ -25,12 +25,12 @@ import os
 import select
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from edged import __version__
 from edged.core import protocol
 from edged.core.errors import ControlError, EdgedError
-from edged.core.protocol import Request
+from edged.core.protocol import Call, Request, T
+from edged.core.update_answers import JOB_WATCH, RECEIVE_CHUNK, RECEIVE_DONE, RECEIVE_OPEN
 from edged.ctl import exit_codes as exits
 from edged.ctl.client import UnreachableError, connect
 
@@ -168,9 +168,9 @@ def _serve(sender: PushingClient, runtime_dir: str | None, *, allow_downgrade: b
             case "receive-open":
                 _receive(sender, request, runtime_dir)
             case "receive-done":
-                sender.say(protocol.encode_ok(request.id, _call(runtime_dir, request, origin=_origin())))
+                sender.say(protocol.encode_ok(request.id, _call(RECEIVE_DONE, runtime_dir, request, origin=_origin())))
             case _:
-                for item in connect(runtime_dir).stream(request.verb, **request.args):
+                for item in connect(runtime_dir).stream(JOB_WATCH, **request.args):
                     sender.say(protocol.encode_event(request.id, item))
                 sender.say(protocol.encode_end(request.id))
 
@@ -179,11 +179,14 @@ def _receive(sender: PushingClient, request: Request, runtime_dir: str | None) -
     piece = request.args.pop("piece", CHUNK)
     if not isinstance(piece, int) or not 1 <= piece <= MAX_PIECE:
         raise ControlError(f"a piece of {piece!r} bytes is impossible", hint=f"from 1 to {MAX_PIECE}")
-    answer = _call(runtime_dir, request)
+    answer = _call(RECEIVE_OPEN, runtime_dir, request)
     sender.say(protocol.encode_ok(request.id, answer))
     if "offset" not in answer:
         return
-    for offset in _pass_on(sender, request.args["id"], answer["offset"], request.args["size"], piece, runtime_dir):
+    name, size = request.args.get("id"), request.args.get("size")
+    if not isinstance(name, str) or not isinstance(size, int):
+        raise ControlError("receive-open is asked without an id or a size", hint="is edgectl of this version?")
+    for offset in _pass_on(sender, name, answer["offset"], size, piece, runtime_dir):
         sender.say(protocol.encode_event(request.id, {"offset": offset}))
 
 
@@ -207,13 +210,12 @@ def give(runtime_dir: str | None, name: str, offset: int, data: bytes, *, durabl
     """
     text = base64.b64encode(data).decode()
     call = connect(runtime_dir).call
-    answer = call("receive-chunk", timeout=DAEMON_SECONDS, id=name, offset=offset, data=text, durable=durable)
-    there: int = answer["offset"]
-    return there
+    answer = call(RECEIVE_CHUNK, timeout=DAEMON_SECONDS, id=name, offset=offset, data=text, durable=durable)
+    return answer["offset"]
 
 
-def _call(runtime_dir: str | None, request: Request, **more: Any) -> Any:
-    return connect(runtime_dir).call(request.verb, timeout=DAEMON_SECONDS, **request.args, **more)
+def _call(call: Call[T], runtime_dir: str | None, request: Request, **more: object) -> T:
+    return connect(runtime_dir).call(call, timeout=DAEMON_SECONDS, **request.args, **more)
 
 
 def _origin() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.answers import RELEASE
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    answer = connect(args.runtime_dir).call("release", accelerator=args.accelerator)
+    answer = connect(args.runtime_dir).call(RELEASE, accelerator=args.accelerator)
     if args.json:
         tables.show_json(answer)
     else:

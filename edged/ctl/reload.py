@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.answers import RELOAD
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask for it, and print what changed."""
-    answer = connect(args.runtime_dir).call("reload", timeout=30.0)
+    answer = connect(args.runtime_dir).call(RELOAD, timeout=30.0)
     if args.json:
         tables.show_json(answer)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from edged.core.update_answers import ROLLBACK
 from edged.ctl.operator_request import decide
 
 
@@ -17,4 +18,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    return decide(args, "rollback", "is rolled back", to=args.to)
+    return decide(args, ROLLBACK, "is rolled back", to=args.to)

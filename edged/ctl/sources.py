@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
 
+from edged.core.answers import SOURCES, SourceAnswer
 from edged.core.errors import some
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print them."""
-    sources = connect(args.runtime_dir).call("sources")
+    sources = connect(args.runtime_dir).call(SOURCES)
     if args.json:
         tables.show_json(sources)
     else:
@@ -28,18 +28,20 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-def lines(sources: list[dict[str, Any]]) -> Iterator[str]:
+def lines(sources: list[SourceAnswer]) -> Iterator[str]:
     """The table of the sources of a status."""
     return tables.parts("SOURCE", _COLUMNS, [_row(source) for source in sources])
 
 
-def _row(source: dict[str, Any]) -> tables.Row:
+def _row(source: SourceAnswer) -> tables.Row:
     cells = [
         source["kind"],
         some(source["channels"], 8, by=",") or "-",
         _hertz(source["rate"]),
         _hertz(source["measured_rate"]),
-        *(str(source[count]) for count in ("samples", "lost", "reconnects")),
+        str(source["samples"]),
+        str(source["lost"]),
+        str(source["reconnects"]),
         ", ".join(f"{reason}: {count}" for reason, count in source["faults"].items()) or "-",
     ]
     refused = source.get("refused")  # an older daemon does not say

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
 
+from edged.core.answers import SPOOL, SPOOL_DROP, SPOOL_RETRY, DiskAnswer, SpoolAnswer
 from edged.core.errors import ControlError
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show" and (args.numbers or args.all):
         raise ControlError("it is not said what to do with these messages", hint="edgectl spool retry, or drop")
     if args.action == "show":
-        spool = connect(args.runtime_dir).call("spool")
+        spool = connect(args.runtime_dir).call(SPOOL)
         if args.json:
             tables.show_json(spool)
         else:
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.numbers) == args.all:
         raise ControlError("it is not said which messages", hint="give their numbers, or --all")
     asked = len(set(args.numbers))
-    answer = connect(args.runtime_dir).call(f"spool-{args.action}", numbers="all" if args.all else args.numbers)
+    verb = SPOOL_RETRY if args.action == "retry" else SPOOL_DROP
+    answer = connect(args.runtime_dir).call(verb, numbers="all" if args.all else args.numbers)
     if args.json:
         tables.show_json(answer)
     else:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE if answer["count"] >= max(1, asked) else exits.BAD
 
 
-def loss(disk: dict[str, Any] | None) -> str:
+def loss(disk: DiskAnswer | None) -> str:
     """What a power cut would cost, in words."""
     if disk is None:
         return "a power cut costs all that waits"
@@ -61,7 +62,7 @@ def loss(disk: dict[str, Any] | None) -> str:
     return f"a power cut now costs {now}; at most {most}"
 
 
-def _lines(spool: dict[str, Any]) -> Iterator[str]:
+def _lines(spool: SpoolAnswer) -> Iterator[str]:
     health = spool["health"]
     oldest = "" if spool["oldest"] is None else f", the oldest in memory {tables.duration(spool['oldest'])} old"
     waiting = f"{spool['depth']} messages wait, {spool['on_disk']} of them on disk only"
@@ -92,13 +93,13 @@ def _lines(spool: dict[str, Any]) -> Iterator[str]:
         yield from tables.table(columns, rows)
 
 
-def _drain(spool: dict[str, Any]) -> str:
+def _drain(spool: SpoolAnswer) -> str:
     left = spool["seconds_to_empty"]
     empty = "" if not spool["depth"] or left is None else f", empty in {tables.duration(left)}"
     return f"{spool['rate']:.3g} messages/s{empty}, {spool['replayed']} replayed"
 
 
-def _disk(disk: dict[str, Any] | None) -> Iterator[str]:
+def _disk(disk: DiskAnswer | None) -> Iterator[str]:
     if disk is None:
         yield "    disk     none"
         return
@@ -108,7 +109,7 @@ def _disk(disk: dict[str, Any] | None) -> Iterator[str]:
     yield f"    disk     {file}, {written}{budget} written today"
     commit = disk["commit"]
     if commit["p50"] is not None:
-        p50, p99 = (tables.milliseconds(commit[share]) for share in ("p50", "p99"))
+        p50, p99 = tables.milliseconds(commit["p50"]), tables.milliseconds(commit["p99"])
         yield f"    commit   takes {p50} ms (p50), {p99} ms (p99)"
     if disk["late"]:
         yield f'      {disk["late"]} messages of durability "always" went on before they were on disk'

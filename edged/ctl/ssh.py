@@ -14,11 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
 
 from edged.core import protocol
 from edged.core.errors import ControlError
-from edged.core.protocol import Reply, Request
+from edged.core.protocol import Call, Reply, Request, Stream, T
+from edged.core.update_answers import RECEIVE_CHUNK
 from edged.ctl.client import UnreachableError
 
 RECEIVE = ("edgectl", "receive", "--stdio")
@@ -126,18 +126,18 @@ class SshSession:
             noise += len(line) + 1
         raise UnreachableError(f"{self._host} says a lot, but not what edged says", hint=f"look: ssh {self._host}")
 
-    def ask(self, verb: str, **args: Any) -> Any:
+    def ask(self, call: Call[T], **args: object) -> T:
         """Ask, and wait for the answer."""
-        self._say(protocol.encode_request(Request(1, verb, args)))
+        self._say(protocol.encode_request(Request(1, call.verb, args)))
         while (reply := self._reply()).kind == "event":
             pass  # of what was sent before, to a transfer that somebody else has completed meanwhile
-        return reply.value
+        return protocol.check(reply.value, call.answer, call.verb)
 
-    def stream(self, verb: str, **args: Any) -> Iterator[Any]:
+    def stream(self, stream: Stream[T], **args: object) -> Iterator[T]:
         """Ask, and yield what comes."""
-        self._say(protocol.encode_request(Request(1, verb, args)))
+        self._say(protocol.encode_request(Request(1, stream.verb, args)))
         while (reply := self._reply()).kind == "event":
-            yield reply.value
+            yield protocol.check(reply.value, stream.event, stream.verb)
 
     def send(self, read: Callable[[int, int], bytes], offset: int, size: int, piece: int) -> Iterator[int]:
         """Send bare bytes from `offset` to `size`, and yield up to where they are durable at the far end.
@@ -148,7 +148,7 @@ class SshSession:
         while sent < size or taken < size:
             room = min(size, taken + 2 * piece) - sent
             if self._wait(write=room > 0):
-                taken = max(taken, self._reply().value["offset"])
+                taken = max(taken, self._received())
                 yield taken
             elif room > 0:
                 sent += self._write(read(sent, min(room, _PIECE)))
@@ -157,6 +157,10 @@ class SshSession:
         while data:
             self._wait(write=True, read=False)
             data = data[self._write(data) :]
+
+    def _received(self) -> int:
+        """Return up to where the far end has received durably, as its next event tells."""
+        return protocol.check(self._reply().value, RECEIVE_CHUNK.answer, RECEIVE_CHUNK.verb)["offset"]
 
     def _reply(self) -> Reply:
         return protocol.decode_reply(self._next_line(_SILENCE_SECONDS))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
 
+from edged.core.answers import STATUS, ConfigAnswer, MqttAnswer, SinkAnswer, StatusAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import models, pipelines, sources, tables
 from edged.ctl import spool as spool_verb
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
-    status = connect(args.runtime_dir).call("status")
+    status = connect(args.runtime_dir).call(STATUS)
     if args.json:
         tables.show_json(status)
     else:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE if status["state"] == "running" else exits.NOT_RUNNING
 
 
-def _lines(status: dict[str, Any]) -> Iterator[str]:
+def _lines(status: StatusAnswer) -> Iterator[str]:
     yield from _daemon(status)
     yield from _mqtt(status["mqtt"])
     yield from _config(status["config"])
@@ -47,7 +47,7 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         yield from _sinks(status["sinks"])
 
 
-def _daemon(status: dict[str, Any]) -> Iterator[str]:
+def _daemon(status: StatusAnswer) -> Iterator[str]:
     state, device = status["state"], tables.plain(status["device"])
     yield f"{tables.dot(state)} edged {status['version']} on {device}: {state}, up {tables.duration(status['uptime'])}"
     yield from tables.remedy(status["health"])
@@ -58,7 +58,7 @@ def _daemon(status: dict[str, Any]) -> Iterator[str]:
         yield "    clock   not synchronised: results say so until a time source is reached"
 
 
-def _mqtt(mqtt: dict[str, Any]) -> Iterator[str]:
+def _mqtt(mqtt: MqttAnswer) -> Iterator[str]:
     spool = mqtt["spool"]
     link = "connected to" if mqtt["connected"] else "not connected to"
     broker = f"{link} {tables.plain(mqtt['broker'])}" if mqtt["broker"] else "no broker"
@@ -74,7 +74,7 @@ def _mqtt(mqtt: dict[str, Any]) -> Iterator[str]:
         yield f"            {spool_verb.loss(spool['disk'])}"
 
 
-def _config(config: dict[str, Any]) -> Iterator[str]:
+def _config(config: ConfigAnswer) -> Iterator[str]:
     yield f"    config  {tables.plain(', '.join(config['files'])) or 'none'}"
     if config["error"]:
         yield f"      the last one that was good is in effect: {tables.plain(config['error']['message'])}"
@@ -82,9 +82,9 @@ def _config(config: dict[str, Any]) -> Iterator[str]:
             yield f"      -> {tables.plain(problem)}"
 
 
-def _sinks(sinks: list[dict[str, Any]]) -> Iterator[str]:
+def _sinks(sinks: list[SinkAnswer]) -> Iterator[str]:
     rows = [
-        tables.Row(sink["name"], sink["health"], [str(sink[count]) for count in ("sent", "failed", "dropped")])
+        tables.Row(sink["name"], sink["health"], [str(sink["sent"]), str(sink["failed"]), str(sink["dropped"])])
         for sink in sinks
     ]
     return tables.parts("SINK", (">SENT", ">FAILED", ">DROPPED"), rows)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from edged.config.load import ConfigErrors, effective, load
 from edged.config.options import Config
 from edged.core.errors import ControlError, EdgedError
+from edged.core.protocol import Call
 from edged.core.tables import URL_QUERY, URL_USER
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -209,7 +210,7 @@ def _listing(folder: Path) -> str:
 
 
 def _answer(runtime_dir: str | None, verb: str) -> str:
-    return json.dumps(connect(runtime_dir).call(verb), indent=2, ensure_ascii=False)
+    return json.dumps(connect(runtime_dir).call(Call(verb, object)), indent=2, ensure_ascii=False)
 
 
 # The archive

@@ -10,7 +10,9 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from edged.core.answers import HealthAnswer
 
 _COLOURS = {"running": "32", "starting": "33", "degraded": "33", "failed": "31", "stopped": "2"}
 
@@ -19,7 +21,7 @@ class Row(NamedTuple):
     """A part's line: `health` as the daemon tells it, the cells after its name, and lines to stand below."""
 
     name: str
-    health: dict[str, Any]
+    health: HealthAnswer
     cells: Sequence[str]
     below: Sequence[str] = ()
 
@@ -30,7 +32,7 @@ def show(lines: Iterable[str]) -> None:
         print(line)
 
 
-def show_json(value: Any) -> None:
+def show_json(value: object) -> None:
     """Print a value for a machine."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
@@ -60,7 +62,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
         yield "  ".join(padded).rstrip()
 
 
-def remedy(health: dict[str, Any]) -> Iterator[str]:
+def remedy(health: HealthAnswer) -> Iterator[str]:
     """Why a part is not running, for how long, and what to do, below its line."""
     if health["state"] == "running" and not health["reason"]:
         return

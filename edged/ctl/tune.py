@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from edged.acceleration.placement import Accelerators
-from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, Step, tune
+from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, tune
+from edged.acceleration.verbs import step_answer
 from edged.app.state_lock import StateLock
 from edged.config.options import Config
 from edged.core.errors import ControlError
+from edged.core.update_answers import TUNE, MeasurementAnswer, TuneStepAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import prove_first
@@ -56,18 +57,18 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-def _tuned(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    def work(accelerators: Accelerators, config: Config | None) -> Iterator[Step]:
+def _tuned(name: str, args: argparse.Namespace) -> Iterator[TuneStepAnswer]:
+    def work(accelerators: Accelerators, config: Config | None) -> Iterator[TuneStepAnswer]:
         state = Path(args.state_dir)
         with StateLock(state, "edgectl tune", hint=_IN_USE):
             (subject,) = subjects(args, config, name)
             prove_first(subject.bundle, subject.backend, args)
             folder = state / "tuning"
-            yield from tune(accelerators, subject, Tunings(folder), time.time(), args.seconds)
+            yield from map(step_answer, tune(accelerators, subject, Tunings(folder), time.time(), args.seconds))
             if os.geteuid() == 0:
                 _give_to_the_daemon(folder, name)
 
-    return steps(args, "tune", {"model": name, "seconds": args.seconds}, work)
+    return steps(args, TUNE, {"model": name, "seconds": args.seconds}, work)
 
 
 def _give_to_the_daemon(folder: Path, name: str) -> None:
@@ -81,18 +82,18 @@ def _give_to_the_daemon(folder: Path, name: str) -> None:
         os.close(opened)
 
 
-def lines(step: dict[str, Any]) -> Iterator[str]:
+def lines(step: TuneStepAnswer) -> Iterator[str]:
     """A step: what is going to be measured, how one way did, or what follows."""
-    match step["id"]:
+    match step.get("id"):
         case "tune.begun":
-            yield f"{step['model']} {step['version']}: {step['ways']} ways to run it"
-        case "tune.measured":
-            yield from _measured(step["title"], step["measurement"])
+            yield f"{step.get('model')} {step.get('version')}: {step.get('ways')} ways to run it"
+        case "tune.measured" if "measurement" in step:
+            yield from _measured(step.get("title", ""), step["measurement"])
         case "tune.recorded":
-            yield f"  {tables.plain(step['why'])}"
+            yield f"  {tables.plain(step.get('why', ''))}"
 
 
-def _measured(title: str, measured: dict[str, Any]) -> Iterator[str]:
+def _measured(title: str, measured: MeasurementAnswer) -> Iterator[str]:
     if measured["failure"]:
         yield f"  {title:28} {tables.plain(measured['failure'])}"
         yield from (f"      -> {tables.plain(line)}" for line in measured["hint"].splitlines())
@@ -101,7 +102,7 @@ def _measured(title: str, measured: dict[str, Any]) -> Iterator[str]:
     yield f"  {title:28} {times}, {tables.size(measured['rss_bytes'])}{_warmth(measured)}"
 
 
-def _warmth(measured: dict[str, Any]) -> str:
+def _warmth(measured: MeasurementAnswer) -> str:
     before, after = measured["celsius_before"], measured["celsius_after"]
     return "" if before is None or after is None else f", {before:.0f} to {after:.0f} °C"
 

@@ -24,13 +24,14 @@ import re
 import shlex
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edged.core.errors import BundleError, ControlError
+from edged.core.update_answers import FETCH, JOB_WATCH, RECEIVE_DONE, RECEIVE_OPEN, TransferAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import UnreachableError, connect
-from edged.ctl.progress import Console, Outcome, Teller, follow, present, tell_terms
+from edged.ctl.progress import Console, InstallTerms, Outcome, Teller, follow, present, tell_terms
 from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Bring it and follow it; the exit code tells how it ended."""
-    wishes = {"allow_downgrade": args.allow_downgrade, "confirm_within": args.confirm_within}
+    wishes: InstallTerms = {"allow_downgrade": args.allow_downgrade, "confirm_within": args.confirm_within}
     console = Console(as_json=args.json)
     _refuse_contradictions(args)
     try:
@@ -126,7 +127,7 @@ def _remind(teller: Teller, confirm_within: float, edgectl: str) -> None:
 # On this device
 
 
-def _here(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: dict[str, Any], teller: Teller) -> Outcome:
+def _here(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: InstallTerms, teller: Teller) -> Outcome:
     ways: Sequence[Parcel | None] = parcels or [None]
     *deltas, last = ways
     for delta in deltas:
@@ -136,7 +137,7 @@ def _here(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: dict[str,
     return _bring(args, last, wishes, teller)
 
 
-def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: dict[str, Any], teller: Teller) -> Outcome:
+def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: InstallTerms, teller: Teller) -> Outcome:
     try:
         answer = _send(args, parcel, wishes, teller) if parcel else _fetch(args, wishes, teller)
     except UnreachableError:
@@ -148,26 +149,26 @@ def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: dict[str, An
         return Outcome("full_needed", "the full bundle is needed")
     if parcel and "present" in answer:
         return present(answer, parcel.version, "is what serves already")
-    job = answer["job"]
+    job = answer.get("job", "")
     try:
-        return follow(connect(args.runtime_dir).stream("job-watch", id=job), teller)
+        return follow(connect(args.runtime_dir).stream(JOB_WATCH, id=job), teller)
     except KeyboardInterrupt:
         teller.step("update.detached", f"it goes on without you; look again with: {_edgectl(args)} job wait {job}")
         raise
 
 
-def _fetch(args: argparse.Namespace, wishes: dict[str, Any], teller: Teller) -> dict[str, Any]:
+def _fetch(args: argparse.Namespace, wishes: InstallTerms, teller: Teller) -> TransferAnswer:
     bare = {"model": args.model, "version": args.version}
-    answer: dict[str, Any] = connect(args.runtime_dir).call("fetch", url=args.bundle, **bare, **wishes)
+    answer = connect(args.runtime_dir).call(FETCH, url=args.bundle, **bare, **wishes)
     teller.step("update.fetching", "the device fetches it")
     return answer
 
 
-def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], teller: Teller) -> dict[str, Any]:
+def _send(args: argparse.Namespace, parcel: Parcel, wishes: InstallTerms, teller: Teller) -> TransferAnswer:
     """What became of it: the `job` that installs it, `present`, or what is `missing`."""
     call = connect(args.runtime_dir).call
     allow = wishes["allow_downgrade"]
-    answer: dict[str, Any] = call("receive-open", timeout=DAEMON_SECONDS, allow_downgrade=allow, **parcel.announcement)
+    answer = call(RECEIVE_OPEN, timeout=DAEMON_SECONDS, allow_downgrade=allow, **parcel.announcement)
     if "offset" in answer:
         offset = answer["offset"]
         teller.step("update.sending", f"giving {parcel.title} to the daemon, {tables.size(parcel.size)}")
@@ -175,7 +176,7 @@ def _send(args: argparse.Namespace, parcel: Parcel, wishes: dict[str, Any], tell
             offset = give(args.runtime_dir, parcel.id, offset, parcel.read(offset, CHUNK))
             teller.progress(offset, parcel.size)
         call = connect(args.runtime_dir).call
-        answer = call("receive-done", timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
+        answer = call(RECEIVE_DONE, timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
     tell_terms(answer, wishes, teller)
     return answer
 
@@ -196,7 +197,7 @@ def _is_url(bundle: str) -> bool:
 # On others, over SSH
 
 
-def _push(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: dict[str, Any], console: Console) -> int:
+def _push(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: InstallTerms, console: Console) -> int:
     from edged.ctl.push import Push
 
     alone = len(args.host) == 1

@@ -7,13 +7,14 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 
 from edged.api import BundleError, ControlError, EdgedError, StoreError
 from edged.core import delta as deltas
 from edged.core.container import ContainerReader, Head
+from edged.core.protocol import Args
 from edged.core.tflite_file import inspect
 from edged.models.bare_file import Bare, transfer_id
 from edged.models.bare_file import read as read_bare
@@ -38,10 +39,16 @@ class Parcel:
         self._file = file
 
     @property
-    def announcement(self) -> dict[str, Any]:
+    def announcement(self) -> Args:
         """What `receive-open` is told of it."""
-        named = {"name": self._manifest.name, "number": self._manifest.version}
-        return {"id": self.id, "size": self.size, "digest": self.digest, "base": self.base or None, **named}
+        return {
+            "id": self.id,
+            "size": self.size,
+            "digest": self.digest,
+            "base": self.base or None,
+            "name": self._manifest.name,
+            "number": self._manifest.version,
+        }
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at its end. From any thread.
@@ -72,10 +79,15 @@ class BareParcel(Parcel):
         self._data = data
 
     @property
-    def announcement(self) -> dict[str, Any]:
+    def announcement(self) -> Args:
         """What `receive-open` is told of it."""
-        named = {"id": self.id, "size": self.size, "digest": self._sha256}
-        return {**named, "model": self._bare.model, "version": self._bare.version}
+        return {
+            "id": self.id,
+            "size": self.size,
+            "digest": self._sha256,
+            "model": self._bare.model,
+            "version": self._bare.version,
+        }
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at its end. From any thread."""

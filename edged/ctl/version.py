@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from edged import __version__
+from edged.core.answers import STATUS_VERSION
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import UnreachableError, connect
@@ -36,10 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _daemon(runtime_dir: str | None) -> str | None:
     try:
-        running: str = connect(runtime_dir).call("status")["version"]
+        return connect(runtime_dir).call(STATUS_VERSION)["version"]
     except UnreachableError:
         return None
-    return running
 
 
 def _installed(name: str) -> str | None:

@@ -11,8 +11,8 @@ import contextlib
 import json
 import time
 from itertools import islice
-from typing import Any
 
+from edged.core.answers import WATCH, ResultAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -27,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print them until there have been enough, or until Ctrl-C."""
-    records = connect(args.runtime_dir).stream("watch", pipeline=args.pipeline)
+    records = connect(args.runtime_dir).stream(WATCH, pipeline=args.pipeline)
     with contextlib.suppress(KeyboardInterrupt):  # how one stops watching
         for record in islice(records, args.count):
             print(json.dumps(record, ensure_ascii=False) if args.json else _line(record), flush=True)
     return exits.DONE
 
 
-def _line(record: dict[str, Any]) -> str:
+def _line(record: ResultAnswer) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(record["time"]))
     moment = f"{clock}.{int(record['time'] % 1 * 1000):03}"
     doubt = "" if record["synchronised"] else "?"
@@ -44,10 +44,10 @@ def _line(record: dict[str, Any]) -> str:
     return tables.plain(f"{mark} {moment}{doubt}  {record['pipeline']}  {outcome(record)}  {latency} ms{decision}")
 
 
-def _decision(record: dict[str, Any]) -> str:
+def _decision(record: ResultAnswer) -> str:
     if record["kind"] == "anomaly":
-        return "alarm" if record["anomalous"] else "back to normal"
-    return f"decided: {record['decision'] or 'nothing'}"
+        return "alarm" if record.get("anomalous") else "back to normal"
+    return f"decided: {record.get('decision') or 'nothing'}"
 
 
 def _positive(text: str) -> int:

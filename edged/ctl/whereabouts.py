@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
+from edged.core.answers import STATUS_CONFIG, ConfigAnswer
 from edged.core.errors import EdgedError
 from edged.ctl.client import connect
 
@@ -27,16 +27,14 @@ def settle(args: argparse.Namespace) -> None:
         args.config = [said]
     args.state_dir = args.state_dir or os.environ.get("EDGED_STATE_DIR")
     reads = args.verb in READERS and getattr(args, "action", "") != "allow"
-    known = _known(args.runtime_dir) if reads and not (args.config and args.state_dir) else {}
-    args.config = args.config or known.get("files") or [SYSTEM_CONFIG]
-    args.state_dir = args.state_dir or known.get("state_dir") or SYSTEM_STATE_DIR
+    known = _known(args.runtime_dir) if reads and not (args.config and args.state_dir) else None
+    args.config = args.config or (known and known["files"]) or [SYSTEM_CONFIG]
+    args.state_dir = args.state_dir or (known and known.get("state_dir")) or SYSTEM_STATE_DIR
 
 
-def _known(runtime_dir: str | None) -> dict[str, Any]:
+def _known(runtime_dir: str | None) -> ConfigAnswer | None:
     """Return what the daemon that answers says of its configuration, or nothing if none answers."""
     try:
-        status: dict[str, Any] = connect(runtime_dir).call("status", timeout=_SECONDS)
+        return connect(runtime_dir).call(STATUS_CONFIG, timeout=_SECONDS)["config"]
     except EdgedError:
-        return {}
-    found: dict[str, Any] = status["config"]
-    return found
+        return None

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlunsplit
 
 import msgspec
@@ -30,6 +29,7 @@ import msgspec
 from edged.api import BundleError, ConfigError, ControlError, EdgedError
 from edged.core import container, delta
 from edged.core.container import Head
+from edged.core.update_answers import JobItemAnswer
 from edged.models.bare_file import is_bare
 from edged.models.delta import VersionCheck
 from edged.transfer.http_connection import AbandonedError
@@ -112,7 +112,7 @@ class FetchJobs:
         fetches = self._all.values()
         return tuple(each.inbound for each in fetches if not each.job.ended.is_set() and not each.installs)
 
-    def progress(self, job: Job) -> dict[str, Any] | None:
+    def progress(self, job: Job) -> JobItemAnswer | None:
         """Return the progress of a fetch; None for other jobs, and before the first byte."""
         fetch = self._all.get(job.id)
         return fetch.progress if fetch else None
@@ -326,7 +326,7 @@ class _FetchJob:
     begun: bool = False
     cancelled: str = ""
     installs: list[Job] = field(default_factory=list)
-    progress: dict[str, Any] | None = None
+    progress: JobItemAnswer | None = None
 
     @property
     def installing(self) -> bool:
@@ -365,7 +365,7 @@ class _FetchJob:
 
     def set_progress(self, received: int, total: int | None, rate: float) -> None:
         """Set the bytes received, the size of the file, and the bytes per second."""
-        self.progress = {"bytes": received, "total": total, "rate": rate}
+        self.progress = {"id": "job.progress", "bytes": received, "total": total, "rate": rate}
 
 
 class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

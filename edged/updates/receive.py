@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from edged.api import BundleError, ControlError, EdgedError
+from edged.core import update_answers
 from edged.core.container import Head
+from edged.core.protocol import Args
+from edged.core.update_answers import OffsetAnswer, TransferAnswer
 from edged.models.bare_file import Bare, BareCheck
 from edged.models.delta import VersionCheck
 from edged.transfer.partial_files import ArrivalCheck, PartialFiles, Transfer
@@ -53,11 +56,13 @@ class Receiver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
         self._stopping = False
-        self.calls: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
-            "receive-open": self._open,
-            "receive-chunk": self._chunk,
-            "receive-done": self._done,
-        }
+        self.calls = dict(
+            (
+                update_answers.RECEIVE_OPEN.by(self._open),
+                update_answers.RECEIVE_CHUNK.by(self._chunk),
+                update_answers.RECEIVE_DONE.by(self._done),
+            )
+        )
 
     @property
     def inbound(self) -> tuple[InboundVersion, ...]:
@@ -81,7 +86,7 @@ class Receiver:
             await self._close(name)
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def _open(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _open(self, args: Args) -> TransferAnswer:
         """Return the offset to continue a file at, or the reason not to send the file.
 
         {"offset": number of bytes here}, {"job": job of the same version, with the terms of that job},
@@ -105,7 +110,7 @@ class Receiver:
         self._postpone_close(request.id)
         return {"offset": transfer.received}
 
-    async def _chunk(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _chunk(self, args: Args) -> OffsetAnswer:
         """Append the new bytes of a chunk, and return the number of bytes here."""
         self._refuse_when_stopping()
         chunk = parse(args, ChunkRequest)
@@ -119,7 +124,7 @@ class Receiver:
             raise
         return {"offset": offset}
 
-    async def _done(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _done(self, args: Args) -> TransferAnswer:
         """Install a complete file, and return the job. A repeated request gets the same job."""
         self._refuse_when_stopping()
         request = parse(args, DoneRequest)
@@ -132,7 +137,7 @@ class Receiver:
             self._spawn(self._remove_when_released(request.id, receiving, receiving.job))
         return _begun(receiving.job)
 
-    async def _known(self, request: OpenRequest) -> dict[str, Any]:
+    async def _known(self, request: OpenRequest) -> TransferAnswer:
         """Return the reason not to send a file, if any. Raises BundleError if the version is not admitted."""
         receiving = self._receiving.get(request.id)
         if receiving and receiving.job:
@@ -241,7 +246,7 @@ class _Receiving:
             self.timer.cancel()
 
 
-def _begun(job: Job) -> dict[str, Any]:
+def _begun(job: Job) -> TransferAnswer:
     """Return the answer with a job. The terms are included, as another client may have set others."""
     return {"job": job.id, "confirm_within": job.options.confirm_within}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from edged.api import ControlError
 from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name, Version
+from edged.core.protocol import Args
 from edged.models.bare_file import Bare
 from edged.transfer.http_response import MAX_URL
 from edged.updates.jobs import InstallOptions
@@ -19,7 +20,7 @@ MAX_CHUNK = 45 << 10
 T = TypeVar("T")
 
 
-def parse(args: dict[str, Any], kind: type[T]) -> T:
+def parse(args: Args, kind: type[T]) -> T:
     """Return the arguments of a verb as `kind`. Raises ControlError if they do not fit."""
     try:
         return msgspec.convert(args, kind)

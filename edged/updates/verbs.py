@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 
 from edged.api import ControlError, WallClock
+from edged.core import update_answers
+from edged.core.answers import ModelVersionsAnswer, VersionAnswer
+from edged.core.protocol import Args
+from edged.core.update_answers import JobAnswer, JobDetailsAnswer, JobItemAnswer, ServingAnswer, TransferAnswer
 from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.http_response import mask
 from edged.transfer.partial_files import PartialFiles
@@ -73,17 +76,21 @@ class Updates:
         self._progress_task: asyncio.Task[None] | None = None
         self._stopping = False
 
-        self.calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+        self.calls = {
             **self._receiver.calls,
-            "fetch": self._fetch,
-            "job": self._job,
-            "jobs": self._jobs,
-            "rollback": self._rollback,
-            "confirm": self._confirm,
-            "pin": self._pin,
-            "clear-rejection": self._clear_rejection,
+            **dict(
+                (
+                    update_answers.FETCH.by(self._fetch),
+                    update_answers.JOB.by(self._job),
+                    update_answers.JOBS.by(self._jobs),
+                    update_answers.ROLLBACK.by(self._rollback),
+                    update_answers.CONFIRM.by(self._confirm),
+                    update_answers.PIN.by(self._pin),
+                    update_answers.CLEAR_REJECTION.by(self._clear_rejection),
+                )
+            ),
         }
-        self.streams: dict[str, Callable[[dict[str, Any]], AsyncGenerator[Any, None]]] = {"job-watch": self._job_watch}
+        self.streams = dict([update_answers.JOB_WATCH.by(self._job_watch)])
         self.changes = frozenset({"receive-done", "fetch", "rollback", "confirm", "pin", "clear-rejection"})
 
     async def start(self) -> None:
@@ -105,7 +112,7 @@ class Updates:
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.gather(self.fetch_jobs.stop(), self._receiver.stop())
 
-    async def versions(self) -> dict[str, dict[str, Any]]:
+    async def versions(self) -> dict[str, ModelVersionsAnswer]:
         """Return the installed and the rejected versions of each model. Raises StoreError."""
         return {
             report.name: {"pinned": report.ledger.pinned, "versions": list(_versions(report))}
@@ -114,7 +121,7 @@ class Updates:
 
     # Fetching
 
-    async def _fetch(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _fetch(self, args: Args) -> TransferAnswer:
         request = parse(args, FetchRequest)
         options = request.options(mask(request.url), request.bare)
         model = request.bare.model if request.bare else ""
@@ -135,14 +142,14 @@ class Updates:
 
     # Jobs
 
-    async def _jobs(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+    async def _jobs(self, args: Args) -> list[JobAnswer]:
         return [self._job_answer(job) for job in self._all_jobs().values()]
 
-    async def _job(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _job(self, args: Args) -> JobDetailsAnswer:
         job = self._find(parse(args, JobRequest).id)
         return {**self._job_answer(job), "events": [self._step_answer(event) for event in job.events]}
 
-    async def _job_watch(self, args: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async def _job_watch(self, args: Args) -> AsyncGenerator[JobItemAnswer, None]:
         """Yield the steps of a job after the moment `after`, and then the end.
 
         In between, a fetch yields the progress, and every job a sign of life. With a `digest`, a job of another version
@@ -156,10 +163,10 @@ class Updates:
             ended = job.ended.is_set()
             items = [self._step_answer(event) for event in job.events if event.time > last]
             if (now := self.fetch_jobs.progress(job)) and now != progress:
-                items.append({"id": "job.progress", **now})
+                items.append(now)
                 progress = now
             if ended:
-                items.append({"id": "job.ended", **self._job_answer(job)})
+                items.append(_ended(self._job_answer(job)))
             silent = 0.0 if items else silent + _POLL_SECONDS
             if silent >= _ALIVE_SECONDS:
                 items.append({"id": "job.alive"})
@@ -189,7 +196,7 @@ class Updates:
             )
         return jobs[name]
 
-    def _job_answer(self, job: Job) -> dict[str, Any]:
+    def _job_answer(self, job: Job) -> JobAnswer:
         return {
             "job": job.id,
             "model": job.model,
@@ -203,34 +210,34 @@ class Updates:
             "last": job.events[-1].text if job.events else "",
         }
 
-    def _step_answer(self, event: Event) -> dict[str, Any]:
+    def _step_answer(self, event: Event) -> JobItemAnswer:
         time = self._clock.at(event.time)
         return {"id": event.id, "model": event.model, "text": event.text, "time": time, "at": event.time}
 
     # An operator's decisions
 
-    async def _rollback(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _rollback(self, args: Args) -> ServingAnswer:
         request = parse(args, RollbackRequest)
         await self._updater.rollback(request.model, request.to)
         return await self._model_answer(request.model)
 
-    async def _confirm(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _confirm(self, args: Args) -> ServingAnswer:
         request = parse(args, ModelRequest)
         await self._updater.confirm(request.model)
         return await self._model_answer(request.model)
 
-    async def _pin(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _pin(self, args: Args) -> ServingAnswer:
         request = parse(args, PinRequest)
         was = {report.name: report.ledger.pinned for report in await self._updater.models()}.get(request.model)
         await self._updater.pin(request.model, request.pinned)
         return {**await self._model_answer(request.model), "changed": was != request.pinned}
 
-    async def _clear_rejection(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _clear_rejection(self, args: Args) -> ServingAnswer:
         request = parse(args, RejectionRequest)
         await self._updater.forget_rejection(request.model, request.digest)
         return await self._model_answer(request.model)
 
-    async def _model_answer(self, model: str) -> dict[str, Any]:
+    async def _model_answer(self, model: str) -> ServingAnswer:
         """Return the version in service after an operator's decision."""
         report = next(report for report in await self._updater.models() if report.name == model)
         return {
@@ -247,12 +254,28 @@ class Updates:
             raise ControlError("the daemon is stopping", hint="watch the job again after the restart", retryable=True)
 
 
+def _ended(job: JobAnswer) -> JobItemAnswer:
+    return {
+        "id": "job.ended",
+        "job": job["job"],
+        "model": job["model"],
+        "version": job["version"],
+        "digest": job["digest"],
+        "origin": job["origin"],
+        "state": job["state"],
+        "text": job["text"],
+        "hint": job["hint"],
+        "began": job["began"],
+        "last": job["last"],
+    }
+
+
 def _number(report: ModelReport, digest: str) -> str:
     known = report.ledger.versions.get(digest)
     return known.version if known else report.factory.get(digest, "")
 
 
-def _versions(report: ModelReport) -> Iterator[dict[str, Any]]:
+def _versions(report: ModelReport) -> Iterator[VersionAnswer]:
     """Yield the versions of a model with roles, installed versions first."""
     ledger = report.ledger
     for digest in dict.fromkeys((*reversed(ledger.versions), *report.factory, *ledger.rejected)):
