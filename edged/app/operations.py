@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from edged import __version__
 from edged.acceleration.placement import Accelerators
 from edged.acceleration.verbs import Proving
-from edged.api import ControlError, EdgedError, RunnerInfo
+from edged.api import ControlError, EdgedError
 from edged.app.forget_device import forget_device, parse_device
 from edged.app.metrics import families, resident_bytes
 from edged.app.state import PipelineState, ServiceState, Tap
@@ -35,7 +35,6 @@ from edged.core.answers import (
     ReleaseAnswer,
     ReloadAnswer,
     ResultAnswer,
-    RunnerAnswer,
     SourceAnswer,
     SpoolAnswer,
     SpoolCountAnswer,
@@ -201,7 +200,7 @@ class Operations:
             "errors": flow.errors if flow else 0,
             "latency": _percentiles(flow.latency.percentiles()) if flow else None,
             "inference": _percentiles(flow.inference.percentiles()) if flow else None,
-            "runner": _runner(part.runner) if part.runner else None,
+            "runner": part.runner.answer() if part.runner else None,
             "last": _shortened(self._state.recorder.result(flow.last)) if flow and flow.last else None,
             "health": self._health(part.status.health),
         }
@@ -246,7 +245,7 @@ class Operations:
                 "origin": part.origin,
                 "pipelines": [pipeline for pipeline, served in pipelines if served.entry.model == name],
                 "bytes": part.bundle.manifest.files[part.bundle.manifest.model].bytes if part.bundle else 0,
-                "runner": _runner(part.runner) if part.runner else None,
+                "runner": part.runner.answer() if part.runner else None,
                 "proof": _proof(part.proof) if part.proof else None,
                 "accelerator": self._accelerator(name),
                 "choice": self._accelerators.choices().get(name, ""),
@@ -367,17 +366,6 @@ class Operations:
 
 def _percentiles(found: dict[str, float | None]) -> PercentilesAnswer:
     return {"p50": found["p50"], "p90": found["p90"], "p99": found["p99"]}
-
-
-def _runner(info: RunnerInfo) -> RunnerAnswer:
-    return {
-        "backend": info.backend,
-        "runtime": info.runtime,
-        "delegate": info.delegate,
-        "threads": info.threads,
-        "nodes": info.nodes,
-        "delegated": info.delegated,
-    }
 
 
 def _proof(proof: Proof) -> ProofAnswer:

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edged.core.answers import RunnerAnswer
+
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Properties of a source that are known before the first sample.
@@ -106,6 +108,17 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     nodes: int = 0
     delegated: int = 0
+
+    def answer(self) -> RunnerAnswer:
+        """Return it as the control socket sends it."""
+        return {
+            "backend": self.backend,
+            "runtime": self.runtime,
+            "delegate": self.delegate,
+            "threads": self.threads,
+            "nodes": self.nodes,
+            "delegated": self.delegated,
+        }
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):

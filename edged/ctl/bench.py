@@ -15,13 +15,14 @@ from importlib import import_module
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edged.api import Arrays, Backend, BundleError, ConfigError, Runner
+from edged.core.answers import RunnerAnswer
 from edged.core.container import measure
 from edged.core.manifest import MAX_NAMES, SCHEMA, Input, Manifest, Regress, WindowSpec, encode
 from edged.core.postprocess import Postprocessor
@@ -39,6 +40,25 @@ _LEAST_RUNS = 20
 _WARM_UP = 3
 
 Way = Callable[[], object]
+
+
+class Times(TypedDict):
+    """Percentiles of the seconds that an inference takes."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Measured(TypedDict):
+    """A measured model, as `edgectl bench --json` prints it. `seconds` has the times of each way to run it."""
+
+    model: str
+    version: str
+    runner: RunnerAnswer
+    load_seconds: float
+    runs: int
+    seconds: dict[str, Times]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +90,12 @@ def _count(text: str) -> int:
     return number
 
 
-def _measure_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def _measure_model(name: str, args: argparse.Namespace) -> Measured:
     with TemporaryDirectory(prefix="edgectl-bench-") as scratch:
         return _measure_bundle(*_find(name, args, Path(scratch)), args)
 
 
-def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) -> dict[str, Any]:
+def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) -> Measured:
     if args.threads:
         backend = _with_threads(backend, args.threads)
     prove_first(bundle, backend, args)
@@ -90,7 +110,7 @@ def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) 
     return {
         "model": bundle.manifest.name,
         "version": bundle.manifest.version,
-        "runner": msgspec.to_builtins(runner.info),
+        "runner": runner.info.answer(),
         "load_seconds": loading,
         "runs": len(next(iter(times.values()))),
         "seconds": {way: _percentiles(taken) for way, taken in times.items()},
@@ -208,8 +228,9 @@ def _take_turns(ways: dict[str, Way]) -> list[tuple[str, float]]:
     return times
 
 
-def _percentiles(taken: Sequence[float]) -> dict[str, float]:
-    return {f"p{share}": float(np.percentile(taken, share)) for share in (50, 90, 99)}
+def _percentiles(taken: Sequence[float]) -> Times:
+    p50, p90, p99 = (float(each) for each in np.percentile(taken, (50, 90, 99)))
+    return {"p50": p50, "p90": p90, "p99": p99}
 
 
 class Progress:
@@ -238,13 +259,13 @@ class Progress:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
 
-def _lines(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _lines(results: Sequence[Measured]) -> Iterator[str]:
     rows = []
     for result in results:
         least = next(iter(result["seconds"].values()))["p50"]
         for index, (way, seconds) in enumerate(result["seconds"].items()):
             name = f"{result['model']} {result['version']}" if index == 0 else ""
-            times = [f"{seconds[share] * 1e6:.1f}" for share in ("p50", "p90", "p99")]
+            times = [f"{each * 1e6:.1f}" for each in (seconds["p50"], seconds["p90"], seconds["p99"])]
             rows.append([name, way, *times, f"{seconds['p50'] / least:.2f}x"])
     yield from tables.table(("MODEL", "WAY", ">P50 us", ">P90 us", ">P99 us", ">P50"), rows)
     for result in results:

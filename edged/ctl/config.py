@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import asdict
 
@@ -61,10 +61,13 @@ class Checked(NamedTuple):
     problems: tuple[Problem, ...]
     warnings: tuple[Problem, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the answer of `edgectl config check --json`."""
-        parts = {"problems": list(map(asdict, self.problems)), "warnings": list(map(asdict, self.warnings))}
-        return {"valid": not self.problems, **parts}
+        return {
+            "valid": not self.problems,
+            "problems": list(map(asdict, self.problems)),
+            "warnings": list(map(asdict, self.warnings)),
+        }
 
     def lines(self) -> Iterator[str]:
         """Yield the problems and the warnings, for people."""
@@ -108,7 +111,7 @@ def _show(paths: list[Path], with_origins: bool, as_json: bool) -> int:
     return exits.DONE
 
 
-def toml(table: dict[str, Any], origin: Callable[[Place], str] | None = None, place: Place = ()) -> Iterator[str]:
+def toml(table: Mapping[str, object], origin: Callable[[Place], str] | None = None, place: Place = ()) -> Iterator[str]:
     """Lines of TOML that say what a table of plain values does; `origin` gives a comment for each value.
 
     An empty table is left out: it says nothing that its absence does not.
@@ -130,7 +133,7 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
-def toml_value(value: Any) -> str:
+def toml_value(value: object) -> str:
     """Return a plain value in TOML, on one line."""
     match value:
         case bool():

@@ -11,7 +11,7 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,8 @@ from edged.ctl.config import toml_value
 FILL_IN = "FILL-IN"
 _PLACEHOLDERS = {"MEAN", "STD", "THRESHOLD", "NAME", "SIZE"}
 _WIDTH = 100
+
+T = TypeVar("T")
 
 
 class Open(NamedTuple):
@@ -79,11 +81,11 @@ def _comment(text: str) -> list[str]:
     return textwrap.wrap(tables.plain(text), _WIDTH, initial_indent="# ", subsequent_indent="#   ")
 
 
-def _key(name: str, value: Any) -> str:
+def _key(name: str, value: object) -> str:
     return f"{name} = {toml_value(value)}"
 
 
-def _list(name: str, values: Sequence[Any]) -> tuple[str, ...]:
+def _list(name: str, values: Sequence[object]) -> tuple[str, ...]:
     """Return the lines of an array: a line for each item of several."""
     if len(values) <= 1:
         return (_key(name, list(values)),)
@@ -138,15 +140,15 @@ def _preprocess(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
         yield from _list("preprocess", msgspec.to_builtins(steps))
         return
     if "preprocess" in part:
-        steps = _filled(part["preprocess"])
-        must = any(FILL_IN in step.get("mean", ()) for step in steps)
+        open_steps = _filled(part["preprocess"])
+        must = any(FILL_IN in step.get("mean", ()) for step in open_steps)
         advice = (
             "Mean and std of the input (pixel - mean) / std, as in training. Usual are mean 127.5, std 127.5 for "
             "-1 to 1, and mean 0, std 255 for 0 to 1."
             if must
             else "Pixels go in unchanged, without a step. Correct this line if the samples are no pixels."
         )
-        yield Open(advice, _list("preprocess", steps), must)
+        yield Open(advice, _list("preprocess", open_steps), must)
         return
     ranges = [f" The first input stores values from {low:g} to {high:g}." for low, high in _range(structure.inputs)]
     yield Open(
@@ -202,7 +204,7 @@ def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
     yield ""
 
 
-def _channels(channels: Sequence[Mapping[str, Any]], sure: WindowSpec | None) -> Iterator[str | Open]:
+def _channels(channels: Sequence[Mapping[str, object]], sure: WindowSpec | None) -> Iterator[str | Open]:
     lines = _list("channels", [{"name": each["name"], "unit": ""} for each in channels])
     if sure is not None and sure.rate:
         yield from lines
@@ -213,7 +215,7 @@ def _channels(channels: Sequence[Mapping[str, Any]], sure: WindowSpec | None) ->
         )
 
 
-def _inputs(structure: TfliteFile, feeds: Sequence[Mapping[str, Any]]) -> Iterator[str | Open]:
+def _inputs(structure: TfliteFile, feeds: Sequence[Mapping[str, object]]) -> Iterator[str | Open]:
     if not feeds:
         return
     yield from _comment("A table for each input tensor, in the order of the file.")
@@ -235,14 +237,28 @@ def _inputs(structure: TfliteFile, feeds: Sequence[Mapping[str, Any]]) -> Iterat
 # The output
 
 
-def _postprocess(structure: TfliteFile, sides: Derived, labels: Sequence[str]) -> dict[str, Any]:
+class Postprocessing(TypedDict, total=False):
+    """Labels, and the fields of the postprocessing."""
+
+    labels: Sequence[str]
+    kind: str
+    names: Sequence[str]
+    output: int
+    score: str
+    decision: Mapping[str, object]
+
+
+def _postprocess(structure: TfliteFile, sides: Derived, labels: Sequence[str]) -> Postprocessing:
     """Return labels, if any, and the fields of the postprocessing."""
     if labels:
-        single: dict[str, Any] = {"decision": {"threshold": FILL_IN}} if len(labels) == 1 else {}
-        return {"labels": labels, "kind": "classification", **single}
+        single: Postprocessing = {"labels": labels, "kind": "classification"}
+        if len(labels) == 1:
+            single["decision"] = {"threshold": FILL_IN}
+        return single
     fields = msgspec.to_builtins(dict(sides.output.fields))
     part = fields or _filled(dict(sides.output.part))
-    found: dict[str, Any] = {"labels": part.get("labels", ()), **part.get("postprocess", {"kind": FILL_IN})}
+    found: Postprocessing = part.get("postprocess", {"kind": FILL_IN})
+    found["labels"] = part.get("labels", ())
     if found["kind"] == "classification" and FILL_IN in found["labels"]:
         count = prod(structure.outputs[0].shape)
         found["labels"] = [f"class_{index}" for index in range(count)]
@@ -262,7 +278,7 @@ def _labels(labels: Sequence[str], sides: Derived, *, given: bool) -> Iterator[s
         yield Open("Labels in the order of the scores. The file has no labels; --labels FILE reads some.", lines)
 
 
-def _result(structure: TfliteFile, sides: Derived, said: dict[str, Any], *, given: bool) -> Iterator[str | Open]:
+def _result(structure: TfliteFile, sides: Derived, said: Postprocessing, *, given: bool) -> Iterator[str | Open]:
     decision = said.pop("decision", {})
     kind = said.pop("kind")
     if given or sides.output.fact:
@@ -300,7 +316,7 @@ def _result(structure: TfliteFile, sides: Derived, said: dict[str, Any], *, give
     yield ""
 
 
-def _decision(decision: Mapping[str, Any], kind: str) -> Iterator[str | Open]:
+def _decision(decision: Mapping[str, object], kind: str) -> Iterator[str | Open]:
     threshold = decision.get("threshold", 0.0)
     what = "a label counts; 0 takes the best label of each window" if kind == "classification" else "a window is odd"
     yield ""
@@ -310,15 +326,15 @@ def _decision(decision: Mapping[str, Any], kind: str) -> Iterator[str | Open]:
     yield from ("k = 1", "n = 1")
 
 
-def _filled(value: Any) -> Any:
+def _filled(value: T) -> T:
     """Return the part of a manifest with the same word for all values to be filled in."""
     match value:
         case dict():
-            return {key: _filled(each) for key, each in value.items()}
+            return {key: _filled(each) for key, each in value.items()}  # type: ignore[return-value]  # of JSON's kinds
         case list() | tuple():
-            return [_filled(each) for each in value]
+            return [_filled(each) for each in value]  # type: ignore[return-value]
         case str() if value in _PLACEHOLDERS:
-            return FILL_IN
+            return FILL_IN  # type: ignore[return-value]
     return value
 
 

@@ -192,10 +192,10 @@ def _copies(arrays: Arrays) -> Arrays:
 
 def npz(samples: Sequence[GoldenSample]) -> bytes:
     """The golden.npz of samples."""
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for kind, side in (("input", 0), ("output", 1)):
         for index in range(len(samples[0][side])):
             arrays[f"{kind}_{index}"] = np.stack([sample[side][index] for sample in samples])
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stub takes a name for allow_pickle
     return file.getvalue()

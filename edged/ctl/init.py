@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -43,7 +43,22 @@ RECORDINGS = (".csv", ".npy", ".npz")
 PASSWORD = "mqtt-password"
 _PORTS = ("dev/serial/by-id/*", "dev/ttyUSB*", "dev/ttyACM*", "dev/ttyAMA*")
 _SECONDS = 0.5
-_SCHEMES: dict[str, dict[str, Any]] = {
+T = TypeVar("T")
+
+
+class BrokerTable(TypedDict, total=False):
+    """The table [mqtt], empty for no broker."""
+
+    host: str
+    port: int
+    tls: bool
+    transport: Literal["websockets"]
+    path: str
+    username: str
+    password_file: str
+
+
+_SCHEMES: dict[str, BrokerTable] = {
     "mqtt": {},
     "mqtts": {"tls": True},
     "ws": {"transport": "websockets"},
@@ -112,15 +127,19 @@ def run(args: argparse.Namespace) -> int:
 
 # Questions
 
-Ask = Callable[[str, str | None, str, Callable[[str], Any]], Any]
-"""Takes a question, the answer of an option, a default, and the conversion of an answer to a value."""
+
+class Ask(Protocol):
+    """Takes a question, the answer of an option, a default, and the conversion of an answer to a value."""
+
+    def __call__(self, question: str, given: str | None, default: str, convert: Callable[[str], T], /) -> T:
+        """Return the value of the answer."""
 
 
-def _take(_: str, given: str | None, default: str, convert: Callable[[str], Any]) -> Any:
+def _take(_: str, given: str | None, default: str, convert: Callable[[str], T]) -> T:
     return convert(default if given is None else given)
 
 
-def _ask(question: str, given: str | None, default: str, convert: Callable[[str], Any]) -> Any:
+def _ask(question: str, given: str | None, default: str, convert: Callable[[str], T]) -> T:
     """Ask until an answer is right; an empty answer means the default. Ask no question answered by an option."""
     if given is not None:
         return convert(given)
@@ -184,7 +203,7 @@ def _opened(text: str, store: Store) -> Model:
 # The source
 
 
-def _source(args: argparse.Namespace, ask: Ask, manifest: Manifest) -> dict[str, Any]:
+def _source(args: argparse.Namespace, ask: Ask, manifest: Manifest) -> dict[str, object]:
     ports = serial_ports()
     recording = args.device is not None and Path(args.device).suffix in RECORDINGS
     guess = "replay" if recording else "serial" if ports or args.device else "synthetic"
@@ -209,7 +228,7 @@ def _kind(text: str) -> str:
     return text
 
 
-def _device(args: argparse.Namespace, ask: Ask, kind: str, ports: Sequence[str]) -> dict[str, Any]:
+def _device(args: argparse.Namespace, ask: Ask, kind: str, ports: Sequence[str]) -> dict[str, object]:
     if kind == "synthetic":
         return {}
     if kind == "replay":
@@ -242,7 +261,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _samples(args: argparse.Namespace, manifest: Manifest, kind: str) -> dict[str, Any]:
+def _samples(args: argparse.Namespace, manifest: Manifest, kind: str) -> dict[str, object]:
     """Return the channels and the rate of the model."""
     window = manifest.window
     channels = [channel.name for channel in window.channels]
@@ -264,25 +283,28 @@ def _samples(args: argparse.Namespace, manifest: Manifest, kind: str) -> dict[st
 # The broker
 
 
-def _broker(args: argparse.Namespace, ask: Ask) -> tuple[dict[str, Any], str]:
+def _broker(args: argparse.Namespace, ask: Ask) -> tuple[BrokerTable, str]:
     """Return the table [mqtt], and the password for the password file."""
-    mqtt: dict[str, Any] = ask("MQTT broker, HOST or HOST:PORT", args.broker, _local_broker(), _address)
+    mqtt = ask("MQTT broker, HOST or HOST:PORT", args.broker, _local_broker(), _address)
     if not mqtt:
         _note("no broker: results are seen with `edgectl watch` only")
         return {}, ""
     if "username" not in mqtt and args.broker is None:
         user = ask("User name at the broker, empty for none", None, "", str)
-        mqtt |= {"username": user} if user else {}
+        if user:
+            mqtt["username"] = user
     if args.password_file is not None:
         if "username" not in mqtt:
             raise ControlError("--password-file needs a user name", hint="write --broker USER@HOST")
         file = Path(args.password_file)
-        return mqtt | {"password_file": str(file.resolve()) if file.exists() else args.password_file}, ""
+        mqtt["password_file"] = str(file.resolve()) if file.exists() else args.password_file
+        return mqtt, ""
     if "username" not in mqtt or ask is _take:
         return mqtt, ""
     secret = getpass.getpass("Password, empty for a credential of the service: ", stream=sys.stderr)
     file = args.output.resolve().parent / PASSWORD
-    return mqtt | {"password_file": str(file) if secret else PASSWORD}, secret
+    mqtt["password_file"] = str(file) if secret else PASSWORD
+    return mqtt, secret
 
 
 def _local_broker() -> str:
@@ -294,7 +316,7 @@ def _local_broker() -> str:
     return "127.0.0.1"
 
 
-def _address(text: str) -> dict[str, Any]:
+def _address(text: str) -> BrokerTable:
     if text in ("", '""', "none"):
         return {}
     try:
@@ -306,13 +328,14 @@ def _address(text: str) -> dict[str, Any]:
         raise ControlError(f"{text!r} is no broker", hint="write HOST, HOST:PORT or mqtts://HOST")
     if url.password is not None:
         raise ControlError("a password does not belong into the address", hint="use --password-file FILE")
-    mqtt = {
-        "host": host,
-        **({"port": port} if port else {}),
-        **_SCHEMES[url.scheme],
-        **({"path": url.path} if url.path and url.scheme in ("ws", "wss") else {}),
-        **({"username": url.username} if url.username else {}),
-    }
+    mqtt: BrokerTable = {"host": host}
+    if port:
+        mqtt["port"] = port
+    mqtt |= _SCHEMES[url.scheme]
+    if url.path and url.scheme in ("ws", "wss"):
+        mqtt["path"] = url.path
+    if url.username:
+        mqtt["username"] = url.username
     MqttOptions(**mqtt)  # raises ConfigError for a wrong host name
     return mqtt
 
@@ -334,7 +357,7 @@ def _write_secret(file: Path, secret: str, *, force: bool) -> None:
 # The file
 
 
-def _tables(output: Path, name: str, mqtt: dict[str, Any], source: dict[str, Any], model: Model) -> dict[str, Any]:
+def _tables(output: Path, name: str, mqtt: BrokerTable, source: dict[str, object], model: Model) -> dict[str, object]:
     path = {model.name: {"path": _from_folder_of(output, model.path)}} if model.path else {}
     return {
         "device": {"name": name},
@@ -351,7 +374,7 @@ def _from_folder_of(output: Path, path: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _text(table: dict[str, Any]) -> str:
+def _text(table: dict[str, object]) -> str:
     head = [
         "# Made by `edgectl init`. All keys: man edged.toml, or `edgectl config show`. After a change:",
         "# edgectl config check FILE",
@@ -380,7 +403,7 @@ def _check(text: str, output: Path, store: Store) -> Checked:
     )
 
 
-def _next_steps(output: Path, name: str, mqtt: dict[str, Any], source: dict[str, Any]) -> Iterator[str]:
+def _next_steps(output: Path, name: str, mqtt: BrokerTable, source: dict[str, object]) -> Iterator[str]:
     """Yield the next commands: for the service if the file belongs to the service, otherwise for a trial here."""
     if output.resolve().is_relative_to("/etc/edged"):
         if source["kind"] == "serial":

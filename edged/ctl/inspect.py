@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ from edged.models.bundle import certain, examine, fill_in, read_structure
 
 MAX_LINES = 16
 
+T = TypeVar("T")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which bundle."""
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-def _fields(head: Head) -> dict[str, Any]:
+def _fields(head: Head) -> dict[str, object]:
     signatures = [{"key": each.key, "namespace": each.namespace} for each in parse(head.signatures)]
     return {
         "digest": head.digest,
@@ -85,7 +87,7 @@ def _lines(facts: Iterator[tuple[str, str]]) -> Iterator[str]:
         yield f"{title:12}  {tables.plain(text)}"
 
 
-def _bare_fields(file: Path, structure: TfliteFile) -> dict[str, Any]:
+def _bare_fields(file: Path, structure: TfliteFile) -> dict[str, object]:
     obstacle, sides = _use(structure)
     return {
         "file": str(file),
@@ -187,7 +189,7 @@ def _facts(head: Head) -> Iterator[tuple[str, str]]:
             yield title, stated
 
 
-def _titled(title: str, items: Any) -> Iterator[tuple[str, Any]]:
+def _titled(title: str, items: Iterable[T]) -> Iterator[tuple[str, T]]:
     """The title before the first of several, and nothing before the others."""
     for index, item in enumerate(items):
         yield "" if index else title, item
@@ -251,11 +253,11 @@ def _stated(part: ModelRequirements | Limits | Probation) -> str:
     return _listed(msgspec.to_builtins(part))
 
 
-def _listed(fields: dict[str, Any]) -> str:
+def _listed(fields: dict[str, object]) -> str:
     return ", ".join(f"{name} {_value(value)}" for name, value in fields.items())
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{some([_value(each) for each in value[:MAX_LINES]], MAX_LINES, of=len(value), by=',')}]"
     if isinstance(value, dict) and len(value) > MAX_LINES:

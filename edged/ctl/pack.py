@@ -40,7 +40,7 @@ from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -87,15 +87,45 @@ from edged.models.trial import prove_apart
 
 Part = TypeVar("Part")
 
-_KINDS: dict[str, Any] = {
+
+class ManifestPart(TypedDict, total=False):
+    """A manifest of which any part may be missing. Keys that are not read here may be there too."""
+
+    schema: str
+    name: str
+    version: str
+    model: str
+    backend: str
+    signature: str | None
+    created: int
+    files: dict[str, dict[str, object]]
+    inputs: list[dict[str, object]]
+    outputs: list[dict[str, object]]
+    window: dict[str, object]
+    labels: list[str]
+    postprocess: dict[str, object]
+    probation: dict[str, object]
+    golden: dict[str, object] | None
+    variants: list[dict[str, object]]
+
+
+class Delta(TypedDict):
+    """A delta that was written, as `--json` prints it; `share` is that of the bundle's bytes."""
+
+    delta: str
+    delta_bytes: int
+    share: float
+
+
+_KINDS: dict[str, object] = {
     "backend": str,
     "signature": str | None,
-    "inputs": list[dict[str, Any]],
-    "window": dict[str, Any],
+    "inputs": list[dict[str, object]],
+    "window": dict[str, object],
     "labels": list[str],
-    "postprocess": dict[str, Any],
-    "probation": dict[str, Any],
-    "golden": dict[str, Any] | None,
+    "postprocess": dict[str, object],
+    "probation": dict[str, object],
+    "golden": dict[str, object] | None,
     "variants": list[Variant],
 }
 _DESCRIBING = (
@@ -177,11 +207,18 @@ def run(args: argparse.Namespace) -> int:
         out = args.out or Path(f"{head.manifest.name}-{head.manifest.version}{SUFFIX}")
         body = ((folder / name).read_bytes() for name in sorted(head.manifest.files))
         save(out, container.write(head.data, head.signatures, body))
-    delta = _write_delta(args.delta_from, out, out.with_suffix(DELTA_SUFFIX)) if args.delta_from else {}
+    delta = _write_delta(args.delta_from, out, out.with_suffix(DELTA_SUFFIX)) if args.delta_from else None
     if args.json:
-        fields: dict[str, Any] = {"file": str(out), "name": head.manifest.name, "version": head.manifest.version}
         tables.show_json(
-            {**fields, "digest": head.digest, "bytes": head.size, "proof": msgspec.to_builtins(proof), **delta}
+            {
+                "file": str(out),
+                "name": head.manifest.name,
+                "version": head.manifest.version,
+                "digest": head.digest,
+                "bytes": head.size,
+                "proof": msgspec.to_builtins(proof),
+                **(delta or {}),
+            }
         )
     else:
         tables.show([f"{out}: {version_line(head)}, {tables.size(head.size)}, proven on {proof.samples} samples"])
@@ -208,19 +245,19 @@ def _run_on_bundle(args: argparse.Namespace) -> int:
     _refuse_descriptions(args)
     delta = _write_delta(args.delta_from, args.model, args.out or args.model.with_suffix(DELTA_SUFFIX))
     if args.json:
-        tables.show_json(delta)
+        tables.show_json(delta or {})
     else:
         _tell(delta)
     return exits.DONE
 
 
-def _write_delta(old: Path, bundle: Path, out: Path) -> dict[str, Any]:
+def _write_delta(old: Path, bundle: Path, out: Path) -> Delta | None:
     """Write the delta, and say where it is and how large; nothing where it is not worth it."""
     with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
         delta = make_delta(_as_folder(old, Path(scratch, "old")), _as_folder(bundle, Path(scratch, "new")))
     if delta is None:
         warn(f"a delta from {old} would not be below half of the bundle, so there is none")
-        return {}
+        return None
     save(out, [delta])
     return {"delta": str(out), "delta_bytes": len(delta), "share": len(delta) / bundle.stat().st_size}
 
@@ -238,7 +275,7 @@ def _as_folder(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def _tell(delta: dict[str, Any]) -> None:
+def _tell(delta: Delta | None) -> None:
     if delta:
         tables.show([f"{delta['delta']}: {tables.size(delta['delta_bytes'])}, {delta['share']:.0%} of the bundle"])
 
@@ -333,7 +370,7 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(manifests.encode(manifest))
 
 
-def _variants(options: list[VariantOption], said: dict[str, Any], model: str, folder: Path) -> list[Variant]:
+def _variants(options: list[VariantOption], said: ManifestPart, model: str, folder: Path) -> list[Variant]:
     """Those that the manifest says, changed and joined by those of the options, whose files are brought along."""
     own = said.get("model", model)
     variants = {each.name: each for each in msgspec.convert(said.get("variants", []), list[Variant])}
@@ -353,30 +390,29 @@ def _variants(options: list[VariantOption], said: dict[str, Any], model: str, fo
     return list(variants.values())
 
 
-def _read_part(path: Path | None) -> dict[str, Any]:
+def _read_part(path: Path | None) -> ManifestPart:
     """The part of a manifest that was written by hand; what is looked into here is of the right kind."""
     if path is None:
         return {}
     name = ""
     try:
-        said = (
-            _read_toml(path) if path.suffix == ".toml" else msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        )
-        for name in _KINDS.keys() & said.keys():
-            msgspec.convert(said[name], _KINDS[name])
+        decoded = _read_toml(path) if path.suffix == ".toml" else _read_json(path)
+        for name in _KINDS.keys() & decoded.keys():
+            msgspec.convert(decoded[name], _KINDS[name])
     except OSError as error:
         raise ControlError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         where = f"{path}: {name}" if name else str(path)
         raise ControlError(f"{where}: {error}", hint="it must be a manifest.json, or a part of one") from error
-    return said
+    part: ManifestPart = decoded  # type: ignore[assignment]  # the kinds that are read here have been checked
+    return part
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+def _read_json(path: Path) -> dict[str, object]:
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, object])
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, object]:
     """Return the part of a manifest in a .toml file. Raises ControlError for a draft with open lines."""
     text = path.read_bytes().decode("utf-8-sig")
     lines = [str(number) for number in unfilled(text)]
@@ -395,7 +431,7 @@ def _copy(source: Path, target: Path) -> None:
         raise ControlError(f"{source} cannot be read: {error.strerror}", hint="check the path") from error
 
 
-def backend_of(said: dict[str, Any]) -> Backend:
+def backend_of(said: ManifestPart) -> Backend:
     """Return the backend that a part of a manifest names, with its defaults."""
     backend: Backend = plugins.load("backends", said.get("backend", "tflite"))()
     return backend
@@ -406,7 +442,7 @@ class _Sizes(msgspec.Struct):
 
     length: int = 1
     sample_shape: list[int] = []
-    channels: list[Any] = []
+    channels: list[object] = []
 
 
 class _Shape(msgspec.Struct):
@@ -419,7 +455,7 @@ class _Fed(msgspec.Struct):
     tensor: _Shape = msgspec.field(default_factory=_Shape)
 
 
-def _sized(backend: Backend, args: argparse.Namespace, said: dict[str, Any]) -> Backend:
+def _sized(backend: Backend, args: argparse.Namespace, said: ManifestPart) -> Backend:
     """The backend, told what becomes of the axes that the file leaves open: what the manifest states, or the window."""
     if not hasattr(backend, "shapes"):
         return backend
@@ -445,18 +481,19 @@ def _filled(shape: tuple[int, ...], axes: tuple[int, ...], fed: list[int]) -> Se
 
 
 def _describe(
-    args: argparse.Namespace, said: dict[str, Any], name: str, variants: list[Variant], runner: Runner
+    args: argparse.Namespace, said: ManifestPart, name: str, variants: list[Variant], runner: Runner
 ) -> Manifest:
     """The manifest, with no files in it yet but the models, and of those only the names."""
     if not (args.version or said.get("version")):
         raise ControlError("which version is it?", hint="say so with --version: dotted numbers, which only ever go up")
     structure = read_structure(args.model) if said.get("backend", "tflite") == "tflite" else None
-    fields: dict[str, Any] = {"name": bare_name(args.model)}
+    fields: ManifestPart = {"name": bare_name(args.model)}
     if structure is not None and said.get("signature") is None:
         fields |= _certain(args, said, structure)
     fields |= said
     fields |= {"schema": manifests.SCHEMA, "model": name, "created": _now(), "golden": None}
-    fields |= {key: getattr(args, key) for key in ("name", "version") if getattr(args, key)}
+    fields["name"] = args.name or fields["name"]
+    fields["version"] = args.version or fields["version"]
     needed = {name, *(variant.file for variant in variants)}
     fields["files"] = {file: {"bytes": 1, "sha256": "0" * 64} for file in needed}  # until all of them are there
     fields["variants"] = msgspec.to_builtins(variants)
@@ -469,7 +506,7 @@ def _describe(
     return manifest if structure is None else _with_steps(args.model, with_metadata(manifest, structure))
 
 
-def _certain(args: argparse.Namespace, said: dict[str, Any], structure: TfliteFile) -> dict[str, Any]:
+def _certain(args: argparse.Namespace, said: ManifestPart, structure: TfliteFile) -> ManifestPart:
     """The parts that the file leaves no doubt of and nobody has said; what is derived is told.
 
     Raises:
@@ -486,7 +523,7 @@ def _certain(args: argparse.Namespace, said: dict[str, Any], structure: TfliteFi
     for side in wanted:
         if side.fact:
             warn(f"derived from {args.model.name}: {side.fact.partition('; ')[0] if has_labels else side.fact}")
-    fields: dict[str, Any] = {"postprocess": {"kind": "classification"}} if args.labels else {}
+    fields: ManifestPart = {"postprocess": {"kind": "classification"}} if args.labels else {}
     fields |= msgspec.to_builtins(dict(sides.input.fields))
     if not said.get("postprocess", {}).get("output"):  # what is derived is of the first output
         fields |= msgspec.to_builtins(dict(sides.output.fields))
@@ -525,7 +562,7 @@ def _now() -> int:
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 
-def _inputs(said: list[dict[str, Any]] | None, runner: Runner) -> list[dict[str, Any]]:
+def _inputs(said: list[dict[str, object]] | None, runner: Runner) -> list[dict[str, object]]:
     """What feeds each input, with the model's own tensors."""
     said = [{} for _ in runner.inputs] if said is None else said
     if len(said) != len(runner.inputs):
@@ -537,7 +574,9 @@ def _inputs(said: list[dict[str, Any]] | None, runner: Runner) -> list[dict[str,
     return [{**each, "tensor": tensor} for each, tensor in zip(said, tensors, strict=True)]
 
 
-def _window(args: argparse.Namespace, derived: dict[str, Any], said: dict[str, Any], runner: Runner) -> dict[str, Any]:
+def _window(
+    args: argparse.Namespace, derived: dict[str, object], said: dict[str, object], runner: Runner
+) -> dict[str, object]:
     """The input contract: options first, then what the manifest says, then what the tensor's shape suggests."""
     window = derived | said
     if args.channels:
@@ -551,14 +590,16 @@ def _window(args: argparse.Namespace, derived: dict[str, Any], said: dict[str, A
     return window | {key: getattr(args, key) for key in ("rate", "hop") if getattr(args, key)}
 
 
-def _labels(file: Path | None, fields: dict[str, Any], said: dict[str, Any], runner: Runner) -> list[str]:
+def _labels(file: Path | None, fields: ManifestPart, said: ManifestPart, runner: Runner) -> list[str]:
     """From the file of labels, else as said or derived, each of them once; what is made of them is told."""
     post = fields.get("postprocess", {})
     has_labels = "labels" in said or post.get("kind") == "classification"
     given: Sequence[str] = fields.get("labels", []) if has_labels else []
     if file is not None:
         output = post.get("output", 0)
-        scores = prod(runner.outputs[output].shape) if output in range(len(runner.outputs)) else 0
+        scores = 0
+        if isinstance(output, int) and output in range(len(runner.outputs)):
+            scores = prod(runner.outputs[output].shape)
         given, note = labels.read(read_labels(file), str(file), scores)
         if note:
             warn(note)
@@ -581,7 +622,7 @@ def read_labels(file: Path) -> bytes:
 
 
 def _golden(
-    args: argparse.Namespace, said: dict[str, Any], manifest: Manifest, model: Path, backend: Backend, runner: Runner
+    args: argparse.Namespace, said: ManifestPart, manifest: Manifest, model: Path, backend: Backend, runner: Runner
 ) -> tuple[list[GoldenSample], Golden]:
     """Golden samples that all kernels of the runtime decide alike, and the tolerance that they need."""
     given = _convert({**(said.get("golden") or {}), "file": Golden().file}, Golden, "golden")
@@ -629,12 +670,13 @@ def _hold_tolerance(bundle: Bundle) -> None:
         warn(f"{kernels.words(found, manifest)}, and its manifest allows less: other boards may refuse it")
 
 
-def _stated(said: dict[str, Any], name: str) -> float:
+def _stated(said: ManifestPart, name: str) -> float:
     """A tolerance that the manifest states, which is kept where it is wide enough."""
-    return float((said.get("golden") or {}).get(name, 0.0))
+    stated = (said.get("golden") or {}).get(name, 0.0)
+    return float(stated) if isinstance(stated, int | float) else 0.0
 
 
-def _convert(fields: Any, kind: type[Part], what: str) -> Part:
+def _convert(fields: object, kind: type[Part], what: str) -> Part:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
