@@ -30,6 +30,7 @@ from benchmarks.processes import PATIENCE, ROOT, edged_command, program
 from benchmarks.report import Figure, Skipped, Target
 from edged.core import container, delta
 from edged.core import manifest as manifests
+from edged.core.answers import PIPELINES, WATCH
 from edged.core.manifest import Probation
 from edged.ctl.client import UnreachableError, connect
 from edged.models.store import FACTORY, Store
@@ -279,8 +280,8 @@ def _stream(runtime_dir: Path) -> Any:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            if connect(str(runtime_dir)).call("pipelines")[0]["predictions"]:
-                return connect(str(runtime_dir)).stream("watch")
+            if connect(str(runtime_dir)).call(PIPELINES)[0]["predictions"]:
+                return connect(str(runtime_dir)).stream(WATCH)
         except (UnreachableError, IndexError):
             if time.monotonic() > until:
                 raise

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edged.ctl.client import connect
 from tests.patience import PATIENCE
+from tests.plain_client import connect
 
 
 class Edged:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edged.core.answers import WATCH
 from edged.core.ledger import Ledger
 from edged.ctl.client import connect
 from edged.models.store import ModelFolder
@@ -136,8 +137,7 @@ def edgectl(daemon: Edged, *words: object) -> Said:
 
 def serving(daemon: Edged) -> str:
     """Return the version in service."""
-    version: str = next(connect(str(daemon.runtime_dir)).stream("watch"))["version"]
-    return version
+    return next(connect(str(daemon.runtime_dir)).stream(WATCH))["version"]
 
 
 def shelf(daemon: Edged) -> Path:

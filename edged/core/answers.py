@@ -48,6 +48,7 @@ class ResultAnswer(TypedDict):
     scores: NotRequired[dict[str, float | None]]
     decision: NotRequired[str | None]
     changed: NotRequired[bool]
+    replayed: NotRequired[bool]
     anomalous: NotRequired[bool]
     threshold: NotRequired[float | None]
     values: NotRequired[dict[str, float | None] | list[float | None]]

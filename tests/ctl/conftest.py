@@ -81,6 +81,7 @@ MODEL = {
     "version": "1.2",
     "origin": "factory",
     "pipelines": ["motion"],
+    "digest": "d" * 64,
     "bytes": 52_345,
     "runner": RUNNER,
     "proof": {"samples": 8, "worst": 1.0},
@@ -98,7 +99,33 @@ MODEL = {
     "health": health("running"),
 }
 
-DISK = {"unsaved": 2, "unsaved_seconds": 0.5, "loss_seconds": 6.0, "loss_messages": 60}
+DISK = {
+    "path": "/var/lib/edged/spool.db",
+    "file_bytes": 4096,
+    "written": 1_000_000,
+    "daily_bytes": 0,
+    "unsaved": 2,
+    "unsaved_seconds": 0.5,
+    "loss_seconds": 6.0,
+    "loss_messages": 60,
+    "late": 0,
+    "commit": {"p50": 0.004, "p90": 0.01, "p99": 0.02},
+    "set_aside": [],
+}
+
+SPOOL = {
+    "depth": 2,
+    "in_flight": 1,
+    "on_disk": 0,
+    "bytes": 266,
+    "oldest": 0.5,
+    "dropped": 0,
+    "parked": 0,
+    "drops": {},
+    "parks": {},
+    "disk": DISK,
+    "health": health("running"),
+}
 
 STATUS = {
     "device": "kitchen",
@@ -115,7 +142,7 @@ STATUS = {
         "last_sent": 1_700_000_000.25,
         "last_sent_ago": 4.0,
         "reconnects": 0,
-        "spool": {"depth": 2, "bytes": 266, "dropped": 0, "in_flight": 1, "parked": 0, "disk": DISK},
+        "spool": SPOOL,
         "health": health("running"),
     },
     "pipelines": [PIPELINE],

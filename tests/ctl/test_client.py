@@ -4,8 +4,12 @@ import threading
 
 import pytest
 
-from edged.core.errors import ModelError
+from edged.core.answers import STATUS_VERSION as STATUS
+from edged.core.errors import ControlError, ModelError
+from edged.core.protocol import Stream
 from edged.ctl.client import ControlClient, UnreachableError
+
+EVENTS = Stream("watch", int)
 
 
 @pytest.fixture
@@ -18,21 +22,21 @@ def ends():
 
 def test_a_call(ends):
     client, daemon = ends
-    daemon.sendall(b'{"id":1,"ok":{"state":"running"}}\n')
-    assert client.call("status", deep=True) == {"state": "running"}
+    daemon.sendall(b'{"id":1,"ok":{"version":"1.2","state":"running"}}\n')
+    assert client.call(STATUS, deep=True) == {"version": "1.2", "state": "running"}
     assert json.loads(daemon.recv(1000)) == {"id": 1, "verb": "status", "args": {"deep": True}}
 
 
 def test_a_stream_that_ends(ends):
     client, daemon = ends
     daemon.sendall(b'{"id":1,"event":1}\n{"id":1,"event":2}\n{"id":1,"end":true}\n')
-    assert list(client.stream("watch")) == [1, 2]
+    assert list(client.stream(EVENTS)) == [1, 2]
 
 
 def test_a_stream_that_breaks(ends):
     client, daemon = ends
     daemon.sendall(b'{"id":1,"event":1}\n{"id":1,"error":{"message":"gone","hint":"","kind":"model"}}\n')
-    events = client.stream("watch")
+    events = client.stream(EVENTS)
     assert next(events) == 1
     with pytest.raises(ModelError, match="gone"):
         next(events)
@@ -41,7 +45,7 @@ def test_a_stream_that_breaks(ends):
 def test_a_daemon_that_says_nothing(ends):
     client, _ = ends
     with pytest.raises(UnreachableError, match="does not answer: timed out"):
-        client.call("status", timeout=0.02)
+        client.call(STATUS, timeout=0.02)
 
 
 def test_an_answer_without_end(ends):
@@ -49,5 +53,34 @@ def test_an_answer_without_end(ends):
     flood = threading.Thread(target=lambda: daemon.sendall(b"x" * (16 << 20)))
     flood.start()
     with pytest.raises(UnreachableError, match="broke off in its answer"):
-        client.call("status")
+        client.call(STATUS)
     flood.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({}, "version is missing"),
+        ({"version": 3}, "version is int, not str"),
+        ({"version": True}, "version is bool, not str"),
+        ([], "the whole is no object"),
+        (None, "the whole is no object"),
+    ],
+)
+def test_an_answer_of_another_shape_is_refused_with_its_place(ends, answer, problem):
+    client, daemon = ends
+    daemon.sendall(json.dumps({"id": 1, "ok": answer}).encode() + b"\n")
+    with pytest.raises(ControlError, match=f"the daemon's answer to 'status' cannot be read: {problem}") as caught:
+        client.call(STATUS)
+    assert (
+        caught.value.hint == "restart the daemon, so that it has the version of edgectl: sudo systemctl restart edged"
+    )
+
+
+def test_an_event_of_another_shape_ends_the_stream(ends):
+    client, daemon = ends
+    daemon.sendall(b'{"id":1,"event":1}\n{"id":1,"event":"two"}\n')
+    events = client.stream(EVENTS)
+    assert next(events) == 1
+    with pytest.raises(ControlError, match="'watch' cannot be read: the whole is str, not int"):
+        next(events)

@@ -102,7 +102,7 @@ def test_lists_are_cut_with_a_count(edgectl, daemon):
     daemon.status = copy.deepcopy(daemon.status)
     daemon.status["sources"][0]["channels"] = names
     for last in (dict.fromkeys(names, 0.5), [0.5] * 1404):
-        daemon.status["pipelines"][0]["last"] = {"kind": "regression", "values": last}
+        daemon.status["pipelines"][0]["last"] |= {"kind": "regression", "values": last}
         shown = edgectl("status")[1]
         assert f" 0.5 and {len(last) - 4} more" in shown
         assert "v7 and 632 more" in shown

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edged.app.state_lock import StateLock
+from edged.core.answers import WATCH
 from edged.core.ledger import encode
 from edged.ctl.client import UnreachableError, connect
 from tests.broker import Broker, Subscriber
@@ -128,7 +129,7 @@ def test_a_state_folder_that_somebody_else_has_is_not_written_to(edged, tmp_path
 
 def test_a_control_socket_that_is_deleted_is_made_anew(edged):
     daemon = edged()
-    watching = connect(str(daemon.runtime_dir)).stream("watch")
+    watching = connect(str(daemon.runtime_dir)).stream(WATCH)
     next(watching)
     for file in daemon.runtime_dir.iterdir():
         file.unlink()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edged.ctl.client import connect
 from tests.bundles import killer, write_bundle
 from tests.edged_process import PATIENCE, Edged
 from tests.motion import config, edgectl, serving
+from tests.plain_client import connect
 from tests.real_models import real_model
 
 KILLER = """

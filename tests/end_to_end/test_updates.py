@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from edged.ctl.client import connect
 from tests import signing
 from tests.broker import Broker, Subscriber
 from tests.edged_process import Edged
@@ -34,6 +33,7 @@ from tests.motion import (
     shelf,
     wrong_golden,
 )
+from tests.plain_client import connect
 from tests.web_server import WebServer
 
 DONE, FAILED, REFUSED, UNFIT, ROLLED_BACK = 0, 4, 6, 7, 8

@@ -40,12 +40,19 @@ def modules_after(code, *args):
 def runtime_dir(tmp_path):
     """Serve one request on a socket with the status of an empty configuration."""
     health = {"state": "running", "reason": "", "hint": "", "since": 0, "for": 0}
-    spool = {"depth": 0, "bytes": 0, "dropped": 0, "in_flight": 0, "parked": 0}
+    spool = {"depth": 0, "bytes": 0, "dropped": 0, "in_flight": 0, "parked": 0, "on_disk": 0, "oldest": None}
+    spool |= {"drops": {}, "parks": {}, "disk": None, "health": health}
     mqtt = {"broker": "b", "connected": True, "sent": 0, "reconnects": 0, "spool": spool, "health": health}
-    mqtt |= {"last_sent_ago": None}
+    mqtt |= {"last_sent": None, "last_sent_ago": None}
     status = {"device": "d", "version": "1", "boot": "b", "uptime": 1, "state": "running", "health": health}
     status |= {"clock": {"synchronised": True}, "mqtt": mqtt, "memory": {"rss_bytes": 1}}
-    status |= {"config": {"files": [], "error": None}, "pipelines": [], "sources": [], "models": [], "sinks": []}
+    status |= {
+        "config": {"files": [], "loaded": 0, "error": None},
+        "pipelines": [],
+        "sources": [],
+        "models": [],
+        "sinks": [],
+    }
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "edged.sock"))
@@ -71,6 +78,7 @@ def test_status_imports_argparse_socket_json_and_the_protocol(runtime_dir):
     assert {name for name in loaded if name.startswith("edged")} <= {
         "edged",
         "edged.core",
+        "edged.core.answers",
         "edged.core.errors",
         "edged.core.protocol",
         "edged.ctl",

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 import edged.updates.verbs
 from edged.api import BundleError, ControlError, StoreError
-from edged.ctl.client import connect
 from edged.models.bare_file import Bare
 from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.partial_files import Transfer
@@ -21,6 +20,7 @@ from edged.updates.fetch_jobs import MAX_DESIRED, MAX_REQUESTED
 from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, InstallOptions, Wanted
 from edged.updates.requests import MAX_CHUNK
 from tests.containers import MODEL
+from tests.plain_client import connect
 from tests.receiving import Board, bundle, names
 from tests.web_server import WebServer, cut_after, redirect, silence, status
 
