@@ -431,7 +431,23 @@ def test_a_clock_nobody_vouches_for_is_a_warning():
     assert doctor.check_clock(lambda: False).verdict == "warn"
 
 
-SPOOL = {"depth": 0, "parked": 0, "dropped": 0, "health": {"state": "running", "reason": "", "hint": ""}}
+SPOOL = {
+    "depth": 0,
+    "in_flight": 0,
+    "on_disk": 0,
+    "bytes": 0,
+    "oldest": None,
+    "dropped": 0,
+    "parked": 0,
+    "drops": {},
+    "parks": {},
+    "disk": None,
+    "rate": 0.0,
+    "seconds_to_empty": None,
+    "replayed": 0,
+    "refused": [],
+    "health": {"state": "running", "reason": "", "hint": "", "since": 1.0, "for": 2.0},
+}
 
 
 @pytest.fixture
@@ -462,7 +478,10 @@ def test_a_daemon_that_runs(daemon, runtime_dir):
 
 @pytest.mark.parametrize(("state", "verdict"), [("starting", "warn"), ("degraded", "fail"), ("failed", "fail")])
 def test_a_daemon_that_is_not_well(daemon, runtime_dir, state, verdict):
-    daemon.status = daemon.status | {"state": state, "health": {"reason": "it has its reasons"}}
+    daemon.status = daemon.status | {
+        "state": state,
+        "health": {**daemon.status["health"], "reason": "it has its reasons"},
+    }
     check = next(doctor.check_daemon(str(runtime_dir)))
     assert check == Check("daemon", verdict, f"the daemon is {state}: it has its reasons", "see why: edgectl status")
 

@@ -81,6 +81,10 @@ def test_a_time_out_of_reason_is_refused(here, seconds):
 
 
 WARM = {
+    "delegate": "cpu",
+    "variant": "",
+    "threads": 1,
+    "worst": 0.0,
     "p50": 0.0012,
     "p99": 0.0034,
     "runs": 1500,

@@ -18,7 +18,10 @@ def named(daemon, tmp_path):
     """The file that the daemon says it was started with."""
     file = tmp_path / "its-own.toml"
     file.write_text(GOOD)
-    daemon.status = {**daemon.status, "config": {"files": [str(file)], "state_dir": str(tmp_path / "state")}}
+    daemon.status = {
+        **daemon.status,
+        "config": {**daemon.status["config"], "files": [str(file)], "state_dir": str(tmp_path / "state")},
+    }
     return file
 
 
