@@ -28,7 +28,7 @@ from edged.core.source_match import match_source
 from edged.core.window import Windower
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
-from edged.ctl.clipping import Clipping
+from edged.ctl.input_clipping import Clipping
 from edged.ctl.local_model import find_model, load_model, prove_first
 from edged.sources.replay import ReplaySource
 

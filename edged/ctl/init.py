@@ -30,7 +30,7 @@ from edged.core.errors import ControlError, EdgedError
 from edged.core.manifest import Manifest
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
-from edged.ctl.bundles import save
+from edged.ctl.bundle_file import save
 from edged.ctl.config import Checked, checked, summary, toml
 from edged.ctl.local_model import models_of
 from edged.models.bundle import MANIFEST

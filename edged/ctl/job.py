@@ -11,7 +11,7 @@ from edged.core.update_answers import JOB, JOB_WATCH
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
-from edged.ctl.progress import Console, Teller, follow
+from edged.ctl.progress import Console, Reporter, follow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     if args.what == "wait":
-        teller = Teller(Console(as_json=args.json))
-        outcome = follow(connect(args.runtime_dir).stream(JOB_WATCH, id=args.id), teller)
-        teller.end(outcome)
+        reporter = Reporter(Console(as_json=args.json))
+        outcome = follow(connect(args.runtime_dir).stream(JOB_WATCH, id=args.id), reporter)
+        reporter.end(outcome)
         return outcome.code
     job = connect(args.runtime_dir).call(JOB, id=args.id)
     if args.json:

@@ -25,7 +25,7 @@ from edged.core.errors import EdgedError
 from edged.core.protocol import BEGIN_WITH_MARK, MARK
 from edged.ctl import exit_codes as exits
 from edged.ctl.client import UnreachableError
-from edged.ctl.whereabouts import settle
+from edged.ctl.config_paths import settle
 
 VERBS = {
     "status": ("edged.ctl.status", "how the daemon is, and what to do about whatever is not running"),

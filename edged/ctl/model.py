@@ -24,7 +24,7 @@ from edged.core.manifest import Name
 from edged.core.tflite_file import TfliteFile
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
-from edged.ctl.bundles import save
+from edged.ctl.bundle_file import save
 from edged.ctl.draft import Draft, draft
 from edged.ctl.local_model import loaded_apart
 from edged.ctl.pack import backend_of, read_labels, warn

@@ -58,13 +58,13 @@ from edged.core.errors import some
 from edged.core.manifest import Classify, Golden, Manifest, Variant
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.ctl import exit_codes as exits
-from edged.ctl import kernels, tables
-from edged.ctl.bundles import save, version_line
+from edged.ctl import kernel_spread, tables
+from edged.ctl.bundle_file import save, version_line
 from edged.ctl.draft import FILL_IN, unfilled
-from edged.ctl.expected import Expected
-from edged.ctl.golden import GoldenSample, answered, npz, random_samples, samples_of
+from edged.ctl.golden_labels import GoldenLabels
+from edged.ctl.golden_samples import GoldenSample, answered, npz, random_samples, samples_of
 from edged.ctl.local_model import default_backend, loaded_apart
-from edged.ctl.reference import reference_of
+from edged.ctl.reference_statistics import reference_of
 from edged.models.atomic_files import Disk
 from edged.models.bundle import (
     DRAFT,
@@ -627,7 +627,7 @@ def _golden(
     """Golden samples that all kernels of the runtime decide alike, and the tolerance that they need."""
     given = _convert({**(said.get("golden") or {}), "file": Golden().file}, Golden, "golden")
     if args.golden is not None:
-        expected = Expected(args.expect, manifest) if args.expect else None
+        expected = GoldenLabels(args.expect, manifest) if args.expect else None
         samples = samples_of(args.golden, manifest, runner, expected)
     elif args.expect is not None:
         raise ControlError("--expect has the labels of the windows in --golden", hint="give --golden too")
@@ -635,15 +635,15 @@ def _golden(
         warn("without --golden the samples are random: they prove less than windows the model was made for")
         post = manifest.postprocess
         samples = random_samples(runner, post.output if isinstance(post, Classify) else None)
-    found = kernels.measure(samples, manifest, model, backend)
+    found = kernel_spread.measure(samples, manifest, model, backend)
     while found is not None and found.otherwise:
-        left = kernels.without(samples, found.otherwise)
+        left = kernel_spread.without(samples, found.otherwise)
         warn(f"{len(samples) - len(left)} golden samples are left out: the runtime's kernels decide them differently")
         samples = answered(runner, [sample.inputs for sample in left])
-        found = kernels.measure(samples, manifest, model, backend)
+        found = kernel_spread.measure(samples, manifest, model, backend)
     if found is None:
         return samples, given
-    needed = kernels.tolerance(found, samples, manifest)
+    needed = kernel_spread.tolerance(found, samples, manifest)
     chosen = replace(
         given,
         steps=max(needed.steps, _stated(said, "steps")),
@@ -651,8 +651,8 @@ def _golden(
     )
     allowed = [f"{chosen.steps:g} steps"] * any(spec.scale for spec in manifest.outputs)
     allowed += [f"{chosen.absolute:g}"] * any(not spec.scale for spec in manifest.outputs)
-    warn(f"{kernels.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
-    share = kernels.share(chosen, samples, manifest)
+    warn(f"{kernel_spread.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
+    share = kernel_spread.share(chosen, samples, manifest)
     if share > MUCH:
         warn(f"that is {share:.0%} of what an output ranges over: these samples prove little, give others: --golden")
     return samples, chosen
@@ -665,9 +665,9 @@ def _hold_tolerance(bundle: Bundle) -> None:
         return
     inputs, outputs = (zip(*arrays, strict=True) for arrays in golden_samples(bundle, manifest.golden))
     samples = [GoldenSample(*sample) for sample in zip(inputs, outputs, strict=True)]
-    found = kernels.measure(samples, manifest, bundle.model, default_backend(bundle))
+    found = kernel_spread.measure(samples, manifest, bundle.model, default_backend(bundle))
     if found and (found.steps > manifest.golden.steps or found.absolute > manifest.golden.absolute or found.otherwise):
-        warn(f"{kernels.words(found, manifest)}, and its manifest allows less: other boards may refuse it")
+        warn(f"{kernel_spread.words(found, manifest)}, and its manifest allows less: other boards may refuse it")
 
 
 def _stated(said: ManifestPart, name: str) -> float:

@@ -93,7 +93,7 @@ class Console:
             sys.stderr.flush()
 
 
-class Teller:
+class Reporter:
     """Tells of one board. `board` is its name where there are several."""
 
     def __init__(self, console: Console, board: str = "") -> None:
@@ -105,14 +105,14 @@ class Teller:
     def step(self, what: str, text: str) -> None:
         """Something happened here and now; `what` names its kind for ever."""
         elapsed = time.monotonic() - self._console.began
-        self._say({"id": what, "text": text, "time": time.time()}, elapsed)
+        self._report({"id": what, "text": text, "time": time.time()}, elapsed)
 
     def event(self, item: JobItemAnswer) -> None:
         """The daemon took a step of a job."""
         at = item.get("at", 0.0)
         if self._offset is None:  # the board's clock is another: its first step is shown as happening now
             self._offset = time.monotonic() - self._console.began - at
-        self._say(item, at + self._offset)
+        self._report(item, at + self._offset)
 
     def progress(self, there: int, total: int | None) -> None:
         """So many bytes are at the board."""
@@ -123,14 +123,14 @@ class Teller:
     def end(self, outcome: Outcome) -> None:
         """How it ended."""
         if self._console.as_json:
-            self._say({"id": "end", "state": outcome.state, "text": outcome.text, "hint": outcome.hint}, 0.0)
+            self._report({"id": "end", "state": outcome.state, "text": outcome.text, "hint": outcome.hint}, 0.0)
             return
         prefix = f"{self._board}: " if self._board else ""
         self._console.print(self._board, tables.plain(f"{prefix}{outcome.text}"))
         for line in outcome.hint.splitlines():
             self._console.print(self._board, f"  -> {tables.plain(line)}")
 
-    def _say(self, item: Mapping[str, object], elapsed: float) -> None:
+    def _report(self, item: Mapping[str, object], elapsed: float) -> None:
         if self._console.as_json:
             named = {"board": self._board, **item} if self._board else item
             self._console.print(self._board, json.dumps(named, ensure_ascii=False))
@@ -139,13 +139,13 @@ class Teller:
             self._console.print(self._board, tables.plain(f"{elapsed:8.1f} s  {board}{item.get('text', '')}"))
 
 
-def follow(items: Iterable[JobItemAnswer], teller: Teller) -> Outcome:
+def follow(items: Iterable[JobItemAnswer], reporter: Reporter) -> Outcome:
     """Tell of a job as the daemon shows it, to its end. Raises EdgedError as `items` does."""
     full_needed = False
     for item in items:
         match item.get("id", ""):
             case "job.progress":
-                teller.progress(item.get("bytes", 0), item.get("total"))
+                reporter.progress(item.get("bytes", 0), item.get("total"))
             case "job.alive":
                 pass
             case "job.ended":
@@ -154,24 +154,24 @@ def follow(items: Iterable[JobItemAnswer], teller: Teller) -> Outcome:
                 return Outcome("full_needed" if in_vain else state, item.get("text", ""), item.get("hint", ""))
             case what:
                 full_needed |= what == "update.full_needed"
-                teller.event(item)
+                reporter.event(item)
     return Outcome("failed", "the daemon ended before the update did", "see how it went: edgectl models")
 
 
-def present(answer: TransferAnswer, version: str, serves: str) -> Outcome:
+def already_present(answer: TransferAnswer, version: str, serves: str) -> Outcome:
     """Return the outcome where a device has the version already: it `serves` there, in these words, or is not used."""
     if unused := answer.get("unused"):
         return Outcome("installed", f"{version} is installed already, and no pipeline uses it", unused)
     return Outcome("done", f"{version} {serves}")
 
 
-def tell_terms(answer: TransferAnswer, wishes: InstallTerms, teller: Teller) -> None:
-    """Who `wishes` to have to confirm what is brought is not to believe so where somebody else was first to bring it.
+def report_terms(answer: TransferAnswer, terms: InstallTerms, reporter: Reporter) -> None:
+    """Who `terms` to have to confirm what is brought is not to believe so where somebody else was first to bring it.
 
     `answer` is the daemon's, with the terms that were agreed on if there is a job.
     """
-    if "job" in answer and wishes["confirm_within"] not in (0.0, answer.get("confirm_within")):
-        teller.step("update.joined", "it is under way already, on the terms that it was begun with and not on these")
+    if "job" in answer and terms["confirm_within"] not in (0.0, answer.get("confirm_within")):
+        reporter.step("update.joined", "it is under way already, on the terms that it was begun with and not on these")
 
 
 class _Meter:

@@ -18,7 +18,7 @@ from edged.core.update_answers import PROVE, ComparisonAnswer, FindingAnswer, La
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import prove_first
-from edged.ctl.proving import steps, subjects
+from edged.ctl.prove_or_tune import steps, subjects
 
 _BAD = ("disagrees", "fails")
 _DOTS = {"agrees": "running", "disagrees": "failed", "fails": "failed", "not ready": "degraded", "cpu": "stopped"}

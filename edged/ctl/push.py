@@ -5,7 +5,7 @@
 Each connection begins there anew, and the device knows where it is: so it makes no difference which was cut, when, or
 whether the device was restarted in between. It ends when the device has decided, or after a while without progress.
 
-A version may come as several parcels, a delta and the whole: the next is for where the one before was of no use.
+A version may come as several uploads, a delta and the whole: the next is for where the one before was of no use.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from edged.core.errors import BundleError, ControlError, EdgedError
 from edged.core.retry_budget import RetryBudget, RetryLimits
 from edged.core.update_answers import JOB_WATCH, RECEIVE_DONE, RECEIVE_OPEN, JobItemAnswer, TransferAnswer
 from edged.ctl.client import UnreachableError
-from edged.ctl.progress import InstallTerms, Outcome, Teller, follow, present, tell_terms
+from edged.ctl.progress import InstallTerms, Outcome, Reporter, already_present, follow, report_terms
 from edged.ctl.ssh import LineError, SshSession
 from edged.ctl.tables import size
-from edged.ctl.upload import Parcel
+from edged.ctl.upload import Upload
 
 _PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -42,7 +42,7 @@ def fitting(piece: int, brought: int) -> int:
 
 
 class Push:
-    """One version to one host. `wishes` are those of an install; `stall` is how many seconds to try without progress.
+    """One version to one host. `terms` are those of an install; `stall` is how many seconds to try without progress.
 
     `options` are for the edgectl at the far end. `job` is what the device calls the update, "" as long as it has not
     begun.
@@ -51,9 +51,9 @@ class Push:
     def __init__(
         self,
         host: str,
-        parcels: Sequence[Parcel],
-        wishes: InstallTerms,
-        teller: Teller,
+        uploads: Sequence[Upload],
+        terms: InstallTerms,
+        reporter: Reporter,
         *,
         ssh: str,
         may_ask: bool,
@@ -63,10 +63,10 @@ class Push:
         self.host = host
         self._options = options
         self.job = ""
-        self._parcel, *self._rest = parcels
-        self._announced: Parcel | None = None
-        self._wishes = wishes
-        self._teller = teller
+        self._upload, *self._rest = uploads
+        self._announced: Upload | None = None
+        self._terms = terms
+        self._reporter = reporter
         self._ssh = ssh
         self._may_ask = may_ask
         self._met = False
@@ -107,67 +107,67 @@ class Push:
     def _connect(self) -> Outcome:
         """One connection, for as long as it holds."""
         self._connections += 1
-        words = [*self._options, *(["--allow-downgrade"] if self._wishes["allow_downgrade"] else [])]
+        words = [*self._options, *(["--allow-downgrade"] if self._terms["allow_downgrade"] else [])]
         may_ask = self._may_ask and not self._met
         with SshSession(
-            self._ssh, self.host, words, may_ask=may_ask, first=not self._met, tell=self._tell_silence
+            self._ssh, self.host, words, may_ask=may_ask, first=not self._met, report=self._report_silence
         ) as line:
-            line.greet()
+            line.wait_for_greeting()
             self._met = True
             if not self.job:
                 answer = self._bring(line)
                 if "present" in answer:
-                    return present(answer, self._parcel.version, f"is what {self.host} has already")
+                    return already_present(answer, self._upload.version, f"is what {self.host} has already")
             return self._watch(line)
 
     def _bring(self, line: SshSession) -> TransferAnswer:
         """Send what is missing, and have it installed; the last answer, with `present` where nothing need be done."""
-        allow = self._wishes["allow_downgrade"]
-        answer = line.ask(RECEIVE_OPEN, piece=self._piece, allow_downgrade=allow, **self._parcel.announcement)
+        allow = self._terms["allow_downgrade"]
+        answer = line.call(RECEIVE_OPEN, piece=self._piece, allow_downgrade=allow, **self._upload.announcement)
         if "missing" in answer:
-            self._teller.step(
-                "push.base_missing", f"{self._parcel.title} is of no use: what it builds on is not on {self.host}"
+            self._reporter.step(
+                "push.base_missing", f"{self._upload.title} is of no use: what it builds on is not on {self.host}"
             )
             self._take_next()
             return self._bring(line)
         if "offset" in answer:
             self._send(line, answer["offset"])
-            answer = line.ask(RECEIVE_DONE, id=self._parcel.id, **self._wishes)
-        tell_terms(answer, self._wishes, self._teller)
+            answer = line.call(RECEIVE_DONE, id=self._upload.id, **self._terms)
+        report_terms(answer, self._terms, self._reporter)
         self.job = answer.get("job", "")
         return answer
 
     def _take_next(self) -> None:
-        self._parcel, *self._rest = self._rest
+        self._upload, *self._rest = self._rest
         self.job, self._seen = "", 0.0
         self._progress = 0
         self._patience.start_again()
 
     def _send(self, line: SshSession, offset: int) -> None:
-        parcel = self._parcel
-        if self._announced is not parcel:
-            self._announced = parcel
+        upload = self._upload
+        if self._announced is not upload:
+            self._announced = upload
             here = f", of which {size(offset)} are there" if offset else ""
-            self._teller.step("push.sending", f"sending {parcel.title} to {self.host}: {size(parcel.size)}{here}")
-        self._went_on(offset)  # an acknowledgement may have been cut off
+            self._reporter.step("push.sending", f"sending {upload.title} to {self.host}: {size(upload.size)}{here}")
+        self._progressed(offset)  # an acknowledgement may have been cut off
         there = offset
         try:
-            for there in line.send(parcel.read, offset, parcel.size, self._piece):
-                self._teller.progress(there, parcel.size)
-                self._went_on(there)
+            for there in line.send(upload.read, offset, upload.size, self._piece):
+                self._reporter.progress(there, upload.size)
+                self._progressed(there)
         except LineError:
             self._piece = fitting(self._piece, there - offset)
             raise
         connections = f", after {self._connections} connections" if self._connections > 1 else ""
-        self._teller.step("push.sent", f"all of it is there{connections}")
+        self._reporter.step("push.sent", f"all of it is there{connections}")
 
-    def _tell_silence(self, text: str) -> None:
-        self._teller.step("push.silence", text)
+    def _report_silence(self, text: str) -> None:
+        self._reporter.step("push.silence", text)
 
     def _watch(self, line: SshSession) -> Outcome:
-        items = line.stream(JOB_WATCH, id=self.job, after=self._seen, digest=self._parcel.digest)
+        items = line.stream(JOB_WATCH, id=self.job, after=self._seen, digest=self._upload.digest)
         try:
-            return follow(self._noted(items), self._teller)
+            return follow(self._noted(items), self._reporter)
         except ControlError as error:
             if isinstance(error, LineError | UnreachableError):
                 raise
@@ -177,20 +177,20 @@ class Push:
     def _noted(self, items: Iterable[JobItemAnswer]) -> Iterator[JobItemAnswer]:
         for item in items:
             self._seen = item.get("at", self._seen)
-            self._went_on(self._progress + 1)  # whatever it is, the device is at it
+            self._progressed(self._progress + 1)  # whatever it is, the device is at it
             yield item
 
-    def _went_on(self, position: int) -> None:
+    def _progressed(self, position: int) -> None:
         self._progress = max(self._progress, position)
         self._patience.reached(self._progress, time.monotonic())
 
     def _pause(self, error: EdgedError) -> None:
-        exhausted = self._patience.exhausted(0, self._parcel.size, time.monotonic())
+        exhausted = self._patience.exhausted(0, self._upload.size, time.monotonic())
         if exhausted:
             raise UnreachableError(
                 f"given up, as {exhausted}; last: {error.message}",
                 hint="what has arrived is kept: run it again to go on",
             )
         pause = self._patience.pause()
-        self._teller.step("push.cut", f"{error.message}; trying again in {pause:.1f} s")
+        self._reporter.step("push.cut", f"{error.message}; trying again in {pause:.1f} s")
         time.sleep(pause)

@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         _serve(sender, args.runtime_dir, allow_downgrade=args.allow_downgrade)
     except UnreachableError as error:  # the daemon may be about to start
-        sender.say(protocol.encode_error(1, ControlError(error.message, hint=error.hint, retryable=True)))
+        sender.send(protocol.encode_error(1, ControlError(error.message, hint=error.hint, retryable=True)))
         return exits.UNREACHABLE
     except EdgedError as error:
-        sender.say(protocol.encode_error(1, error))
+        sender.send(protocol.encode_error(1, error))
         return exits.FAILED
     except SenderGone:
         return exits.FAILED
@@ -88,7 +88,7 @@ class PushingClient:
         self._sink = sink
         self._held = b""
 
-    def ask(self) -> Request | None:
+    def next_request(self) -> Request | None:
         """The next request, None if the sender leaves. Raises ControlError if it does not speak the protocol."""
         while b"\n" not in self._held and len(self._held) <= protocol.MAX_REQUEST:
             data = self._more()
@@ -98,7 +98,7 @@ class PushingClient:
         line, _, self._held = self._held.partition(b"\n")
         return protocol.decode_request(line)
 
-    def take(self, count: int) -> bytes:
+    def read(self, count: int) -> bytes:
         """Some of the next `count` bytes, as soon as there are any. Raises SenderGone."""
         data = self._held[:count] or self._more(min(count, CHUNK))
         self._held = self._held[len(data) :]
@@ -106,7 +106,7 @@ class PushingClient:
             raise SenderGone
         return data[:count]
 
-    def say(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         """Send a line. Raises SenderGone."""
         try:
             while line:
@@ -152,9 +152,9 @@ def _asked_for() -> list[str]:
 
 
 def _serve(sender: PushingClient, runtime_dir: str | None, *, allow_downgrade: bool) -> None:
-    sender.say(protocol.encode_ok(0, {"edged": __version__}))
+    sender.send(protocol.encode_ok(0, {"edged": __version__}))
     _refuse_another_daemon(_asked_for(), runtime_dir)
-    while request := sender.ask():
+    while request := sender.next_request():
         known = _ASKED.get(request.verb, set())
         if not known or not request.args.keys() <= known:
             raise ControlError(f"{request.verb!r} cannot be asked here", hint="only bundles can be brought here")
@@ -168,11 +168,11 @@ def _serve(sender: PushingClient, runtime_dir: str | None, *, allow_downgrade: b
             case "receive-open":
                 _receive(sender, request, runtime_dir)
             case "receive-done":
-                sender.say(protocol.encode_ok(request.id, _call(RECEIVE_DONE, runtime_dir, request, origin=_origin())))
+                sender.send(protocol.encode_ok(request.id, _call(RECEIVE_DONE, runtime_dir, request, origin=_origin())))
             case _:
                 for item in connect(runtime_dir).stream(JOB_WATCH, **request.args):
-                    sender.say(protocol.encode_event(request.id, item))
-                sender.say(protocol.encode_end(request.id))
+                    sender.send(protocol.encode_event(request.id, item))
+                sender.send(protocol.encode_end(request.id))
 
 
 def _receive(sender: PushingClient, request: Request, runtime_dir: str | None) -> None:
@@ -180,14 +180,14 @@ def _receive(sender: PushingClient, request: Request, runtime_dir: str | None) -
     if not isinstance(piece, int) or not 1 <= piece <= MAX_PIECE:
         raise ControlError(f"a piece of {piece!r} bytes is impossible", hint=f"from 1 to {MAX_PIECE}")
     answer = _call(RECEIVE_OPEN, runtime_dir, request)
-    sender.say(protocol.encode_ok(request.id, answer))
+    sender.send(protocol.encode_ok(request.id, answer))
     if "offset" not in answer:
         return
     name, size = request.args.get("id"), request.args.get("size")
     if not isinstance(name, str) or not isinstance(size, int):
         raise ControlError("receive-open is asked without an id or a size", hint="is edgectl of this version?")
     for offset in _pass_on(sender, name, answer["offset"], size, piece, runtime_dir):
-        sender.say(protocol.encode_event(request.id, {"offset": offset}))
+        sender.send(protocol.encode_event(request.id, {"offset": offset}))
 
 
 def _pass_on(
@@ -197,7 +197,7 @@ def _pass_on(
     while offset < size:
         end = min(offset + piece, size)
         while offset < end:
-            data = sender.take(end - offset)
+            data = sender.read(end - offset)
             give(runtime_dir, name, offset, data, durable=offset + len(data) == end)
             offset += len(data)
         yield offset

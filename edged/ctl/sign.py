@@ -17,7 +17,7 @@ from edged.core.container import Head
 from edged.core.signatures import NAMESPACE, merge, parse
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
-from edged.ctl.bundles import save, version_line
+from edged.ctl.bundle_file import save, version_line
 from edged.models.bundle import SIGNATURES, examine
 
 _BLOCK = 256 << 10

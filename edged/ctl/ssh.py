@@ -81,11 +81,11 @@ class SshSession:
     """
 
     def __init__(
-        self, ssh: str, host: str, words: Sequence[str], *, may_ask: bool, first: bool, tell: Callable[[str], None]
+        self, ssh: str, host: str, words: Sequence[str], *, may_ask: bool, first: bool, report: Callable[[str], None]
     ) -> None:
         options = OPTIONS if may_ask else (*OPTIONS, "-oBatchMode=yes")
         self._host = host
-        self._tell = tell
+        self._report = report
         self._first = first
         self._heard = b""
         self._greeted = False
@@ -115,7 +115,7 @@ class SshSession:
         self._process.communicate()
         self._complaints.close()
 
-    def greet(self) -> None:
+    def wait_for_greeting(self) -> None:
         """Wait for the far end, past whatever else is said there on login; at first somebody may type a password."""
         noise = 0
         while noise < _MAX_NOISE:
@@ -126,16 +126,16 @@ class SshSession:
             noise += len(line) + 1
         raise UnreachableError(f"{self._host} says a lot, but not what edged says", hint=f"look: ssh {self._host}")
 
-    def ask(self, call: Call[T], **args: object) -> T:
+    def call(self, call: Call[T], **args: object) -> T:
         """Ask, and wait for the answer."""
-        self._say(protocol.encode_request(Request(1, call.verb, args)))
+        self._send(protocol.encode_request(Request(1, call.verb, args)))
         while (reply := self._reply()).kind == "event":
             pass  # of what was sent before, to a transfer that somebody else has completed meanwhile
         return protocol.check(reply.value, call.answer, call.verb)
 
     def stream(self, stream: Stream[T], **args: object) -> Iterator[T]:
         """Ask, and yield what comes."""
-        self._say(protocol.encode_request(Request(1, stream.verb, args)))
+        self._send(protocol.encode_request(Request(1, stream.verb, args)))
         while (reply := self._reply()).kind == "event":
             yield protocol.check(reply.value, stream.event, stream.verb)
 
@@ -153,7 +153,7 @@ class SshSession:
             elif room > 0:
                 sent += self._write(read(sent, min(room, _PIECE)))
 
-    def _say(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         while data:
             self._wait(write=True, read=False)
             data = data[self._write(data) :]
@@ -196,10 +196,10 @@ class SshSession:
             if readable or writable or waited >= patience:
                 break
             if waited >= quiet:
-                self._tell(f"nothing has come from {self._host} for {waited:.0f} s; still waiting")
+                self._report(f"nothing has come from {self._host} for {waited:.0f} s; still waiting")
                 quiet *= 2
         if readable and quiet > QUIET_SECONDS:
-            self._tell(f"{self._host} answers again, after {waited:.0f} s")
+            self._report(f"{self._host} answers again, after {waited:.0f} s")
         return bool(readable), bool(writable)
 
     def _write(self, data: bytes) -> int:

@@ -25,7 +25,7 @@ from edged.core.update_answers import TUNE, MeasurementAnswer, TuneStepAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import prove_first
-from edged.ctl.proving import names, steps, subjects
+from edged.ctl.prove_or_tune import names, steps, subjects
 from edged.models.tuning_records import Tunings
 
 _IN_USE = "have that daemon measure, edgectl --runtime-dir DIR tune, or stop it"

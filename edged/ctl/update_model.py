@@ -31,12 +31,12 @@ from edged.core.update_answers import FETCH, JOB_WATCH, RECEIVE_DONE, RECEIVE_OP
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import UnreachableError, connect
-from edged.ctl.progress import Console, InstallTerms, Outcome, Teller, follow, present, tell_terms
+from edged.ctl.progress import Console, InstallTerms, Outcome, Reporter, already_present, follow, report_terms
 from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
 
 if TYPE_CHECKING:
     from edged.ctl.push import Push
-    from edged.ctl.upload import Parcel
+    from edged.ctl.upload import Upload
 
 _GIVE_UP_SECONDS = 600.0
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -66,21 +66,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Bring it and follow it; the exit code tells how it ended."""
-    wishes: InstallTerms = {"allow_downgrade": args.allow_downgrade, "confirm_within": args.confirm_within}
+    terms: InstallTerms = {"allow_downgrade": args.allow_downgrade, "confirm_within": args.confirm_within}
     console = Console(as_json=args.json)
     _refuse_contradictions(args)
     try:
-        parcels = [] if _is_url(args.bundle) else _open(args)
+        uploads = [] if _is_url(args.bundle) else _open(args)
     except BundleError as error:
         outcome = Outcome("refused", error.message, error.hint)
-        Teller(console).end(outcome)
+        Reporter(console).end(outcome)
         return outcome.code
     if args.host:
-        return _push(args, parcels, wishes, console)
-    teller = Teller(console)
-    _remind(teller, args.confirm_within, _edgectl(args))
-    outcome = _here(args, parcels, wishes, teller)
-    teller.end(outcome)
+        return _push(args, uploads, terms, console)
+    reporter = Reporter(console)
+    _remind(reporter, args.confirm_within, _edgectl(args))
+    outcome = _here(args, uploads, terms, reporter)
+    reporter.end(outcome)
     return outcome.code
 
 
@@ -118,76 +118,76 @@ def _edgectl(args: argparse.Namespace, host: str = "") -> str:
     return shlex.join(["edgectl", *(["--host", host] if host else []), *args.runtime_option])
 
 
-def _remind(teller: Teller, confirm_within: float, edgectl: str) -> None:
+def _remind(reporter: Reporter, confirm_within: float, edgectl: str) -> None:
     if confirm_within:
         time = tables.duration(confirm_within)
-        teller.step("update.reminder", f"once it serves, confirm it within {time}: {edgectl} confirm MODEL")
+        reporter.step("update.reminder", f"once it serves, confirm it within {time}: {edgectl} confirm MODEL")
 
 
 # On this device
 
 
-def _here(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: InstallTerms, teller: Teller) -> Outcome:
-    ways: Sequence[Parcel | None] = parcels or [None]
+def _here(args: argparse.Namespace, uploads: Sequence[Upload], terms: InstallTerms, reporter: Reporter) -> Outcome:
+    ways: Sequence[Upload | None] = uploads or [None]
     *deltas, last = ways
     for delta in deltas:
-        outcome = _bring(args, delta, wishes, teller)
+        outcome = _bring(args, delta, terms, reporter)
         if outcome.state != "full_needed":
             return outcome
-    return _bring(args, last, wishes, teller)
+    return _bring(args, last, terms, reporter)
 
 
-def _bring(args: argparse.Namespace, parcel: Parcel | None, wishes: InstallTerms, teller: Teller) -> Outcome:
+def _bring(args: argparse.Namespace, upload: Upload | None, terms: InstallTerms, reporter: Reporter) -> Outcome:
     try:
-        answer = _send(args, parcel, wishes, teller) if parcel else _fetch(args, wishes, teller)
+        answer = _send(args, upload, terms, reporter) if upload else _fetch(args, terms, reporter)
     except UnreachableError:
         raise
     except (BundleError, ControlError) as error:
         return Outcome("refused", error.message, error.hint)
-    if parcel and "missing" in answer:
-        teller.step("update.base_missing", f"{parcel.title} is of no use: what it builds on is not there")
+    if upload and "missing" in answer:
+        reporter.step("update.base_missing", f"{upload.title} is of no use: what it builds on is not there")
         return Outcome("full_needed", "the full bundle is needed")
-    if parcel and "present" in answer:
-        return present(answer, parcel.version, "is what serves already")
+    if upload and "present" in answer:
+        return already_present(answer, upload.version, "is what serves already")
     job = answer.get("job", "")
     try:
-        return follow(connect(args.runtime_dir).stream(JOB_WATCH, id=job), teller)
+        return follow(connect(args.runtime_dir).stream(JOB_WATCH, id=job), reporter)
     except KeyboardInterrupt:
-        teller.step("update.detached", f"it goes on without you; look again with: {_edgectl(args)} job wait {job}")
+        reporter.step("update.detached", f"it goes on without you; look again with: {_edgectl(args)} job wait {job}")
         raise
 
 
-def _fetch(args: argparse.Namespace, wishes: InstallTerms, teller: Teller) -> TransferAnswer:
+def _fetch(args: argparse.Namespace, terms: InstallTerms, reporter: Reporter) -> TransferAnswer:
     bare = {"model": args.model, "version": args.version}
-    answer = connect(args.runtime_dir).call(FETCH, url=args.bundle, **bare, **wishes)
-    teller.step("update.fetching", "the device fetches it")
+    answer = connect(args.runtime_dir).call(FETCH, url=args.bundle, **bare, **terms)
+    reporter.step("update.fetching", "the device fetches it")
     return answer
 
 
-def _send(args: argparse.Namespace, parcel: Parcel, wishes: InstallTerms, teller: Teller) -> TransferAnswer:
+def _send(args: argparse.Namespace, upload: Upload, terms: InstallTerms, reporter: Reporter) -> TransferAnswer:
     """What became of it: the `job` that installs it, `present`, or what is `missing`."""
     call = connect(args.runtime_dir).call
-    allow = wishes["allow_downgrade"]
-    answer = call(RECEIVE_OPEN, timeout=DAEMON_SECONDS, allow_downgrade=allow, **parcel.announcement)
+    allow = terms["allow_downgrade"]
+    answer = call(RECEIVE_OPEN, timeout=DAEMON_SECONDS, allow_downgrade=allow, **upload.announcement)
     if "offset" in answer:
         offset = answer["offset"]
-        teller.step("update.sending", f"giving {parcel.title} to the daemon, {tables.size(parcel.size)}")
-        while offset < parcel.size:
-            offset = give(args.runtime_dir, parcel.id, offset, parcel.read(offset, CHUNK))
-            teller.progress(offset, parcel.size)
+        reporter.step("update.sending", f"giving {upload.title} to the daemon, {tables.size(upload.size)}")
+        while offset < upload.size:
+            offset = give(args.runtime_dir, upload.id, offset, upload.read(offset, CHUNK))
+            reporter.progress(offset, upload.size)
         call = connect(args.runtime_dir).call
-        answer = call(RECEIVE_DONE, timeout=DAEMON_SECONDS, id=parcel.id, origin=args.bundle[-200:], **wishes)
-    tell_terms(answer, wishes, teller)
+        answer = call(RECEIVE_DONE, timeout=DAEMON_SECONDS, id=upload.id, origin=args.bundle[-200:], **terms)
+    report_terms(answer, terms, reporter)
     return answer
 
 
-def _open(args: argparse.Namespace) -> Sequence[Parcel]:
+def _open(args: argparse.Namespace) -> Sequence[Upload]:
     """Imported for a bundle only: a URL needs nothing of what bundles need."""
-    from edged.ctl.upload import open_bare, open_parcels
+    from edged.ctl.upload import open_bare, open_uploads
 
     if args.model:
         return [open_bare(args.bundle, args.model, args.version)]
-    return open_parcels(args.bundle, args.delta)
+    return open_uploads(args.bundle, args.delta)
 
 
 def _is_url(bundle: str) -> bool:
@@ -197,29 +197,29 @@ def _is_url(bundle: str) -> bool:
 # On others, over SSH
 
 
-def _push(args: argparse.Namespace, parcels: Sequence[Parcel], wishes: InstallTerms, console: Console) -> int:
+def _push(args: argparse.Namespace, uploads: Sequence[Upload], terms: InstallTerms, console: Console) -> int:
     from edged.ctl.push import Push
 
     alone = len(args.host) == 1
     stall = _GIVE_UP_SECONDS if args.give_up_after is None else args.give_up_after
     pushes = []
     for host in dict.fromkeys(args.host):
-        teller = Teller(console, "" if alone else host)
-        _remind(teller, args.confirm_within, _edgectl(args, host))
+        reporter = Reporter(console, "" if alone else host)
+        _remind(reporter, args.confirm_within, _edgectl(args, host))
         push = Push(
-            host, parcels, wishes, teller, ssh=args.ssh, may_ask=alone, stall=stall, options=args.runtime_option
+            host, uploads, terms, reporter, ssh=args.ssh, may_ask=alone, stall=stall, options=args.runtime_option
         )
-        pushes.append((push, teller))
+        pushes.append((push, reporter))
     return _all_at_once(args, pushes, console)
 
 
-def _all_at_once(args: argparse.Namespace, pushes: Sequence[tuple[Push, Teller]], console: Console) -> int:
+def _all_at_once(args: argparse.Namespace, pushes: Sequence[tuple[Push, Reporter]], console: Console) -> int:
     """A thread for each board; the exit code is what they agree on."""
     outcomes: dict[str, Outcome] = {}
 
-    def bring(push: Push, teller: Teller) -> None:
+    def bring(push: Push, reporter: Reporter) -> None:
         outcome = push.run()
-        teller.end(outcome)
+        reporter.end(outcome)
         outcomes[push.host] = outcome
 
     threads = [threading.Thread(target=bring, args=pair, daemon=True) for pair in pushes]
@@ -229,9 +229,9 @@ def _all_at_once(args: argparse.Namespace, pushes: Sequence[tuple[Push, Teller]]
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
-        for push, teller in pushes:
+        for push, reporter in pushes:
             if push.host not in outcomes:
-                teller.step("update.detached", _farewell(push, _edgectl(args, push.host)))
+                reporter.step("update.detached", _farewell(push, _edgectl(args, push.host)))
         raise
     if len(pushes) > 1 and not console.as_json:
         rows = [[host, outcome.state.replace("_", " "), outcome.text] for host, outcome in outcomes.items()]

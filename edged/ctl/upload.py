@@ -25,7 +25,7 @@ _BLOCK = 256 << 10
 _MAX_HEAD_BYTES = 2 << 20
 
 
-class Parcel:
+class Upload:
     """A file, and what is written on it. `base` is the version that a delta builds on, "" for a container."""
 
     def __init__(self, head: Head | deltas.DeltaHead, file: IO[bytes]) -> None:
@@ -65,7 +65,7 @@ class Parcel:
         return data
 
 
-class BareParcel(Parcel):
+class BareUpload(Upload):
     """A bare model file and what it is for. The device makes a version of it, whose digest nobody knows before."""
 
     def __init__(self, bare: Bare, data: bytes) -> None:
@@ -94,7 +94,7 @@ class BareParcel(Parcel):
         return self._data[offset : offset + count]
 
 
-def open_bare(name: str, model: str, version: str | None) -> BareParcel:
+def open_bare(name: str, model: str, version: str | None) -> BareUpload:
     """The .tflite file of that name, or from standard input for "-", for a model.
 
     Raises:
@@ -108,10 +108,10 @@ def open_bare(name: str, model: str, version: str | None) -> BareParcel:
         raise ControlError(f"--model {model} --version {version}: {error}", hint="as in `edgectl models`") from error
     data = read_bare(Path("/dev/stdin" if name == STDIN else name))
     inspect(data)
-    return BareParcel(bare, data)
+    return BareUpload(bare, data)
 
 
-def open_parcels(bundle: str, delta: str = "") -> list[Parcel]:
+def open_uploads(bundle: str, delta: str = "") -> list[Upload]:
     """What brings a version, in the order to try: the delta, if there is one, and the whole container.
 
     A delta of the container's name beside it is taken unasked if it makes this very container.
@@ -120,7 +120,7 @@ def open_parcels(bundle: str, delta: str = "") -> list[Parcel]:
         BundleError: the container is not sound, or `delta` does not make it.
         StoreError: a file cannot be read.
     """
-    whole = open_parcel(bundle)
+    whole = open_upload(bundle)
     if delta:
         return [_open_delta(Path(delta), whole), whole]
     try:
@@ -129,7 +129,7 @@ def open_parcels(bundle: str, delta: str = "") -> list[Parcel]:
         return [whole]
 
 
-def open_parcel(name: str) -> Parcel:
+def open_upload(name: str) -> Upload:
     """The container of that file name, or from standard input for "-".
 
     Raises:
@@ -141,10 +141,10 @@ def open_parcel(name: str) -> Parcel:
     path = Path(name)
     if path.is_dir():
         raise BundleError(f"{name} is a folder", hint=f"make one file of it: edgectl pack {name}")
-    return Parcel(examine(path), path.open("rb"))
+    return Upload(examine(path), path.open("rb"))
 
 
-def _open_delta(path: Path, whole: Parcel) -> Parcel:
+def _open_delta(path: Path, whole: Upload) -> Upload:
     try:
         file = path.open("rb")
         head = deltas.read_head(os.pread(file.fileno(), _MAX_HEAD_BYTES, 0))
@@ -157,18 +157,18 @@ def _open_delta(path: Path, whole: Parcel) -> Parcel:
         raise BundleError(f"{path} is not a delta for this {whole.version}", hint=_AGAIN)
     if size != head.size:
         raise BundleError(f"{path} has {size} bytes, and its head says {head.size}", hint=_AGAIN)
-    return Parcel(head, file)
+    return Upload(head, file)
 
 
 _WHOLE = "leave the file as it is until it has been sent"
 _AGAIN = "make it again, after signing: edgectl pack NEW.edgm --delta-from OLD.edgm"
 
 
-def _from_stdin() -> Parcel:
+def _from_stdin() -> Upload:
     """Standard input can be read once, and what is sent may have to be read again: keep it, as far as it is sound."""
     reader = ContainerReader()
     try:
-        kept = tempfile.TemporaryFile()  # noqa: SIM115 it goes with the parcel
+        kept = tempfile.TemporaryFile()  # noqa: SIM115 it goes with the upload
         while block := sys.stdin.buffer.read(_BLOCK):
             for _ in reader.feed(block):
                 pass
@@ -179,4 +179,4 @@ def _from_stdin() -> Parcel:
         raise StoreError(f"standard input cannot be kept: {error.strerror}", hint=hint) from error
     reader.close()
     assert reader.head is not None  # or it would not have come to its end
-    return Parcel(reader.head, kept)
+    return Upload(reader.head, kept)

@@ -18,7 +18,7 @@ from edged.config.load import ConfigErrors, load
 from edged.control.clock import kernel_synchronised
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
-from edged.ctl.bundles import version_line
+from edged.ctl.bundle_file import version_line
 from edged.models.bundle import examine
 from edged.models.signatures import Trust
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from edged.api import StoreError
 from edged.core.manifest import Classify, Normalise, NoStep, Variant
-from edged.ctl.bundles import save
+from edged.ctl.bundle_file import save
 from edged.ctl.main import main
 from edged.models.bundle import examine, open_folder, unpack
 from edged.models.store import FACTORY

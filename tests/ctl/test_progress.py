@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 TELL = """
-from edged.ctl.progress import Console, Outcome, Teller
+from edged.ctl.progress import Console, Outcome, Reporter
 console = Console(as_json=False)
-first, second = (Teller(console, board) for board in {boards})
+first, second = (Reporter(console, board) for board in {boards})
 first.progress(500_000, 1_000_000)
 second.progress(100_000, 1_000_000)
 first.step("push.sent", "all of it is there")

@@ -82,7 +82,7 @@ def test_status_imports_argparse_socket_json_and_the_protocol(runtime_dir):
         "edged.core.errors",
         "edged.core.protocol",
         "edged.ctl",
-        *(f"edged.ctl.{name}" for name in ("main", "client", "exit_codes", "tables", "whereabouts")),
+        *(f"edged.ctl.{name}" for name in ("main", "client", "exit_codes", "tables", "config_paths")),
         *(f"edged.ctl.{name}" for name in ("status", "pipelines", "sources", "models", "spool")),
     }
 

@@ -17,8 +17,8 @@ from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.source_match import match_source
 from edged.core.window import Windower
-from edged.ctl.clipping import MAX_SHARE, Clipping
-from edged.ctl.expected import Expected
+from edged.ctl.golden_labels import GoldenLabels
+from edged.ctl.input_clipping import MAX_SHARE, Clipping
 from edged.sources.replay import ReplaySource
 
 MAX_SAMPLES, MIN_SAMPLES = 16, 2
@@ -33,7 +33,9 @@ class GoldenSample(NamedTuple):
     outputs: Arrays
 
 
-def samples_of(file: Path, manifest: Manifest, runner: Runner, expected: Expected | None = None) -> list[GoldenSample]:
+def samples_of(
+    file: Path, manifest: Manifest, runner: Runner, expected: GoldenLabels | None = None
+) -> list[GoldenSample]:
     """Samples from a file of samples or of windows; of many windows some, spread evenly.
 
     With `expected` they are taken of the windows whose label it has, and each must get that label.

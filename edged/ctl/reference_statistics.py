@@ -12,7 +12,7 @@ from edged.api import Anomaly, Classification, ControlError, Runner
 from edged.core.manifest import Manifest, Reference
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
-from edged.ctl.golden import windows_of
+from edged.ctl.golden_samples import windows_of
 
 _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DIGITS = 6

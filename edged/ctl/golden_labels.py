@@ -12,7 +12,7 @@ MAX_BYTES = 16 << 20
 ANOMALY, NORMAL = "anomaly", "normal"
 
 
-class Expected:
+class GoldenLabels:
     """The label of each window, by its number; those that have none are left out."""
 
     def __init__(self, file: Path, manifest: Manifest) -> None:

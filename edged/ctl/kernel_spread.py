@@ -18,7 +18,7 @@ from edged.api import Backend, ControlError, EdgedError, Runner
 from edged.backends.tflite import OtherKernels, TfliteBackend
 from edged.core.manifest import Classify, Golden, Manifest
 from edged.core.tensors import decides_otherwise, difference
-from edged.ctl.golden import GoldenSample
+from edged.ctl.golden_samples import GoldenSample
 from edged.ctl.local_model import apart, load_apart
 from edged.models.selftest import shaped
 

@@ -7,7 +7,7 @@ import pytest
 
 from edged.api import TensorSpec
 from edged.backends.fake import FakeRunner
-from edged.ctl.golden import npz, random_samples
+from edged.ctl.golden_samples import npz, random_samples
 
 
 def samples(*inputs):
