@@ -24,7 +24,6 @@ from paho.mqtt.client import MQTTMessage
 
 from edged import __version__
 from edged.api import EdgedError
-from edged.ctl.client import connect
 from tests.broker import Broker, Subscriber
 from tests.bundles import write_bundle
 from tests.edged_process import Edged
@@ -32,6 +31,7 @@ from tests.golden.golden import check
 from tests.golden.shapes import shape
 from tests.motion import bundle, config, edgectl, wrong_golden
 from tests.patience import PATIENCE
+from tests.plain_client import connect
 
 PIPELINES = """
 [sources.wave]
