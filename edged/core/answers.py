@@ -1,10 +1,10 @@
-"""The verbs that ask about the service, and the shape of each answer: the daemon builds these, edgectl reads them.
+"""Verbs about the service, with the types of the answers: the daemon builds them, edgectl reads them.
 
-A key that is `NotRequired` is one that older daemons leave out, or that comes in some answers only. Times are Unix
-seconds where they name a moment, and seconds where they name a duration.
+`NotRequired` marks keys left out by older daemons or by some answers. A time is in Unix seconds for a moment, and in
+seconds for a duration.
 
-`edgectl` imports this before anything else, so that only `typing` may be imported here. The annotations are evaluated,
-as `protocol.check` reads them.
+`edgectl` imports this module first, so the only other import is `typing`. The annotations are evaluated, since
+`protocol.check` reads them.
 """
 
 from typing import NotRequired, TypedDict
@@ -12,7 +12,7 @@ from typing import NotRequired, TypedDict
 from edged.core.protocol import Call, Stream
 
 HealthAnswer = TypedDict("HealthAnswer", {"state": str, "reason": str, "hint": str, "since": float, "for": float})
-"""Health of a part: its `state`, since when (and `for` how long), why, and what to do about it."""
+"""Health of a part: `state`, start and duration (`for`) of the state, reason and remedy."""
 
 
 class PercentilesAnswer(TypedDict):
@@ -27,7 +27,7 @@ class PercentilesAnswer(TypedDict):
 
 
 class ResultAnswer(TypedDict):
-    """A prediction, as in the records that are sent over MQTT (`core/record.py`). `kind` decides which keys follow."""
+    """A prediction, as in the records sent over MQTT (`core/record.py`). The keys depend on `kind`."""
 
     kind: str
     schema: NotRequired[str]
@@ -59,7 +59,7 @@ class ResultAnswer(TypedDict):
 
 
 class RunnerAnswer(TypedDict):
-    """Runtime and delegate that a model runs on. `nodes` and `delegated` count nodes of its graph, 0 if unknown."""
+    """Runtime and delegate of a loaded model. `nodes` and `delegated` count nodes of the graph, 0 if unknown."""
 
     backend: str
     runtime: str
@@ -77,7 +77,7 @@ class ProofAnswer(TypedDict):
 
 
 class PipelineAnswer(TypedDict):
-    """A pipeline: its parts, its counters and its last result."""
+    """Parts, counters and last result of a pipeline."""
 
     name: str
     source: str
@@ -96,7 +96,7 @@ class PipelineAnswer(TypedDict):
 
 
 class SourceAnswer(TypedDict):
-    """A source: its rate as declared and as measured, and what was lost."""
+    """Rates of a source, declared and measured, and counts of samples read, lost and refused."""
 
     name: str
     kind: str
@@ -119,7 +119,7 @@ class AcceleratorAnswer(HealthAnswer):
 
 
 class VersionAnswer(TypedDict):
-    """A version of a model that is installed or was rejected, and why it was."""
+    """An installed or rejected version of a model; `reason` is empty unless rejected or out of order."""
 
     version: str
     digest: str
@@ -128,14 +128,14 @@ class VersionAnswer(TypedDict):
 
 
 class ModelVersionsAnswer(TypedDict):
-    """Versions of a model, None where the disk did not answer in time."""
+    """Versions of a model; None if the disk did not answer in time."""
 
     pinned: bool | None
     versions: list[VersionAnswer] | None
 
 
 class ModelAnswer(TypedDict):
-    """A model that is configured or installed. A status leaves out `pinned` and `versions`, which are on disk."""
+    """A configured or installed model. A status leaves out `pinned` and `versions`, to save a disk access."""
 
     name: str
     version: str
@@ -154,7 +154,7 @@ class ModelAnswer(TypedDict):
 
 
 class SinkAnswer(TypedDict):
-    """A sink and its counters."""
+    """Counters and health of a sink."""
 
     name: str
     sent: int
@@ -167,14 +167,14 @@ class SinkAnswer(TypedDict):
 
 
 class SetAsideAnswer(TypedDict):
-    """A spool file that could not be used, and the number of messages that were saved from it."""
+    """A damaged spool file, and the number of messages saved from the file."""
 
     path: str
     saved: int
 
 
 class DiskAnswer(TypedDict):
-    """The file of a spool, and what a power cut would cost; None where that is not known or not bounded."""
+    """The file of a spool, and the loss by a power cut; None for unknown or unbounded figures."""
 
     path: str
     file_bytes: int
@@ -211,7 +211,7 @@ class SpoolHealthAnswer(SpoolStatsAnswer):
 
 
 class RefusedAnswer(TypedDict):
-    """A message that the broker refused. Operators name it by its `number`."""
+    """A message refused by the broker, for operators called by `number`."""
 
     number: int
     pipeline: str
@@ -222,7 +222,7 @@ class RefusedAnswer(TypedDict):
 
 
 class SpoolAnswer(SpoolHealthAnswer):
-    """A spool with all of its details. `rate` is the number of messages the broker takes per second."""
+    """A spool with all details. `rate` is the number of messages sent to the broker per second."""
 
     rate: float
     seconds_to_empty: float | None
@@ -231,7 +231,7 @@ class SpoolAnswer(SpoolHealthAnswer):
 
 
 class SpoolCountAnswer(TypedDict):
-    """Number of messages that are sent again or were dropped."""
+    """Number of messages queued again or dropped."""
 
     count: int
 
@@ -246,7 +246,7 @@ class ClockAnswer(TypedDict):
 
 
 class MqttAnswer(TypedDict):
-    """The connection to the broker. `namesake` is the boot of another board with this one's name, "" if none."""
+    """The connection to the broker. `namesake` is the boot id of another board of the same name, or empty."""
 
     broker: str
     connected: bool
@@ -260,14 +260,14 @@ class MqttAnswer(TypedDict):
 
 
 class ConfigErrorAnswer(TypedDict):
-    """Problems of a configuration that was refused."""
+    """Problems of a refused configuration."""
 
     message: str
     problems: list[str]
 
 
 class ConfigAnswer(TypedDict):
-    """The configuration in effect, and why the last one was refused, if it was."""
+    """The configuration in effect, and the error of a newer, refused configuration."""
 
     files: list[str]
     state_dir: NotRequired[str]
@@ -282,7 +282,7 @@ class MemoryAnswer(TypedDict):
 
 
 class VersionOnlyAnswer(TypedDict):
-    """Version of the daemon, which any daemon's status holds."""
+    """Version of the daemon, present in the status of every release."""
 
     version: str
 
@@ -294,7 +294,7 @@ class ConfigOnlyAnswer(TypedDict):
 
 
 class StatusAnswer(VersionOnlyAnswer, ConfigOnlyAnswer):
-    """The daemon and all of its parts."""
+    """The daemon and all parts."""
 
     device: str
     boot: str
@@ -320,7 +320,7 @@ class MetricsAnswer(TypedDict):
 
 
 class ReloadAnswer(TypedDict):
-    """Tables that a reload `changed`. Those in `restart` take effect at the next start. Not `done`: it continues."""
+    """Tables `changed` by a reload; tables in `restart` wait for the next start. Not `done` means still running."""
 
     changed: list[str]
     done: bool
@@ -329,14 +329,14 @@ class ReloadAnswer(TypedDict):
 
 
 class ReleaseAnswer(TypedDict):
-    """An accelerator that was released. `changed` is false if it had no fault."""
+    """A released accelerator. `changed` is false for an accelerator without a fault."""
 
     released: str
     changed: bool
 
 
 class ForgetDeviceAnswer(TypedDict):
-    """Retained topics of another device that were cleared."""
+    """Cleared topics of another device."""
 
     topics: list[str]
 

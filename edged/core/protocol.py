@@ -1,18 +1,18 @@
-"""The protocol of the control socket: one JSON object a line, in UTF-8.
+"""The protocol of the control socket: a JSON object a line, in UTF-8.
 
     request   {"id": 1, "verb": "status", "args": {}}
     reply     {"id": 1, "ok": ...}                                          a call is answered once
               {"id": 1, "error": {"message": ..., "hint": ..., "kind": ...}}
     stream    {"id": 1, "event": ...} any number of times, then {"id": 1, "end": true} or an error
 
-A client has one request under way on a connection. A stream is the last of them: the client ends it by closing. A
-request is small and flat: its arguments are plain values or lists of plain values. A request that breaks these rules is
-answered with an error whose id is null, and the connection is closed. An error that may pass says `"retryable": true`
-as well.
+A client has a single request under way on a connection. A stream is the last request: the client ends the stream by
+closing. A request is small and flat: arguments are plain values or lists of plain values. The answer to a request that
+breaks these rules is an error with the id null, and the connection is closed. A temporary error says
+`"retryable": true` as well.
 
-JSON is decoded and checked here alone: `decode_request` for the daemon, `decode_reply` and `check` for edgectl. The
-verbs and the shapes of their answers are in `edged.core.answers`. Only the standard library's json and typing are
-imported, so that `edgectl` loads this module in milliseconds.
+JSON is decoded and checked here alone: by `decode_request` for the daemon, by `decode_reply` and `check` for edgectl.
+`edged.core.answers` has the verbs and the types of the answers. Only json and typing of the standard library are
+imported, so `edgectl` loads this module in milliseconds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_REPLY = 16 << 20
 
 BEGIN_WITH_MARK = "--begin-with-mark"
 MARK = b"edgectl answers\n"
-"""The line that an `edgectl` with that first argument begins its answer with, to tell it from another program's."""
+"""First line of the answer of an `edgectl` with this first argument, as opposed to the output of other programs."""
 
 _UNION = type(int | None)
 _MAX_ID = 1 << 53  # every JSON reader holds integers up to here exactly
@@ -59,38 +59,38 @@ _KIND_OF = {error: kind for kind, error in _KINDS.items()}
 T = TypeVar("T")
 
 Args = dict[str, object]
-"""Arguments of a request, by name: plain values or lists of them, of which nothing else is known."""
+"""Arguments of a request, by name: plain values or lists of plain values, otherwise unchecked."""
 
 CallHandler = Callable[[Args], Awaitable[object]]
 StreamHandler = Callable[[Args], AsyncGenerator[object, None]]
 
 
 class Call(Generic[T]):
-    """A verb that is answered once, and the type of its answer."""
+    """A verb with a single answer, and the type of the answer."""
 
     def __init__(self, verb: str, answer: type[T]) -> None:
         self.verb = verb
         self.answer = answer
 
     def by(self, handler: Callable[[Args], Awaitable[T]]) -> tuple[str, CallHandler]:
-        """Return the verb with the handler that answers it, for a table of handlers."""
+        """Return the verb with a handler, for a table of handlers."""
         return self.verb, handler
 
 
 class Stream(Generic[T]):
-    """A verb that is answered with events, and the type of an event."""
+    """A verb with a stream of events as the answer, and the type of an event."""
 
     def __init__(self, verb: str, event: type[T]) -> None:
         self.verb = verb
         self.event = event
 
     def by(self, handler: Callable[[Args], AsyncGenerator[T, None]]) -> tuple[str, StreamHandler]:
-        """Return the verb with the handler that yields its events, for a table of handlers."""
+        """Return the verb with a handler, for a table of handlers."""
         return self.verb, handler
 
 
 class Request(NamedTuple):
-    """A request for one of the daemon's verbs, with `args` by name."""
+    """A request for a verb of the daemon, with `args` by name."""
 
     id: int
     verb: str
@@ -111,10 +111,10 @@ def encode_request(request: Request) -> bytes:
 
 
 def decode_request(line: bytes) -> Request:
-    """Return the request in a line that may hold anything.
+    """Return the request in a line from an untrusted client.
 
     Raises:
-        ControlError: the line is no request; the message names the rule that it breaks.
+        ControlError: the line is no request; the message names the broken rule.
     """
     if len(line) > MAX_REQUEST:
         raise _refused(f"is longer than {MAX_REQUEST} bytes")
@@ -127,21 +127,21 @@ def decode_request(line: bytes) -> Request:
         raise _refused("must have the fields id, verb and perhaps args, and no others")
     number, verb, args = fields["id"], fields["verb"], fields.get("args", {})
     if type(number) is not int or not 0 <= number <= _MAX_ID:
-        raise _refused("must have a whole number as its id")
+        raise _refused("must have a whole number as the id")
     if not isinstance(verb, str) or not _VERB.fullmatch(verb):
         raise _refused("must have a verb of lower-case letters")
     if not isinstance(args, dict) or not all(_is_flat(value) for value in args.values()):
-        raise _refused("must have args that are plain values or lists of plain values")
+        raise _refused("must have plain values or lists of plain values as args")
     return Request(number, verb, args)
 
 
 def encode_ok(number: int, value: object) -> bytes:
-    """Return the answer to a call as a line. Raises TypeError for a value that JSON cannot hold."""
+    """Return the answer to a call as a line. Raises TypeError for values unknown to JSON."""
     return _line({"id": number, "ok": value})
 
 
 def encode_event(number: int, value: object) -> bytes:
-    """Return one event of a stream as a line. Raises TypeError for a value that JSON cannot hold."""
+    """Return an event of a stream as a line. Raises TypeError for values unknown to JSON."""
     return _line({"id": number, "event": value})
 
 
@@ -151,7 +151,7 @@ def encode_end(number: int) -> bytes:
 
 
 def encode_error(number: int | None, error: EdgedError) -> bytes:
-    """Return a failure and its remedy as a line; `number` is None where the request could not be understood."""
+    """Return an error as a line; `number` is None if the request has no valid id."""
     kind = _KIND_OF.get(type(error), "error")
     problem: dict[str, object] = {"message": error.message, "hint": error.hint, "kind": kind}
     return _line({"id": number, "error": {**problem, "retryable": True} if error.retryable else problem})
@@ -161,7 +161,7 @@ def decode_reply(line: bytes) -> Reply:
     """Return the reply in a line.
 
     Raises:
-        EdgedError: the error the daemon answered with, as it was raised there.
+        EdgedError: the error of the daemon, with the original class.
         ControlError: the line is no reply.
     """
     try:
@@ -180,22 +180,25 @@ def decode_reply(line: bytes) -> Reply:
 
 
 def check(value: object, kind: type[T], verb: str) -> T:
-    """Return a decoded answer to `verb` as a value of its type. Keys that the type does not name are kept.
+    """Return a decoded answer to `verb` as a value of the type `kind`. Keys unknown to the type are kept.
 
     Raises:
-        ControlError: the value is of another shape, as an older daemon's may be.
+        ControlError: the value is of another type, for example from an older daemon.
     """
     if problem := _misfit(value, kind, ""):
         raise ControlError(
             f"the daemon's answer to {verb!r} cannot be read: {problem}",
-            hint="restart the daemon, so that it has the version of edgectl: sudo systemctl restart edged",
+            hint="restart the daemon, to run the version of edgectl: sudo systemctl restart edged",
         )
     read: T = value  # type: ignore[assignment]
     return read
 
 
 def _misfit(value: object, kind: Any, place: str) -> str:
-    """Return where and how a value differs from a type made of TypedDict, list, dict, unions and plain types."""
+    """Return the place and the nature of the first misfit of a value and a type; "" for a fit.
+
+    The type is made of TypedDict, list, dict, unions and plain types.
+    """
     origin, args = get_origin(kind), get_args(kind)
     if origin is NotRequired:
         return _misfit(value, args[0], place)
@@ -228,7 +231,7 @@ def _inside(place: str, name: str) -> str:
 
 
 def _is_a(value: object, kind: type) -> bool:
-    if isinstance(value, bool):  # which Python takes for an integer
+    if isinstance(value, bool):  # a bool is an int in Python
         return kind in (bool, object)
     return isinstance(value, (int, float) if kind is float else kind)
 
@@ -242,7 +245,7 @@ def _line(fields: dict[str, object]) -> bytes:
 
 
 def _finite(value: object) -> object:
-    """Replace NaN and infinity by null, as in the records that leave the board: JSON has neither."""
+    """Replace NaN and infinity by null, as in MQTT records: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -265,11 +268,11 @@ def _no_constant(name: str) -> None:
 
 
 def _check_text(fields: dict[str, object]) -> None:
-    """Refuse half a surrogate pair, which JSON can spell and nothing can print or log."""
+    """Refuse half a surrogate pair: valid in JSON, but impossible to print or to log."""
     try:
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("has text that is not Unicode") from None
+        raise ValueError("has text outside Unicode") from None
 
 
 def _is_flat(value: object) -> bool:
@@ -282,4 +285,4 @@ def _refused(rule: str) -> ControlError:
 
 
 def _not_a_reply(why: str) -> ControlError:
-    return ControlError(f"the answer {why}", hint="check that the socket belongs to edged, and to this version of it")
+    return ControlError(f"the answer {why}", hint="check the owner of the socket: edged, in the version of edgectl")

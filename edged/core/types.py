@@ -110,7 +110,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     delegated: int = 0
 
     def answer(self) -> RunnerAnswer:
-        """Return it as the control socket sends it."""
+        """Return the fields for the control socket."""
         return {
             "backend": self.backend,
             "runtime": self.runtime,

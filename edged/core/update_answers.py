@@ -1,4 +1,4 @@
-"""The verbs that update, prove and tune models, and the shape of each answer, as `core/answers.py` has the others."""
+"""Verbs to update, prove and tune models, with the types of the answers. `core/answers.py` has the other verbs."""
 
 from typing import NotRequired, TypedDict
 
@@ -8,15 +8,15 @@ from edged.core.protocol import Call, Stream
 
 
 class TransferAnswer(TypedDict, total=False):
-    """Answer to a bundle that is offered, sent or to be fetched.
+    """Answer to a bundle offered, sent or fetched.
 
     Keys:
-        offset: Number of bytes received: send the rest from there.
-        job: Number of the job that installs it.
-        confirm_within: Seconds for confirmation that the job was begun with.
-        present: True if it is installed already.
+        offset: Number of bytes received, and so the start of the rest.
+        job: Number of the installing job.
+        confirm_within: Seconds for confirmation, as set at the start of the job.
+        present: True for an installed version.
         unused: Remedy, if no pipeline uses the installed version.
-        missing: Digest of the version that a delta builds on and that is not installed.
+        missing: Digest of the base of a delta, if not installed.
     """
 
     offset: int
@@ -34,7 +34,7 @@ class OffsetAnswer(TypedDict):
 
 
 class JobAnswer(TypedDict):
-    """An update. `text` says how it ended, `last` what its last step was."""
+    """An update. `text` describes the end, and `last` the last step."""
 
     job: str
     model: str
@@ -49,11 +49,11 @@ class JobAnswer(TypedDict):
 
 
 class JobItemAnswer(TypedDict, total=False):
-    """A step of an update, or another event while the update is watched. `id` says which keys follow.
+    """A step of an update, or another event of a watched update. The keys depend on `id`.
 
     job.progress   bytes, total (None if unknown), rate (bytes per second)
-    job.alive      none
-    job.ended      those of JobAnswer
+    job.alive      no more
+    job.ended      as in JobAnswer
     any other      model, text, time, and `at`, the board's CLOCK_MONOTONIC seconds
     """
 
@@ -76,7 +76,7 @@ class JobItemAnswer(TypedDict, total=False):
 
 
 class JobDetailsAnswer(JobAnswer):
-    """An update with its steps."""
+    """An update with all steps."""
 
     events: list[JobItemAnswer]
 
@@ -97,14 +97,14 @@ class ServingAnswer(TypedDict):
 
 
 class LatencyAnswer(TypedDict):
-    """Seconds that one inference takes, at two percentiles."""
+    """Seconds for an inference, at two percentiles."""
 
     p50: float
     p99: float
 
 
 class ComparisonAnswer(TypedDict):
-    """Comparison of one sample with the CPU: `worst` is None for NaN, `same` None where no label is decided."""
+    """Comparison of a sample with the CPU: `worst` is None for NaN, `same` None for models without a decision."""
 
     worst: float | None
     same: bool | None
@@ -112,7 +112,7 @@ class ComparisonAnswer(TypedDict):
 
 
 class FindingAnswer(TypedDict):
-    """Comparison of one way to accelerate a model with the CPU."""
+    """Comparison of an accelerated model with the CPU."""
 
     model: str
     version: str
@@ -130,7 +130,7 @@ class FindingAnswer(TypedDict):
 
 
 class MeasurementAnswer(TypedDict):
-    """Measurement of one way to run a model, or its `failure`."""
+    """Measurement of a way to run a model, or the `failure`."""
 
     delegate: str
     variant: str
@@ -147,7 +147,7 @@ class MeasurementAnswer(TypedDict):
 
 
 class TuneStepAnswer(TypedDict, total=False):
-    """A step of tuning. `id` says which keys follow.
+    """A step of tuning. The keys depend on `id`.
 
     tune.begun      model, version, ways         tune.recorded   model, why
     tune.measured   model, title, measurement

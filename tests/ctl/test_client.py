@@ -72,9 +72,7 @@ def test_an_answer_of_another_shape_is_refused_with_its_place(ends, answer, prob
     daemon.sendall(json.dumps({"id": 1, "ok": answer}).encode() + b"\n")
     with pytest.raises(ControlError, match=f"the daemon's answer to 'status' cannot be read: {problem}") as caught:
         client.call(STATUS)
-    assert (
-        caught.value.hint == "restart the daemon, so that it has the version of edgectl: sudo systemctl restart edged"
-    )
+    assert "sudo systemctl restart edged" in caught.value.hint
 
 
 def test_an_event_of_another_shape_ends_the_stream(ends):

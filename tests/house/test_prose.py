@@ -19,7 +19,6 @@ PENDING = {
     "edged/app/operations.py",
     "edged/backends",
     "edged/control",
-    "edged/core/protocol.py",
     "edged/ctl",
     "edged/flow",
     "edged/models",
