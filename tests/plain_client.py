@@ -1,4 +1,4 @@
-"""A client of the control socket for tests: verbs by name, answers as they come, whatever their shape."""
+"""A client of the control socket for tests: verbs by name, answers of any type."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class PlainClient:
 
 
 def connect(runtime_dir: str) -> PlainClient:
-    """Connect to the daemon whose runtime directory is given."""
+    """Connect to the daemon of a runtime directory."""
     return PlainClient(client.connect(runtime_dir))

@@ -1,4 +1,4 @@
-"""The types of answers, and how a decoded document is checked against them."""
+"""Types of answers, and the check of a decoded document."""
 
 from typing import NotRequired, TypedDict
 

@@ -1,4 +1,4 @@
-"""What the daemon answers and edgectl reads is typed: `Any` stays where JSON is decoded, and nowhere else."""
+"""Answers of the daemon are typed for edgectl: `Any` stays in the decoding of JSON alone."""
 
 import ast
 from pathlib import Path
@@ -9,14 +9,14 @@ PACKAGE = Path(__file__).parents[2] / "edged"
 FILES = [*sorted((PACKAGE / "ctl").glob("*.py")), *sorted((PACKAGE / "app").glob("*.py")), PACKAGE / "core/protocol.py"]
 
 GENERIC = {"NDArray", "Task", "Coroutine"}
-"""Generic types of other packages whose parameters say nothing of an answer."""
+"""Generic types of other packages, with parameters unrelated to answers."""
 
 DECODING = {"core/protocol.py": 2}
-"""Files that may say `Any` otherwise, and how often: where JSON is decoded, and where it is checked."""
+"""Files with other uses of `Any`, and the number of uses: to decode JSON, and to check decoded values."""
 
 
 def uses_of_any(tree: ast.AST) -> list[int]:
-    """Return the lines where `Any` is used, but as a parameter of GENERIC types."""
+    """Return the lines with a use of `Any`, except as a parameter of GENERIC types."""
     harmless = {
         id(inner)
         for node in ast.walk(tree)
