@@ -451,7 +451,7 @@ def test_a_sensor_that_is_not_there_is_a_state_with_a_remedy(board):
     assert results(board, 1)[0]["pipeline"] == "demo"
     (wrist,) = [source for source in status(board)["sources"] if source["name"] == "wrist"]
     assert wrist["health"]["state"] in ("failed", "degraded")
-    assert "plug it in" in wrist["health"]["hint"]
+    assert "plug the device in" in wrist["health"]["hint"]
     assert "/dev/ttyUSB7" in board.run("edgectl", "doctor", check=False).stdout
 
 
