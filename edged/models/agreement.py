@@ -1,8 +1,8 @@
-"""An accelerated model must agree with its twin on the CPU: when it is loaded, and now and then as it serves.
+"""Agreement of an accelerated model with its twin on the CPU, checked at load and at intervals in service.
 
-The golden samples say what a model should compute; the twin says what it computes on this very board, and that is what
-an accelerator is held against, within the manifest's tolerance. A model without golden samples is given noise: it means
-nothing, and shows an accelerator that computes something else all the same.
+The golden samples state the correct outputs; the twin computes the outputs of this very board, and an accelerator must
+agree with the twin within the manifest's tolerance. A model without golden samples gets noise, which is meaningless,
+but still reveals an accelerator with different results.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from edged.models.selftest import Proof, check_tensors, golden_samples
 
 SAMPLES = 16
 KEPT_BYTES = 1 << 20
-"""So many samples are kept, or fewer where they are large, but one at least."""
+"""Limit of the kept samples in bytes; at least one sample is kept."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """How one sample came out: the worst difference in any element, in steps (or absolute), and what is wrong.
+    """Comparison of one sample: the worst difference of an element, in steps (or absolute), and the fault in words.
 
-    `worst` is NaN where any element is, and decides nothing; `same` is whether the same label is decided for, None
-    where the model has none to decide for.
+    `worst` is NaN if any element is, and then no label is decided. `same` is true if the same label is decided, None if
+    the model decides no label.
     """
 
     worst: float
@@ -46,41 +46,41 @@ class _Sample(NamedTuple):
 
 
 class Agreement:
-    """What a twin said of some samples, to hold others against. Any thread may ask, of a runner it may run."""
+    """Outputs of a twin for some samples, for comparison. Any thread may compare a runner that this thread may run."""
 
     def __init__(self, manifest: Manifest, samples: Sequence[_Sample]) -> None:
         self._manifest = manifest
         self._samples = samples
 
     def compare(self, runner: Runner) -> Iterator[Comparison]:
-        """How a runner does on each sample, from rest. Raises what the runner raises."""
+        """Yield a comparison for each sample, from rest. Raises the runner's errors."""
         runner.reset()
         for sample in self._samples:
             yield self._compare(sample, runner.run(sample.inputs))
         runner.reset()
 
     def prove(self, runner: Runner) -> Proof:
-        """Hold a runner against all samples, from rest, and leave it at rest.
+        """Compare a runner on all samples, from rest, and leave the runner at rest.
 
         Raises:
-            ModelError: it disagrees, and how.
-            BundleError: it has other tensors than the manifest says.
+            ModelError: the runner disagrees.
+            BundleError: the tensors differ from the manifest.
         """
         check_tensors(self._manifest, runner)
         worst = [self._hold(runner, index, found) for index, found in enumerate(self.compare(runner))]
         return Proof(len(worst), max(worst))
 
     def check(self, runner: Runner) -> None:
-        """Hold a runner against the first sample alone, from rest, and leave it at rest. Raises ModelError."""
+        """Compare a runner on the first sample alone, from rest, and leave the runner at rest. Raises ModelError."""
         runner.reset()
         sample = self._samples[0]
         self._hold(runner, 0, self._compare(sample, runner.run(sample.inputs)))
         runner.reset()
 
     def times(self, runner: Runner, runs: int, within: float = math.inf) -> list[float]:
-        """Seconds of so many single runs, or of those begun `within` so many seconds, after one that is not timed.
+        """Return the seconds of up to `runs` single runs begun `within` so many seconds, after one untimed run.
 
-        From rest, and left at rest.
+        The runner starts from rest, and is left at rest.
         """
         runner.reset()
         feeds = cycle(sample.inputs for sample in self._samples)
@@ -111,7 +111,7 @@ class Agreement:
         worst, same, problem = 0.0, None, ""
         for number, (spec, got, expected) in enumerate(zip(manifest.outputs, outputs, sample.outputs, strict=True)):
             golden = manifest.golden or Golden()
-            decides = number == deciding and manifest.golden is not None  # noise is nothing to decide for
+            decides = number == deciding and manifest.golden is not None  # noise decides no label
             problem = problem or disagreement(spec, got, expected, golden, decides=decides)
             worst = float(np.maximum(worst, difference(got, expected)))
             if number == deciding:
@@ -120,7 +120,7 @@ class Agreement:
 
 
 def agreement(bundle: Bundle, twin: Runner) -> Agreement:
-    """Have the twin say what it computes, from rest, and leave it at rest.
+    """Compute the twin's outputs from rest, and leave the twin at rest.
 
     Raises:
         BundleError: the golden samples are damaged.

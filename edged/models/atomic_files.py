@@ -1,9 +1,9 @@
-"""How models are kept so that a power cut at any moment costs nothing: what is there is whole, or is not there.
+"""Files of models on disk, safe against a power cut at any moment: a file is complete or absent.
 
-`Disk` knows the order in which things are done and made durable; `Effects` are the single effects it is done with,
-each of which the power may cut off from the next. A file is written aside, synced, renamed into place, and its folder
-is synced; nothing is ever changed in place. A sync that fails means that the file is lost, as the kernel may have
-dropped what it held: it is reported, and never tried again on what was written.
+`Disk` orders effects and makes them durable; `Effects` are the single effects, after each of which the power may be
+cut. A file is written aside, synced, renamed into place, and the folder is synced; no file is changed in place. A
+failed sync means that the file is lost, since the kernel may have dropped the data: the error is reported, and the sync
+is never repeated on the same data.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from edged.core.errors import StoreError
 from edged.system.disk_space import room_hint
 
 ASIDE = ".aside"
-"""What the names of files end in that are not in their place yet."""
+"""Suffix of files that are not yet in place."""
 
 
 class Effects(Protocol):
-    """What is done to a disk, one thing at a time. Everything raises OSError."""
+    """Single effects on a disk. Every method raises OSError."""
 
     def make_folder(self, path: Path) -> None:
         """Make a folder."""
 
     def write(self, path: Path, pieces: Iterable[bytes]) -> None:
-        """Write a whole file, instead of what is there."""
+        """Write a whole file, in place of an existing file."""
 
     def link(self, path: Path, to: str) -> None:
         """Make a symbolic link."""
@@ -42,7 +42,7 @@ class Effects(Protocol):
         """Have the names in a folder survive a power cut."""
 
     def rename(self, path: Path, to: Path) -> None:
-        """Put one thing in the place of another."""
+        """Rename a file or folder, in place of an existing one."""
 
     def remove_file(self, path: Path) -> None:
         """Remove a file or a link."""
@@ -59,7 +59,7 @@ class Kernel:
         path.mkdir(mode=0o700)
 
     def write(self, path: Path, pieces: Iterable[bytes]) -> None:
-        """Write a whole file, instead of what is there."""
+        """Write a whole file, in place of an existing file."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             file.writelines(pieces)
@@ -77,7 +77,7 @@ class Kernel:
         _sync(path, os.O_RDONLY | os.O_DIRECTORY)  # the state folder itself may be a link
 
     def rename(self, path: Path, to: Path) -> None:
-        """Put one thing in the place of another."""
+        """Rename a file or folder, in place of an existing one."""
         path.rename(to)
 
     def remove_file(self, path: Path) -> None:
@@ -90,13 +90,15 @@ class Kernel:
 
 
 class Disk:
-    """What the effects add up to. Everything raises StoreError with the remedy; what has returned is durable."""
+    """Durable operations made of effects. Every method raises StoreError with the remedy; on return the result is
+    durable.
+    """
 
     def __init__(self, effects: Effects | None = None) -> None:
         self._effects: Effects = effects or Kernel()
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder, and those it is in, where they are not there yet."""
+        """Make a folder and its missing parents."""
         with _explained(folder):
             for path in (*reversed(folder.parents), folder):
                 if not path.is_dir():
@@ -104,13 +106,13 @@ class Disk:
                     self._effects.sync_folder(path.parent)
 
     def write(self, file: Path, pieces: Iterable[bytes]) -> None:
-        """Make a file of these pieces, where no one looks for it yet. Its name is durable once its folder is synced."""
+        """Make a file of these pieces in an unused place. The name is durable once the folder is synced."""
         with _explained(file):
             self._effects.write(file, pieces)
             self._effects.sync_file(file)
 
     def replace(self, file: Path, data: bytes) -> None:
-        """Put a file in its place, instead of what is there."""
+        """Write a file, in place of an existing file."""
         aside = file.with_name(file.name + ASIDE)
         self.write(aside, [data])
         with _explained(file):
@@ -118,7 +120,7 @@ class Disk:
             self._effects.sync_folder(file.parent)
 
     def point(self, link: Path, to: str | None) -> None:
-        """Have a link lead elsewhere; None removes it."""
+        """Change the target of a link; None removes the link."""
         aside = link.with_name(link.name + ASIDE)
         with _explained(link):
             if to is None:
@@ -130,25 +132,25 @@ class Disk:
             self._effects.sync_folder(link.parent)
 
     def place(self, folder: Path, to: Path) -> None:
-        """Put a folder, whose content is durable, in its place, where nothing may be."""
+        """Move a folder with durable content to an unused place."""
         with _explained(to):
             self._effects.rename(folder, to)
             self._effects.sync_folder(to.parent)
             self._effects.sync_folder(folder.parent)
 
     def sync_folder(self, folder: Path) -> None:
-        """Make sure that what was made in a folder stays there."""
+        """Make the entries of a folder durable."""
         with _explained(folder):
             self._effects.sync_folder(folder)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, a link, or a folder with all that is in it; nothing there is as good."""
+        """Remove a file, a link, or a folder with its content, if present."""
         with _explained(path):
             if self._remove(path):
                 self._effects.sync_folder(path.parent)
 
     def _remove(self, path: Path) -> bool:
-        """Whether there was anything."""
+        """Remove a path, and return whether the path existed."""
         try:
             is_folder = stat.S_ISDIR(path.lstat().st_mode)
         except FileNotFoundError:
@@ -179,7 +181,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def refusal(path: Path, error: OSError) -> StoreError:
-    """What the disk's error means, and what to do about it."""
+    """Return the error for an OSError of the disk, with the remedy."""
     hint = _REMEDIES.get(error.errno or 0, "check that the folder is there and that edged may write to it")
     if error.errno == errno.ENOSPC:
         hint = room_hint(path, hint)

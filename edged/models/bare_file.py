@@ -1,13 +1,13 @@
-"""A bare .tflite file as a version: it says how it computes, and inherits what that means from what it replaces.
+"""A bare .tflite file as a version: the file states the computation, and the replaced version the meaning.
 
-Its window, channels, preprocessing, labels, postprocessing, needs, limits and reference statistics are those of the
-version before; its tensors must be the same in number, shape and dtype. How they are quantised is the file's own, for
-that is how numbers are stored and not what they mean. Labels and normalisation in its TFLite metadata that are others
-than in the file before are its own too. Golden samples cannot be inherited, as another model answers
-otherwise: so a bare file proves no more than that it loads and runs, and is only taken where unsigned versions are.
+Window, channels, preprocessing, labels, postprocessing, needs, limits and reference statistics are inherited from the
+version before; the tensors must be the same in number, shape and dtype. Quantisation is the file's own, since it
+concerns the storage of numbers and not their meaning. Labels and normalisation in the TFLite metadata that differ from
+the file before are the file's own, too. Golden samples cannot be inherited, since another model answers differently: a
+bare file is only known to load and run, and is accepted only where unsigned versions are.
 
-`inherit` makes the head of a container, always the same of the same file, version and contract: what is sent again
-after a cut is known again. `stand_for` makes the rest, so that wherever a container is read a bare file may stand in.
+`inherit` makes the head of a container, always the same for the same file, version and contract: a repeated transfer is
+recognised. `stand_for` makes the rest, so that a bare file may be read like a container.
 """
 
 from __future__ import annotations
@@ -33,51 +33,51 @@ from edged.models.delta import as_stream
 
 SUFFIX = ".tflite"
 _BLOCK = 256 << 10
-_PACK = "pack it, which can say all of it: edgectl pack"
+_PACK = "pack the model with a complete manifest: edgectl pack"
 
 
 class Bare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whom a bare file is for, and its version; None is the next after what serves."""
+    """Model of a bare file, and the version; None for the version after the one in service."""
 
     model: Name
     version: Version | None = None
 
 
 def transfer_id(bare: Bare, sha256: str) -> str:
-    """What a file with this digest is called on its way: the SHA-256, in hex, of all that is said of it."""
+    """Return the identifier of a transfer: the SHA-256, in hexadecimal, of the file's digest and description."""
     return hashlib.sha256(f"bare {bare.model} {bare.version or ''} {sha256}".encode()).hexdigest()
 
 
 def is_bare(data: bytes) -> bool:
-    """Whether what begins with these bytes is a .tflite file."""
+    """Return whether `data` is the beginning of a .tflite file."""
     return data[4:8] == b"TFL3"
 
 
 def names_bare(url: str) -> bool:
-    """Whether it is a bare file that is at a URL, as far as its path tells."""
+    """Return whether the path of a URL names a bare file."""
     return url.partition("#")[0].partition("?")[0].endswith(SUFFIX)
 
 
 def next_version(version: str) -> str:
-    """One more in the last place: 1.0.1 after 1.0.0."""
+    """Return the version with the last number raised by 1: 1.0.1 after 1.0.0."""
     front, dot, last = version.rpartition(".")
     return f"{front}{dot}{int(last) + 1}"
 
 
 def nothing_to_inherit(model: str) -> BundleError:
-    """The error for a bare file that would be the first version of its model."""
+    """Return the error for a bare file as first version of a model."""
     return BundleError(
-        f"there is no version of {model} whose contract it could inherit",
-        hint="pack it, which says all of it: edgectl pack",
+        f"no version of {model} is present to inherit the contract from",
+        hint=_PACK,
     )
 
 
 def read(tflite: Path) -> bytes:
-    """The file.
+    """Return the content of a file.
 
     Raises:
-        BundleError: it is not a .tflite file, or too big for one.
-        StoreError: it cannot be read.
+        BundleError: the file is not a .tflite file, or too big.
+        StoreError: the file cannot be read.
     """
     try:
         with tflite.open("rb") as file:
@@ -92,18 +92,18 @@ def read(tflite: Path) -> bytes:
 
 
 def inherit(data: bytes, base: Manifest, version: str, before_it: bytes | None = None) -> Head:
-    """The head of the container that a bare file's bytes make, with the contract of the version `base`.
+    """Return the head of the container of a bare file, with the contract of the version `base`.
 
-    `before_it` are the bytes of that version's file: what the metadata of both say alike, its manifest has overruled.
+    `before_it` is the file of that version: metadata common to both files were overruled by the manifest.
 
     Raises:
-        BundleError: it is damaged, or its tensors are others; the message names the first. Or its labels are others,
-            and the contract names one that it lacks.
+        BundleError: the file is damaged, or the tensors differ; the message names the first. Or the labels differ, and
+            the contract names a missing label.
     """
     before = f"{base.name} {base.version}"
     old = inspect(before_it) if before_it is not None and is_bare(before_it) else None
     if base.signature is not None:
-        raise BundleError(f"{before} is one signature of a file with several", hint=_PACK)
+        raise BundleError(f"{before} is a signature of a file with several", hint=_PACK)
     found = inspect(data)
     inputs, outputs = _resized(base, found)
     tensors = _matched("input", before, tuple(each.tensor for each in base.inputs), inputs)
@@ -123,7 +123,7 @@ def inherit(data: bytes, base: Manifest, version: str, before_it: bytes | None =
 
 
 def own_parts(manifest: Manifest, base: Manifest) -> list[str]:
-    """What `inherit` took from the file and not from the version before, in words."""
+    """Return the parts that `inherit` took from the file instead of the version before, in words."""
     parts = []
     if manifest.labels != base.labels:
         parts.append(f"labels ({some(manifest.labels, 3)})")
@@ -169,12 +169,12 @@ def _with_own_steps(manifest: Manifest, found: TfliteFile, old: TfliteFile | Non
 
 
 def stand_for(head: Head, file: IO[bytes]) -> IO[bytes]:
-    """The container that `inherit` made the head of, from the file."""
+    """Return a stream of the container with this head, made of the file."""
     return as_stream(container.write(head.data, head.signatures, _blocks(file)))
 
 
 class BareCheck:
-    """Reads along in a bare file of `total` bytes as it arrives, and holds it against the digest that was announced."""
+    """Check of a bare file of `total` bytes during the transfer, against the announced digest."""
 
     def __init__(self, total: int, sha256: str) -> None:
         self.total = total
@@ -184,7 +184,7 @@ class BareCheck:
         self._whole = hashlib.sha256()
 
     def feed(self, data: bytes, /) -> None:
-        """Read the next bytes. Raises BundleError if they cannot be right, and then begins anew."""
+        """Add the next bytes. Raises BundleError if the bytes cannot be correct, and then starts again."""
         self._head = (self._head + data)[:8]
         self._whole.update(data)
         self.verified += len(data)
@@ -193,7 +193,7 @@ class BareCheck:
             raise BundleError("not a .tflite file: it has no TFL3 in its head", hint="send the file itself")
         if self.verified == self.total and self._whole.hexdigest() != self._sha256:
             self._start_over()
-            raise BundleError("the file was damaged on its way", hint="send it again", retryable=True)
+            raise BundleError("the file was damaged in transit", hint="send the file again", retryable=True)
 
     def _start_over(self) -> None:
         self.verified = 0
@@ -202,7 +202,7 @@ class BareCheck:
 
 
 def _resized(base: Manifest, found: TfliteFile) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The file's inputs, those of open shape as the version before resizes them, and the outputs that come of that."""
+    """Return the file's inputs, with open shapes resized as in the version before, and the resulting outputs."""
     stated = tuple(each.tensor.shape for each in base.inputs)
     inputs = tuple(
         replace(tensor, shape=shape) if _fits(tensor.shape, shape, axes) else tensor
@@ -211,11 +211,11 @@ def _resized(base: Manifest, found: TfliteFile) -> tuple[tuple[TensorSpec, ...],
     inputs += found.inputs[len(inputs) :]
     if inputs == found.inputs:
         return inputs, found.outputs
-    return inputs, tuple(replace(tensor, shape=()) for tensor in found.outputs)  # only the runtime can size them
+    return inputs, tuple(replace(tensor, shape=()) for tensor in found.outputs)  # sizes known to the runtime only
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], axes: tuple[int, ...]) -> bool:
-    """Whether a shape with open axes can be another."""
+    """Return whether a shape with open axes can become another."""
     return len(shape) == len(wanted) and all(
         axis in axes or one == other for axis, (one, other) in enumerate(zip(shape, wanted, strict=True))
     )
@@ -224,11 +224,11 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], axes: tuple[int, ...]
 def _matched(
     kind: str, before: str, said: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]
 ) -> tuple[TensorSpec, ...]:
-    """The tensors of before, stored as they are in the file. Raises BundleError where they are others."""
+    """Return the earlier tensors with the file's quantisation. Raises BundleError if they differ otherwise."""
     if len(said) != len(found):
         raise BundleError(f"{before} has {len(said)} {kind} tensors, and the file {len(found)}", hint=_PACK)
     for index, (one, other) in enumerate(zip(said, found, strict=True)):
-        sized = replace(other, shape=other.shape or one.shape)  # a file gives none to what only the runtime can size
+        sized = replace(other, shape=other.shape or one.shape)  # no shape: known to the runtime only
         if _kind(one) != _kind(sized):
             raise BundleError(
                 f"{kind} {index}, {one.name!r}, is {_words(one)} in {before}, and {_words(other)} in the file",

@@ -1,8 +1,8 @@
-"""A bundle: a folder with a model, its manifest, the files the manifest vouches for, and signatures if it has any.
+"""A bundle: a folder with a model, the manifest, the files listed there, and optional signatures.
 
-What `open_folder` returns has been read back from disk and agrees with its manifest to the last byte. `unpack` makes
-such a folder from a container, and `examine` reads either through without keeping it. `derive` makes the manifest that
-a bare .tflite file lacks, from its tensors and its TFLite metadata.
+A bundle returned by `open_folder` has been read back from disk and agrees with the manifest to the last byte. `unpack`
+makes such a folder from a container, and `examine` verifies either without keeping a copy. `derive` makes the missing
+manifest of a bare .tflite file from tensors and TFLite metadata.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from edged.core.tflite_file import TfliteFile, inspect
 
 MANIFEST = "manifest.json"
 DRAFT, DRAFT_MODEL = "manifest.toml", "model.tflite"
-"""The files of a draft (`edgectl model draft`), of which `edgectl pack` makes a bundle."""
+"""Files of a draft (`edgectl model draft`), from which `edgectl pack` makes a bundle."""
 
 SIGNATURES = "manifest.json.sig"
 _BLOCK = 256 << 10
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A verified manifest, the folder it was found in, and the identity of the version: see `digest`.
+    """A verified manifest, the folder, and the identity of the version: see `digest`.
 
-    `derived` says how the manifest of a bare file was made; empty where there is a manifest.
+    `derived` describes the derivation of the manifest of a bare file; empty for a real manifest.
     """
 
     manifest: Manifest
@@ -66,32 +66,32 @@ class Bundle(msgspec.Struct, frozen=True):
 
     @property
     def path(self) -> Path:
-        """The path that it was opened from: its folder, or the bare file."""
+        """Return the opened path: the folder, or the bare file."""
         return self.model if self.derived else self.folder
 
     @property
     def is_there(self) -> bool:
-        """Whether all its files still are, though they may be other ones."""
+        """Return whether all files still exist, though possibly with other content."""
         try:
             return all((self.folder / name).is_file() for name in self.manifest.files)
         except OSError:
             return False
 
     def file(self, name: str) -> Path:
-        """The path of a file the manifest lists. Raises BundleError if it lists none of that name."""
+        """Return the path of a file in the manifest. Raises BundleError for any other name."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder}: the manifest lists no file {name!r}", hint="list it in `files`")
         return self.folder / name
 
 
 def open_folder(folder: Path) -> Bundle:
-    """Open a bundle's folder and verify all of it: nothing missing, nothing changed, nothing extra.
+    """Open a bundle's folder and verify completely: no file missing, changed or added.
 
-    Labels that the manifest leaves out are taken from the model's TFLite metadata, and so is the normalisation of float
-    inputs; the pixels of a picture go into 8-bit inputs as they are.
+    Labels missing in the manifest are taken from the model's TFLite metadata, and so is the normalisation of float
+    inputs; pixels of a picture are fed unchanged into 8-bit inputs.
 
     Raises:
-        BundleError: it is not a sound bundle; the message names the file. `retryable`: it could not be read for now.
+        BundleError: the bundle is unsound; the message names the file. `retryable` if a file cannot be read at present.
     """
     refuse_draft(folder)
     try:
@@ -113,38 +113,39 @@ def refuse_draft(folder: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """The identity of the version in a folder: the SHA-256 of its manifest.json, in hex. Nothing else is looked at.
+    """Return the identity of the version in a folder: the SHA-256 of manifest.json, in hexadecimal. No other file is
+    read.
 
     Raises:
-        BundleError: there is none, or it is too big to be one.
+        BundleError: the manifest is missing or too big.
     """
     return hashlib.sha256(_read(folder / MANIFEST, MAX_MANIFEST_BYTES)).hexdigest()
 
 
 class FolderWriter(Protocol):
-    """What `unpack` does to a disk. Each may raise StoreError."""
+    """Effects of `unpack` on a disk. Each may raise StoreError."""
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder that is not there yet."""
+        """Make a new folder."""
 
     def write(self, file: Path, pieces: Iterable[bytes]) -> None:
-        """Make a file of these pieces, and sync it."""
+        """Make a file of these pieces, and sync the file."""
 
     def sync_folder(self, folder: Path) -> None:
-        """Make sure that what was made in a folder stays there."""
+        """Make the entries of a folder durable."""
 
     def remove(self, folder: Path) -> None:
-        """Remove a folder with all that is in it, if it is there."""
+        """Remove a folder with its content, if present."""
 
 
 def unpack(container: IO[bytes], folder: Path, disk: FolderWriter) -> Head:
-    """Make a folder of the container read from a stream, in place of whatever is there; its head.
+    """Make a folder from a container read from a stream, in place of any existing folder, and return the head.
 
-    Only verified bytes are written, no more of them than the manifest states, and the manifest comes last: what a power
-    cut leaves is no bundle. After an error nothing is left.
+    Only verified bytes are written, no more than stated in the manifest, and the manifest comes last: a power cut
+    leaves no bundle. After an error the folder is removed.
 
     Raises:
-        BundleError: it is not a sound container.
+        BundleError: the container is unsound.
         StoreError: the disk refuses.
     """
     disk.remove(folder)
@@ -165,11 +166,11 @@ def unpack(container: IO[bytes], folder: Path, disk: FolderWriter) -> Head:
 
 
 def examine(bundle: Path) -> Head:
-    """Read a container's file, or a bundle's folder, to its end and verify all of it; its head.
+    """Read a container's file or a bundle's folder to the end, verify completely, and return the head.
 
     Raises:
-        BundleError: it is not sound.
-        StoreError: it cannot be read.
+        BundleError: the bundle is unsound.
+        StoreError: the bundle cannot be read.
     """
     if bundle.is_dir():
         open_folder(bundle)
@@ -187,7 +188,7 @@ def examine(bundle: Path) -> Head:
 
 
 def head_of_folder(folder: Path) -> Head:
-    """What the container of a folder begins with. Raises BundleError; the files are not looked at."""
+    """Return the head of the container of a folder. Raises BundleError; files are not read."""
     manifest = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
     signed = (folder / SIGNATURES).exists()
     signatures = _read(folder / SIGNATURES, MAX_SIGNATURES_BYTES) if signed else b""
@@ -195,13 +196,13 @@ def head_of_folder(folder: Path) -> Head:
 
 
 def derive(tflite: Path, name: str = "") -> Bundle:
-    """A bundle for a bare .tflite file that classifies, if it leaves no doubt of how to use it.
+    """Return a bundle for a bare .tflite classifier whose use is certain.
 
-    It is called `name`, or after the file.
+    The model is named `name`, or after the file.
 
     Raises:
-        BundleError: it is no sound TFLite file, no CPU can run it, or only a manifest can say how to use it; the hint
-            has the part of the manifest to fill in.
+        BundleError: the file is unsound, no CPU can run the model, or only a manifest can state its use; the hint has
+            the part of the manifest to fill in.
     """
     try:
         if not re.match(manifests.FILE_NAME, tflite.name):
@@ -237,7 +238,7 @@ def derive(tflite: Path, name: str = "") -> Bundle:
 
 
 def read_structure(tflite: Path) -> TfliteFile:
-    """What is in a .tflite file. Raises BundleError where it is none, or cannot be read."""
+    """Return the structure of a .tflite file. Raises BundleError for an unreadable or other file."""
     try:
         return inspect(_read(Path(os.path.realpath(tflite)), MAX_FILE_BYTES))
     except BundleError as error:
@@ -245,20 +246,20 @@ def read_structure(tflite: Path) -> TfliteFile:
 
 
 def certain(structure: TfliteFile) -> Derived:
-    """What a .tflite file leaves no doubt of. Raises BundleError where no CPU can run it."""
+    """Return the certain properties of a .tflite file. Raises BundleError if no CPU can run the model."""
     if structure.obstacle:
         reason, remedy = structure.obstacle
         raise BundleError(f"it {reason}", hint=remedy)
     if structure.strange_ops:
         raise BundleError(
-            f"it needs the custom op {structure.strange_ops[0][:100]}, which TFLite's runtimes do not have",
-            hint="convert the model without it",
+            f"the model needs the custom op {structure.strange_ops[0][:100]}, which TFLite's runtimes do not have",
+            hint="convert the model without this op",
         )
     return derived.derive(structure)
 
 
 def fill_in(tflite: Path, part: Mapping[str, Any]) -> str:
-    """The hint that has the part of a manifest which is missing."""
+    """Return the hint with the missing part of a manifest."""
     kinds = 'its postprocess.kind is "classification" (with "labels"), "regression" (with "names") or "anomaly"; '
     return (
         f"complete this part of a manifest, save it as part.json, and run edgectl pack {tflite} --version 1 "
@@ -279,7 +280,7 @@ def _pieces(container: IO[bytes], reader: ContainerReader) -> Iterator[Piece]:
 
 def _finish(reader: ContainerReader) -> Head:
     reader.close()
-    assert reader.head is not None  # or it would not have come to its end
+    assert reader.head is not None  # present after a complete read
     return reader.head
 
 
@@ -296,7 +297,7 @@ def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
         raise _unreadable("cannot be listed", error) from error
     extra = names - {MANIFEST, SIGNATURES, *manifest.files}
     if extra:
-        name = os.fsencode(min(extra)).decode("utf-8", "replace")  # a damaged folder may name anything
+        name = os.fsencode(min(extra)).decode("utf-8", "replace")  # a damaged folder may hold any name
         raise BundleError(f"{name} is not in the manifest", hint="remove it, or list it in `files`")
 
 
@@ -307,7 +308,7 @@ def _verify(path: Path, expected: File) -> None:
             raise BundleError(f"{path.name} has {size} bytes, and the manifest says {expected.bytes}", hint=_AGAIN)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected.sha256:
-        raise BundleError(f"{path.name} is damaged: its SHA-256 is not the manifest's", hint=_AGAIN)
+        raise BundleError(f"{path.name} is damaged: the SHA-256 differs from the manifest's", hint=_AGAIN)
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -320,9 +321,9 @@ def _read(path: Path, limit: int) -> bytes:
 
 @contextmanager
 def _open(path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file and nothing else: a link could lead out of the bundle, a device or a pipe could hang us.
+    """Open a regular file only: a link could lead out of the bundle, and a device or a pipe could hang.
 
-    A card that fails does so while it is read.
+    A failing card raises errors during the read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -336,7 +337,7 @@ def _open(path: Path) -> Iterator[BufferedReader]:
 
 
 def _unreadable(what: str, error: OSError) -> BundleError:
-    """What cannot be read is damaged, unless it is the board that lacks what it takes to read it."""
+    """Return the error for an unreadable file: damaged, or retryable if the board lacks a resource."""
     scarce = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
     hint = "restart edged, or end other processes" if scarce else _AGAIN
     return BundleError(f"{what}: {error.strerror}", hint=hint, retryable=scarce)
@@ -357,18 +358,18 @@ def _complete(manifest: Manifest, model: Path) -> Manifest:
 
 
 def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
-    """The manifest with the preprocessing and labels of the file in place of those that it leaves out."""
+    """Return the manifest with preprocessing and labels of the file in place of missing ones."""
     if not manifest.preprocess:
         manifest = replace(manifest, preprocess=steps_in(manifest, structure))
     post = manifest.postprocess
     if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
         manifest = replace(manifest, labels=numbered(structure.output_metadata[post.output].labels))
-    manifests.encode(manifest)  # it holds what the metadata say to the bounds of a manifest
+    manifests.encode(manifest)  # checks the metadata against the bounds of a manifest
     return manifest
 
 
 def steps_in(manifest: Manifest, structure: TfliteFile) -> tuple[Step, ...]:
-    """The preprocessing that a file asks for by its metadata, or has by default."""
+    """Return the preprocessing requested by a file's metadata, or the default."""
     fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
     tensors = tuple(manifest.inputs[index].tensor for index in fed)
     metadata = tuple(structure.input_metadata[index] for index in fed if index < len(structure.input_metadata))

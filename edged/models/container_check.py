@@ -9,9 +9,10 @@ from edged.core.errors import EdgedError
 
 
 class ContainerCheck:
-    """Reads along in a container. `approve` is shown the head as soon as it is there, and raises BundleError to end it.
+    """Check of a container during the transfer. `approve` gets the complete head, and raises BundleError to end the
+    transfer.
 
-    So a signature can be judged before the files are paid for.
+    Signatures can thus be verified before the files are transferred.
     """
 
     def __init__(self, approve: Callable[[Head], None]) -> None:
@@ -21,12 +22,12 @@ class ContainerCheck:
 
     @property
     def total(self) -> int | None:
-        """The length of the container, once its head is there."""
+        """Return the length of the container, once the head has arrived."""
         return self._reader.head.size if self._reader.head and self._approved else None
 
     @property
     def verified(self) -> int:
-        """Up to where its chunks are right."""
+        """Return the position up to which chunks are verified."""
         return self._reader.verified if self._approved else 0
 
     def feed(self, data: bytes, /) -> None:
@@ -35,7 +36,7 @@ class ContainerCheck:
             for _ in self._reader.feed(data):
                 self._judge()
             self._judge()
-        except EdgedError:  # it may also be that nobody can judge it now, and it is sent again
+        except EdgedError:  # the verdict may be impossible at present, and the container is sent again
             if not self._approved:
                 self._reader = ContainerReader()
             raise

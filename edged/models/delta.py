@@ -1,7 +1,7 @@
-"""Deltas on disk: made of two versions' folders, and read as the container they stand for.
+"""Deltas on disk: made of two versions' folders, and read like a container.
 
-Wherever a container is read, `expand` may stand in for it: `unpack(expand(delta, base), folder, disk)`. What cannot be
-rebuilt raises as a damaged container does, and the full bundle has to be had.
+`expand` may replace a container in any read: `unpack(expand(delta, base), folder, disk)`. A failed reconstruction
+raises like a damaged container, and the full bundle is required.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ WORTH_IT = 0.5
 
 
 def make_delta(old: Path, new: Path) -> bytes | None:
-    """What turns the version in one folder into that in another; None if it is not much smaller than the container.
+    """Return the delta between the versions in two folders, or None if not much smaller than the container.
 
     Raises:
-        BundleError: one of them is not a sound bundle, or nobody could put the new one in a container.
-        StoreError: one cannot be read.
+        BundleError: a bundle is unsound, or the new version does not fit a container.
+        StoreError: a folder cannot be read.
     """
     base, version = examine(old), examine(new)
     files = [_smallest(old, base.manifest, new, version.manifest, name) for name in sorted(version.manifest.files)]
@@ -51,24 +51,24 @@ def make_delta(old: Path, new: Path) -> bytes | None:
 
 
 def expand(delta: IO[bytes], base: Path) -> IO[bytes]:
-    """The container that a delta makes of the version in a folder, to be read once from its start.
+    """Return the container made of a delta and the version in a folder, as a stream to be read once.
 
-    Reading it raises BundleError, also where the base cannot be read: the full bundle needs none. It is worth no more
-    than its signatures and digests, like any other.
+    Reading raises BundleError, also for an unreadable base: the full bundle needs no base. As with any container, only
+    signatures and digests prove the content.
     """
     return as_stream(rebuild(delta, _Folder(base)))
 
 
 def as_stream(pieces: Iterator[bytes]) -> IO[bytes]:
-    """Pieces of bytes as a file that can be read once from its start; reading raises what they do."""
+    """Return pieces of bytes as a file to be read once; reading raises the errors of `pieces`."""
     return io.BufferedReader(_Stream(pieces), BLOCK)
 
 
 class DeltaCheck:
-    """Reads along in a delta as it arrives. `approve` is shown its head, and raises BundleError to end it there.
+    """Check of a delta during the transfer. `approve` gets the head, and raises BundleError to end the transfer.
 
-    The packed data have no digests of their own, so all that is of the right length is taken to be right until the
-    container that is rebuilt from it is read.
+    Packed data have no digests of their own: data of the right length count as correct until the rebuilt container is
+    read.
     """
 
     def __init__(self, approve: Callable[[DeltaHead], None]) -> None:
@@ -78,7 +78,7 @@ class DeltaCheck:
         self._held = b""
 
     def feed(self, data: bytes, /) -> None:
-        """Read the next bytes. Raises BundleError if they cannot be right, and then begins anew."""
+        """Add the next bytes. Raises BundleError if the bytes cannot be correct, and then starts again."""
         if self.total is not None:
             self.verified += len(data)
             return
@@ -93,10 +93,10 @@ class DeltaCheck:
 
 
 class VersionCheck:
-    """Reads along in whatever brings a version: a container, or a delta; its first bytes tell which.
+    """Check of a container or a delta during the transfer, chosen by the first bytes.
 
-    `approve` is shown the head of the version's container, what the transfer of this very file is called, and the
-    version that a delta builds on, "" for a container. It raises BundleError to end it there.
+    `approve` gets the head of the version's container, the identifier of the transfer, and the base of a delta ("" for
+    a container). It raises BundleError to end the transfer.
     """
 
     def __init__(self, approve: Callable[[container.Head, str, str], None]) -> None:
@@ -106,12 +106,12 @@ class VersionCheck:
 
     @property
     def total(self) -> int | None:
-        """Its length, once its head is there."""
+        """Return the length, once the head has arrived."""
         return self._check.total if self._check else None
 
     @property
     def verified(self) -> int:
-        """Up to where it is right, as far as that can be told."""
+        """Return the position up to which the data are correct, as far as known."""
         return self._check.verified if self._check else 0
 
     def feed(self, data: bytes, /) -> None:
@@ -126,7 +126,7 @@ class VersionCheck:
             self._check.feed(data)
         except EdgedError:
             if not self._check.verified:
-                self._check = None  # what is fed next may be another file
+                self._check = None  # the next bytes may belong to another file
             raise
 
     def _check_for(self, data: bytes) -> ContainerCheck | DeltaCheck:
@@ -136,7 +136,7 @@ class VersionCheck:
 
 
 def _smallest(old: Path, base: Manifest, new: Path, version: Manifest, name: str) -> tuple[int, int, bytes]:
-    """How to make one file of the new version: a method, the number of the base's file, and packed data."""
+    """Return the recipe for a file of the new version: a method, the number of the base's file, and packed data."""
     known = sorted(base.files)
     for number, other in enumerate(known):
         if base.files[other].sha256 == version.files[name].sha256:

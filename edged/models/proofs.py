@@ -1,8 +1,8 @@
-"""Which models may be loaded in this process: those that a child process has loaded, run and closed without harm.
+"""Models that may be loaded in this process: a child process has loaded, run and closed them without harm.
 
-Native code reads a model file, and a file that is damaged or hostile can end or hang the process that loads it. So each
-file is tried in a child (models/trial.py) the first time that it is to be loaded with this runtime on this processor.
-What came through is remembered in the state folder (core/proofs.py), so that later starts are as fast as before.
+Native code reads a model file, and a damaged or hostile file can end or hang the process. Each file is therefore tried
+in a child process (models/trial.py) before the first load with this runtime on this processor. Proven models are
+recorded in the state folder (core/proofs.py), so that later starts are fast.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ FILE = "proofs.json"
 """The name of the record in the state folder."""
 
 TRIALS_AT_A_TIME = 2
-"""The number of children at a time: a board has little memory, and one that hangs must not hold up the others."""
+"""Maximum number of concurrent trials: a board has little memory, and a hanging trial must not delay the others."""
 
 
 class Proofs:
-    """The record in `file`, which need not be there, and the trials that add to it, all on one event loop."""
+    """The record in `file`, which may be missing, and the trials that extend the record, all on one event loop."""
 
     def __init__(self, file: Path, disk: Disk | None = None) -> None:
         self._file = file
@@ -47,20 +47,20 @@ class Proofs:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a trial is under way."""
+        """Return whether a trial is running."""
         return bool(self._trials)
 
     def holds(self, bundle: Bundle, backend: Backend, signature: str | None = None) -> bool:
-        """Whether a model is known to do no harm. Raises ModelError if its runtime is not installed."""
+        """Return whether a model is known to be safe. Raises ModelError if the runtime is not installed."""
         return _load_of(bundle, backend, signature) in self._read()
 
     async def ensure(self, bundle: Bundle, backend: Backend) -> None:
-        """Return once a model is known to do no harm; a trial in a child finds out where that is not known.
+        """Return once a model is known to be safe, after a trial in a child process if necessary.
 
-        Whoever asks for a model that is on trial waits for that trial.
+        Concurrent calls for a model wait for the same trial.
 
         Raises:
-            EdgedError: the model does not work or does harm, as `prove_apart` raises, or was replaced meanwhile.
+            EdgedError: the model fails or does harm, as raised by `prove_apart`, or was replaced meanwhile.
         """
         load = await asyncio.to_thread(_load_of, bundle, backend)
         if load in await asyncio.to_thread(self._read):
@@ -73,11 +73,11 @@ class Proofs:
         await asyncio.to_thread(_refuse_if_replaced, bundle)
 
     async def remember(self, bundle: Bundle, backend: Backend) -> None:
-        """Record that a model has passed a trial that was held elsewhere."""
+        """Record that a model has passed a trial elsewhere."""
         await self._add(await asyncio.to_thread(_load_of, bundle, backend))
 
     async def stop(self) -> None:
-        """End the trials that are under way."""
+        """End the running trials."""
         trials = list(self._trials.values())
         for trial in trials:
             trial.cancel()
@@ -93,10 +93,10 @@ class Proofs:
     def _over(self, trial: asyncio.Task[None]) -> None:
         self._trials = {load: each for load, each in self._trials.items() if each is not trial}
         if not trial.cancelled():
-            trial.exception()  # looked at, though all who waited for it may have left
+            trial.exception()  # retrieved, even if all waiting calls were cancelled
 
     async def _add(self, load: SafeLoad) -> None:
-        """Remember a load. One that cannot be written is known in this run alone."""
+        """Record a load. An unwritten record holds for this run alone."""
         async with self._writing:
             known = await asyncio.to_thread(self._read)
             if load in known:
@@ -105,10 +105,10 @@ class Proofs:
             try:
                 await asyncio.to_thread(self._write, [each for each in known if each.runtime])
             except StoreError as error:
-                log.warning("that a model has passed its trial cannot be remembered: %s", error)
+                log.warning("the proof of a model cannot be recorded: %s", error)
 
     def _read(self) -> dict[SafeLoad, None]:
-        """What is known; the file is read the first time."""
+        """Return the record; the first call reads the file."""
         with self._reading:
             if self._known is None:
                 self._known = dict.fromkeys(_recorded(self._file))
@@ -120,7 +120,7 @@ class Proofs:
 
 
 def _load_of(bundle: Bundle, backend: Backend, signature: str | None = None) -> SafeLoad:
-    """What is remembered of a model. Importing a runtime takes long: not for the event loop."""
+    """Return the entry for a model. Importing a runtime is slow, so do not call this on the event loop."""
     manifest = bundle.manifest
     return SafeLoad(
         file=manifest.files[manifest.model].sha256,
@@ -133,14 +133,14 @@ def _load_of(bundle: Bundle, backend: Backend, signature: str | None = None) -> 
 
 
 def _recorded(file: Path) -> tuple[SafeLoad, ...]:
-    """The loads in the file; none where it is not there, no regular file, or damaged."""
+    """Return the loads in the file; none if missing, irregular or damaged."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as opened:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise StoreError("it is no regular file")
+                raise StoreError("not a regular file")
             return proofs.decode(opened.read(MAX_RECORD_BYTES + 1))
-    except (FileNotFoundError, PermissionError):  # edgectl may run as somebody who may not read it
+    except (FileNotFoundError, PermissionError):  # edgectl may run as a user without permission to read the file
         return ()
     except OSError as error:
         log.warning("%s cannot be read: %s", file, error.strerror)
@@ -150,7 +150,7 @@ def _recorded(file: Path) -> tuple[SafeLoad, ...]:
 
 
 def _refuse_if_replaced(bundle: Bundle) -> None:
-    """Hold a model's file against what was tried: a file at a configured path may be replaced at any time."""
+    """Raise an error if the model's file differs from the tried file: a file at a configured path may be replaced."""
     try:
         with bundle.model.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -158,16 +158,16 @@ def _refuse_if_replaced(bundle: Bundle) -> None:
         found = ""
     if found != bundle.manifest.files[bundle.manifest.model].sha256:
         raise ModelError(
-            f"{bundle.model} was replaced while it was on trial", hint="reload once it is in place", retryable=True
+            f"{bundle.model} was replaced during the trial", hint="reload once the file is in place", retryable=True
         )
 
 
 @cache
 def _processor() -> str:
-    """The SHA-256 of what tells processors apart: a runtime chooses its instructions by that."""
+    """Return the SHA-256 of the processor's identification, by which a runtime chooses instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:  # a sandbox may hide it
+    except OSError:  # a sandbox may hide the file
         lines = []
     telling = sorted({line for line in lines if line.partition(":")[0].strip() in _TELLING})
     return hashlib.sha256("\n".join([os.uname().machine, *telling]).encode()).hexdigest()

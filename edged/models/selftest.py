@@ -1,7 +1,7 @@
-"""A model proves itself: its tensors are the manifest's, and on the golden samples it computes what it should.
+"""Proof of a model: the tensors match the manifest, and the golden samples give the stated outputs.
 
-Loading alone proves little: a model with one byte flipped loads and runs, and so does a sound model on a runtime that
-miscomputes it.
+Loading alone proves little: a model with a flipped byte loads and runs, and so does a sound model on a runtime that
+miscomputes.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ MAX_GOLDEN_BYTES = 64 << 20
 
 
 class Tensors(Protocol):
-    """What has the inputs and outputs of a model: one that is loaded, or a file that was looked into."""
+    """Inputs and outputs of a model, loaded or read from a file."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Its inputs, in order."""
+        """Return the inputs in order."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Its outputs, in order."""
+        """Return the outputs in order."""
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """What a model proved: on how many golden samples, and the worst difference in any element of an output.
+    """Result of a proof: number of golden samples, and the worst difference of an element of an output.
 
-    `worst` is in quantisation steps, or absolute for outputs that are not quantised. No samples prove only that the
+    `worst` is in quantisation steps, or absolute for outputs without quantisation. Zero samples prove only that the
     model loads and has the manifest's tensors.
     """
 
@@ -51,11 +51,11 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 def prove(bundle: Bundle, runner: Runner) -> Proof:
-    """Hold a loaded model against its manifest and run its golden samples, from rest, and leave it at rest.
+    """Check a loaded model against the manifest and run the golden samples, from rest, and leave the model at rest.
 
     Raises:
-        BundleError: its tensors are not the manifest's, or the golden samples are damaged.
-        ModelError: it fails, or computes something else than it should.
+        BundleError: the tensors differ from the manifest, or the golden samples are damaged.
+        ModelError: the model fails, or computes other outputs.
     """
     manifest = bundle.manifest
     check_tensors(manifest, runner)
@@ -71,17 +71,17 @@ def prove(bundle: Bundle, runner: Runner) -> Proof:
 
 
 def shaped(backend: Backend, manifest: Manifest) -> Backend:
-    """The backend, told the shapes of a model's inputs, if it is one that resizes those that the file leaves open."""
+    """Return the backend with the shapes of the model's inputs, if the backend resizes open shapes."""
     if not hasattr(backend, "shapes"):
         return backend
     return replace(backend, shapes=tuple(each.tensor.shape for each in manifest.inputs))
 
 
 def check_tensors(manifest: Manifest, model: Tensors) -> None:
-    """Hold shape, dtype and quantisation of a model's tensors against the manifest's; names may differ.
+    """Compare shape, dtype and quantisation of a model's tensors with the manifest; names may differ.
 
     Raises:
-        BundleError: they differ; the message says both.
+        BundleError: they differ; the message states both.
     """
     inputs = tuple(each.tensor for each in manifest.inputs)
     for kind, said, found in (("input", inputs, model.inputs), ("output", manifest.outputs, model.outputs)):
@@ -100,7 +100,7 @@ def _differs(manifest: Manifest, said: str, found: str) -> BundleError:
 
 
 def _same(one: TensorSpec, other: TensorSpec) -> bool:
-    """Whether a tensor is as stated; a file gives no shape to those that only the runtime can size."""
+    """Return whether a tensor is as stated; sizes known to the runtime only have no shape in a file."""
     return (
         other.shape in (one.shape, ())
         and (one.dtype, one.zero_point) == (other.dtype, other.zero_point)
@@ -116,7 +116,7 @@ def _words(spec: TensorSpec) -> str:
 def _prove_sample(
     manifest: Manifest, golden: Golden, runner: Runner, index: int, inputs: Arrays, expected: Arrays
 ) -> float:
-    """The worst difference in one sample."""
+    """Return the worst difference in a sample."""
     worst = 0.0
     deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
     outputs = zip(manifest.outputs, runner.run(inputs), expected, strict=True)
@@ -136,10 +136,10 @@ def _prove_sample(
 
 
 def golden_samples(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-    """The golden inputs and outputs, an array of shape `(n, *tensor shape)` for each of the model's.
+    """Return the golden inputs and outputs, an array of shape `(n, *tensor shape)` for each tensor.
 
     Raises:
-        BundleError: they cannot be read, or are not of this model.
+        BundleError: the samples cannot be read, or belong to another model.
     """
     manifest = bundle.manifest
     specs = {f"input_{index}": each.tensor for index, each in enumerate(manifest.inputs)}
@@ -161,7 +161,7 @@ def golden_samples(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], 
 
 
 def _read(archive: zipfile.ZipFile, name: str, spec: TensorSpec) -> NDArray[Any]:
-    """One array, refused by its header before anything of its size is read. Nothing is ever unpickled."""
+    """Return an array; a wrong header is refused before the data are read. Data are never unpickled."""
     with archive.open(f"{name}.npy") as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise BundleError(f"{name} is in another version of the .npy format than 1.0")

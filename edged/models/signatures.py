@@ -1,8 +1,8 @@
-"""Who made a bundle: OpenSSH signatures over its manifest, verified by `ssh-keygen` against a file of allowed signers.
+"""Signers of a bundle: OpenSSH signatures over the manifest, verified by `ssh-keygen` and a file of allowed signers.
 
-`ssh-keygen` decides and this module explains. A signature counts if its key is allowed for the namespace
-`edged-bundle` at that time and not revoked; so many principals, each counted once whatever keys they have, must have
-signed. A fault of this device's own set-up is a ConfigError, so that no bundle is ever blamed for it.
+`ssh-keygen` decides and this module explains. A signature counts if the key is allowed for the namespace `edged-bundle`
+at that time and not revoked; `threshold` principals, each counted once for all their keys, must have signed. A fault of
+this device's configuration is a ConfigError, so that no bundle is blamed for it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _MAX_WORDS = 300
 _LATEST = 253_402_300_799  # the last second of the year 9999
 
 AHEAD_SECONDS = 86400
-"""How far ahead of the right time a manifest may say that it was made."""
+"""Maximum time, in seconds, by which a manifest may be ahead of a correct clock."""
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """Whom this device trusts.
+    """Trusted signers of this device.
 
     `allowed_signers` is a file as in ssh-keygen(1), `revoked` a key revocation list or a file of public keys, and
-    `threshold` how many principals must have signed. Where a signature is not `required`, unsigned and badly signed
-    bundles pass too, and it is only told who signed.
+    `threshold` the number of principals that must have signed. If a signature is not `required`, unsigned and badly
+    signed bundles pass too, and the signers are only reported.
     """
 
     allowed_signers: Path
@@ -45,16 +45,16 @@ class Trust(msgspec.Struct, frozen=True):
     required: bool = True
 
     def verify(self, manifest: bytes, signatures: bytes, now: float, today: float | None = None) -> tuple[str, ...]:
-        """The principals who signed this manifest, in the order of their signatures.
+        """Return the principals that signed this manifest, in the order of the signatures.
 
-        `now` is in Unix seconds: the clock, or the newest `created` of a trusted manifest if that is later, as a board
-        may have no clock. What the manifest itself states as `created` counts in the same way. `today` is what a
-        synchronised clock says, where there is one: nothing can have been made later.
+        `now` is in Unix seconds: the clock, or the newest `created` of a trusted manifest if later, since a board may
+        have no clock. The manifest's own `created` counts in the same way. `today` is the time of a synchronised clock,
+        if any: a manifest cannot be made later.
 
         Raises:
-            BundleError: too few have signed it, and why each further signature does not count; `retryable` if time may
-                tell, where a key is not valid yet. Or it says that it was made on a day that is yet to come.
-            ConfigError: this device cannot verify signatures as it is set up; `retryable` if it is short of something.
+            BundleError: too few principals have signed, with the reason for each invalid signature; `retryable` if a
+                key is not valid yet. Or the manifest was made on a future day.
+            ConfigError: the configuration does not permit verification; `retryable` if a resource is short.
         """
         found = formats.parse(signatures)
         created = manifests.decode(manifest).created
@@ -66,7 +66,9 @@ class Trust(msgspec.Struct, frozen=True):
         if not self.required and not (found and self.allowed_signers.exists()):
             return ()
         if not found:
-            raise BundleError("the bundle is not signed", hint="sign it: edgectl sign BUNDLE --key ~/.ssh/id_ed25519")
+            raise BundleError(
+                "the bundle is not signed", hint="sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519"
+            )
         moment = max(now, created)
         principals: dict[str, None] = {}
         refusals: list[BundleError] = []
@@ -80,13 +82,13 @@ class Trust(msgspec.Struct, frozen=True):
         except ConfigError as error:
             if self.required:
                 raise
-            log.warning("who signed it cannot be told: %s", error)
+            log.warning("the signers cannot be determined: %s", error)
         if self.required and len(principals) < self.threshold:
             raise self._too_few(len(principals), refusals)
         return tuple(principals)
 
     def admit_bare(self) -> None:
-        """Raises BundleError where signatures are required, which a bare model file cannot have."""
+        """Raise BundleError if signatures are required, which a bare model file cannot have."""
         if self.required:
             raise BundleError(
                 "a bare model file cannot be signed, and only signed versions may come in here",
@@ -99,15 +101,15 @@ class Trust(msgspec.Struct, frozen=True):
             if path is not None and not os.access(path, os.R_OK):
                 raise ConfigError(
                     f"the file of {purpose} cannot be read: {path}",
-                    hint="put it there, readable to edged; ssh-keygen(1) says how it looks",
+                    hint="create the file, readable by edged; ssh-keygen(1) describes the format",
                 )
 
     def _verify(self, manifest: bytes, signature: SshSignature, moment: float) -> str:
-        """The principal behind one signature. Raises BundleError if it does not count."""
+        """Return the principal of a signature. Raises BundleError for an invalid signature."""
         if signature.namespace != NAMESPACE:
             raise BundleError(
-                f"{signature.key} signed it for the namespace {signature.namespace[:100]!r}, not {NAMESPACE!r}",
-                hint="sign it with edgectl sign, or with ssh-keygen -Y sign -n edged-bundle",
+                f"{signature.key} signed for the namespace {signature.namespace[:100]!r}, not {NAMESPACE!r}",
+                hint="sign with edgectl sign, or with ssh-keygen -Y sign -n edged-bundle",
             )
         principal = self._principal(signature, moment)
         good, words = self._ssh_keygen(
@@ -118,7 +120,7 @@ class Trust(msgspec.Struct, frozen=True):
         raise self._explain(manifest, signature, moment, principal, words)
 
     def _principal(self, signature: SshSignature, moment: float) -> str:
-        """Whose key it is; of several names for one key the first, so that nobody counts twice."""
+        """Return the principal of a key; the first of several names, so that no principal counts twice."""
         good, words = self._ssh_keygen("find-principals", signature, moment)
         if good and words:
             return words.splitlines()[0]
@@ -138,18 +140,18 @@ class Trust(msgspec.Struct, frozen=True):
         if "no valid principals" in words:
             raise BundleError(
                 f"{signature.key} is a certificate that is not valid on {day}, or has no principal that is allowed",
-                hint=f"see it with ssh-keygen -L; correct the clock, or {self.allowed_signers}, or sign with another",
+                hint=f"see ssh-keygen -L; correct the clock or {self.allowed_signers}, or sign with another key",
             )
         broken = "; ".join(line for line in words.splitlines() if not line.startswith("No principal matched"))
         raise BundleError(
             f"{signature.key} is not among the allowed signers" + (f" ({broken[:_MAX_WORDS]})" if broken else ""),
-            hint=f"add its public key to {self.allowed_signers} if it should be",
+            hint=f"add the public key to {self.allowed_signers} if it should be",
         )
 
     def _explain(
         self, manifest: bytes, signature: SshSignature, moment: float, principal: str, words: str
     ) -> BundleError:
-        """Why a signature by a known key does not verify. Of a revoked key ssh-keygen says nothing at all."""
+        """Return the reason why a signature by a known key is invalid. For a revoked key ssh-keygen gives no reason."""
         who = f"{signature.key} ({principal})"
         if "incorrect signature" in words:
             return BundleError(f"the signature of {who} is not one of this manifest", hint="fetch or sign it again")
@@ -162,9 +164,9 @@ class Trust(msgspec.Struct, frozen=True):
         if good:
             return BundleError(
                 f"{who} is revoked, or {self.revoked} is no revocation list",
-                hint="sign it with another key; if this one is good, make the list again: ssh-keygen -k",
+                hint="sign with another key; if this key is good, make the list again: ssh-keygen -k",
             )
-        return BundleError(f"the signature of {who} is refused: {words}", hint="sign it again: edgectl sign")
+        return BundleError(f"the signature of {who} is refused: {words}", hint="sign again: edgectl sign")
 
     def _too_few(self, counted: int, refusals: Sequence[BundleError]) -> BundleError:
         reasons = "; ".join(error.message for error in refusals)
@@ -172,7 +174,7 @@ class Trust(msgspec.Struct, frozen=True):
         wanted = f"{counted} of the {self.threshold} signatures needed" if self.threshold > 1 else "no signature counts"
         return BundleError(
             f"{wanted}: {reasons}" if reasons else wanted,
-            hint=hints or "have more of the allowed signers sign it: edgectl sign",
+            hint=hints or "get signatures of more allowed signers: edgectl sign",
             retryable=any(error.retryable for error in refusals),
         )
 
@@ -182,12 +184,12 @@ class Trust(msgspec.Struct, frozen=True):
     def _ssh_keygen(
         self, action: str, signature: SshSignature, moment: float, *options: str, message: bytes = b""
     ) -> tuple[bool, str]:
-        """Whether it agrees, and what it says: its answer if so, its complaints if not."""
+        """Run ssh-keygen, and return success with the output, or failure with the error output."""
         stamp = f"{datetime.fromtimestamp(_seconds(moment), UTC):%Y%m%d%H%M%S}Z"
         options = ("-f", str(self.allowed_signers), "-O", f"verify-time={stamp}", *options)
         try:
             result = _run(action, signature.text, options, message)
-            if result.returncode < 0:  # it was killed, as for want of memory: then it has said nothing of the bundle
+            if result.returncode < 0:  # killed, for example for lack of memory: no verdict on the bundle
                 result.check_returncode()
         except FileNotFoundError as error:
             raise ConfigError(
@@ -202,7 +204,9 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 def _run(action: str, signature: bytes, options: Sequence[str], message: bytes) -> subprocess.CompletedProcess[bytes]:
-    """It wants the signature as a file; one in memory needs no disk, which may be full or read-only."""
+    """Run ssh-keygen, which needs the signature as a file; a file in memory needs no disk, which may be full or
+    read-only.
+    """
     with os.fdopen(os.memfd_create("signature"), "wb") as file:
         file.write(signature)
         file.flush()
@@ -215,5 +219,5 @@ def _day(moment: float) -> str:
 
 
 def _seconds(moment: float) -> float:
-    """A moment that ssh-keygen takes: it knows no second 0, and no year 10000."""
+    """Return a time within the limits of ssh-keygen, which rejects second 0 and year 10000."""
     return min(max(moment, 1.0), _LATEST)

@@ -1,21 +1,21 @@
-"""The models a board has: the factory's, which are never written to and always there to return to, and those installed.
+"""Models on a board: factory models, which are never changed and always available, and installed models.
 
-A factory version of a model is what the configuration gives a `path` for: a bundle's folder, an .edgm file or a bare
-.tflite file. Without a path, the factory versions are those that came with `edged`:
+A factory version of a model is configured by `path`: a bundle's folder, an .edgm file or a bare .tflite file. Without a
+path, the factory versions are the versions shipped with `edged`:
 
     <factory>/<name>/<version>/             bundles
 
-    <state>/../unpacked/<digest>/           what the paths of the configuration hold: a runtime reads files, not
-                                            containers, and nobody may write to them. Made again at need
+    <state>/../unpacked/<digest>/           content of configured paths: a runtime reads files, not containers, and
+                                            the files must not change. Made again when missing
 
-    <state>/<name>/state.json               the ledger: the only truth about what is installed (edged/core/ledger.py)
-                   state.copy.json          the same, for the day the card has lost the first; both are replaced at
-                                            a start where they are not the same
+    <state>/<name>/state.json               the ledger: the only truth about installed versions (edged/core/ledger.py)
+                   state.copy.json          a copy, in case the card loses the first; a start replaces both if they
+                                            differ
                    versions/<digest>/       bundles, immutable
-                   current                  a link to the active one; derived, and for the day both ledgers are lost
-                   arriving/                a bundle on its way into versions/
+                   current                  a link to the active version; derived, in case both ledgers are lost
+                   arriving/                a bundle to be moved into versions/
 
-`Store` finds bundles, and changes nothing but `unpacked`. Who changes what is installed is models/updater.py.
+`Store` finds bundles, and changes only `unpacked`. The updater changes installed versions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ log = logging.getLogger("edged.models")
 _PACKAGE = Path(__file__).parents[1]
 
 FACTORY = next(filter(Path.is_dir, [_PACKAGE / "firmware_models"]), _PACKAGE.parent / "firmware_models")
-"""The models that came with `edged`: inside the package where it was installed, beside it in a checkout."""
+"""The models shipped with `edged`: inside the installed package, or beside the package in a checkout."""
 
 MAX_LEDGER_BYTES = 1 << 20
 _BLOCK = 256 << 10
@@ -58,7 +58,7 @@ MAX_HEAD_BYTES = 2 << 20
 """More than the head of a container or of a delta can have."""
 
 BRING = "bring one: edgectl update-model FILE"
-"""The hint where no version of a model is here, or none is sound."""
+"""Hint for a model without a sound version."""
 
 VERSIONS = "versions"
 """The folder of a model's installed versions."""
@@ -70,7 +70,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ModelFolder:
-    """Where one model's installed versions are. Reads are of the disk as it is; everything raises StoreError."""
+    """Folder of a model's installed versions. Reads reflect the present disk; every method raises StoreError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -83,9 +83,9 @@ class ModelFolder:
         return self.versions / digest
 
     def read(self) -> Ledger:
-        """The ledger, or where it is damaged its copy; where both are lost, what else is here tells.
+        """Return the ledger, or the copy of a damaged ledger; if both are lost, a ledger recovered from other files.
 
-        Empty where there never was one: neither of them is there, nor the link that follows the first confirmation.
+        Empty without any installation: both files and the link of the first confirmation are missing.
         """
         linked = self._linked()
         lost = linked is not None
@@ -106,22 +106,24 @@ class ModelFolder:
         return ledgers.recovered(dict(self._found()), linked)
 
     def holds(self, ledger: Ledger) -> bool:
-        """Whether this is in the file and in its copy; of a model that nothing was ever installed of there is none."""
+        """Return whether the ledger is in the file and in the copy; without any installation,
+        whether both are missing.
+        """
         there = {_content(file) for file in self._ledgers()}
         return there == {ledgers.encode(ledger)} or (ledger == EMPTY and there == {None})
 
     def write(self, ledger: Ledger, disk: Disk) -> None:
-        """Replace the ledger, and then its copy."""
+        """Replace the ledger, and then the copy."""
         disk.make_folder(self.folder)
         for file in self._ledgers():
             disk.replace(file, ledgers.encode(ledger))
 
     def present(self) -> dict[str, int]:
-        """The versions that have a folder, and how many bytes are in it."""
+        """Return the versions with a folder, and the bytes in each."""
         present = {}
         try:
             for folder in _entries(self.versions):
-                with suppress(FileNotFoundError):  # it is being removed while somebody only asks
+                with suppress(FileNotFoundError):  # the folder may be removed during the read
                     if _DIGEST.fullmatch(folder.name):
                         present[folder.name] = sum(file.lstat().st_size for file in folder.iterdir())
         except OSError as error:
@@ -129,7 +131,7 @@ class ModelFolder:
         return present
 
     def current(self) -> str | None:
-        """The version that the link names."""
+        """Return the version named by the link."""
         try:
             return self.link.readlink().name
         except FileNotFoundError:
@@ -138,7 +140,7 @@ class ModelFolder:
             raise refusal(self.link, error) from error
 
     def free(self) -> int:
-        """Free bytes on the disk that this is on, or will be."""
+        """Return the free bytes on the present or future disk of the folder."""
         try:
             there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
             return shutil.disk_usage(there).free
@@ -146,7 +148,7 @@ class ModelFolder:
             raise refusal(self.folder, error) from error
 
     def litter(self) -> tuple[str, ...]:
-        """What an interrupted step has left behind, relative to the folder."""
+        """Return the remains of interrupted steps, relative to the folder."""
         try:
             return tuple(
                 sorted(
@@ -159,14 +161,14 @@ class ModelFolder:
             raise refusal(self.folder, error) from error
 
     def _linked(self) -> str | None:
-        """The version that the link names, as far as that can be read."""
+        """Return the version named by the link, or None if unreadable."""
         try:
             return self.current()
         except StoreError:
             return None
 
     def _found(self) -> Iterator[tuple[str, Installed]]:
-        """The versions whose manifest is what their folder is called after."""
+        """Yield the versions whose manifest matches the name of the folder."""
         for each in self.present():
             folder = self.version(each)
             try:
@@ -181,20 +183,20 @@ class ModelFolder:
 
 
 class FactoryVersion(NamedTuple):
-    """A version's number, and where it is: a folder, an .edgm file or a .tflite file."""
+    """Number and place of a version: a folder, an .edgm file or a .tflite file."""
 
     version: str
     path: Path
 
 
 class MissingModelError(ConfigError):
-    """No version of a model is here, or not the one that was asked for; it may be brought."""
+    """No version of a model, or not the requested version, is present; an installation is the remedy."""
 
 
 class Store:
-    """Finds bundles by name and version. It looks at the disk each time, so models may come and go.
+    """Finder of bundles by name and version. Each call reads the disk, so models may come and go.
 
-    `paths` is what the configuration gives for models, by name; it is replaced whole when the configuration is.
+    `paths` holds the configured paths by model; a new configuration replaces it whole.
     """
 
     def __init__(
@@ -205,10 +207,10 @@ class Store:
         paths: Mapping[str, Path] | None = None,
         unpacked: Path | None = None,
     ) -> None:
-        """`state` is the folder of installed models; without one there are the factory's alone.
+        """Set up with `state`, the folder of installed models; None for factory models alone.
 
-        .edgm files are unpacked into `unpacked`, and what other paths name is copied there. Without it, .edgm files are
-        unpacked into a folder that goes with this process.
+        .edgm files are unpacked into `unpacked`, and files at other paths are copied there. Without `unpacked`, .edgm
+        files are unpacked into a folder removed with this process.
         """
         self.paths = paths or {}
         self._factory = factory
@@ -220,16 +222,16 @@ class Store:
         return Store(self._factory, self._state, paths=paths, unpacked=self._unpacked)
 
     def names(self) -> tuple[str, ...]:
-        """The names of all models that have a version, in alphabetical order."""
+        """Return the names of all models with a version, in alphabetical order."""
         names = {*_folders(self._factory, _NAME), *self.paths, *self.installed()}
         return tuple(sorted(name for name in names if self.versions(name)))
 
     def installed(self) -> tuple[str, ...]:
-        """The names of the models that something was installed of, in alphabetical order."""
+        """Return the names of models with any installation, in alphabetical order."""
         return tuple(sorted(_folders(self._state, _NAME))) if self._state else ()
 
     def versions(self, name: str) -> tuple[str, ...]:
-        """The versions of a model, oldest first; none if there is no such model. The candidate is not among them."""
+        """Return the versions of a model without the candidate, oldest first; none for an unknown model."""
         if not _NAME.fullmatch(name):
             return ()
         confirmed = [each.version for each in self._ledger(name).versions.values() if each.confirmed]
@@ -240,11 +242,11 @@ class Store:
         return tuple(sorted({*given, *confirmed}, key=version_key))
 
     def find(self, name: str, version: str | None = None) -> Bundle:
-        """Open and verify a model: that version of it, or the active one, or the best there is where that is damaged.
+        """Open and verify a model: the version with this number, or the active version, or the best other if damaged.
 
         Raises:
-            MissingModelError: there is no such model, or no such version of it.
-            EdgedError: it is damaged, or is not what its folder says.
+            MissingModelError: no such model or version exists.
+            EdgedError: the bundle is damaged, or differs from the folder's name.
         """
         versions = self.versions(name)
         if not versions and name in self.paths:
@@ -266,29 +268,29 @@ class Store:
         """Open and verify the version with this digest.
 
         Raises:
-            EdgedError: it is damaged, something else, or not there.
+            EdgedError: the bundle is damaged, another version, or missing.
         """
         if self._state and self.model(name).version(digest).is_dir():
             return open_version(self.model(name).version(digest), name)
         known = self.factory(name).get(digest)
         if known is None:
-            raise BundleError(f"the version {digest[:12]} of {name} is not there", hint="install it again")
+            raise BundleError(f"the version {digest[:12]} of {name} is missing", hint="install the version again")
         bundle = self._open(known.path, name)
         if bundle.digest != digest:
             raise BundleError(f"{known.path} holds another version than before", hint="reload: edgectl reload")
         return bundle
 
     def model(self, name: str) -> ModelFolder:
-        """Where the installed versions of a model are, or will be."""
+        """Return the present or future folder of a model's installed versions."""
         assert self._state is not None, "a store without a state folder has no shelves"
         return ModelFolder(self._state / name)
 
     def factory(self, name: str) -> dict[str, FactoryVersion]:
-        """The factory's versions of a model by digest, newest first; those that cannot be read are left out."""
+        """Return the factory versions of a model by digest, newest first, without unreadable ones."""
         return dict(self._factory_versions(name))
 
     def tidy(self, disk: Disk) -> None:
-        """Remove what was unpacked or copied of paths that no model has any more. Raises StoreError."""
+        """Remove unpacked or copied files of paths that no model has any more. Raises StoreError."""
         if self._unpacked is None:
             return
         needed = {digest for name in self.paths for digest in self.factory(name)}
@@ -301,7 +303,7 @@ class Store:
                 disk.remove(folder)
 
     def _ledger(self, name: str) -> Ledger:
-        """What is known to be installed; nothing where that cannot be read, for the factory's versions can."""
+        """Return the ledger; an empty ledger if unreadable, since factory versions remain readable."""
         try:
             return self.model(name).read() if self._state else EMPTY
         except StoreError as error:
@@ -336,7 +338,7 @@ class Store:
         yield from (path for path in self._factory_paths(name) if path not in sound)
 
     def _numbered(self, name: str, version: str) -> Iterator[Path]:
-        """Yield the places of the versions with that number."""
+        """Yield the places of the versions with this number."""
         if not _VERSION.fullmatch(version):
             return
         for found, each in self._ledger(name).versions.items():
@@ -367,13 +369,13 @@ class Store:
 def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundle:
     """Open and verify the model in a bundle's folder, an .edgm file or a bare .tflite file.
 
-    A bare file's version is called `name`. An .edgm file is unpacked into `unpacked`, unless it is there;
-    without that, or where the disk refuses, into a folder that goes with this process. Anything else is copied into
-    `unpacked`, where there is that.
+    The model of a bare file is named `name`. An .edgm file is unpacked into `unpacked` on first use; without
+    `unpacked`, or if the disk refuses, into a folder removed with this process. Other files are copied into `unpacked`,
+    if given.
 
     Raises:
-        BundleError: it is not sound.
-        StoreError: it cannot be read, or not be unpacked.
+        BundleError: the bundle is unsound.
+        StoreError: the bundle cannot be read or unpacked.
     """
     _check_kind(path)
     if path.suffix != container.SUFFIX or path.is_dir():
@@ -392,7 +394,7 @@ def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundl
 
 
 def _unpacked(path: Path, folder: Path) -> Bundle:
-    """Open the version of an .edgm file that is in a folder, or unpack the file there first."""
+    """Open the version of an .edgm file in a folder, after unpacking it there if necessary."""
     disk = Disk()
     try:
         with suppress(BundleError):
@@ -412,14 +414,14 @@ def _unpacked(path: Path, folder: Path) -> Bundle:
 
 @lru_cache(maxsize=64)
 def _complain(path: Path, why: str) -> None:
-    """Log what keeps a factory version from being read, once: it is looked at again and again."""
+    """Log once why a factory version cannot be read, since it is read again and again."""
     log.error("%s: the factory's version cannot be had: %s", path, why.removeprefix(f"{path}: "))
 
 
 def _copied(bundle: Bundle, folder: Path) -> Bundle:
-    """The same version in a folder of our own; where it is if the disk refuses.
+    """Return the same version in a folder of edged, or in the original place if the disk refuses.
 
-    A runtime maps the file: whoever writes to that while it serves ends the process with SIGBUS.
+    A runtime maps the file: a write to a file in service ends the process with SIGBUS.
     """
     disk, aside = Disk(), folder.with_name(folder.name + ASIDE)
     with _COPYING:
@@ -439,7 +441,7 @@ def _copied(bundle: Bundle, folder: Path) -> Bundle:
             disk.remove(folder)
             disk.place(aside, folder)
         except StoreError as error:
-            log.warning("%s is used where it is: it must not be written to while it serves: %s", bundle.path, error)
+            log.warning("%s is used where it is: it must not be written to in service: %s", bundle.path, error)
             return bundle
         return replace(open_folder(folder), derived=bundle.derived)
 
@@ -462,13 +464,13 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 
 def _check_kind(path: Path) -> None:
-    """Raise BundleError where something is at a path that is, by its name, no model."""
+    """Raise BundleError for an existing path that is, by its name, no model."""
     if path.is_dir():
         refuse_draft(path)
         problem = "" if (path / MANIFEST).exists() else f"there is no {MANIFEST} in this folder"
     else:
         known = path.suffix in (BARE, container.SUFFIX) or not path.exists()
-        problem = "" if known else f"its name ends in neither {BARE} nor {container.SUFFIX}"
+        problem = "" if known else f"the name ends in neither {BARE} nor {container.SUFFIX}"
     if problem:
         raise BundleError(f"{path}: {problem}", hint=_KINDS)
 
@@ -488,7 +490,7 @@ def _identify(path: Path, name: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def _identify_bare(path: Path, name: str, _file: tuple[int, int, int]) -> tuple[str, str]:
-    """Read all of a bare file, once as long as it is the same."""
+    """Read a whole bare file, once as long as the file is unchanged."""
     bundle = derive(path, name)
     return bundle.digest, bundle.manifest.version
 
@@ -504,29 +506,31 @@ def _head(path: Path) -> Head:
 
 
 def _unreadable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path}: it cannot be read: {error.strerror}", hint=_KINDS)
+    return StoreError(f"{path} cannot be read: {error.strerror}", hint=_KINDS)
 
 
 def open_version(folder: Path, name: str) -> Bundle:
-    """Open a bundle that must be of this model, and of the version or the digest that its folder is called.
+    """Open a bundle of this model, and of the version or the digest in the folder's name.
 
     Raises:
-        BundleError: it is damaged, or something else.
+        BundleError: the bundle is damaged, or another version.
     """
     bundle = open_folder(folder)
     manifest = bundle.manifest
     if _DIGEST.fullmatch(folder.name):
         if bundle.digest != folder.name:
-            raise BundleError(f"{folder}: manifest.json is damaged: its SHA-256 is another", hint="install it again")
+            raise BundleError(
+                f"{folder}: manifest.json is damaged: the SHA-256 differs", hint="install the version again"
+            )
     elif version_key(manifest.version) != version_key(folder.name) or manifest.name != name:
         raise BundleError(
-            f"{folder} holds {manifest.name} {manifest.version}", hint="rename the folder to what its manifest says"
+            f"{folder} holds {manifest.name} {manifest.version}", hint="rename the folder to match the manifest"
         )
     return bundle
 
 
 def _content(file: Path) -> bytes | None:
-    """What is in a file; None where it is not there, nothing where it cannot be read."""
+    """Return the content of a file; None if missing, b"" if unreadable."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
@@ -536,7 +540,7 @@ def _content(file: Path) -> bytes | None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder; nothing where there is no such folder."""
+    """Return the entries of a folder; none for a missing folder."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -546,5 +550,5 @@ def _entries(folder: Path) -> list[Path]:
 def _folders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
     try:
         return [entry.name for entry in folder.iterdir() if pattern.fullmatch(entry.name) and entry.is_dir()]
-    except OSError:  # not there, or not ours to read: no models either way
+    except OSError:  # missing or not permitted: no models either way
         return []

@@ -1,9 +1,9 @@
-"""A trial: before a version may serve, a child process loads it as it will be loaded to serve, and has it prove itself.
+"""Trial of a version before service: a child process loads the version as in service, and runs its self-test.
 
-`try_out` is for updates, `prove_apart` for any other model that this process is about to load for the first time. Both
-start the child (`trial_child`, on a leash), hear what it says, end it, and judge. The child measures; `judge` holds
-that against the limits, and says what it means when there is nothing to hold. What happens in the child is the
-version's fault, and a verdict. That no child could be started is not, and an error.
+`try_out` is for updates, `prove_apart` for any other model before its first load in this process. Both start the child
+(`trial_child`, with limits), read its output, end it, and judge. The child measures; `judge` compares the measurements
+with the limits, and interprets a missing result. Events in the child are the version's fault, and a verdict. A failure
+to start the child is an error.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ MAX_STDOUT_BYTES = 64 << 10
 MAX_STDERR_BYTES = 2 << 10
 MAX_QUOTE = 200
 PROOF_SECONDS = 120.0
-"""How long a model may take to prove itself before it is loaded: slow boards need long for a large one's samples."""
+"""Time limit of a proof before a load: slow boards need long for the samples of a large model."""
 
 _TIMING_SECONDS = 3.0
 _SECONDS_TO_DIE = 5.0
 _PIPE_BYTES = 1 << 20
-"""The most that a pipe can hold, and one read can take."""
+"""Maximum capacity of a pipe, and of a read."""
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
-    """What this board allows a trial: `seconds` from start to end, and bytes of `memory`. A manifest only lowers it."""
+    """Limits of this board for a trial: `seconds` in total, and bytes of `memory`. A manifest may only lower them."""
 
     seconds: float = 60.0
     memory: int = 512 << 20
 
 
 class Ending(NamedTuple):
-    """What came of a child.
+    """End of a child process.
 
-    `status` is its exit status, negative for the signal that ended it, None if it was not done in time. `stdout` and
-    `stderr` are the ends of what it said.
+    `status` is the exit status, negative for a signal, None after the time limit. `stdout` and `stderr` are the ends of
+    the output.
     """
 
     status: int | None
@@ -61,22 +61,22 @@ class Ending(NamedTuple):
 
 
 async def try_out(folder: Path, manifest: Manifest, backend: Backend, allowance: Allowance) -> Verdict:
-    """Try the bundle in a folder on the backend that will serve it. Cancelled, it ends the child before it returns.
+    """Try the bundle in a folder on the backend of the service. On cancellation the child is ended first.
 
     Raises:
-        ModelError: no child could be started; to try again later may succeed.
+        ModelError: no child could be started; a later retry may succeed.
     """
     return await _try(Bundle(manifest, folder), backend, allowance, timing_seconds=_TIMING_SECONDS)
 
 
 async def prove_apart(bundle: Bundle, backend: Backend, *, signature: str | None = None) -> Verdict:
-    """Have a child process load, run and close a model that this process is about to load; its verdict.
+    """Load, run and close a model in a child process before this process loads the model; return the verdict.
 
-    The manifest's limits do not apply: they are for updates. `signature` is the one to run instead of the manifest's.
+    The manifest's limits are for updates and do not apply. `signature` replaces the manifest's signature.
 
     Raises:
         BundleError: the bundle is damaged.
-        ModelError: the model does not work, or kills or hangs the process that runs it. `retryable`: it may work later.
+        ModelError: the model does not work, or kills or hangs its process. `retryable` if it may work later.
     """
     unlimited = replace(bundle, manifest=replace(bundle.manifest, limits=Limits()))
     allowance = Allowance(seconds=PROOF_SECONDS, memory=max(Allowance().memory, available_bytes()))
@@ -109,7 +109,7 @@ def class_path(backend: Backend) -> str:
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Memory that can be had without swapping: MemAvailable of proc_meminfo(5), or no limit where that is hidden."""
+    """Return the memory available without swapping: MemAvailable of proc_meminfo(5), or no limit if hidden."""
     with suppress(OSError):  # ProcSubset=pid and a bare chroot have no such file
         for line in meminfo.read_text().splitlines():
             name, _, value = line.partition(":")
@@ -119,19 +119,19 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
 
 
 def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
-    """What a child's ending means for the version it tried."""
+    """Return the verdict on a version by the end of the child."""
     stage, verdict = _understand(ending.stdout)
-    if stage == STAGES[0] and (verdict is None or ending.status != 0):  # nobody has looked at the version yet
+    if stage == STAGES[0] and (verdict is None or ending.status != 0):  # the version has not been read yet
         said = " ".join(printable(ending.stderr).splitlines()[-1:])
         verdict = Verdict(failure="hindered", reason=_NOT_BEGUN + (f": {said}" if said else ""), hint=_SCARCE)
     elif ending.status is None:
-        reason = f"its self-test was not done in {ending.seconds:.3g} s; it was {stage}"
+        reason = f"the self-test did not end within {ending.seconds:.3g} s; stage: {stage}"
         verdict = Verdict(failure="hung", reason=reason, hint=_HUNG)
     elif ending.status != 0:
         verdict = _died(ending.status, stage, ending.stderr)
     elif verdict is None:
         verdict = Verdict(
-            failure="silent", reason=f"its self-test ended without a verdict while {stage}", hint=_CRASHED
+            failure="silent", reason=f"the self-test ended without a verdict while {stage}", hint=_CRASHED
         )
     elif verdict.ok:
         verdict = _hold(verdict, manifest, allowance)
@@ -154,7 +154,7 @@ def _start(name: str, request: TrialRequest, seconds: float, memory: int) -> Chi
 
 
 async def _follow(child: Child, seconds: float) -> Ending:
-    """Hear a child to its end, and see to it that there is one."""
+    """Follow a child to the end, which is enforced."""
     loop = asyncio.get_running_loop()
     begun = time.monotonic()
     ended = asyncio.Event()
@@ -175,7 +175,7 @@ async def _follow(child: Child, seconds: float) -> Ending:
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it happens within so many seconds."""
+    """Return whether the event occurs within `seconds`."""
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:
@@ -184,7 +184,7 @@ async def _happens(event: asyncio.Event, seconds: float) -> bool:
 
 
 class _Ear:
-    """Takes whatever comes out of a pipe, so that its writer never waits, and keeps the end of it."""
+    """Reader of a pipe that never lets the writer wait, and keeps the end of the output."""
 
     def __init__(self, pipe: int, limit: int) -> None:
         self.heard = b""
@@ -195,7 +195,7 @@ class _Ear:
         self._loop.add_reader(pipe, self._listen)
 
     def close(self) -> None:
-        """Hear what is still in the pipe, and listen no more."""
+        """Read the rest of the pipe, and stop."""
         self._listen()
         self._loop.remove_reader(self._pipe)
 
@@ -205,7 +205,7 @@ class _Ear:
         except BlockingIOError:
             return
         self.heard = (self.heard + data)[-self._limit :]
-        if not data:  # nobody has the other end any more
+        if not data:  # no process has the other end
             self._loop.remove_reader(self._pipe)
 
 
@@ -213,7 +213,7 @@ class _Ear:
 
 
 def _understand(stdout: bytes) -> tuple[str, Verdict | None]:
-    """What the child said last that it was doing, and the verdict it came to, if it did."""
+    """Return the last stage reported by the child, and the verdict, if any."""
     lines = ["", *stdout.decode(errors="replace").splitlines()]
     stage = next((line for line in reversed(lines) if line in STAGES), STAGES[0])
     try:
@@ -223,48 +223,48 @@ def _understand(stdout: bytes) -> tuple[str, Verdict | None]:
 
 
 def _died(status: int, stage: str, stderr: bytes) -> Verdict:
-    """What it means that the child ended otherwise than it should."""
+    """Return the verdict on a child that ended abnormally."""
     if out_of_memory(stderr):
-        return Verdict(failure="memory", reason=f"it ran out of memory while {stage}", hint=MEMORY_HINT)
+        return Verdict(failure="memory", reason=f"the process ran out of memory while {stage}", hint=MEMORY_HINT)
     if status > 0:
-        return Verdict(failure="crashed", reason=f"its self-test exited with {status} while {stage}", hint=_CRASHED)
+        return Verdict(failure="crashed", reason=f"the self-test exited with {status} while {stage}", hint=_CRASHED)
     number = signal.Signals(-status)
     if number == signal.SIGXCPU:
-        return Verdict(failure="hung", reason=f"it used up its processor time while {stage}", hint=_HUNG)
+        return Verdict(failure="hung", reason=f"the self-test used up its processor time while {stage}", hint=_HUNG)
     if number == signal.SIGKILL:
-        reason = f"the system killed its self-test while {stage}, most likely for want of memory"
+        reason = f"the system killed the self-test while {stage}, most likely for lack of memory"
         return Verdict(failure="memory", reason=reason, hint=MEMORY_HINT)
-    reason = f"it crashed while {stage}: {number.name} ({signal.strsignal(number)})"
+    reason = f"the self-test crashed while {stage}: {number.name} ({signal.strsignal(number)})"
     return Verdict(failure="crashed", reason=reason, hint=_CRASHED)
 
 
 def _hold(measured: Verdict, manifest: Manifest, allowance: Allowance) -> Verdict:
-    """What was measured, held against what is allowed."""
+    """Compare the measurements with the limits."""
     limits = manifest.limits
     memory = min(allowance.memory, limits.rss_bytes or allowance.memory)
     if measured.rss_bytes > memory:
-        reason = f"it took {_mebibytes(measured.rss_bytes)} of memory, and {_mebibytes(memory)} are allowed"
+        reason = f"the self-test took {_mebibytes(measured.rss_bytes)} of memory, and {_mebibytes(memory)} are allowed"
         return replace(measured, failure="memory", reason=reason, hint=MEMORY_HINT)
     return hold_latency(measured, limits)
 
 
 def _error(manifest: Manifest, verdict: Verdict) -> EdgedError:
-    """A verdict as the error of whoever wants to load the model."""
+    """Return a verdict as an error of the load."""
     if verdict.failure == "damaged":
         return BundleError(verdict.reason, hint=verdict.hint)
     reason = verdict.reason
     if verdict.failure in ("crashed", "hung", "memory", "silent"):  # the others name the model
         said = [line for line in verdict.stderr.splitlines() if not line.startswith("INFO:")]
         reason = f"{manifest.name} {manifest.version}: {reason}" + (
-            f"; it said: {said[-1][:MAX_QUOTE]}" if said else ""
+            f"; last output: {said[-1][:MAX_QUOTE]}" if said else ""
         )
     return ModelError(reason, hint=verdict.hint, retryable=verdict.failure in ("hindered", "memory"))
 
 
-_NOT_BEGUN = "its self-test ended before it had begun"
+_NOT_BEGUN = "the self-test ended before the first stage"
 _SCARCE = "free some memory, or end other processes"
 _CRASHED = "the model or its backend ends the process that runs it: use another version of the model or the runtime"
-_HUNG = "it hangs, or needs more time than limits.seconds in its manifest and this board allow"
+_HUNG = "the model hangs, or needs more time than limits.seconds in the manifest and this board allow"
 
 
 def _mebibytes(count: int) -> str:

@@ -1,7 +1,7 @@
-"""What a trial's child process does: load a bundle as it will be loaded to serve, have it prove itself, and time it.
+"""Child process of a trial: load a bundle as in service, run its self-test, and measure the time.
 
-On standard output it says what it is doing, a line of STAGES each, and at last its verdict, a line of JSON. Whatever
-else is printed there, by a vendor's library say, goes to standard error instead.
+Standard output gets the current stage, a line of STAGES each, and at last the verdict, a line of JSON. Any other
+output, from a vendor's library for example, is redirected to standard error.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ STAGES = (
 )
 RUNS = 100
 LEAST_RUNS = 5
-"""How many inferences are timed: as many as there is time for, between these."""
+"""Bounds for the number of timed inferences, within the available time."""
 MEMORY_HINT = "a smaller model is needed, or a board with more memory"
 
 
 class TrialRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to try: the bundle at `path`, on the class `backend` ("module:Class") with `options`.
+    """Request of a trial: the bundle at `path`, on the class `backend` ("module:Class") with `options`.
 
-    `path` is a folder or a bare file. `sha256` is that of its model file, and `signature` the one to run instead of the
-    manifest's. `timing_seconds` is how long inferences are timed, once LEAST_RUNS of them have been.
+    `path` is a folder or a bare file. `sha256` is the digest of the model file, and `signature` replaces the manifest's
+    signature. `timing_seconds` limits the timing, after at least LEAST_RUNS inferences.
     """
 
     path: str
@@ -55,7 +55,7 @@ class TrialRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(request: str) -> None:
-    """Try it and say so. The process ends here, with none of what a vendor's library would do as it exits."""
+    """Run the trial and report. The process ends here, without exit handlers of vendors' libraries."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     verdict = _try(msgspec.json.decode(request, type=TrialRequest), lambda stage: print(stage, file=out))
@@ -79,7 +79,7 @@ def _try(request: TrialRequest, say: Callable[[str], None]) -> Verdict:
         p50, p99 = np.percentile(_latencies(runner, _feeds(bundle), request.timing_seconds), (50, 99))
         say(next(stages))
         runner.close()
-    except Exception as error:  # a stranger's backend may raise anything
+    except Exception as error:  # a foreign backend may raise any exception
         return _explain(error, failure)
     return Verdict(
         samples=proof.samples,
@@ -92,10 +92,10 @@ def _try(request: TrialRequest, say: Callable[[str], None]) -> Verdict:
 
 
 def _open(path: Path, sha256: str) -> Bundle:
-    """The bundle at a path. Raises BundleError if it is not sound, StoreError if its model is another one by now."""
+    """Return the bundle at a path. Raises BundleError if unsound, StoreError if the model was replaced."""
     bundle = open_folder(path) if path.is_dir() else derive(path)
     if bundle.manifest.files[bundle.manifest.model].sha256 != sha256:
-        raise StoreError(f"{bundle.model} was replaced while it was on trial", hint="try again once it is in place")
+        raise StoreError(f"{bundle.model} was replaced during the trial", hint="try again once the file is in place")
     return bundle
 
 
@@ -106,7 +106,7 @@ def _backend(request: TrialRequest) -> Backend:
 
 
 def _feeds(bundle: Bundle) -> Iterator[Arrays]:
-    """Inputs without end: the golden ones, or zeros where there are none."""
+    """Yield inputs endlessly: golden inputs, or zeros without any."""
     manifest = bundle.manifest
     if manifest.golden is None:
         return repeat([np.zeros(each.tensor.shape, each.tensor.dtype) for each in manifest.inputs])
@@ -115,9 +115,9 @@ def _feeds(bundle: Bundle) -> Iterator[Arrays]:
 
 
 def _latencies(runner: Runner, feeds: Iterator[Arrays], seconds: float) -> list[float]:
-    """Seconds of single inferences, but for those in which the processor was taken away, unless that is most of them.
+    """Return the seconds of single inferences without preempted ones, unless most were preempted.
 
-    This process is the last in line for the processor, and how long it stands there says nothing about the model.
+    This process has the lowest priority, and the waiting time says nothing about the model.
     """
     runner.run(next(feeds))
     undisturbed, all_of_them = [], []
@@ -136,7 +136,9 @@ def _latencies(runner: Runner, feeds: Iterator[Arrays], seconds: float) -> list[
 
 
 def _peak_rss() -> int:
-    """Bytes. `getrusage` counts the parent too, as it was at the start, and is asked only where /proc is hidden."""
+    """Return the peak memory in bytes. `getrusage` includes the parent, as of the start, and is used only without
+    /proc.
+    """
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -148,7 +150,7 @@ def _peak_rss() -> int:
 def _explain(error: Exception, failure: Failure) -> Verdict:
     if _out_of_memory(error):
         said = error.message if isinstance(error, EdgedError) else str(error)
-        reason = f"it ran out of memory: {said}" if said else "it ran out of memory"
+        reason = f"the process ran out of memory: {said}" if said else "the process ran out of memory"
         return Verdict(failure="memory", reason=reason, hint=MEMORY_HINT)
     if isinstance(error, EdgedError):
         if error.retryable or isinstance(error, DeviceError | StoreError):
@@ -157,7 +159,7 @@ def _explain(error: Exception, failure: Failure) -> Verdict:
             failure = "damaged"
         return Verdict(failure=failure, reason=error.message, hint=error.hint)
     traceback.print_exc()
-    return Verdict(failure=failure, reason=f"its backend failed: {_words(error)}", hint="see the traceback")
+    return Verdict(failure=failure, reason=f"the backend failed: {_words(error)}", hint="see the traceback")
 
 
 def _words(error: Exception) -> str:

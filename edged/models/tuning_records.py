@@ -1,6 +1,6 @@
-"""What was measured of the models on this board: tuning/<model>.json in the state folder, each replaced whole.
+"""Measurements of the models on this board: tuning/<model>.json in the state folder, each replaced whole.
 
-What is in such a file, and what follows from it, is core/tuning.py's.
+core/tuning.py defines the content and the consequences.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ log = logging.getLogger("edged.models")
 
 
 class Tunings:
-    """The records in a folder, which need not be there."""
+    """Tuning records in a folder, which may be missing."""
 
     def __init__(self, folder: Path, disk: Disk | None = None) -> None:
         self._folder = folder
         self._disk = disk or Disk()
 
     def read(self, model: str) -> TuningRecord | None:
-        """The record of a model. One that is damaged is as good as none, and the log says so."""
+        """Return the record of a model. A damaged record counts as missing, and is logged."""
         file = self._file(model)
         try:
             with file.open("rb") as opened:
@@ -38,7 +38,7 @@ class Tunings:
         return None
 
     def write(self, record: TuningRecord) -> None:
-        """Put a record in the place of the one before. Raises StoreError."""
+        """Write a record, in place of the last. Raises StoreError."""
         self._disk.make_folder(self._folder)
         self._disk.replace(self._file(record.model), tuning.encode(record))
 

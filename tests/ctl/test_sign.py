@@ -115,7 +115,7 @@ def test_what_is_not_sound_is_not_signed(tmp_path, keys, capsys):
 def test_verify_tells_what_is_wrong_and_what_to_do(bundle, keys, allowed, capsys):
     assert main(["verify", str(bundle), "--allowed-signers", allowed]) == 1
     assert capsys.readouterr().out == (
-        "the bundle is not signed\n  -> sign it: edgectl sign BUNDLE --key ~/.ssh/id_ed25519\n"
+        "the bundle is not signed\n  -> sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519\n"
     )
     main(["sign", str(bundle), "--key", str(keys["alice"])])
     capsys.readouterr()

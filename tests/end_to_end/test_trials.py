@@ -108,7 +108,7 @@ def test_check_says_which_model_it_is(tmp_path: Path):
     daemon = Edged(tmp_path, config() + KILLER.format(file=killer(tmp_path, "load")))
     daemon.start("--check")
     assert daemon.process.wait(PATIENCE) == 1
-    daemon.wait_for_log("killer 1.0: it crashed while loading the model: SIGSEGV (Segmentation fault)")
+    daemon.wait_for_log("killer 1.0: the self-test crashed while loading the model: SIGSEGV (Segmentation fault)")
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,9 @@ def test_containers_that_are_damaged_leave_nothing_behind(tmp_path: Path, edged)
 @pytest.mark.parametrize(
     ("trait", "reason"),
     [
-        ("crash", "it crashed while loading the model: SIGABRT"),
-        ("hang", "its self-test was not done in 2"),
-        ("eat", "it ran out of memory"),
+        ("crash", "the self-test crashed while loading the model: SIGABRT"),
+        ("hang", "the self-test did not end within 2"),
+        ("eat", "the process ran out of memory"),
         ("refuse-daemon", "RuntimeError: not on this board"),
     ],
 )

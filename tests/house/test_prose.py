@@ -21,7 +21,6 @@ PENDING = {
     "edged/control",
     "edged/ctl",
     "edged/flow",
-    "edged/models",
     "edged/plugins.py",
     "edged/sinks",
     "edged/sources",

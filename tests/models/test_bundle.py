@@ -68,7 +68,7 @@ def replace_by_pipe(folder: Path) -> None:
         (lambda folder: (folder / "model.tflite").unlink(), "model.tflite cannot be read: No such file"),
         (change(b""), "model.tflite has 0 bytes, and the manifest says 1004"),
         (change(bytes(2000)), "model.tflite has 2000 bytes, and the manifest says 1004"),
-        (flip_a_bit, "model.tflite is damaged: its SHA-256"),
+        (flip_a_bit, "model.tflite is damaged: the SHA-256"),
         (replace_by_link, "model.tflite cannot be read"),
         (replace_by_folder, "model.tflite is not a regular file"),
         (replace_by_pipe, "model.tflite is not a regular file"),
@@ -273,7 +273,7 @@ def test_a_file_whose_name_no_bundle_can_have_is_to_be_renamed(tmp_path):
         ("open.tflite", "the meaning of the input is not certain: float32 [1, 4]", '"window":{"length":1,"hop":1,'),
         ("stateful.tflite", "the output of the op READ_VARIABLE may not be scores", '"names":["v0"]'),
         # A decisive reason comes alone: filling in a part would not help.
-        ("custom_op.tflite", "it needs the custom op my-op", "convert the model without it"),
+        ("custom_op.tflite", "the model needs the custom op my-op", "without this op"),
         ("edgetpu.tflite", "it is compiled for the Edge TPU and does not run on a CPU", "edgectl pack --variant"),
         ("make_models.py", "not a TFLite file", "name a .tflite file"),
         ("absent.tflite", "cannot be read: No such file", "install the model again"),
@@ -338,7 +338,7 @@ def test_a_real_sound_model_says_its_rate():
         ("tflm_hello_world_int8.tflite", "FULLY_CONNECTED may not", '"names":["v0"]'),
         ("keras_lstm_mnist_ptq.tflite", "the input is not certain: uint8 [1, 28, 28]", '"sample_shape":[28,28]'),
         ("automl_traffic_ssd_lstm.tflite", "the model has 3 inputs", '"feedback":"raw_outputs/lstm_c"'),
-        ("model_invoking_error.tflite", "it needs the custom op fake-op-double", "convert the model without it"),
+        ("model_invoking_error.tflite", "the model needs the custom op fake-op-double", "without this op"),
         ("tflm_person_detect_vela.tflite", "it is compiled for an Arm Ethos-U", "use the original model"),
     ],
 )  # fmt: skip

@@ -140,7 +140,9 @@ def test_a_backend_without_a_title_is_known_in_this_run_alone(record, colours, n
 def test_a_file_that_kills_the_runtime_costs_a_child(record, tmp_path, stage):
     bundle = open_folder(killer(tmp_path, stage))
     doing = {"load": "loading", "run": "timing"}[stage]
-    with pytest.raises(ModelError, match=f"killer 1.0: it crashed while {doing} the model: SIGSEGV") as failure:
+    with pytest.raises(
+        ModelError, match=f"killer 1.0: the self-test crashed while {doing} the model: SIGSEGV"
+    ) as failure:
         ensure(record, bundle, TfliteBackend())
     assert failure.value.hint
     assert not failure.value.retryable
@@ -148,19 +150,19 @@ def test_a_file_that_kills_the_runtime_costs_a_child(record, tmp_path, stage):
 
 
 def test_one_that_dies_as_it_is_closed_is_refused_too(record, colours, native):
-    with pytest.raises(ModelError, match=r"colours 1\.0: it crashed while closing the model: SIGABRT"):
+    with pytest.raises(ModelError, match=r"colours 1\.0: the self-test crashed while closing the model: SIGABRT"):
         ensure(record, colours, native(closing="os.abort()"))
     assert not Proofs(record).holds(colours, native())
 
 
 def test_the_last_words_of_a_crash_are_told(record, colours, native):
-    with pytest.raises(ModelError, match=r"SIGABRT \(Aborted\); it said: no such instruction"):
+    with pytest.raises(ModelError, match=r"SIGABRT \(Aborted\); last output: no such instruction"):
         ensure(record, colours, native(loading="os.write(2, b'INFO: on\\nno such instruction\\n'); os.abort()"))
 
 
 def test_one_that_runs_out_of_memory_may_work_later(record, colours, native, monkeypatch):
     monkeypatch.setattr("edged.models.trial.available_bytes", lambda: 0)
-    with pytest.raises(ModelError, match="it ran out of memory") as failure:
+    with pytest.raises(ModelError, match="the process ran out of memory") as failure:
         ensure(record, colours, native(loading="bytearray(1 << 30)"))
     assert failure.value.retryable
 
@@ -218,10 +220,10 @@ def test_a_file_that_is_replaced_during_its_trial_is_not_loaded(record, native, 
     other.write_bytes(file.read_bytes() + b"!")
     bundle = derive(file)
     replace = f"Path({str(file)!r}).write_bytes(Path({str(other)!r}).read_bytes())"
-    with pytest.raises(ModelError, match=r"mine\.tflite was replaced while it was on trial") as failure:
+    with pytest.raises(ModelError, match=r"mine\.tflite was replaced during the trial") as failure:
         ensure(record, bundle, native(closing=replace))
     assert failure.value.retryable
-    with pytest.raises(ModelError, match=r"mine\.tflite was replaced while it was on trial"):
+    with pytest.raises(ModelError, match=r"mine\.tflite was replaced during the trial"):
         ensure(record, bundle, native(version="native 1.1"))
 
 
@@ -261,6 +263,6 @@ def test_a_proof_that_cannot_be_written_counts_in_this_run(record, colours, nati
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(twice())
-    assert "cannot be remembered" in caplog.text
+    assert "cannot be recorded" in caplog.text
     assert loads(tmp_path) == 1
     assert not Proofs(record).holds(colours, native())

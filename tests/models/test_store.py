@@ -213,7 +213,7 @@ def test_what_was_unpacked_is_mended_and_goes_when_no_path_leads_to_it(given, tm
     assert store.open("colours", first.digest).folder == first.folder
     make("0.6")
     second = store.find("colours")
-    with pytest.raises(BundleError, match="is not there"):
+    with pytest.raises(BundleError, match="is missing"):
         store.open("colours", first.digest)
     store.tidy(Disk())
     assert [folder.name for folder in (tmp_path / "unpacked").iterdir()] == [second.digest]
@@ -234,7 +234,7 @@ def test_a_path_that_leads_to_no_model_is_told(given, tmp_path, content, why):
 @pytest.mark.parametrize("name", ["MINE.TFLITE", "mine.lite", "mine"])
 def test_a_file_that_is_no_model_by_its_name_is_told_so(tmp_path, name):
     (tmp_path / name).write_bytes(MODEL)
-    with pytest.raises(BundleError, match=r"its name ends in neither .tflite nor .edgm \(name a bundle's folder"):
+    with pytest.raises(BundleError, match=r"the name ends in neither .tflite nor .edgm \(name a bundle's folder"):
         Store(DATA, paths={"mine": tmp_path / name}).find("mine")
 
 
@@ -275,7 +275,7 @@ def test_where_nothing_can_be_copied_a_path_is_used_as_it_is(tmp_path, caplog):
     path = write_bundle(tmp_path / "mine")
     store = Store(tmp_path / "factory", paths={"colours": path}, unpacked=tmp_path / "unpacked")
     assert store.find("colours").folder == path
-    assert "must not be written to while it serves" in caplog.text
+    assert "must not be written to in service" in caplog.text
 
 
 def test_where_nothing_can_be_unpacked_a_container_serves_from_a_temporary_folder(given, tmp_path, caplog):

@@ -196,7 +196,7 @@ def test_a_device_that_is_busy_says_nothing_of_the_model(tmp_path, rogue):
 
 def test_a_backend_that_raises_anything_is_unfit_and_its_traceback_is_kept(tmp_path, rogue):
     verdict = tried(bundle(tmp_path), rogue(loading="raise KeyError('scale')"))
-    assert refused(verdict) == ("unfit", "its backend failed: KeyError: 'scale'")
+    assert refused(verdict) == ("unfit", "the backend failed: KeyError: 'scale'")
     assert "Traceback" in verdict.stderr
 
 
@@ -220,13 +220,13 @@ def test_wrong_answers_are_told_by_sample_and_distance(tmp_path, rogue, running,
 @pytest.mark.parametrize(
     ("deed", "reason"),
     [
-        ({"loading": "os.abort()"}, "it crashed while loading the model: SIGABRT (Aborted)"),
+        ({"loading": "os.abort()"}, "the self-test crashed while loading the model: SIGABRT (Aborted)"),
         (
             {"running": "ctypes.string_at(0)"},
-            "it crashed while running the golden samples: SIGSEGV (Segmentation fault)",
+            "the self-test crashed while running the golden samples: SIGSEGV (Segmentation fault)",
         ),
-        ({"closing": "os.abort()"}, "it crashed while closing the model: SIGABRT (Aborted)"),
-        ({"running": "sys.exit(3)"}, "its self-test exited with 3 while running the golden samples"),
+        ({"closing": "os.abort()"}, "the self-test crashed while closing the model: SIGABRT (Aborted)"),
+        ({"running": "sys.exit(3)"}, "the self-test exited with 3 while running the golden samples"),
     ],
 )
 def test_a_crash_is_told_by_its_signal_and_what_it_was_doing(tmp_path, rogue, deed, reason):
@@ -247,12 +247,12 @@ def test_one_that_hangs_is_ended_when_its_manifest_says(tmp_path, rogue):
 
 def test_one_that_eats_memory_gets_no_more_than_this_board_allows(tmp_path, rogue):
     verdict = tried(bundle(tmp_path), rogue(loading="bytearray(1 << 30)"), memory=256 << 20)
-    assert refused(verdict) == ("memory", "it ran out of memory")
+    assert refused(verdict) == ("memory", "the process ran out of memory")
 
 
 def test_one_that_ends_with_no_word_is_silent(tmp_path, rogue):
     verdict = tried(bundle(tmp_path), rogue(running="os._exit(0)"))
-    assert refused(verdict) == ("silent", "its self-test ended without a verdict while running the golden samples")
+    assert refused(verdict) == ("silent", "the self-test ended without a verdict while running the golden samples")
 
 
 def test_one_that_talks_into_the_verdict_is_silent_too(tmp_path, rogue):
@@ -313,11 +313,11 @@ def judged(
         (judged(0, MEASURED, rss_bytes=50 << 20, latency_p99=0.020), ("", "")),
         (
             judged(0, MEASURED, rss_bytes=(50 << 20) - 1),
-            ("memory", "it took 50.0 MiB of memory, and 50.0 MiB are allowed"),
+            ("memory", "the self-test took 50.0 MiB of memory, and 50.0 MiB are allowed"),
         ),
         (
             judged(0, replace(MEASURED, rss_bytes=101 << 20), rss_bytes=1 << 30),
-            ("memory", "it took 101.0 MiB of memory, and 100.0 MiB are allowed"),
+            ("memory", "the self-test took 101.0 MiB of memory, and 100.0 MiB are allowed"),
         ),
         (
             judged(0, MEASURED, latency_p99=0.0199),
@@ -327,41 +327,41 @@ def judged(
             judged(0, Verdict(failure="wrong", reason="it is off", hint="train it again")),
             ("wrong", "it is off"),
         ),
-        (judged(0), ("hindered", "its self-test ended before it had begun")),
+        (judged(0), ("hindered", "the self-test ended before the first stage")),
         (judged(0, "timing the model", '{"ok": true}')[0], "silent"),
         (judged(0, "timing the model", '{"latency_p50": null}')[0], "silent"),
         (judged(0, "closing the model", MEASURED, "and then some")[0], "silent"),
         (
             judged(None, "loading the model", seconds=60.03),
-            ("hung", "its self-test was not done in 60 s; it was loading the model"),
+            ("hung", "the self-test did not end within 60 s; stage: loading the model"),
         ),
         (
             judged(-signal.SIGXCPU, "loading the model"),
-            ("hung", "it used up its processor time while loading the model"),
+            ("hung", "the self-test used up its processor time while loading the model"),
         ),
         (
             judged(-signal.SIGKILL, "loading the model"),
-            ("memory", "the system killed its self-test while loading the model, most likely for want of memory"),
+            ("memory", "the system killed the self-test while loading the model, most likely for lack of memory"),
         ),
         (
             judged(-signal.SIGABRT, "loading the model", stderr=b"what():  std::bad_alloc"),
-            ("memory", "it ran out of memory while loading the model"),
+            ("memory", "the process ran out of memory while loading the model"),
         ),
         (
             judged(-signal.SIGBUS, "reading the bundle"),
-            ("crashed", "it crashed while reading the bundle: SIGBUS (Bus error)"),
+            ("crashed", "the self-test crashed while reading the bundle: SIGBUS (Bus error)"),
         ),
         (judged(-signal.SIGSEGV, "closing the model", MEASURED)[0], "crashed"),
-        (judged(-signal.SIGKILL), ("hindered", "its self-test ended before it had begun")),
-        (judged(None), ("hindered", "its self-test ended before it had begun")),
+        (judged(-signal.SIGKILL), ("hindered", "the self-test ended before the first stage")),
+        (judged(None), ("hindered", "the self-test ended before the first stage")),
         (
             judged(1, stderr=b"Traceback\nModuleNotFoundError: No module named 'numpy'\n"),
             (
                 "hindered",
-                "its self-test ended before it had begun: ModuleNotFoundError: No module named 'numpy'",
+                "the self-test ended before the first stage: ModuleNotFoundError: No module named 'numpy'",
             ),
         ),
-        (judged(1, "loading the model"), ("crashed", "its self-test exited with 1 while loading the model")),
+        (judged(1, "loading the model"), ("crashed", "the self-test exited with 1 while loading the model")),
     ],
 )
 def test_every_ending_has_its_own_reason(judgement, expected):
