@@ -1,11 +1,11 @@
-"""Wall-clock time for monotonic moments, and whether to believe it.
+"""Wall-clock time for monotonic times, with a flag for trustworthy time.
 
-Inside, time is CLOCK_MONOTONIC. A board without a real-time clock starts in 1970 and jumps when the network brings
-the time, so the difference of the two clocks is measured anew by `refresh`: every few seconds, and at once when the
-clock was set, of which `SetNotice` tells.
+Inside, time is CLOCK_MONOTONIC. A board without a real-time clock starts in 1970 and jumps when the network brings the
+time. The difference of the two clocks is therefore measured by `refresh`: every few seconds, and at once after a change
+of the clock, reported by `SetNotice`.
 
-An era is the time from one jump to the next. A moment is told by the difference in its own era where the clock was
-synchronised then, else in the first later era of which that can be said, else by the latest.
+An era is the time between two jumps. A monotonic time is converted by the difference in its own era if the clock was
+synchronised then, else by the first later synchronised era, else by the latest.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ REFRESH = 5.0
 """Seconds between refreshes."""
 
 JUMP = 0.1
-"""So many seconds of difference are a jump: an NTP client that only slews needs minutes for them."""
+"""Least difference, in seconds, that counts as a jump: a slewing NTP client needs minutes for such a difference."""
 
 MAX_ERAS = 16
 
 _TIME_ERROR = 5
-_TIMEX_BYTES = 512  # struct timex is 208 bytes at most; all zero, it asks and changes nothing
+_TIMEX_BYTES = 512  # struct timex has at most 208 bytes; all zero, it changes nothing
 
 
 def kernel_synchronised() -> bool:
-    """Whether the kernel holds the clock to be disciplined by a time source: what adjtimex(2) returns."""
+    """Return whether the kernel considers the clock synchronised, by the result of adjtimex(2)."""
     state: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
-    return 0 <= state < _TIME_ERROR  # -1: the call is forbidden here, and nobody knows
+    return 0 <= state < _TIME_ERROR  # -1: the call is forbidden, and the state unknown
 
 
 class Era(NamedTuple):
-    """From `since`, in CLOCK_MONOTONIC seconds, until the next jump: Unix time less that, and whether to believe it."""
+    """An era from `since`, in CLOCK_MONOTONIC seconds: the difference to Unix time, and whether to trust the result."""
 
     since: float
     offset: float
@@ -62,7 +62,7 @@ class KernelClock:
 
     @property
     def synchronised(self) -> bool:
-        """Whether a time source vouches for the clock, and it was not set since the last refresh."""
+        """Return whether the clock is synchronised, and was not set since the last refresh."""
         latest = self._eras[-1]
         return latest.synchronised and abs(self._wall() - self._monotonic() - latest.offset) < JUMP
 
@@ -71,12 +71,12 @@ class KernelClock:
         return monotonic + self._era(monotonic).offset
 
     def knows(self, monotonic: float) -> bool:
-        """Whether `at` is to be believed of this moment; the clock itself may have lost the time since."""
+        """Return whether `at` is trustworthy for this time; the clock may have lost the time since."""
         era = self._era(monotonic)
         return era.synchronised and (era.since < self._eras[-1].since or self.synchronised)
 
     def _era(self, monotonic: float) -> Era:
-        """The era by which a moment is told."""
+        """Return the era for the conversion of a time."""
         eras = self._eras
         if monotonic < eras[-1].since:
             known = (era for era, after in pairwise(eras) if monotonic < after.since and era.synchronised)
@@ -84,9 +84,9 @@ class KernelClock:
         return eras[-1]
 
     def refresh(self) -> bool:
-        """Measure again; whether the clock was set meanwhile.
+        """Measure again, and return whether the clock was set meanwhile.
 
-        `synchronised` turns true one refresh late, so that no reader sees it beside the old time.
+        `synchronised` becomes true one refresh late, so that no reader combines it with the old time.
         """
         before, self._asked = self._asked, self._ask()
         now = self._monotonic()
@@ -96,31 +96,31 @@ class KernelClock:
         if jumped:
             era = Era(now, offset, synchronised=False)
             self._eras = (*earlier, latest, era)[-MAX_ERAS:]
-            log.warning("the clock was set: it jumped by %+.1f s", offset - latest.offset)
+            log.warning("the clock was set: jump by %+.1f s", offset - latest.offset)
         else:
             self._eras = (*earlier, Era(latest.since, offset, before and self._asked))
         return jumped
 
 
 class SetNotice:
-    """A descriptor that becomes readable when the wall clock is set: timerfd_create(2) with TFD_TIMER_CANCEL_ON_SET.
+    """Descriptor that becomes readable when the wall clock is set: timerfd_create(2) with TFD_TIMER_CANCEL_ON_SET.
 
-    `descriptor` is -1 where the kernel has none to give.
+    `descriptor` is -1 if the kernel has no descriptors left.
     """
 
     def __init__(self) -> None:
         libc = ctypes.CDLL(None)
         self.descriptor: int = libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
-        never = (ctypes.c_long * 4)(0, 0, _NEVER, 0)  # struct itimerspec: no interval, and when it ends
+        never = (ctypes.c_long * 4)(0, 0, _NEVER, 0)  # struct itimerspec: no interval, and the end
         if self.descriptor >= 0 and libc.timerfd_settime(self.descriptor, _ABSTIME | _CANCEL_ON_SET, never, None) < 0:
             self.close()
 
     def take(self) -> None:
-        """Have it be readable again only when the clock is set once more."""
+        """Reset, so that the descriptor becomes readable at the next change."""
         try:
             os.read(self.descriptor, 8)
         except OSError:
-            pass  # ECANCELED: that is how it says so
+            pass  # ECANCELED is the expected report
 
     def close(self) -> None:
         """Let go of the descriptor. May be called twice."""

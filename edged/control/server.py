@@ -1,12 +1,12 @@
-"""The operator's socket: a Unix socket that serves the daemon's operations, speaking `edged.core.protocol`.
+"""Control socket: a Unix socket that serves the daemon's operations, in the protocol of `edged.core.protocol`.
 
-Whoever may open the socket may ask: its permissions are the access control, and they are set before anybody can
-connect. Each connection is one task that takes one request at a time. Nothing a client does can grow without bound:
-there are few connections, a request is at most 64 KiB, a silent client is let go after a minute, and one that does not
-read its answer after ten seconds, with no more than that answer waiting for it.
+Access is controlled by the permissions of the socket, which are set before any client can connect. Each connection is a
+task that serves one request at a time. All client resources are bounded: the number of connections is small, a request
+has at most 64 KiB, a silent client is disconnected after a minute, and a client that does not read its answer after ten
+seconds, with no more than this answer pending.
 
-Nor can clients keep an operator out: where all places are taken, the client that has been silent for longest makes
-room, and streams of one verb, such as those that watch, never take all places.
+Clients cannot lock an operator out: if all places are taken, the client with the longest silence is disconnected, and
+streams of one verb, such as watches, never take all places.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ MAX_STREAMS = 12
 """So many clients at a time may have streams of the same verb."""
 
 MAX_ALL_STREAMS = MAX_CONNECTIONS - 2
-"""So many may have streams at all: there is always room for somebody who asks."""
+"""Maximum number of clients with streams: a place for a request always remains."""
 
 ACCEPTED_AT_ONCE = 1
-"""How many connections asyncio is to accept before it sees to those that there are.
+"""Number of connections that asyncio accepts before serving present ones.
 
-With more, a client could have to make room before its request was read, and out of descriptors asyncio would try again
-so many times for each time it tried, which soon is all it does.
+With a larger number, a client could be disconnected before its request was read, and without descriptors asyncio would
+spend all its time on repeated attempts.
 """
 
 WAITING = 100
-"""So many connections may wait to be accepted; the kernel refuses those that come then."""
+"""Number of connections that may wait to be accepted; the kernel refuses further ones."""
 
 _OVERFLOW_USER = 65534
 
@@ -54,7 +54,7 @@ log = logging.getLogger("edged.control")
 
 
 class RequestHandler(Protocol):
-    """What an operator can ask. Values are what JSON can hold; a verb is in `calls` or in `streams`."""
+    """Operations for an operator. Values are JSON values; a verb is in `calls` or in `streams`."""
 
     @property
     def calls(self) -> Collection[str]:
@@ -66,20 +66,22 @@ class RequestHandler(Protocol):
 
     @property
     def changes(self) -> Collection[str]:
-        """Those that change something: the log says who asked."""
+        """Return the verbs that change the daemon; the log names their callers."""
 
     async def call(self, verb: str, args: Args) -> object:
-        """Do it. Of `changes`, `args` say who has "asked_by". Raises EdgedError, which the client is told."""
+        """Perform an operation. For `changes`, `args` has the caller in "asked_by". Raises
+        EdgedError for the client.
+        """
 
     def stream(self, verb: str, args: Args) -> AsyncGenerator[object, None]:
-        """Yield what happens. Raises EdgedError, which the client is told; closed when the client leaves."""
+        """Yield events. Raises EdgedError for the client; closed when the client leaves."""
 
 
 class Server:
-    """Listens on `path` from `start` to `stop`.
+    """Server on `path` from `start` to `stop`.
 
-    `idle` is how many seconds a client may keep silent between requests, `timeout` how many it may leave an answer
-    unread. `group` names a group that owns the socket.
+    `idle` is the permitted silence of a client between requests in seconds, `timeout` the time to read an answer.
+    `group` names a group that owns the socket.
     """
 
     def __init__(
@@ -106,14 +108,14 @@ class Server:
         """Listen.
 
         Raises:
-            ControlError: another daemon has the socket, or it cannot be made.
+            ControlError: another daemon has the socket, or the socket cannot be made.
         """
         async with contextlib.AsyncExitStack() as opened:
             listener = _claim(self.path, self._mode, self._group, opened)
             server = await asyncio.start_unix_server(
                 self._accept, sock=listener, limit=protocol.MAX_REQUEST, backlog=ACCEPTED_AT_ONCE
             )
-            listener.listen(WAITING)  # which asyncio takes for the same number
+            listener.listen(WAITING)  # asyncio gets the same number
             opened.callback(server.close)
             self._made = self.path.stat()
             self._open = opened.pop_all()
@@ -126,14 +128,14 @@ class Server:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def keep_listening(self) -> None:
-        """Listen anew where the socket's file was deleted or replaced. Clients that are connected stay so.
+        """Listen again after the socket's file was deleted or replaced. Connected clients stay connected.
 
         Raises:
-            ControlError: as `start`.
+            ControlError: as in `start`.
         """
         if self._is_in_place():
             return
-        log.warning("%s was deleted or replaced; it is made anew", self.path)
+        log.warning("%s was deleted or replaced, and is made again", self.path)
         await self._open.aclose()
         await self.start()
 
@@ -154,7 +156,7 @@ class Server:
         connection.add_done_callback(lambda done: self._connections.pop(done, None))
 
     def _make_room(self) -> bool:
-        """Let go of the client that has been silent for longest; False if all have a request that is being answered."""
+        """Disconnect the client with the longest silence; return False if every client has a request in progress."""
         silent = [(client.silent_since, task) for task, client in self._connections.items() if client.silent_since]
         if not silent:
             return False
@@ -168,7 +170,7 @@ class Server:
             while request := await client.next(self._idle):
                 if not await self._answer(client, request):
                     break
-        except ControlError as error:  # it does not speak the protocol, and where its next request begins is unknown
+        except ControlError as error:  # not in the protocol, so the position of the next request is unknown
             await client.last_words(error)
         except (OSError, TimeoutError) as error:
             log.debug("let go of a client of the control socket: %r", error)
@@ -178,7 +180,7 @@ class Server:
             client.close()
 
     async def _answer(self, client: _Connection, request: Request) -> bool:
-        """Answer, and say whether the connection goes on."""
+        """Answer a request, and return whether the connection continues."""
         if request.verb in self._operations.changes:
             terms = " with allow_downgrade" if request.args.get("allow_downgrade") is True else ""
             log.info("%s%s, asked for by %s", request.verb, terms, client.peer())
@@ -226,14 +228,14 @@ class Server:
 
 
 class _Connection:
-    """One client's end: lines in and out, with a limit on every wait."""
+    """Connection of a client: lines in and out, with a limit on every wait."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeout: float) -> None:
         self._reader = reader
         self._writer = writer
         self._timeout = timeout
         self.silent_since: float | None = time.monotonic()  # None while a request is being answered
-        # Sending waits until the kernel has everything, so that one answer at most is kept for a client.
+        # Sending waits until the kernel has the whole line, so that at most one answer is kept for a client.
         writer.transport.set_write_buffer_limits(high=0)
 
     async def next(self, idle: float) -> Request | None:
@@ -252,22 +254,22 @@ class _Connection:
         return protocol.decode_request(line)
 
     def send_now(self, line: bytes) -> None:
-        """Send a line as far as the client reads it at once."""
+        """Send as much of a line as the client reads at once."""
         self._writer.write(line)
 
     async def send(self, line: bytes) -> None:
-        """Send a line. Raises TimeoutError if the client does not read it."""
+        """Send a line. Raises TimeoutError if the client does not read."""
         self._writer.write(line)
         async with asyncio.timeout(self._timeout):
             await self._writer.drain()
 
     async def last_words(self, error: ControlError) -> None:
-        """Say why the connection is about to be closed, if the client still listens."""
+        """Send the reason of the coming disconnection, if the client still reads."""
         with contextlib.suppress(OSError, TimeoutError):
             await self.send(protocol.encode_error(None, error))
 
     async def while_there(self, stream: Coroutine[None, None, None]) -> None:
-        """Run a coroutine to its end, or until the client says anything or leaves."""
+        """Run a coroutine to the end, or until the client sends a line or leaves."""
         streaming = asyncio.ensure_future(stream)
         leaving = asyncio.ensure_future(self._reader.read(1))
         try:
@@ -278,14 +280,14 @@ class _Connection:
             await asyncio.gather(streaming, leaving, return_exceptions=True)
 
     def peer(self) -> str:
-        """Who is at the other end, as the kernel says."""
+        """Return a description of the peer, as known to the kernel."""
         credentials = self._writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("iII", credentials)
-        # A sandbox with users of its own (PrivateUsers=) has one number for all it does not know.
+        # In a sandbox with its own users (PrivateUsers=), all unknown users have one number.
         return f"{'somebody' if uid == _OVERFLOW_USER else f'user {uid}'}, process {pid}"
 
     def close(self) -> None:
-        """Let go at once: everything the client is owed has been handed to the kernel, or is given up."""
+        """Close at once: pending data have been handed to the kernel, or are given up."""
         self._writer.transport.abort()
 
 
@@ -297,7 +299,7 @@ _TOO_MANY = ControlError(
 
 
 _MADE_ROOM = ControlError(
-    f"{MAX_CONNECTIONS} clients were connected, and this one was silent for longest",
+    f"{MAX_CONNECTIONS} clients were connected, and this client was silent for longest",
     hint="ask again",
     retryable=True,
 )
@@ -313,10 +315,10 @@ def _too_many_streams(verb: str, number: int) -> ControlError:
 
 
 def _claim(path: Path, mode: int, group: str | None, opened: contextlib.AsyncExitStack) -> socket.socket:
-    """A socket bound to `path`, ready to listen; `opened` undoes it.
+    """Return a socket bound to `path`, ready to listen; `opened` undoes the binding.
 
-    The lock beside it says whether a socket file that is in the way is a running daemon's or was left by one that was
-    killed. Nobody can connect before it listens, so there is no moment at which the permissions are not yet right.
+    The lock beside the path tells the socket of a running daemon from the remains of a killed daemon. Clients cannot
+    connect before the socket listens, so the permissions are always correct.
     """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -329,7 +331,7 @@ def _claim(path: Path, mode: int, group: str | None, opened: contextlib.AsyncExi
         listener.bind(str(path))
         opened.callback(path.unlink, missing_ok=True)
         if group is not None and (number := grp.getgrnam(group).gr_gid) != path.stat().st_gid:
-            os.chown(path, -1, number)  # which a sandbox may forbid, and the group that we run in does not need
+            os.chown(path, -1, number)  # a sandbox may forbid the call, which the daemon's own group does not need
         path.chmod(mode)
     except BlockingIOError:
         raise ControlError(

@@ -1,7 +1,7 @@
-"""What the service manager is told: readiness, a status line, and signs of life.
+"""Notifications to the service manager: readiness, a status line, and signs of life.
 
-It speaks through systemd-python, imported only where a service manager listens. Without one every method does nothing.
-The watchdog is fed only while every worker makes progress, so that systemd restarts a daemon that is alive but stuck.
+The module uses systemd-python, imported only under a service manager; otherwise every method does nothing. The watchdog
+is fed only while every worker makes progress, so that systemd restarts a daemon that is alive but stuck.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ log = logging.getLogger("edged.control")
 
 
 class Notifier:
-    """Tells systemd how the daemon is, if systemd started it."""
+    """Notifier of systemd, if systemd started the daemon."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._notify = _notifier(environ)
@@ -27,21 +27,21 @@ class Notifier:
         self._tell("READY=1")
 
     def reloading(self) -> None:
-        """The daemon reads its configuration again; `ready` ends it."""
+        """Report that the configuration is being read again; `ready` ends this state."""
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The daemon is on its way out."""
+        """Report that the daemon is stopping."""
         self._tell("STOPPING=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Set the line for `systemctl status`."""
         self._tell("STATUS=" + " ".join(text.splitlines()))
 
     async def feed_watchdog(self, progress: Callable[[], str]) -> None:
-        """Give a sign of life at half the watchdog's interval, for ever, or return if there is no watchdog.
+        """Give a sign of life at half the watchdog's interval, for ever, or return without a watchdog.
 
-        `progress` returns "" while every worker makes progress, else why not.
+        `progress` returns "" while every worker makes progress, otherwise the reason.
         """
         if self.watchdog_interval is None:
             return
@@ -58,7 +58,7 @@ class Notifier:
     def _tell(self, message: str) -> None:
         try:
             self._notify(message)
-        except OSError as error:  # it may be restarting itself; if it stays away, the watchdog is its affair
+        except OSError as error:  # systemd may be restarting; if not, the watchdog ends the daemon
             log.warning("systemd does not listen: %s", error)
 
 
@@ -78,7 +78,7 @@ def _notifier(environ: Mapping[str, str]) -> Callable[[str], object]:
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
-    """Seconds within which systemd wants a sign of life from this process; None if it does not."""
+    """Return the watchdog's interval for this process in seconds, or None."""
     microseconds = environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdecimal() or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

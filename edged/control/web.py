@@ -1,10 +1,10 @@
-"""The optional page for machines: `GET /metrics` for Prometheus and `GET /healthz` for whoever watches.
+"""Optional page for machines: `GET /metrics` for Prometheus and `GET /healthz` for supervision.
 
-It listens on loopback unless told otherwise, has no way to change anything, and reads no more of a request than its
-head: 8 KiB, within five seconds, from at most eight clients at once, of which the oldest makes room for another.
+The page is on loopback by default, cannot change the daemon, and reads only the head of a request: 8 KiB, within five
+seconds, from at most eight clients at once; a ninth replaces the oldest.
 
-A request must name the host by address or as localhost: a web page whose own name was made to lead here (DNS rebinding)
-can have a browser ask, but not under any name but its own.
+A request must name the host by address or as localhost: a web page may lead its own name here (DNS rebinding) and have
+a browser send a request, but only under that name.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Response(NamedTuple):
 
 
 class Web:
-    """Serves pages on `host` and `port` from `start` to `stop`; port 0 takes a free one, and `port` then says which.
+    """Pages on `host` and `port` from `start` to `stop`; with port 0, `port` becomes the chosen port.
 
-    `metrics` renders the figures. `trouble` is "" while the daemon is well, else what is wrong. `timeout` is how many
-    seconds a client has to send its request, and to read the answer.
+    `metrics` renders the metrics. `trouble` is "" while the daemon is well, otherwise the reason. `timeout` is the
+    time, in seconds, for a client to send a request and to read the answer.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Web:
         """Listen.
 
         Raises:
-            ControlError: the address is taken or not ours.
+            ControlError: the address is taken, or not an address of this board.
         """
         try:
             listener = socket.create_server((self.host, self.port))
@@ -103,7 +103,7 @@ class Web:
                 writer.write_eof()
                 writer.transport.set_write_buffer_limits(high=0)
                 await writer.drain()
-                # Closing while something is unread would reset the connection, and the answer might be lost.
+                # Closing with unread data would reset the connection, and the answer might be lost.
                 while await reader.read(MAX_HEAD):
                     pass
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
@@ -142,7 +142,7 @@ _MISDIRECTED = "ask for this page by the host's address, or as localhost\n"
 
 
 def _is_ours(fields: list[bytes]) -> bool:
-    """Whether a request names the host, as a browser always does, only in ways in which no other name can lead here."""
+    """Return whether a request names the host, as browsers always do, only in ways that exclude other names."""
     split = (field.partition(b":") for field in fields)
     return all(_OURS.fullmatch(value.strip()) for name, _, value in split if name.strip().lower() == b"host")
 

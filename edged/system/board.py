@@ -1,7 +1,7 @@
-"""What a board says of its own health below /sys: supply voltage, throttling, temperature, and wear of its eMMC.
+"""Health of a board below /sys: supply voltage, throttling, temperature, and wear of the eMMC.
 
-Each function looks below a root, which tests put elsewhere, and answers None where the board does not say. Plain SD
-cards report no wear at all.
+Each function reads below a root, which tests replace, and returns None if the board gives no answer. Plain SD cards
+report no wear.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _BITS = {
     3: "the temperature limit is reached",
 }
 _EARLIER = 16
-"""Each bit has a twin so much higher, which stays set until the next boot."""
+"""Distance of each bit to its twin, which stays set until the next boot."""
 
 _NEARLY_WORN_OUT = 9
 """In tenths of the life an eMMC is made for."""
 
 
 class Throttling(NamedTuple):
-    """What slows a Raspberry Pi down, in words: `now`, and `earlier` since it was switched on."""
+    """Causes that slow a Raspberry Pi down, in words: `now`, and `earlier` since power-on."""
 
     now: tuple[str, ...]
     earlier: tuple[str, ...]
 
 
 class EmmcWear(NamedTuple):
-    """How much of its life an eMMC has behind it: in tenths, rounded up, the worse of its two areas; 11 is all of it.
+    """Used life of an eMMC in tenths, rounded up, of the worse of the two areas; 11 is more than all.
 
-    `worn` is whether it should be replaced: by that, or because its reserve blocks run out.
+    `worn` is true if the eMMC should be replaced: by the used life, or for lack of reserve blocks.
     """
 
     device: str
@@ -43,7 +43,7 @@ class EmmcWear(NamedTuple):
 
 
 def throttling(sys: Path) -> Throttling | None:
-    """The firmware's flags, as the Raspberry Pi documentation of `vcgencmd get_throttled` lists them."""
+    """Return the firmware's flags, as documented for `vcgencmd get_throttled` of the Raspberry Pi."""
     try:
         flags = int(next(sys.glob(_THROTTLED)).read_text(), 16)
     except (StopIteration, OSError, ValueError):
@@ -64,7 +64,7 @@ def _readings(sys: Path) -> Iterator[int]:
     for file in sys.glob("class/thermal/thermal_zone*/temp"):
         try:
             yield int(file.read_text())
-        except (OSError, ValueError):  # a zone that is switched off answers with an error
+        except (OSError, ValueError):  # a disabled zone gives an error
             continue
 
 

@@ -1,21 +1,20 @@
-"""A child process on a leash: it can crash, hang and eat, and neither harms its parent nor outlives it.
+"""A child process with limits: a crash, hang or excess in the child does not harm the parent, nor outlive it.
 
-What may do such things (a model nobody has tried on this board, a vendor's delegate) runs in one. The parent `spawn`s
-it and ends it with `kill`, whatever has become of it. The child is a fresh interpreter that starts in `main` below,
-takes the leash upon itself before it imports anything of weight, and then calls `main(request)` of the module it was
-started for.
+Risky code (a new model, a vendor's delegate) runs in such a child. The parent calls `spawn` at the start and `kill` at
+the end, whatever the state of the child. The child is a fresh interpreter that starts in `main` below, limits itself
+before any larger import, and then calls `main(request)` of the given module.
 
-What holds it:
-- a session of its own, an environment of a few names, no descriptor but stdin (empty), stdout and stderr (pipes), its
-  lifeline, and those that it is handed;
-- limits on memory, processor time, the size of files and core dumps; its place in line for the processor, and the first
-  place among those that the kernel kills when memory runs out;
-- it dies with the process that spawned it, and with `kill` whatever it started is killed too: all of its process group,
-  and by a mark in the environment also those that left the group.
+Limits of the child:
+- a session of its own, an environment of a few names, no descriptors but stdin (empty), stdout and stderr (pipes), the
+lifeline, and descriptors handed over;
+- limits on memory, processor time, size of files and core dumps; a low priority, and the first place among the
+processes killed by the kernel for lack of memory;
+- the death of the spawning process kills the child, and `kill` also kills all descendants: the process group and, by a
+mark in the environment, processes that left the group.
 
-The lifeline is a pipe that its parent holds the other end of and never writes to. When the parent is gone the kernel
-closes that end, and sends the child the signal it has asked for: SIGKILL, which also ends one that hangs. (The signal
-for a dead parent, PR_SET_PDEATHSIG, comes when the spawning *thread* ends, and threads come and go.)
+The lifeline is a pipe; the parent holds the other end and never writes. After the parent's death the kernel closes that
+end, and sends the child the requested signal: SIGKILL, which also ends a hanging child. (The signal for a dead parent,
+PR_SET_PDEATHSIG, comes at the end of the spawning *thread*, and threads come and go.)
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ _OUT_OF_MEMORY = (b"bad_alloc", b"MemoryError", b"Cannot allocate memory", b"out
 
 
 class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child may use.
+    """Limits of a child.
 
-    `memory` is bytes of data (private, writable) memory, `processor` seconds of processor time (None: any), `niceness`
-    how far behind its parent it stands in line for the processor, `file` bytes of the largest file it may write. What
-    it is handed by descriptor is as large as its giver made it.
+    `memory` is bytes of data (private, writable) memory, `processor` seconds of processor time (None: unlimited),
+    `niceness` the priority relative to the parent, `file` bytes of the largest file to be written. Files behind
+    descriptors handed over have any size.
     """
 
     memory: int
@@ -56,9 +55,9 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Child:
-    """A spawned child. `ended` is a descriptor that becomes readable when it has ended, however it did.
+    """A spawned child. `ended` is a descriptor that becomes readable at the end of the child, for any reason.
 
-    `stdout` and `stderr` are the reading ends of its pipes. All three are the parent's to poll until `close`.
+    `stdout` and `stderr` are the reading ends of the pipes. The parent may poll all three until `close`.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], mark: str) -> None:
@@ -73,22 +72,24 @@ class Child:
         self._mark = mark
 
     def kill(self) -> None:
-        """Kill it and all that it started; never waits for them to be gone.
+        """Kill the child and all descendants, without waiting for their end.
 
-        May be called after it ended and until `status` or `close`, for its number is nobody else's before then.
+        Permitted after the end of the child until `status` or `close`, since the process number is not reused before.
         """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        for _ in range(_SWEEPS):  # one that is forking while we look leaves another
+        for _ in range(_SWEEPS):  # a process that forks during the sweep leaves another
             if not sum(_kill(pid, self._mark) for pid in _processes()):
                 return
 
     def status(self) -> int | None:
-        """Its exit status, negative for the signal that ended it, None if it has not ended."""
+        """Return the exit status, negative for a signal, or None before the end."""
         return self._process.poll()
 
     def close(self) -> int | None:
-        """Let go of it, and with its lifeline it is killed: its `status`, None if even a kill did not end it."""
+        """Release the child, which kills it by the lifeline, and return the `status`; None if even a kill did not end
+        it.
+        """
         status = self.status()
         os.close(self.ended)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -98,12 +99,12 @@ class Child:
 
 
 def spawn(module: str, limits: ResourceLimits, request: str, descriptors: Sequence[int] = ()) -> Child:
-    """Start a fresh interpreter that calls `main(request)` of a module, on a leash.
+    """Start a fresh interpreter that calls `main(request)` of a module, with limits.
 
-    Its modules are found where ours are, and it is handed the `descriptors`, which have the same numbers there.
+    The child has the same module path, and gets the `descriptors` under the same numbers.
 
     Raises:
-        OSError: there is no memory or no process to be had.
+        OSError: memory or processes are exhausted.
     """
     mark = uuid4().hex
     words = [msgspec.json.encode(limits).decode(), module, request]
@@ -126,18 +127,18 @@ def spawn(module: str, limits: ResourceLimits, request: str, descriptors: Sequen
 
 
 def out_of_memory(stderr: bytes) -> bool:
-    """Whether what a child said on standard error is what one says who runs out of memory."""
+    """Return whether a child's error output is that of a process out of memory."""
     return any(words in stderr for words in _OUT_OF_MEMORY)
 
 
 def printable(stderr: bytes) -> str:
-    """What a child said, in whole lines, with nothing in them that could steer a terminal."""
+    """Return a child's output in whole lines, without control sequences for a terminal."""
     text = stderr.decode(errors="replace")
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text).strip()
 
 
 def main() -> None:
-    """In the child: take the leash, then do what it was started for."""
+    """Limit this child process, and then call the requested function."""
     limits, module, request = sys.argv[1:]
     _hold_on_to_life()
     _confine(msgspec.json.decode(limits, type=ResourceLimits))
@@ -148,18 +149,18 @@ def _environment(mark: str) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in _HANDED_DOWN if name in os.environ},
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-        "OPENBLAS_NUM_THREADS": "1",  # as it starts, numpy would spend 40 MB on threads that nobody needs
+        "OPENBLAS_NUM_THREADS": "1",  # otherwise numpy spends 40 MB on unused threads at start
         _MARK: mark,
     }
 
 
 def _hold_on_to_life() -> None:
-    """Have the kernel kill us when the other end of stdin is closed, and read from nothing instead."""
+    """Have the kernel kill this process when the other end of stdin is closed, and replace stdin by an empty file."""
     lifeline = os.dup(0)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:  # our parent died before we could ask to die with it
+    if select.select([lifeline], [], [], 0)[0]:  # the parent died before the request for the signal
         sys.exit(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -167,7 +168,7 @@ def _hold_on_to_life() -> None:
 
 
 def _confine(limits: ResourceLimits) -> None:
-    with suppress(OSError):  # a courtesy; a sandbox may forbid it
+    with suppress(OSError):  # optional; a sandbox may forbid the call
         os.nice(limits.niceness)
     with suppress(OSError):  # likewise; a bare chroot has no /proc
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -179,8 +180,8 @@ def _confine(limits: ResourceLimits) -> None:
 
 
 def _limit(kind: int, value: int) -> None:
-    """Lower a limit for good; one that is lower already stays. Of processor time the hard limit is left as it is, for
-    reaching it is a SIGKILL like any other, where reaching the soft one is a SIGXCPU that says so.
+    """Lower a limit permanently; a lower limit stays. For processor time the hard limit is kept, since reaching it
+    gives a SIGKILL like any other, while the soft limit gives a specific SIGXCPU.
     """
     _, hard = resource.getrlimit(kind)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -190,12 +191,14 @@ def _limit(kind: int, value: int) -> None:
 def _processes() -> list[int]:
     try:
         return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    except OSError:  # no descriptor to be had; its process group was killed without one
+    except OSError:  # no descriptors left; the process group was killed without one
         return []
 
 
 def _kill(pid: int, mark: str) -> bool:
-    """Kill a process if it bears the mark; whether it did. What we hold is this process, not its number."""
+    """Kill a process with the mark, and return success. The descriptor names the process even if
+    its number is reused.
+    """
     try:
         process = os.pidfd_open(pid)
     except OSError:
@@ -205,7 +208,7 @@ def _kill(pid: int, mark: str) -> bool:
         if marked:
             signal.pidfd_send_signal(process, signal.SIGKILL)
         return marked
-    except OSError:  # gone in the meantime, or somebody else's
+    except OSError:  # already ended, or of another user
         return False
     finally:
         os.close(process)

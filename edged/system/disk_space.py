@@ -1,4 +1,4 @@
-"""What a full disk is short of: the system says the same of bytes and of inodes."""
+"""Shortages of a full disk: the system reports bytes and inodes by the same error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NO_INODES = "delete files, however small: this disk has no inodes left (df -i)"
 
 
 def room_hint(path: Path, hint: str) -> str:
-    """What to do where there is no room on the disk of a path, which need not be there: `hint` if bytes are missing."""
+    """Return the remedy for a full disk with the given path, existing or not: `hint` if bytes are short."""
     try:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
         found = os.statvfs(there)

@@ -1,4 +1,4 @@
-"""Tells when a name in one of some folders is made, deleted or replaced, without looking: inotify(7)."""
+"""Notification of names made, deleted or replaced in folders, without polling: inotify(7)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
 _EVENTS = _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
-_HEAD = struct.Struct("iIII")  # struct inotify_event: watch, mask, cookie, and the length of the name that follows
+_HEAD = struct.Struct("iIII")  # struct inotify_event: watch, mask, cookie, and the length of the following name
 
 
 class FolderWatch:
-    """`descriptor` becomes readable when something happened; it is -1 where the kernel has none to give."""
+    """Watch of folders. `descriptor` becomes readable at an event; -1 if the kernel has no descriptors left."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
@@ -22,9 +22,9 @@ class FolderWatch:
         self._watches: dict[int, str] = {}
 
     def follow(self, folders: Mapping[Path, str]) -> None:
-        """Watch these folders and no others, each for one name in it, or for any where that is "".
+        """Watch these folders and no others, each for a name in it, or for any name if "".
 
-        A folder that is not there is left out: watch the one that it is in as well.
+        A missing folder is ignored: watch the parent folder as well.
         """
         watches = {self._libc.inotify_add_watch(self.descriptor, os.fsencode(path), _EVENTS): path for path in folders}
         for watch in self._watches.keys() - watches.keys():
@@ -32,7 +32,7 @@ class FolderWatch:
         self._watches = {watch: folders[path] for watch, path in watches.items() if watch >= 0}
 
     def take(self) -> bool:
-        """Read what has happened; whether it is of what is watched for."""
+        """Read the events, and return whether a watched name is affected."""
         found = False
         try:
             while data := os.read(self.descriptor, 65536):
@@ -48,7 +48,7 @@ class FolderWatch:
             self.descriptor = -1
 
     def _concerns(self, watch: int, name: str) -> bool:
-        """Of the folder itself an event has no name, and of an overflow of events no watch."""
+        """Return whether an event matters. Events of the folder itself have no name, and an overflow has no watch."""
         return self._watches.get(watch, "") in ("", name) or not name
 
 

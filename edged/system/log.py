@@ -1,9 +1,9 @@
-"""Where log messages go: the journal with fields under systemd, standard error elsewhere.
+"""Destination of log messages: the journal with fields under systemd, otherwise standard error.
 
-An error for want of descriptors, threads or memory is one line with its remedy, at most once a minute: all that is
-tried then fails, and the tracebacks of it would fill the disk.
+An error for lack of descriptors, threads or memory is logged as a line with the remedy, at most once a minute: in such
+a state every action fails, and tracebacks would fill the disk.
 
-Loggers are named edged.<wing>. What a message is about travels beside it, `extra={"pipeline": "door"}`, and becomes a
+Loggers are named edged.<wing>. The subject of a message is passed as `extra={"pipeline": "door"}`, and becomes a
 journal field (`journalctl PIPELINE=door`) or a few words at the end of the line.
 """
 
@@ -36,14 +36,14 @@ def set_up(level: str) -> None:
 
 
 def scarcity(error: BaseException | None) -> str:
-    """What to do about an error for want of descriptors, threads or memory; "" for any other."""
+    """Return the remedy for an error for lack of descriptors, threads or memory; "" for any other."""
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             return _REMEDIES[error.errno]
         if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-            return "let it have more threads: TasksMax= (systemctl edit edged), ulimit -u, or free memory"
+            return "allow more threads: TasksMax= (systemctl edit edged), ulimit -u, or free memory"
         if isinstance(error, MemoryError):
             return _REMEDIES[errno.ENOMEM]
         error = error.__cause__ or error.__context__
@@ -51,9 +51,9 @@ def scarcity(error: BaseException | None) -> str:
 
 
 _REMEDIES = {
-    errno.EMFILE: "let it open more files: LimitNOFILE= (systemctl edit edged), ulimit -n",
+    errno.EMFILE: "allow more open files: LimitNOFILE= (systemctl edit edged), ulimit -n",
     errno.ENFILE: "the whole board has too many files open: raise fs.file-max (sysctl)",
-    errno.ENOMEM: "free memory, or let it have more: MemoryMax= (systemctl edit edged)",
+    errno.ENOMEM: "free memory, or allow more: MemoryMax= (systemctl edit edged)",
 }
 
 
@@ -99,17 +99,17 @@ class _WithFields(logging.Formatter):
 
 
 def _journal() -> logging.Handler | None:
-    """A handler for systemd's journal, if that is where standard error goes and systemd-python is installed."""
+    """Return a handler for systemd's journal, if standard error is the journal and systemd-python is installed."""
     if not _stderr_is_the_journal():
         return None
     try:
         from systemd.journal import JournalHandler
         from systemd.journal import send as send_to_journal
     except ImportError:
-        return None  # the journal keeps the plain lines; the service manager's warning says what to install
+        return None  # the journal keeps plain lines; the warning of the service manager names the missing package
 
     def send(text: str, /, **details: Any) -> None:
-        """Pass on the journal's fields (in capitals) and ours, and nothing else of what a record holds."""
+        """Pass on the journal's fields (in capitals) and edged's fields, and no other fields of a record."""
         fields = {name.upper(): value for name, value in details.items() if name in FIELDS or name.isupper()}
         send_to_journal(text, **fields)
 
@@ -117,6 +117,6 @@ def _journal() -> logging.Handler | None:
 
 
 def _stderr_is_the_journal() -> bool:
-    """Only then: JOURNAL_STREAM is inherited, too, by a shell whose standard error is a terminal."""
+    """Return whether standard error is the journal: a shell with a terminal inherits JOURNAL_STREAM, too."""
     stat = os.fstat(sys.stderr.fileno())
     return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"

@@ -275,7 +275,7 @@ def test_the_client_that_was_silent_for_longest_makes_room(path):
                 await peer.ask("status")
             assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
             problem = (await peers[1].reply())["error"]
-            assert problem["message"] == "16 clients were connected, and this one was silent for longest"
+            assert problem["message"] == "16 clients were connected, and this client was silent for longest"
             assert problem["retryable"]
             assert await peers[1].reply() is None
             assert (await peers[0].ask("status"))["ok"] == {"verb": "status"}

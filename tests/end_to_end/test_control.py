@@ -45,7 +45,7 @@ def test_out_of_descriptors_it_says_so_in_a_line_and_serves_on(edged):
         for _ in range(20):
             clients.enter_context(silent(daemon))
             clients.enter_context(socket.create_connection(("127.0.0.1", port)))
-        daemon.wait_for_log("Too many open files (let it open more files: LimitNOFILE= (systemctl edit edged), ulimit")
+        daemon.wait_for_log("Too many open files (allow more open files: LimitNOFILE= (systemctl edit edged), ulimit")
     resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, before)
     assert daemon.call("pipelines")[0]["name"] == "motion"
     assert len([line for line in daemon.log if "Too many open files" in line]) == 1

@@ -133,7 +133,7 @@ def test_a_control_socket_that_is_deleted_is_made_anew(edged):
     next(watching)
     for file in daemon.runtime_dir.iterdir():
         file.unlink()
-    daemon.wait_for_log("was deleted or replaced; it is made anew")
+    daemon.wait_for_log("was deleted or replaced, and is made again")
     wait_until(lambda: answers(daemon))
     assert next(watching)["pipeline"] == "motion"
 

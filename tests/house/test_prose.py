@@ -18,13 +18,11 @@ PENDING = {
     "edged/api.py",
     "edged/app/operations.py",
     "edged/backends",
-    "edged/control",
     "edged/ctl",
     "edged/flow",
     "edged/plugins.py",
     "edged/sinks",
     "edged/sources",
-    "edged/system",
     "edged/transfer",
     "edged/updates",
 }

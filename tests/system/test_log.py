@@ -89,15 +89,15 @@ log.error("another error")
     [
         (
             "raise OSError(24, 'Too many open files')",
-            "(let it open more files: LimitNOFILE= (systemctl edit edged), ulimit -n)",
+            "(allow more open files: LimitNOFILE= (systemctl edit edged), ulimit -n)",
         ),
         (
             'raise RuntimeError("can\'t start new thread")',
-            "(let it have more threads: TasksMax= (systemctl edit edged), ulimit -u, or free memory)",
+            "(allow more threads: TasksMax= (systemctl edit edged), ulimit -u, or free memory)",
         ),
         (
             "raise ExceptionGroup('unhandled errors', [MemoryError()])",
-            "(free memory, or let it have more: MemoryMax= (systemctl edit edged))",
+            "(free memory, or allow more: MemoryMax= (systemctl edit edged))",
         ),
     ],
 )
