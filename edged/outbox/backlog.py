@@ -67,7 +67,8 @@ class Backlog:
 
     def queue(self, origin: str) -> OriginQueue:
         """Return the queue of an origin, and create it if need be."""
-        return self.queues.get(origin) or self.queues.setdefault(origin, OriginQueue())
+        queue = self.queues.get(origin)
+        return self.queues.setdefault(origin, OriginQueue()) if queue is None else queue
 
     def policy(self, origin: str) -> Policy:
         """Return the policy of an origin."""
@@ -99,17 +100,20 @@ class Backlog:
 
         `count_disk`: include messages on disk only in the limit `options.messages`, because the disk takes no more.
         """
-        if size(message) > self.options.memory_bytes:
+        needed = size(message)
+        if needed > self.options.memory_bytes:
             self.count_drop(message.origin, "too large")
             return None
         queue = self.queue(message.origin)
         self._expire(queue, now)
         self._last_id += 1
         entry = Entry(self._last_id, message)
-        queue.append(entry, new=self.connected)
+        queue.append(entry, needed, new=self.connected)
         self.waiting += 1
-        self.bytes += size(message)
-        while self._is_overfull(count_disk) and self._make_room():
+        self.bytes += needed
+        if not self._is_overfull(count_disk):
+            return entry
+        while self._make_room() and self._is_overfull(count_disk):
             pass
         return entry if queue.newest is entry else None
 

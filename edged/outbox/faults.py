@@ -205,7 +205,7 @@ def stalled(seconds: float, options: MqttOptions) -> LinkError:
     return LinkError(message, hint="check the broker's log and load")
 
 
-def nonsense(options: MqttOptions) -> LinkError:
+def not_mqtt(options: MqttOptions) -> LinkError:
     """Return the error for bytes other than MQTT."""
     message = f"{options.broker} sent bytes that are not MQTT"
     return LinkError(message, hint="check that the port is an MQTT broker's")

@@ -237,7 +237,7 @@ class Keeper:
         if error.damaged or error.other:
             begun = self._clock()
             try:
-                self._begin_anew(error)
+                self._replace_file(error)
                 pause = RETRY_SECONDS if self._is_new else 0
                 self._is_new = True
             except SegmentFileError as worse:
@@ -315,10 +315,10 @@ class Keeper:
             self.has_looked = True
             self._announce()
 
-    def _begin_anew(self, error: SegmentFileError) -> None:
+    def _replace_file(self, error: SegmentFileError) -> None:
         with self._lock:
             obsolete = self._residency.obsolete
-        saved = self.file.begin_anew(error, obsolete)
+        saved = self.file.replace(error, obsolete)
         with self._lock:
             if self.has_looked:
                 self._residency.keep_only(saved)

@@ -222,7 +222,7 @@ class Link:
     def check_address(self) -> None:
         """Raise LinkError if this machine has lost the connection's own address."""
         sock = cast(socket.socket | None, self._client.socket())
-        if sock is not None and not network.is_ours(sock.getsockname(), sock.family):
+        if sock is not None and not network.is_own_address(sock.getsockname(), sock.family):
             raise faults.moved(self._options)
 
     def disconnect(self, timeout: float) -> None:
@@ -321,7 +321,7 @@ class Link:
                 self._next_tick = now + _TICK
                 self._client.loop_misc()
         except Exception as error:  # paho's decoder is not robust against other protocols
-            raise faults.nonsense(self._options) from error
+            raise faults.not_mqtt(self._options) from error
 
     def _loss(self) -> LinkError:
         if self._client.fault is not None or self._end is None:
@@ -349,7 +349,7 @@ class Link:
         elif reason.getName() == "Keep alive timeout":
             self._end = faults.silent(self._options)
         elif reason.getName() == "Protocol error":
-            self._end = faults.nonsense(self._options)
+            self._end = faults.not_mqtt(self._options)
 
     def _on_publish(self, client: Any, data: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         self._acknowledged.append(Acknowledgement(mid, reason))

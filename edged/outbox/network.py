@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any
 
-KNOCK_SECONDS = 0.6
+ATTEMPT_SECONDS = 0.6
 """Time between two connection attempts to a silent peer."""
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6
@@ -54,7 +54,7 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
     """Connect like socket.create_connection, to a peer perhaps available only later within these seconds.
 
     The kernel repeats a lost packet after one second, then two, then four. `connect` makes a new attempt every
-    KNOCK_SECONDS, so that a returning peer is found quickly; the first attempt answered is the connection.
+    ATTEMPT_SECONDS, so that a returning peer is found quickly; the first attempt answered is the connection.
 
     Raises:
         OSError: no address answers.
@@ -64,28 +64,28 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
     waiting: dict[int, tuple[socket.socket, Any]] = {}
     poll = select.poll()
     error: OSError = TimeoutError(errno.ETIMEDOUT, "timed out")
-    next_knock = 0.0
+    next_attempt = 0.0
     try:
         while addresses and (now := time.monotonic()) < deadline:
-            if now >= next_knock:
-                next_knock = now + KNOCK_SECONDS
+            if now >= next_attempt:
+                next_attempt = now + ATTEMPT_SECONDS
                 try:
-                    sock = _knock(addresses[0])
+                    sock = _attempt(addresses[0])
                 except OSError as refusal:
-                    error, next_knock = refusal, 0.0
+                    error, next_attempt = refusal, 0.0
                     addresses.popleft()
                     continue
                 waiting[sock.fileno()] = sock, addresses[0]
                 poll.register(sock, select.POLLOUT)
                 addresses.rotate()
-            for descriptor, _ in poll.poll((min(next_knock, deadline) - now) * 1000):
+            for descriptor, _ in poll.poll((min(next_attempt, deadline) - now) * 1000):
                 poll.unregister(descriptor)
                 sock, address = waiting.pop(descriptor)
                 if not (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                     sock.settimeout(seconds)
                     return sock
                 sock.close()
-                error, next_knock = OSError(code, os.strerror(code)), 0.0
+                error, next_attempt = OSError(code, os.strerror(code)), 0.0
                 if address in addresses:
                     addresses.remove(address)
         raise error
@@ -94,7 +94,7 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
             sock.close()
 
 
-def _knock(address: Any) -> socket.socket:
+def _attempt(address: Any) -> socket.socket:
     """Return a connecting socket. Raises OSError if the attempt cannot be made."""
     family, kind, protocol, _, where = address
     sock = socket.socket(family, kind, protocol)
@@ -115,7 +115,7 @@ def reachable(address: Any, seconds: float) -> bool:
     return True
 
 
-def is_ours(address: Any, family: int) -> bool:
+def is_own_address(address: Any, family: int) -> bool:
     """Return True if this machine still has an address."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -67,10 +67,10 @@ class OriginQueue:
         queue = self.fresh or self.tail
         return queue[-1] if queue else None
 
-    def append(self, entry: Entry, *, new: bool) -> None:
-        """Add the newest entry."""
+    def append(self, entry: Entry, needed: int, *, new: bool) -> None:
+        """Add the newest entry, of so many bytes."""
         (self.fresh if new else self.tail).append(entry)
-        self.bytes += size(entry.message)
+        self.bytes += needed
 
     def put_back(self, entry: Entry, options: SpoolOptions, *, new: bool) -> None:
         """Return an entry to its old place. Of several entries, put back the last one taken first."""

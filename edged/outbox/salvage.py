@@ -1,8 +1,8 @@
 """Salvage of a damaged file: the file is moved out of the way, and its legible messages are saved.
 
 The legible segments are copied to a draft beside the damaged file. The complete draft is renamed, then the damaged file
-is renamed, and the copy takes its place; `is_there` finishes a replacement interrupted by a power cut. Files of other
-programs are moved, but never read or deleted. Every failure is raised as SegmentFileError.
+is renamed, and the copy takes its place; `finish_replacement` goes on after a power cut. Files of other programs are
+moved, but never read or deleted. Every failure is raised as SegmentFileError.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edged.outbox.segment_file import (
     Segment,
     SegmentFile,
     SegmentFileError,
-    border,
+    converted_errors,
     log_of,
     unpack,
 )
@@ -34,9 +34,9 @@ KEEP_ASIDE = 3
 """Most damaged files kept, the latest ones; and most files of other programs set aside, which are never deleted."""
 
 
-def is_there(file: Path) -> bool:
+def finish_replacement(file: Path) -> bool:
     """Return True if the file exists, after finishing an interrupted replacement."""
-    with border(file):
+    with converted_errors(file):
         _delete(_draft(file))
         _delete(_mended(file))
         if _complete(file).exists():
@@ -50,17 +50,17 @@ def replace(file: Path, connect: Connect, without: Collection[int]) -> tuple[Pat
     """Replace a damaged file by a new one with its legible segments, except these keys; return the old file's path and
     the segments saved.
     """
-    with border(file):
+    with converted_errors(file):
         _delete(_draft(file))
     saved = _save(file, _draft(file), connect, without)
     try:
-        with border(file):
+        with converted_errors(file):
             _rename(_draft(file), _complete(file))
             _sync(file.parent)
             aside = set_aside(file, "damaged")
             _take_place(file)
     except SegmentFileError:
-        with border(file):
+        with converted_errors(file):
             _delete(_complete(file))
         raise
     return aside, saved
@@ -70,7 +70,7 @@ def set_aside(file: Path, kind: str) -> Path:
     """Move a file out of the way. The oldest damaged file is deleted to make room; for other files, SegmentFileError is
     raised.
     """
-    with border(file):
+    with converted_errors(file):
         paths = [file.with_name(f"{kind}-{number}.db") for number in range(1, KEEP_ASIDE + 1)]
         free = [path for path in paths if not path.exists()]
         if not free and kind != "damaged":
@@ -96,7 +96,7 @@ def _save(file: Path, draft: Path, connect: Connect, without: Collection[int]) -
                     saved.waiting[segment.key] = segment.origin, len(segment.messages)
                 else:
                     saved.parked.add(segment.key)
-        new.settle()
+        new.checkpoint()
     finally:
         new.close()
     return saved
@@ -118,14 +118,14 @@ def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
     """Copy a file, with the first page of a new file: tables are always created in one order, at the same pages."""
     copy = _mended(file)
     try:
-        with border(file):
+        with converted_errors(file):
             _delete(copy)
         new_one = SegmentFile(copy, connect)
         try:
-            new_one.settle()
+            new_one.checkpoint()
         finally:
             new_one.close()
-        with border(file):
+        with converted_errors(file):
             with copy.open("rb") as new:
                 header = bytearray(new.read(_PAGE))
             header[_PAGES] = bytes(4)  # as many as the file has, then: https://www.sqlite.org/fileformat.html
@@ -136,7 +136,7 @@ def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
                 shutil.copyfile(log_of(file), log_of(copy))
         yield copy
     finally:
-        with border(file):
+        with converted_errors(file):
             _delete(copy)
 
 

@@ -125,13 +125,13 @@ class SegmentFile:
     def __init__(self, file: Path, connect: Connect) -> None:
         """Open or create the file. Raises SegmentFileError."""
         self.file = file
-        with border(file):
+        with converted_errors(file):
             _make_folder(file.parent)
             _make_private(file)
             self._db = connect(str(file))
             self._db.text_factory = lambda text: text.decode(errors="replace")
         try:
-            with border(file):
+            with converted_errors(file):
                 self._prepare()
                 self._places = place(file), place(log_of(file))
                 self._marks = _marks(file)
@@ -156,7 +156,7 @@ class SegmentFile:
 
     def withdraw_log(self) -> None:
         """Delete the name of the open log: SQLite would take it for the log of another database now at the path."""
-        with border(self.file):
+        with converted_errors(self.file):
             log = log_of(self.file)
             if place(log) == self._places[1]:
                 log.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ class SegmentFile:
 
     def listing(self) -> Listing:
         """Return the keys, origins and sizes of all segments."""
-        with border(self.file):
+        with converted_errors(self.file):
             self._check_rows()
             waiting: dict[int, tuple[str, int]] = {}
             parked: set[int] = set()
@@ -184,7 +184,7 @@ class SegmentFile:
 
     def contents(self) -> FileContents:
         """Return the number of messages by origin, and the parked messages."""
-        with border(self.file):
+        with converted_errors(self.file):
             run = self._db.execute
             waiting = dict(run("SELECT origin, sum(count) FROM segment WHERE reason IS NULL GROUP BY origin"))
             self._check_rows()
@@ -200,7 +200,7 @@ class SegmentFile:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Run the body as one transaction, on disk at its end."""
-        with border(self.file):
+        with converted_errors(self.file):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -228,7 +228,7 @@ class SegmentFile:
 
     def read(self, key: int) -> Segment | None:
         """Return a segment, or None if its row is illegible."""
-        with border(self.file):
+        with converted_errors(self.file):
             [row] = self._db.execute(
                 "SELECT origin, level, reason, data FROM segment JOIN body USING (key) WHERE key = ?", (key,)
             ).fetchall() or [None]
@@ -236,7 +236,7 @@ class SegmentFile:
 
     def next(self, origin: str, taken: Collection[int], *, newest: bool) -> tuple[int, int] | None:
         """Return key and count of an origin's first or last segment not in `taken`."""
-        with border(self.file):
+        with converted_errors(self.file):
             order = "DESC" if newest else "ASC"
             rows = self._db.execute(
                 f"SELECT key, count FROM segment WHERE origin = ? AND reason IS NULL ORDER BY key {order}", (origin,)
@@ -245,7 +245,7 @@ class SegmentFile:
 
     def least_thinned(self, origin: str, taken: Collection[int], number: int) -> list[tuple[int, int]]:
         """Return keys and counts of up to `number` neighbours, the first of the least thinned."""
-        with border(self.file):
+        with converted_errors(self.file):
             rows = self._db.execute(
                 "SELECT key, count, level, boot FROM segment WHERE origin = ? AND reason IS NULL ORDER BY level, key",
                 (origin,),
@@ -263,7 +263,7 @@ class SegmentFile:
 
     def outdated(self, boot: str, before: float, taken: Collection[int]) -> list[tuple[int, str, int]]:
         """Return keys, origins and counts of a boot's segments with no message made after `before`."""
-        with border(self.file):
+        with converted_errors(self.file):
             rows = self._db.execute(
                 "SELECT key, origin, count FROM segment WHERE reason IS NULL AND boot = ? AND created < ?",
                 (boot, before),
@@ -279,20 +279,20 @@ class SegmentFile:
         """Return free space to the file system if much of the file is free."""
         free, all_pages = self._pragma("freelist_count"), self._pragma("page_count")
         if free > 256 and free > all_pages // 2:
-            with border(self.file):
+            with converted_errors(self.file):
                 self._db.execute(f"PRAGMA incremental_vacuum({free // 2})").fetchall()
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 self._marks = _marks(self.file)
 
-    def settle(self) -> None:
+    def checkpoint(self) -> None:
         """Move the log into the database, so that the file may be moved alone."""
-        with border(self.file):
+        with converted_errors(self.file):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._marks = _marks(self.file)
 
     def read_wear(self) -> BytesWritten | None:
         """Return the bytes written by the last user of the file."""
-        with border(self.file):
+        with converted_errors(self.file):
             row = self._db.execute("SELECT boot, since, bytes FROM wear").fetchone()
         try:
             return row and BytesWritten(*msgspec.convert(row, tuple[str, float, int]))
@@ -342,7 +342,7 @@ class SegmentFile:
         self._db.execute("SELECT key, reason, created, data FROM segment JOIN body USING (key) LIMIT 1").fetchone()
 
     def _pragma(self, name: str) -> int:
-        with border(self.file):
+        with converted_errors(self.file):
             [(value,)] = self._db.execute(f"PRAGMA {name}")
         return int(value)
 
@@ -355,7 +355,7 @@ def open_database(file: str) -> sqlite3.Connection:
 def is_damaged(file: Path, connect: Connect) -> bool:
     """Read a whole closed file, and return True if any of it is illegible."""
     try:
-        with border(file):
+        with converted_errors(file):
             database = connect(str(file))
             try:
                 database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -388,7 +388,7 @@ _CODES = {
 
 
 @contextmanager
-def border(file: Path) -> Iterator[None]:
+def converted_errors(file: Path) -> Iterator[None]:
     """Convert exceptions of SQLite and the system into SegmentFileError."""
     try:
         yield

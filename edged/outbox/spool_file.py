@@ -51,7 +51,7 @@ class SpoolFile:
 
     def was_left_behind(self) -> bool:
         """Return True if an earlier process has left a file."""
-        return salvage.is_there(self.path)
+        return salvage.finish_replacement(self.path)
 
     def open(self) -> SegmentFile:
         """Open or create the file."""
@@ -76,7 +76,7 @@ class SpoolFile:
         """Read the whole file, closed by now, and return True if damaged."""
         return is_damaged(self.path, self._connect)
 
-    def begin_anew(self, error: SegmentFileError, without: Collection[int]) -> Listing:
+    def replace(self, error: SegmentFileError, without: Collection[int]) -> Listing:
         """Set the file aside, and start a new one with its segments except `without`. Return the segments saved."""
         if error.other:
             aside, saved = salvage.set_aside(self.path, "other"), Listing({}, set())
@@ -104,7 +104,7 @@ class SpoolFile:
         try:
             if old.place is not None and place(self.path) == old.place:
                 found = None
-                old.settle()
+                old.checkpoint()
                 old.close()
                 new = SegmentFile(self.path, self._connect)
             else:

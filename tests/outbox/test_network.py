@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from edged.outbox.network import is_ours, reachable
+from edged.outbox.network import is_own_address, reachable
 from tests.broker import free_port
 
 
@@ -17,8 +17,8 @@ def test_somebody_who_listens_is_reachable_and_nobody_is_not():
 
 
 def test_an_address_of_this_machine_is_ours_and_another_is_not():
-    assert is_ours(("127.0.0.1", 1), socket.AF_INET)
-    assert not is_ours(("192.0.2.1", 1), socket.AF_INET)
+    assert is_own_address(("127.0.0.1", 1), socket.AF_INET)
+    assert not is_own_address(("192.0.2.1", 1), socket.AF_INET)
 
 
 def test_a_change_is_told_once():

@@ -296,5 +296,5 @@ def test_a_power_cut_in_the_midst_of_it_is_made_good(
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
 
-    assert salvage.is_there(tmp_path / "spool.db") == ("spool.db" in after)
+    assert salvage.finish_replacement(tmp_path / "spool.db") == ("spool.db" in after)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == after
