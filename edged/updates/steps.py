@@ -124,8 +124,12 @@ class UpdateMachine:
 
     async def write_ledger(self, name: str, ledger: Ledger) -> None:
         """Replace the ledger on disk. After a StoreError the old ledger still counts, whatever the file holds."""
-        await on_thread(self._store.model(name).write, ledger, self._disk)
-        self._states[name].ledger = ledger
+
+        def write() -> None:
+            self._store.model(name).write(ledger, self._disk)
+            self._states[name].ledger = ledger  # on this thread, as the caller may have been cancelled meanwhile
+
+        await on_thread(write)
 
     def _announce_suspension(self, name: str, facts: ModelFacts) -> None:
         """Announce a suspended probation of the candidate; the end shows in the next step of the model."""

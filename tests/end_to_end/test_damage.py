@@ -145,7 +145,7 @@ def test_a_card_that_dies(tmp_path: Path, card: LoggedDisk):
         card.fail()
         said = edgectl(daemon, "update-model", bundle(tmp_path, "1.2.0"))
         assert said.code != DONE
-        assert "what the kernel's log says of the disk" in said.output, said.output
+        assert "read the kernel's log about the disk" in said.output, said.output
         assert serving(daemon) == "1.1.0"
         daemon.stop(signal.SIGKILL)
         card.fail(False)

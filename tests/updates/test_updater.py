@@ -714,6 +714,32 @@ def test_what_is_asked_once_a_run_has_ended_is_to_be_asked_again(rig):
     assert rig.ledger.candidate.boots_left == BOOTS
 
 
+def test_a_stop_keeps_the_ledger_that_is_being_written(rig, monkeypatch):
+    written, go = threading.Event(), threading.Event()
+    write = ModelFolder.write
+
+    def slow_write(*args):
+        write(*args)
+        written.set()
+        go.wait()
+
+    async def scenario():
+        await rig.boot()
+        await begin(rig, "1.1")
+        monkeypatch.setattr(ModelFolder, "write", slow_write)
+        rig.clock.now += 61
+        running = asyncio.create_task(rig.updater.run())
+        await asyncio.to_thread(written.wait)
+        running.cancel()
+        stopping = asyncio.create_task(rig.updater.stop())
+        await asyncio.sleep(0)
+        go.set()
+        await stopping
+
+    asyncio.run(scenario())
+    assert (rig.ledger.active, rig.ledger.candidate) == (digest_of("1.1"), None)
+
+
 def test_a_run_ends_though_a_model_is_held(rig, monkeypatch):
     monkeypatch.setattr(updaters, "STOP_SECONDS", 0.05)
 
