@@ -1,10 +1,10 @@
-"""What is done on demand with the ways to run a model: hold them against the CPU, and measure which is the fastest.
+"""The verbs `prove` and `tune`: compare the ways to run a model with the CPU, and find the fastest way.
 
-`prove` and `tune` go through the ways one by one, and each step loads a model, runs it and closes it again; between two
-steps nothing is held. A device may be opened by one process only, so while a daemon runs it is the daemon that does it,
-where it would serve: `Proving` are its verbs. Without one, edgectl takes the same steps itself.
+Each step loads a model in the next way, runs and closes the model; between two steps no device is in use. Only a single
+process may open a device, so that a running daemon takes these steps, in the later serving process: `Proving` has the
+daemon's verbs. Without a daemon, edgectl takes the same steps.
 
-A way that is proven takes turns with whatever its device serves. If its process dies of it, all go on with their twins.
+A model under proof takes turns with the models on the same device. If the process dies, the models continue on the CPU.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ T = TypeVar("T")
 
 
 class Proving:
-    """`prove` and `tune`, for the operator's socket: one of them at a time, on a thread of its own.
+    """`prove` and `tune`, for the control socket: one request at a time, on a separate thread.
 
-    `subjects` gives the models there are, by name. When one has been tuned, `adopt` has it serve as was found best;
-    where whoever asked leaves before it is recorded, nothing is.
+    `subjects` returns the loaded models by name. After the measurement of a model, `adopt` loads the model again with
+    the best choice. If the client leaves before the record is written, the measurement is discarded.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Proving:
         self.changes = frozenset({"tune"})
 
     def stop(self) -> None:
-        """Begin nothing more; the step in hand ends by itself, and at once where the accelerators are closed."""
+        """Take no further step. The step in hand ends normally, or at once if the accelerators are closed."""
         self._stopping = True
         self._thread.shutdown(wait=False)
 
     async def _prove(self, args: Args) -> AsyncGenerator[FindingAnswer, None]:
-        """Findings of the `model` that is named, or of all."""
+        """Yield the findings of the requested `model`, or of all models."""
         ask = _understood(args, _Prove)
         subjects = self._subjects() if ask.model is None else {ask.model: self._find(ask.model)}
         async with aclosing(self._steps("proving", prove(self._accelerators, subjects.values()))) as steps:
@@ -82,16 +82,16 @@ class Proving:
                 yield finding_answer(finding)
 
     async def _tune(self, args: Args) -> AsyncGenerator[TuneStepAnswer, None]:
-        """Steps of measuring the `model`, each way for so many `seconds`."""
+        """Yield the steps of measuring the `model`, each way for a number of `seconds`."""
         ask = _understood(args, _Tune)
         found = tune(self._accelerators, self._find(ask.model), self._tunings, time.time(), ask.seconds)
         async with aclosing(self._steps("tuning", found)) as steps:
             async for step in steps:
                 yield step_answer(step)
         adoption = asyncio.ensure_future(self._adopt(ask.model))
-        self._adoptions.add(adoption)  # the loop itself would let it be collected
+        self._adoptions.add(adoption)  # the loop alone would let the task be collected
         adoption.add_done_callback(self._adoptions.discard)
-        await asyncio.shield(adoption)  # whoever leaves now leaves no model behind that is loaded by half
+        await asyncio.shield(adoption)  # a client may leave, but the load is completed
 
     def _find(self, name: str) -> Subject:
         subjects = self._subjects()
@@ -101,9 +101,9 @@ class Proving:
         return subjects[name]
 
     async def _steps(self, what: str, steps: Iterator[T]) -> AsyncGenerator[T, None]:
-        """Take steps, each on the thread; what a client who left has begun is finished before anything else begins."""
+        """Take the steps on the thread. A step of a client now gone is finished before another request begins."""
         if self._busy:
-            raise ControlError(f"{self._busy} is under way", hint="try again when it is done", retryable=True)
+            raise ControlError(f"{self._busy} is under way", hint="try again later", retryable=True)
         self._busy = what
         try:
             while (step := await self._take(steps)) is not None:
@@ -113,12 +113,12 @@ class Proving:
 
     async def _take(self, steps: Iterator[T]) -> T | None:
         if self._stopping:
-            raise ControlError("the daemon is stopping", hint="ask again when it is back", retryable=True)
+            raise ControlError("the daemon is stopping", hint="try again after the restart", retryable=True)
         return await asyncio.get_running_loop().run_in_executor(self._thread, next, steps, None)
 
 
 def finding_answer(finding: Finding) -> FindingAnswer:
-    """Return a finding as it is sent."""
+    """Return a finding in the form of the protocol."""
     return {
         "model": finding.model,
         "version": finding.version,
@@ -146,7 +146,7 @@ def _comparison(compared: Comparison) -> ComparisonAnswer:
 
 
 def step_answer(step: Step) -> TuneStepAnswer:
-    """Return a step of tuning as it is sent."""
+    """Return a step of tuning in the form of the protocol."""
     match step:
         case Begun():
             return {"id": "tune.begun", "model": step.model, "version": step.version, "ways": step.ways}
@@ -179,7 +179,7 @@ class _Prove(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class _Tune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Arguments of a verb that changes something. `asked_by` is who asks, as the control socket's server says."""
+    """Arguments of `tune`. The server of the control socket adds the client as `asked_by`."""
 
     model: Name
     asked_by: str = ""
@@ -193,4 +193,4 @@ def _understood(args: Args, kind: type[_Ask]) -> _Ask:
     try:
         return msgspec.convert(args, kind)
     except msgspec.ValidationError as error:
-        raise ControlError(f"the request cannot be understood: {error}", hint="is edgectl of this version?") from error
+        raise ControlError(f"the request is invalid: {error}", hint="use the edgectl of this version") from error

@@ -1,7 +1,7 @@
-"""What an operator can ask, once, for the socket, MQTT and the metrics page alike.
+"""The verbs of the control socket about the running service: status, lists, metrics, reload, spool, release.
 
-`ServiceState` is what there is to ask about; the daemon fills it in and changes it, and everything here only reads it,
-on the event loop's thread. Counters have one writer each and are read without a lock: a figure may be a moment old.
+The daemon changes `ServiceState`, and the verbs read the state on the event loop's thread. Each counter has a single
+writer and is read without a lock: a figure may be a moment old.
 """
 
 import asyncio
@@ -51,21 +51,21 @@ from edged.outbox.spool import DiskStats, SpoolStats
 from edged.updates.verbs import Updates
 
 NAMESAKE_SECONDS = 3600.0
-"""So long a board with the same name is told of in the status after it was heard of last."""
+"""Time to show another board of the same name in the status after the last message of that board."""
 
 _FEW_VALUES = 16
 
 RELOAD_SECONDS = 5.0
-"""Whoever asks for a reload waits for it so long."""
+"""Time for a reload to finish before the answer. A longer reload goes on afterwards."""
 
 DISK_SECONDS = 5.0
-"""Seconds that a call for the models' versions waits for the disk."""
+"""Seconds to wait for the disk in a call for the models' versions."""
 
 _UNKNOWN: ModelVersionsAnswer = {"pinned": None, "versions": None}
 
 
 class Operations:
-    """The verbs. `call` answers at once; `stream` goes on until its caller stops asking."""
+    """The verbs. `call` returns an answer; `stream` yields answers until the caller stops."""
 
     def __init__(
         self,
@@ -106,15 +106,15 @@ class Operations:
         self.changes = changes | updates.changes | proving.changes
 
     async def call(self, verb: str, args: Args) -> object:
-        """Answer one of `calls` with something JSON can carry. Raises EdgedError where it cannot be done."""
+        """Return the answer of a verb in `calls`, ready for JSON. Raises EdgedError for a failed request."""
         return await self._calls[verb](args)
 
     def stream(self, verb: str, args: Args) -> AsyncGenerator[object, None]:
-        """Answer one of `streams` again and again. Raises EdgedError where it cannot be done."""
+        """Yield the answers of a verb in `streams`. Raises EdgedError for a failed request."""
         return self._streams[verb](args)
 
     async def _watch(self, args: Args) -> AsyncGenerator[ResultAnswer, None]:
-        """The results of one pipeline, or of all, as they are made. Raises ControlError for an unknown one."""
+        """Yield the results of a pipeline, or of all pipelines. Raises ControlError for an unknown pipeline."""
         name, watchers = args.get("pipeline"), self._state.watchers
         if name is not None and (not isinstance(name, str) or name not in self._state.pipelines):
             raise ControlError(f"there is no pipeline {name!r}", hint=_known(self._state.pipelines))
@@ -177,7 +177,7 @@ class Operations:
         }
 
     def _namesake(self) -> str:
-        """The boot of another board with the same name, if one has been heard of lately."""
+        """Return the boot of another board with the same name, or "" after NAMESAKE_SECONDS without a message."""
         state = self._state
         return state.namesake if time.monotonic() - state.namesake_at < NAMESAKE_SECONDS else ""
 
@@ -225,7 +225,7 @@ class Operations:
         ]
 
     async def _models(self, args: Args) -> list[ModelAnswer]:
-        """Every model that is configured or installed, with its versions: None where the disk does not tell in time."""
+        """Return all configured or installed models with versions, or None as versions if the disk is too slow."""
         known: dict[str, ModelVersionsAnswer] = {}
         with contextlib.suppress(EdgedError, TimeoutError):
             async with asyncio.timeout(DISK_SECONDS):
@@ -256,9 +256,9 @@ class Operations:
         ]
 
     def _unused(self, name: str) -> ModelAnswer:
-        """A model that is installed and that no configuration names."""
-        hint = f'name it in a pipeline: model = "{name}", then: edgectl reload'
-        health = Health("stopped", "no pipeline uses it", hint, self._state.started)
+        """Return an installed model without a place in the configuration."""
+        hint = f'name the model in a pipeline: model = "{name}", then: edgectl reload'
+        health = Health("stopped", "no pipeline uses the model", hint, self._state.started)
         return {
             "name": name,
             "version": "",
@@ -275,7 +275,7 @@ class Operations:
         }
 
     def _accelerator(self, model: str) -> AcceleratorAnswer | None:
-        """How the accelerator of a model stands, None where it has none."""
+        """Return the status of a model's accelerator, or None for a model on the CPU."""
         name, standing = self._accelerators.statuses().get(model, ("", None))
         if standing is None:
             return None
@@ -292,7 +292,7 @@ class Operations:
     async def _release(self, args: Args) -> ReleaseAnswer:
         name = args.get("accelerator")
         if not isinstance(name, str):
-            raise ControlError("it is not said which accelerator", hint="name one: edgectl release NAME")
+            raise ControlError("the request names no accelerator", hint="give a name: edgectl release NAME")
         standings = self._accelerators.statuses().values()
         at_fault = any(accelerator == name and standing.is_fault for accelerator, standing in standings)
         self._accelerators.release(name)
@@ -308,10 +308,10 @@ class Operations:
         return {"text": render(families(self._state, self._accelerators))}
 
     async def _reload(self, args: Args) -> ReloadAnswer:
-        """Reload, and return what changed and what has no effect.
+        """Reload, and return the changes, and warnings about settings without effect.
 
-        While it is not `done` it goes on by itself, as an update may be in its way. What is in `restart` takes effect
-        when the daemon is started again.
+        A reload not yet `done` continues after the answer, since an update may delay the reload. Changes in the tables
+        of `restart` take effect when the daemon is started again.
         """
         reloading = asyncio.ensure_future(self._do_reload())
         self._reloads.add(reloading)
@@ -404,7 +404,7 @@ def _disk(disk: DiskStats) -> DiskAnswer:
 
 
 def _shortened(record: ResultAnswer) -> ResultAnswer:
-    """A result for a status: of an array the first values, and how many there are, for it may have 100,000."""
+    """Return a result for the status: of an array, which may have 100,000 values, the first values and the count."""
     values = record.get("values")
     if not isinstance(values, list):
         return record
@@ -412,12 +412,12 @@ def _shortened(record: ResultAnswer) -> ResultAnswer:
 
 
 def _numbers(args: Args) -> list[int] | None:
-    """Which refused messages are meant, None for all."""
+    """Return the numbers of the requested messages, None for all. Raises ControlError for any other request."""
     numbers = args.get("numbers")
     if numbers == "all":
         return None
     if not isinstance(numbers, list) or not numbers or not all(type(number) is int for number in numbers):
-        raise ControlError("it is not said which messages", hint='give their numbers, or "all"')
+        raise ControlError("the request names no messages", hint='give the numbers of messages, or "all"')
     return numbers
 
 
@@ -428,9 +428,9 @@ def _refusal(error: ConfigErrors | None) -> ConfigErrorAnswer | None:
 
 
 def _is_installed(known: ModelVersionsAnswer) -> bool:
-    """Return whether a model has a version that is not the factory's."""
+    """Return True for a model with a version apart from the factory's."""
     return any("factory" not in each["roles"] for each in known["versions"] or ())
 
 
 def _known(names: Collection[str]) -> str:
-    return f"there are: {some(sorted(names))}" if names else "the configuration has none"
+    return f"there are: {some(sorted(names))}" if names else "the configuration has no pipelines"

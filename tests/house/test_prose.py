@@ -14,9 +14,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("edged", "benchmarks", "demo", "firmware_models", "packaging", "tests")
 
 PENDING = {
-    "edged/acceleration/verbs.py",
     "edged/api.py",
-    "edged/app/operations.py",
     "edged/backends",
     "edged/ctl",
     "edged/flow",
