@@ -47,6 +47,14 @@ port = "/dev/ttyUSB0"
 channels = ["ax", "ay", "az", "gx", "gy", "gz"]
 rate = 10
 """
+IMU = """
+from edged.api import DeviceRequirements
+from edged.sources.serial import SerialSource
+
+class Imu(SerialSource, frozen=True, kw_only=True):
+    def devices(self):
+        return DeviceRequirements(paths=(self.port,), groups=("dialout",))
+"""
 SETTLE_SECONDS = 60
 
 
@@ -235,14 +243,10 @@ def test_a_changed_repository_is_refused(shared):
 @on_each_suite
 def test_a_plug_in_beside_the_packages_of_debian_is_found(shared):
     """In the folder that pip installs to; there is neither pip nor a network here."""
-    folder = shared.run("python3", "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
     page = (ROOT / "docs/plug-ins.md").read_text()
     module = re.search(r"^```python\n(.*?)^```$", page, re.M | re.S)[1]
     table = re.search(r"^```toml\n(\[sources.*?)^```$", page, re.M | re.S)[1]
-    write(shared, f"{folder}/thermal_zone.py", module)
-    write(shared, f"{folder}/thermal_zone-1.dist-info/METADATA", "Name: thermal-zone\nVersion: 1\n")
-    points = "[edged.sources]\nthermal-zone = thermal_zone:ThermalZone\n"
-    write(shared, f"{folder}/thermal_zone-1.dist-info/entry_points.txt", points)
+    folder = put_plug_in(shared, "thermal-zone", module, "thermal_zone:ThermalZone")
     write(shared, "/root/plug-in.toml", table)
     try:
         assert "1 source" in shared.run("edgectl", "config", "check", "/root/plug-in.toml").stdout
@@ -369,6 +373,16 @@ def sensor():
     os.close(slave)
 
 
+def put_plug_in(board, name, module, target):
+    """Put a source into the folder that pip installs to, and return the folder."""
+    folder = board.run("python3", "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
+    package = target.partition(":")[0]
+    write(board, f"{folder}/{package}.py", module)
+    write(board, f"{folder}/{package}-1.dist-info/METADATA", f"Name: {name}\nVersion: 1\n")
+    write(board, f"{folder}/{package}-1.dist-info/entry_points.txt", f"[edged.sources]\n{name} = {target}\n")
+    return folder
+
+
 def wrist(board):
     (source,) = [source for source in status(board)["sources"] if source["name"] == "wrist"]
     return source["health"]
@@ -376,7 +390,8 @@ def wrist(board):
 
 def test_the_service_is_let_at_what_its_configuration_names(installed, tmp_path, sensor):
     files = {"/etc/edged/conf.d/sensor.toml": SERIAL}
-    with booted(tmp_path / "board", installed, f"--bind={sensor}:/dev/ttyUSB0", files=files) as board:
+    binds = (f"--bind={sensor}:/dev/ttyUSB0", f"--bind={sensor}:/dev/imu0")
+    with booted(tmp_path / "board", installed, *binds, files=files) as board:
         assert wrist(board)["state"] == "failed"
         assert "sudo edgectl devices allow" in wrist(board)["hint"]
         (access,) = doctor(board)["access"]
@@ -396,6 +411,14 @@ def test_the_service_is_let_at_what_its_configuration_names(installed, tmp_path,
         board.run("rm", "/etc/edged/conf.d/sensor.toml")
         assert "removed" in board.run("edgectl", "devices", "allow", "--restart").stdout
         assert show(board, "PrivateDevices") == "yes"
+
+        put_plug_in(board, "imu", IMU, "imu:Imu")
+        plug_in = SERIAL.replace('"serial"', '"imu"').replace("/dev/ttyUSB0", "/dev/imu0")
+        write(board, "/etc/edged/conf.d/sensor.toml", plug_in)
+        assert "/dev/imu0 for source wrist" in board.run("edgectl", "devices", "allow", "--restart").stdout
+        wait_for(board, "edgectl sources | grep wrist | grep -q running")
+        found = doctor(board)
+        assert (found["access"][0]["verdict"], found["device"][0]["found"]) == ("ok", "wrist: /dev/imu0")
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
