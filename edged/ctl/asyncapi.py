@@ -1,7 +1,7 @@
-"""Print the MQTT interface of this device as an AsyncAPI 3.0 document in JSON: every topic and what travels on it.
+"""Print the MQTT interface of this device as an AsyncAPI 3.0 document in JSON: every topic and every message.
 
-It is made from the configuration and the models it names, so it needs no daemon. The results of a pipeline whose model
-cannot be read are described as results of any kind.
+The document is made from the configuration and the configured models, without a daemon. The results of a pipeline
+with an unreadable model are described as results of any kind.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from edged.models.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the answer."""
     config = load([Path(file) for file in args.config])
     store = models_of(args)
     manifests = {name: _manifest(config, name, store) for name in config.models}

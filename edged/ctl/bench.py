@@ -62,7 +62,7 @@ class Measured(TypedDict):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, how often, and with how many threads."""
+    """Add the arguments of the verb."""
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a model's name, a bundle's folder, an .edgm or a .tflite file"
     )

@@ -1,4 +1,4 @@
-"""What the verbs that make and show bundles share: writing a container whole or not at all, and saying which it is."""
+"""Write a container file atomically, and name the version in a container."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from edged.core.container import Head
 
 
 def save(file: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file aside and put it in its place once all of it is there; after an error nothing has changed.
+    """Write a file aside, and rename the complete file. An error leaves the old file unchanged.
 
     Raises:
-        StoreError: the disk refuses, or a device or a pipe is there.
+        StoreError: the disk fails, or the path is a device or a pipe.
     """
     if file.exists() and not file.is_file():
-        raise StoreError(f"{file} is there and is no file", hint="name a file")
+        raise StoreError(f"{file} is not a regular file", hint="name a file")
     try:
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as aside:
             try:
@@ -33,10 +33,10 @@ def save(file: Path, pieces: Iterable[bytes]) -> None:
     except OSError as error:
         raise StoreError(
             f"{file} cannot be written: {error.strerror}",
-            hint="check that its folder is there and is yours to write to",
+            hint="check the folder and the permissions",
         ) from error
 
 
 def version_line(head: Head) -> str:
-    """A version in one line."""
+    """Return name, number and digest of a version, on a line."""
     return f"{head.manifest.name} {head.manifest.version} ({head.digest[:12]})"

@@ -1,4 +1,4 @@
-"""The client's end of the control socket: connect, ask, listen."""
+"""Client of the control socket: connect, call, stream."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ SYSTEM_RUNTIME_DIR = "/run/edged"
 
 
 class UnreachableError(ControlError):
-    """No daemon answers."""
+    """Raised if no daemon answers."""
 
 
 class ForbiddenError(UnreachableError):
-    """There is a daemon's socket, which this user may not open."""
+    """Raised if the user may not open the socket of a daemon."""
 
 
 class ControlClient:
-    """A connection to the daemon, for one question."""
+    """A connection to the daemon, for a single request."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lines = connection.makefile("rb")
 
     def call(self, call: Call[T], *, timeout: float = 10.0, **args: object) -> T:
-        """Ask and wait for the answer, for `timeout` seconds.
+        """Return the answer to a call, within `timeout` seconds.
 
         Raises:
-            EdgedError: what the daemon answered.
-            UnreachableError: it did not.
+            EdgedError: the daemon answered with an error.
+            UnreachableError: the daemon did not answer.
         """
         self._ask(call.verb, args, timeout)
         return protocol.check(self._reply().value, call.answer, call.verb)
 
     def stream(self, stream: Stream[T], **args: object) -> Iterator[T]:
-        """Ask and yield what comes, until the daemon ends it. Raises as `call` does."""
+        """Yield the events of a stream until the daemon ends the stream. Raises as `call` does."""
         self._ask(stream.verb, args, None)
         while (reply := self._reply()).kind == "event":
             yield protocol.check(reply.value, stream.event, stream.verb)
@@ -63,10 +63,10 @@ class ControlClient:
 
 
 def connect(runtime_dir: str | None) -> ControlClient:
-    """A connection to the daemon whose runtime directory is given; by default the user's own, else the system's.
+    """Connect to the daemon of a runtime directory; by default the user's daemon, otherwise the system's.
 
     Raises:
-        UnreachableError: there is no daemon, or it is not ours to ask.
+        UnreachableError: no daemon runs, or the user may not open the socket.
     """
     failures = {}
     for folder in _folders(runtime_dir):
@@ -102,8 +102,8 @@ def _unreachable(failures: dict[str, OSError]) -> UnreachableError:
 
 
 def _way_in(path: str) -> str:
-    """What to do about a socket that belongs to others."""
-    import pwd  # neither is needed where all is well
+    """Return the remedy for a socket with other owners."""
+    import pwd  # imported only after an error
     from pathlib import Path
 
     try:

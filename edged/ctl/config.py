@@ -1,8 +1,9 @@
-"""Check the configuration, or show what is in effect.
+"""Check the configuration, or show the configuration in effect.
 
-`check` needs no daemon: it reads the files, and looks whether the models they name are sound and fit their sources. It
-exits with 0 if all is well and 1 if not; what has no effect, or none yet, is a warning. `show` prints the effective
-configuration as TOML, defaults filled in and secrets masked; with --origin it says where each value came from.
+`check` needs no daemon: the files are read, and the models in them are checked, also against the sources. The exit code
+is 0 for a valid configuration and 1 otherwise; settings without an effect, or without an effect yet, are warnings.
+`show` prints the effective configuration as TOML, with defaults filled in and secrets masked; with --origin, each value
+has a comment with the file of origin.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from edged.models.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and with which file."""
-    parser.add_argument("action", choices=("check", "show"), help="look for errors, or print what is in effect")
+    """Add the arguments of the verb."""
+    parser.add_argument("action", choices=("check", "show"), help="look for errors, or print the effective settings")
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="main file (default: as with --config)")
-    parser.add_argument("--origin", action="store_true", help="with show: where each value came from")
+    parser.add_argument("--origin", action="store_true", help="with show: add the file of origin to each value")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     if args.origin and args.action == "check":
         raise ControlError("--origin goes with show", hint="edgectl config show --origin")
     paths = [args.file] if args.file else [Path(file) for file in args.config]
@@ -55,7 +56,7 @@ def _check(paths: list[Path], args: argparse.Namespace) -> int:
 
 
 class Checked(NamedTuple):
-    """A configuration, None if its text has problems; its problems, and its warnings."""
+    """A configuration (None if the text has problems), the problems and the warnings."""
 
     config: Config | None
     problems: tuple[Problem, ...]
@@ -96,7 +97,7 @@ def _block(problem: Problem, kind: str = "") -> Iterator[str]:
 
 
 def summary(config: Config) -> str:
-    """How many parts a configuration has."""
+    """Return the number of pipelines, sources, models and sinks of a configuration."""
     parts: dict[str, Sized] = {name: getattr(config, f"{name}s") for name in ("pipeline", "source", "model", "sink")}
     return ", ".join(f"{len(part)} {name}{'' if len(part) == 1 else 's'}" for name, part in parts.items())
 
@@ -112,9 +113,9 @@ def _show(paths: list[Path], with_origins: bool, as_json: bool) -> int:
 
 
 def toml(table: Mapping[str, object], origin: Callable[[Place], str] | None = None, place: Place = ()) -> Iterator[str]:
-    """Lines of TOML that say what a table of plain values does; `origin` gives a comment for each value.
+    """Yield a table of plain values as lines of TOML; `origin` returns a comment for each value.
 
-    An empty table is left out: it says nothing that its absence does not.
+    Empty tables are left out.
     """
     values = {key: value for key, value in table.items() if not isinstance(value, dict)}
     if place and values:
@@ -134,7 +135,7 @@ def _key(key: str) -> str:
 
 
 def toml_value(value: object) -> str:
-    """Return a plain value in TOML, on one line."""
+    """Return a plain value in TOML, on a single line."""
     match value:
         case bool():
             return "true" if value else "false"

@@ -1,7 +1,6 @@
-"""Find the configuration and the state folder for the verbs that need no daemon.
+"""Find the configuration and the state folder for verbs without a daemon.
 
-They are those of the daemon that answers, if one does, or else the system's. What the command line or the environment
-says counts before both.
+The command line comes first, then the environment, then the paths of a running daemon, then the paths of the system.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from edged.ctl.client import connect
 SYSTEM_CONFIG = "/etc/edged/edged.toml"
 SYSTEM_STATE_DIR = "/var/lib/edged"
 READERS = ("asyncapi", "bench", "config", "devices", "doctor", "infer", "prove", "support-bundle", "verify")
-"""The verbs that ask the daemon. `tune` and `devices allow` write as root, and so take nobody's word."""
+"""Verbs with the paths of a running daemon. `tune` and `devices allow` write as root, and so trust no socket."""
 
 _SECONDS = 3.0
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fill in `config` and `state_dir` where nobody has said them."""
+    """Fill in `config` and `state_dir` unless given."""
     if not args.config and (said := os.environ.get("EDGED_CONFIG")):
         args.config = [said]
     args.state_dir = args.state_dir or os.environ.get("EDGED_STATE_DIR")
@@ -33,7 +32,7 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def _known(runtime_dir: str | None) -> ConfigAnswer | None:
-    """Return what the daemon that answers says of its configuration, or nothing if none answers."""
+    """Return the configuration of a running daemon; None without a daemon."""
     try:
         return connect(runtime_dir).call(STATUS_CONFIG, timeout=_SECONDS)["config"]
     except EdgedError:

@@ -1,4 +1,4 @@
-"""Confirm a version that was brought with --confirm-within; without this it is taken back when the time is over."""
+"""Confirm a version brought with --confirm-within; an unconfirmed version is rolled back when the time is over."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from edged.ctl.operator_request import decide
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model."""
+    """Add the arguments of the verb."""
     parser.add_argument("model", metavar="MODEL")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     return decide(args, CONFIRM, "is confirmed", meanwhile=", and the rest of its probation goes on")

@@ -64,7 +64,7 @@ _DOTS = {"ready": "running", "works": "running", "no device": "stopped", "fails"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and how far to go."""
+    """Add the arguments of the verb."""
     parser.add_argument(
         "action", nargs="?", choices=("list", "allow"), default="list", help="list unless told to allow"
     )
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     if args.action == "list" and (args.dry_run or args.restart):
         raise ControlError("--dry-run and --restart go with allow", hint="edgectl devices allow --dry-run")
     if args.action == "allow" and args.probe:

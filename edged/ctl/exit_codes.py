@@ -1,4 +1,4 @@
-"""What `edgectl` says with its exit code."""
+"""Exit codes of `edgectl`."""
 
 DONE = 0
 BAD = 1
@@ -16,12 +16,12 @@ MEANINGS = {
     DONE: "done, and all is well",
     BAD: "done, and the answer is bad: a check failed",
     USAGE: "the command line is wrong",
-    NOT_RUNNING: "the daemon answers, but not everything runs; or no pipeline uses what was installed",
-    FAILED: "it could not be done; standard error says why and what to do",
+    NOT_RUNNING: "the daemon answers, but a part does not run; or no pipeline uses the installed version",
+    FAILED: "the verb failed; standard error has the reason and the remedy",
     UNREACHABLE: "no daemon answers, or the device cannot be reached",
-    REFUSED: "the device refused the new version; nothing has changed there",
-    UNFIT: "the new version could not be made to serve on that device; the old one does",
-    ROLLED_BACK: "the new version served and had to go; the one before serves again",
-    INTERRUPTED: "interrupted with Ctrl-C before it was done",
-    BROKEN_PIPE: "nobody reads the output any more",
+    REFUSED: "the device refused the new version and has not changed",
+    UNFIT: "the new version does not work on the device; the old version serves",
+    ROLLED_BACK: "the new version served and was rolled back; the previous version serves again",
+    INTERRUPTED: "interrupted with Ctrl-C",
+    BROKEN_PIPE: "the reader of the output is gone",
 }

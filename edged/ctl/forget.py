@@ -1,4 +1,4 @@
-"""Forget that a version was rejected, so that it may be tried again. `edgectl models` shows which were, and why."""
+"""Forget the rejection of a version, to allow another try. `edgectl models` lists rejected versions and reasons."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from edged.ctl.operator_request import decide
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and which version."""
+    """Add the arguments of the verb."""
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("digest", metavar="DIGEST", help="of the version, or how it begins")
+    parser.add_argument("digest", metavar="DIGEST", help="digest of the version, or the beginning")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     return decide(args, CLEAR_REJECTION, f"may try {args.digest} again", digest=args.digest)

@@ -1,6 +1,6 @@
-"""Clear what the broker retains of another device, which will never come back: a board whose card died, for instance.
+"""Clear the retained messages of another device at the broker, for example of a board with a dead card.
 
-The daemon does so over its own connection, under its own topic prefix; Home Assistant forgets the device as well.
+The running daemon clears the topics, with its connection and topic prefix. Home Assistant forgets the device, too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _SECONDS = 120.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which device."""
-    parser.add_argument("device", metavar="NAME", help="its [device] name, as it stands in its topics")
+    """Add the arguments of the verb."""
+    parser.add_argument("device", metavar="NAME", help="[device] name, as in the topics of the device")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask for it, and print what was cleared."""
+    """Clear the topics, and print the cleared topics."""
     answer = connect(args.runtime_dir).call(FORGET_DEVICE, timeout=_SECONDS, device=args.device)
     if args.json:
         tables.show_json(answer)

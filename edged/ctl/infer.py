@@ -37,7 +37,7 @@ PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which file, which model, and how to read them."""
+    """Add the arguments of the verb."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording (.csv, .npy, .npz) or a picture")
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="a name, a bundle's folder, an .edgm or a .tflite file"

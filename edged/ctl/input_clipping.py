@@ -1,4 +1,4 @@
-"""Counts the input values that a model's quantised tensors cannot store, which shows a wrong unit or normalisation."""
+"""Count the input values beyond the range of quantised tensors, a sign of a wrong unit or normalisation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_SHARE = 0.2
 
 
 class Clipping:
-    """The share of values beyond the range of the tensors, over all windows that were added."""
+    """The share of values beyond the range of the tensors, over all added windows."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.clipped = self.values = 0
@@ -34,7 +34,7 @@ class Clipping:
 
     @property
     def is_bad(self) -> bool:
-        """Whether it is more than a fifth."""
+        """Return whether the share is more than a fifth."""
         return self.clipped > MAX_SHARE * self.values
 
     def add(self, window: NDArray[Any]) -> None:
@@ -53,16 +53,16 @@ class Clipping:
                 self.worst = tensor
 
     def refuse(self, file: Path) -> None:
-        """Raise ControlError if it is more than a fifth."""
+        """Raise ControlError if the share is more than a fifth."""
         if self.is_bad:
             raise ControlError(
-                f"{file}: {self.words()}: what the model says of it would prove nothing",
+                f"{file}: {self.words()}: results of the model would prove nothing",
                 hint='correct the units of the recording, or `preprocess` in --manifest: [{"step":"none"}] lets the '
                 "pixels of a picture in as they are",
             )
 
     def words(self) -> str:
-        """The share in words, and what the tensor can store."""
+        """Return the share and the range of the tensor, in words."""
         assert self.worst is not None
         limits = np.iinfo(self.worst.numpy_dtype)
         low, high = ((bound - self.worst.zero_point) * (self.worst.scale or 1.0) for bound in (limits.min, limits.max))
@@ -73,7 +73,7 @@ class Clipping:
 
 
 def _may_clip(manifest: Manifest, index: int) -> bool:
-    """Whether an input is fed with real values that its integers may not hold."""
+    """Return whether an input is fed with real values, possibly beyond the range of the integers."""
     each = manifest.inputs[index]
     as_they_are = manifest.preprocess == (NoStep(),) and manifest.window.is_picture
     return each.feed == "window" and each.tensor.numpy_dtype.kind in "iu" and not as_they_are

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which bundle."""
+    """Add the arguments of the verb."""
     what = "an .edgm file, a bundle's folder, or a .tflite file"
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=what)
 

@@ -1,6 +1,6 @@
-"""One update: `job wait ID` follows it to its end and exits as `update-model` does, `job show ID` tells how it stands.
+"""Follow an update with `job wait ID`, with the exit codes of `update-model`; or show the state with `job show ID`.
 
-`edgectl jobs` lists their ids.
+`edgectl jobs` lists the ids.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from edged.ctl.progress import Console, Reporter, follow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, with which."""
-    parser.add_argument("what", choices=("wait", "show"), help="follow it to its end, or look at it once")
-    parser.add_argument("id", metavar="ID", help="as update-model and `edgectl jobs` tell it")
+    """Add the arguments of the verb."""
+    parser.add_argument("what", choices=("wait", "show"), help="follow the update to the end, or show the state")
+    parser.add_argument("id", metavar="ID", help="number of the job, as in `edgectl jobs`")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     if args.what == "wait":
         reporter = Reporter(Console(as_json=args.json))
         outcome = follow(connect(args.runtime_dir).stream(JOB_WATCH, id=args.id), reporter)

@@ -1,4 +1,4 @@
-"""The updates since the daemon began: what each is about, where it came from, and how it stands."""
+"""List the updates since the start of the daemon, with model, origin and state."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from edged.ctl.client import connect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """List them, the oldest first."""
+    """List the updates, the oldest first."""
     jobs = connect(args.runtime_dir).call(JOBS)
     if args.json:
         tables.show_json(jobs)
     elif jobs:
         tables.show(tables.table(["JOB", "BEGAN", "MODEL", "STATE", "FROM", ""], [_row(job) for job in jobs]))
     else:
-        tables.show(["nothing has been updated since the daemon began"])
+        tables.show(["no updates since the start of the daemon"])
     return exits.DONE
 
 

@@ -1,15 +1,15 @@
 """`edgectl`: the command line of the device.
 
-The first word decides which module is imported, and nothing else is: asking a running daemon must not wait for what
-inference needs. A verb's module has `add_arguments(parser)` and `run(args) -> int`, which returns one of `exits`,
-prints its answer on standard output, as JSON where `args.json` is set, and raises EdgedError where it cannot be done.
+Only the module of the verb is imported: a question to a running daemon must not wait for libraries of inference. The
+module of a verb has `add_arguments(parser)` and `run(args) -> int`. `run` returns an exit code of `exits`, prints the
+answer on standard output, as JSON if `args.json` is set, and raises EdgedError for failures.
 
 Every verb finds in `args` the global options: `config`, a list of files; `state_dir`, a folder; `runtime_dir`, a folder
-or None for wherever a daemon is found; `runtime_option`, how the command line says so; `json`; and `host` and `ssh`,
-the devices to work on and how to get there. Files and folders are strings, as pathlib is slow to import.
+or None for the usual places; `runtime_option`, the same as options of a command line; `json`; and `host` and `ssh`, the
+devices to work on and the command to reach them. Files and folders are strings, as pathlib is slow to import.
 
-With --host a verb is run on that device, by its own edgectl (remote.py), all but `update-model`, which has files of
-ours to bring.
+With --host a verb is run on the named device, by the edgectl there (remote.py), except `update-model`, which has
+local files to send.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ from edged.ctl.client import UnreachableError
 from edged.ctl.config_paths import settle
 
 VERBS = {
-    "status": ("edged.ctl.status", "how the daemon is, and what to do about whatever is not running"),
-    "watch": ("edged.ctl.watch", "every prediction as it is made"),
-    "pipelines": ("edged.ctl.pipelines", "what is inferred, and how fast"),
-    "sources": ("edged.ctl.sources", "what is measured, and what gets lost"),
-    "models": ("edged.ctl.models", "the models that serve, their versions and origins; `model` works on files"),
-    "spool": ("edged.ctl.spool", "what waits for the broker, and what the broker refused"),
-    "update-model": ("edged.ctl.update_model", "bring a new version of a model, and see it through"),
-    "jobs": ("edged.ctl.jobs", "the updates since the daemon began"),
-    "job": ("edged.ctl.job", "follow one update, or look at it"),
-    "confirm": ("edged.ctl.confirm", "keep a version that was brought with --confirm-within"),
-    "rollback": ("edged.ctl.rollback", "go back to the version that served before"),
-    "pin": ("edged.ctl.pin", "have a model stay with the version it has"),
-    "forget": ("edged.ctl.forget", "let a version that was rejected be tried again"),
-    "forget-device": ("edged.ctl.forget_device", "clear what the broker retains of a device that is gone for ever"),
-    "receive": ("edged.ctl.receive", "the far end of update-model over SSH"),
-    "config": ("edged.ctl.config", "check the configuration, or show what is in effect"),
-    "release": ("edged.ctl.release", "try an accelerator again that was quarantined"),
-    "reload": ("edged.ctl.reload", "read the configuration again, changing only what changed"),
-    "doctor": ("edged.ctl.doctor", "look for what is wrong with this device"),
-    "support-bundle": ("edged.ctl.support_bundle", "collect what a helper needs to know, without your secrets"),
-    "devices": ("edged.ctl.devices", "accelerators: which are here, and what the others lack"),
-    "prove": ("edged.ctl.prove", "hold models on accelerators against the CPU, sample by sample"),
-    "tune": ("edged.ctl.tune", "measure every way to run a model here, and go by it"),
+    "status": ("edged.ctl.status", "show the state of the daemon and remedies for problems"),
+    "watch": ("edged.ctl.watch", "print each prediction"),
+    "pipelines": ("edged.ctl.pipelines", "list pipelines, with counters and latency"),
+    "sources": ("edged.ctl.sources", "list sources, with rates and losses"),
+    "models": ("edged.ctl.models", "list models, with versions and origins; `model` works on files"),
+    "spool": ("edged.ctl.spool", "list messages waiting for the broker or refused by the broker"),
+    "update-model": ("edged.ctl.update_model", "install a new version of a model, and report the progress"),
+    "jobs": ("edged.ctl.jobs", "list the updates since the start of the daemon"),
+    "job": ("edged.ctl.job", "follow an update, or show the steps"),
+    "confirm": ("edged.ctl.confirm", "keep a version installed with --confirm-within"),
+    "rollback": ("edged.ctl.rollback", "go back to the previous version"),
+    "pin": ("edged.ctl.pin", "keep the current version of a model"),
+    "forget": ("edged.ctl.forget", "allow a rejected version again"),
+    "forget-device": ("edged.ctl.forget_device", "clear the retained messages of a removed device"),
+    "receive": ("edged.ctl.receive", "serve update-model over SSH, run by sshd"),
+    "config": ("edged.ctl.config", "check the configuration, or show the effective settings"),
+    "release": ("edged.ctl.release", "try a quarantined accelerator again"),
+    "reload": ("edged.ctl.reload", "read the configuration again, and change only the differences"),
+    "doctor": ("edged.ctl.doctor", "look for problems of this device"),
+    "support-bundle": ("edged.ctl.support_bundle", "collect data for a helper, without secrets"),
+    "devices": ("edged.ctl.devices", "list accelerators, and the requirements of missing accelerators"),
+    "prove": ("edged.ctl.prove", "compare models on accelerators with the CPU, sample by sample"),
+    "tune": ("edged.ctl.tune", "measure all ways to run a model here, and use the fastest"),
     "infer": ("edged.ctl.infer", "run a model once on a file, without the daemon"),
-    "bench": ("edged.ctl.bench", "how fast models run here"),
-    "init": ("edged.ctl.init", "write a first configuration, asking for what no option says"),
-    "model": ("edged.ctl.model", "draft a manifest for a .tflite file; `models` shows the models that serve"),
+    "bench": ("edged.ctl.bench", "measure the speed of models here"),
+    "init": ("edged.ctl.init", "write a first configuration, from options and answers"),
+    "model": ("edged.ctl.model", "draft a manifest for a .tflite file; `models` lists installed models"),
     "pack": ("edged.ctl.pack", "make a bundle of a model, ready to be sent to boards"),
-    "inspect": ("edged.ctl.inspect", "show what is in a bundle"),
+    "inspect": ("edged.ctl.inspect", "show the contents of a bundle"),
     "sign": ("edged.ctl.sign", "sign a bundle with an SSH key"),
-    "verify": ("edged.ctl.verify", "verify a bundle as a board does, and who signed it"),
-    "metrics": ("edged.ctl.metrics", "everything that is counted, as Prometheus reads it"),
+    "verify": ("edged.ctl.verify", "verify the digests and the signatures of a bundle, like a board"),
+    "metrics": ("edged.ctl.metrics", "print all metrics in the format of Prometheus"),
     "asyncapi": ("edged.ctl.asyncapi", "the MQTT interface of this device, as an AsyncAPI document"),
-    "version": ("edged.ctl.version", "the versions of edged and of what it runs on"),
+    "version": ("edged.ctl.version", "print the versions of edged and of the packages for inference"),
 }
 
 SSH = "ssh"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code."""
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a dot shows a "?"
+    """Run a command line, and return the exit code."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # shows "?" on terminals without the dot
     try:
         words = _answered(sys.argv[1:] if argv is None else argv)
         args = _parse(words)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails
         return exits.BROKEN_PIPE
     except OSError as error:  # standard output is a full disk
         print(f"edgectl: {error}", file=sys.stderr)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line in two steps: the verb, then what its own module understands."""
+    """Parse the command line in two steps: the verb, then the arguments of the verb."""
     parser = outer_parser()
     args, rest = parser.parse_known_args(argv)
     if args.verb is None:
@@ -102,14 +102,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args.host = args.host or []
     args.runtime_option = ["--runtime-dir", args.runtime_dir] if args.runtime_dir else []
     args.runtime_dir = args.runtime_dir or os.environ.get("EDGED_RUNTIME_DIR")
-    if not args.host:  # elsewhere, the edgectl there finds its own
+    if not args.host:  # the edgectl of another device has other defaults
         settle(args)
     args.run = import_module(VERBS[args.verb][0]).run
     return args
 
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:
-    """What stands after a verb, and what may stand before it too."""
+    """Return the parser of a verb, with the options common to all verbs."""
     module = import_module(VERBS[verb][0])
     parser = argparse.ArgumentParser(
         prog=f"edgectl {verb}", description=module.__doc__, parents=[common_options()], allow_abbrev=False
@@ -119,7 +119,7 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
 
 
 def outer_parser() -> argparse.ArgumentParser:
-    """What stands before the verb, the verb, and the rest as it is."""
+    """Return the parser of the options before the verb, the verb and the unparsed rest."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items())
     codes = "\n".join(f"  {code:<{width}}  {meaning}" for code, meaning in exits.MEANINGS.items())
@@ -147,17 +147,19 @@ def outer_parser() -> argparse.ArgumentParser:
 
 
 def common_options() -> argparse.ArgumentParser:
-    """Options that may stand before the verb or after it."""
+    """Return the options allowed before and after the verb."""
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument(
         "--config",
         metavar="FILE",
         action="append",
-        help="the configuration, and conf.d/*.toml beside it (EDGED_CONFIG; the daemon's; /etc/edged/edged.toml)",
+        help="the configuration, read with conf.d/*.toml beside (EDGED_CONFIG; the daemon's; /etc/edged/edged.toml)",
     )
-    options.add_argument("--runtime-dir", metavar="DIR", help="where the daemon's socket is (EDGED_RUNTIME_DIR)")
+    options.add_argument("--runtime-dir", metavar="DIR", help="folder of the daemon's socket (EDGED_RUNTIME_DIR)")
     options.add_argument(
-        "--state-dir", metavar="DIR", help="what outlives the daemon (EDGED_STATE_DIR; the daemon's; /var/lib/edged)"
+        "--state-dir",
+        metavar="DIR",
+        help="data of the daemon (EDGED_STATE_DIR; the daemon's; /var/lib/edged)",
     )
     options.add_argument("--json", action="store_true", help="answer in JSON")
     options.add_argument(
@@ -165,16 +167,16 @@ def common_options() -> argparse.ArgumentParser:
         metavar="[USER@]HOST",
         action="append",
         type=host,
-        help="on that device, over SSH; update-model takes several",
+        help="run on another device, over SSH; update-model takes several",
     )
     options.add_argument(
-        "--ssh", metavar="COMMAND", type=ssh_command, help="how to get there, with options (EDGECTL_SSH; ssh)"
+        "--ssh", metavar="COMMAND", type=ssh_command, help="SSH command, with options (EDGECTL_SSH; ssh)"
     )
     return options
 
 
 def host(text: str) -> str:
-    """A device, named as for ssh. Raises ArgumentTypeError."""
+    """Return the name of a device, as for ssh. Raises ArgumentTypeError."""
     user, at, name = text.rpartition("@")
     if not name or text.startswith("-") or name.startswith("-") or (at and not user) or not _one_word(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no [USER@]HOST")
@@ -182,10 +184,10 @@ def host(text: str) -> str:
 
 
 def ssh_command(text: str) -> str:
-    """A command line that a shell would understand. Raises ArgumentTypeError."""
+    """Return a command line in the syntax of a shell. Raises ArgumentTypeError."""
     if text == SSH:
         return text
-    import shlex  # which asking the daemon of this device need not wait for
+    import shlex  # imported late, as local verbs do without
 
     try:
         understood = bool(shlex.split(text))
@@ -201,7 +203,7 @@ def _one_word(text: str) -> bool:
 
 
 def _answered(words: Sequence[str]) -> Sequence[str]:
-    """Begin the answer with the mark where an edgectl elsewhere asks for that; the rest of the command line."""
+    """Print the mark if requested by the first word, and return the rest of the command line."""
     if words[:1] != [BEGIN_WITH_MARK]:
         return words
     sys.stdout.buffer.write(MARK)
@@ -210,7 +212,7 @@ def _answered(words: Sequence[str]) -> Sequence[str]:
 
 
 def _there(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Run the same on the one device that is named."""
+    """Run the command line on the named device."""
     from edged.ctl import remote
 
     return remote.run(args, words)

@@ -1,4 +1,4 @@
-"""Everything that is counted, in the text format that Prometheus and its friends read."""
+"""Print all metrics in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edged.ctl.client import connect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the answer."""
     metrics = connect(args.runtime_dir).call(METRICS)
     if args.json:
         tables.show_json(metrics)

@@ -1,7 +1,7 @@
-"""What serves: each model with its version and origin, what it runs on, and how it did in its self-test.
+"""List the models, with version, origin, runtime, delegate and self-test.
 
-Below a model that has an accelerator stands how that is, since when and why, and what to do about it. Below a model of
-which there is more than what serves stands every version that is here or was rejected, for `rollback` and `forget`.
+Below a model with an accelerator are the state of the accelerator, the reason and the remedy. Below a model with
+several versions are all installed and rejected versions, for `rollback` and `forget`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _COLUMNS = ("VERSION", "ORIGIN", "PIPELINES", ">SIZE", "RUNS ON", "SELF-TEST")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them."""
+    """Print the answer."""
     models = connect(args.runtime_dir).call(MODELS)
     if args.json:
         tables.show_json(models)
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines(models: list[ModelAnswer]) -> Iterator[str]:
-    """The table of the models of a status."""
+    """Yield the table of models."""
     return tables.parts("MODEL", _COLUMNS, [_row(model) for model in models])
 
 
@@ -64,12 +64,12 @@ def _choice(why: str) -> Iterator[str]:
 
 
 def _versions(model: ModelAnswer) -> Iterator[str]:
-    """Each version that a model has, where a status has not left them out."""
+    """Yield the versions of a model, unless left out by a status."""
     if model.get("pinned"):
         yield "      pinned: no other version is installed"
     versions = model.get("versions", [])
     if versions is None:
-        yield "      its versions cannot be read from the disk"
+        yield "      the versions cannot be read from the disk"
     elif len(versions) > 1 or any(each["reason"] for each in versions):
         for each in versions:
             reason = f": {tables.plain(each['reason'])}" if each["reason"] else ""
@@ -77,7 +77,7 @@ def _versions(model: ModelAnswer) -> Iterator[str]:
 
 
 def describe_accelerator(found: AcceleratorAnswer) -> str:
-    """How the accelerator of a model stands, in a line."""
+    """Return the state of the accelerator of a model, on a line."""
     details = [found["state"], f"for {tables.duration(found['for'])}"]
     if found["state"] == "accelerated" and found["off_processor"] is not None:
         details.append(f"{found['off_processor']:.0%} of the time off the processor")

@@ -1,4 +1,4 @@
-"""What the verbs share in which an operator decides about a model: ask for it, and tell what serves then."""
+"""Send an operator's decision about a model, and print the version in service afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edged.ctl import tables
 from edged.ctl.client import connect
 
 _SECONDS = 180.0
-"""Going back loads a model, and has it answer."""
+"""Seconds for an answer: a rollback loads and tests a model."""
 
 
 def decide(
@@ -23,9 +23,9 @@ def decide(
     meanwhile: str = "",
     **more: object,
 ) -> int:
-    """Ask the daemon, and print `what` was decided and what serves now.
+    """Send the decision, and print `what` as its result with the version in service.
 
-    `idle` is printed instead if nothing has changed by it, and `meanwhile` as well where a version is under way.
+    `idle` is printed instead if the decision changed nothing, and `meanwhile` as well while an update is under way.
     """
     answer = connect(args.runtime_dir).call(call, timeout=_SECONDS, model=args.model, **more)
     if args.json:

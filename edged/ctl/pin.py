@@ -1,4 +1,4 @@
-"""Have a model stay with the version it has: nothing newer comes in until it is let go of with --off."""
+"""Pin a model to the current version: newer versions are refused until `edgectl pin --off`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from edged.ctl.operator_request import decide
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and whether to let go."""
+    """Add the arguments of the verb."""
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--off", action="store_true", help="let go of it")
+    parser.add_argument("--off", action="store_true", help="unpin the model")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     if args.off:
         return decide(args, PIN, "is not pinned any more", idle="was not pinned", pinned=False)
     return decide(args, PIN, "is pinned", idle="was pinned already", pinned=True)

@@ -1,4 +1,4 @@
-"""What is inferred: each pipeline with its source, its model, what it has done and how long it takes."""
+"""List the pipelines, with source, model, counters, latency and last result."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _COLUMNS = ("SOURCE", "MODEL", "SINKS", ">WINDOWS", ">PREDICTIONS", ">DROPPED", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them."""
+    """Print the answer."""
     pipelines = connect(args.runtime_dir).call(PIPELINES)
     if args.json:
         tables.show_json(pipelines)
@@ -30,12 +30,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines(pipelines: list[PipelineAnswer]) -> Iterator[str]:
-    """The table of the pipelines of a status."""
+    """Yield the table of pipelines."""
     return tables.parts("PIPELINE", _COLUMNS, [_row(pipeline) for pipeline in pipelines])
 
 
 def outcome(record: ResultAnswer) -> str:
-    """What a result record says, in a few words."""
+    """Return a short description of a result."""
     match record["kind"]:
         case "classification":
             return f"{record.get('label')} {_number(record.get('score'))}"

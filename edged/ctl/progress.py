@@ -1,7 +1,7 @@
-"""How an update is told: a line for each step with its time, how far it is on the terminal's last line, and an end.
+"""Report the progress of updates: a line with the time for each step, a progress bar, and the end.
 
-Steps go to standard output, as lines of JSON where that is asked for; the last line is drawn on standard error if that
-is a terminal. Several boards may be told of at once, from a thread each.
+Steps go to standard output, as text or as lines of JSON; the bar is drawn on standard error, if standard error is a
+terminal. Several boards may report at once, from a thread each.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _BAR = 20
 
 
 class Outcome(NamedTuple):
-    """How it ended: `state` is one of CODES, `text` one sentence, and `hint` what to do about it.
+    """End of an update: `state` is a key of CODES, `text` a sentence, and `hint` the remedy.
 
-    full_needed: it was a delta and of no use there; nothing is known yet of the version itself.
+    full_needed: the device cannot use the delta, and has not decided about the version yet.
     """
 
     state: str
@@ -46,19 +46,19 @@ class Outcome(NamedTuple):
 
     @property
     def code(self) -> int:
-        """The exit code."""
+        """Return the exit code."""
         return CODES.get(self.state, exits.FAILED)
 
 
 class InstallTerms(TypedDict):
-    """Terms that an operator asks for; `confirm_within` is in seconds, 0 for no confirmation."""
+    """Terms of an install; `confirm_within` is in seconds, 0 for no confirmation."""
 
     allow_downgrade: bool
     confirm_within: float
 
 
 class Console:
-    """What all tellers share: the two streams, and when it all began."""
+    """The two output streams and the start time, shared by all reporters."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
@@ -68,7 +68,7 @@ class Console:
         self._places: dict[str, str] = {}
 
     def print(self, board: str, line: str) -> None:
-        """A line that stays, of a board that has got further than the last line says."""
+        """Print a lasting line of a board, in place of the progress of the board."""
         with self._lock:
             self._places.pop(board, None)
             self._erase()
@@ -76,7 +76,7 @@ class Console:
             self._draw()
 
     def place(self, board: str, text: str) -> None:
-        """What the last line says of a board."""
+        """Show the progress of a board on the last line."""
         with self._lock:
             self._places[board] = text
             self._erase()
@@ -94,7 +94,7 @@ class Console:
 
 
 class Reporter:
-    """Tells of one board. `board` is its name where there are several."""
+    """Reports the update of a board; `board` is the name, if there are several boards."""
 
     def __init__(self, console: Console, board: str = "") -> None:
         self._console = console
@@ -103,25 +103,25 @@ class Reporter:
         self._offset: float | None = None
 
     def step(self, what: str, text: str) -> None:
-        """Something happened here and now; `what` names its kind for ever."""
+        """Report a step at this moment; `what` is the permanent name of the kind."""
         elapsed = time.monotonic() - self._console.began
         self._report({"id": what, "text": text, "time": time.time()}, elapsed)
 
     def event(self, item: JobItemAnswer) -> None:
-        """The daemon took a step of a job."""
+        """Report a step of the daemon."""
         at = item.get("at", 0.0)
-        if self._offset is None:  # the board's clock is another: its first step is shown as happening now
+        if self._offset is None:  # the clock of the board differs: the first step is shown as of now
             self._offset = time.monotonic() - self._console.began - at
         self._report(item, at + self._offset)
 
     def progress(self, there: int, total: int | None) -> None:
-        """So many bytes are at the board."""
+        """Report the number of bytes at the board."""
         text = self._meter.text(there, total, short=bool(self._board))
         if text:
             self._console.place(self._board, f"{self._board} {text}" if self._board else text)
 
     def end(self, outcome: Outcome) -> None:
-        """How it ended."""
+        """Report the end."""
         if self._console.as_json:
             self._report({"id": "end", "state": outcome.state, "text": outcome.text, "hint": outcome.hint}, 0.0)
             return
@@ -140,7 +140,7 @@ class Reporter:
 
 
 def follow(items: Iterable[JobItemAnswer], reporter: Reporter) -> Outcome:
-    """Tell of a job as the daemon shows it, to its end. Raises EdgedError as `items` does."""
+    """Report the events of a job, and return the end. Raises EdgedError as `items` does."""
     full_needed = False
     for item in items:
         match item.get("id", ""):
@@ -155,34 +155,36 @@ def follow(items: Iterable[JobItemAnswer], reporter: Reporter) -> Outcome:
             case what:
                 full_needed |= what == "update.full_needed"
                 reporter.event(item)
-    return Outcome("failed", "the daemon ended before the update did", "see how it went: edgectl models")
+    return Outcome("failed", "the daemon ended before the update did", "see the result: edgectl models")
 
 
 def already_present(answer: TransferAnswer, version: str, serves: str) -> Outcome:
-    """Return the outcome where a device has the version already: it `serves` there, in these words, or is not used."""
+    """Return the outcome for a version installed already: in service, with `serves` as the words, or unused."""
     if unused := answer.get("unused"):
-        return Outcome("installed", f"{version} is installed already, and no pipeline uses it", unused)
+        return Outcome("installed", f"{version} is installed already, but used by no pipeline", unused)
     return Outcome("done", f"{version} {serves}")
 
 
 def report_terms(answer: TransferAnswer, terms: InstallTerms, reporter: Reporter) -> None:
-    """Who `terms` to have to confirm what is brought is not to believe so where somebody else was first to bring it.
+    """Report a job that was begun by another client with another time for confirmation.
 
-    `answer` is the daemon's, with the terms that were agreed on if there is a job.
+    `answer` is from the daemon, with the terms of the job.
     """
     if "job" in answer and terms["confirm_within"] not in (0.0, answer.get("confirm_within")):
-        reporter.step("update.joined", "it is under way already, on the terms that it was begun with and not on these")
+        reporter.step(
+            "update.joined", "this version is being installed already, on other terms; your --confirm-within is ignored"
+        )
 
 
 class _Meter:
-    """How far, how fast, how long still: over the last few seconds, and not redrawn too often."""
+    """Progress, speed and time left, over the last few seconds, limited to a few redraws a second."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
         self._drawn = 0.0
 
     def text(self, there: int, total: int | None, *, short: bool) -> str:
-        """For the terminal; "" if it is too soon."""
+        """Return the text for the terminal; "" soon after the last text."""
         now = time.monotonic()
         if now - self._drawn < _REDRAW_SECONDS:
             return ""

@@ -1,8 +1,8 @@
-"""Hold each accelerated way to run a model against the CPU, on this board: what it computes, takes, and how fast it is.
+"""Compare accelerated variants of models with the CPU on this board: outputs, delegated nodes and latency.
 
-Each variant whose delegate is ready is loaded in a process of its device, runs the golden samples, and is compared with
-the CPU sample by sample. While the daemon runs it is the daemon that does it, as it has the devices; else edgectl does.
-Without a MODEL all are looked at. It exits with 1 if one computes something else, or fails.
+Each variant with a ready delegate is loaded in a process of the device, runs the golden samples, and is compared with
+the CPU sample by sample. A running daemon does the work, as the owner of the devices; otherwise edgectl does. Without a
+MODEL, all models are compared. The exit code is 1 if a variant fails or disagrees.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _DOTS = {"agrees": "running", "disagrees": "failed", "fails": "failed", "not rea
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model."""
+    """Add the arguments of the verb."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prove and print, each way as it is done."""
+    """Compare and print, variant by variant."""
     found = []
     for each in steps(
         args,
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _proven(
     accelerators: Accelerators, subjects: Collection[Subject], args: argparse.Namespace
 ) -> Iterator[FindingAnswer]:
-    """Findings of models that this process may load: of those that kill the process that runs them, that they do."""
+    """Yield findings; a model with a crash in a child process is not loaded in this process."""
     for subject in subjects:
         try:
             prove_first(subject.bundle, subject.backend, args)
@@ -60,7 +60,7 @@ def _proven(
 
 
 def lines(found: FindingAnswer) -> Iterator[str]:
-    """A finding: in one line how it is, and below why, what it takes, and each sample."""
+    """Yield the lines of a finding: the result, the reason, the figures and each sample."""
     where = f" on {_title(found)}" if found["delegate"] else ""
     state = "runs on the CPU" if found["state"] == "cpu" else found["state"]
     if found["state"] in ("agrees", "disagrees"):

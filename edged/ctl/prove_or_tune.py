@@ -1,4 +1,4 @@
-"""What `prove` and `tune` share: whom they ask, a daemon or this process, and about which models."""
+"""Find the models for `prove` and `tune`, and run the steps in the daemon or in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def steps(
     asked: Mapping[str, object],
     work: Callable[[Accelerators, Config | None], Iterator[T]],
 ) -> Iterator[T]:
-    """What a verb yields: from the daemon that runs, as it has the devices, or else from doing the work here."""
+    """Yield the steps of a verb: from a running daemon, the owner of the devices, or otherwise from work done here."""
     if daemon_runs(args.runtime_dir):
         yield from connect(args.runtime_dir).stream(stream, **asked)
         return
@@ -42,24 +42,24 @@ def steps(
 
 
 def names(args: argparse.Namespace) -> list[str]:
-    """The models there are: those of the daemon that runs, or else as `subjects` finds them."""
+    """Return the names of the models of a running daemon, or otherwise of `subjects`."""
     if daemon_runs(args.runtime_dir):
         return [model["name"] for model in connect(args.runtime_dir).call(MODELS)]
     return _names(_config(args), models_of(args))
 
 
 def subjects(args: argparse.Namespace, config: Config | None, named: str | None) -> list[Subject]:
-    """The model of a name, or all: those of the configuration, and where there is none the factory's.
+    """Return the model of a name, or all models of the configuration, or without a configuration of the factory.
 
     Raises:
-        EdgedError: there is none, or one is not sound.
+        EdgedError: no model is found, or a model is damaged.
     """
     store = models_of(args)
     if named:
         return [_subject(named, config, store)]
     found = []
     for name in _names(config, store):
-        with suppress(MissingModelError):  # it is to be brought yet
+        with suppress(MissingModelError):  # not installed yet
             found.append(_subject(name, config, store))
     return found
 
@@ -72,7 +72,7 @@ def _config(args: argparse.Namespace) -> Config | None:
 def _names(config: Config | None, store: Store) -> list[str]:
     found = [*(store.names() if config is None else config.models)]
     if not found:
-        raise ConfigError("there are no models", hint="name one in the configuration, or install one")
+        raise ConfigError("there are no models", hint="name a model in the configuration, or install a model")
     return found
 
 

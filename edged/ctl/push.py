@@ -1,11 +1,11 @@
-"""Bring a bundle to a device over a link that may break at any moment, and watch what becomes of it.
+"""Send a bundle to a device over an unreliable link, and follow the update.
 
-    connect -> ask where to go on -> send the rest -> say that it is all -> watch -> ...
+    connect -> ask for the offset -> send the rest -> request the install -> watch -> ...
 
-Each connection begins there anew, and the device knows where it is: so it makes no difference which was cut, when, or
-whether the device was restarted in between. It ends when the device has decided, or after a while without progress.
+Each connection repeats these steps, and the device keeps the offset: a cut at any moment, or a restart of the device,
+makes no difference. The push ends when the device has decided, or after a while without progress.
 
-A version may come as several uploads, a delta and the whole: the next is for where the one before was of no use.
+A version may have several uploads, a delta and the full bundle: each is tried if the device cannot use the one before.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _SMALLEST_PIECE = 1 << 10
 
 
 def fitting(piece: int, brought: int) -> int:
-    """How large the next pieces are after a cut, where those of `piece` bytes have `brought` so many in all.
+    """Return the size of pieces after a cut, given the size of earlier pieces and the number of bytes brought.
 
-    What was on its way is lost with each cut, and each piece is synced at the far end: few are too large, many too
-    small.
+    A cut loses the pieces under way, and the device syncs each piece: a few pieces per connection are too large, and
+    many are too small.
     """
     if brought < 4 * piece:
         return max(piece // 2, _SMALLEST_PIECE)
@@ -42,10 +42,9 @@ def fitting(piece: int, brought: int) -> int:
 
 
 class Push:
-    """One version to one host. `terms` are those of an install; `stall` is how many seconds to try without progress.
+    """Transfer of a version to a host, on the `terms` of an install; gives up after `stall` seconds without progress.
 
-    `options` are for the edgectl at the far end. `job` is what the device calls the update, "" as long as it has not
-    begun.
+    `options` are for the edgectl at the far end. `job` is the number of the update on the device, "" before the start.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Push:
         self._patience = RetryBudget(limits, 0, time.monotonic(), random.random)
 
     def run(self) -> Outcome:
-        """Do it; blocks until it has ended. Raises nothing of ours: that is an outcome as well."""
+        """Send the version and wait for the end. Errors of edged are returned as an outcome, not raised."""
         try:
             while True:
                 try:
@@ -100,12 +99,12 @@ class Push:
         except UnreachableError as error:
             return Outcome("unreachable", error.message, error.hint)
         except (BundleError, ControlError) as error:
-            return Outcome("refused", f"{self.host} refuses it: {error.message}", error.hint)
+            return Outcome("refused", f"{self.host} refuses the version: {error.message}", error.hint)
         except EdgedError as error:
-            return Outcome("failed", f"{self.host} cannot take it: {error.message}", error.hint)
+            return Outcome("failed", f"{self.host} cannot take the version: {error.message}", error.hint)
 
     def _connect(self) -> Outcome:
-        """One connection, for as long as it holds."""
+        """Use a connection until the end or a cut."""
         self._connections += 1
         words = [*self._options, *(["--allow-downgrade"] if self._terms["allow_downgrade"] else [])]
         may_ask = self._may_ask and not self._met
@@ -117,16 +116,16 @@ class Push:
             if not self.job:
                 answer = self._bring(line)
                 if "present" in answer:
-                    return already_present(answer, self._upload.version, f"is what {self.host} has already")
+                    return already_present(answer, self._upload.version, f"is on {self.host} already")
             return self._watch(line)
 
     def _bring(self, line: SshSession) -> TransferAnswer:
-        """Send what is missing, and have it installed; the last answer, with `present` where nothing need be done."""
+        """Send the missing bytes, request the install and return the last answer, with `present` if installed."""
         allow = self._terms["allow_downgrade"]
         answer = line.call(RECEIVE_OPEN, piece=self._piece, allow_downgrade=allow, **self._upload.announcement)
         if "missing" in answer:
             self._reporter.step(
-                "push.base_missing", f"{self._upload.title} is of no use: what it builds on is not on {self.host}"
+                "push.base_missing", f"{self._upload.title} cannot be used: the base version is not on {self.host}"
             )
             self._take_next()
             return self._bring(line)
@@ -159,7 +158,7 @@ class Push:
             self._piece = fitting(self._piece, there - offset)
             raise
         connections = f", after {self._connections} connections" if self._connections > 1 else ""
-        self._reporter.step("push.sent", f"all of it is there{connections}")
+        self._reporter.step("push.sent", f"the whole file is on the device{connections}")
 
     def _report_silence(self, text: str) -> None:
         self._reporter.step("push.silence", text)
@@ -171,13 +170,13 @@ class Push:
         except ControlError as error:
             if isinstance(error, LineError | UnreachableError):
                 raise
-            self.job, self._seen = "", 0.0  # the daemon began anew and knows no such job: ask what there is
+            self.job, self._seen = "", 0.0  # unknown after a restart of the daemon: ask again
             raise LineError(error.message) from error
 
     def _noted(self, items: Iterable[JobItemAnswer]) -> Iterator[JobItemAnswer]:
         for item in items:
             self._seen = item.get("at", self._seen)
-            self._progressed(self._progress + 1)  # whatever it is, the device is at it
+            self._progressed(self._progress + 1)  # any event is progress
             yield item
 
     def _progressed(self, position: int) -> None:
@@ -189,7 +188,7 @@ class Push:
         if exhausted:
             raise UnreachableError(
                 f"given up, as {exhausted}; last: {error.message}",
-                hint="what has arrived is kept: run it again to go on",
+                hint="run the command again to continue: received bytes are kept",
             )
         pause = self._patience.pause()
         self._reporter.step("push.cut", f"{error.message}; trying again in {pause:.1f} s")

@@ -1,20 +1,19 @@
-"""The far end of `edgectl --host ... update-model`: what ssh runs on the device, also as the forced command of a key.
+"""Serve `edgectl --host ... update-model` on the device, run by sshd, also as the forced command of a key.
 
     command="edgectl receive --stdio",restrict ssh-ed25519 AAAA... alice@example.com
 
-Whoever has such a key can bring bundles and watch what becomes of them, and nothing else: any other command is refused.
-An older version than the one that serves is only taken where the line says `receive --stdio --allow-downgrade`. Who
-signed a bundle counts as always.
+The owner of such a key can send bundles and follow the updates, but run no other command. An older version than the
+current version is only accepted if the line in authorized_keys has `receive --stdio --allow-downgrade`. Signatures are
+checked as always.
 
-What is spoken is the control protocol, of which only these are passed on to the daemon:
+The protocol is the control protocol, limited to these verbs for the daemon:
 
-    receive-open    and where there is something to send, the bare bytes follow, from the offset in the answer to the
-                    size in the question; after each `piece` of so many bytes, once it is durable, an event tells up to
-                    where
-    receive-done    install it
+    receive-open    followed by the bare bytes from the offset in the answer to the size in the request, if any; an
+                    event with the offset follows after each `piece` of bytes, once saved
+    receive-done    install the bundle
     job-watch       the steps of the job
 
-The first line is a greeting, so that the sender knows where to begin to listen: a shell may have had its say before.
+The first line is a greeting, to tell the answer from the output of a login shell.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from edged.ctl.client import UnreachableError, connect
 CHUNK = 32 << 10
 MAX_PIECE = 1 << 20
 SILENCE_SECONDS = 120.0
-"""A sender that says nothing for so long has gone, though nobody has told us."""
+"""Seconds of silence until a sender counts as gone."""
 
 DAEMON_SECONDS = 120.0
-"""The daemon may have to read back what it has, verify signatures, and wait for a slow card."""
+"""Seconds for the daemon to read a file back, verify signatures and wait for a slow card."""
 
 _ASKED = {
     "receive-open": {"id", "size", "digest", "base", "name", "number", "model", "version", "allow_downgrade", "piece"},
@@ -50,17 +49,19 @@ _ASKED = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Only one way to speak."""
+    """Add the arguments of the verb."""
     parser.add_argument(
-        "--stdio", action="store_true", required=True, help="speak with the sender on standard input and output"
+        "--stdio", action="store_true", required=True, help="serve the sender on standard input and output"
     )
     parser.add_argument(
-        "--allow-downgrade", action="store_true", help="let the sender bring an older version than the one that serves"
+        "--allow-downgrade",
+        action="store_true",
+        help="let the sender install an older version than the current",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve one sender, until it leaves. Raises ControlError where sshd was asked to run anything else."""
+    """Serve a sender until the end. Raises ControlError if sshd was asked to run another command."""
     _refuse_another_command(_asked_for())
     sender = PushingClient(0, 1)
     try:
@@ -76,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE
 
 
-class SenderGone(Exception):  # noqa: N818 it is no error of ours
-    """Nobody is at the other end any more."""
+class SenderGone(Exception):  # noqa: N818 not an EdgedError
+    """Raised if the sender is gone."""
 
 
 class PushingClient:
-    """Whoever brings the bundle: lines and bare bytes from one descriptor, lines to the other."""
+    """The sender of a bundle: reads lines and bare bytes from a descriptor, and writes lines to another."""
 
     def __init__(self, source: int, sink: int) -> None:
         self._source = source
@@ -89,7 +90,7 @@ class PushingClient:
         self._held = b""
 
     def next_request(self) -> Request | None:
-        """The next request, None if the sender leaves. Raises ControlError if it does not speak the protocol."""
+        """Return the next request, None at the end. Raises ControlError for breaches of the protocol."""
         while b"\n" not in self._held and len(self._held) <= protocol.MAX_REQUEST:
             data = self._more()
             if not data:
@@ -99,7 +100,7 @@ class PushingClient:
         return protocol.decode_request(line)
 
     def read(self, count: int) -> bytes:
-        """Some of the next `count` bytes, as soon as there are any. Raises SenderGone."""
+        """Return some of the next `count` bytes, as soon as possible. Raises SenderGone."""
         data = self._held[:count] or self._more(min(count, CHUNK))
         self._held = self._held[len(data) :]
         if not data:
@@ -124,7 +125,7 @@ class PushingClient:
 
 
 def _refuse_another_command(words: list[str]) -> None:
-    """A forced command is run whatever was asked for. Raises ControlError where that was another verb."""
+    """Refuse any other command for sshd than `receive`. Raises ControlError."""
     if words and words[1:2] != ["receive"]:
         raise ControlError(
             "this key may only bring bundles, with update-model; nothing else was done",
@@ -133,7 +134,7 @@ def _refuse_another_command(words: list[str]) -> None:
 
 
 def _refuse_another_daemon(words: list[str], runtime_dir: str | None) -> None:
-    """Raises ControlError where another daemon was asked for than the one that a forced command names."""
+    """Refuse another daemon than the daemon of the forced command. Raises ControlError."""
     named = words[words.index("--runtime-dir") + 1 :][:1] if "--runtime-dir" in words else []
     if named not in ([], [runtime_dir]):
         raise ControlError(
@@ -143,7 +144,7 @@ def _refuse_another_daemon(words: list[str], runtime_dir: str | None) -> None:
 
 
 def _asked_for() -> list[str]:
-    """The command line that sshd was asked to run, where it runs a forced command instead."""
+    """Return the original command line for sshd; empty without a forced command."""
     asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     try:
         return shlex.split(asked)
@@ -193,7 +194,7 @@ def _receive(sender: PushingClient, request: Request, runtime_dir: str | None) -
 def _pass_on(
     sender: PushingClient, name: str, offset: int, size: int, piece: int, runtime_dir: str | None
 ) -> Iterator[int]:
-    """Give the daemon what comes, as it comes, and yield where each piece ends, once it is durable."""
+    """Pass received bytes on to the daemon, and yield the end of each piece once saved."""
     while offset < size:
         end = min(offset + piece, size)
         while offset < end:
@@ -204,7 +205,7 @@ def _pass_on(
 
 
 def give(runtime_dir: str | None, name: str, offset: int, data: bytes, *, durable: bool = False) -> int:
-    """Have the daemon take a chunk of a transfer, and answer once it is `durable`; how many bytes of it there are now.
+    """Send a chunk of a transfer to the daemon, saved before the answer if `durable`. Return the bytes received so far.
 
     Raises EdgedError.
     """
@@ -219,7 +220,7 @@ def _call(call: Call[T], runtime_dir: str | None, request: Request, **more: obje
 
 
 def _origin() -> str:
-    """Who is at the other end, as sshd says."""
+    """Return the user and the address of the sender, as given by sshd."""
     user = os.environ.get("USER") or str(os.getuid())
     address = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
     return f"{user}, over SSH from {address}" if address else user

@@ -1,4 +1,4 @@
-"""Reference statistics: what a model is fed, and what it says, over a recording of what it is made for."""
+"""Compute reference statistics: inputs and results of a model over a recording of normal use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reference_of(file: Path, manifest: Manifest, runner: Runner) -> Reference:
     """The statistics over every window of a file.
 
     Raises:
-        EdgedError: the file cannot be read, does not fit the model, or has no window in it.
+        EdgedError: the file cannot be read, does not fit the model, or is shorter than a window.
     """
     inputs = _Moments(manifest.window.shape[-1])
     labels: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def reference_of(file: Path, manifest: Manifest, runner: Runner) -> Reference:
 
 
 class _Moments:
-    """Mean, deviation and bounds of each of so many channels, over all samples that were added."""
+    """Mean, deviation and bounds of each channel, over all added samples."""
 
     def __init__(self, channels: int) -> None:
         self.least = np.full(channels, np.inf)

@@ -1,4 +1,4 @@
-"""Try an accelerator again that was quarantined because it failed too often. `edgectl models` names it, and why."""
+"""Try a quarantined accelerator again. `edgectl models` lists accelerators, states and reasons."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from edged.ctl.client import connect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which one."""
+    """Add the arguments of the verb."""
     parser.add_argument("accelerator", metavar="ACCELERATOR")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     answer = connect(args.runtime_dir).call(RELEASE, accelerator=args.accelerator)
     if args.json:
         tables.show_json(answer)
     else:
-        idle = f"{args.accelerator} has no fault to be released from; nothing has changed"
-        told = f"{args.accelerator} is tried again; edgectl models shows what comes of it"
+        idle = f"{args.accelerator} has no fault; the release changed nothing"
+        told = f"{args.accelerator} is tried again; see the state: edgectl models"
         tables.show([tables.plain(told if answer["changed"] else idle)])
     return exits.DONE

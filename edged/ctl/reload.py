@@ -1,4 +1,4 @@
-"""Have the daemon read its configuration again. Only what changed is touched; a bad one changes nothing."""
+"""Make the daemon read the configuration again. Unchanged parts keep running; an invalid configuration is refused."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from edged.ctl.client import connect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask for it, and print what changed."""
+    """Reload, and print the changed tables."""
     answer = connect(args.runtime_dir).call(RELOAD, timeout=30.0)
     if args.json:
         tables.show_json(answer)
     else:
-        late = "it waits for an update that is under way, and takes effect after that; see `edgectl status`"
+        late = "the reload waits for the end of an update; see `edgectl status`"
         later = [f"{table}: takes effect when the daemon is started again" for table in answer["restart"]]
         changed = [name for name in answer["changed"] if name not in answer["restart"]]
         told = [*changed, *later] or ["nothing has changed"]

@@ -1,8 +1,8 @@
-"""Run a verb on another device, by its own edgectl, over SSH, and know whether the answer is its own.
+"""Run a verb on another device over SSH, with the edgectl of the device, and recognise the answer.
 
-A forced command in authorized_keys runs in place of the verb, and a login shell may print whatever it likes. So the
-device's edgectl is asked to begin its answer with a line of its own, the mark: what comes before it is no answer, and
-where it never comes, nothing was done.
+A forced command in authorized_keys runs instead of the verb, and a login shell may print text of any kind. So the
+edgectl of the device begins the answer with a special line, the mark: output before the mark is no answer, and without
+a mark the verb was not run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _MAX_NOISE = 64 << 10
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Run the command line `words` on the one device that is named; the exit code is that of the verb there.
+    """Run the command line `words` on the named device, and return the exit code of the verb.
 
     Raises:
         ControlError: several devices are named, or another command was run.
-        UnreachableError: the connection could not be made, or it broke.
+        UnreachableError: the connection failed or broke.
     """
     if len(args.host) > 1:
         raise ControlError(f"{args.verb} works on one device at a time", hint="name one --host")
@@ -65,7 +65,7 @@ def _without_host(words: Sequence[str]) -> list[str]:
 
 
 def _pass_on(source: int) -> str | None:
-    """Copy what follows the mark to standard output; what was said in its place, None where it came."""
+    """Copy the output after the mark to standard output. Return None, or without a mark the other output."""
     heard = b""
     while (at := _end_of_mark(heard)) < 0:
         data = os.read(source, _BLOCK)
@@ -83,7 +83,7 @@ def _pass_on(source: int) -> str | None:
 
 
 def _end_of_mark(heard: bytes) -> int:
-    """Where the answer begins, -1 where the mark, a line of its own, is not there yet."""
+    """Return the start of the answer after the mark; -1 without a mark on a separate line."""
     if heard.startswith(MARK):
         return len(MARK)
     at = heard.find(b"\n" + MARK)

@@ -1,4 +1,4 @@
-"""Go back to the version that served before, at once and without a network. What it goes back from is refused then."""
+"""Go back to the previous version, at once and without a network. The current version is rejected until `forget`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from edged.ctl.operator_request import decide
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how far."""
+    """Add the arguments of the verb."""
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
-        "--to", default="", metavar="VERSION", help='a version that once served here, its digest, or "factory"'
+        "--to", default="", metavar="VERSION", help='a version in service before, by number or digest, or "factory"'
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Run the verb."""
     return decide(args, ROLLBACK, "is rolled back", to=args.to)

@@ -24,7 +24,7 @@ _BLOCK = 256 << 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to sign, and with which key."""
+    """Add the arguments of the verb."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgm file, or a bundle's folder")
     parser.add_argument("--key", type=Path, required=True, metavar="FILE", help="for instance ~/.ssh/id_ed25519")
 

@@ -1,4 +1,4 @@
-"""What is measured: each source with its rate, and what was lost or thrown away."""
+"""List the sources, with rate, samples read, samples lost and faults."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _COLUMNS = ("KIND", "CHANNELS", ">RATE", ">MEASURED", ">SAMPLES", ">LOST", ">REC
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them."""
+    """Print the answer."""
     sources = connect(args.runtime_dir).call(SOURCES)
     if args.json:
         tables.show_json(sources)
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines(sources: list[SourceAnswer]) -> Iterator[str]:
-    """The table of the sources of a status."""
+    """Yield the table of sources."""
     return tables.parts("SOURCE", _COLUMNS, [_row(source) for source in sources])
 
 

@@ -1,7 +1,7 @@
-"""What waits for the broker, where, and how soon it will be gone; and what the broker refused, with its reasons.
+"""Show the messages waiting for the broker, and the messages refused by the broker with the reasons.
 
-`edgectl spool retry NUMBER...` sends refused messages again, `edgectl spool drop NUMBER...` forgets them; `--all` is
-all of them. They exit with 1 if any of the messages is not there.
+`edgectl spool retry NUMBER...` sends refused messages again, and `edgectl spool drop NUMBER...` drops refused messages;
+`--all` selects all refused messages. The exit code is 1 if a message is missing.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from edged.ctl.client import connect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and with which messages."""
+    """Add the arguments of the verb."""
     parser.add_argument("action", nargs="?", choices=("show", "retry", "drop"), default="show")
-    parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="refused messages, as numbered there")
-    parser.add_argument("--all", action="store_true", help="all refused messages")
+    parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="number of a refused message")
+    parser.add_argument("--all", action="store_true", help="select all refused messages")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it, or act on what was refused."""
+    """Print the spool, or act on refused messages."""
     if args.action == "show" and (args.numbers or args.all):
-        raise ControlError("it is not said what to do with these messages", hint="edgectl spool retry, or drop")
+        raise ControlError("messages are given without an action", hint="edgectl spool retry, or drop")
     if args.action == "show":
         spool = connect(args.runtime_dir).call(SPOOL)
         if args.json:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             tables.show(_lines(spool))
         return exits.DONE
     if bool(args.numbers) == args.all:
-        raise ControlError("it is not said which messages", hint="give their numbers, or --all")
+        raise ControlError("no message is selected", hint="give their numbers, or --all")
     asked = len(set(args.numbers))
     verb = SPOOL_RETRY if args.action == "retry" else SPOOL_DROP
     answer = connect(args.runtime_dir).call(verb, numbers="all" if args.all else args.numbers)
@@ -49,16 +49,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def loss(disk: DiskAnswer | None) -> str:
-    """What a power cut would cost, in words."""
+    """Return the loss by a power cut, in words."""
     if disk is None:
-        return "a power cut costs all that waits"
+        return "a power cut costs every waiting message"
     now = f"{disk['unsaved']} messages, {disk['unsaved_seconds']:.1f} s old" if disk["unsaved"] else "nothing"
     if disk["loss_seconds"] is None:
-        most = "all that waits, for nothing gets to the disk"
+        most = "every waiting message, as the disk takes no data"
     elif disk["loss_seconds"]:
         most = f"{disk['loss_seconds']:.1f} s, about {disk['loss_messages']} messages"
     else:
-        most = "what nobody was told of yet"
+        most = "messages not reported as saved yet"
     return f"a power cut now costs {now}; at most {most}"
 
 
@@ -114,4 +114,5 @@ def _disk(disk: DiskAnswer | None) -> Iterator[str]:
     if disk["late"]:
         yield f'      {disk["late"]} messages of durability "always" went on before they were on disk'
     for aside in disk["set_aside"]:
-        yield f"      a file of no use is now {tables.plain(aside['path'])}; {aside['saved']} messages of it were saved"
+        saved = f"{aside['saved']} messages were saved from the file"
+        yield f"      a damaged file is now {tables.plain(aside['path'])}; {saved}"

@@ -1,7 +1,7 @@
-"""A line to a device through the system's `ssh`, which brings its own configuration, agent, keys and jump hosts.
+"""Connect to a device with the `ssh` of the system, and so with the user's configuration, agent, keys and jump hosts.
 
-One process is one connection. It is watched from both ends: ssh itself gives up a dead one within a minute, and a far
-end that says nothing for longer than that is left alone.
+Each connection is a process. Dead connections end from both sides: ssh gives up within a minute, and edgectl gives up a
+far end after a longer silence.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from edged.ctl.client import UnreachableError
 
 RECEIVE = ("edgectl", "receive", "--stdio")
 GIVE_UP = ("-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4")
-"""Have ssh end by itself within a minute where the far end is dead."""
+"""Make ssh give up a dead far end within a minute."""
 
 OPTIONS = ("-T", "-a", "-x", "-oClearAllForwardings=yes", *GIVE_UP)
 
 QUIET_SECONDS = 20.0
-"""The user is told when nothing has come from the far end for so long, and again each time that has doubled.
+"""Seconds of silence until the user is warned, and warned again after twice the time.
 
-More than the device's sign of life while a job is watched.
+More than the interval between signs of life of a watched job.
 """
 
 SSH_FAILED = 255
-"""The exit code of ssh itself; any other is that of what it ran."""
+"""Exit code of failures of ssh; other codes are from the remote command."""
 
 _PIECE = 16 << 10
 _SILENCE_SECONDS = 90.0
@@ -52,10 +52,10 @@ _FINAL = {
     "Bad configuration option": "see ~/.ssh/config",
     "command not found": "install edged there, or have its edgectl on the PATH of that user",
 }
-"""What ssh or the far end complains of where trying again does not help."""
+"""Complaints of ssh or the far end, with remedies, for errors without hope of recovery."""
 
 _AT_FIRST = ("Could not resolve hostname", "Connection refused")
-"""Of these, what passes where the host has answered before: it may be restarting."""
+"""Complaints with hope of recovery for a host with an earlier answer, perhaps in a restart."""
 
 
 class LineError(ControlError):
@@ -63,21 +63,21 @@ class LineError(ControlError):
 
 
 def command(ssh: str, host: str, words: Sequence[str], options: Sequence[str] = ()) -> list[str]:
-    """The command line that runs `words` on a host; `ssh` is a command with options of its own."""
+    """Return the command line to run `words` on a host; `ssh` is a command, perhaps with options."""
     return [*shlex.split(ssh), *options, "--", host, shlex.join(words)]
 
 
 def not_run(ssh: str, error: OSError) -> UnreachableError:
-    """The complaint that `ssh` is no command of this machine."""
+    """Return the error for a missing `ssh` command."""
     return UnreachableError(f"{ssh} cannot be run: {error.strerror}", hint="install OpenSSH's client")
 
 
 class SshSession:
-    """A connection to `edgectl receive` on a host; use it in a `with` statement. Everything raises EdgedError.
+    """A connection to `edgectl receive` on a host, for a `with` statement. All methods raise EdgedError.
 
-    `words` are more arguments of `edgectl receive`. `first` is for a host that has never answered: it may be asked for
-    a password, and a name that is not known is a mistake rather than a bad link. `tell` hears of a far end that has
-    fallen silent, and of one that answers again.
+    `words` are more arguments of `edgectl receive`. `first` marks a host without an earlier answer: ssh may ask for a
+    password, and an unknown name is an error of the user rather than of the link. `report` is called when the far end
+    falls silent, and when the far end answers again.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SshSession:
         self._complaints.close()
 
     def wait_for_greeting(self) -> None:
-        """Wait for the far end, past whatever else is said there on login; at first somebody may type a password."""
+        """Wait for the greeting of the far end, after any output of the login; the first time allows for a password."""
         noise = 0
         while noise < _MAX_NOISE:
             line = self._next_line(_LOGIN_SECONDS if self._first else _SILENCE_SECONDS)
@@ -124,25 +124,27 @@ class SshSession:
                 self._greeted = True
                 return
             noise += len(line) + 1
-        raise UnreachableError(f"{self._host} says a lot, but not what edged says", hint=f"look: ssh {self._host}")
+        raise UnreachableError(
+            f"{self._host} sends text, but not the greeting of edged", hint=f"look: ssh {self._host}"
+        )
 
     def call(self, call: Call[T], **args: object) -> T:
-        """Ask, and wait for the answer."""
+        """Return the answer to a call."""
         self._send(protocol.encode_request(Request(1, call.verb, args)))
         while (reply := self._reply()).kind == "event":
-            pass  # of what was sent before, to a transfer that somebody else has completed meanwhile
+            pass  # for bytes sent before another client completed the transfer
         return protocol.check(reply.value, call.answer, call.verb)
 
     def stream(self, stream: Stream[T], **args: object) -> Iterator[T]:
-        """Ask, and yield what comes."""
+        """Yield the events of a stream."""
         self._send(protocol.encode_request(Request(1, stream.verb, args)))
         while (reply := self._reply()).kind == "event":
             yield protocol.check(reply.value, stream.event, stream.verb)
 
     def send(self, read: Callable[[int, int], bytes], offset: int, size: int, piece: int) -> Iterator[int]:
-        """Send bare bytes from `offset` to `size`, and yield up to where they are durable at the far end.
+        """Send bare bytes from `offset` to `size`, and yield each offset that the far end has saved.
 
-        Two pieces at most are on their way: one that is written there, and one that comes.
+        At most two pieces are under way: the far end writes the first and receives the second.
         """
         taken = sent = offset
         while sent < size or taken < size:
@@ -159,7 +161,7 @@ class SshSession:
             data = data[self._write(data) :]
 
     def _received(self) -> int:
-        """Return up to where the far end has received durably, as its next event tells."""
+        """Return the offset in the next event of the far end, saved durably."""
         return protocol.check(self._reply().value, RECEIVE_CHUNK.answer, RECEIVE_CHUNK.verb)["offset"]
 
     def _reply(self) -> Reply:
@@ -168,7 +170,7 @@ class SshSession:
     def _next_line(self, patience: float) -> bytes:
         while b"\n" not in self._heard and len(self._heard) <= protocol.MAX_REPLY:
             if not any(self._select(patience, read=True, write=False)):
-                raise LineError(f"{self._host} says nothing any more")
+                raise LineError(f"{self._host} has fallen silent")
             data = os.read(self._from, _PIECE)
             if not data:
                 raise self._broken()
@@ -177,16 +179,16 @@ class SshSession:
         return line
 
     def _wait(self, *, write: bool, read: bool = True) -> bool:
-        """Wait until there is something to read, which is told, or until it can be written."""
+        """Wait until the connection is readable or writable, and return the former."""
         if read and b"\n" in self._heard:
             return True
         readable, writable = self._select(_SILENCE_SECONDS, read=read, write=write)
         if not readable and not writable:
-            raise LineError(f"{self._host} takes nothing any more")
+            raise LineError(f"{self._host} has stopped reading")
         return readable
 
     def _select(self, patience: float, *, read: bool, write: bool) -> tuple[bool, bool]:
-        """Whether there is something to read, and whether it can be written; neither once `patience` is over."""
+        """Return whether the connection is readable, and whether writable; neither after `patience` seconds."""
         began, quiet = time.monotonic(), QUIET_SECONDS
         while True:
             wait = min(quiet, patience) - (time.monotonic() - began)
@@ -196,7 +198,7 @@ class SshSession:
             if readable or writable or waited >= patience:
                 break
             if waited >= quiet:
-                self._report(f"nothing has come from {self._host} for {waited:.0f} s; still waiting")
+                self._report(f"no answer from {self._host} for {waited:.0f} s; still waiting")
                 quiet *= 2
         if readable and quiet > QUIET_SECONDS:
             self._report(f"{self._host} answers again, after {waited:.0f} s")
@@ -211,7 +213,7 @@ class SshSession:
             raise self._broken() from None
 
     def _broken(self) -> ControlError:
-        """Why the line is gone. ssh itself ends with 255, and with anything else what it ran at the far end."""
+        """Return the reason for the end of the connection, by the exit code and the last complaint of ssh."""
         try:
             code = self._process.wait(10.0)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
-"""How the daemon is: one line at a glance, then its parts, with a remedy below whatever is not running.
+"""Show the state of the daemon and of all parts, with a remedy below each part that is not running.
 
-Exits with 0 only if everything that should run is running.
+The exit code is 0 only if the daemon and all configured parts are running.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from edged.ctl.client import connect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the answer."""
     status = connect(args.runtime_dir).call(STATUS)
     if args.json:
         tables.show_json(status)

@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to."""
+    """Add the arguments of the verb."""
     parser.add_argument("-o", "--output", metavar="FILE", help="default: edged-support-TIME.tar.gz here; - for stdout")
 
 

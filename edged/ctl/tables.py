@@ -1,6 +1,6 @@
-"""How answers look on a terminal: a dot for each part, columns that line up, and a remedy below what is not well.
+"""Print answers on a terminal: a dot for each part, aligned columns, and a remedy below parts with problems.
 
-Labels, reasons and names may come from a sensor, a model file or a broker, so nothing is printed before its control
+Labels, reasons and names may come from a sensor, a model file or a broker, so text is printed without
 characters are taken out: a label must not be able to move the cursor.
 """
 
@@ -18,7 +18,7 @@ _COLOURS = {"running": "32", "starting": "33", "degraded": "33", "failed": "31",
 
 
 class Row(NamedTuple):
-    """A part's line: `health` as the daemon tells it, the cells after its name, and lines to stand below."""
+    """Line of a part: name, health, cells after the name, and lines below."""
 
     name: str
     health: HealthAnswer
@@ -38,7 +38,7 @@ def show_json(value: object) -> None:
 
 
 def parts(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
-    """A table of parts. Columns whose name starts with ">" are numbers, and stand to the right."""
+    """Yield a table of parts. Columns with ">" before the name are numbers, aligned to the right."""
     heads = [title, "STATE", *columns]
     cells = [[row.name, row.health["state"], *row.cells] for row in rows]
     lines = table(heads, cells)
@@ -50,7 +50,7 @@ def parts(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Iterator[s
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table, its heads first."""
+    """Yield the lines of a table, heads first."""
     heads = [column.removeprefix(">") for column in columns]
     cleaned = [[plain(cell) for cell in row] for row in [heads, *rows]]
     widths = [max(map(len, cells)) for cells in zip(*cleaned, strict=True)]
@@ -63,7 +63,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def remedy(health: HealthAnswer) -> Iterator[str]:
-    """Why a part is not running, for how long, and what to do, below its line."""
+    """Yield the reason, the duration and the remedy of a part with problems."""
     if health["state"] == "running" and not health["reason"]:
         return
     if health["reason"]:
@@ -79,12 +79,12 @@ def dot(state: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text without anything a terminal would obey."""
+    """Return text without control characters."""
     return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units: "3 d 4 h", "12 min 5 s"."""
+    """Return a duration in the two largest units: "3 d 4 h", "12 min 5 s"."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -106,7 +106,7 @@ def size(count: int) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A latency in milliseconds; "-" where there is none yet."""
+    """Return a latency in milliseconds; "-" for None."""
     return "-" if seconds is None else f"{seconds * 1000:.2f}"
 
 

@@ -1,9 +1,10 @@
-"""Measure every way to run a model on this board, and have it run in the fastest: threads of the CPU, accelerators.
+"""Measure all ways to run a model on this board (threads of the CPU, accelerators), and use the fastest.
 
-Each way must first compute what the CPU does; then it is timed for some seconds, in a process of its own. What was
-measured is recorded for this board, and `delegate = "auto"` and `threads = 0` go by it, until the model, the runtime,
-the kernel, a delegate's library or the devices are others. While the daemon runs it is the daemon that does it, as it
-has the devices, and what it serves meanwhile is felt; else edgectl does, and the daemon goes by it as it starts.
+Each way must first agree with the CPU on the golden samples, and is then timed for some seconds in a separate process.
+The measurements are recorded for this board, and decide `delegate = "auto"` and `threads = 0`, until the model, the
+runtime, the kernel, the library of a delegate or the devices change. A running daemon does the work, as the owner of
+the devices, and serves more slowly meanwhile; otherwise edgectl does, and the daemon reads the record at the next
+start.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _IN_USE = "have that daemon measure, edgectl --runtime-dir DIR tune, or stop it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and for how long."""
+    """Add the arguments of the verb."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name")
     parser.add_argument("--all", action="store_true", help="all models")
     parser.add_argument(
@@ -40,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=TUNE_SECONDS,
         metavar="S",
-        help=f"how long to time each way (default: {TUNE_SECONDS:g})",
+        help=f"time to measure each way (default: {TUNE_SECONDS:g})",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print each way as it is done."""
+    """Measure, and print each way when measured."""
     if bool(args.model) == args.all:
-        raise ControlError("it is not said which model to tune", hint="edgectl tune MODEL, or edgectl tune --all")
+        raise ControlError("no model to tune is given", hint="edgectl tune MODEL, or edgectl tune --all")
     for name in names(args) if args.all else [args.model]:
         for step in _tuned(name, args):
             if args.json:
@@ -72,7 +73,7 @@ def _tuned(name: str, args: argparse.Namespace) -> Iterator[TuneStepAnswer]:
 
 
 def _give_to_the_daemon(folder: Path, name: str) -> None:
-    """Let whoever has the state folder read and replace the record that root has written; follows no link of theirs."""
+    """Give the record written by root to the owner of the state folder, without following links."""
     owner = folder.parent.stat()
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -83,7 +84,7 @@ def _give_to_the_daemon(folder: Path, name: str) -> None:
 
 
 def lines(step: TuneStepAnswer) -> Iterator[str]:
-    """A step: what is going to be measured, how one way did, or what follows."""
+    """Yield the lines of a step: the start, a measurement, or the conclusion."""
     match step.get("id"):
         case "tune.begun":
             yield f"{step.get('model')} {step.get('version')}: {step.get('ways')} ways to run it"

@@ -43,7 +43,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to bring, and on what terms."""
+    """Add the arguments of the verb."""
     parser.add_argument("bundle", metavar="BUNDLE", help='an .edgm file, "-" for standard input, or a URL')
     parser.add_argument("--model", metavar="NAME", help="BUNDLE is a bare .tflite file, for this model")
     parser.add_argument("--version", metavar="N.N", help="of a bare file: its version (default: the next)")
@@ -101,7 +101,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.give_up_after is not None and not args.host:
         raise ControlError("--give-up-after goes with --host", hint="leave it out: a daemon takes a file at once")
     if args.host and _is_url(args.bundle):
-        raise ControlError("over SSH it is a file that is brought", hint="ssh HOST edgectl update-model URL")
+        raise ControlError("update-model over SSH takes a file, not a URL", hint="ssh HOST edgectl update-model URL")
     if args.delta and _is_url(args.bundle):
         raise ControlError(
             "--delta names a file, and a URL is fetched by the device",
@@ -110,7 +110,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.delta and args.model:
         raise ControlError("there are no deltas of bare files", hint="pack it: edgectl pack --delta-from OLD.edgm")
     if args.model is None and (args.version or args.bundle.endswith(".tflite")):
-        raise ControlError("a bare .tflite file does not say what it is for", hint="say so with --model NAME")
+        raise ControlError("a bare .tflite file names no model", hint="say so with --model NAME")
 
 
 def _edgectl(args: argparse.Namespace, host: str = "") -> str:
@@ -145,7 +145,7 @@ def _bring(args: argparse.Namespace, upload: Upload | None, terms: InstallTerms,
     except (BundleError, ControlError) as error:
         return Outcome("refused", error.message, error.hint)
     if upload and "missing" in answer:
-        reporter.step("update.base_missing", f"{upload.title} is of no use: what it builds on is not there")
+        reporter.step("update.base_missing", f"{upload.title} cannot be used: the base version is not there")
         return Outcome("full_needed", "the full bundle is needed")
     if upload and "present" in answer:
         return already_present(answer, upload.version, "is what serves already")
@@ -153,7 +153,7 @@ def _bring(args: argparse.Namespace, upload: Upload | None, terms: InstallTerms,
     try:
         return follow(connect(args.runtime_dir).stream(JOB_WATCH, id=job), reporter)
     except KeyboardInterrupt:
-        reporter.step("update.detached", f"it goes on without you; look again with: {_edgectl(args)} job wait {job}")
+        reporter.step("update.detached", f"the update continues; follow with: {_edgectl(args)} job wait {job}")
         raise
 
 
@@ -242,5 +242,5 @@ def _all_at_once(args: argparse.Namespace, pushes: Sequence[tuple[Push, Reporter
 
 def _farewell(push: Push, edgectl: str) -> str:
     if push.job:
-        return f"it goes on without you; look again with: {edgectl} job wait {push.job}"
-    return "what has arrived is kept: run it again to go on"
+        return f"the update continues; follow with: {edgectl} job wait {push.job}"
+    return "run the command again to continue: received bytes are kept"

@@ -24,7 +24,7 @@ from edged.models.signatures import Trust
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to verify, and whom to trust."""
+    """Add the arguments of the verb."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgm file, or a bundle's folder")
     parser.add_argument("--allowed-signers", type=Path, metavar="FILE", help="whose keys count (default: [updates])")
     parser.add_argument("--revoked", type=Path, metavar="FILE", help="keys that count no more: a KRL, or public keys")

@@ -1,4 +1,4 @@
-"""The versions of edgectl, of the daemon that runs, and of what inference is made with: what a bug report needs."""
+"""Print the versions of edgectl, of the running daemon and of the packages for inference, for bug reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "msgspec", "paho-mqtt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Add no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them; a daemon that does not run is no error here."""
+    """Print the versions. A stopped daemon is no error here."""
     versions = {
         "edgectl": __version__,
         "edged": _daemon(args.runtime_dir),

@@ -1,7 +1,7 @@
-"""Every prediction as it is made, a line each: when, by which pipeline, what, and how long it took.
+"""Print a line for each prediction: time, pipeline, result and latency.
 
-A line starts with ">" where the decision changed, and a time ends with "?" while the clock is not synchronised. With
---json it is the record as it is sent over MQTT.
+A line starts with ">" if the decision changed, and a time ends with "?" while the clock is not synchronised. With
+--json the line is the record, as sent over MQTT.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from edged.ctl.pipelines import outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which pipeline, and how many predictions."""
-    parser.add_argument("pipeline", nargs="?", help="only this one")
+    """Add the arguments of the verb."""
+    parser.add_argument("pipeline", nargs="?", help="name of a pipeline (default: all)")
     parser.add_argument("--count", type=_positive, metavar="N", help="stop after so many predictions")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print them until there have been enough, or until Ctrl-C."""
+    """Print predictions until the count is reached, or until Ctrl-C."""
     records = connect(args.runtime_dir).stream(WATCH, pipeline=args.pipeline)
-    with contextlib.suppress(KeyboardInterrupt):  # how one stops watching
+    with contextlib.suppress(KeyboardInterrupt):  # the usual way to stop
         for record in islice(records, args.count):
             print(json.dumps(record, ensure_ascii=False) if args.json else _line(record), flush=True)
     return exits.DONE

@@ -254,7 +254,7 @@ class FetchJobs:
             if self._checks.serves(head):
                 raise _PresentError(f"{version} serves already")
             if snapshot.is_unused(head.digest):
-                raise _UnusedError(f"{version} is installed already, and no pipeline uses it", hint=NAME_IT)
+                raise _UnusedError(f"{version} is installed already, but used by no pipeline", hint=NAME_IT)
             manifest = head.manifest
             snapshot.admit(manifest.name, head.digest, manifest.version, allow_downgrade=options.allow_downgrade)
             self._checks.approve(head)

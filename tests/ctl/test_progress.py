@@ -11,7 +11,7 @@ console = Console(as_json=False)
 first, second = (Reporter(console, board) for board in {boards})
 first.progress(500_000, 1_000_000)
 second.progress(100_000, 1_000_000)
-first.step("push.sent", "all of it is there")
+first.step("push.sent", "the whole file is on the device")
 first.end(Outcome("done", "it serves", ""))
 second.end(Outcome("refused", "it is \\x1b[2Jnot signed", "sign it"))
 """
@@ -35,7 +35,7 @@ def test_several_boards():
     assert [without_time(line) for line in on_a_terminal(("pi", "attic"))[1:]] == [
         "pi 50%",
         "pi 50%   attic 10%",
-        "pi  all of it is thereattic 10%",
+        "pi  the whole file is on the deviceattic 10%",
         "pi: it servesattic 10%",
         "attic: it is �[2Jnot signed",
         "  -> sign it",

@@ -124,7 +124,7 @@ def test_a_file_that_is_cut_short_while_it_is_sent(push, board, receive, tmp_pat
 def test_something_else_at_the_far_end(push):
     code, output, *_ = push("yes | head -c 100000")
     assert code == 5
-    assert "board says a lot, but not what edged says" in output
+    assert "board sends text, but not the greeting of edged" in output
 
 
 def test_whoever_stops_watching_is_told_how_to_look_again(start, board, receive):
@@ -135,7 +135,7 @@ def test_whoever_stops_watching_is_told_how_to_look_again(start, board, receive)
     process.send_signal(signal.SIGINT)
     output, complaints = process.communicate(timeout=120)
     assert (process.returncode, complaints) == (130, "")
-    assert output.endswith("it goes on without you; look again with: edgectl --host board job wait 1\n")
+    assert output.endswith("the update continues; follow with: edgectl --host board job wait 1\n")
     board.do(board.updater.go.set)
 
 

@@ -48,7 +48,7 @@ def test_it_says_what_waits_and_what_a_power_cut_costs(edgectl, daemon):
         "    disk     /var/lib/edged/spool/spool.db, 246 kB, 1.2 MB of 50 MB written today",
         "    commit   takes 3.10 ms (p50), 20.20 ms (p99)",
         '      2 messages of durability "always" went on before they were on disk',
-        "      a file of no use is now /var/lib/edged/spool/damaged-1.db; 70 messages of it were saved",
+        "      a damaged file is now /var/lib/edged/spool/damaged-1.db; 70 messages were saved from the file",
         "    losses   a power cut now costs 42 messages, 0.4 s old; at most 1.0 s, about 103 messages",
         "    dropped  3",
         "      motion: 3 full",
@@ -61,12 +61,15 @@ def test_it_says_what_waits_and_what_a_power_cut_costs(edgectl, daemon):
 
 def test_without_a_disk_it_says_so(edgectl, daemon):
     daemon.answers["spool"] = {**SPOOL, "disk": None}
-    assert "a power cut costs all that waits" in edgectl("spool")[1]
+    assert "a power cut costs every waiting message" in edgectl("spool")[1]
 
 
 @pytest.mark.parametrize(
     ("seconds", "most"),
-    [(None, "at most all that waits, for nothing gets to the disk"), (0.0, "at most what nobody was told of yet")],
+    [
+        (None, "at most every waiting message, as the disk takes no data"),
+        (0.0, "at most messages not reported as saved yet"),
+    ],
 )
 def test_what_a_power_cut_costs_at_most_is_said_in_words_too(edgectl, daemon, seconds, most):
     daemon.answers["spool"] = {**SPOOL, "disk": {**SPOOL["disk"], "loss_seconds": seconds}}

@@ -71,7 +71,7 @@ def test_in_json_each_step_is_a_line(here):
 def test_it_must_be_said_which(here, words):
     code, _, complaints = here("tune", *words)
     assert code == exits.FAILED
-    assert "it is not said which model to tune" in complaints
+    assert "no model to tune is given" in complaints
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "61", "nan", "long"])

@@ -136,7 +136,7 @@ def test_whoever_stops_watching_is_told_how_to_look_again(command, edgectl, boar
     os.kill(process.pid, signal.SIGINT)
     output, complaints = process.communicate(timeout=120)
     assert (process.returncode, complaints) == (130, "")
-    assert texts(output) == ["it goes on without you; look again with: edgectl job wait 1"]
+    assert texts(output) == ["the update continues; follow with: edgectl job wait 1"]
     board.do(board.updater.go.set)
     code, output, _ = edgectl("job", "wait", "1")
     assert code == 0
@@ -157,7 +157,7 @@ def test_whoever_comes_second_is_told_whose_terms_hold(command, board, file):
 
 
 def test_jobs(edgectl, board, file):
-    assert edgectl("jobs")[1] == "nothing has been updated since the daemon began\n"
+    assert edgectl("jobs")[1] == "no updates since the start of the daemon\n"
     edgectl("update-model", file)
     heads, row = edgectl("jobs")[1].splitlines()
     assert heads.split() == ["JOB", "BEGAN", "MODEL", "STATE", "FROM"]

@@ -122,7 +122,7 @@ def test_a_bare_file_where_only_signed_versions_may_come_in(update, board):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        ([MODEL], 4, "a bare .tflite file does not say what it is for\n  say so with --model NAME"),
+        ([MODEL], 4, "a bare .tflite file names no model\n  say so with --model NAME"),
         (["x.edgm", "--version", "1.1"], 4, "say so with --model NAME"),
         ([MODEL, "--model", "no such name!"], 4, "--model no such name!"),
         ([MODEL, "--model", "colours", "--version", "new"], 4, "--version new"),

@@ -35,13 +35,13 @@ def test_an_accelerator_is_released(edgectl, daemon):
     daemon.answers["release"] = answer = {"released": "edgetpu", "changed": True}
     assert edgectl("release", "edgetpu") == (
         0,
-        "edgetpu is tried again; edgectl models shows what comes of it\n",
+        "edgetpu is tried again; see the state: edgectl models\n",
         "",
     )
     assert [(verb, args["accelerator"]) for verb, args in daemon.asked] == [("release", "edgetpu")]
     assert json.loads(edgectl("release", "edgetpu", "--json")[1]) == answer
     daemon.answers["release"] = {"released": "edgetpu", "changed": False}
-    assert edgectl("release", "edgetpu")[1] == "edgetpu has no fault to be released from; nothing has changed\n"
+    assert edgectl("release", "edgetpu")[1] == "edgetpu has no fault; the release changed nothing\n"
 
 
 def test_a_reload_tells_what_takes_no_effect_yet_or_none_at_all(edgectl, daemon):
@@ -76,14 +76,14 @@ def test_a_models_versions_are_listed_for_who_wants_to_go_back_or_forget(edgectl
         ["1.3", "c" * 12, "rejected:", "it", "is", "too", "slow"],
     ]
     daemon.answers["models"] = [model | {"versions": None}]
-    assert edgectl("models")[1].splitlines()[-1].strip() == "its versions cannot be read from the disk"
+    assert edgectl("models")[1].splitlines()[-1].strip() == "the versions cannot be read from the disk"
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["spool", "show", "3"], "it is not said what to do with these messages"),
-        (["spool", "--all"], "it is not said what to do with these messages"),
+        (["spool", "show", "3"], "messages are given without an action"),
+        (["spool", "--all"], "messages are given without an action"),
         (["devices", "--dry-run"], "--dry-run and --restart go with allow"),
         (["devices", "allow", "--probe"], "--probe does not go with allow"),
         (["config", "check", "--origin"], "--origin goes with show"),

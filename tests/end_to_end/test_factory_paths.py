@@ -142,7 +142,7 @@ def test_an_update_is_done_only_where_the_version_answers(tmp_path: Path, edged:
     code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1", "other"))
     assert (code, "version 1.1 is confirmed; no pipeline uses it" in output) == (NOT_RUNNING, True), output
     code, output = edgectl(daemon, "update-model", bundle(tmp_path, "1.1", "other"))
-    assert (code, "is installed already, and no pipeline uses it" in output) == (NOT_RUNNING, True), output
+    assert (code, "is installed already, but used by no pipeline" in output) == (NOT_RUNNING, True), output
     daemon.configure(CONFIG + models)
     assert edgectl(daemon, "reload").code == DONE
     assert edgectl(daemon, "update-model", bundle(tmp_path, "1.1")).code == DONE

@@ -63,7 +63,7 @@ def test_a_bundle_is_brought_and_followed_to_its_end(board, sshd, file):
     assert [line.split(" s  ")[1] for line in lines[:-1]] == [
         f"once it serves, confirm it within 10 min 0 s: edgectl --host {sshd.host} confirm MODEL",
         f"sending colours 2.0 to {sshd.host}: 502 kB",
-        "all of it is there",
+        "the whole file is on the device",
         "version 2.0 is signed by nobody",
         "version 2.0 serves",
     ]
@@ -279,7 +279,7 @@ def test_a_board_that_cannot_be_reached(sshd, file):
         code, output, _ = push(sshd, file, "--give-up-after", "1s", port=link.port)
     assert code == 5
     assert "given up, as there was no progress for 1 s" in output
-    assert "what has arrived is kept: run it again to go on" in output
+    assert "run the command again to continue: received bytes are kept" in output
 
 
 def test_a_daemon_that_is_not_there_may_be_about_to_start(tmp_path, file):

@@ -673,7 +673,7 @@ def test_of_what_is_installed_and_no_pipeline_uses_only_the_head_is_fetched(boar
     board.updater.serving = None
     with WebServer(BUNDLE) as server:
         *_, end = watch(ask("fetch", url=server.url())["job"])
-    text = "colours 2.0 is installed already, and no pipeline uses it"
+    text = "colours 2.0 is installed already, but used by no pipeline"
     assert (end["state"], end["text"], end["hint"]) == ("installed", text, NAME_IT)
     assert board.updater.installed == []
 
