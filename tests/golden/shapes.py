@@ -92,8 +92,15 @@ def _structs(kind: Any) -> list[inspect.StructType]:
 _BOUNDS = ("ge", "gt", "le", "lt", "multiple_of", "pattern", "min_length", "max_length")
 
 
+def _number(value: Any) -> Any:
+    """Return 60 for 60.0: `typing` caches equal annotations, so the order of imports decides between the two."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
+
+
 def _type(kind: Any) -> str:
-    bounds = "".join(f" {name}={value}" for name in _BOUNDS if (value := getattr(kind, name, None)) is not None)
+    bounds = "".join(
+        f" {name}={_number(value)}" for name in _BOUNDS if (value := getattr(kind, name, None)) is not None
+    )
     match kind:
         case inspect.Metadata(type=inner):
             return _type(inner)
