@@ -70,7 +70,7 @@ def draft(file: str, structure: TfliteFile, sides: Derived, name: str, labels: S
 
 def unfilled(text: str) -> list[int]:
     """Return the numbers of the lines of a draft with a value to be filled in."""
-    return [number for number, line in enumerate(text.splitlines(), 1) if _is_unfilled(line)]
+    return [number for number, line in enumerate(text.split("\n"), 1) if _is_unfilled(line)]
 
 
 def _is_unfilled(line: str) -> bool:

@@ -192,6 +192,10 @@ def test_names_in_a_file_stay_within_their_comment_or_string():
     assert "\x1b" not in made.text
 
 
+def test_lines_are_counted_as_an_editor_counts_them():
+    assert unfilled('a = "\u2028"\n# b = "FILL-IN"\nc = ["FILL-IN"]\n') == [3]
+
+
 def test_a_model_without_tensors_is_drafted_too():
     empty = TfliteFile(inputs=(), outputs=(), nodes=0, ops=(), custom_ops=())
     made = draft("empty.tflite", empty, derive(empty), "empty")
