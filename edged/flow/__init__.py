@@ -1,1 +1,1 @@
-"""The data plane: a reader thread per source, a worker thread per pipeline, and what passes between them."""
+"""The data plane: a reader thread per source, a worker thread per pipeline, and the queues between them."""

@@ -1,8 +1,8 @@
-"""What a pipeline decides now, as one retained message that is replaced: the present, where results are history.
+"""Current decision of a pipeline, as a retained message that is replaced: the present, while results are history.
 
-A result is queued until the broker has it, so after an outage hundreds of old ones arrive at once. A listener that
-shows how things are, like Home Assistant, hears this topic instead: it changes at most every so many seconds, is never
-replayed, and is empty while the pipeline does not run and so decides nothing.
+Results are queued until the broker has them, so after an outage hundreds of old results arrive at once. A listener that
+shows the present state, like Home Assistant, subscribes to this topic instead: it changes at most every so many
+seconds, is never replayed, and is empty while the pipeline does not run and therefore has no decision.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from edged.flow.dependent import DependentStatus
 
 
 class LatestDecision:
-    """The last sender of a pipeline: publishes what it decides as that changes, at most every `seconds`.
+    """Publisher of a pipeline's decision after each change, at most every `seconds`.
 
-    A decision that turns waits only for `seconds` since the last turn, not for what was published of scores and values
-    in between. The worker calls `send`; another thread calls `flush` now and then, for a pipeline that falls silent.
+    A changed decision waits only for `seconds` since the last change, and not for scores and values published in
+    between. The worker calls `send`; another thread calls `flush` at intervals, for a pipeline that falls silent.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class LatestDecision:
         self._next_turn = -inf
 
     def send(self, prediction: Prediction) -> None:
-        """Take what is decided now, and publish it unless something was published just now."""
+        """Record the current decision, and publish it unless another was published just now."""
         outcome = prediction.outcome
         self._turned = self._turned or (not isinstance(outcome, Regression) and outcome.changed)
         self._untold = prediction
@@ -57,7 +57,7 @@ class LatestDecision:
             self.flush()
 
     def flush(self) -> None:
-        """Publish what waits, if its time has come."""
+        """Publish a waiting decision if due."""
         with self._lock:
             now = self._clock()
             prediction, turned = self._untold, self._turned
@@ -71,13 +71,13 @@ class LatestDecision:
                 self._tell(prediction, record)
 
     def restamp(self) -> None:
-        """Publish the same again with the time that it has by a clock that was set since."""
+        """Publish the same decision again, with the time by a clock that was set since."""
         with self._lock:
             if self._source is not None:
                 self._tell(self._source, self._recorder.decision(self._source))
 
     def withdraw(self) -> None:
-        """Publish that nothing is decided: the pipeline does not run."""
+        """Publish an empty message: the pipeline does not run."""
         with self._lock:
             self._untold = self._source = self._told = None
             self._turned = False
@@ -90,5 +90,5 @@ class LatestDecision:
 
 
 def _at(told: DecisionRecord, now: DecisionRecord) -> DecisionRecord:
-    """The same as was told, with the time of another: what is left to differ is worth telling."""
+    """Return a published record with the time of another, so that any remaining difference is worth publishing."""
     return msgspec.structs.replace(told, time=now.time, synchronised=now.synchronised)

@@ -1,7 +1,7 @@
-"""How predictions reach sinks: statistics and failures are kept here, so that sinks stay tiny.
+"""Delivery of predictions to sinks, with statistics and failures kept here, so that sinks stay small.
 
-A sink that never waits is called on the worker's thread (`Delivery`). One that may wait for a disk or a pipe gets a
-thread and a short queue that drops its oldest (`Drain`), so that a full disk costs log lines and never a window.
+A sink that never waits is called on the worker's thread (`Delivery`). A sink that may wait for a disk or a pipe gets a
+thread and a short queue that drops the oldest (`Drain`), so that a full disk costs log lines and never a window.
 """
 
 import logging
@@ -17,17 +17,17 @@ log = logging.getLogger("edged.sinks")
 
 
 class PredictionSink(Protocol):
-    """Where a pipeline leaves its predictions."""
+    """Destination of a pipeline's predictions."""
 
     def send(self, prediction: Prediction) -> None:
-        """Take one. Never raises, and waits for nothing but the disk, where its pipeline wants that."""
+        """Take a prediction. Never raises, and waits only for the disk, if the pipeline requires this."""
 
 
 class Delivery:
-    """A sink with its counts and its health. Used by one thread.
+    """A sink with counts and health. Used by one thread.
 
-    The sink is opened by the first prediction, and again by the next one for as long as it cannot be: a disk that was
-    not mounted at the start is no reason to do without it for ever.
+    The first prediction opens the sink, and later predictions try again after a failure: a disk may be mounted after
+    the start.
     """
 
     def __init__(self, open_sink: Callable[[], Sink], status: Status) -> None:
@@ -62,7 +62,9 @@ class Delivery:
 
 
 class Selection:
-    """Hands on the predictions with which a decision turns or values differ ("changes"), or one in so many seconds."""
+    """Filter for predictions with a changed decision or changed values ("changes"), or for one prediction in so many
+    seconds.
+    """
 
     def __init__(self, sink: PredictionSink, publish: Literal["changes"] | float) -> None:
         self._sink = sink
@@ -70,7 +72,7 @@ class Selection:
         self._last: Prediction | None = None
 
     def send(self, prediction: Prediction) -> None:
-        """Hand it on, if it is one of those."""
+        """Pass on a selected prediction."""
         if self._is_due(prediction):
             self._last = prediction
             self._sink.send(prediction)
@@ -85,7 +87,7 @@ class Selection:
 
 
 class Drain:
-    """A delivery behind a bounded queue with a thread of its own; several pipelines may send to it."""
+    """A delivery behind a bounded queue with a thread of its own; several pipelines may send to the queue."""
 
     def __init__(self, delivery: Delivery, capacity: int = 256) -> None:
         self.delivery = delivery
@@ -106,7 +108,7 @@ class Drain:
             self.dropped += 1
 
     def close(self, timeout: float = 2.0) -> None:
-        """Send what is queued, for at most `timeout` seconds, and let go of the sink."""
+        """Send queued predictions for at most `timeout` seconds, and release the sink."""
         self._queue.put(None)
         self._thread.join(timeout)
 

@@ -1,7 +1,7 @@
-"""The status of a pipeline, which cannot work without its source.
+"""Status of a pipeline, dependent on a source.
 
-A pipeline whose source is dead gets no windows, so nothing of its own would ever change its state: it would go on
-claiming to run, with its last answer. The source's thread therefore says so in its place.
+A pipeline with a dead source gets no windows, so no event of the pipeline would change the state: the pipeline would
+claim to run, with the last answer. The source's thread therefore sets the status.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from threading import Lock
 from edged.core.health import Health, State, Status
 
 LIVE = ("running", "degraded")
-"""The states of a part that does its work, well or badly."""
+"""States of a part at work, well or badly."""
 
 
 class DependentStatus(Status):
-    """A status that shows another part's failure for as long as that lasts; `set` has one writer, `depend` another.
+    """Status that shows the failure of another part while the failure lasts; `set` has one writer, `depend` another.
 
-    When the other part is back, what ran before is `starting` until it is set again. A part that has failed or stopped
-    by itself says so whatever the other part does.
+    When the other part recovers, a part that ran before is `starting` until set again. A part that failed or stopped by
+    itself reports so regardless of the other part.
     """
 
     def __init__(self, name: str, clock: Callable[[], float], listener: Callable[[str, Health], None]) -> None:
@@ -30,7 +30,7 @@ class DependentStatus(Status):
 
     @property
     def live(self) -> bool:
-        """Whether the part does its work now, well or badly."""
+        """Return whether the part is at work, well or badly."""
         return self.health.state in LIVE
 
     def set(self, state: State, reason: str = "", hint: str = "") -> None:
@@ -43,7 +43,7 @@ class DependentStatus(Status):
             self._show()
 
     def depend(self, cause: Health | None) -> None:
-        """Show `cause`, the failure of a part without which this one cannot work; None when it works again."""
+        """Show `cause`, the failure of a part required by this part; None after the recovery."""
         with self._lock:
             if cause is None and self._cause is not None and self._own.state in LIVE:
                 self._own = Health("starting", "", "", self._clock())

@@ -1,11 +1,11 @@
-"""The mailbox between a reader and a worker: windows wait here, and the oldest are dropped while the worker is behind.
+"""Mailbox between a reader and a worker: windows wait here, and the oldest are dropped while the worker is behind.
 
-What one chunk brings is always taken in whole. `make_room`, before each chunk, is the only place where windows are
-dropped, and only windows of earlier chunks: a model that keeps up has worked those off, or soon will, as after a while
-in which the board was busy or the process was stopped. The worker is behind where it has not caught up for `LAG`
-seconds, and then only `capacity` windows are left of those that wait, so that what it says is of late.
+All windows of a chunk are accepted. Only `make_room`, called before each chunk, drops windows, and only windows of
+earlier chunks: a model that keeps up has handled those, or soon will, for example after a delay of the board or the
+process. The worker is behind after `LAG` seconds without catching up; then only `capacity` windows are kept, so that
+answers are recent.
 
-`nudge` has an idle worker come round with no window at all.
+`nudge` wakes an idle worker without a window.
 """
 
 from collections.abc import Iterator
@@ -15,32 +15,34 @@ from typing import Literal, NamedTuple
 from edged.core.types import Window
 
 LAG = 5.0
-"""Seconds for which more than `capacity` windows may wait, and not become fewer, before the worker is behind."""
+"""Seconds for which more than `capacity` windows may wait without progress before the worker is behind."""
 
 GAINING = 0.95
-"""Windows that have become fewer than this share of the most that waited are being worked off."""
+"""Share of the most waiting windows, below which the worker counts as catching up."""
 
 RECOVERY = 10.0
 """Seconds without a dropped window after which the worker no longer counts as behind."""
 
 _LONGEST_GAP = 1.0
-"""Seconds between two chunks that count for `LAG`, at most: a process that was stopped is not behind."""
+"""Most seconds between two chunks that count for `LAG`: a stopped process is not behind."""
 
 
 class Mailbox:
-    """`make_room` and `put` are for the one reader, iterating for the one worker, the rest for anybody."""
+    """Queue of windows: `make_room` and `put` are for the only reader, iteration for the only worker, the rest for any
+    thread.
+    """
 
     def __init__(self, capacity: int, room: int = 0, *, patient: bool = False) -> None:
-        """`capacity` windows wait for a worker that is behind, and up to `room` for one that is not, if that is more.
+        """Set up for `capacity` waiting windows while the worker is behind, and otherwise up to `room`, if larger.
 
-        `patient`: `put` waits until fewer than `capacity` do, and none is dropped.
+        If `patient`, `put` waits until fewer than `capacity` windows wait, and none is dropped.
         """
         self.dropped = 0
         self._capacity = capacity
         self._room = max(room, capacity)
         self._waiting: SimpleQueue[Window | Literal["nudge"] | None] = SimpleQueue()
         self._seats: SimpleQueue[bool] | None = SimpleQueue() if patient else None
-        for _ in range(capacity + 1):  # one more is in the worker's hands
+        for _ in range(capacity + 1):  # the worker holds another window
             self._leave_seat()
         self._closed = False
         self._came = 0
@@ -54,7 +56,7 @@ class Mailbox:
 
     @property
     def depth(self) -> int:
-        """The number of windows that wait."""
+        """Return the number of waiting windows."""
         return self._waiting.qsize()
 
     def behind(self, now: float) -> str:
@@ -62,9 +64,9 @@ class Mailbox:
         return self._why if now < self._behind_until else ""
 
     def make_room(self, now: float, *, serving: bool = True) -> bool:
-        """Drop what waits beyond its room before a chunk is put in. Return true if the worker is behind.
+        """Drop excess windows before a chunk is put, and return true if the worker is behind.
 
-        While nothing is `serving`, as in a handover, it is not behind.
+        Without a model in service, as in a handover, the worker is not behind.
         """
         if self._seats is not None:
             return False
@@ -90,7 +92,7 @@ class Mailbox:
         return True
 
     def put(self, window: Window) -> None:
-        """Put a window in. After `close` it goes nowhere."""
+        """Put a window. After `close` the window is discarded."""
         if self._seats is not None:
             self._seats.get()
         if self._closed:
@@ -104,7 +106,7 @@ class Mailbox:
         self._waiting.put("nudge")
 
     def __iter__(self) -> Iterator[Window | None]:
-        """Windows as they come, until the mailbox is closed and empty."""
+        """Yield windows until the mailbox is closed and empty."""
         while (window := self._waiting.get()) is not None:
             if window == "nudge":
                 yield None
@@ -113,7 +115,7 @@ class Mailbox:
                 self._leave_seat()
 
     def close(self) -> None:
-        """Let the worker finish what waits and then end; a reader that waits for room stops waiting."""
+        """Let the worker finish the waiting windows and end; a reader that waits for room stops waiting."""
         self._closed = True
         self._waiting.put(None)
         self._leave_seat()
@@ -123,7 +125,7 @@ class Mailbox:
             self._seats.put(True)
 
     def _drop_down_to(self, allowed: int) -> int:
-        """Drop the oldest windows, while the worker may take some too. Return how many were dropped."""
+        """Drop the oldest windows, while the worker may take some too, and return the number dropped."""
         dropped = 0
         for _ in range(self.depth):
             if self.depth <= allowed:
@@ -148,7 +150,7 @@ class Mailbox:
 
 
 class _Counts(NamedTuple):
-    """The windows that had come by a moment, and those of them that the worker had taken."""
+    """Windows arrived, and windows taken by the worker, up to a moment."""
 
     time: float
     came: int

@@ -1,7 +1,7 @@
-"""A pipeline: windows from a reader's chunks on the reader's thread, predictions from windows on its own.
+"""Pipeline: windows from a reader's chunks on the reader's thread, predictions from windows on the worker's thread.
 
-Read `_work` first: it is the hot path, and all of it. A window that fails costs that window and turns the pipeline
-`degraded`; the next one that succeeds turns it back.
+Read `_work` first, the whole hot path. A failed window is lost, and makes the pipeline `degraded`; the next successful
+window ends this state.
 """
 
 import logging
@@ -25,13 +25,13 @@ from edged.flow.slot import Served, Slot
 log = logging.getLogger("edged.flow")
 
 ROOM_BYTES = 8 << 20
-"""Memory for windows that wait for a model that keeps up, as after a while in which the board was busy."""
+"""Memory for windows that wait for a model that keeps up, for example after a delay of the board."""
 
 FINISH_SECONDS = 4.0
-"""Time for windows that wait when a pipeline is stopped; those that are left then are dropped."""
+"""Time for waiting windows when a pipeline is stopped; the rest is dropped."""
 
 _OVERHEAD_BYTES = 256
-"""Memory of a window beside its samples."""
+"""Memory of a window besides the samples."""
 
 _BREAKS_HINT = (
     "see in edgectl sources what is lost or refused; have lines that are no samples passed over with the source's "
@@ -43,11 +43,11 @@ _BEHIND_HINT = (
 
 
 class Pipeline:
-    """One source's windows through one model to some sinks.
+    """Windows of a source through a model to sinks.
 
-    `window` is what it cuts; once `stopped` it takes no more. `push` belongs to the reader's thread, the counters and
-    latencies to the worker's; `sinks` may be replaced whole at any time. A prediction is the `last` one, and counted,
-    once all sinks have taken it.
+    `window` is the window specification; after `stopped` the pipeline takes no more chunks. `push` belongs to the
+    reader's thread, counters and latencies to the worker's; `sinks` may be replaced whole at any time. A prediction
+    becomes the `last` and is counted once all sinks have taken it.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Pipeline:
         rate: Callable[[], float | None] = lambda: None,
         next_seq: int = 0,
     ) -> None:
-        """`next_seq` is the number of the first window: where a pipeline of the same name left off.
+        """Set up with `next_seq`, the number of the first window, which continues an earlier pipeline of the same name.
 
-        `rate` says how many samples a second arrive, None if it is not known or as the model says.
+        `rate` is the number of samples that arrive per second; None if unknown or as in the model.
         """
         self.name = name
         self.window = spec
@@ -110,22 +110,22 @@ class Pipeline:
         if self._since_window >= 3 * max(self.window.length, self.window.hop):
             self.status.set(
                 "degraded",
-                f"no window is complete: its {self.window.length} samples never come without a break",
+                f"no window is complete: {self.window.length} samples never arrive without a gap",
                 _BREAKS_HINT,
             )
 
     def go_on_from(self, earlier: Self) -> None:
-        """Before the first chunk: cut the same windows as one that was stopped, from where that has come to."""
+        """Continue the windows of a stopped pipeline from its position. Call before the first chunk."""
         self._windower = earlier._windower
 
     def serve(self, served: Served) -> None:
-        """Serve from this model from now on; the worker starts with the first one."""
+        """Serve with this model from now on; the first model starts the worker."""
         self.slot.offer(served)
         if self._thread.ident is None:
             self._thread.start()
 
     def let_go(self) -> Event:
-        """Close what serves, and keep what comes until `serve` says what does instead; set once it is closed."""
+        """Close the model in service, and keep windows until the next `serve`; return an event, set after the close."""
         gone = self.slot.let_go()
         if self._thread.ident is None:
             gone.set()
@@ -133,7 +133,7 @@ class Pipeline:
         return gone
 
     def stop(self) -> None:
-        """Take no more windows; the worker ends once it has done those that wait, or as many as it has time for."""
+        """Take no more windows; the worker ends after the waiting windows, or after the time limit."""
         self.stopped = True
         if not self._retired:
             self._finish_by = self._clock() + FINISH_SECONDS
@@ -141,12 +141,12 @@ class Pipeline:
         self.mailbox.close()
 
     def retire(self) -> None:
-        """Stop as another flow takes its place, of which alone there is something to say then."""
+        """Stop in favour of another flow, which alone reports from then on."""
         self._retired = True
         self.stop()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the worker to end; whether it did."""
+        """Wait for the end of the worker, and return whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -190,7 +190,7 @@ class Pipeline:
 
     def _infer(self, served: Served, window: Window) -> Prediction:
         manifest, runner, preprocess, postprocess, counts = served
-        if window.seq != self._expected:  # one is missing, or has failed: what a stateful model remembers is no good
+        if window.seq != self._expected:  # a window is missing or failed, so the state of a stateful model is invalid
             runner.reset()
             preprocess.reset()
         inputs = preprocess(window.samples)
@@ -219,18 +219,18 @@ class Pipeline:
         )
 
     def _tell(self, now: float) -> None:
-        """Set the state of a pipeline in which no window has failed."""
+        """Set the state of a pipeline without a failed window."""
         behind = self.mailbox.behind(now)
         self.status.set(*(("degraded", behind, _BEHIND_HINT) if behind else ("running",)))
 
 
 def _fresh_bytes(spec: WindowSpec) -> int:
-    """Return the bytes of samples that a window does not share with the one before it."""
+    """Return the bytes of samples that a window does not share with the previous window."""
     return min(spec.length, spec.hop) * prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 def stuck(pipelines: Sequence[Pipeline], now: float, limit: float) -> str:
-    """Which worker has been at one window for longer than `limit` seconds, "" if none: what the watchdog asks."""
+    """Return the worker that has spent more than `limit` seconds on a window, for the watchdog; "" for none."""
     for pipeline in pipelines:
         since = pipeline.busy_since
         if since is not None and now - since > limit:

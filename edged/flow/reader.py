@@ -1,10 +1,10 @@
-"""The reader: one thread that keeps one source open and hands its chunks to the pipelines that want them.
+"""Reader: a thread that keeps a source open and passes its chunks to the pipelines.
 
-Read `_run`, then `_serve`. A source is opened, read until it fails, closed, and opened again after a growing pause, for
-ever; only the end of a recording and `stop` end it. Nothing a plug-in does gets further than its status: what it raises
-is a state with a reason, and a feed that raises costs that feed its chunk.
+Read `_run`, then `_serve`. A source is opened, read until a failure, closed, and opened again after a growing pause,
+for ever; only the end of a recording and `stop` end the thread. Faults of a plug-in stay within the source: an
+exception is a state with a reason, and a feed that raises loses only the chunk.
 
-The statistics are plain attributes, written by this thread alone and read by anybody.
+Statistics are plain attributes, written by this thread alone and read by any thread.
 """
 
 import logging
@@ -25,27 +25,26 @@ READ_TIMEOUT = 0.5
 JUDGE_EVERY = 0.25
 
 HUNG_SECONDS = 15.0
-"""A source that takes so long to be opened, or to say that it has nothing to say, does not answer."""
+"""Seconds in a call after which a source counts as hung."""
 
 
 class Feed(Protocol):
-    """Who takes the chunks of a source: a pipeline."""
+    """Consumer of a source's chunks: a pipeline."""
 
     def push(self, chunk: Chunk) -> None:
         """Take a chunk, whose samples are valid during the call only."""
 
 
 class Reader:
-    """Keeps a source open and feeds from it.
+    """Thread that keeps a source open and feeds pipelines.
 
-    `feeds` may be replaced whole at any time. `samples` and `lost` count since the start, `reconnects` every opening
-    after the first, `faults` what the source threw away, by reason, and `refused` how the last of that looked.
-    `measured_rate` is in samples per second of late,
-    `last_sample` when one last arrived and `next_try` when a failed source is opened again (CLOCK_MONOTONIC seconds);
-    None where there is none.
+    `feeds` may be replaced whole at any time. `samples` and `lost` count since the start, `reconnects` counts openings
+    after the first, `faults` counts discarded input by reason, and `refused` shows the latest discarded input.
+    `measured_rate` is the recent rate in samples per second, `last_sample` the arrival of the last sample, and
+    `next_try` the time of the next attempt to open (CLOCK_MONOTONIC seconds); None if not applicable.
 
     Raises:
-        ConfigError: the options of the source contradict one another.
+        ConfigError: the options of the source contradict each other.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Reader:
 
     @property
     def is_started(self) -> bool:
-        """Whether it has begun to read, at some time."""
+        """Return whether reading has begun at some time."""
         return self._thread.ident is not None
 
     def start(self) -> None:
@@ -94,19 +93,23 @@ class Reader:
         self._stopping.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the thread to end; whether it did."""
+        """Wait for the end of the thread, and return whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def look(self) -> None:
-        """Say that the source does not answer, if that is so: its reader cannot. For whoever comes by now and then."""
+        """Mark the source failed if a call into it has blocked for HUNG_SECONDS. Called from another thread, since the
+        reader itself is blocked.
+        """
         asked = self._asked if self._thread.is_alive() else None
         if asked is not None and self._clock() - asked > HUNG_SECONDS:
-            self.status.set("failed", "it does not answer", "look at dmesg; plug it in anew, or restart edged")
+            self.status.set(
+                "failed", "the source does not answer", "see dmesg; plug the sensor in again, or restart edged"
+            )
 
     def between_chunks(self, change: Callable[[], None], timeout: float) -> None:
-        """Do this while no chunk is under way to a pipeline, or, if one is for so many seconds, all the same."""
+        """Call `change` while no chunk is being passed to a pipeline, or after `timeout` seconds in any case."""
         idle = self._delivering.acquire(timeout=timeout)
         try:
             change()
@@ -130,7 +133,7 @@ class Reader:
             except EOFError:
                 self.status.set("stopped", "the recording has ended")
                 return
-            except Exception as error:  # a plug-in may raise anything
+            except Exception as error:  # a plug-in may raise any exception
                 self._asked = None
                 self._fail(error)
                 self._pause(backoff.delay(0.0 if opened is None else self._clock() - opened, random.random()))
@@ -151,13 +154,13 @@ class Reader:
                 self._asked, now = None, self._clock()
                 faults = sum(source.faults.values())
                 if chunk is None:
-                    now = min(now, asked + READ_TIMEOUT)  # what came later, while the process was held up, is unread
+                    now = min(now, asked + READ_TIMEOUT)  # later input is unread, since the process was held up
                     health.observe(0, 0, faults, False, now)
                 else:
                     self._check(chunk)
                     flat = flat_line.same(chunk.samples)
                     health.observe(len(chunk.samples), chunk.lost, faults, flat, now, chunk.time)
-                    if failure(self.name, self.status.health):  # pipelines wait to hear that it is back
+                    if failure(self.name, self.status.health):  # pipelines wait for the recovery
                         self._judge(health, source, now)
                     if silent:
                         silent = False
@@ -178,8 +181,8 @@ class Reader:
         count, *shape = chunk.samples.shape
         if count < 1 or tuple(shape) != self.info.shape:
             raise DeviceError(
-                f"it gave {count} samples of shape {tuple(shape)} where it promised {self.info.shape}",
-                hint="its plug-in is broken: report this to its author",
+                f"the source delivered {count} samples of shape {tuple(shape)} instead of {self.info.shape}",
+                hint="the plug-in is broken: report this to the author",
             )
 
     def _deliver(self, chunk: Chunk) -> None:
@@ -202,10 +205,10 @@ class Reader:
         self.measured_rate = health.measured_rate
         verdict = health.verdict(now)
         obstacle = getattr(source, "obstacle", None) if health.silent(now) else None
-        self._obstacle = obstacle and (self._obstacle or obstacle)  # a figure that moves would be news each time
+        self._obstacle = obstacle and (self._obstacle or obstacle)  # the first, since its number would change
         if self._obstacle:
             verdict = HealthVerdict("degraded", f"{STALLED}: {self._obstacle.reason}", self._obstacle.hint)
-        if verdict.state != "starting":  # until then a source that had failed stays so
+        if verdict.state != "starting":  # until then a failed source stays failed
             self.status.set(*verdict)
 
     def _fail(self, error: Exception) -> None:
@@ -214,7 +217,7 @@ class Reader:
             return
         self._complain("reading", error)
         self.status.set(
-            "failed", f"{type(error).__name__}: {error}", "the plug-in is broken: its traceback is in the log"
+            "failed", f"{type(error).__name__}: {error}", "the plug-in is broken: report the traceback in the log"
         )
 
     def _complain(self, doing: str, error: Exception) -> None:

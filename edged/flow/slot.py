@@ -1,9 +1,9 @@
-"""The slot a model serves from, and how one version takes over from another without a window lost.
+"""Slot of the model in service, and the change of versions without loss of a window.
 
-Anybody may `offer` a loaded model; the worker takes it between two windows, and closes the one before, so a runner is
-only ever touched by the thread that runs it. That is how two versions overlap. `let_go` is the first half of the
-handover, where two do not fit: the worker closes what it has and waits, with the window in its hands and others in the
-mailbox behind it, for the offer that is the second half.
+Any thread may `offer` a loaded model; the worker takes the model between two windows, and closes the previous one, so
+that a runner is used by the worker's thread only. Two versions overlap in this way. `let_go` is the first half of a
+handover, for a device that cannot hold two: the worker closes its model and waits, with a window in hand and others in
+the mailbox, for the offer, which is the second half.
 """
 
 import logging
@@ -25,10 +25,10 @@ log = logging.getLogger("edged.flow")
 
 @dataclass
 class RunCounts:
-    """What one version did since it began to serve in one pipeline. The worker writes, anybody reads.
+    """Counts of a version since the start of service in a pipeline. The worker writes, any thread reads.
 
-    `constant` is how many times in a row it has said the very same by now; `decisions` counts those that were let
-    through anew, and `labels` how often each label was the best. `time` is that in which it answered.
+    `constant` is the latest number of consecutive identical outputs; `decisions` counts new decisions, and `labels`
+    windows by best label. `time` is the answered time.
     """
 
     windows: int = 0
@@ -41,7 +41,7 @@ class RunCounts:
     _last: object = None
 
     def add(self, outcome: Outcome, seconds: float, now: float) -> None:
-        """Count a window that became an outcome `now`, and how long the model took."""
+        """Count a window with this outcome at `now`, and the time in the model."""
         match outcome:
             case Classification(label=label, score=score):
                 said: object = (label, score)
@@ -59,7 +59,7 @@ class RunCounts:
 
 
 class Served(NamedTuple):
-    """A loaded model with the rules around it, made together from one manifest and swapped together."""
+    """A loaded model with the rules around it, made from one manifest and swapped as a whole."""
 
     manifest: Manifest
     runner: Runner
@@ -69,7 +69,7 @@ class Served(NamedTuple):
 
 
 class Slot:
-    """Holds what serves. `current` belongs to the worker; others may read it to report."""
+    """Holder of the model in service. `current` belongs to the worker; other threads may read it for reports."""
 
     def __init__(self) -> None:
         self.current: Served | None = None
@@ -77,21 +77,23 @@ class Slot:
         self._over = False
 
     def offer(self, served: Served) -> None:
-        """Have the worker take this over before its next window."""
+        """Make the worker take over this model before the next window."""
         self._offers.put(served)
 
     def let_go(self) -> Event:
-        """Have the worker close what serves before its next window, and wait for an offer; set once it is closed."""
+        """Make the worker close its model before the next window and wait for an offer; return an event, set after the
+        close.
+        """
         gone = Event()
         self._offers.put(gone)
         return gone
 
     def end(self) -> None:
-        """No offer will come any more: the worker need not wait for one."""
+        """Announce that no offer will come, so that the worker need not wait."""
         self._offers.put(None)
 
     def take(self) -> Served | None:
-        """On the worker's thread: what serves from now on; None if nothing does, and nothing will."""
+        """Return the model to serve with from now on, or None if none will come. Called on the worker's thread."""
         while not self._offers.empty() or (self.current is None and not self._over):
             match self._offers.get():
                 case None:
@@ -105,10 +107,10 @@ class Slot:
         return self.current
 
     def close(self) -> None:
-        """On the worker's thread: let go of what serves."""
+        """Close the model in service. Called on the worker's thread."""
         served, self.current = self.current, None
         if served is not None:
             try:
                 served.runner.close()
-            except Exception:  # a stranger's; the next version must not be lost for it
+            except Exception:  # an error of a plug-in must not cost the next version
                 log.exception("closing %s %s failed", served.manifest.name, served.manifest.version)

@@ -1,1 +1,1 @@
-"""Sinks: where predictions go, one kind a module."""
+"""Sinks: destinations of predictions, one kind per module."""

@@ -1,4 +1,4 @@
-"""Predictions to a file, one JSON record a line, of bounded size."""
+"""File of predictions, with a JSON record per line, of bounded size."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger("edged.sinks")
 class JsonlSink(SinkConfig, frozen=True, kw_only=True):
     """Options of [sinks.X] with kind = "jsonl": a rotating file with one line of JSON for each prediction.
 
-    At most (keep + 1) x max_bytes are used. A line for which a full disk has no room is missing, never torn. A file
-    that was deleted or moved away is begun anew.
+    At most (keep + 1) x max_bytes are used. On a full disk a line may be missing, but never
+    torn. A deleted or moved file is begun again.
 
     Keys:
-        path: File to append to. Older ones are called `path`.1, `path`.2 and so on.
+        path: File to append to. Older files are named `path`.1, `path`.2 and so on.
         max_bytes (bytes): Size at which the file is rotated.
-        keep: Number of older files that are kept.
+        keep: Number of older files to keep.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class JsonlSink(SinkConfig, frozen=True, kw_only=True):
     keep: Annotated[int, Meta(ge=0, le=1000)] = 3
 
     def open(self, context: SinkContext) -> Sink:
-        """Open the file for appending, making it if need be; its folder must be there."""
+        """Open the file for appending, and make it if missing; the folder must exist."""
         return _Sink(self, Recorder(context.device, context.boot, context.clock))
 
 
@@ -52,7 +52,7 @@ class _Sink:
         self._attempt(lambda: self._append(line))
 
     def close(self) -> None:
-        file, self._file = self._file, -1  # it is gone, also if that fails
+        file, self._file = self._file, -1  # closed, even if close() fails
         if file >= 0:
             os.close(file)
 
@@ -60,8 +60,8 @@ class _Sink:
         try:
             do()
         except OSError as error:
-            self.close()  # the next attempt opens it again: by then the disk may be another
-            hint = "check the folder: is it there, and may we write?"
+            self.close()  # the next attempt opens the file again, perhaps on another disk
+            hint = "check the path: the folder must exist and be writable for edged"
             if error.errno == errno.ENOSPC:
                 hint = room_hint(self._options.path, "free some space")
             raise StoreError(
@@ -77,7 +77,7 @@ class _Sink:
     def _append(self, line: bytes) -> None:
         if not self._is_in_place():
             if self._file >= 0:
-                log.info("%s was deleted or replaced; it is begun anew", self._options.path)
+                log.info("%s was deleted or replaced, and is begun again", self._options.path)
             self.close()
             self._open()
         if self._size and self._size + len(line) > self._options.max_bytes:
@@ -85,7 +85,7 @@ class _Sink:
         self._write(line)
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is still the one at the path: somebody may have deleted it, or moved it away."""
+        """Return whether the open file is still the file at the path, neither deleted nor moved away."""
         try:
             return self._file >= 0 and os.path.samestat(self._options.path.stat(), os.fstat(self._file))
         except FileNotFoundError:

@@ -24,7 +24,7 @@ class MqttSink(SinkConfig, frozen=True, kw_only=True):
     expiry: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)] = 0
 
     def open(self, context: SinkContext) -> Sink:
-        """Costs nothing and cannot fail: messages wait in the outbox until there is a broker."""
+        """Return a sink at no cost and without failure: messages wait in the outbox for a broker."""
         return _Sink(self, context)
 
 

@@ -37,7 +37,7 @@ class _Sink:
         except OSError as error:
             raise DeviceError(
                 f"standard output cannot be written: {error.strerror}",
-                hint="is whoever reads it still there?",
+                hint="check the reader of standard output",
                 retryable=True,
             ) from error
 
@@ -53,7 +53,7 @@ class _Sink:
 
 
 def _write(data: bytes) -> None:
-    """Straight to the descriptor: a stream's buffer would keep what could not be written, and grow."""
+    """Write directly to the descriptor: the buffer of a stream would keep unwritten data, and grow."""
     while data:
         data = data[os.write(1, data) :]
 

@@ -113,7 +113,7 @@ def test_a_pipeline_that_cannot_complete_a_window_says_why_and_edgectl_shows_wha
     board.start()
     board.say(130, every=30, else_=b"battery \x1b[31m3.7 V" + b"!" * 100)
     said = board.daemon.wait_for_log("pipeline motion is degraded")
-    assert "no window is complete: its 40 samples never come without a break" in said
+    assert "no window is complete: 40 samples never arrive without a gap" in said
     assert "comment, prefix or select" in said
     shown = edgectl(board.daemon, "sources").output
     assert "last refused: battery \\x1b[31m3.7 V" + "!" * 59 + "\n" in shown

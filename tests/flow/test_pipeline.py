@@ -344,7 +344,7 @@ def test_a_pipeline_that_never_completes_a_window_says_so_within_three_of_them(p
     for number in range(4):
         assert probe.states == []
         pipeline.push(chunk(1.0, count=3, lost=number and 1))
-    assert probe.states == [("degraded", "no window is complete: its 4 samples never come without a break")]
+    assert probe.states == [("degraded", "no window is complete: 4 samples never arrive without a gap")]
     assert "comment, prefix or select" in pipeline.status.health.hint
     pipeline.push(chunk(1.0, count=4))
     assert probe.next().seq == 3

@@ -180,7 +180,7 @@ def test_a_plug_in_with_a_bug_is_a_state_and_one_traceback(caplog: pytest.LogCap
     assert listener.next() == (
         "failed",
         "IndexError: list index out of range",
-        "the plug-in is broken: its traceback is in the log",
+        "the plug-in is broken: report the traceback in the log",
     )
     assert ended(reader)
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -192,7 +192,7 @@ def test_a_plug_in_with_a_bug_is_a_state_and_one_traceback(caplog: pytest.LogCap
 def test_a_plug_in_that_breaks_its_promise_is_refused(samples: np.ndarray) -> None:
     feed = Collector()
     reader, listener = read(Script(openings=[[Chunk(samples, 0.0)], []]), feed)
-    assert "where it promised (1,)" in listener.wait_for("failed").reason
+    assert "instead of (1,)" in listener.wait_for("failed").reason
     assert ended(reader)
     assert feed.chunks == []
 
@@ -331,7 +331,7 @@ def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
     assert reader.status.health.state == "starting"
     clock.now += 1.0
     reader.look()
-    assert listener.next()[:2] == ("failed", "it does not answer")
+    assert listener.next()[:2] == ("failed", "the source does not answer")
     free.set()
     assert listener.wait_for("running")
     assert ended(reader)

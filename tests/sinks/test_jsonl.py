@@ -102,7 +102,7 @@ def test_a_line_torn_by_a_power_cut_does_not_spoil_the_next(file: Path) -> None:
 def test_a_place_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path, path: str) -> None:
     with pytest.raises(StoreError, match="cannot be written") as caught:
         JsonlSink(path=tmp_path / path).open(context())
-    assert caught.value.hint.startswith("check the folder")
+    assert caught.value.hint.startswith("check the path")
 
 
 def test_a_full_device_is_an_error_and_says_so() -> None:
