@@ -1,3 +1,3 @@
 """The inference daemon of a small Linux board."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

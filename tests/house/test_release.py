@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edged import __version__
+
 ROOT = Path(__file__).parents[2]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 SECTIONS = re.findall(r"^## (.+)$", CHANGELOG, re.M)
@@ -21,6 +23,10 @@ def git(*words):
 def test_the_changelog_begins_with_what_is_unreleased_and_has_dated_versions_below():
     assert SECTIONS[0] == "[Unreleased]"
     assert [each for each in SECTIONS[1:] if not re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", each)] == []
+
+
+def test_the_newest_released_version_is_that_of_the_code():
+    assert SECTIONS[1].startswith(f"[{__version__}] - ")
 
 
 def test_every_section_of_the_changelog_has_kinds_in_order():
