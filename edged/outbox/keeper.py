@@ -291,8 +291,9 @@ class Keeper:
                 self._residency.keep_only(Listing({}, set()))
             self._adopt(found)
         elif not self.has_looked:
-            self._adopt(segments.contents())
+            found = segments.contents()
             self.wear.take_over(segments.read_wear())
+            self._adopt(found)  # last, as a failed turn opens the file again
             self._end_first_look()
         else:
             listing = segments.listing()

@@ -193,6 +193,22 @@ def test_parked_messages_survive_a_restart_with_their_reason(make: Make) -> None
     assert sorted(numbers(drain(make(), 3))) == [0, 1, 2]
 
 
+def test_a_file_that_fails_while_it_is_first_read_is_taken_over_once(make: Make) -> None:
+    spool = make()
+    fill(spool, 3)
+    spool.park(spool.take(1)[0].id, "not authorised")
+    spool.close(PATIENCE)
+    broken, connect = failing("disk I/O error", "SELECT boot")
+    broken.set()
+    again = make(connect=connect, patient=False, clock=lambda: time.monotonic() * 10)
+    until(lambda: again.health.state == "degraded")
+    broken.clear()
+    until(lambda: again.health.state == "running")
+
+    assert again.depth == 2
+    assert [each.number for each in again.parked()] == [1]
+
+
 def test_no_more_parked_messages_stay_on_disk_than_are_kept(make: Make, tmp_path: Path) -> None:
     """A power cut may leave such a state, between parking a message and deleting the oldest."""
     file = SegmentFile(tmp_path / "spool" / "spool.db", open_database)
