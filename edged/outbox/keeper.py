@@ -264,7 +264,9 @@ class Keeper:
         """Open the file if messages are to be read from the disk, and handle changes by other programs."""
         if self.file.segments is None:
             if self.has_looked:
-                wanted = self.file.is_another or self._residency.backlog.on_disk > 0
+                with self._lock:
+                    on_disk = self._residency.backlog.on_disk
+                wanted = on_disk > 0 or self.file.is_another
             else:
                 wanted = self.file.was_left_behind()
             if wanted:
@@ -274,9 +276,9 @@ class Keeper:
             found = self.file.return_to_place()
             if found is not None:
                 self._adopt(found)
-            log.warning(
-                "%s; %d messages were saved at its path again", self.file.moved_error, self._residency.backlog.depth
-            )
+            with self._lock:
+                depth = self._residency.backlog.depth
+            log.warning("%s; %d messages were saved at its path again", self.file.moved_error, depth)
         elif self._clock() >= self._next_check:
             self.file.check_unchanged()
 

@@ -23,7 +23,7 @@ from edged.outbox.backlog import MAX_PARKED
 from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.keeper import HUNG_SECONDS
 from edged.outbox.options import Policy, SpoolOptions
-from edged.outbox.origin_queue import Entry
+from edged.outbox.origin_queue import Entry, OriginQueue
 from edged.outbox.residency import SOON
 from edged.outbox.segment_file import Segment, SegmentFile, Stamp, open_database
 from edged.outbox.spool import SetAsideFile
@@ -718,6 +718,34 @@ def test_what_waits_is_saved_again_where_the_file_was_deleted(make: Make, names:
 
     assert spool.stats.dropped == 0
     assert numbers(after_a_kill(make, spool, 3 * SOON + 10)) == list(range(3 * SOON + 10))
+
+
+class LockedQueues(dict[str, OriginQueue]):
+    """Queues that only a holder of the lock may walk: another thread may add an origin meanwhile."""
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__()
+        self.lock = lock
+
+    def values(self) -> Any:
+        assert self.lock._is_owned()
+        return super().values()
+
+
+def test_the_keeper_counts_messages_only_while_no_other_thread_puts_any(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = make({"m": Policy(durability="memory")})
+    spool._residency.backlog.queues = LockedQueues(spool._lock)
+    fill(spool, 1, "m")
+    count_turns(spool)  # without a file
+    fill(spool, 3)
+    until(lambda: saved(spool))
+    spool.file.unlink()
+    until(lambda: in_place(spool))
+    spool.close(PATIENCE)
+
+    assert "the spool's keeper failed" not in caplog.text
 
 
 def test_a_folder_swapped_for_a_backup_has_both_in_order(make: Make, tmp_path: Path) -> None:
