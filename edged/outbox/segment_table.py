@@ -108,16 +108,14 @@ class SegmentTable:
         """
         trusted = set(rewritten)
         self.by_key = {
-            key: segment
+            key: segment._replace(saved=found[key])
             for key, segment in self.by_key.items()
             if key in found and (key in trusted or found[key] == segment.saved)
         }
-        self._by_entry = {entry_id: each for entry_id, each in self._by_entry.items() if each.key in self.by_key}
+        self._by_entry = {entry_id: each for each in self.by_key.values() for entry_id in each.alive}
         self.obsolete &= found.keys()
         self.growing = {
-            origin: last
-            for origin, last in self.growing.items()
-            if last.key in self.by_key or found.get(last.key) == len(last.messages)
+            origin: last for origin, last in self.growing.items() if found.get(last.key) == len(last.messages)
         }
 
     def shift_keys(self, by: int) -> None:

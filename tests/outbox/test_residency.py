@@ -275,3 +275,17 @@ class TestResidency(ResidencyMachine.TestCase):
 
 class TestResidencyNewestFirst(NewestFirstMachine.TestCase):
     settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_a_segment_that_grew_in_a_transaction_said_to_fail_is_not_taken_for_whole() -> None:
+    machine = ResidencyMachine()
+    machine.put("a", 2, 1)
+    machine.begin_to_save(closing=False)
+    machine.finish()
+    machine.put("a", 2, 1)
+    machine.begin_to_save(closing=False)
+    machine.fail(written=True)
+    machine.shed()
+    machine.messages_on_disk_only_are_counted()
+    machine.nothing_owed_is_lost()
+    machine.teardown()
