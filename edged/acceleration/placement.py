@@ -37,7 +37,7 @@ from edged.models.selftest import shaped
 from edged.system.child import ResourceLimits
 
 if TYPE_CHECKING:  # imported with the first accelerated model: most boards have none
-    from edged.backends.accelerated import AcceleratedRunner, Counts
+    from edged.backends.accelerated import AcceleratedRunner, AcceleratorCounts
     from edged.backends.isolated import IsolatedRunner
 
 COMPILED = ("edgetpu", "ethosu")
@@ -302,7 +302,7 @@ class Accelerators:
         """Return True if this version of a model was the last to agree with the CPU on an accelerator."""
         return self._proven.get(model) == bundle.folder
 
-    def counts(self) -> dict[str, Counts]:
+    def counts(self) -> dict[str, AcceleratorCounts]:
         """Return the counts of windows, faults and promotions, by accelerator."""
         return {name: unit.accelerator.counts() for name, unit in list(self._units.items())}
 

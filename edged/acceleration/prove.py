@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROOF_RUNS, PROOF_SECONDS = 100, 2.0
 """Runs and seconds after which a proof is long enough."""
 
-Load = Callable[[], "IsolatedRunner"]
+LoadCandidate = Callable[[], "IsolatedRunner"]
 
 
 class Subject(NamedTuple):
@@ -113,7 +113,7 @@ def _prove(accelerators: Accelerators, subject: Subject) -> Iterator[Finding]:
                 yield replace(_hold(subject, candidate, load, agreed), cpu_latency=cpu_latency)
 
 
-def _hold(subject: Subject, candidate: AccelerationCandidate, load: Load, agreed: Agreement) -> Finding:
+def _hold(subject: Subject, candidate: AccelerationCandidate, load: LoadCandidate, agreed: Agreement) -> Finding:
     where = {"delegate": candidate.delegate.name, "variant": candidate.variant}
     try:
         runner = load()

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edged.acceleration.placement import Accelerators, agreement_on_cpu
-from edged.acceleration.prove import Load, Subject, latency_of
+from edged.acceleration.prove import LoadCandidate, Subject, latency_of
 from edged.api import DeviceError, EdgedError, ModelError
 from edged.backends.tflite import TfliteBackend
 from edged.core.tuning import MAX_TEXT, Measurement, TuningRecord, choose
@@ -50,7 +50,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, tag="tune.recorded", t
     why: str
 
 
-Step = Begun | Measured | Recorded
+TuningStep = Begun | Measured | Recorded
 
 
 def tune(
@@ -60,7 +60,7 @@ def tune(
     now: float,
     seconds: float = TUNE_SECONDS,
     sys: Path = Path("/sys"),
-) -> Iterator[Step]:
+) -> Iterator[TuningStep]:
     """Measure every way to run a model for a number of seconds, and record the figures; `now` is Unix seconds.
 
     Each way runs in a separate process, the CPU too, so that the figures are comparable.
@@ -107,7 +107,7 @@ def tune(
 
 def _on_cpu(
     accelerators: Accelerators, subject: Subject, backend: TfliteBackend, processors: int
-) -> Iterator[tuple[Measurement, Load]]:
+) -> Iterator[tuple[Measurement, LoadCandidate]]:
     for threads in range(1, min(MAX_THREADS, processors) + 1):
         load = partial(accelerators.on_cpu.load, "the CPU", subject.bundle, replace(backend, threads=threads))
         yield Measurement(threads=threads), load
@@ -115,13 +115,15 @@ def _on_cpu(
 
 def _accelerated(
     accelerators: Accelerators, subject: Subject, backend: TfliteBackend
-) -> Iterator[tuple[Measurement, Load]]:
+) -> Iterator[tuple[Measurement, LoadCandidate]]:
     for way, _ in accelerators.ways(subject.bundle.manifest, subject.wanted):
         nothing_yet = Measurement(delegate=way.delegate.name, variant=way.variant, threads=backend.threads or 1)
         yield nothing_yet, partial(accelerators.load, way, subject.bundle, backend)
 
 
-def _measure(nothing_yet: Measurement, load: Load, agreed: Agreement, seconds: float, sys: Path) -> Measurement:
+def _measure(
+    nothing_yet: Measurement, load: LoadCandidate, agreed: Agreement, seconds: float, sys: Path
+) -> Measurement:
     """Return the figures of a way after a proof as warm-up, or the failure."""
     before = temperature(sys)
     try:

@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from edged.acceleration.placement import Accelerators
 from edged.acceleration.prove import Finding, Latency, Subject, prove
-from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, Begun, Measured, Recorded, Step, tune
+from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, Begun, Measured, Recorded, TuningStep, tune
 from edged.api import ControlError
 from edged.core import update_answers
 from edged.core.manifest import Name
@@ -145,7 +145,7 @@ def _comparison(compared: Comparison) -> ComparisonAnswer:
     return {"worst": worst, "same": compared.same, "problem": compared.problem}
 
 
-def step_answer(step: Step) -> TuneStepAnswer:
+def step_answer(step: TuningStep) -> TuneStepAnswer:
     """Return a step of tuning in the form of the protocol."""
     match step:
         case Begun():

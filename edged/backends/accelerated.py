@@ -61,7 +61,7 @@ from edged.core.acceleration import (
 log = logging.getLogger("edged.backends")
 
 
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
+class AcceleratorCounts(msgspec.Struct, frozen=True, kw_only=True):
     """What was done so far: windows by where they ran, promotions of a model to the accelerator, faults by kind."""
 
     accelerated: int
@@ -174,10 +174,10 @@ class Accelerator:
         with self._lock:
             return self.status.is_fault and not any(model.up for model in self._models)
 
-    def counts(self) -> Counts:
+    def counts(self) -> AcceleratorCounts:
         """What was done so far, by runners that are closed as well."""
         with self._lock:
-            return Counts(
+            return AcceleratorCounts(
                 accelerated=self._windows_of_closed["accelerated"] + sum(model.accelerated for model in self._models),
                 on_twin=self._windows_of_closed["on_twin"] + sum(model.on_twin for model in self._models),
                 promotions=self._promotions,

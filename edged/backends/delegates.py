@@ -25,8 +25,8 @@ from msgspec import Meta
 from edged.core.errors import DeviceError
 from edged.core.tables import did_you_mean, listed
 
-Kind = Literal["edgetpu", "teflon", "armnn", "vx", "ethosu", "neutron", "qnn", "gpu", "external"]
-State = Literal["ready", "no device", "no driver", "no permission", "no library"]
+DelegateKind = Literal["edgetpu", "teflon", "armnn", "vx", "ethosu", "neutron", "qnn", "gpu", "external"]
+DeviceState = Literal["ready", "no device", "no driver", "no permission", "no library"]
 MayOpen = Callable[[Path], bool]
 
 _MULTIARCH = getattr(sys.implementation, "_multiarch", "")
@@ -154,7 +154,7 @@ class Known(NamedTuple):
     get: str = ""
 
 
-KNOWN: Mapping[Kind, Known] = {
+KNOWN: Mapping[DelegateKind, Known] = {
     "edgetpu": Known(
         title="Coral Edge TPU",
         libraries=("libedgetpu.so.1", "libedgetpu.so.1.0", "libedgetpu.so"),
@@ -215,7 +215,7 @@ KNOWN: Mapping[Kind, Known] = {
 
 
 Printable = Annotated[str, Meta(pattern=r"^[ -~]{0,1000}\Z", description="printable text of at most 1000 characters")]
-Library = Annotated[
+LibraryPath = Annotated[
     str, Meta(pattern=r"^(/[ -~]{1,1000}|[!-.0-~]{1,200})\Z", description="an absolute path, or a name with no slash")
 ]
 
@@ -231,8 +231,8 @@ class DelegateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         options: Table of options handed to the library unchanged.
     """
 
-    kind: Kind | None = None
-    library: Library | None = None
+    kind: DelegateKind | None = None
+    library: LibraryPath | None = None
     device: Printable = ""
     options: Annotated[dict[Printable, Printable], Meta(max_length=32)] = msgspec.field(default_factory=dict)
 
@@ -241,7 +241,7 @@ class Delegate(msgspec.Struct, frozen=True, kw_only=True):
     """A delegate as it is configured here; the fields are those of its table."""
 
     name: str
-    kind: Kind
+    kind: DelegateKind
     library: str | None = None
     device: str = ""
     options: dict[str, str] = msgspec.field(default_factory=dict)
@@ -265,7 +265,7 @@ def delegates(tables: Mapping[str, DelegateOptions]) -> dict[str, Delegate]:
     return {
         name: Delegate(
             name=name,
-            kind=table.kind or cast(Kind, name),  # the configuration has seen to it
+            kind=table.kind or cast(DelegateKind, name),  # the configuration has seen to it
             library=table.library,
             device=table.device,
             options=table.options,
@@ -287,7 +287,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     node: str
     identity: str
-    state: State = "ready"
+    state: DeviceState = "ready"
     problem: str = ""
     hint: str = ""
 
@@ -298,7 +298,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     delegate: Delegate
     library: str | None
     devices: tuple[Device, ...]
-    state: State
+    state: DeviceState
     problem: str = ""
     hint: str = ""
 
@@ -307,7 +307,7 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
     """All it takes to load a delegate, in a child process. `device` is the id of its device, "" if it needs none."""
 
     name: str
-    kind: Kind
+    kind: DelegateKind
     device: str
     library: str
     options: dict[str, str]
@@ -341,7 +341,7 @@ def survey(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may_
     """How a delegate stands on this board."""
     known, library, found = delegate.known, _find_library(delegate, root), devices(delegate, root, may_open)
 
-    def stands(state: State, problem: str, hint: str) -> Survey:
+    def stands(state: DeviceState, problem: str, hint: str) -> Survey:
         return Survey(delegate=delegate, library=library, devices=found, state=state, problem=problem, hint=hint)
 
     if known.rules and not found:
@@ -404,7 +404,7 @@ def _is_meant(delegate: Delegate, found: str) -> bool:
 
 
 def _judge(found: DelegateFound, rule: Rule, delegate: Delegate, may_open: MayOpen) -> Device:
-    state: State = "ready"
+    state: DeviceState = "ready"
     problem = hint = ""
     if found.lacks_driver:
         state = "no driver"

@@ -47,14 +47,14 @@ from edged.backends.isolated_child import (
     TURN,
     WALL,
     Attach,
+    ChildReply,
+    ChildRequest,
     Close,
     Descriptors,
     Done,
     Load,
     Loaded,
-    Message,
     Refused,
-    Reply,
     Reset,
     Shared,
     shared_bytes,
@@ -330,7 +330,7 @@ class IsolatedRunner:
             self._lose(self._life.fail(f"hung: {what} {self._deadline / 1e9:g} s", _HUNG, whose=self))
         return _milliseconds(left)
 
-    def _call(self, message: Message, deed: str, seconds: float) -> None:
+    def _call(self, message: ChildRequest, deed: str, seconds: float) -> None:
         with self._host.calls:
             call = _Call(deed, seconds)
             if not self._life.hold(call):
@@ -444,7 +444,7 @@ class _Life:
             return {(user, turn) for user in self._users if (turn := user.turn_in_hand())}
 
     def call(
-        self, message: Message, call: _Call, expected: type[_Expected], descriptors: Sequence[int] = ()
+        self, message: ChildRequest, call: _Call, expected: type[_Expected], descriptors: Sequence[int] = ()
     ) -> _Expected:
         """Say something, and the answer. It is one of the host's calls, and nobody else is at it.
 
@@ -460,7 +460,7 @@ class _Life:
         except OSError as error:
             raise self.fail(whose=call) from error
         os.eventfd_write(self.wake, CALL)
-        reply = self.understand(self._await_reply(call), Reply, call)
+        reply = self.understand(self._await_reply(call), ChildReply, call)
         if isinstance(reply, Refused):
             raise _error(reply)
         if not isinstance(reply, expected):

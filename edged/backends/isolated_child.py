@@ -103,8 +103,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     retryable: bool = False
 
 
-Message = Load | Attach | Reset | Close
-Reply = Loaded | Done | Refused
+ChildRequest = Load | Attach | Reset | Close
+ChildReply = Loaded | Done | Refused
 ERRORS: dict[str, type[EdgedError]] = {kind.__name__: kind for kind in (ModelError, BundleError, DeviceError)}
 
 
@@ -257,14 +257,14 @@ class _Server:
     def _answer(self) -> None:
         data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         try:
-            reply = self._do(msgspec.json.decode(data, type=Message), descriptors)
+            reply = self._do(msgspec.json.decode(data, type=ChildRequest), descriptors)
         except Exception as error:  # a stranger's backend may raise anything
             if not isinstance(error, EdgedError):
                 traceback.print_exc()
             reply = refused(error)
         self._control.send(msgspec.json.encode(reply))
 
-    def _do(self, message: Message, descriptors: list[int]) -> Reply:
+    def _do(self, message: ChildRequest, descriptors: list[int]) -> ChildReply:
         match message:
             case Load(number=number):
                 runner = _backend(message).load(Path(message.file), signature=message.signature)

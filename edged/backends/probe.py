@@ -33,7 +33,7 @@ class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
     signature: str | None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it: how much of the model's graph the delegate took, or the error."""
 
     nodes: int = 0
@@ -43,7 +43,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
 
 
-def probe(delegation: Delegation, rules: Rules, file: Path | None = None, signature: str | None = None) -> Answer:
+def probe(delegation: Delegation, rules: Rules, file: Path | None = None, signature: str | None = None) -> ProbeAnswer:
     """Load a delegate, and with it a model if there is one, in a child process.
 
     Raises:
@@ -110,10 +110,10 @@ def _listen(child: Child, heard: dict[int, bytes], seconds: float) -> bool:
     return False
 
 
-def _understand(stdout: bytes) -> Answer | None:
+def _understand(stdout: bytes) -> ProbeAnswer | None:
     """The answer, if it came to one."""
     try:
-        return msgspec.json.decode(stdout, type=Answer)
+        return msgspec.json.decode(stdout, type=ProbeAnswer)
     except msgspec.MsgspecError:
         return None
 
@@ -142,16 +142,16 @@ def main(request: str) -> None:
     os._exit(0)
 
 
-def _load(request: ProbeRequest) -> Answer:
+def _load(request: ProbeRequest) -> ProbeAnswer:
     from edged.backends.tflite import DelegatedTflite  # it takes numpy along, which only the child needs
 
     backend = msgspec.convert(request.backend, DelegatedTflite)
     try:
         if request.file is None:
             backend.load_delegate()
-            return Answer()
+            return ProbeAnswer()
         info = backend.load(Path(request.file), signature=request.signature).info
     except EdgedError as error:
         kind: Literal["device", "model"] = "device" if isinstance(error, DeviceError) else "model"
-        return Answer(error=kind, message=error.message, hint=error.hint)
-    return Answer(nodes=info.nodes, delegated=info.delegated)
+        return ProbeAnswer(error=kind, message=error.message, hint=error.hint)
+    return ProbeAnswer(nodes=info.nodes, delegated=info.delegated)

@@ -39,7 +39,7 @@ from edged.core.acceleration import Rules
 from edged.core.errors import ConfigError
 from edged.core.manifest import NO_DELEGATES, Decision
 from edged.core.source_health import Supervision
-from edged.core.tables import MAX_DEPTH, Place, Problem, Tables, did_you_mean, listed, plain, shown
+from edged.core.tables import MAX_DEPTH, Problem, TablePath, Tables, did_you_mean, listed, plain, shown
 from edged.models.bare_file import names_bare
 from edged.outbox.options import MqttOptions, SpoolOptions
 from edged.transfer.http_response import FetchError, parse_url
@@ -282,7 +282,7 @@ def _sink(tables: Tables, name: str) -> SinkEntry | None:
 
 
 def _options(
-    tables: Tables, place: Place, family: str, kind: Any, *, key: str = "kind", beside: Collection[str]
+    tables: Tables, place: TablePath, family: str, kind: Any, *, key: str = "kind", beside: Collection[str]
 ) -> Any:
     """Return the options in a plug-in's table, None if the options or the kind are wrong."""
     here = (*place, key)

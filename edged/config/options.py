@@ -15,7 +15,7 @@ from edged.backends.delegates import DelegateOptions
 from edged.core.acceleration import Rules
 from edged.core.manifest import Version
 from edged.core.source_health import Supervision
-from edged.core.tables import Place
+from edged.core.tables import TablePath
 from edged.outbox.options import Drop, Durability, MqttOptions, Policy, SpoolOptions
 from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.http_response import MAX_URL
@@ -25,7 +25,7 @@ NAME = r"^[a-z0-9][a-z0-9_-]{0,63}\Z"
 NAMES = "lower-case " + DEVICE_NAMES
 
 DeviceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", description=DEVICE_NAMES)]
-Name = Annotated[str, Meta(pattern=NAME, description=NAMES)]
+EntryName = Annotated[str, Meta(pattern=NAME, description=NAMES)]
 
 
 Swap = Literal["auto", "overlap", "handover"]
@@ -143,8 +143,8 @@ class ModelKeys(Table, frozen=True, kw_only=True):
     version: Version | None = None
     url: Annotated[str, Meta(max_length=MAX_URL)] = ""
     swap: Swap = "auto"
-    backend: Name = "tflite"
-    delegate: Name = "auto"
+    backend: EntryName = "tflite"
+    delegate: EntryName = "auto"
     isolate: bool = False
 
 
@@ -177,9 +177,9 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
             published at once.
     """
 
-    source: Name
-    model: Name
-    sinks: Annotated[tuple[Name, ...], Meta(max_length=16)] = ("mqtt",)
+    source: EntryName
+    model: EntryName
+    sinks: Annotated[tuple[EntryName, ...], Meta(max_length=16)] = ("mqtt",)
     decision: dict[str, Any] = {}
     queue: Annotated[int, Meta(ge=1, le=1000)] = 4
     durability: Durability = "spill"
@@ -225,4 +225,4 @@ class Config(Table, frozen=True, kw_only=True):
     models: dict[str, ModelEntry]
     pipelines: dict[str, PipelineEntry]
     sinks: dict[str, SinkEntry]
-    origins: dict[Place, str]
+    origins: dict[TablePath, str]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from edged.config.load import model_paths
 from edged.config.options import Config
 from edged.core.errors import EdgedError
-from edged.core.tables import Place, Problem, dotted
+from edged.core.tables import Problem, TablePath, dotted
 from edged.models.store import BRING, MissingModelError, Store
 
 
@@ -22,7 +22,7 @@ def warnings(config: Config, store: Store) -> tuple[Problem, ...]:
     return (*_updates(config), *_mqtt(config), *models, *_pipelines(config), *_unused(config))
 
 
-def _warning(config: Config, place: Place, found: str, allowed: str, hint: str) -> Problem:
+def _warning(config: Config, place: TablePath, found: str, allowed: str, hint: str) -> Problem:
     origin = place
     while origin not in config.origins and origin:
         origin = origin[:-1]

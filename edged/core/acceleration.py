@@ -37,7 +37,7 @@ POLL_SECONDS = 1.0
 KEPT = 100
 """Maximum number of faults in a record; so many make any pause the longest."""
 
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+_Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 FaultKind = Literal["device", "run", "wrong", "load"]
 AcceleratorStateName = Literal["accelerated", "degraded", "quarantined", "cpu"]
 
@@ -63,10 +63,10 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     deadline: Annotated[float, Meta(gt=0, le=20)] = 2.0
     load_seconds: Annotated[float, Meta(gt=0, le=600)] = 30.0
-    backoff: Seconds = 1.0
-    backoff_max: Seconds = 300.0
+    backoff: _Seconds = 1.0
+    backoff_max: _Seconds = 300.0
     failures: Annotated[int, Meta(ge=1, le=KEPT)] = 5
-    within: Seconds = 600.0
+    within: _Seconds = 600.0
     check_every: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     memory: Annotated[int, Meta(ge=16 << 20, le=1 << 40)] = 1 << 30
     niceness: Annotated[int, Meta(ge=0, le=19)] = 0
@@ -196,10 +196,10 @@ class Wait(msgspec.Struct, frozen=True):
     missing: bool = False
 
 
-Step = LoadWaiting | Settle | Quarantine | Release | Wait
+AcceleratorStep = LoadWaiting | Settle | Quarantine | Release | Wait
 
 
-def decide(rules: Rules, facts: AcceleratorFacts) -> Step:
+def decide(rules: Rules, facts: AcceleratorFacts) -> AcceleratorStep:
     """Return the next step."""
     record, now = facts.record, facts.now
     if not facts.waiting:

@@ -81,7 +81,7 @@ class VersionFault(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-Answer = Literal["open", "good"] | VersionFault
+CandidateAnswer = Literal["open", "good"] | VersionFault
 """State of a trial or a probation."""
 
 
@@ -119,13 +119,13 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     unfit: dict[str, VersionFault] = {}
     serving: str | None = ""
     named: frozenset[str] | None = None
-    trial: Answer = "open"
-    watched: Answer = "open"
+    trial: CandidateAnswer = "open"
+    watched: CandidateAnswer = "open"
     waited: float = 0.0
     current: str | None = None
     litter: tuple[str, ...] = ()
     keep: Keep = Keep()
-    barred: frozenset[type[Step]] = frozenset()
+    barred: frozenset[type[ModelStep]] = frozenset()
 
 
 class ReplaceLedger(msgspec.Struct, frozen=True):
@@ -161,13 +161,13 @@ class Remove(msgspec.Struct, frozen=True):
     path: str
 
 
-Step = ReplaceLedger | Serve | Try | PointLink | Remove
+ModelStep = ReplaceLedger | Serve | Try | PointLink | Remove
 
 
 # Deciding
 
 
-def decide(facts: ModelFacts) -> Step | None:
+def decide(facts: ModelFacts) -> ModelStep | None:
     """Return the next step, or None if nothing is to be done until the facts change."""
     for rule in (_judge, _serve, _try, _tidy):
         step = rule(facts)
@@ -232,7 +232,7 @@ def _try(facts: ModelFacts) -> Try | None:
     return Try(candidate.digest) if candidate is not None and due else None
 
 
-def _tidy(facts: ModelFacts) -> Step | None:
+def _tidy(facts: ModelFacts) -> ModelStep | None:
     ledger = facts.ledger
     strays = [*facts.litter, *(f"versions/{digest}" for digest in facts.present if digest not in ledger.versions)]
     if strays and Remove not in facts.barred:

@@ -90,7 +90,7 @@ class Readable(Protocol):
         """Return the next `size` bytes, or fewer at the end."""
 
 
-class Base(Protocol):
+class DeltaBase(Protocol):
     """The version that a delta builds on."""
 
     digest: str
@@ -137,7 +137,7 @@ def read_head(data: bytes) -> DeltaHead:
     return DeltaHead(version, base.hex(), entries)
 
 
-def rebuild(delta: Readable, base: Base) -> Iterator[bytes]:
+def rebuild(delta: Readable, base: DeltaBase) -> Iterator[bytes]:
     """Yield the container of the new version, in pieces of at most BLOCK bytes after the first.
 
     Raises:
@@ -204,12 +204,12 @@ def _most_packed(size: int) -> int:
     return size + size // 1000 + 64
 
 
-def _copied(base: Base, number: int, size: int) -> Iterator[bytes]:
+def _copied(base: DeltaBase, number: int, size: int) -> Iterator[bytes]:
     for offset in range(0, size, BLOCK):
         yield _sum(bytes(min(BLOCK, size - offset)), base.read(number, offset, min(BLOCK, size - offset)))
 
 
-def _added(pieces: Iterable[bytes], base: Base, number: int) -> Iterator[bytes]:
+def _added(pieces: Iterable[bytes], base: DeltaBase, number: int) -> Iterator[bytes]:
     offset = 0
     for piece in pieces:
         yield _sum(piece, base.read(number, offset, len(piece)))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from edged.core.errors import some
 from edged.core.labels import numbered, renamed
-from edged.core.manifest import MAX_NAMES, Channel, Classify, Decision, Normalise, NoStep, Step, WindowSpec
+from edged.core.manifest import MAX_NAMES, Channel, Classify, Decision, Normalise, NoStep, PreprocessStep, WindowSpec
 from edged.core.tflite_file import MAX_LABELS, TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
 
@@ -58,7 +58,7 @@ def derive(structure: TfliteFile) -> Derived:
 
 def default_steps(
     window: WindowSpec, tensors: tuple[TensorSpec, ...], metadata: tuple[TensorMetadata, ...]
-) -> tuple[Step, ...]:
+) -> tuple[PreprocessStep, ...]:
     """Return the preprocessing for a manifest without steps, for the tensors fed by the window.
 
     Pixels go into 8-bit tensors unchanged: TFLite's own metadata reader also normalises float tensors only.
@@ -138,7 +138,7 @@ def _rows(length: int, columns: int, said: TensorMetadata) -> Side:
     return _sure({"window": window}, f"{length} samples of {columns} channels, named c0 and so on, {how}")
 
 
-def _normalisation(metadata: TensorMetadata) -> tuple[Step, ...]:
+def _normalisation(metadata: TensorMetadata) -> tuple[PreprocessStep, ...]:
     return (Normalise(mean=metadata.mean, std=metadata.std),) if metadata.mean and metadata.std else ()
 
 

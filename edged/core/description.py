@@ -10,7 +10,7 @@ import msgspec
 from edged.core.manifest import Classify, Detect, Manifest, Regress
 from edged.core.topics import Topics
 
-Kind = Literal["classification", "regression", "anomaly", "unknown"]
+OutcomeKind = Literal["classification", "regression", "anomaly", "unknown"]
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class PipelineOutput(msgspec.Struct, frozen=True):
     """
 
     name: str
-    kind: Kind
+    kind: OutcomeKind
     labels: tuple[str, ...] = ()
     values: tuple[Value, ...] = ()
     source: str = ""

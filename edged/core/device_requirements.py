@@ -13,7 +13,7 @@ MAX_PATHS = 16
 
 DevicePath = Annotated[str, Meta(min_length=1, max_length=4096)]
 Group = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}\Z")]
-Driver = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
+DriverName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 KernelModule = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{0,64}\Z")]
 
 
@@ -30,7 +30,7 @@ class DeviceRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     paths: Annotated[tuple[DevicePath, ...], Meta(max_length=MAX_PATHS)] = ()
     groups: Annotated[tuple[Group, ...], Meta(max_length=16)] = ()
-    drivers: Annotated[dict[Driver, KernelModule], Meta(max_length=16)] = {}
+    drivers: Annotated[dict[DriverName, KernelModule], Meta(max_length=16)] = {}
     hotplug: bool = False
     udev_rule: Annotated[str, Meta(pattern=r"^[ -~]{0,500}\Z")] = ""
 

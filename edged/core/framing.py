@@ -35,7 +35,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Crc = Literal["none", "crc8", "crc16-ccitt", "crc16-modbus", "crc32", "sum8", "sum8-negated", "sum16", "xor8"]
 Pieces = list[bytes | None]
-Row = tuple[list[float], int]
+DecodedRow = tuple[list[float], int]
 T = TypeVar("T")
 
 
@@ -380,7 +380,7 @@ class Text:
         self,
         split: Delimited,
         pick: Callable[[bytes], bytes | None],
-        read: Callable[[bytes], Row | None],
+        read: Callable[[bytes], DecodedRow | None],
         channels: int,
         faults: Faults,
     ) -> None:
@@ -406,7 +406,7 @@ class Text:
             )
         return no_end(self._split, "line", "set end to the line end in hexadecimal, and check baud")
 
-    def _rows(self, block: bytes) -> Iterator[Row | None]:
+    def _rows(self, block: bytes) -> Iterator[DecodedRow | None]:
         for line in self._split(block):
             if line is None:
                 yield None
@@ -507,7 +507,7 @@ class CsvLine:
         self._numbers = self._places if self._counter is None else [*self._places, self._counter]
         self._select = [(columns.index(name), value.encode()) for name, value in select.items()]
 
-    def __call__(self, line: bytes) -> Row | None:
+    def __call__(self, line: bytes) -> DecodedRow | None:
         """Return one row, or None. Raises GarbageError."""
         parts = line.split(self._separator)
         for place, value in self._select:
@@ -545,7 +545,7 @@ class JsonLine:
         self._quoted = [b'"%b"' % key.encode() for key in keys]
         self._select = select
 
-    def __call__(self, line: bytes) -> Row | None:
+    def __call__(self, line: bytes) -> DecodedRow | None:
         """Return one row, or None. Raises GarbageError."""
         try:
             if self._select and self._is_other(self._objects.decode(line)):
@@ -777,7 +777,7 @@ def json_decoder(signal: Signal, columns: tuple[str, ...] = (), *, lines: Lines 
 
 def _text_decoder(
     signal: Signal,
-    read: Callable[[bytes], Row | None],
+    read: Callable[[bytes], DecodedRow | None],
     lines: Lines,
     *,
     midway: bool = True,

@@ -11,13 +11,13 @@ from typing import Literal
 
 import msgspec
 
-State = Literal["starting", "running", "degraded", "failed", "stopped"]
+HealthState = Literal["starting", "running", "degraded", "failed", "stopped"]
 
 
 class Health(msgspec.Struct, frozen=True):
     """State of a part and the reason; `hint` is the remedy, `since` a time in CLOCK_MONOTONIC seconds."""
 
-    state: State
+    state: HealthState
     reason: str
     hint: str
     since: float
@@ -32,7 +32,7 @@ class Status:
         self._listener = listener
         self.health = Health("starting", "", "", clock())
 
-    def set(self, state: State, reason: str = "", hint: str = "") -> None:
+    def set(self, state: HealthState, reason: str = "", hint: str = "") -> None:
         """Change the state; the same state for the same reason is no change."""
         now = self.health
         reason, hint = _whole(reason), _whole(hint)

@@ -39,7 +39,7 @@ Version = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z"
 FileName = Annotated[str, Meta(pattern=FILE_NAME)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Text = Annotated[str, Meta(max_length=1000)]
+ShortText = Annotated[str, Meta(max_length=1000)]
 Label = Annotated[str, Meta(min_length=1, max_length=200)]
 # JSON has neither NaN nor infinity; these bounds keep numbers finite in float32, too.
 Real = Annotated[float, Meta(ge=-1e30, le=1e30)]
@@ -156,7 +156,7 @@ class NoStep(Strict, frozen=True, kw_only=True, tag="none", tag_field="step"):
     """
 
 
-Step = Normalise | Standardise | Clip | NoStep
+PreprocessStep = Normalise | Standardise | Clip | NoStep
 
 
 class Input(Strict, frozen=True, kw_only=True):
@@ -414,8 +414,8 @@ class Manifest(Strict, frozen=True, kw_only=True):
     name: Name
     version: Version
     created: Annotated[int, Meta(ge=0, le=253_402_300_799)] = 0
-    description: Text = ""
-    licence: Text = ""
+    description: ShortText = ""
+    licence: ShortText = ""
     files: Annotated[dict[FileName, File], Meta(max_length=64)]
     model: FileName = "model.tflite"
     backend: Name = "tflite"
@@ -423,7 +423,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     window: WindowSpec
     inputs: Annotated[tuple[Input, ...], Meta(min_length=1, max_length=64)]
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=64)]
-    preprocess: Annotated[tuple[Step, ...], Meta(max_length=16)] = ()
+    preprocess: Annotated[tuple[PreprocessStep, ...], Meta(max_length=16)] = ()
     labels: Annotated[tuple[Label, ...], Meta(max_length=100_000)] = ()
     postprocess: Postprocess
     golden: Golden | None = None

@@ -16,7 +16,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.core.manifest import Clip, Detect, Input, Manifest, Normalise, NoStep, Standardise, Step, WindowSpec
+from edged.core.manifest import (
+    Clip,
+    Detect,
+    Input,
+    Manifest,
+    Normalise,
+    NoStep,
+    PreprocessStep,
+    Standardise,
+    WindowSpec,
+)
 from edged.core.tensors import Encode, at_rest, dequantise, lookup, quantiser
 from edged.core.types import Arrays, TensorSpec
 
@@ -78,7 +88,7 @@ def _needs_prepared(manifest: Manifest) -> bool:
     return isinstance(manifest.postprocess, Detect) and manifest.postprocess.score != "output"
 
 
-def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[Step, ...]:
+def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[PreprocessStep, ...]:
     """Return the steps by which an 8-bit tensor stores the pixels of a picture unchanged; () for other inputs."""
     if not window.is_picture or tensor.dtype not in ("uint8", "int8"):
         return ()
@@ -88,7 +98,7 @@ def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[Step, ...]:
     return (Normalise(mean=(tensor.zero_point - darkest,), std=(1.0 / tensor.scale,)),)
 
 
-def _of_columns(step: Step, columns: list[int]) -> Step:
+def _of_columns(step: PreprocessStep, columns: list[int]) -> PreprocessStep:
     """Return the step for some of the window's columns."""
     if not columns or not isinstance(step, Normalise):
         return step
@@ -108,13 +118,13 @@ def _picking(columns: list[int], shape: tuple[int, ...], window: WindowSpec, cha
     return pick
 
 
-def _maps_bytes(window: WindowSpec, steps: tuple[Step, ...], tensor: TensorSpec) -> bool:
+def _maps_bytes(window: WindowSpec, steps: tuple[PreprocessStep, ...], tensor: TensorSpec) -> bool:
     return (
         window.dtype == "uint8" and tensor.dtype in ("uint8", "int8") and all(_is_alike_for_all(step) for step in steps)
     )
 
 
-def _is_alike_for_all(step: Step) -> bool:
+def _is_alike_for_all(step: PreprocessStep) -> bool:
     match step:
         case Clip():
             return True
@@ -123,13 +133,13 @@ def _is_alike_for_all(step: Step) -> bool:
     return False
 
 
-def _table(steps: tuple[Step, ...], window: WindowSpec, tensor: TensorSpec) -> NDArray[Any]:
+def _table(steps: tuple[PreprocessStep, ...], window: WindowSpec, tensor: TensorSpec) -> NDArray[Any]:
     numbers = np.arange(256, dtype=np.uint8)
     chain = _chain(steps, window, numbers.shape, msgspec.structs.replace(tensor, shape=numbers.shape))
     return chain(numbers).copy()
 
 
-def _chain(steps: tuple[Step, ...], window: WindowSpec, shape: tuple[int, ...], tensor: TensorSpec) -> Encode:
+def _chain(steps: tuple[PreprocessStep, ...], window: WindowSpec, shape: tuple[int, ...], tensor: TensorSpec) -> Encode:
     """Return the steps and the quantiser, which performs a final `normalise`."""
     match steps:
         case (*before, Normalise(mean=mean, std=std)):
@@ -143,7 +153,7 @@ def _chain(steps: tuple[Step, ...], window: WindowSpec, shape: tuple[int, ...], 
 
 
 def _keeping_chain(
-    steps: tuple[Step, ...], window: WindowSpec, shape: tuple[int, ...], tensor: TensorSpec
+    steps: tuple[PreprocessStep, ...], window: WindowSpec, shape: tuple[int, ...], tensor: TensorSpec
 ) -> tuple[Encode, NDArray[np.float32]]:
     """Return the steps and the quantiser, and the buffer that holds the real values between them."""
     real = np.zeros(shape, np.float32)
@@ -152,7 +162,7 @@ def _keeping_chain(
     return lambda samples: quantise(prepare(samples)), real
 
 
-def _preparation(steps: Sequence[Step], window: WindowSpec, real: NDArray[np.float32]) -> Encode:
+def _preparation(steps: Sequence[PreprocessStep], window: WindowSpec, real: NDArray[np.float32]) -> Encode:
     """Return a function that performs the first step from the samples into `real`, and the others within `real`."""
     applies = [_step(step, window, real.shape) for step in steps] or [_copy]
 
@@ -165,7 +175,7 @@ def _preparation(steps: Sequence[Step], window: WindowSpec, real: NDArray[np.flo
     return prepare
 
 
-def _step(step: Step, window: WindowSpec, shape: tuple[int, ...]) -> Apply:
+def _step(step: PreprocessStep, window: WindowSpec, shape: tuple[int, ...]) -> Apply:
     match step:
         case Normalise(mean=mean, std=std):
             return _normalise(mean, std, shape)

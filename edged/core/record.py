@@ -12,8 +12,7 @@ import msgspec
 
 from edged.core.acceleration import AcceleratorStateName, AcceleratorStatus
 from edged.core.answers import ResultAnswer
-from edged.core.health import Health
-from edged.core.health import State as HealthState
+from edged.core.health import Health, HealthState
 from edged.core.types import Anomaly, Classification, Prediction, Regression
 
 RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from edged.core.health import Health, State
+from edged.core.health import Health, HealthState
 
 STABLE = 10.0
 """Seconds after which an opened source counts as having worked, so that the next retry is quick again."""
@@ -26,8 +26,8 @@ _PERIOD = 10.0
 _MARKS = 10
 _SILENCE = 30.0
 
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Share = Annotated[float, Meta(ge=0, lt=1)]
+_Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+_Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,18 +44,18 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         retry_max (s): Longest time between two retries.
     """
 
-    stall_after: Seconds | None = None
+    stall_after: _Seconds | None = None
     flat_after: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
-    rate_tolerance: Share = 0.1
-    loss_tolerance: Share = 0.01
-    retry_min: Seconds = 0.5
-    retry_max: Seconds = 30.0
+    rate_tolerance: _Share = 0.1
+    loss_tolerance: _Share = 0.01
+    retry_min: _Seconds = 0.5
+    retry_max: _Seconds = 30.0
 
 
 class HealthVerdict(NamedTuple):
     """State with reason and remedy."""
 
-    state: State
+    state: HealthState
     reason: str = ""
     hint: str = ""
 
@@ -63,7 +63,7 @@ class HealthVerdict(NamedTuple):
 def failure(source: str, health: Health) -> Health | None:
     """Return the health of a pipeline that gets no samples because of its source, or None if it gets samples."""
     if health.state == "degraded" and health.reason.startswith(STALLED):
-        state: State = "failed"
+        state: HealthState = "failed"
     elif health.state in ("failed", "stopped"):
         state = health.state
     else:

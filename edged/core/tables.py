@@ -28,7 +28,7 @@ URL_USER = re.compile(r"""://(?:[^\s"'<>/?#]*|(?!\[)[^\s"'<>/?#:]*:(?!\d*(?:[\s"
 URL_QUERY = re.compile(r"""(://[^\s"'<>?]+\?)[^\s"'<>]+""")
 """Query of a URL, which may hold a signature."""
 
-Place = tuple[str, ...]
+TablePath = tuple[str, ...]
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -55,7 +55,7 @@ class Tables:
 
     def __init__(self, hook: Callable[[type, Any, str], Any], belongs: Callable[[str], str] = lambda key: "") -> None:
         self.root: dict[str, Any] = {}
-        self.origins: dict[Place, str] = {}
+        self.origins: dict[TablePath, str] = {}
         self.problems: list[Problem] = []
         self._hook = hook
         self._belongs = belongs
@@ -65,33 +65,33 @@ class Tables:
         self.origins[()] = file
         self._merge(self.root, table, (), file)
 
-    def keys(self, place: Place) -> list[str]:
+    def keys(self, place: TablePath) -> list[str]:
         """Return the keys of the table at a place; [] without a table."""
         found = self.get(place)
         return list(found) if isinstance(found, dict) else []
 
-    def get(self, place: Place) -> Any:
+    def get(self, place: TablePath) -> Any:
         """Return the plain value at a place, or None."""
         found: Any = self.root
         for key in place:
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
-    def origin(self, place: Place) -> str:
+    def origin(self, place: TablePath) -> str:
         """Return the file that set the value at a place, or that last changed the nearest table around the place."""
         while place not in self.origins and place:
             place = place[:-1]
         return self.origins.get(place, "")
 
-    def refuse(self, place: Place, found: str, allowed: str, hint: str = "", *, item: str = "") -> None:
+    def refuse(self, place: TablePath, found: str, allowed: str, hint: str = "", *, item: str = "") -> None:
         """Record a problem; `item` is the part of an array concerned, such as "[2]"."""
         self.problems.append(Problem(self.origin(place), dotted(place) + item, found, allowed, hint))
 
-    def blame(self, place: Place, error: Exception, allowed: str) -> None:
+    def blame(self, place: TablePath, error: Exception, allowed: str) -> None:
         """Record an exception raised for the values at a place as a problem."""
         self.refuse(place, str(getattr(error, "message", error)), allowed, str(getattr(error, "hint", "")))
 
-    def refuse_strangers(self, place: Place, known: Collection[str]) -> None:
+    def refuse_strangers(self, place: TablePath, known: Collection[str]) -> None:
         """Record every key of the table at a place that is not in `known`."""
         for key in self.keys(place):
             if key not in known:
@@ -99,7 +99,7 @@ class Tables:
                 hint = _secret_hint(key, known) or elsewhere or did_you_mean(key, known)
                 self.refuse((*place, key), "an unknown key", listed(known), hint)
 
-    def struct(self, place: Place, kind: type[S], *, beside: Collection[str] = ()) -> S | None:
+    def struct(self, place: TablePath, kind: type[S], *, beside: Collection[str] = ()) -> S | None:
         """Return the table at a place as a struct; without a table, the defaults.
 
         `beside` holds keys in the table that are read elsewhere. If the table has problems, record them and return
@@ -122,14 +122,14 @@ class Tables:
                 self.refuse((*place, key), "nothing", _words(inspect.type_info(field.type)), "add this key")
         return self._make(place, kind, values) if len(self.problems) == before else None
 
-    def _make(self, place: Place, kind: type[S], values: dict[str, Any]) -> S | None:
+    def _make(self, place: TablePath, kind: type[S], values: dict[str, Any]) -> S | None:
         try:
             return kind(**values)
         except Exception as error:  # from a plug-in's own checks at construction
             self.blame(place, error, "values that fit together")
             return None
 
-    def _merge(self, into: dict[str, Any], table: dict[str, Any], place: Place, file: str) -> None:
+    def _merge(self, into: dict[str, Any], table: dict[str, Any], place: TablePath, file: str) -> None:
         for key, value in table.items():
             here = (*place, key)
             self.origins[here] = file
@@ -142,7 +142,7 @@ class Tables:
             else:
                 into[key] = value
 
-    def _value(self, place: Place, found: Any, kind: Any) -> Any:
+    def _value(self, place: TablePath, found: Any, kind: Any) -> Any:
         info = inspect.type_info(kind)
         inner = _bare(info)
         if isinstance(inner, inspect.StructType) and inner.tag is None:
@@ -155,7 +155,7 @@ class Tables:
             self._explain(place, found, kind, str(error))
             return None
 
-    def _explain(self, place: Place, found: Any, kind: Any, error: str) -> None:
+    def _explain(self, place: TablePath, found: Any, kind: Any, error: str) -> None:
         info = inspect.type_info(kind)
         is_table = isinstance(_bare(info), inspect.DictType) and isinstance(found, dict)
         if is_table and self._explain_items(place, found, kind):
@@ -167,7 +167,7 @@ class Tables:
         hint = did_you_mean(found, _choices(_bare(info))) if isinstance(found, str) else ""
         self.refuse(place, MASK if secret(kind) else shown(found), _words(info), hint, item=item)
 
-    def _explain_items(self, place: Place, found: dict[str, Any], kind: Any) -> bool:
+    def _explain_items(self, place: TablePath, found: dict[str, Any], kind: Any) -> bool:
         before = len(self.problems)
         while get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
@@ -206,7 +206,7 @@ def shown(value: Any) -> str:
             return _short(str(value))
 
 
-def dotted(place: Place) -> str:
+def dotted(place: TablePath) -> str:
     """Return a place in TOML notation: pipelines.motion.source."""
     return ".".join(key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _short(json.dumps(key)) for key in place)
 

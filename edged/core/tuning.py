@@ -23,11 +23,11 @@ MAX_TEXT = 1000
 WORTH = 0.9
 """Additional threads must reduce the time to less than this share."""
 
-Count = Annotated[int, Meta(ge=0, le=1 << 53)]
-Seconds = Annotated[float, Meta(ge=0, le=86_400)]
-Celsius = Annotated[float, Meta(ge=-300, le=1000)]
-Text = Annotated[str, Meta(max_length=MAX_TEXT)]
-Path = Annotated[str, Meta(max_length=4096)]
+_Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+_Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+_Celsius = Annotated[float, Meta(ge=-300, le=1000)]
+_Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+_Path = Annotated[str, Meta(max_length=4096)]
 
 
 class Way(NamedTuple):
@@ -48,15 +48,15 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     delegate: Name = "cpu"
     variant: Annotated[str, Meta(max_length=64)] = ""
     threads: Annotated[int, Meta(ge=1, le=16)] = 1
-    runs: Count = 0
-    p50: Seconds = 0.0
-    p99: Seconds = 0.0
+    runs: _Count = 0
+    p50: _Seconds = 0.0
+    p99: _Seconds = 0.0
     worst: Annotated[float, Meta(ge=0)] = 0.0
-    rss_bytes: Count = 0
-    celsius_before: Celsius | None = None
-    celsius_after: Celsius | None = None
-    failure: Text = ""
-    hint: Text = ""
+    rss_bytes: _Count = 0
+    celsius_before: _Celsius | None = None
+    celsius_after: _Celsius | None = None
+    failure: _Text = ""
+    hint: _Text = ""
 
     @property
     def way(self) -> Way:
@@ -74,8 +74,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Library(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Shared library of a delegate; a changed file differs in size or time."""
 
-    path: Path
-    bytes: Count
+    path: _Path
+    bytes: _Count
     mtime_ns: int
 
 
@@ -83,16 +83,16 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Environment of a delegate: library, ids of the ready devices, and options."""
 
     library: Library | None
-    devices: Annotated[tuple[Text, ...], Meta(max_length=64)]
-    options: Annotated[dict[Text, Text], Meta(max_length=64)]
+    devices: Annotated[tuple[_Text, ...], Meta(max_length=64)]
+    options: Annotated[dict[_Text, _Text], Meta(max_length=64)]
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Environment of a measurement; `delegates` holds those with a variant of the model."""
 
-    runtime: Text
-    kernel: Text
-    processors: Count
+    runtime: _Text
+    kernel: _Text
+    processors: _Count
     delegates: Annotated[dict[Name, Surroundings], Meta(max_length=64)]
 
 

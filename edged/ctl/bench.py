@@ -39,7 +39,7 @@ _DEFAULT_SECONDS = 3.0
 _LEAST_RUNS = 20
 _WARM_UP = 3
 
-Way = Callable[[], object]
+TimedCall = Callable[[], object]
 
 
 class Times(TypedDict):
@@ -50,7 +50,7 @@ class Times(TypedDict):
     p99: float
 
 
-class Measured(TypedDict):
+class BenchResult(TypedDict):
     """A measured model, as `edgectl bench --json` prints it. `seconds` has the times of each way to run it."""
 
     model: str
@@ -90,12 +90,12 @@ def _count(text: str) -> int:
     return number
 
 
-def _measure_model(name: str, args: argparse.Namespace) -> Measured:
+def _measure_model(name: str, args: argparse.Namespace) -> BenchResult:
     with TemporaryDirectory(prefix="edgectl-bench-") as scratch:
         return _measure_bundle(*_find(name, args, Path(scratch)), args)
 
 
-def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) -> Measured:
+def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) -> BenchResult:
     if args.threads:
         backend = _with_threads(backend, args.threads)
     prove_first(bundle, backend, args)
@@ -104,7 +104,7 @@ def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) 
     try:
         loading = time.perf_counter() - begun
         ways = _ways(bundle, runner)
-        times = _measure(ways, args.runs, Progress(bundle.manifest.name, sys.stderr))
+        times = _measure(ways, args.runs, BenchProgress(bundle.manifest.name, sys.stderr))
     finally:
         runner.close()
     return {
@@ -157,7 +157,7 @@ def _with_threads(backend: Backend, threads: int) -> Backend:
     return msgspec.structs.replace(backend, threads=threads)
 
 
-def _ways(bundle: Bundle, runner: Runner) -> dict[str, Way]:
+def _ways(bundle: Bundle, runner: Runner) -> dict[str, TimedCall]:
     """What takes turns, each a call that does one inference."""
     manifest = bundle.manifest
     samples = _samples(manifest.window)
@@ -169,7 +169,7 @@ def _ways(bundle: Bundle, runner: Runner) -> dict[str, Way]:
         preprocess.feed_back(outputs)
         postprocess(outputs, preprocess.prepared, time.monotonic())
 
-    ways: dict[str, Way] = {"runner": lambda: runner.run(inputs), "window": window}
+    ways: dict[str, TimedCall] = {"runner": lambda: runner.run(inputs), "window": window}
     if runner.info.backend == "tflite" and manifest.signature is None:
         ways = {"bare": _bare(bundle, runner, inputs)} | ways
     return ways
@@ -181,7 +181,7 @@ def _samples(window: WindowSpec) -> NDArray[Any]:
     return (noise if window.dtype == "float32" else abs(noise * 50)).astype(window.dtype)
 
 
-def _bare(bundle: Bundle, runner: Runner, inputs: Arrays) -> Way:
+def _bare(bundle: Bundle, runner: Runner, inputs: Arrays) -> TimedCall:
     """The same model in an interpreter of its own, and nothing around it."""
     package = runner.info.runtime.split()[0].replace("-", "_")
     interpreter = import_module(f"{package}.interpreter").Interpreter(
@@ -201,7 +201,7 @@ def _bare(bundle: Bundle, runner: Runner, inputs: Arrays) -> Way:
     return run
 
 
-def _measure(ways: dict[str, Way], runs: int | None, progress: Progress) -> dict[str, list[float]]:
+def _measure(ways: dict[str, TimedCall], runs: int | None, progress: BenchProgress) -> dict[str, list[float]]:
     """Seconds of each run of each way, taking turns."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(_WARM_UP):
@@ -219,7 +219,7 @@ def _measure(ways: dict[str, Way], runs: int | None, progress: Progress) -> dict
     return taken
 
 
-def _take_turns(ways: dict[str, Way]) -> list[tuple[str, float]]:
+def _take_turns(ways: dict[str, TimedCall]) -> list[tuple[str, float]]:
     times = []
     for name, way in ways.items():
         begun = time.perf_counter()
@@ -233,7 +233,7 @@ def _percentiles(taken: Sequence[float]) -> Times:
     return {"p50": p50, "p90": p90, "p99": p99}
 
 
-class Progress:
+class BenchProgress:
     """A bar on `stream`, once it has taken a second and if somebody may be looking."""
 
     def __init__(self, title: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -259,7 +259,7 @@ class Progress:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
 
-def _lines(results: Sequence[Measured]) -> Iterator[str]:
+def _lines(results: Sequence[BenchResult]) -> Iterator[str]:
     rows = []
     for result in results:
         least = next(iter(result["seconds"].values()))["p50"]

@@ -22,7 +22,7 @@ from edged.config.load import ConfigErrors, effective, load
 from edged.config.options import Config
 from edged.config.warnings import warnings
 from edged.core.errors import ControlError
-from edged.core.tables import Place, Problem, dotted
+from edged.core.tables import Problem, TablePath, dotted
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import models_of
@@ -112,7 +112,9 @@ def _show(paths: list[Path], with_origins: bool, as_json: bool) -> int:
     return exits.DONE
 
 
-def toml(table: Mapping[str, object], origin: Callable[[Place], str] | None = None, place: Place = ()) -> Iterator[str]:
+def toml(
+    table: Mapping[str, object], origin: Callable[[TablePath], str] | None = None, place: TablePath = ()
+) -> Iterator[str]:
     """Yield a table of plain values as lines of TOML; `origin` returns a comment for each value.
 
     Empty tables are left out.

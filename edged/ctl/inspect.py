@@ -25,9 +25,9 @@ from edged.core.manifest import (
     Limits,
     Manifest,
     ModelRequirements,
+    PreprocessStep,
     Probation,
     Regress,
-    Step,
     Variant,
     WindowSpec,
 )
@@ -202,7 +202,7 @@ def _window(window: WindowSpec) -> str:
     return f"{window.length} samples{rate} {what}, a new one every {window.hop}"
 
 
-def _step(step: Step) -> str:
+def _step(step: PreprocessStep) -> str:
     fields = msgspec.to_builtins(step)
     return f"{fields.pop('step')} {_listed(fields)}".rstrip()
 

@@ -85,7 +85,7 @@ from edged.models.selftest import Proof, check_tensors, golden_samples
 from edged.models.signatures import AHEAD_SECONDS
 from edged.models.trial import prove_apart
 
-Part = TypeVar("Part")
+T = TypeVar("T")
 
 
 class ManifestPart(TypedDict, total=False):
@@ -676,7 +676,7 @@ def _stated(said: ManifestPart, name: str) -> float:
     return float(stated) if isinstance(stated, int | float) else 0.0
 
 
-def _convert(fields: object, kind: type[Part], what: str) -> Part:
+def _convert(fields: object, kind: type[T], what: str) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:

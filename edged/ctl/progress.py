@@ -34,7 +34,7 @@ _RATE_SECONDS = 10.0
 _BAR = 20
 
 
-class Outcome(NamedTuple):
+class InstallOutcome(NamedTuple):
     """End of an update: `state` is a key of CODES, `text` a sentence, and `hint` the remedy.
 
     full_needed: the device cannot use the delta, and has not decided about the version yet.
@@ -120,7 +120,7 @@ class Reporter:
         if text:
             self._console.place(self._board, f"{self._board} {text}" if self._board else text)
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: InstallOutcome) -> None:
         """Report the end."""
         if self._console.as_json:
             self._report({"id": "end", "state": outcome.state, "text": outcome.text, "hint": outcome.hint}, 0.0)
@@ -139,7 +139,7 @@ class Reporter:
             self._console.print(self._board, tables.plain(f"{elapsed:8.1f} s  {board}{item.get('text', '')}"))
 
 
-def follow(items: Iterable[JobItemAnswer], reporter: Reporter) -> Outcome:
+def follow(items: Iterable[JobItemAnswer], reporter: Reporter) -> InstallOutcome:
     """Report the events of a job, and return the end. Raises EdgedError as `items` does."""
     full_needed = False
     for item in items:
@@ -151,18 +151,18 @@ def follow(items: Iterable[JobItemAnswer], reporter: Reporter) -> Outcome:
             case "job.ended":
                 state = item.get("state", "failed")
                 in_vain = full_needed and state == "refused"
-                return Outcome("full_needed" if in_vain else state, item.get("text", ""), item.get("hint", ""))
+                return InstallOutcome("full_needed" if in_vain else state, item.get("text", ""), item.get("hint", ""))
             case what:
                 full_needed |= what == "update.full_needed"
                 reporter.event(item)
-    return Outcome("failed", "the daemon ended before the update did", "see the result: edgectl models")
+    return InstallOutcome("failed", "the daemon ended before the update did", "see the result: edgectl models")
 
 
-def already_present(answer: TransferAnswer, version: str, serves: str) -> Outcome:
+def already_present(answer: TransferAnswer, version: str, serves: str) -> InstallOutcome:
     """Return the outcome for a version installed already: in service, with `serves` as the words, or unused."""
     if unused := answer.get("unused"):
-        return Outcome("installed", f"{version} is installed already, but used by no pipeline", unused)
-    return Outcome("done", f"{version} {serves}")
+        return InstallOutcome("installed", f"{version} is installed already, but used by no pipeline", unused)
+    return InstallOutcome("done", f"{version} {serves}")
 
 
 def report_terms(answer: TransferAnswer, terms: InstallTerms, reporter: Reporter) -> None:

@@ -19,7 +19,7 @@ from edged.core.errors import BundleError, ControlError, EdgedError
 from edged.core.retry_budget import RetryBudget, RetryLimits
 from edged.core.update_answers import JOB_WATCH, RECEIVE_DONE, RECEIVE_OPEN, JobItemAnswer, TransferAnswer
 from edged.ctl.client import UnreachableError
-from edged.ctl.progress import InstallTerms, Outcome, Reporter, already_present, follow, report_terms
+from edged.ctl.progress import InstallOutcome, InstallTerms, Reporter, already_present, follow, report_terms
 from edged.ctl.ssh import LineError, SshSession
 from edged.ctl.tables import size
 from edged.ctl.upload import Upload
@@ -83,7 +83,7 @@ class Push:
         )
         self._patience = RetryBudget(limits, 0, time.monotonic(), random.random)
 
-    def run(self) -> Outcome:
+    def run(self) -> InstallOutcome:
         """Send the version and wait for the end. Errors of edged are returned as an outcome, not raised."""
         try:
             while True:
@@ -97,13 +97,13 @@ class Push:
                         raise
                     self._pause(error)
         except UnreachableError as error:
-            return Outcome("unreachable", error.message, error.hint)
+            return InstallOutcome("unreachable", error.message, error.hint)
         except (BundleError, ControlError) as error:
-            return Outcome("refused", f"{self.host} refuses the version: {error.message}", error.hint)
+            return InstallOutcome("refused", f"{self.host} refuses the version: {error.message}", error.hint)
         except EdgedError as error:
-            return Outcome("failed", f"{self.host} cannot take the version: {error.message}", error.hint)
+            return InstallOutcome("failed", f"{self.host} cannot take the version: {error.message}", error.hint)
 
-    def _connect(self) -> Outcome:
+    def _connect(self) -> InstallOutcome:
         """Use a connection until the end or a cut."""
         self._connections += 1
         words = [*self._options, *(["--allow-downgrade"] if self._terms["allow_downgrade"] else [])]
@@ -163,7 +163,7 @@ class Push:
     def _report_silence(self, text: str) -> None:
         self._reporter.step("push.silence", text)
 
-    def _watch(self, line: SshSession) -> Outcome:
+    def _watch(self, line: SshSession) -> InstallOutcome:
         items = line.stream(JOB_WATCH, id=self.job, after=self._seen, digest=self._upload.digest)
         try:
             return follow(self._noted(items), self._reporter)

@@ -31,7 +31,7 @@ from edged.core.update_answers import FETCH, JOB_WATCH, RECEIVE_DONE, RECEIVE_OP
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import UnreachableError, connect
-from edged.ctl.progress import Console, InstallTerms, Outcome, Reporter, already_present, follow, report_terms
+from edged.ctl.progress import Console, InstallOutcome, InstallTerms, Reporter, already_present, follow, report_terms
 from edged.ctl.receive import CHUNK, DAEMON_SECONDS, give
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         uploads = [] if _is_url(args.bundle) else _open(args)
     except BundleError as error:
-        outcome = Outcome("refused", error.message, error.hint)
+        outcome = InstallOutcome("refused", error.message, error.hint)
         Reporter(console).end(outcome)
         return outcome.code
     if args.host:
@@ -127,7 +127,9 @@ def _remind(reporter: Reporter, confirm_within: float, edgectl: str) -> None:
 # On this device
 
 
-def _here(args: argparse.Namespace, uploads: Sequence[Upload], terms: InstallTerms, reporter: Reporter) -> Outcome:
+def _here(
+    args: argparse.Namespace, uploads: Sequence[Upload], terms: InstallTerms, reporter: Reporter
+) -> InstallOutcome:
     ways: Sequence[Upload | None] = uploads or [None]
     *deltas, last = ways
     for delta in deltas:
@@ -137,16 +139,16 @@ def _here(args: argparse.Namespace, uploads: Sequence[Upload], terms: InstallTer
     return _bring(args, last, terms, reporter)
 
 
-def _bring(args: argparse.Namespace, upload: Upload | None, terms: InstallTerms, reporter: Reporter) -> Outcome:
+def _bring(args: argparse.Namespace, upload: Upload | None, terms: InstallTerms, reporter: Reporter) -> InstallOutcome:
     try:
         answer = _send(args, upload, terms, reporter) if upload else _fetch(args, terms, reporter)
     except UnreachableError:
         raise
     except (BundleError, ControlError) as error:
-        return Outcome("refused", error.message, error.hint)
+        return InstallOutcome("refused", error.message, error.hint)
     if upload and "missing" in answer:
         reporter.step("update.base_missing", f"{upload.title} cannot be used: the base version is not there")
-        return Outcome("full_needed", "the full bundle is needed")
+        return InstallOutcome("full_needed", "the full bundle is needed")
     if upload and "present" in answer:
         return already_present(answer, upload.version, "is what serves already")
     job = answer.get("job", "")
@@ -215,7 +217,7 @@ def _push(args: argparse.Namespace, uploads: Sequence[Upload], terms: InstallTer
 
 def _all_at_once(args: argparse.Namespace, pushes: Sequence[tuple[Push, Reporter]], console: Console) -> int:
     """A thread for each board; the exit code is what they agree on."""
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, InstallOutcome] = {}
 
     def bring(push: Push, reporter: Reporter) -> None:
         outcome = push.run()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Lock
 
-from edged.core.health import Health, State, Status
+from edged.core.health import Health, HealthState, Status
 
 LIVE = ("running", "degraded")
 """States of a part at work, well or badly."""
@@ -33,7 +33,7 @@ class DependentStatus(Status):
         """Return whether the part is at work, well or badly."""
         return self.health.state in LIVE
 
-    def set(self, state: State, reason: str = "", hint: str = "") -> None:
+    def set(self, state: HealthState, reason: str = "", hint: str = "") -> None:
         """Change the part's own state; the same state for the same reason is no change."""
         own = self._own
         if state == own.state and reason == own.reason:  # once per prediction: without the lock

@@ -28,7 +28,7 @@ HUNG_SECONDS = 15.0
 """Seconds in a call after which a source counts as hung."""
 
 
-class Feed(Protocol):
+class ChunkConsumer(Protocol):
     """Consumer of a source's chunks: a pipeline."""
 
     def push(self, chunk: Chunk) -> None:
@@ -51,7 +51,7 @@ class Reader:
         self,
         name: str,
         config: SourceConfig,
-        feeds: tuple[Feed, ...],
+        feeds: tuple[ChunkConsumer, ...],
         status: Status,
         clock: Callable[[], float],
         supervision: Supervision,

@@ -36,7 +36,7 @@ from edged.core.manifest import (
     File,
     Input,
     Manifest,
-    Step,
+    PreprocessStep,
 )
 from edged.core.tflite_file import TfliteFile, inspect
 
@@ -368,7 +368,7 @@ def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
     return manifest
 
 
-def steps_in(manifest: Manifest, structure: TfliteFile) -> tuple[Step, ...]:
+def steps_in(manifest: Manifest, structure: TfliteFile) -> tuple[PreprocessStep, ...]:
     """Return the preprocessing requested by a file's metadata, or the default."""
     fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
     tensors = tuple(manifest.inputs[index].tensor for index in fed)

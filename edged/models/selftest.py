@@ -27,7 +27,7 @@ MAX_SAMPLES = 1000
 MAX_GOLDEN_BYTES = 64 << 20
 
 
-class Tensors(Protocol):
+class TensorSpecs(Protocol):
     """Inputs and outputs of a model, loaded or read from a file."""
 
     @property
@@ -77,7 +77,7 @@ def shaped(backend: Backend, manifest: Manifest) -> Backend:
     return replace(backend, shapes=tuple(each.tensor.shape for each in manifest.inputs))
 
 
-def check_tensors(manifest: Manifest, model: Tensors) -> None:
+def check_tensors(manifest: Manifest, model: TensorSpecs) -> None:
     """Compare shape, dtype and quantisation of a model's tensors with the manifest; names may differ.
 
     Raises:

@@ -47,7 +47,7 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 512 << 20
 
 
-class Ending(NamedTuple):
+class TrialEnding(NamedTuple):
     """End of a child process.
 
     `status` is the exit status, negative for a signal, None after the time limit. `stdout` and `stderr` are the ends of
@@ -118,7 +118,7 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
     return sys.maxsize
 
 
-def judge(ending: Ending, manifest: Manifest, allowance: Allowance) -> Verdict:
+def judge(ending: TrialEnding, manifest: Manifest, allowance: Allowance) -> Verdict:
     """Return the verdict on a version by the end of the child."""
     stage, verdict = _understand(ending.stdout)
     if stage == STAGES[0] and (verdict is None or ending.status != 0):  # the version has not been read yet
@@ -153,7 +153,7 @@ def _start(name: str, request: TrialRequest, seconds: float, memory: int) -> Chi
         ) from error
 
 
-async def _follow(child: Child, seconds: float) -> Ending:
+async def _follow(child: Child, seconds: float) -> TrialEnding:
     """Follow a child to the end, which is enforced."""
     loop = asyncio.get_running_loop()
     begun = time.monotonic()
@@ -171,7 +171,7 @@ async def _follow(child: Child, seconds: float) -> Ending:
             said.close()
             complained.close()
             status = child.close()
-    return Ending(status if in_time else None, said.heard, complained.heard, time.monotonic() - begun)
+    return TrialEnding(status if in_time else None, said.heard, complained.heard, time.monotonic() - begun)
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from edged.core.types import Message
 from edged.outbox.options import Policy, SpoolOptions
-from edged.outbox.origin_queue import Candidate, Entry, OriginQueue, size
+from edged.outbox.origin_queue import Entry, OriginQueue, QueuedCandidate, size
 
 MAX_PARKED = 100
 
@@ -213,7 +213,9 @@ class Backlog:
         """Count dropped messages."""
         _count(self.drops, origin, reason, number)
 
-    def _next(self, may_send: Callable[[Entry], bool] | None, *, replays: bool, overtaking: bool) -> Candidate | None:
+    def _next(
+        self, may_send: Callable[[Entry], bool] | None, *, replays: bool, overtaking: bool
+    ) -> QueuedCandidate | None:
         """Return the candidate of the highest priority, and of several the oldest."""
         candidates = [
             (-self.policy(origin).priority, candidate.entry.id, candidate)

@@ -17,7 +17,7 @@ class Removed(NamedTuple):
     messages: int
 
 
-class Limits(NamedTuple):
+class FileLimits(NamedTuple):
     """Limits of a file: its bytes, the number of messages to remove, and the time before which messages of `boot`
     expire.
     """
@@ -30,7 +30,7 @@ class Limits(NamedTuple):
 
 def make_room(
     file: SegmentFile,
-    limits: Limits,
+    limits: FileLimits,
     policy: Callable[[str], Policy],
     on_disk: dict[str, int],
     in_use: Collection[int],

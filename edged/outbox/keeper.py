@@ -20,7 +20,7 @@ from threading import Condition, RLock, Thread
 from edged.core.health import Health, Status
 from edged.core.metrics import LatencyHistogram
 from edged.outbox.boot_clock import BootClock
-from edged.outbox.disk_quota import Limits, make_room
+from edged.outbox.disk_quota import FileLimits, make_room
 from edged.outbox.disk_wear import DiskWear
 from edged.outbox.options import SpoolOptions
 from edged.outbox.residency import AT_FIRST, SOON, Residency
@@ -348,7 +348,7 @@ class Keeper:
             if not batches and not obsolete and oldest is None:
                 return
             self._residency.begin_save()
-            limits = Limits(self._options.bytes, self._residency.excess, self._times.boot, oldest)
+            limits = FileLimits(self._options.bytes, self._residency.excess, self._times.boot, oldest)
         self.next_commit = self._clock() + self._options.commit_seconds
         try:
             begun = self._clock()
@@ -361,7 +361,7 @@ class Keeper:
         self._announce()
 
     def _write(
-        self, file: SegmentFile, batches: list[Batch], obsolete: set[int], limits: Limits, closing: bool
+        self, file: SegmentFile, batches: list[Batch], obsolete: set[int], limits: FileLimits, closing: bool
     ) -> None:
         with self._lock:
             in_use = {*self._residency.in_use, *(batch.key for batch in batches)}

@@ -15,7 +15,7 @@ Durability = Literal["memory", "spill", "always"]
 
 LEVELS = "topic levels of letters, digits, -, _ and ., with / between them, at most 200 characters"
 Levels = Annotated[str, Meta(pattern=r"^(?!.{201})[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*\Z", description=LEVELS)]
-Text = Annotated[str, Meta(max_length=1000)]
+_Text = Annotated[str, Meta(max_length=1000)]
 
 
 _SECURED, _WEB = "tls = true", 'transport = "websockets"'
@@ -95,11 +95,11 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     server_name: Annotated[str, Meta(max_length=253)] = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     tls: bool = False
-    ca_file: Text = ""
-    cert_file: Text = ""
-    key_file: Text = ""
-    username: Text = ""
-    password_file: Text = ""
+    ca_file: _Text = ""
+    cert_file: _Text = ""
+    key_file: _Text = ""
+    username: _Text = ""
+    password_file: _Text = ""
     client_id: Annotated[str, Meta(max_length=200)] = ""
     prefix: Levels = "edged"
     protocol: Literal["auto", "5", "3.1.1"] = "auto"

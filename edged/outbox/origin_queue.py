@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     replayed: bool = False
 
 
-class Candidate(NamedTuple):
+class QueuedCandidate(NamedTuple):
     """The next message of a queue to be sent, and its position: one end of a deque."""
 
     owner: OriginQueue
@@ -101,23 +101,23 @@ class OriginQueue:
         self.tail.extend(self.fresh)
         self.fresh.clear()
 
-    def candidate(self, options: SpoolOptions, *, replays: bool, overtaking: bool = False) -> Candidate | None:
+    def candidate(self, options: SpoolOptions, *, replays: bool, overtaking: bool = False) -> QueuedCandidate | None:
         """Return the message to send next. Without `replays` only a new message may be sent.
 
         `overtaking`: messages do not wait for older messages on disk only.
         """
         if options.overtaking and self.fresh:
-            return Candidate(self, self.fresh[0], self.fresh, False, True)
+            return QueuedCandidate(self, self.fresh[0], self.fresh, False, True)
         if options.drain == "newest":
             queue = self.tail or self.head
-            return Candidate(self, queue[-1], queue, True, False) if queue and replays else None
+            return QueuedCandidate(self, queue[-1], queue, True, False) if queue and replays else None
         if self.head and replays:
-            return Candidate(self, self.head[0], self.head, False, False)
+            return QueuedCandidate(self, self.head[0], self.head, False, False)
         if self.head or (self.on_disk and not overtaking):
             return None
         if self.tail:
-            return Candidate(self, self.tail[0], self.tail, False, False) if replays else None
-        return Candidate(self, self.fresh[0], self.fresh, False, True) if self.fresh else None
+            return QueuedCandidate(self, self.tail[0], self.tail, False, False) if replays else None
+        return QueuedCandidate(self, self.fresh[0], self.fresh, False, True) if self.fresh else None
 
     def pop_oldest(self) -> Entry:
         """Remove and return the oldest entry in memory."""

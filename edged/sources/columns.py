@@ -6,8 +6,8 @@ from msgspec import Meta
 
 from edged.api import ConfigError, SourceInfo
 
-Channel = Annotated[str, Meta(min_length=1, max_length=64)]
-Channels = Annotated[tuple[Channel, ...], Meta(max_length=1024)]
+ChannelName = Annotated[str, Meta(min_length=1, max_length=64)]
+Channels = Annotated[tuple[ChannelName, ...], Meta(max_length=1024)]
 Units = Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_length=1024)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 

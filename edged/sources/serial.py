@@ -37,7 +37,7 @@ from edged.core.framing import (
     csv_decoder,
     json_decoder,
 )
-from edged.sources.columns import Channel, Channels, Rate, Units, row
+from edged.sources.columns import ChannelName, Channels, Rate, Units, row
 
 if TYPE_CHECKING:
     import serial
@@ -114,7 +114,7 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
     separator: Annotated[str, Meta(min_length=1, max_length=8)] = ","
     columns: Channels = ()
     struct: Annotated[str, Meta(max_length=1000)] = ""
-    fields: Annotated[tuple[Channel, ...], Meta(max_length=4096)] = ()
+    fields: Annotated[tuple[ChannelName, ...], Meta(max_length=4096)] = ()
     sync: Hex = ""
     cobs: bool = False
     crc: Crc | Literal["nmea"] = "none"
@@ -122,7 +122,7 @@ class SerialSource(SourceConfig, frozen=True, kw_only=True):
     end: Hex = ""
     comment: Beginnings = "#"
     prefix: Beginnings = ()
-    select: Annotated[dict[Channel, Annotated[str, Meta(max_length=200)]], Meta(max_length=64)] = {}  # noqa: RUF012, msgspec copies it
+    select: Annotated[dict[ChannelName, Annotated[str, Meta(max_length=200)]], Meta(max_length=64)] = {}  # noqa: RUF012, msgspec copies it
 
     def describe(self) -> SourceInfo:
         """Return the channels, units and rate of the options."""

@@ -60,8 +60,8 @@ Progress = Callable[[int, int | None, float], None]
 """Called with the bytes received, the size of the file (None: unknown) and the bytes per second, on the fetching
 thread, at most twice a second and once at the end."""
 
-Text = Annotated[str, Meta(max_length=1000)]
-Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
+_Text = Annotated[str, Meta(max_length=1000)]
+_Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
 
 class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,21 +92,21 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_traffic: Multiple of the file's size; a download fails when so many bytes have been received for it.
     """
 
-    ca_file: Text = ""
-    cert_file: Text = ""
-    key_file: Text = ""
-    token_file: Text = ""
-    origins: Annotated[tuple[Text, ...], Meta(max_length=100)] | None = None
-    proxy: Text = ""
-    no_proxy: Text = ""
+    ca_file: _Text = ""
+    cert_file: _Text = ""
+    key_file: _Text = ""
+    token_file: _Text = ""
+    origins: Annotated[tuple[_Text, ...], Meta(max_length=100)] | None = None
+    proxy: _Text = ""
+    no_proxy: _Text = ""
     low_speed: Annotated[float, Meta(ge=0, le=1e9)] = 100.0
-    low_speed_seconds: Seconds = 60.0
+    low_speed_seconds: _Seconds = 60.0
     head_speed: Annotated[float, Meta(ge=0, le=1e9)] = 500.0
-    pause: Seconds = 1.0
-    longest_pause: Seconds = 60.0
-    longest_wait: Seconds = 900.0
-    stall_seconds: Seconds = 1800.0
-    max_seconds: Seconds = 86400.0
+    pause: _Seconds = 1.0
+    longest_pause: _Seconds = 60.0
+    longest_wait: _Seconds = 900.0
+    stall_seconds: _Seconds = 1800.0
+    max_seconds: _Seconds = 86400.0
     max_traffic: Annotated[float, Meta(ge=1, le=1000)] = 3.0
 
     def __post_init__(self) -> None:

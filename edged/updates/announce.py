@@ -7,7 +7,7 @@ from collections.abc import Callable
 from edged.core.decide import ModelFacts
 from edged.core.errors import EdgedError, StoreError
 from edged.core.record import Phase
-from edged.updates.jobs import NAME_IT, Ending, Event, Job, Outcome
+from edged.updates.jobs import NAME_IT, Ending, Event, Job, JobOutcome
 from edged.updates.update_state import UpdateStates
 
 SEE_STATUS = "see why: edgectl status"
@@ -21,7 +21,7 @@ class StepAnnouncer:
         self._publish = publish
         self._clock = clock
 
-    def announce(self, name: str, event: str, text: str, job: Job | None = None, outcome: Outcome = "") -> None:
+    def announce(self, name: str, event: str, text: str, job: Job | None = None, outcome: JobOutcome = "") -> None:
         """Publish a step of a model, and record the step with `job`, or else with all jobs of the candidate."""
         waiting = self._states[name].jobs if job is None else [job]
         checking = job is not None and not outcome
@@ -56,7 +56,7 @@ class StepAnnouncer:
         model.jobs.clear()
         model.ending = None
 
-    def _event(self, name: str, event: str, text: str, job: Job | None, outcome: Outcome, phase: Phase) -> Event:
+    def _event(self, name: str, event: str, text: str, job: Job | None, outcome: JobOutcome, phase: Phase) -> Event:
         ledger = self._states[name].ledger
         return Event(
             id=event,

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from edged.core import manifest as manifests
 from edged.core import probation
-from edged.core.decide import Answer, Keep, ModelFacts, Step, VersionFault, in_use
+from edged.core.decide import CandidateAnswer, Keep, ModelFacts, ModelStep, VersionFault, in_use
 from edged.core.errors import BundleError, ControlError, some
 from edged.core.ledger import Candidate, Ledger
 from edged.core.manifest import Manifest, Probation, version_key
@@ -80,7 +80,7 @@ class FactsReader:
             raise ControlError(f"there is no model {name!r}", hint=f"choose one of: {some(self.names()) or '(none)'}")
         return name
 
-    async def inspect(self, name: str, barred: frozenset[type[Step]] = frozenset(), room: int = 0) -> ModelFacts:
+    async def inspect(self, name: str, barred: frozenset[type[ModelStep]] = frozenset(), room: int = 0) -> ModelFacts:
         """Return the facts about a model. Old versions may be removed to have `room` bytes free.
 
         Raises:
@@ -92,7 +92,7 @@ class FactsReader:
         model.ledger = model.ledger or disk.ledger
         candidate = disk.ledger.candidate
         serving = self._host.serving(name)
-        watched: Answer = "open"
+        watched: CandidateAnswer = "open"
         if candidate is None or candidate.phase != "probation" or serving not in (candidate.digest, None):
             model.serving_since, model.watched = None, 0.0
         elif model.serving_since is None:
@@ -168,7 +168,7 @@ def _limits(folder: ModelFolder, candidate: Candidate | None) -> tuple[Probation
     return manifest.probation, manifest.reference.shares if manifest.reference else {}
 
 
-def _answer(watch: Watch) -> Answer:
+def _answer(watch: Watch) -> CandidateAnswer:
     match watch.state:
         case "watching":
             return "open"

@@ -38,7 +38,7 @@ from edged.transfer.http_response import FetchError, NotFoundError, WrongFileErr
 from edged.transfer.origins import PolicyError
 from edged.transfer.partial_files import PartialFiles, Transfer
 from edged.updates.intake import InboundChecks, InboundVersion, InstallControl, ModelsSnapshot
-from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, Ending, Event, InstallOptions, Job, Outcome, Wanted
+from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, Ending, Event, InstallOptions, Job, JobOutcome, Wanted
 from edged.updates.update_state import bug
 
 MAX_DESIRED = 4
@@ -301,7 +301,7 @@ class FetchJobs:
         self._announce(fetch, f"update.{state}", text, state)
         fetch.job.end(state, error.message, error.hint)
 
-    def _announce(self, fetch: _FetchJob, kind: str, text: str, outcome: Outcome = "") -> None:
+    def _announce(self, fetch: _FetchJob, kind: str, text: str, outcome: JobOutcome = "") -> None:
         event = fetch.inbound.event(kind, text, outcome)
         fetch.job.events.append(event)
         self._publish(event)

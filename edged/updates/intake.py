@@ -18,7 +18,7 @@ from edged.core.ledger import admit, refuse_unnamed
 from edged.core.manifest import version_key
 from edged.models.bare_file import Bare, next_version, nothing_to_inherit
 from edged.transfer.partial_files import Transfer
-from edged.updates.jobs import Event, InstallOptions, Job, ModelReport, Outcome
+from edged.updates.jobs import Event, InstallOptions, Job, JobOutcome, ModelReport
 
 
 class InstallControl(Protocol):
@@ -103,7 +103,7 @@ class InboundVersion:
         self.model, self.version, self.digest = head.manifest.name, head.manifest.version, head.digest
         self.quiet = False
 
-    def event(self, kind: str, text: str, outcome: Outcome = "") -> Event:
+    def event(self, kind: str, text: str, outcome: JobOutcome = "") -> Event:
         """Return a step of the version, with the present time."""
         return Event(
             id=kind,

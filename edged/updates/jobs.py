@@ -58,7 +58,7 @@ NAME_IT = "name the model in a pipeline, then: edgectl reload"
 
 Ending = Literal["done", "installed", "refused", "failed", "rolled_back"]
 JobState = Literal["running"] | Ending
-Outcome = Literal[""] | Ending
+JobOutcome = Literal[""] | Ending
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +84,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     digest: str = ""
     phase: Phase = ""
-    outcome: Outcome = ""
+    outcome: JobOutcome = ""
     bytes: int | None = None
     total: int | None = None
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Literal
 
 from edged.core.decide import (
-    Answer,
+    CandidateAnswer,
     ModelFacts,
+    ModelStep,
     PointLink,
     Remove,
     ReplaceLedger,
     Serve,
-    Step,
     Try,
     VersionFault,
     decide,
@@ -70,7 +70,7 @@ class UpdateMachine:
         if self.stopping:  # the next run counts steps anew
             return
         model = self._states[name]
-        barred: frozenset[type[Step]] = frozenset()
+        barred: frozenset[type[ModelStep]] = frozenset()
         complaint = ""
         taken = 0
         model.begin_retry(self._clock())
@@ -102,7 +102,7 @@ class UpdateMachine:
             self._steps.announce(name, "update.hindered", complaint)
         model.complaint = complaint
 
-    async def take(self, name: str, step: Step, facts: ModelFacts) -> None:
+    async def take(self, name: str, step: ModelStep, facts: ModelFacts) -> None:
         """Take one step. Raises EdgedError if the disk or the host refuses."""
         folder, model = self._store.model(name), self._states[name]
         match step:
@@ -150,7 +150,7 @@ class UpdateMachine:
             self._steps.announce(name, "update.rewatched", text)
         model.lost_watched = False
 
-    async def _try(self, name: str, facts: ModelFacts, digest: str) -> Answer:
+    async def _try(self, name: str, facts: ModelFacts, digest: str) -> CandidateAnswer:
         number = self._states[name].number(facts, digest)
         self._steps.announce(name, "update.trying", f"version {number} is on trial")
         try:

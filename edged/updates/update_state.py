@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from edged.core.decide import Answer, ModelFacts, ReplaceLedger, VersionFault
+from edged.core.decide import CandidateAnswer, ModelFacts, ReplaceLedger, VersionFault
 from edged.core.errors import EdgedError, StoreError
 from edged.core.ledger import Ledger
 from edged.models.store import FactoryVersion
@@ -45,7 +45,7 @@ class UpdateState:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ledger: Ledger | None = None
     unfit: dict[str, VersionFault] = field(default_factory=dict)
-    trial: Answer = "open"
+    trial: CandidateAnswer = "open"
     serving_since: float | None = None
     watched: float = 0.0
     lost_watched: bool = False

@@ -6,7 +6,7 @@ import pytest
 
 from edged.api import DeviceError, ModelError
 from edged.backends.delegates import Delegation
-from edged.backends.probe import Answer, probe
+from edged.backends.probe import ProbeAnswer, probe
 from edged.core.acceleration import Rules
 from tests.bundles import DATA
 from tests.delegates import faulty_library
@@ -35,7 +35,7 @@ def delegation(path: str) -> Delegation:
 
 
 def test_a_library_that_makes_a_delegate(library):
-    assert probe(library("return calloc(1, 200);"), Rules()) == Answer()
+    assert probe(library("return calloc(1, 200);"), Rules()) == ProbeAnswer()
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def orders(**options: str) -> Delegation:
 @pytest.mark.parametrize(
     ("model", "options", "answer"),
     [
-        ("float.tflite", {}, Answer(nodes=1, delegated=1)),
-        ("uint8.tflite", {}, Answer(nodes=3, delegated=1)),
-        ("float.tflite", {"take": "none"}, Answer(nodes=1, delegated=0)),
+        ("float.tflite", {}, ProbeAnswer(nodes=1, delegated=1)),
+        ("uint8.tflite", {}, ProbeAnswer(nodes=3, delegated=1)),
+        ("float.tflite", {"take": "none"}, ProbeAnswer(nodes=1, delegated=0)),
     ],
 )
 def test_how_much_it_takes_of_a_model(model, options, answer):

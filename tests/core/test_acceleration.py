@@ -12,12 +12,12 @@ from edged.core.acceleration import (
     AcceleratorFault,
     AcceleratorRecord,
     AcceleratorStatus,
+    AcceleratorStep,
     LoadWaiting,
     Quarantine,
     Release,
     Rules,
     Settle,
-    Step,
     Wait,
     decide,
     device_status,
@@ -82,7 +82,7 @@ QUARANTINED = quarantined(faulty(1, 2, 3), "usb-1")
         ("quarantined for a model that has left", facts(QUARANTINED, waiting=False, serving=True), Settle()),
     ],
 )
-def test_what_is_done_next(what: str, found: AcceleratorFacts, step: Step):
+def test_what_is_done_next(what: str, found: AcceleratorFacts, step: AcceleratorStep):
     assert decide(RULES, found) == step
 
 

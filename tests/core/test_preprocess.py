@@ -19,9 +19,9 @@ from edged.core.manifest import (
     Normalise,
     NoStep,
     Postprocess,
+    PreprocessStep,
     Regress,
     Standardise,
-    Step,
     WindowSpec,
     check,
 )
@@ -42,7 +42,7 @@ def tensor(
 def preprocessor(
     window: WindowSpec,
     *inputs: TensorSpec | Input,
-    steps: tuple[Step, ...] = (),
+    steps: tuple[PreprocessStep, ...] = (),
     outputs: tuple[TensorSpec, ...] = (VALUE,),
     postprocess: Postprocess = Regress(names=("value",)),  # noqa: B008 it is frozen
 ) -> Preprocessor:
@@ -61,7 +61,7 @@ def preprocessor(
     return Preprocessor(manifest)
 
 
-def prepare(window: WindowSpec, samples: Any, into: TensorSpec, *steps: Step) -> Any:
+def prepare(window: WindowSpec, samples: Any, into: TensorSpec, *steps: PreprocessStep) -> Any:
     """Return the content of one input tensor."""
     (stored,) = preprocessor(window, into, steps=steps)(np.array(samples, dtype=window.dtype))
     assert stored.dtype == into.dtype
@@ -87,7 +87,7 @@ SAMPLES = [[1.0, 20.0, 300.0], [3.0, 40.0, 500.0]]
         ((Normalise(mean=(0.0,), std=(2.0,)), Standardise(), Clip(low=0.0, high=9.0)), [[0.0] * 3, [1.0] * 3]),
     ],
 )
-def test_steps_are_taken_in_order(steps: tuple[Step, ...], prepared: list[list[float]]) -> None:
+def test_steps_are_taken_in_order(steps: tuple[PreprocessStep, ...], prepared: list[list[float]]) -> None:
     assert np.allclose(prepare(ROWS, SAMPLES, tensor((1, 2, 3)), *steps), [prepared], rtol=1e-6)
 
 
@@ -131,7 +131,9 @@ HALF = Normalise(mean=(127.5,), std=(127.5,))
         (tensor((1, 2, 2, 1), "int8", 0.5, 0), (Normalise(mean=(0.0, 1.0), std=(1.0, 1.0)),), [0, 0, 127, 127]),
     ],
 )
-def test_pixels_become_what_the_model_was_trained_on(into: TensorSpec, steps: tuple[Step, ...], stored: list) -> None:
+def test_pixels_become_what_the_model_was_trained_on(
+    into: TensorSpec, steps: tuple[PreprocessStep, ...], stored: list
+) -> None:
     assert np.allclose(np.ravel(prepare(PIXELS, PICTURE, into, *steps)), stored, rtol=1e-6)
 
 
@@ -203,7 +205,7 @@ def test_what_is_fed_back_is_requantised_where_the_tensors_differ() -> None:
     assert preprocess(np.array(SAMPLES, dtype=np.float32))[1].tolist() == [[7, -128]]
 
 
-def naive(samples: NDArray, steps: tuple[Step, ...], into: TensorSpec) -> NDArray[np.float64]:
+def naive(samples: NDArray, steps: tuple[PreprocessStep, ...], into: TensorSpec) -> NDArray[np.float64]:
     """Apply the steps by their definitions in float64, one after the other; then quantise by the textbook."""
     real = samples.astype(np.float64)
     for step in steps:
@@ -235,7 +237,9 @@ STEPS = st.one_of(
     st.sampled_from([tensor((1, 2, 3), "int8", 0.25, -5), tensor((1, 2, 3, 1), "uint8", 0.5, 128)]),
     arrays(np.float32, (2, 3), elements=st.floats(-100, 100, width=32)),
 )
-def test_shortcuts_leave_the_outcome_as_it_is(steps: tuple[Step, ...], into: TensorSpec, samples: NDArray) -> None:
+def test_shortcuts_leave_the_outcome_as_it_is(
+    steps: tuple[PreprocessStep, ...], into: TensorSpec, samples: NDArray
+) -> None:
     (stored,) = preprocessor(ROWS, into, steps=steps)(samples)
     assert np.abs(stored - naive(samples, steps, into)).max() <= 1
 
@@ -250,7 +254,7 @@ def test_shortcuts_leave_the_outcome_as_it_is(steps: tuple[Step, ...], into: Ten
     ).map(tuple),
     st.sampled_from([tensor((1, 256), "int8", 1.0, -128), tensor((1, 256), "uint8", 0.7, 3)]),
 )
-def test_looking_pixels_up_is_reckoning_with_them(steps: tuple[Step, ...], into: TensorSpec) -> None:
+def test_looking_pixels_up_is_reckoning_with_them(steps: tuple[PreprocessStep, ...], into: TensorSpec) -> None:
     window = WindowSpec(length=1, hop=1, sample_shape=(16, 16), dtype="uint8")
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     (stored,) = preprocessor(window, into, steps=steps)(pixels)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from edged.ctl.bench import Progress
+from edged.ctl.bench import BenchProgress
 from edged.ctl.main import main
 from tests.bundles import DATA, write_bundle
 
@@ -80,7 +80,7 @@ class Screen(io.StringIO):
 def drawn(terminal, times):
     """Return the drawing of progress at these times and at the end."""
     screen, clock = Screen(terminal), iter([0.0, *times])
-    progress = Progress("motion", screen, lambda: next(clock))
+    progress = BenchProgress("motion", screen, lambda: next(clock))
     for done in range(len(times)):
         progress.show(done, 4)
     progress.end()

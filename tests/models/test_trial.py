@@ -26,7 +26,7 @@ from edged.backends.fake import FakeBackend
 from edged.backends.tflite import TfliteBackend
 from edged.core.manifest import Manifest, decode
 from edged.core.verdict import Verdict
-from edged.models.trial import Allowance, Ending, available_bytes, judge, try_out
+from edged.models.trial import Allowance, TrialEnding, available_bytes, judge, try_out
 from tests.bundles import COLOURS, write_bundle
 
 INPUTS = np.array([[[1, 2, 3, 4]], [[0, 0, 0, 0]], [[-1, 1, 2, 3]]], np.float32)
@@ -299,7 +299,7 @@ def judged(
     """Return failure and reason for a child with this output, on a board that allows 60 s and 100 MiB."""
     lines = [msgspec.json.encode(line).decode() if isinstance(line, Verdict) else line for line in stdout]
     content = {**COLOURS, "files": {"model.tflite": {"bytes": 1, "sha256": "0" * 64}}, "limits": limits}
-    ending = Ending(status, "".join(f"{line}\n" for line in lines).encode(), stderr, seconds)
+    ending = TrialEnding(status, "".join(f"{line}\n" for line in lines).encode(), stderr, seconds)
     verdict = judge(ending, decode(json.dumps(content).encode()), Allowance(seconds=60.0, memory=100 << 20))
     assert verdict.ok or verdict.hint
     assert verdict.seconds == seconds
