@@ -1,9 +1,9 @@
-"""All a plug-in author imports: the contracts of sources, backends and sinks, and the data that passes through them.
+"""Interface for authors of plug-ins: the contracts of sources, backends and sinks, and the data that pass through them.
 
-The configuration class is the plug-in. It is a frozen `msgspec.Struct` (keyword-only, unknown fields forbidden) whose
-fields are the options of its table in edged.toml, whose docstring is the manual, and whose `open()` or `load()` gives
-the working thing. Construct cheaply, do no I/O before `open()`, raise EdgedError with a hint, and leave threads,
-reconnecting, statistics and logging to the daemon: it wraps every plug-in alike.
+The configuration class is the plug-in: a frozen `msgspec.Struct` (keyword-only, unknown fields forbidden) with the
+options of its table in edged.toml as fields, the manual as docstring, and a method `open()` or `load()` that returns
+the working object. Construct cheaply, do no I/O before `open()`, raise EdgedError with a hint, and leave threads,
+reconnecting, statistics and logging to the daemon, which treats all plug-ins alike.
 """
 
 from __future__ import annotations
@@ -80,28 +80,28 @@ __all__ = [
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the configuration class of every plug-in derives from."""
+    """Base of the configuration class of every plug-in."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """An opened sensor. One thread reads it; it is closed by that thread.
+    """An opened sensor. One thread reads and closes the source.
 
-    A source may also have `refused`, a text: how the last input looked that it threw away; and `obstacle`, an
-    `Obstacle` or None: why what comes does not become samples. Both are shown while they help.
+    Optional attributes: `refused`, a text that shows the latest discarded input; and `obstacle`, an `Obstacle` or None,
+    the reason why received bytes do not become samples. The daemon shows both while relevant.
     """
 
     def read(self, timeout: float) -> Chunk | None:
-        """Wait up to `timeout` seconds for samples; None if none came.
+        """Wait up to `timeout` seconds for samples; return None if none arrived.
 
         Raises:
-            DeviceError: the sensor is gone or cannot be understood any more; it is closed and opened again, later.
-            EOFError: there will never be another sample (the end of a recording).
+            DeviceError: the sensor is gone or unintelligible; the daemon closes the source and opens it again later.
+            EOFError: no further sample will ever arrive (the end of a recording).
         """
 
     @property
     def faults(self) -> dict[str, int]:
-        """How often input was thrown away so far, by reason: {"bad crc": 3}."""
+        """Return the counts of discarded input by reason: {"bad crc": 3}."""
 
     def close(self) -> None:
         """Let go of the device. Never raises; may be called twice."""
@@ -111,18 +111,20 @@ class SourceConfig(Options, frozen=True, kw_only=True):
     """Options of a kind of source."""
 
     def describe(self) -> SourceInfo:
-        """What it will deliver, without opening a device. Raises ConfigError if the options contradict one another."""
+        """Return the properties of the source, without opening a device. Raises ConfigError if the options contradict
+        each other.
+        """
         raise NotImplementedError
 
     def devices(self) -> DeviceRequirements:
-        """Return the devices that the service's sandbox must let the source open, without opening any of them.
+        """Return the devices that the service's sandbox must permit to the source, without opening any of them.
 
         By default a source needs no device.
         """
         return DeviceRequirements()
 
     def open(self) -> Source:
-        """Open the device. Raises DeviceError, with a hint, when it is not there or not ours to open."""
+        """Open the device. Raises DeviceError with a hint if the device is missing or not permitted."""
         raise NotImplementedError
 
 
@@ -134,7 +136,7 @@ class Runner(Protocol):
 
     @property
     def info(self) -> RunnerInfo:
-        """What it runs on, now."""
+        """Return the present runtime and delegate."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run once. `inputs` match the input specs in order, shape and dtype; outputs are valid until the next run.
@@ -144,29 +146,29 @@ class Runner(Protocol):
         """
 
     def reset(self) -> None:
-        """Forget what a stateful model remembers of earlier runs."""
+        """Forget the state of earlier runs."""
 
     def close(self) -> None:
         """Let go of memory and device. Never raises; may be called twice."""
 
 
 class Backend(Options, frozen=True, kw_only=True):
-    """Options of a kind of backend, from a model's table: `backend = "tflite"` and whatever else it takes."""
+    """Options of a kind of backend, from a model's table: `backend = "tflite"` and further keys."""
 
     def load(self, file: Path, *, signature: str | None = None) -> Runner:
-        """Load a model file; `signature` picks one by name where a file has several.
+        """Load a model file; `signature` names a signature of a file with several.
 
         Raises:
-            ModelError: it does not work here, and why.
+            ModelError: the model does not work here.
             BundleError: the file is damaged.
         """
         raise NotImplementedError
 
     def title(self) -> str:
-        """Name and version of the runtime, as in RunnerInfo; "" if only a loaded model tells.
+        """Return name and version of the runtime, as in RunnerInfo; "" if known to a loaded model only.
 
-        The daemon remembers under this title which models a child process has loaded, run and closed without harm.
-        Models of a backend without a title are proven in a child at every start.
+        The daemon records under this title the models that a child process has loaded, run and closed without harm.
+        Models of a backend without a title are proven in a child process at every start.
 
         Raises:
             ModelError: no runtime is installed.
@@ -175,20 +177,20 @@ class Backend(Options, frozen=True, kw_only=True):
 
 
 class Outbox(Protocol):
-    """Where a sink leaves messages for the broker."""
+    """Queue of messages for the broker."""
 
     def put(self, message: Message) -> None:
-        """Take a message over: what cannot be kept is dropped and counted. Raises TypeError if it is of other types.
+        """Take over a message; without room the message is dropped and counted. Raises TypeError for wrong types.
 
-        Returns at once, except for a pipeline of durability "always": then it returns when the message is on disk.
+        Returns at once, except for a pipeline of durability "always": then once the message is on disk.
         """
 
 
 class SinkContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What the daemon hands every sink as it opens.
+    """Context given to every sink by the daemon.
 
-    `device` and `boot` identify this board and this run of it, `topics` are where it publishes. `clock` gives
-    wall-clock time for monotonic moments.
+    `device` and `boot` identify the board and the run of the daemon, `topics` are the topics for publications. `clock`
+    converts monotonic times to wall-clock time.
     """
 
     device: str
@@ -199,10 +201,10 @@ class SinkContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sink(Protocol):
-    """Where predictions go. One thread calls `send`."""
+    """Destination of predictions. One thread calls `send`."""
 
     def send(self, prediction: Prediction) -> None:
-        """Send one. Raises EdgedError if it could not be sent; the prediction is then counted as dropped."""
+        """Send a prediction. Raises EdgedError on failure; the prediction is then counted as dropped."""
 
     def close(self) -> None:
         """Flush and let go. Never raises; may be called twice."""
@@ -211,12 +213,12 @@ class Sink(Protocol):
 class SinkConfig(Options, frozen=True, kw_only=True):
     """Options of a kind of sink.
 
-    A sink that may wait for a disk, a pipe or a peer is `blocking`: it is opened once and gets a thread and a bounded
-    queue of its own. One that never waits is opened for each pipeline and called on its worker's thread.
+    A sink that may wait for a disk, a pipe or a peer is `blocking`: the daemon opens the sink once, with a thread and a
+    bounded queue of its own. Other sinks are opened for each pipeline and called on the worker's thread.
     """
 
     blocking: ClassVar[bool] = True
 
     def open(self, context: SinkContext) -> Sink:
-        """Open it. Raises StoreError or DeviceError, with a hint."""
+        """Open the sink. Raises StoreError or DeviceError with a hint."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Kinds of plug-ins: a table of the built-in ones, and entry points asked only for a kind the table does not know.
+"""Kinds of plug-ins: a table of built-in kinds, and entry points for other kinds.
 
-Nothing is imported until a configuration names it. A stranger's package adds a kind by an entry point in the group
-`edged.sources`, `edged.backends` or `edged.sinks` that names its configuration class; it cannot replace a built-in.
+A kind is imported once a configuration names it. A package adds a kind by an entry point in the group `edged.sources`,
+`edged.backends` or `edged.sinks` that names the configuration class; built-in kinds cannot be replaced.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ CONTRACTS: dict[str, type[Any]] = {"sources": SourceConfig, "backends": Backend,
 
 
 def load(family: str, kind: str) -> type[Any]:
-    """The configuration class of a kind of "sources", "backends" or "sinks".
+    """Return the configuration class of a kind of "sources", "backends" or "sinks".
 
     Raises:
-        ConfigError: there is no such kind, or its module cannot be imported or holds something else.
+        ConfigError: the kind is unknown, or the module cannot be imported or has other content.
     """
     target = BUILT_IN[family].get(kind) or _entry_point(family, kind)
     module, _, name = target.partition(":")
     try:
         found = getattr(import_module(module), name)
-    except Exception as error:  # a stranger's module may raise anything as it is imported
+    except Exception as error:  # a foreign module may raise any exception during the import
         raise ConfigError(
             f"the plug-in {kind!r} ({target}) cannot be imported: {error}",
             hint="reinstall the package that provides it, into the same environment as edged",
@@ -61,7 +61,7 @@ def load(family: str, kind: str) -> type[Any]:
 
 
 def kinds(family: str) -> list[str]:
-    """Every kind of a family that could be named, built-in and installed, in order of name."""
+    """Return all kinds of a family, built-in and installed, in order of name."""
     return sorted({*BUILT_IN[family], *(point.name for point in _points(family))})
 
 
@@ -72,7 +72,7 @@ def _entry_point(family: str, kind: str) -> str:
     if len(targets) > 1:
         raise ConfigError(
             f"several packages provide the kind {kind!r} of {family}: {', '.join(targets)}",
-            hint="uninstall all but one of them",
+            hint="uninstall all packages but one",
         )
     return targets[0]
 
