@@ -40,6 +40,9 @@ log = logging.getLogger("edged.models")
 INTERVAL = 1.0
 """Seconds between two inspections of a model during an update."""
 
+RELOAD_SECONDS = 10.0
+"""Longest wait, in seconds, of a reload for the models with changed pipelines; a first trial may take longer."""
+
 START_SECONDS = 60.0
 """Longest wait, in seconds, of the start of the daemon for earlier updates; the service manager waits, too."""
 
@@ -140,7 +143,8 @@ class Updater:
     async def held(self, names: Collection[str]) -> AsyncIterator[None]:
         """Take no step for the models while the caller changes pipelines, and settle the models afterwards.
 
-        Versions unable to serve before the change get another chance.
+        Versions unable to serve before the change get another chance. Work beyond RELOAD_SECONDS goes on after the
+        return.
         """
         held = [name for name in self._facts.names() if name in names]
         async with AsyncExitStack() as locks:
@@ -149,7 +153,11 @@ class Updater:
             yield
             for name in held:
                 self._states[name].unfit.clear()
-                await self._machine.settle(name)
+        settling = [self._spawn(self.settle(name)) for name in held]
+        if settling:
+            done, _ = await asyncio.wait(settling, timeout=RELOAD_SECONDS)
+            for task in done:
+                task.result()
 
     def configure(self, trust: Trust, keep: Keep) -> None:
         """Change the trusted signers and the limits of old versions."""

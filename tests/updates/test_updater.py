@@ -478,6 +478,31 @@ def test_while_it_is_held_nothing_happens(rig):
     assert asyncio.run(scenario()) == ("1.0", "1.1")
 
 
+def test_a_reload_does_not_wait_for_a_version_that_loads_for_long(rig, monkeypatch):
+    monkeypatch.setattr(updaters, "RELOAD_SECONDS", 0.0)
+
+    async def scenario():
+        await rig.boot()
+        loading, loaded = asyncio.Event(), asyncio.Event()
+        swap = rig.board.swap
+
+        async def swap_slowly(model, bundle):
+            loading.set()
+            await loaded.wait()
+            await swap(model, bundle)
+
+        rig.board.swap = swap_slowly
+        async with rig.updater.held([NAME]):
+            rig.board.load(None)
+        during = rig.board.serves
+        await loading.wait()
+        loaded.set()
+        await rig.updater.settle(NAME)
+        return during, rig.board.version
+
+    assert asyncio.run(scenario()) == (None, "1.0")
+
+
 def test_what_did_not_serve_has_another_chance_after_it_was_held(rig):
     play(rig, rig.installed("1.1"))
     rig.board.dead.add("1.1")
