@@ -177,7 +177,7 @@ class Keeper:
                 if self.file.segments is not None:  # an astray file can still be read
                     self._fetch(self.file.segments)
                 return
-            self._find_file()
+            self._find_file(closing)
             if self._has_failed and self.file.segments is not None and not closing:
                 with suppress(SegmentFileError):  # a full file can be read, an unreadable one perhaps written
                     self._fetch(self.file.segments)
@@ -260,7 +260,7 @@ class Keeper:
 
     # -- the file ----------------------------------------------------------------------------------------------------
 
-    def _find_file(self) -> None:
+    def _find_file(self, closing: bool) -> None:
         """Open the file if messages are to be read from the disk, and handle changes by other programs."""
         if self.file.segments is None:
             if self.has_looked:
@@ -279,6 +279,9 @@ class Keeper:
             with self._lock:
                 depth = self._residency.backlog.depth
             log.warning("%s; %d messages were saved at its path again", self.file.moved_error, depth)
+        elif closing and not self.file.segments.is_untouched:  # no other turn follows an examination
+            self.file.close()
+            self._open()
         elif self._clock() >= self._next_check:
             self.file.check_unchanged()
 

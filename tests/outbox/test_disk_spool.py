@@ -881,6 +881,25 @@ def test_a_file_that_is_merely_touched_is_used_on(make: Make, caplog: pytest.Log
     assert spool.stats.drops == {}
 
 
+@pytest.mark.parametrize("harm", [lambda file: os.utime(file, (1, 1)), copied_onto, emptied, overwritten])
+def test_a_file_that_is_changed_in_place_before_a_stop_takes_what_is_still_to_be_saved(
+    make: Make, harm: Callable[[Path], None]
+) -> None:
+    before = make()
+    fill(before, 1, first=100)
+    before.close(PATIENCE)
+    shutil.copyfile(before.file, before.file.parent.parent / "backup.db")
+    spool = make({"w": Policy(durability="always")}, commit_seconds=3600)
+    fill(spool, 2, "w")
+    fill(spool, 3)
+    harm(spool.file)
+
+    assert spool.close(PATIENCE) == []
+    came = drain(make(), 5)
+    assert {*range(3)} <= {entry.message.seq for entry in came if entry.message.origin == "a"}
+    assert {*range(2)} == {entry.message.seq for entry in came if entry.message.origin == "w"}
+
+
 def test_nothing_is_looked_at_while_nothing_is_owed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.01)
     spool = make()
