@@ -511,7 +511,7 @@ def test_a_disk_that_fails_costs_durability_and_nothing_else_until_it_works_agai
     disk.error = "disk I/O error"
     for seq in range(10):
         spool.put(message(seq, created=now[0]))
-    until(lambda: spool.health.state == "degraded")
+    until(lambda: spool.health.state == "degraded" and spool._keeper.next_commit > now[0])
     assert "disk I/O error: messages are kept in memory only" in spool.health.reason
     assert spool.stats.disk is not None
     assert spool.stats.disk.loss_seconds is None
