@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal, NamedTuple, Protocol, TypedDict, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -102,6 +102,10 @@ def run(args: argparse.Namespace) -> int:
         raise ControlError(
             f"{args.output} exists already", hint="overwrite the file with --force, or name another with -o"
         )
+    if not args.output.parent.is_dir():
+        raise ControlError(
+            f"the folder {args.output.parent} does not exist", hint="make the folder, or name another file with -o"
+        )
     ask = _ask if sys.stdin is not None and sys.stdin.isatty() else _take
     store = models_of(args)
     model = _model(args, ask, store)
@@ -147,15 +151,19 @@ def _ask(question: str, given: str | None, default: str, convert: Callable[[str]
         print(f"{question} [{tables.plain(default)}]: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline(4096)
         if not line:
-            raise ControlError("the answers end too early", hint="answer each question, or give options")
+            raise _ended()
         try:
             return convert(line.strip() or default)
         except EdgedError as error:
             print(f"  {tables.plain(error.message)}: {tables.plain(error.hint)}", file=sys.stderr)
 
 
+def _ended() -> ControlError:
+    return ControlError("the answers end too early", hint="answer each question, or give options")
+
+
 def _note(text: str) -> None:
-    print(f"edgectl: {text}", file=sys.stderr)
+    print(f"edgectl: {tables.plain(text)}", file=sys.stderr)
 
 
 def _names(text: str) -> list[str]:
@@ -208,7 +216,7 @@ def _source(args: argparse.Namespace, ask: Ask, manifest: Manifest) -> dict[str,
     recording = args.device is not None and Path(args.device).suffix in RECORDINGS
     guess = "replay" if recording else "serial" if ports or args.device else "synthetic"
     kind = ask(f"Kind of source ({', '.join(KINDS)})", args.source, guess, _kind)
-    if args.source is None and kind == "synthetic":
+    if args.source is None and kind == "synthetic" and not ports:
         _note("no serial port was found: the source is synthetic; name a port with --device")
     return {"kind": kind, **_device(args, ask, kind, ports), **_samples(args, manifest, kind)}
 
@@ -301,8 +309,11 @@ def _broker(args: argparse.Namespace, ask: Ask) -> tuple[BrokerTable, str]:
         return mqtt, ""
     if "username" not in mqtt or ask is _take:
         return mqtt, ""
-    secret = getpass.getpass("Password, empty for a credential of the service: ", stream=sys.stderr)
-    file = args.output.resolve().parent / PASSWORD
+    try:
+        secret = getpass.getpass("Password, empty for a credential of the service: ", stream=sys.stderr)
+    except EOFError as error:
+        raise _ended() from error
+    file = args.output.parent.resolve() / PASSWORD
     mqtt["password_file"] = str(file) if secret else PASSWORD
     return mqtt, secret
 
@@ -324,8 +335,14 @@ def _address(text: str) -> BrokerTable:
         port, host = url.port, url.hostname
     except ValueError:
         port = host = None
-    if not host or url.scheme not in _SCHEMES:
-        raise ControlError(f"{text!r} is no broker", hint="write HOST, HOST:PORT or mqtts://HOST")
+    if not host or port == 0 or not text.isprintable() or url.scheme not in _SCHEMES:
+        raise ControlError(f"{text!r} is no broker", hint="write HOST, HOST:PORT, [IPV6]:PORT or mqtts://HOST")
+    beyond = (url.path.strip("/") and url.scheme in ("mqtt", "mqtts")) or url.query or url.fragment
+    if beyond:
+        raise ControlError(
+            f"{text!r} goes on after host and port",
+            hint="write HOST or HOST:PORT; in a user name write %2F for /, %3F for ? and %23 for #",
+        )
     if url.password is not None:
         raise ControlError("a password does not belong into the address", hint="use --password-file FILE")
     mqtt: BrokerTable = {"host": host}
@@ -335,7 +352,7 @@ def _address(text: str) -> BrokerTable:
     if url.path and url.scheme in ("ws", "wss"):
         mqtt["path"] = url.path
     if url.username:
-        mqtt["username"] = url.username
+        mqtt["username"] = unquote(url.username)
     MqttOptions(**mqtt)  # raises ConfigError for a wrong host name
     return mqtt
 
@@ -369,8 +386,11 @@ def _tables(output: Path, name: str, mqtt: BrokerTable, source: dict[str, object
 
 
 def _from_folder_of(output: Path, path: Path) -> str:
-    """Return a path for the configuration file: relative for a path below the file's folder."""
-    folder, path = output.resolve().parent, path.resolve()
+    """Return a path for the configuration file: relative for a path below the file's folder.
+
+    An output that is a link is replaced where the link is.
+    """
+    folder, path = output.parent.resolve(), path.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
@@ -385,17 +405,15 @@ def _text(table: dict[str, object]) -> str:
 
 def _check(text: str, output: Path, store: Store) -> Checked:
     """Check the text from a file beside the output, for the sake of relative paths."""
-    if not output.parent.is_dir():
-        raise ControlError(
-            f"the folder {output.parent} does not exist", hint="make the folder, or name another file with -o"
-        )
     try:
-        with NamedTemporaryFile("w", dir=output.parent, prefix=".edgectl-init-", suffix=".toml") as aside:
-            aside.write(text)
+        with NamedTemporaryFile(dir=output.parent, prefix=".edgectl-init-", suffix=".toml") as aside:
+            aside.write(text.encode())
             aside.flush()
             found = checked([Path(aside.name)], store)
     except OSError as error:
         raise ControlError(f"{output} cannot be written: {error.strerror}", hint="name another file with -o") from error
+    except UnicodeEncodeError as error:
+        raise ControlError("a path is not UTF-8 text, as TOML must be", hint="rename the file or its folder") from error
     return Checked(
         found.config,
         tuple(replace(each, file=str(output)) if each.file == aside.name else each for each in found.problems),
@@ -405,7 +423,7 @@ def _check(text: str, output: Path, store: Store) -> Checked:
 
 def _next_steps(output: Path, name: str, mqtt: BrokerTable, source: dict[str, object]) -> Iterator[str]:
     """Yield the next commands: for the service if the file belongs to the service, otherwise for a trial here."""
-    if output.resolve().is_relative_to("/etc/edged"):
+    if output.parent.resolve().is_relative_to("/etc/edged"):
         if source["kind"] == "serial":
             yield "sudo edgectl devices allow --restart"
         yield from ("sudo systemctl reload edged", "edgectl status")
@@ -413,6 +431,7 @@ def _next_steps(output: Path, name: str, mqtt: BrokerTable, source: dict[str, ob
     yield f"edged --config {shlex.quote(str(output))} --runtime-dir run --state-dir state"
     yield "edgectl --runtime-dir run watch"
     if mqtt and "transport" not in mqtt:
-        port = f" -p {mqtt['port']}" if "port" in mqtt else ""
+        port = f" -p {mqtt['port']}" if "port" in mqtt else " -p 8883" if "tls" in mqtt else ""
+        tls = " --tls-use-os-certs" if "tls" in mqtt else ""
         user = f" -u {shlex.quote(mqtt['username'])} -P PASSWORD" if "username" in mqtt else ""
-        yield f"mosquitto_sub -h {mqtt['host']}{port}{user} -v -t 'edged/{name}/#'"
+        yield f"mosquitto_sub -h {mqtt['host']}{port}{tls}{user} -v -t 'edged/{name}/#'"

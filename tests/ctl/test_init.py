@@ -83,7 +83,7 @@ def test_everything_by_options(made):
     }
     assert told["valid"]
     assert told["next"][0] == "edged --config edged.toml --runtime-dir run --state-dir state"
-    assert told["next"][-1].startswith("mosquitto_sub -h broker.local -p 8884 -u board ")
+    assert told["next"][-1].startswith("mosquitto_sub -h broker.local -p 8884 --tls-use-os-certs -u board ")
 
 
 def test_everything_by_what_is_here(made, monkeypatch):
@@ -139,6 +139,19 @@ def test_a_file_that_is_there_is_kept_unless_forced(made, capsys):
     assert made("--name", "two", "--force")[0]["device"] == {"name": "two"}
 
 
+def test_a_link_is_replaced_by_a_file_whose_paths_begin_in_its_own_folder(made, here):
+    (here / "elsewhere").mkdir()
+    write_bundle(here / "elsewhere" / "model")
+    (here / "edged.toml").symlink_to("elsewhere/edged.toml")
+    config, _ = made("--model", "elsewhere/model", "--force")
+    assert [model["path"] for model in config["models"].values()] == ["elsewhere/model"]
+
+
+def test_a_broker_with_tls_is_listened_to_with_tls(made):
+    _, told = made("--broker", "mqtts://host", "--name", "desk")
+    assert told["next"][-1] == "mosquitto_sub -h host -p 8883 --tls-use-os-certs -v -t 'edged/desk/#'"
+
+
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
@@ -151,6 +164,13 @@ def test_a_file_that_is_there_is_kept_unless_forced(made, capsys):
         (["--broker", "a b"], "host is 'a b'"),
         (["--broker", "http://host"], "is no broker"),
         (["--broker", "host:99999"], "is no broker"),
+        (["--broker", "host:0"], "is no broker"),
+        (["--broker", "ho\nst"], "is no broker"),
+        (["--broker", "us/er@host"], "'us/er@host' goes on after host and port"),
+        (["--broker", "user#1@host"], "in a user name write %2F for /, %3F for ? and %23 for #"),
+        (["--broker", "mqtts://host?x"], "goes on after host and port"),
+        (["--broker", "user@host", "--password-file", "\udcff"], "a path is not UTF-8 text"),
+        (["--device", "/dev/\udcff"], "a path is not UTF-8 text"),
         (["--broker", "user:secret@host"], "a password does not belong into the address"),
         (["--broker", "host", "--password-file", "x"], "--password-file needs a user name"),
         (["--name", "a/b"], "'a/b' is no name of a device"),
@@ -170,6 +190,7 @@ def test_an_option_that_cannot_be(capsys, args, problem):
         ("none", {}),
         ("broker.local", {"host": "broker.local"}),
         ("[::1]:1884", {"host": "::1", "port": 1884}),
+        ("user%231%2Fx@host/", {"host": "host", "username": "user#1/x"}),
         ("wss://host/mqtt", {"host": "host", "transport": "websockets", "tls": True, "path": "/mqtt"}),
     ],
 )
@@ -252,3 +273,13 @@ def test_answers_that_end_too_early_write_nothing(here):
     code, said = terminal.end()
     assert (code, list(here.iterdir())) == (exits.FAILED, []), said
     assert re.search(r"the answers end too early", said)
+
+
+def test_a_password_that_does_not_come_writes_nothing(here):
+    terminal = Terminal("--model", "motion", "--source", "synthetic", "--name", "desk")
+    terminal.answer("MQTT broker, HOST or HOST:PORT [", "host")
+    terminal.answer("User name at the broker, empty for none []: ", "board")
+    terminal.answer("Password, empty for a credential of the service: ", "\x04")
+    code, said = terminal.end()
+    assert (code, list(here.iterdir())) == (exits.FAILED, []), said
+    assert "the answers end too early" in said
