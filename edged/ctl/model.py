@@ -47,8 +47,12 @@ def run(args: argparse.Namespace) -> int:
     folder = args.output or Path(name)
     made = draft(args.model.name, structure, derive(structure), name, _labels(args.labels, structure))
     _make_folder(folder)
-    save(folder / DRAFT_MODEL, _blocks(args.model))
-    save(folder / DRAFT, [made.text.encode()])
+    try:
+        save(folder / DRAFT_MODEL, _blocks(args.model))
+        save(folder / DRAFT, [made.text.encode()])
+    except BaseException:
+        (folder / DRAFT_MODEL).unlink(missing_ok=True)  # a folder with half a draft would be refused the next time
+        raise
     command = f"edgectl pack {shlex.quote(str(folder))} --golden RECORDING"
     if args.json:
         lines = [each._asdict() for each in made.open]

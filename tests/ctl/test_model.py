@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from edged.core.derived import derive
-from edged.core.errors import BundleError
+from edged.core.errors import BundleError, StoreError
 from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
+from edged.ctl import bundle_file, model
 from edged.ctl import draft as drafts
 from edged.ctl import exit_codes as exits
 from edged.ctl.draft import FILL_IN, draft, unfilled
@@ -171,6 +172,19 @@ def test_what_is_no_model_for_a_cpu_leaves_no_folder(tmp_path, capsys, model, pr
     told = refusal(capsys, "model", "draft", DATA / model, "-o", tmp_path / "draft")
     assert problem in told
     assert not (tmp_path / "draft").exists()
+
+
+def test_a_full_disk_leaves_no_half_of_a_draft(drafted, tmp_path, capsys, monkeypatch):
+    def full(file, pieces):
+        if file.name == "manifest.toml":
+            raise StoreError(f"{file} cannot be written: No space left on device", hint="")
+        bundle_file.save(file, pieces)
+
+    monkeypatch.setattr(model, "save", full)
+    told = refusal(capsys, "model", "draft", DATA / "metadata.tflite", "-o", tmp_path / "draft")
+    assert "No space left on device" in told
+    monkeypatch.undo()
+    assert drafted(DATA / "metadata.tflite")
 
 
 def test_a_name_must_fit(tmp_path, capsys):
