@@ -54,3 +54,7 @@ def test_subjects_of_commits_since_the_last_release_are_short():
         pytest.skip("this clone has no tag of a release")
     subjects = git("log", "--no-merges", "--format=%s", f"{released}..HEAD").splitlines()
     assert [subject for subject in subjects if len(subject) > 72] == []
+
+
+def test_no_package_is_among_the_files():
+    assert git("ls-files", "*.whl", "*.deb", "*.tar.gz", "*.edgm") == ""
