@@ -1,27 +1,28 @@
-"""A model on an accelerator, with a twin of it on the CPU that takes over whenever the accelerator fails.
+"""Run a model on an accelerator, with a twin of the model on the CPU to take over when the accelerator fails.
 
-Read `AcceleratedRunner.run`, the hot path, then `Accelerator.look`. What is done when is decided in
-core/acceleration.py; here it is done.
+Read `AcceleratedRunner.run`, the hot path, then `Accelerator.look`. Decisions are made in core/acceleration.py and
+carried out in this module.
 
-Whose hands may touch what:
+Ownership:
 
-- The twin belongs to the worker that calls `run`.
-- What runs on the accelerator is loaded, proved and in the end closed by the Accelerator's own thread, for that may
-  take long, and no window shall wait for it. In between it belongs to the worker: which takes it between two windows,
-  as flow/slot.py does, and hands it back where it meets a fault, before its next window where another worker met one,
-  or as it is closed itself. Whatever nobody has taken when a fault comes was never in a worker's hands.
-- All else is under the Accelerator's lock, which nobody holds for long: no runner is called under it.
+- The twin belongs to the worker thread calling `run`.
+- An accelerated runner is loaded, checked and finally closed by the Accelerator's own thread, since loading and closing
+  may take long and no window may wait. In between, the runner belongs to the worker. The worker takes the runner
+  between two windows, as flow/slot.py does, and hands the runner back after a fault of its own, before the next window
+  after a fault of another worker, or on `close`. A runner still on offer at a fault has never been used by a worker.
+- All other state is under the Accelerator's lock. The lock is held for short times, and no runner is called under it.
 
-No window is lost: whatever the accelerated runner raises, the twin runs the same inputs at once, and only what the twin
-raises is raised. An input that both refuse with ModelError is the input's own fault, and changes nothing.
+No window is lost: after any exception of the accelerated runner, the twin runs the same inputs at once, and only the
+twin's exceptions are raised. An input refused by both runners with ModelError is the input's fault, and does not count
+against the accelerator.
 
-While a model is loaded in the process of a device, which may take long or hang, the others there would wait for their
-turns. So they run on their twins until that is over; it is no fault.
+While a model is being loaded in a device's process, the other models of the process would wait for their turns, as long
+as the load takes or hangs. So the other models run on their twins until the end of the load; no fault is counted.
 
-A model that remembers starts from rest at each change of what serves, as it does where the stream has a gap: what one
-runner remembers cannot be given to the other. `reset`, which a pipeline calls at a gap, goes to what serves, and the
-other is reset when its time comes, so neither ever remembers anything older. To be held to a golden sample costs it
-its memory, too. State that travels in tensors, which the pipeline feeds back, is in no runner and survives all this.
+A model with memory starts from rest at each change between accelerator and twin, as at a gap in the stream, because
+one runner's memory cannot be given to the other. `reset`, called by a pipeline at a gap, resets the serving runner; the
+other runner is reset at the next change, so neither runner keeps older memory. A check against a golden sample clears
+the memory as well. State in tensors, fed back by the pipeline, is in no runner and survives all changes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ log = logging.getLogger("edged.backends")
 
 
 class AcceleratorCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done so far: windows by where they ran, promotions of a model to the accelerator, faults by kind."""
+    """Counts so far: windows run on accelerator and twin, promotions of a model to the accelerator, faults by kind."""
 
     accelerated: int
     on_twin: int
@@ -72,11 +73,11 @@ class AcceleratorCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(eq=False)
 class _Model:
-    """One model of a device, as its worker and the Accelerator share it.
+    """A model of a device, shared by a worker and the Accelerator.
 
-    All under the lock, except that the worker reads `turned` without, and that the counters are the worker's. `up` says
-    whether it runs on the device, or will with the next window; `turned` tells the worker to take `offered` in place of
-    what it has, None for to go back to the twin.
+    All fields are under the lock, but the worker reads `turned` without the lock, and the counters are the worker's.
+    `up`: the model runs on the device, or will from the next window. `turned`: the worker shall replace the runner in
+    use by `offered`, or go back to the twin if `offered` is None.
     """
 
     name: str
@@ -89,15 +90,15 @@ class _Model:
 
 
 class Accelerator:
-    """One device as its models see it. `status` is how it stands now, and `status_of` a model how that does.
+    """A device, its models and its faults. `status` is the device's status, and `status_of` returns a model's.
 
-    `identity()` says what is plugged in, and something else each time it is plugged in anew; "" for nothing. It never
-    raises, and is asked when something happens, and each second while the device is quarantined or waited for. What
-    cannot be detected has one that never changes. `renew()` has the next load begin in a fresh process: it is asked for
-    after a fault that the process outlived, for nobody knows what state its library is in. `busy()` says whether turns
-    have to wait for something else than turns; any thread asks, before each window. `tell` hears how it stands
-    whenever that may have changed, or how one of its models does: on the thread that found it and under the lock, so it
-    must neither wait nor raise. `clock` is monotonic, and `jitter()` gives numbers from 0 to 1.
+    `identity()` names the device plugged in, with another text after each replugging, and "" if no device is plugged
+    in; a device without detection has a constant identity. The function never raises, and is called after each event,
+    and every second while the device is quarantined or missing. `renew()` makes the next load start a fresh process,
+    and is called after a fault survived by the process, since the library may be in any state. `busy()` tells if turns
+    have to wait for something other than turns, and is called by any thread before each window. `tell` receives the
+    status whenever the status of the device or of a model may have changed. `tell` is called on any thread, under the
+    lock, and must neither block nor raise. `clock` is monotonic, and `jitter()` returns numbers from 0 to 1.
     """
 
     def __init__(
@@ -134,16 +135,17 @@ class Accelerator:
         self._thread = Thread(target=self._keep, name=f"accelerator-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to load, and to bring back."""
+        """Start the thread for loading models and for bringing models back after faults."""
         self._thread.start()
 
     def runner(
         self, name: str, twin: Runner, load: Callable[[], Runner], check: Callable[[Runner], None]
     ) -> AcceleratedRunner:
-        """A runner of a model that takes the twin over, and is on it until the accelerator has loaded the model.
+        """Return a runner of a model. The runner owns the twin, and uses the twin until the device has the model.
 
-        A model of one `name` may have several. `load` loads it there, proves it, and gives it at rest. `check` holds it
-        against one golden sample, from rest, leaves it at rest, and raises ModelError where its answer is wrong.
+        Several runners may have the same `name`. `load` loads the model on the accelerator, checks the loaded runner,
+        and returns the runner at rest. `check` compares a runner with a golden sample, starting from rest, leaves the
+        runner at rest, and raises ModelError for a wrong answer.
         """
         model = _Model(name, load)
         with self._lock:
@@ -157,25 +159,25 @@ class Accelerator:
         return AcceleratedRunner(self, model, twin, check)
 
     def release(self) -> None:
-        """Forget all faults, and try again at once: an operator's word."""
+        """Forget all faults, and try again at once, by order of the operator."""
         with self._lock:
             self._record = AcceleratorRecord(settled=self._record.settled)
             self._stand()
         self._news.set()
 
     def status_of(self, name: str) -> AcceleratorStatus | None:
-        """How a model stands, None once it is closed: what runs there is none the worse for what another met."""
+        """Return a model's status, None for a closed model. Faults of other models do not affect a running model."""
         with self._lock:
             up = [model.up for model in self._models if model.name == name]
             return model_status(self.status, all(up)) if up else None
 
     def is_at_fault(self) -> bool:
-        """Whether it fails all its models: while it runs one, the faults are those of the others."""
+        """Return whether the device fails all models; while a model runs, the faults belong to the other models."""
         with self._lock:
             return self.status.is_fault and not any(model.up for model in self._models)
 
     def counts(self) -> AcceleratorCounts:
-        """What was done so far, by runners that are closed as well."""
+        """Return the counts so far, closed runners included."""
         with self._lock:
             return AcceleratorCounts(
                 accelerated=self._windows_of_closed["accelerated"] + sum(model.accelerated for model in self._models),
@@ -185,19 +187,22 @@ class Accelerator:
             )
 
     def close(self) -> None:
-        """Load no more. What a load in hand brings is thrown away, and so is what is handed back from now on."""
+        """Stop loading. The runner of a load in progress, and runners handed back from now on, are closed."""
         with self._lock:
             self._closed = True
         self._news.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the thread to end; whether it did."""
+        """Wait for the thread to end; return whether the thread has ended."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def look(self) -> float | None:
-        """On its own thread, or in place of it: do all that is due. When to look again, None for once there is news."""
+        """Do all work due, on the Accelerator's thread or in a test without the thread.
+
+        Returns the time for the next call, None for the next event.
+        """
         while True:
             self._close_done_with()
             if self._closed:
@@ -232,26 +237,26 @@ class Accelerator:
             self._news.clear()
             try:
                 due = self.look()
-            except Exception:  # without this thread nothing would ever come back
-                log.exception("looking after the accelerator %s met a bug", self.name)
+            except Exception:  # without this thread, no model would return to the accelerator
+                log.exception("the thread of the accelerator %s met a bug", self.name)
                 due = self.clock() + POLL_SECONDS
             self._news.wait(None if due is None else max(0.0, due - self.clock()))
         self._close_done_with()
 
     def _load(self, model: _Model, faults: int) -> None:
-        """Load a model for its worker to take; `faults` is how many there were before."""
+        """Load a model and offer the runner to the worker; `faults` is the number of faults before the load."""
         with self._lock:
             outlived, self._outlived = self._outlived, False
         if outlived:
             self._renew()
         try:
             loaded = model.load()
-        except Exception as error:  # whatever a vendor's library does
+        except Exception as error:  # a vendor's library may raise any exception
             fault = _fault("load", error, self.clock())
             with self._lock:
-                if self._faults.total() == faults:  # else it is what a worker met meanwhile
+                if self._faults.total() == faults:  # else a worker has reported the same fault meanwhile
                     self._fail(fault)
-                if model in self._models:  # the others have their turn before it is tried again
+                if model in self._models:  # try the other models before trying this model again
                     self._models.remove(model)
                     self._models.append(model)
             return
@@ -271,14 +276,14 @@ class Accelerator:
     # On the workers' threads
 
     def take(self, model: _Model) -> Runner | None:
-        """What serves a model from now on; None for its twin."""
+        """Return the runner for a model to use from now on; None for the twin."""
         with self._lock:
             taken, model.offered, model.turned = model.offered, None, False
             self._promotions += taken is not None
             return taken
 
     def failed(self, model: _Model, kind: FaultKind, error: Exception) -> None:
-        """A model met a fault; where it was told to turn back since, that is the one it met."""
+        """Count a model's fault, unless a fault of another model has already turned this model back to the twin."""
         fault = _fault(kind, error, self.clock())
         with self._lock:
             if not model.turned:
@@ -286,7 +291,7 @@ class Accelerator:
         self._news.set()
 
     def hand_back(self, runner: Runner) -> None:
-        """Have a runner closed that no worker touches any more."""
+        """Close a runner no longer used by a worker, on the Accelerator's thread if that is running."""
         with self._lock:
             closed = self._closed
             if not closed:
@@ -296,7 +301,7 @@ class Accelerator:
             runner.close()
 
     def leave(self, model: _Model) -> None:
-        """A model is closed. May be called twice."""
+        """Remove a closed model. May be called twice."""
         with self._lock:
             if model in self._models:
                 self._models.remove(model)
@@ -321,7 +326,7 @@ class Accelerator:
         self._stand()
 
     def _stand(self, *, missing: bool = False) -> None:
-        """Say how the device stands; where that is as before, its models may stand otherwise all the same."""
+        """Update and report the status, even if unchanged for the device, since a model's status may have changed."""
         now = device_status(self.rules, self._record, name=self.name, missing=missing, now=self.clock())
         if (now.state, now.reason) != (self.status.state, self.status.reason):
             self.status = now
@@ -329,7 +334,7 @@ class Accelerator:
 
 
 class AcceleratedRunner:
-    """A Runner on an accelerator or, while that is not to be trusted, on its twin. `info` is of the one that serves."""
+    """A Runner on an accelerator or, while the accelerator is faulty or busy, on the twin."""
 
     def __init__(self, accelerator: Accelerator, model: _Model, twin: Runner, check: Callable[[Runner], None]) -> None:
         self.inputs = twin.inputs
@@ -346,12 +351,12 @@ class AcceleratedRunner:
 
     @property
     def info(self) -> RunnerInfo:
-        """What the model runs on now."""
+        """Return the info of the serving runner."""
         accelerated = self._accelerated
         return self._twin.info if accelerated is None else accelerated.info
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Run once, on the accelerator if it serves and can, else on the twin.
+        """Run once, on the accelerator if serving and working, else on the twin.
 
         Raises:
             ModelError: the twin failed on this input.
@@ -366,19 +371,19 @@ class AcceleratedRunner:
             return self._twin.run(inputs)
         try:
             outputs = accelerated.run(inputs)
-        except Exception as error:  # whatever a vendor's library does
+        except Exception as error:  # a vendor's library may raise any exception
             return self._run_again(accelerated, inputs, error)
         self._model.accelerated += 1
         return outputs
 
     def reset(self) -> None:
-        """Have what serves forget."""
+        """Reset the serving runner."""
         accelerated = self._serving()
         if accelerated is None or not self._forgets(accelerated):
             self._twin.reset()
 
     def close(self) -> None:
-        """Close the twin, and hand back what is on the accelerator."""
+        """Close the twin, and hand back the accelerated runner."""
         self._accelerator.leave(self._model)
         if self._accelerated is not None:
             self._accelerator.hand_back(self._accelerated)
@@ -386,7 +391,7 @@ class AcceleratedRunner:
         self._twin.close()
 
     def _take(self) -> None:
-        """Turn to what was offered, where that is another."""
+        """Replace the accelerated runner by the runner on offer, or go back to the twin."""
         aside, self._aside = self._aside, False
         before, self._accelerated = self._accelerated, self._accelerator.take(self._model)
         if before is not None:
@@ -397,7 +402,7 @@ class AcceleratedRunner:
             self._twin.reset()
 
     def _serving(self) -> Runner | None:
-        """What is on the accelerator, if that has time for it; None where the twin serves."""
+        """Return the accelerated runner if the accelerator is not busy; None if the twin serves."""
         accelerated = self._accelerated
         if accelerated is None or self._accelerator.busy() == self._aside:
             return None if self._aside else accelerated
@@ -408,27 +413,27 @@ class AcceleratedRunner:
         return accelerated if self._forgets(accelerated) else None
 
     def _forgets(self, accelerated: Runner) -> bool:
-        """Whether it could be reset; if not, that is a fault."""
+        """Reset the accelerated runner; return whether the reset succeeded. A failed reset is a fault."""
         try:
             accelerated.reset()
-        except Exception as error:  # whatever a vendor's library does
+        except Exception as error:  # a vendor's library may raise any exception
             self._turn_back(accelerated, "run", error)
             return False
         return True
 
     def _hold_to_sample(self, accelerated: Runner) -> Runner | None:
-        """Between two windows: it, if it still answers as it should."""
+        """Check the accelerated runner between two windows; return the runner, None after a wrong answer."""
         self._check_at = self._clock() + self._check_every
         try:
             self._check(accelerated)
-        except Exception as error:  # whatever a vendor's library does
+        except Exception as error:  # a vendor's library may raise any exception
             self._turn_back(accelerated, "wrong", error)
             self._twin.reset()
             return None
         return accelerated
 
     def _run_again(self, accelerated: Runner, inputs: Arrays, error: Exception) -> Arrays:
-        """Have the twin do what the accelerator failed to do, and only then see to the accelerator."""
+        """Run the inputs on the twin first, then report the accelerator's fault."""
         self._model.on_twin += 1
         self._twin.reset()
         at_fault = True
@@ -442,18 +447,18 @@ class AcceleratedRunner:
                 self._turn_back(accelerated, "run", error)
 
     def _turn_back(self, accelerated: Runner, kind: FaultKind, error: Exception) -> None:
-        """Let go of an accelerator that failed."""
+        """Report a fault, and hand back the accelerated runner."""
         self._accelerated, self._aside = None, False
         self._accelerator.failed(self._model, kind, error)
         self._accelerator.hand_back(accelerated)
 
 
 def _fault(kind: FaultKind, error: Exception, now: float) -> AcceleratorFault:
-    """What an exception says of the accelerator; `kind` is what was being done."""
+    """Return an exception as a fault; `kind` is the action that failed."""
     if isinstance(error, DeviceError):
         return AcceleratorFault(now, "device", error.message, error.hint)
     if isinstance(error, EdgedError):
         wrongly = "answers wrongly: " if kind == "wrong" else ""
         return AcceleratorFault(now, kind, wrongly + error.message, error.hint)
-    log.error("an accelerator's runner raises what none should", exc_info=error)
+    log.error("an accelerator's runner raised an unexpected exception", exc_info=error)
     return AcceleratorFault(now, kind, f"{type(error).__name__}: {error}", "report this with the log's traceback")

@@ -1,12 +1,12 @@
-"""The delegates that are known, and which of them could work on this board: a table, and a look at the file system.
+"""List the known delegates, and find out from the file system alone if a delegate could work on this board.
 
-A delegate is a vendor's shared library, and needs a device most of the time. Whether the device is there and may be
-opened can be read from sysfs and /dev; whether the library is there, from the folders where libraries are. No library
-is loaded and no device opened here, so that it is cheap, and harmless while the daemon has them. Whether the library
-fits this runtime is found out by loading it, in a child process: that is `probe`.
+A delegate is a vendor's shared library, and needs a device most of the time. Presence and permissions of the device are
+read from sysfs and /dev, the presence of the library from the library folders. This module loads no library and opens
+no device, so a survey is cheap, and harmless while the daemon uses the devices. To find out if a library fits the
+installed runtime, `probe` loads the library in a child process.
 
-`survey` says how one delegate stands, and `resolve` gives what it takes to load one, or says why it cannot be had.
-Everything is looked for below `root`, which is another folder in tests only.
+`survey` returns the state of a delegate, and `resolve` the data for loading a delegate, or raises an error with the
+reason. All files are searched below `root`, another folder than "/" only in tests.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _FOLDERS = tuple(f"{top}/lib{sub}" for sub in (f"/{_MULTIARCH}", "", "64") for t
 _OUR_RULES = "/etc/udev/rules.d/99-edged.rules"
 
 
-# How devices are found
+# Finding devices
 
 
 class DelegateFound(NamedTuple):
-    """A device: what to call it, its file, what changes when it is plugged in anew, and what drives it if nothing."""
+    """A device: id, device file, an identity changed by replugging, and the missing driver if no driver is loaded."""
 
     id: str
     node: Path
@@ -49,14 +49,14 @@ class DelegateFound(NamedTuple):
 class Usb(NamedTuple):
     """Devices on USB, by vendor and product, as usb:0, usb:1 in the order of bus and number.
 
-    The library counts them by itself. That it comes to the same order has not been seen with real ones.
+    The vendor's library numbers devices on its own. The same order has not been confirmed with real devices.
     """
 
     ids: tuple[tuple[str, str], ...]
     group: str = "plugdev"
 
     def find(self, root: Path) -> Iterator[DelegateFound]:
-        """Those there are now."""
+        """Yield the devices plugged in now."""
         devices = []
         for entry in _listed(root / "sys/bus/usb/devices"):
             if (_read(entry / "idVendor"), _read(entry / "idProduct")) in self.ids:
@@ -67,7 +67,7 @@ class Usb(NamedTuple):
             yield DelegateFound(f"usb:{index}", root / f"dev/bus/usb/{bus:03}/{number:03}", f"{port}/{number}")
 
     def rule(self, node: Path) -> str:
-        """What a udev rule says to give them to a group."""
+        """Return the udev rules for giving the devices to a group."""
         return "\n".join(
             f'SUBSYSTEM=="usb", ATTR{{idVendor}}=="{vendor}", ATTR{{idProduct}}=="{product}", '
             f'GROUP="{self.group}", MODE="0660"'
@@ -76,7 +76,7 @@ class Usb(NamedTuple):
 
 
 class Pci(NamedTuple):
-    """Devices on PCIe whose driver makes files `pattern` in /dev, as pci:0, pci:1."""
+    """Devices on PCIe, as pci:0, pci:1; the driver makes files `pattern` in /dev."""
 
     vendor: str
     device: str
@@ -85,7 +85,7 @@ class Pci(NamedTuple):
     group: str = "render"
 
     def find(self, root: Path) -> Iterator[DelegateFound]:
-        """Those there are now; for want of the driver they have no file."""
+        """Yield the devices plugged in now; devices without a driver have no file."""
         nodes = _glob(root, f"dev/{self.pattern}")
         for index, node in enumerate(nodes):
             yield DelegateFound(f"pci:{index}", node, _identity(node))
@@ -99,14 +99,14 @@ class Pci(NamedTuple):
         return [slot for slot in slots if (_read(slot / "vendor"), _read(slot / "device")) == ids]
 
     def rule(self, node: Path) -> str:
-        """What a udev rule says to give them to a group."""
+        """Return the udev rule for giving the devices to a group."""
         return f'KERNEL=="{self.pattern}", GROUP="{self.group}", MODE="0660"'
 
 
 class Node(NamedTuple):
-    """Devices by the name of their file, and by their driver in /sys/class/`family` where others have such files too.
+    """Devices by file name and, if other devices have such files too, by driver in /sys/class/`family`.
 
-    They are called as their files are.
+    The id of a device is the file's name.
     """
 
     pattern: str
@@ -115,13 +115,13 @@ class Node(NamedTuple):
     group: str = "render"
 
     def find(self, root: Path) -> Iterator[DelegateFound]:
-        """Those there are now."""
+        """Yield the devices present now."""
         for node in _glob(root, self.pattern):
             if not self.drivers or self._driver(root, node) in self.drivers:
                 yield DelegateFound(node.name, node, _identity(node))
 
     def rule(self, node: Path) -> str:
-        """What a udev rule says to give them to a group."""
+        """Return the udev rule for giving a device to a group."""
         return f'KERNEL=="{node.name}", GROUP="{self.group}", MODE="0660"'
 
     def _driver(self, root: Path, node: Path) -> str:
@@ -140,9 +140,9 @@ Rule = Usb | Pci | Node
 class Known(NamedTuple):
     """A kind of delegate.
 
-    `libraries` are the names of its library, looked for in `folders` and then where libraries usually are; `get` says
-    where it comes from. It has `options` unless told otherwise; where it can be told which of several devices to take,
-    `device_option` is the name of that option. With no `rules` it needs no device.
+    `libraries` are file names of the library, searched in `folders` and then in the system's library folders; `get` is
+    the hint for installing the library. `options` are default options. `device_option` names the option for choosing
+    among several devices, if the library has such an option. A delegate without `rules` needs no device.
     """
 
     title: str
@@ -160,7 +160,7 @@ KNOWN: Mapping[DelegateKind, Known] = {
         libraries=("libedgetpu.so.1", "libedgetpu.so.1.0", "libedgetpu.so"),
         device_option="device",
         rules=(
-            # It goes by the first until it has been given its firmware, which happens when it is opened.
+            # Opening the device loads the firmware; until then, the device has the first of the ids.
             Usb((("1a6e", "089a"), ("18d1", "9302"))),
             Pci("1ac1", "089a", "apex_[0-9]*", "gasket and apex"),
         ),
@@ -238,7 +238,7 @@ class DelegateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Delegate(msgspec.Struct, frozen=True, kw_only=True):
-    """A delegate as it is configured here; the fields are those of its table."""
+    """A delegate with the settings of the table [delegates.X]."""
 
     name: str
     kind: DelegateKind
@@ -248,24 +248,24 @@ class Delegate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def known(self) -> Known:
-        """What is known of its kind."""
+        """Return the entry of the delegate's kind in KNOWN."""
         known = KNOWN[self.kind]
         if self.kind == "external" and self.device:
             return known._replace(rules=(Node(self.device.lstrip("/")),))
         return known
 
     def runs(self, named: str) -> bool:
-        """Whether it is what a manifest means by a delegate's name: this one, or any of its kind."""
+        """Return whether a manifest's delegate name means this delegate: by its own name or by kind."""
         return named in (self.name, self.kind)
 
 
 def delegates(tables: Mapping[str, DelegateOptions]) -> dict[str, Delegate]:
-    """All delegates there are, by name: the known ones, as the tables [delegates.X] change them, and those they add."""
+    """Return all delegates by name: the known delegates as changed by the tables [delegates.X], and added delegates."""
     own: dict[str, DelegateOptions] = {kind: DelegateOptions() for kind in KNOWN if kind != "external"}
     return {
         name: Delegate(
             name=name,
-            kind=table.kind or cast(DelegateKind, name),  # the configuration has seen to it
+            kind=table.kind or cast(DelegateKind, name),  # ensured by the configuration
             library=table.library,
             device=table.device,
             options=table.options,
@@ -274,14 +274,14 @@ def delegates(tables: Mapping[str, DelegateOptions]) -> dict[str, Delegate]:
     }
 
 
-# Looking
+# Surveying the board
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """A device of a delegate.
 
-    `id` is how it is asked for. `identity` is another once it has been unplugged and plugged in again, and for an Edge
-    TPU also once it has been given its firmware. `problem` says why it cannot be used, `hint` what to do about that.
+    `id` names the device in the configuration. `identity` changes by replugging and, for an Edge TPU, also by loading
+    the firmware. `problem` is the reason for a state other than "ready", `hint` the remedy.
     """
 
     id: str
@@ -293,7 +293,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """How a delegate stands: its library and its devices, and if it is not ready, why, and what to do about that."""
+    """State of a delegate: library and devices and, for a state other than "ready", the problem and a hint."""
 
     delegate: Delegate
     library: str | None
@@ -304,7 +304,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delegation(msgspec.Struct, frozen=True, kw_only=True):
-    """All it takes to load a delegate, in a child process. `device` is the id of its device, "" if it needs none."""
+    """Data for loading a delegate in a child process. `device` is the device's id, "" for no device."""
 
     name: str
     kind: DelegateKind
@@ -318,7 +318,7 @@ def _may_open(node: Path) -> bool:
 
 
 def devices(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may_open) -> tuple[Device, ...]:
-    """The devices of a delegate that are plugged in, or only the one that its table names."""
+    """Return the devices of a delegate plugged in, or only the device named in the delegate's table."""
     return tuple(
         _judge(found, rule, delegate, may_open)
         for rule in delegate.known.rules
@@ -328,9 +328,9 @@ def devices(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may
 
 
 def identity(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may_open) -> str:
-    """Which device of a delegate is ready: "" if none is, and another text once it was plugged in anew.
+    """Return the identity of the first ready device of a delegate, "" without such a device.
 
-    A delegate that needs no device is always the same.
+    Replugging a device changes the identity. A delegate without devices has a constant identity.
     """
     if not delegate.known.rules:
         return delegate.name
@@ -338,7 +338,7 @@ def identity(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _ma
 
 
 def survey(delegate: Delegate, root: Path = Path("/"), may_open: MayOpen = _may_open) -> Survey:
-    """How a delegate stands on this board."""
+    """Return the state of a delegate on this board."""
     known, library, found = delegate.known, _find_library(delegate, root), devices(delegate, root, may_open)
 
     def stands(state: DeviceState, problem: str, hint: str) -> Survey:
@@ -362,12 +362,14 @@ def resolve(
     root: Path = Path("/"),
     may_open: MayOpen = _may_open,
 ) -> Delegation:
-    """What it takes to load a delegate: on the device with that id, or on the first that is ready.
+    """Return the data for loading a delegate on the device with the id `device`, or else on the first ready device.
 
-    `options` are a variant's: they change the usual ones, and the table [delegates.X] has the last word.
+    `options` come from a variant: the variant's options override the defaults, and the table [delegates.X] overrides
+    both.
 
     Raises:
-        DeviceError: it cannot be used here, and why; `retryable` if that may change without anybody's doing.
+        DeviceError: the delegate cannot be used on this board; `retryable` if the cause may go away without the
+            operator, as with a device not plugged in.
     """
     found = survey(delegate, root, may_open)
     if found.state != "ready" or found.library is None:
@@ -378,8 +380,8 @@ def resolve(
     if delegate.known.rules and not ready:
         others = listed(each.id for each in found.devices)
         raise DeviceError(
-            f"{delegate.name}: the device {device} is not there, or not ours to open",
-            hint=f"there is {others}; see: edgectl devices",
+            f"{delegate.name}: the device {device} is not present, or may not be opened",
+            hint=f"name one of {others}; see: edgectl devices",
             retryable=True,
         )
     chosen = ready[0].id if ready else ""
@@ -394,7 +396,7 @@ def resolve(
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """What to say to somebody who names a delegate that there is not."""
+    """Return the hint for an unknown delegate name."""
     return did_you_mean(name, known) or f"describe it in a table [delegates.{name}], with a kind and a library"
 
 
@@ -408,7 +410,7 @@ def _judge(found: DelegateFound, rule: Rule, delegate: Delegate, may_open: MayOp
     problem = hint = ""
     if found.lacks_driver:
         state = "no driver"
-        problem = f"{found.id} is there, but no driver for it"
+        problem = f"{found.id} is present, but has no driver"
         hint = f"install and load the kernel modules {found.lacks_driver}"
     elif not may_open(found.node):
         state = "no permission"
@@ -417,19 +419,19 @@ def _judge(found: DelegateFound, rule: Rule, delegate: Delegate, may_open: MayOp
 
 
 def _refusal(found: DelegateFound, rule: Rule) -> tuple[str, str]:
-    """Why the file of a device cannot be opened, and what to do about that."""
+    """Return the reason for a refused device file, and a hint."""
     try:
         status = found.node.stat()
     except OSError:
-        return f"{found.id} is there, but {found.node} is not", "a container must be given the files of devices"
+        return f"{found.id} is present, but has no file {found.node}", "pass the device files into the container"
     group = _group_name(status.st_gid)
     if status.st_mode & 0o060 == 0o060 and status.st_gid != 0:
-        hint = f"let the daemon's user in: sudo usermod -aG {group} edged, and restart it"
-        return f"{found.node} is for the group {group}, and we are not in it", hint
+        hint = f"add the daemon's user to the group: sudo usermod -aG {group} edged, and restart the daemon"
+        return f"{found.node} belongs to the group {group}, and edged is not in that group", hint
     return (
-        f"{found.node} is not for us to open",
+        f"edged may not open {found.node}",
         f"put into {_OUR_RULES}:\n{rule.rule(found.node)}\nthen: sudo udevadm control --reload && sudo udevadm trigger"
-        f" && sudo usermod -aG {rule.group} edged, and restart it",
+        f" && sudo usermod -aG {rule.group} edged, and restart the daemon",
     )
 
 
@@ -452,7 +454,7 @@ def _find_library(delegate: Delegate, root: Path) -> str | None:
 
 
 def _identity(node: Path) -> str:
-    """A device file that has been made anew is another file."""
+    """Return name, device number and inode of a device file: a file made anew has another identity."""
     try:
         status = node.stat()
     except OSError:
@@ -461,7 +463,7 @@ def _identity(node: Path) -> str:
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:
-    """The files below root whose name is like the last part of a pattern, in the order of their numbers."""
+    """Return the files with names matching the last part of a pattern, in the order of their numbers."""
     folder, _, name = pattern.rpartition("/")
     found = [entry for entry in _listed(root / folder) if fnmatchcase(entry.name, name)]
     return sorted(found, key=lambda entry: (len(entry.name), entry.name))
@@ -475,7 +477,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> str:
-    """A line of sysfs; empty if it has just gone."""
+    """Return the content of a sysfs file; "" for a file that has just gone."""
     try:
         with file.open("rb") as opened:
             return opened.read(256).decode("ascii", "replace").strip()

@@ -1,7 +1,7 @@
-"""A runner that computes nothing much, exactly and on command: for tests, and for trying a pipeline with no model.
+"""Provide a runner with prescribed answers, for tests and for trying a pipeline with no model.
 
-`FakeRunner` takes any function from arrays to arrays. `FakeBackend` loads a small JSON file that says what the
-tensors are and what to answer. Both fail, wait and count as they are told.
+`FakeRunner` takes any function from arrays to arrays. `FakeBackend` loads a small JSON file with the tensors and the
+answers. Both can be configured to fail and to wait, and count their runs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MAX_FILE_BYTES = 16 << 20
 
 
 class FakeRunner:
-    """Runs `function` on the inputs.
+    """Run `function` on the inputs.
 
-    The runs whose numbers, counted from 1, are in `fail_on` raise ModelError. A run waits for `gate`, where there is
-    one, to be set. A reset calls `forget`. `runs`, `resets` and `closed` say what has been done to it.
+    Runs with numbers in `fail_on`, counted from 1, raise ModelError. Each run waits until `gate`, if given, is set. A
+    reset calls `forget`. `runs` and `resets` count the calls, and `closed` is true after `close`.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class FakeRunner:
         return self._function(inputs)
 
     def reset(self) -> None:
-        """Forget, and count it."""
+        """Call `forget`, and count the reset."""
         self.resets += 1
         self._forget()
 
     def close(self) -> None:
-        """Remember it."""
+        """Set `closed`."""
         self.closed = True
 
 
@@ -76,14 +76,14 @@ def _check_inputs(specs: tuple[TensorSpec, ...], inputs: Arrays) -> None:
     given = [(array.shape, array.dtype) for array in inputs]
     if given != expected:
         raise ModelError(
-            f"the model was given {given}, and takes {expected}", hint="compare its manifest with the file"
+            f"the model was given {given}, and takes {expected}", hint="compare the manifest with the model's file"
         )
 
 
 class FakeModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The JSON in a fake model's file.
+    """Content of a fake model's JSON file.
 
-    `answers[i][k]` are the stored numbers of output `k` on run `i`, flat; after the last answer comes the first again.
+    `answers[i][k]` are the stored numbers of output `k` on run `i`, flat; the first answer follows the last.
     With no answers, every element of every output is the mean of the first input.
     """
 
@@ -96,9 +96,9 @@ class FakeBackend(Backend, frozen=True, kw_only=True):
     """Options of [models.X] with backend = "fake": answers from a JSON file (see FakeModel), for tests.
 
     Keys:
-        delay (s): Time that a run takes.
-        fail_on: Runs that fail, counted from 1.
-        refuse: Reason with which the model fails to load; "" lets it load.
+        delay (s): Duration of a run.
+        fail_on: Numbers of the runs to fail, counted from 1.
+        refuse: Reason for the model to fail to load; "" lets the model load.
     """
 
     delay: Annotated[float, Meta(ge=0, le=60)] = 0.0
@@ -114,7 +114,7 @@ class FakeBackend(Backend, frozen=True, kw_only=True):
         return FakeRunner(model.inputs, model.outputs, answers.next, fail_on=self.fail_on, forget=answers.start_over)
 
     def title(self) -> str:
-        """The same as in RunnerInfo."""
+        """Return the runtime's name, as in RunnerInfo."""
         return "fake"
 
 
@@ -129,7 +129,7 @@ def _read(file: Path) -> FakeModel:
     except OSError as error:
         raise BundleError(f"{file.name} cannot be read: {error}", hint="install the model again") from error
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"{file.name} is no fake model: {error}", hint="see FakeModel for what is in one") from error
+        raise BundleError(f"{file.name} is no fake model: {error}", hint="write the file as FakeModel says") from error
     return model
 
 
@@ -142,7 +142,7 @@ def _check_specs(model: FakeModel) -> None:
 
 
 class _Answers:
-    """Gives the model's answers in turn, each after `delay` seconds."""
+    """Give the model's answers in turn, each after `delay` seconds."""
 
     def __init__(self, model: FakeModel, delay: float) -> None:
         self._model = model

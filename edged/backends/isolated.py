@@ -1,18 +1,19 @@
-"""Models in a process of their own, which may crash, hang and eat: those on a vendor's delegate, or any others.
+"""Run models in a child process, so a crash, a hang or a lack of memory in a vendor's delegate cannot harm the daemon.
 
-A `Host` is that process, for all models of one device: `isolated_child` on the leash of `edged.system.child`. The first
-model that is loaded starts it, and the last one that is closed ends it. When it dies, every runner in it raises
-DeviceError at once; whoever has such a runner closes it and loads again, which starts a new process.
+A `Host` is the child process for all models of a device: `isolated_child`, under the limits of `edged.system.child`.
+Loading the first model starts the process, and closing the last model ends the process. When the process dies, every
+runner of the host raises DeviceError at once; the owner of such a runner closes the runner and loads the model again,
+and this load starts a new process.
 
-A turn costs one wake-up each way and no message: inputs are copied into shared memory, an eventfd wakes the child,
-and a poll waits for its answer, its end, its chatter or the deadline. The child runs one model at a time, by priority,
-then by the earliest deadline, unless one has waited longer than that; a runner's deadline counts from when the child
-began its turn. Whoever waits looks after its own turn alone: the thread whose turn hangs kills the child, and that
-wakes all the others.
+A turn costs a single wake-up in each direction and no message: inputs are copied into shared memory, an eventfd wakes
+the child, and a poll waits for the answer, the child's end, output on standard error, or the deadline. The child runs
+one model at a time, by priority, then by earliest deadline; a model waiting past the deadline comes first. A runner's
+deadline counts from the start of the turn. Each thread watches its own turn alone: the thread of a hanging turn kills
+the child, and the child's end wakes the other threads.
 
-Whose is what: a runner belongs to the thread that runs it. Messages (load, reset, close) are sent under `Host.calls`,
-one at a time, each answered before the next. What became of a child, and who still polls its descriptors, is under
-`_Life._lock`; they are closed when the last has let go, for a number that is closed is soon somebody else's.
+A runner belongs to the thread calling `run`. Messages (load, reset, close) are sent under `Host.calls`, each answered
+before the next. The cause of a child's end, and the users of a child, are under `_Life._lock`; descriptors are closed
+after the last user has been released, because the kernel soon reuses the number of a closed descriptor.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ _Expected = TypeVar("_Expected", Loaded, Done)
 
 
 class RunTimes(msgspec.Struct, frozen=True):
-    """What a runner's turns took in its process: how many there were, and seconds by the clock and of the processor."""
+    """Number of a runner's turns in the child process, and their total in seconds of wall clock and processor time."""
 
     turns: int
     wall: float
@@ -82,18 +83,19 @@ class RunTimes(msgspec.Struct, frozen=True):
 
     @property
     def off_processor(self) -> float:
-        """The share of the time that was spent elsewhere than on the thread that ran: 0 to 1."""
+        """Return the fraction of the wall clock time spent outside the child's own thread: 0 to 1."""
         return max(0.0, 1 - self.processor / self.wall) if self.wall else 0.0
 
 
 class LostError(DeviceError):
-    """The process died, or had to be killed, of what it was doing for whoever is told so."""
+    """Raised instead of DeviceError to the user being served when the process died or was killed."""
 
 
 class Host:
-    """The process of one device, called `name` in what is said of it, on a leash. Any thread may use it.
+    """The child process of a device, called `name` in messages. Any thread may use a host.
 
-    Its runners keep it. Whoever sends a message has `calls`. While it `is_loading`, nobody gets a turn.
+    The process lives as long as a runner is open. A sender of messages holds `calls`. While `is_loading` is true, the
+    child runs no turns.
     """
 
     def __init__(self, name: str, limits: ResourceLimits) -> None:
@@ -115,15 +117,15 @@ class Host:
         load_seconds: float,
         priority: int = 0,
     ) -> IsolatedRunner:
-        """Load a model in the process, and start that if there is none or it has died.
+        """Load a model in the process, and start the process first if not running.
 
-        Turns that were asked for are taken first; others wait, so whoever can do without asks whether it `is_loading`.
-        One inference may take `deadline` seconds, and loading, resetting and starting the process `load_seconds` each.
-        The greater `priority` has its turn first.
+        Turns already requested run first; later turns wait for the load, so callers with a twin check `is_loading`. An
+        inference may take `deadline` seconds, and loading, resetting and starting the process `load_seconds` each. A
+        model of greater `priority` runs first.
 
         Raises:
-            DeviceError: the process cannot be started, or crashed, hung or ran out of memory; its runners are lost.
-            EdgedError: what the backend raised; the process lives, and so do its other runners.
+            DeviceError: the process cannot be started, or crashed, hung or ran out of memory; all runners are lost.
+            EdgedError: the backend's error; the process and the other runners live on.
         """
         load = Load(
             number=next(self._numbers),
@@ -147,27 +149,27 @@ class Host:
 
     @property
     def pid(self) -> int | None:
-        """The process's number, while it has models; it may have died."""
+        """Return the process id while models are loaded, else None. The process may have died."""
         life = self._life
         return life.child.pid if life is not None and not life.is_over else None
 
     @property
     def stderr(self) -> str:
-        """The last of what the process, or the one before it, said on standard error."""
+        """Return the end of the standard error of the process, or of the previous process."""
         return self._life.said() if self._life is not None else ""
 
     def close(self) -> None:
-        """End the process at once; its runners raise DeviceError from now on, and nothing can be loaded any more."""
-        self._closed = True  # and then look; `_living` starts a process and then looks at this
+        """End the process at once. From now on, runners and loads raise DeviceError."""
+        self._closed = True  # before the check in `renew`; `_living` starts a process before checking `_closed`
         self.renew()
 
     def renew(self) -> None:
-        """End the process, if there is one, and have the next load start another; its runners raise DeviceError."""
+        """End the process if running, so the next load starts a new process; open runners raise DeviceError."""
         if self._life is not None:
             self._life.fail("was ended", _CLOSED)
 
     def _living(self, call: _Call) -> _Life:
-        """A process that lives, held by the call."""
+        """Return a living process, held by the call."""
         if self._life is None or not self._life.hold(call):
             self._life = _Life(self.name, self._limits)
             self._life.hold(call)
@@ -195,7 +197,7 @@ class Host:
 
 
 class IsolatedRunner:
-    """A model in a host's process. One thread uses it at a time."""
+    """A model in a host's process, for use by one thread at a time."""
 
     def __init__(
         self,
@@ -226,12 +228,12 @@ class IsolatedRunner:
         self._events = life.events(answer)
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Run once, in the process; the outputs are copies.
+        """Run once in the process; the outputs are copies.
 
         Raises:
             ModelError: the runtime refused this input, and the process lives.
-            DeviceError: the process crashed, was killed, took longer than the deadline (then it is killed), or ran out
-                of memory. This runner is lost: close it.
+            DeviceError: the process crashed, ran out of memory, was killed, or is killed now after the deadline. This
+                runner is lost: call `close`.
         """
         if self._gone is not None:
             raise _again(self._gone)
@@ -247,7 +249,7 @@ class IsolatedRunner:
         return [output.copy() for output in shared.outputs]
 
     def reset(self) -> None:
-        """Forget earlier runs. Raises DeviceError as `run` does, and what the backend raises."""
+        """Forget earlier runs. Raises DeviceError as `run` does, and the errors of the backend."""
         if self._gone is None:
             self._call(Reset(number=self._number), f"resetting {self._name}", self._seconds)
 
@@ -260,7 +262,7 @@ class IsolatedRunner:
 
     @property
     def run_times(self) -> RunTimes:
-        """What its turns took so far; nothing once it is closed or lost."""
+        """Return number and total durations of the turns so far; zeros for a closed or lost runner."""
         if self._gone is not None:
             return RunTimes(0, 0.0, 0.0)
         words = self._shared.words
@@ -268,26 +270,26 @@ class IsolatedRunner:
 
     @property
     def pid(self) -> int:
-        """The number of its process, which may have died."""
+        """Return the process id. The process may have died."""
         return self._life.child.pid
 
     def busy_until(self) -> int:
-        """When at the latest its last turn ends, in nanoseconds of CLOCK_MONOTONIC."""
+        """Return the latest end of the last turn, in nanoseconds of CLOCK_MONOTONIC."""
         begun = self._shared.words[BEGUN]
-        return begun + self._deadline if begun <= time.monotonic_ns() else 0  # else it is nonsense
+        return begun + self._deadline if begun <= time.monotonic_ns() else 0  # a start in the future is invalid
 
     def turn_in_hand(self) -> int:
-        """The number of the turn that it has asked for and that is not over; 0 for none."""
+        """Return the number of the turn requested and not finished; 0 if idle."""
         words = self._shared.words
         return words[TURN] if words[TURN] != words[ANSWERED] else 0
 
     def has_begun(self) -> bool:
-        """Whether its turn has begun and is not over."""
+        """Return whether a turn has begun and is not over."""
         words = self._shared.words
         return bool(self.turn_in_hand()) and words[BEGUN] >= words[ASKED]
 
     def abandon(self, reason: EdgedError | None = None) -> None:
-        """Let go of all there is on this side. Later runs raise the reason."""
+        """Release all resources of the parent's side. Later runs raise `reason`."""
         if self._gone is None:
             self._gone = reason or ModelError("the model is closed", hint="load it again")
             self._life.release(self)
@@ -302,7 +304,7 @@ class IsolatedRunner:
             tensor[...] = array
 
     def _wait(self) -> None:
-        """Until it has answered this turn. Of what is ready at the same time, the answer is first."""
+        """Wait for the answer to this turn. Of descriptors ready at the same time, the answer is handled first."""
         timeout = self._timeout
         while True:
             for descriptor, _ in self._events.poll(timeout):
@@ -317,16 +319,16 @@ class IsolatedRunner:
             timeout = self._time_left()
 
     def _time_left(self) -> int:
-        """For how many milliseconds there is still reason to wait."""
+        """Return the milliseconds left until the deadline, and kill the child after the deadline."""
         asked, begun = self._shared.words[ASKED], self._shared.words[BEGUN]
         has_begun = begun >= asked
         end = self._deadline + (begun if has_begun else max(asked, self._life.busy_until(self)))
         now = time.monotonic_ns()
         left = end - now
-        if begun > now:  # somebody has written where nobody should
+        if begun > now:  # the child has overwritten the words
             self._lose(self._life.fail(_BABBLE, _BROKEN, whose=self))
         if left <= 0:
-            what = "one inference took longer than" if has_begun else "it did nothing for"
+            what = "an inference took longer than" if has_begun else "the process did nothing for"
             self._lose(self._life.fail(f"hung: {what} {self._deadline / 1e9:g} s", _HUNG, whose=self))
         return _milliseconds(left)
 
@@ -346,10 +348,10 @@ class IsolatedRunner:
 
 
 class _User(Protocol):
-    """Somebody who uses a child: when at the latest it will be done with what it does for them, which turn that is, and
-    whether it has begun.
+    """A runner or a call using a child.
 
-    All are asked under the lock of its life, and not once they have let go.
+    `busy_until` is the latest end of the user's work in the child, `turn_in_hand` the number of the requested turn, and
+    `has_begun` tells if the turn has begun. Called under the lock of the `_Life`, and never after `release`.
     """
 
     def busy_until(self) -> int: ...
@@ -360,7 +362,7 @@ class _User(Protocol):
 
 
 class _Call:
-    """Something that is asked of a child by messages, and must be done in time."""
+    """A request to a child by messages, with a time limit."""
 
     def __init__(self, deed: str, seconds: float) -> None:
         self.deed = deed
@@ -382,7 +384,7 @@ class _Call:
 
 
 class _Life:
-    """One child from its start to its end, and what those who use it share."""
+    """A child process from start to end, and the state shared by the child's users."""
 
     def __init__(self, name: str, limits: ResourceLimits) -> None:
         self._name = name
@@ -411,7 +413,7 @@ class _Life:
         os.set_blocking(self.child.stderr, False)
 
     def hold(self, user: _User) -> bool:
-        """Count somebody among its users; not when it has died."""
+        """Add a user unless the child has died; return whether the user was added."""
         with self._lock:
             if self.is_over:
                 return False
@@ -422,7 +424,7 @@ class _Life:
             return self._failure is None
 
     def release(self, user: _User) -> None:
-        """Somebody uses it no more; without users it ends, and all its descriptors are closed."""
+        """Remove a user; after the last user, end the child and close all descriptors."""
         with self._lock:
             self._users.discard(user)
             if self._users or self.is_over:
@@ -434,7 +436,7 @@ class _Life:
             os.close(self.wake)
 
     def let_finish(self, call: _Call) -> None:
-        """Until those turns are over that are asked for now: a message would come before them."""
+        """Wait until the turns requested so far are over, because the child would handle a message first."""
         asked = self._turns_in_hand()
         while asked & self._turns_in_hand() and call.milliseconds_left():
             time.sleep(_GLANCE_SECONDS)
@@ -446,15 +448,18 @@ class _Life:
     def call(
         self, message: ChildRequest, call: _Call, expected: type[_Expected], descriptors: Sequence[int] = ()
     ) -> _Expected:
-        """Say something, and the answer. It is one of the host's calls, and nobody else is at it.
+        """Send a message and return the reply. The caller holds `Host.calls`.
 
         Raises:
-            DeviceError: it died, or is killed for it took too long or answered nonsense.
-            EdgedError: it answered that it will not.
+            DeviceError: the child died, or is killed for taking too long or for an invalid reply.
+            EdgedError: the child replied with an error.
         """
         data = msgspec.json.encode(message)
         if len(data) > MAX_MESSAGE_BYTES:
-            raise ModelError(f"{call.deed} takes {len(data)} bytes to say", hint="shorten the backend's options")
+            raise ModelError(
+                f"{call.deed} takes a message of {len(data)} bytes, more than {MAX_MESSAGE_BYTES}",
+                hint="shorten the backend's options",
+            )
         try:
             socket.send_fds(self._control, [data], descriptors, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -478,62 +483,62 @@ class _Life:
                     self.hear(events)
                 elif data := self._receive():
                     return data
-                else:  # it is about to end
+                else:  # the child is about to end
                     events.unregister(control)
             if not self._time_left(call):
                 raise self.fail(f"hung: {call.deed} took longer than {call.seconds:g} s", _HUNG, call)
 
     def _time_left(self, call: _Call) -> int:
-        """For how many milliseconds a call has time; it begins when the turn in hand is over."""
+        """Return the milliseconds left for a call, counted from the end of the turn in hand."""
         return call.milliseconds_left(after=self.busy_until(call))
 
     def _receive(self) -> bytes:
-        """A message, or nothing where the other end is closed."""
+        """Return a message, b"" if the child has closed the socket."""
         try:
             return self._control.recv(MAX_MESSAGE_BYTES)
-        except ConnectionResetError:  # it died with a message of ours unread
+        except ConnectionResetError:  # the child died before reading a message
             return b""
 
     def understand(self, data: bytes, kind: Any, whose: _User) -> Any:
-        """What it says, in its own words' type. Raises DeviceError if that is nonsense, and kills it."""
+        """Decode a message of the child as `kind`. If invalid, kill the child and raise DeviceError."""
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.MsgspecError as error:
             raise self.fail(_BABBLE, _BROKEN, whose) from error
 
     def events(self, descriptor: int) -> select.poll:
-        """What somebody waits for who uses it: a descriptor of their own, its end, and its chatter."""
+        """Return a poll object for a user: the user's own descriptor, the child's end, and standard error."""
         events = select.poll()
         for each in (descriptor, self.child.ended, self.child.stderr):
             events.register(each, select.POLLIN)
         return events
 
     def hear(self, events: select.poll) -> None:
-        """Take what it has said on standard error; when nothing will come any more, wait for that no more."""
+        """Read the child's standard error; at the end of the file, take standard error out of `events`."""
         with self._lock:
             if not self._hear():
                 events.unregister(self.child.stderr)
 
     def said(self) -> str:
-        """The last of what it has said on standard error."""
+        """Return the end of the child's standard error."""
         with self._lock:
             if not self.is_over:
                 self._hear()
             return printable(self._said)
 
     def busy_until(self, waiting: _User) -> int:
-        """When at the latest it will be done with what it does for others."""
+        """Return the latest end of the child's work for users other than `waiting`."""
         with self._lock:
             return max((user.busy_until() for user in self._users if user is not waiting), default=0)
 
     def fail(self, reason: str = "", hint: str = "", whose: _User | None = None) -> DeviceError:
-        """End it if it has not ended, and say why it has: the first reason there was, or else what its status tells.
+        """Kill the child unless dead, and return the error with the first reason, or with the exit status's meaning.
 
-        Where it was at something for the user `whose` error this is, that is a LostError.
+        The error is a LostError if the child was working for the user `whose`.
         """
         with self._lock:
             if self._failure is None:
-                if hint != _CLOSED:  # else it was ended, and not for what it did
+                if hint != _CLOSED:  # a child ended on purpose is no user's fault
                     self._blamed = self._at_work_for()
                 self.child.kill()
                 _is_ready(self.child.ended, _SECONDS_TO_DIE)
@@ -545,12 +550,12 @@ class _Life:
             return kind(f"the process of {self._name} {reason}{self._quote()}", hint=hint, retryable=True)
 
     def _at_work_for(self) -> set[_User]:
-        """Whose turn has begun; while none has, whoever has said something."""
+        """Return the users with a turn begun or, if no turn has begun, the users with a call in hand."""
         at_turn = {user for user in self._users if user.has_begun()}
         return at_turn or {user for user in self._users if isinstance(user, _Call)}
 
     def _hear(self) -> bool:
-        """Whether there may be more to hear."""
+        """Read from standard error; return whether more may follow."""
         try:
             data = os.read(self.child.stderr, _PIPE_BYTES)
         except BlockingIOError:
@@ -560,24 +565,24 @@ class _Life:
 
     def _quote(self) -> str:
         lines = printable(self._said).splitlines()
-        return f'; it said last "{lines[-1][-_MAX_QUOTE:]}"' if lines else ""
+        return f'; the last line of output: "{lines[-1][-_MAX_QUOTE:]}"' if lines else ""
 
 
-# What became of it
+# Causes of a child's end
 
 
-_HUNG = "unplug and replug the device, or allow more time; see what the process said on standard error"
-_CRASHED = "the backend or the device's driver ends the process; see what it said on standard error"
-_STARVED = "allow its process more memory, or load a smaller model"
+_HUNG = "unplug and replug the device, or allow more time; see the standard error of the process"
+_CRASHED = "see the standard error of the process: the backend or the device's driver ends the process"
+_STARVED = "allow the process more memory, or load a smaller model"
 _SCARCE = "free some memory, or end other processes"
-_BROKEN = "install edged again; see what the process said on standard error"
+_BROKEN = "install edged again; see the standard error of the process"
 _CLOSED = "load the model again"
 _COMPARE = "compare the manifest's tensors with the model's: edgectl models"
-_BABBLE = "answered what nobody understands"
+_BABBLE = "sent an invalid message"
 
 
 def _explain(status: int | None, said: bytes) -> tuple[str, str]:
-    """In what way a process ended, and what to do about it."""
+    """Return a child's way of ending in words, and a hint."""
     if out_of_memory(said):
         return "ran out of memory", _STARVED
     if status is None:
@@ -604,15 +609,15 @@ def _error(reply: Refused) -> EdgedError:
 
 
 def _again(error: EdgedError) -> EdgedError:
-    """The same error, for another to raise."""
+    """Return a copy of an error, for raising anew."""
     return type(error)(error.message, hint=error.hint, retryable=error.retryable)
 
 
-# What is shared
+# Shared memory
 
 
 def _check_tensors(loaded: Loaded) -> None:
-    """Refuse tensors that no memory can be shared for, whatever process asks for it."""
+    """Refuse tensors unfit for shared memory; the child's word is not trusted."""
     for spec in (*loaded.inputs, *loaded.outputs):
         try:
             sound = spec.numpy_dtype.kind in "biufc" and all(size > 0 for size in spec.shape)
@@ -621,16 +626,16 @@ def _check_tensors(loaded: Loaded) -> None:
         if not sound or prod(spec.shape) > MAX_ELEMENTS:
             raise ModelError(
                 f"the tensor {spec.name!r}, {spec.dtype} of shape {spec.shape}, cannot be shared with a process",
-                hint="use a model whose tensors are numbers, and as many as the manifest says",
+                hint="use a model with tensors of numbers, of the shapes in the manifest",
             )
     if len(loaded.inputs) > MAX_TENSORS or len(loaded.outputs) > MAX_TENSORS:
-        raise ModelError(f"it has more than {MAX_TENSORS} inputs or outputs", hint="use a model with fewer")
+        raise ModelError(f"the model has more than {MAX_TENSORS} inputs or outputs", hint="use a model with fewer")
 
 
 def _share(loaded: Loaded) -> tuple[int, int, Shared]:
-    """An eventfd for answers, the descriptor of some memory for a model, and the memory.
+    """Return an eventfd for answers, the descriptor of a model's shared memory, and the memory.
 
-    It is sealed: one who could shrink it could end whoever looks into it.
+    The memory is sealed, because a process shrinking the memory could crash a reader.
     """
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     try:
@@ -649,7 +654,7 @@ def _share(loaded: Loaded) -> tuple[int, int, Shared]:
 
 
 def _is_ready(descriptor: int, seconds: float) -> bool:
-    """Whether it becomes readable within so many seconds."""
+    """Return whether a descriptor becomes readable within `seconds`."""
     events = select.poll()
     events.register(descriptor, select.POLLIN)
     return bool(events.poll(seconds * 1e3))

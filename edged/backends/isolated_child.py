@@ -1,12 +1,13 @@
-"""What the process of `isolated` does: it loads the models of one device, and runs whichever has its turn.
+"""Serve the models of one device in the child process of `isolated`: load models, and run one at a time.
 
-It is single-threaded and waits in one place, on the eventfd `wake`. Its parent adds 1 to it for a turn and CALL for a
-message on the control socket, so that one read tells how many there are of either. Messages (load, attach, reset,
-close) are JSON, answered one by one, and come before turns. A turn has no message: what it needs is in shared memory.
+The child is single-threaded and blocks in a single place, on the eventfd `wake`. The parent adds 1 to `wake` for a turn
+and CALL for a message on the control socket, so a single read returns the numbers of turns and messages. Messages
+(load, attach, reset, close) are JSON, answered in order, and handled before turns. A turn has no message: its data is
+in shared memory.
 
-Shared memory, one piece for each model: the words below, room for an error, then the inputs and the outputs, each where
-it suits a processor. Every word has one writer, and whoever reads it has been woken by a system call after it was
-written; only BEGUN is looked at from outside while things move.
+Each model has its own shared memory: the words below, space for an error, then inputs and outputs, each aligned for the
+processor. Every word has a single writer, and is read after a system call by the writer has woken the reader; only
+BEGUN is read by the parent during a turn.
 """
 
 from __future__ import annotations
@@ -33,27 +34,27 @@ MAX_MESSAGE_BYTES = 128 << 10
 TURN, ASKED, BEGUN, ANSWERED, REFUSED, WALL, PROCESSOR = range(7)
 """The words, all integers.
 
-By the parent: TURN, the number of the turn that was asked for last, and ASKED, when. By the child: BEGUN, when it began
-the last one; ANSWERED, which that was, once it is over; REFUSED, the length of the error that it ended with or 0; WALL
-and PROCESSOR, what all turns took so far. Moments are of CLOCK_MONOTONIC; all times are in nanoseconds.
+Written by the parent: TURN, number of the last turn requested; ASKED, time of the request. Written by the child: BEGUN,
+start of the last turn; ANSWERED, number of the last finished turn; REFUSED, length of the last turn's error, 0 for
+success; WALL and PROCESSOR, total duration and processor time of all turns. Times are nanoseconds of CLOCK_MONOTONIC.
 """
 _WORDS_BYTES = 64
 _HEAD_BYTES = 4096
 _ALIGNMENT = 64
 
 
-# What is said
+# Messages
 
 
 class Descriptors(msgspec.Struct, frozen=True, kw_only=True):
-    """The child's request: the numbers of its end of the control socket and of the eventfd that wakes it."""
+    """Start-up request to the child: descriptors of the child's end of the control socket and of the eventfd `wake`."""
 
     control: int
     wake: int
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Load a model on the class `backend` ("module:Class") with `options`, and call it by a number from then on."""
+    """Load a model with the class `backend` ("module:Class") and `options`; later messages refer to `number`."""
 
     number: int
     backend: str
@@ -65,25 +66,25 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Attach(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Share the memory and the eventfd for answers that come with this message."""
+    """Use the shared memory and the eventfd for answers passed along with this message."""
 
     number: int
 
 
 class Reset(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Have a model forget."""
+    """Reset a model's state."""
 
     number: int
 
 
 class Close(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Let go of a model."""
+    """Close a model."""
 
     number: int
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A model is loaded, and this is what it is like."""
+    """Reply to Load: tensors and runner info of the loaded model."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -91,11 +92,11 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """It is done."""
+    """Reply to Attach, Reset and Close: success."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An error, of a class in ERRORS."""
+    """Reply to any message: an error, of a class in ERRORS."""
 
     kind: str
     message: str
@@ -109,11 +110,11 @@ ERRORS: dict[str, type[EdgedError]] = {kind.__name__: kind for kind in (ModelErr
 
 
 def refused(error: Exception) -> Refused:
-    """An error in words that travel, of bounded length."""
+    """Return an error as a message of bounded length."""
     if not isinstance(error, EdgedError):
-        hint = "see what its process said on standard error"
+        hint = "see the standard error of the model's process"
         return Refused(
-            kind="ModelError", message=f"its backend failed: {type(error).__name__}: {error}"[:1000], hint=hint
+            kind="ModelError", message=f"the backend failed: {type(error).__name__}: {error}"[:1000], hint=hint
         )
     kind = next((name for name, kind in ERRORS.items() if isinstance(error, kind)), "ModelError")
     return Refused(kind=kind, message=error.message[:1000], hint=error.hint[:500], retryable=error.retryable)
@@ -123,12 +124,12 @@ def refused(error: Exception) -> Refused:
 
 
 def shared_bytes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int:
-    """How much memory a model's tensors need, all told."""
+    """Return the size of a model's shared memory: words, error and tensors."""
     return _HEAD_BYTES + sum(_room(spec) for spec in (*inputs, *outputs))
 
 
 class Shared:
-    """A model's piece of shared memory: its words, and its tensors as arrays."""
+    """A model's shared memory: the words, and the tensors as arrays."""
 
     def __init__(self, descriptor: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self._memory = mmap.mmap(descriptor, shared_bytes(inputs, outputs))
@@ -141,19 +142,21 @@ class Shared:
         self.outputs = arrays[len(inputs) :]
 
     def refuse(self, refusal: Refused) -> None:
-        """Leave an error."""
+        """Write an error for the parent."""
         text = msgspec.json.encode(refusal)
-        if len(text) > _HEAD_BYTES - _WORDS_BYTES:  # escapes have made it long
-            text = msgspec.json.encode(Refused(kind=refusal.kind, message="it failed, and says unreadable things"))
+        if len(text) > _HEAD_BYTES - _WORDS_BYTES:  # JSON escapes have lengthened the text
+            text = msgspec.json.encode(
+                Refused(kind=refusal.kind, message="the backend failed with an unreadable error")
+            )
         self._memory[_WORDS_BYTES : _WORDS_BYTES + len(text)] = text
         self.words[REFUSED] = len(text)
 
     def refusal(self) -> bytes:
-        """The error that was left."""
+        """Return the error written by the child, as JSON."""
         return self._memory[_WORDS_BYTES : min(_WORDS_BYTES + self.words[REFUSED], _HEAD_BYTES)]
 
     def close(self) -> None:
-        """Let go of it. Nobody may hold one of its arrays any more."""
+        """Unmap the memory. No reference to the arrays may be left."""
         self.inputs, self.outputs = [], []
         self.words.release()
         self._memory.close()
@@ -170,7 +173,7 @@ def _room(spec: TensorSpec) -> int:
 
 
 def main(request: str) -> None:
-    """Serve until killed. Whatever is printed goes to standard error, which never makes anybody wait."""
+    """Serve until killed. Standard output is redirected to standard error, and standard error never blocks."""
     os.dup2(2, 1)
     os.set_blocking(2, False)
     descriptors = msgspec.json.decode(request, type=Descriptors)
@@ -178,7 +181,7 @@ def main(request: str) -> None:
 
 
 class _Model:
-    """A loaded model, and what it shares with the parent once that is attached."""
+    """A loaded model, and the memory shared with the parent after `attach`."""
 
     def __init__(self, runner: Runner, load: Load) -> None:
         self.runner = runner
@@ -197,9 +200,9 @@ class _Model:
         return self.shared is not None and self.shared.words[TURN] != self.shared.words[ANSWERED]
 
     def urgency(self, now: int) -> tuple[bool, int, int]:
-        """The least is first: what has waited past its deadline, then by priority, then by the earliest deadline.
+        """Return a sort key: models waiting past the deadline first, then by priority, then by earliest deadline.
 
-        The first is so that nobody waits for ever where others never leave the device alone.
+        Models past the deadline come first so that no model waits forever behind models of higher priority.
         """
         assert self.shared is not None
         deadline = self.shared.words[ASKED] + self._deadline
@@ -215,7 +218,7 @@ class _Model:
         try:
             for tensor, output in zip(shared.outputs, self.runner.run(shared.inputs), strict=True):
                 _put(tensor, output)
-        except Exception as error:  # a stranger's backend may raise anything
+        except Exception as error:  # a plug-in's backend may raise any exception
             _die_if_out_of_memory(error)
             shared.refuse(refused(error))
         words[WALL] += time.monotonic_ns() - wall
@@ -243,7 +246,7 @@ class _Server:
                 self._answer()
             if turns := count % CALL:
                 self._take_a_turn()
-                if turns > 1:  # look for messages before the next
+                if turns > 1:  # check for messages before the next turn
                     os.eventfd_write(self._wake, turns - 1)
 
     def _take_a_turn(self) -> None:
@@ -258,7 +261,7 @@ class _Server:
         data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         try:
             reply = self._do(msgspec.json.decode(data, type=ChildRequest), descriptors)
-        except Exception as error:  # a stranger's backend may raise anything
+        except Exception as error:  # a plug-in's backend may raise any exception
             if not isinstance(error, EdgedError):
                 traceback.print_exc()
             reply = refused(error)
@@ -289,14 +292,15 @@ def _backend(load: Load) -> Backend:
 def _put(tensor: NDArray[Any], output: NDArray[Any]) -> None:
     if output.shape != tensor.shape or output.dtype != tensor.dtype:
         raise ModelError(
-            f"it said {output.dtype} of shape {output.shape}, and was to say {tensor.dtype} of shape {tensor.shape}",
-            hint="a model whose outputs change their size cannot run in a process of its own",
+            f"the model returned {output.dtype} of shape {output.shape} instead of {tensor.dtype} of shape"
+            f" {tensor.shape}",
+            hint="use a model with outputs of fixed size, or run the model on the CPU without `isolate`",
         )
     tensor[...] = output
 
 
 def _die_if_out_of_memory(error: Exception) -> None:
-    """What failed for want of memory fails again, and differently: better to begin anew."""
+    """End the process if `error` comes from a lack of memory, since later failures would be unpredictable."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, MemoryError):
         cause = cause.__cause__

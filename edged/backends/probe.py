@@ -1,7 +1,7 @@
-"""Whether a delegate works here, found out where it can do no harm: in a child process that loads it.
+"""Find out whether a delegate works on this board by loading the library in a child process, where crashes do no harm.
 
-A library built against another TFLite crashes with this one; others abort or wait for ever. A child that ends so is
-the answer. It opens the device, so it is nothing to do while somebody else has it.
+A library built against another TFLite crashes with the installed runtime; other libraries abort or block forever. The
+way the child ends is the result. The child opens the device, so do not probe while another process uses the device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REBUILT = "install the version of the library that was built for this TFLite ru
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to load: the options of a DelegatedTflite, and a model's file, or None for the delegate alone."""
+    """Request to the child: options of a DelegatedTflite, and a model's file, or None to load the delegate alone."""
 
     backend: dict[str, Any]
     file: str | None
@@ -34,7 +34,7 @@ class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it: how much of the model's graph the delegate took, or the error."""
+    """Answer of the child: the nodes of the model's graph and the delegate's share of the nodes, or the error."""
 
     nodes: int = 0
     delegated: int = 0
@@ -44,11 +44,11 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def probe(delegation: Delegation, rules: Rules, file: Path | None = None, signature: str | None = None) -> ProbeAnswer:
-    """Load a delegate, and with it a model if there is one, in a child process.
+    """Load a delegate, and a model on the delegate if `file` is given, in a child process.
 
     Raises:
-        DeviceError: it does not load, or not in `rules.load_seconds`, or takes its process with it.
-        ModelError: it loads, and the model does not.
+        DeviceError: the delegate does not load within `rules.load_seconds`, or ends the child process.
+        ModelError: the delegate loads, but the model does not.
     """
     backend = {"delegate": delegation.name, "library": delegation.library, "options": delegation.options}
     request = ProbeRequest(backend=backend, file=None if file is None else str(file.absolute()), signature=signature)
@@ -62,7 +62,7 @@ def probe(delegation: Delegation, rules: Rules, file: Path | None = None, signat
     if status is None:
         raise DeviceError(
             f"{delegation.name}: loading {delegation.library} was not done in {rules.load_seconds:g} s",
-            hint="unplug the device and plug it in again, or give it more time: [accelerators] load_seconds",
+            hint="unplug the device and plug it in again, or allow more time: [accelerators] load_seconds",
         )
     answer = _understand(stdout)
     if status != 0 or answer is None:
@@ -77,7 +77,10 @@ def probe(delegation: Delegation, rules: Rules, file: Path | None = None, signat
 
 
 def _follow(child: Child, seconds: float) -> tuple[int | None, bytes, bytes]:
-    """Hear a child to its end, or kill it when the time is over: its status, None if it was, and what it said."""
+    """Read a child's output to the end, or kill the child at the end of the time.
+
+    Returns exit status (None after a timeout), standard output and standard error.
+    """
     heard = {child.stdout: b"", child.stderr: b""}
     try:
         in_time = _listen(child, heard, seconds)
@@ -91,7 +94,7 @@ def _follow(child: Child, seconds: float) -> tuple[int | None, bytes, bytes]:
 
 
 def _listen(child: Child, heard: dict[int, bytes], seconds: float) -> bool:
-    """Take what comes out of its pipes, so that it never waits for us; whether it ends within so many seconds."""
+    """Read from the child's pipes, so the child never blocks; return whether the child ends within `seconds`."""
     end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         selector.register(child.ended, selectors.EVENT_READ)
@@ -105,13 +108,13 @@ def _listen(child: Child, heard: dict[int, bytes], seconds: float) -> bool:
                 heard[pipe] = (heard[pipe] + data)[-_HEARD_BYTES:]
                 if not data:
                     selector.unregister(pipe)
-            if ready == [child.ended]:  # it has ended, and nothing is left to be heard
+            if ready == [child.ended]:  # the child has ended, and the pipes are empty
                 return True
     return False
 
 
 def _understand(stdout: bytes) -> ProbeAnswer | None:
-    """The answer, if it came to one."""
+    """Return the child's answer, None if incomplete or invalid."""
     try:
         return msgspec.json.decode(stdout, type=ProbeAnswer)
     except msgspec.MsgspecError:
@@ -128,22 +131,22 @@ def _ending(status: int) -> str:
 def _last_words(stderr: bytes) -> str:
     lines = stderr.decode(errors="replace").strip().splitlines()
     words = "".join(char for char in lines[-1] if char.isprintable())[:200] if lines else ""
-    return f'; it said: "{words}"' if words else ""
+    return f'; the last line of output: "{words}"' if words else ""
 
 
 # In the child
 
 
 def main(request: str) -> None:
-    """Load it and say so. The process ends here, with none of what a vendor's library would do as it exits."""
+    """Load the delegate, print the answer, and end the process without running a vendor library's exit handlers."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is not our answer
+    os.dup2(2, 1)  # keep the output of a library apart from the answer
     print(msgspec.json.encode(_load(msgspec.json.decode(request, type=ProbeRequest))).decode(), file=out)
     os._exit(0)
 
 
 def _load(request: ProbeRequest) -> ProbeAnswer:
-    from edged.backends.tflite import DelegatedTflite  # it takes numpy along, which only the child needs
+    from edged.backends.tflite import DelegatedTflite  # imports numpy, needed by the child only
 
     backend = msgspec.convert(request.backend, DelegatedTflite)
     try:

@@ -1,9 +1,9 @@
-"""A model in a process of its own that is started again whenever it has died: a model on the CPU with `isolate`.
+"""Run a CPU model with `isolate` in a separate process, and start a new process after each crash.
 
-There is no twin to take over. So the window that the process died of is given to a new process at once, and if that
-dies of it too, the window is lost; the next process is started after a pause, which doubles as long as it goes on so.
-Until then each window fails with the reason. All of it happens on the worker's own thread, which has nothing better to
-do: the windows that come meanwhile wait in the mailbox.
+Such a model has no twin to take over. A window during which the process died is given to a new process at once; if the
+new process dies as well, the window is lost, and the next process is started after a pause. The pause doubles with each
+failure, and until its end every window fails with the reason of the last one. Processes are started on the worker's own
+thread; windows arriving meanwhile wait in the mailbox.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edged.core.acceleration import Rules
 
 
 class RespawnedRunner:
-    """A Runner. `load` starts a process and loads the model in it; what it raises at first is raised."""
+    """A Runner. `load` starts a process and loads the model there; errors of the first load are raised."""
 
     def __init__(self, load: Callable[[], Runner], rules: Rules, clock: Callable[[], float]) -> None:
         runner = load()
@@ -32,11 +32,11 @@ class RespawnedRunner:
         self._pause = rules.backoff
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Run once, in a new process if that dies.
+        """Run once; if the process dies, run again in a new process.
 
         Raises:
             ModelError: the runtime refused this input.
-            DeviceError: the new process died as well, or it is not time to start another.
+            DeviceError: the new process died as well, or the pause before the next start is not over.
         """
         if self._runner is not None:
             try:
@@ -53,7 +53,7 @@ class RespawnedRunner:
             self._give_up(error)
 
     def reset(self) -> None:
-        """Have it forget; a process that is started anew remembers nothing."""
+        """Reset the model; a newly started process has no state to reset."""
         if self._runner is not None:
             try:
                 self._runner.reset()
@@ -75,7 +75,7 @@ class RespawnedRunner:
         return self._runner
 
     def _give_up(self, error: EdgedError) -> NoReturn:
-        """Until the pause is over."""
+        """Raise `error`, and start no process before the end of the pause."""
         self._let_go()
         self._lost = error
         self._due = self._clock() + self._pause

@@ -1,11 +1,11 @@
-"""TFLite models, through LiteRT or, where there is no wheel of it, the last tflite-runtime.
+"""Run TFLite models through LiteRT or, on platforms without a LiteRT wheel, the last tflite-runtime.
 
-`TfliteBackend` runs them on the CPU. `DelegatedTflite` has a vendor's delegate take what it can of the graph; as such
-libraries abort, hang and hold the interpreter lock, it is only ever loaded in a child process.
+`TfliteBackend` runs models on the CPU. `DelegatedTflite` gives a vendor's delegate as much of the graph as the delegate
+accepts; since such libraries abort, hang and hold the interpreter lock, load `DelegatedTflite` only in a child process.
 
-One interpreter belongs to one thread. Tensor indices are looked up once, and arrays are copied in and out: a live view
-of a tensor makes the next `invoke` fail. The file is read through before a runtime sees it, because tflite-runtime
-dies of a truncated one, and because our words say better than its own what cannot be run here.
+Each interpreter belongs to a single thread. Tensor indices are looked up once, and arrays are copied in and out, as a
+live view of a tensor makes the next `invoke` fail. The file is verified before a runtime opens the file, because
+tflite-runtime crashes on a truncated file, and because edged's error messages are clearer than the runtime's.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
     shapes: tuple[tuple[int, ...], ...] = ()
 
     def load(self, file: Path, *, signature: str | None = None) -> TfliteRunner:
-        """Load a .tflite file. The tensors carry a signature's own names where one is asked for.
+        """Load a .tflite file. With `signature`, the tensors have the signature's own names.
 
         Raises:
-            BundleError: it is no TFLite file, or is damaged.
-            ModelError: no runtime is installed, or this one cannot run the model, and why.
+            BundleError: the file is no TFLite file, or is damaged.
+            ModelError: no runtime is installed, or the installed runtime cannot run the model.
         """
         structure = _verify(file)
         if structure.obstacle:
@@ -66,7 +66,7 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
 
     @property
     def kernels(self) -> str:
-        """The runtime's name for its kernels to compute with."""
+        """Return the runtime's name for the kernels to use."""
         return "AUTO"
 
     def title(self) -> str:
@@ -75,22 +75,22 @@ class TfliteBackend(Backend, frozen=True, kw_only=True):
 
 
 class OtherKernels(TfliteBackend, frozen=True, kw_only=True):
-    """Computes with other kernels of the runtime than its best ones, to see how far they are apart: no way to serve."""
+    """Run a model with other kernels than the runtime's best, for comparing results; not meant for serving."""
 
     reference: bool
 
     @property
     def kernels(self) -> str:
-        """The reference kernels, or the built-in ones without XNNPACK."""
+        """Return the name of the reference kernels, or of the built-in kernels without XNNPACK."""
         return "BUILTIN_REF" if self.reference else "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
 
 
 class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
-    """Runs a .tflite file on an accelerator, and on the CPU what the delegate leaves of it.
+    """Run a .tflite file on an accelerator, and the nodes not taken by the delegate on the CPU.
 
-    `delegate` is what the accelerator is called here, `library` the path of the shared library with the delegate, and
-    `options` are passed to it. Load it in a child process and nowhere else. `RunnerInfo.delegated` then says how many
-    nodes of the graph the delegate took.
+    `delegate` is the accelerator's name in the configuration, `library` the path of the delegate's shared library, and
+    `options` are passed to the library. Load a model only in a child process. `RunnerInfo.delegated` is the number of
+    nodes taken by the delegate.
     """
 
     delegate: Name
@@ -98,12 +98,12 @@ class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
     options: dict[str, str] = msgspec.field(default_factory=dict)
 
     def load(self, file: Path, *, signature: str | None = None) -> TfliteRunner:
-        """Load a .tflite file, which may be one that was compiled for the accelerator.
+        """Load a .tflite file; the file may be compiled for the accelerator.
 
         Raises:
-            BundleError: it is no TFLite file, or is damaged.
-            DeviceError: the delegate cannot be loaded, or refuses to work here, and why.
-            ModelError: no runtime is installed, or runtime or delegate cannot run the model, and why.
+            BundleError: the file is no TFLite file, or is damaged.
+            DeviceError: the delegate cannot be loaded, or refuses to work on this board.
+            ModelError: no runtime is installed, or runtime or delegate cannot run the model.
         """
         structure = _verify(file)
         runtime = _import_runtime(self.runtime)
@@ -117,10 +117,10 @@ class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
         return _load(file, structure, signature, info, lambda: self._open(runtime, file))
 
     def load_delegate(self) -> Any:
-        """Load the delegate alone, to see whether it can be; the runtime's object.
+        """Load the delegate alone, as a check, and return the runtime's object.
 
         Raises:
-            DeviceError: it cannot, and why.
+            DeviceError: the delegate cannot be loaded.
             ModelError: no runtime is installed.
         """
         return _load_delegate(_import_runtime(self.runtime).module, self.delegate, self.library, self.options)
@@ -133,8 +133,8 @@ class DelegatedTflite(TfliteBackend, frozen=True, kw_only=True):
 class TfliteRunner:
     """A loaded TFLite model.
 
-    `reset` zeroes variable tensors in place. No runtime can do that with resource variables, so a model that
-    `remembers` through those is loaded again.
+    `reset` zeroes variable tensors in place. No runtime can zero resource variables, so a model with resource variables
+    (`remembers`) is loaded again.
     """
 
     def __init__(self, open_model: Callable[[], _Graph | _Subgraph], info: RunnerInfo, *, remembers: bool) -> None:
@@ -171,7 +171,7 @@ class TfliteRunner:
 
 
 _COMPARE = "compare the manifest's tensors with the model's: edgectl models"
-_SEE_DEVICES = "the accelerator failed, or is gone: edgectl devices"
+_SEE_DEVICES = "check the accelerator: edgectl devices"
 
 
 def _load(
@@ -194,7 +194,7 @@ def _load(
 
 
 class _Graph:
-    """The first subgraph, by tensor index: the fast way, and the only one for files without signatures."""
+    """The first subgraph, by tensor index: the fast way, and the only way for files without signatures."""
 
     def __init__(self, opened: _Opened, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         self.interpreter, self.delegated = opened
@@ -212,7 +212,7 @@ class _Graph:
 
 
 class _Subgraph:
-    """Another subgraph, which only a signature runner reaches. It would resize itself to wrong inputs in silence."""
+    """Any other subgraph, run by a signature runner. A signature runner silently resizes tensors to wrong inputs."""
 
     def __init__(self, opened: _Opened, signature: Signature) -> None:
         self.interpreter, self.delegated = opened
@@ -233,7 +233,7 @@ class _Subgraph:
 def _open_signature(opened: _Opened, signature: Signature) -> _Graph | _Subgraph:
     if signature.subgraph != 0:
         return _Subgraph(opened, signature)
-    # A signature runner that is kept makes invoke() fail; this one is gone when the details have been read.
+    # A signature runner makes invoke() fail while referenced; this runner is dropped after reading the details.
     runner = opened.interpreter.get_signature_runner(signature.name)
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     return _Graph(
@@ -289,7 +289,8 @@ def _choose_signature(file: Path, structure: TfliteFile, name: str | None) -> Si
             return signature
     known = ", ".join(signature.name for signature in structure.signatures)
     raise ModelError(
-        f"{file.name} has no signature {name!r}", hint=f"it has {known}" if known else "it has none: leave it out"
+        f"{file.name} has no signature {name!r}",
+        hint=f"name one of {known}" if known else "leave `signature` out: the file has no signatures",
     )
 
 
@@ -307,7 +308,7 @@ class _Runtime(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """An interpreter that is ready to run, and how many nodes of the first subgraph the delegate took."""
+    """An interpreter ready to run, and the number of nodes of the first subgraph taken by the delegate."""
 
     interpreter: Any
     delegated: int
@@ -344,7 +345,7 @@ def _open_interpreter(
             experimental_delegates=delegates,
             experimental_op_resolver_type=runtime.module.OpResolverType[kernels],
         )
-        # The runtime's own delegate for the CPU takes its nodes as tensors are allocated, and is not to be counted.
+        # Count before tensors are allocated: then the runtime's own delegate for the CPU takes nodes, too.
         delegated = _count_delegated(interpreter._get_ops_details()) if delegates else 0
         _resize(interpreter, shapes)
         interpreter.allocate_tensors()
@@ -358,7 +359,7 @@ def _open_interpreter(
 
 
 def _resize(interpreter: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
-    """Give inputs with open axes these shapes, as far as they fit."""
+    """Give `shapes` to inputs with open axes; shapes that do not fit are ignored."""
     for details, shape in zip(interpreter.get_input_details(), shapes, strict=False):
         signature = tuple(int(size) for size in details["shape_signature"])
         fits = len(signature) == len(shape) and all(a in (-1, b) for a, b in zip(signature, shape, strict=True))
@@ -367,9 +368,9 @@ def _resize(interpreter: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
 
 
 def _count_delegated(ops: list[dict[str, Any]]) -> int:
-    """How many nodes lie behind those that a delegate put into the graph, which stand beside the ones they replace.
+    """Return the number of nodes replaced by a delegate's own nodes; the graph holds replaced and own nodes together.
 
-    Each of its own leads from some tensors to others: what computes the latter from the former is what it took.
+    The nodes replaced by a delegate's node are the nodes between the inputs and the outputs of the delegate's node.
     """
     makers = {int(output): op for op in ops if op["op_name"] != _DELEGATE for output in op["outputs"]}
     taken: set[int] = set()
@@ -419,21 +420,21 @@ _ENTRY = "tflite_plugin_create_delegate"
 
 def _load_delegate(module: Any, name: str, library: str, options: Mapping[str, str]) -> Any:
     try:
-        getattr(ctypes.CDLL(library), _ENTRY)  # the runtime would fail alike, but with noise on standard error
+        getattr(ctypes.CDLL(library), _ENTRY)  # the runtime would fail as well, but print to standard error
     except OSError as error:
         raise _explain_library(name, library, str(error)) from error
     except AttributeError as error:
         raise DeviceError(
-            f"{name}: {library} is a library, but no TFLite delegate: it has no {_ENTRY}",
-            hint=f"name the right one: [delegates.{name}] library",
+            f"{name}: {library} is a library, but no TFLite delegate: the function {_ENTRY} is missing",
+            hint=f"name the delegate's library: [delegates.{name}] library",
         ) from error
     try:
         return module.load_delegate(library, dict(options))
     except ValueError as error:
         said = " ".join(str(error).split("\n")[1:]).strip()
         raise DeviceError(
-            f"{name}: {library} refuses to work" + (f": {said}" if said else ", and does not say why"),
-            hint="the device is gone, somebody else has it, or an option is wrong: edgectl devices",
+            f"{name}: {library} refuses to work" + (f": {said}" if said else ", without a reason"),
+            hint="check device, options and other programs using the device: edgectl devices",
             retryable=True,
         ) from error
 
@@ -442,20 +443,20 @@ def _explain_library(name: str, library: str, said: str) -> DeviceError:
     missing = said.partition(": cannot open shared object file")[0]
     if missing == library:
         return DeviceError(
-            f"{name}: there is no {library}", hint=f"install it, or say where it is: [delegates.{name}] library"
+            f"{name}: {library} does not exist", hint=f"install it, or correct its path: [delegates.{name}] library"
         )
     if missing != said:
         return DeviceError(
-            f"{name}: {library} needs {missing}, which is not installed", hint=f"install the package that has {missing}"
+            f"{name}: {library} needs {missing}, which is not installed", hint=f"install the package with {missing}"
         )
     if "ELF" in said or "too short" in said:
         return DeviceError(
             f"{name}: {library} is damaged, or for another processor: {said.rpartition(': ')[2]}",
-            hint="install the one for this processor",
+            hint="install the library for this processor",
         )
     return DeviceError(
         f"{name}: {library} does not fit this system: {said.removeprefix(f'{library}: ')}",
-        hint="install the version that is made for this system and this TFLite runtime",
+        hint="install the version built for this system and this TFLite runtime",
     )
 
 
@@ -463,11 +464,11 @@ def _explain_delegated(file: Path, delegate: str, error: Exception) -> ModelErro
     if found := _UNKNOWN_CUSTOM_OP.search(str(error)):
         return ModelError(
             f"{delegate} leaves the op {found[1]} of {file.name}, which nothing else can run",
-            hint="was the file compiled for another accelerator, or for a newer library than is installed?",
+            hint="compile the model for this accelerator, and for the version of the library installed on this board",
         )
     return ModelError(
         f"{delegate} fails to take {file.name}: {_first_line(error).removesuffix(_RESTORED)}",
-        hint="compile or convert the model for the version of the delegate that is installed here",
+        hint="compile or convert the model for the version of the delegate installed on this board",
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of the sources whose sample is a row of named channels."""
+"""Options of sources with rows of named channels as samples."""
 
 from typing import Annotated
 
@@ -15,12 +15,12 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 def row(
     channels: Channels, units: Units, rate: Rate | None, *, pace: Rate | None = None, patient: bool = False
 ) -> SourceInfo:
-    """What a source of such samples delivers. Raises ConfigError if units do not fit channels."""
+    """Describe samples with these channels. Raises ConfigError if units do not match channels."""
     if len(set(channels)) < len(channels):
-        raise ConfigError("channels names one twice", hint="give each channel its own name")
+        raise ConfigError("channels names a channel twice", hint="give each channel a name of its own")
     if units and len(units) != len(channels):
         raise ConfigError(
             f"units has {len(units)} entries for {len(channels)} channels",
-            hint='give one for each channel, "" where there is none, or leave units out',
+            hint='give a unit for each channel, "" for a channel without unit, or leave units out',
         )
     return SourceInfo(shape=(len(channels),), channels=channels, units=units, rate=rate, pace=pace, patient=patient)

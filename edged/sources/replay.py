@@ -1,7 +1,7 @@
-"""A recording played as if a sensor were there: CSV, or arrays as numpy saves them.
+"""Play a recording in place of a sensor: a CSV file, or an array saved by numpy.
 
-`ReplaySource` holds the options, a recording (`CsvRecording`, `ArrayRecording`) yields the rows of a file between its
-breaks, and `Player` hands them out in chunks, each when it is due. A row that holds NaN or garbage is a break, as lost
+`ReplaySource` holds the options, a recording (`CsvRecording`, `ArrayRecording`) yields the rows of a file between
+breaks, and `Player` delivers the rows in chunks, each at the time due. A row with NaN or garbage is a break, as lost
 samples are.
 """
 
@@ -30,20 +30,20 @@ _SUFFIXES = (".csv", ".npy", ".npz")
 
 
 class ReplaySource(SourceConfig, frozen=True, kw_only=True):
-    """Options of [sources.X] with kind = "replay": a recording, played as if a sensor were there.
+    """Options of [sources.X] with kind = "replay": a recording, played in place of a sensor.
 
-    Replace the file by renaming another over it, never by writing into it.
+    Replace the file by renaming a new file to its path; never write into the file.
 
     Keys:
         path: A .csv, .npy or .npz file of at most 256 MiB.
-        array: Name of the array in an .npz file that has several.
-        channels: Columns to take from each row, in this order. Without it each element of an array is a sample, for
-            example a picture: (n, height, width).
-        columns: Names of all columns of a row, in their order. Default: the first line of a CSV file, or `time`, if
-            given, and the channels.
+        array: Name of the array in an .npz file with several arrays.
+        channels: Columns to take from each row, in this order. Without channels, each element of an array is a sample,
+            for example a picture: (n, height, width).
+        columns: Names of all columns of a row, in order. Default: the first line of a CSV file, or `time`, if given,
+            and the channels.
         units: Units of the channels, one for each.
         rate (Hz): Samples a second in the recording.
-        time: Column that holds the time of each sample in seconds.
+        time: Column with the time of each sample in seconds.
         pace (Hz): Speed of playing: "recorded", by the column `time` or else at `rate`; "fast", as fast as the models
             take the samples, dropping none; or a number of samples a second.
         chunk (samples): Samples delivered at a time.
@@ -62,7 +62,7 @@ class ReplaySource(SourceConfig, frozen=True, kw_only=True):
     loop: bool = False
 
     def describe(self) -> SourceInfo:
-        """What the options promise; for pictures, what the file's header says."""
+        """Describe the samples from the options; for pictures, from the file's header."""
         self._check()
         patient = self.pace == "fast"
         pace = None if isinstance(self.pace, str) else self.pace
@@ -91,7 +91,7 @@ class ReplaySource(SourceConfig, frozen=True, kw_only=True):
             raise ConfigError(error.message, hint=error.hint) from error
         if len(shape) < 2 or 0 in shape:
             raise ConfigError(
-                f"{self.path.name} has the shape {shape}: no samples", hint="name its columns in channels"
+                f"{self.path.name} has the shape {shape}: no samples", hint="name the file's columns in channels"
             )
         return shape[1:]
 
@@ -106,11 +106,11 @@ class ReplaySource(SourceConfig, frozen=True, kw_only=True):
     def _check(self) -> None:
         suffix = self.path.suffix
         if suffix not in _SUFFIXES:
-            raise ConfigError(f"{self.path.name} is no recording", hint=f"its name must end in {', '.join(_SUFFIXES)}")
+            raise ConfigError(f"{self.path.name} is no recording", hint=f"name a file ending in {', '.join(_SUFFIXES)}")
         if suffix == ".csv" and not self.channels:
             raise ConfigError("channels is empty", hint="name the columns of the CSV file to take")
         if self.array and suffix != ".npz":
-            raise ConfigError(f"array means nothing for a {suffix} file", hint="leave it out")
+            raise ConfigError(f"array means nothing for a {suffix} file", hint="leave array out")
         if self.pace == "recorded" and not self.time and not self.rate:
             raise ConfigError(
                 "the pace of the recording is not known", hint='give rate or time, or a pace: "fast" or a number'
@@ -125,19 +125,19 @@ class ReplaySource(SourceConfig, frozen=True, kw_only=True):
 
 
 class Recording(Protocol):
-    """An opened file. Its rows end in the column of seconds, if that is asked for."""
+    """An opened file. Rows end in the column of seconds, if requested."""
 
     faults: Faults
 
     def play(self) -> Iterator[tuple[NDArray[Any], int]]:
-        """From the beginning: rows with no break among them, and how many are lost before. Raises DeviceError."""
+        """Yield rows without a break, and the number of rows lost before, from the beginning. Raises DeviceError."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class Player:
-    """Plays a recording: by its own seconds if `timed`, else `pace` samples a second, or at once if that is None."""
+    """Play a recording: by the column of seconds if `timed`, else `pace` samples a second, or at once if None."""
 
     def __init__(
         self,
@@ -162,16 +162,16 @@ class Player:
 
     @property
     def faults(self) -> dict[str, int]:
-        """Rows that could not be used, by reason."""
+        """Return the numbers of unusable rows, by reason."""
         return self._recording.faults
 
     @property
     def refused(self) -> str:
-        """The last of these rows."""
+        """Return the last unusable row."""
         return self._recording.faults.last
 
     def read(self, timeout: float) -> Chunk | None:
-        """The next chunk, once it is due."""
+        """Return the next chunk when due."""
         if self._next is None:
             self._next = next(self._chunks, None)
             if self._next is None:
@@ -185,11 +185,11 @@ class Player:
         return chunk
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the recording."""
         self._recording.close()
 
     def _due_chunks(self) -> Iterator[Chunk]:
-        """The chunks, each with the time at which it is due; each round is a stream of its own."""
+        """Yield the chunks, each with the time due; each round of a loop is a stream of its own."""
         due = self._clock()
         anew = False
         while True:
@@ -205,7 +205,7 @@ class Player:
                 yield Chunk(_as_sensors_give(samples), due, lost, anew)
                 anew = False
             if not played:
-                raise DeviceError("the recording holds no sample that can be used", hint="see its faults")
+                raise DeviceError("the recording holds no usable sample", hint="see the faults of the source")
             if not self._loop:
                 return
             anew = True
@@ -221,7 +221,7 @@ def _as_sensors_give(samples: NDArray[Any]) -> NDArray[Any]:
 
 
 class CsvRecording:
-    """A CSV file, read as it is played."""
+    """A CSV file, read while playing."""
 
     def __init__(self, path: Path, signal: Signal, columns: tuple[str, ...]) -> None:
         try:
@@ -238,7 +238,7 @@ class CsvRecording:
         self.faults = self._decoder.faults
 
     def play(self) -> Iterator[tuple[NDArray[Any], int]]:
-        """The rows of the file."""
+        """Yield the rows of the file."""
         try:
             self._file.seek(self._begin)
             while block := self._file.read(_BLOCK):
@@ -260,7 +260,7 @@ def _names(header: bytes) -> tuple[str, ...]:
 
 
 class SavedRows:
-    """The rows of a .npy file, each read when it is asked for: a mapped file that is cut short ends the process."""
+    """Rows of a .npy file, read on demand and not mapped, since truncating a mapped file crashes the process."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], begin: int) -> None:
         self.shape = shape
@@ -274,7 +274,7 @@ class SavedRows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Those rows. Raises DeviceError."""
+        """Return a slice of the rows. Raises DeviceError."""
         start, stop, _ = rows.indices(len(self))
         size = (stop - start) * self._row_bytes
         try:
@@ -282,7 +282,7 @@ class SavedRows:
         except OSError as error:
             raise _unreadable(self._path, error) from error
         if len(data) < size:
-            raise DeviceError(f"{self._path.name} ends too soon", hint="replace it whole, by renaming another")
+            raise DeviceError(f"{self._path.name} is truncated", hint="replace the file by renaming a complete file")
         return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
 
     def close(self) -> None:
@@ -291,7 +291,7 @@ class SavedRows:
 
 
 class ArrayRecording:
-    """An array in memory or in its file, taken `block` rows at a time."""
+    """An array in memory or in a file, read `block` rows at a time."""
 
     def __init__(self, array: NDArray[Any] | SavedRows, signal: Signal, columns: tuple[str, ...], block: int) -> None:
         self.faults = Faults()
@@ -300,7 +300,7 @@ class ArrayRecording:
         self._block = block
 
     def play(self) -> Iterator[tuple[NDArray[Any], int]]:
-        """The rows of the array."""
+        """Yield the rows of the array."""
         torn = False
         for start in range(0, len(self._array), self._block):
             rows = self._array[start : start + self._block]
@@ -312,17 +312,17 @@ class ArrayRecording:
                     torn = False
 
     def close(self) -> None:
-        """Close the file, where the array is in one."""
+        """Close the file of an array in a file."""
         if isinstance(self._array, SavedRows):
             self._array.close()
 
 
 def _load(path: Path, key: str, columns: tuple[str, ...]) -> NDArray[Any] | SavedRows:
-    """The array, of shape (n, len(columns)), or (n, ...) without columns. Raises DeviceError."""
+    """Return the array, of shape (n, len(columns)), or (n, ...) without columns. Raises DeviceError."""
     with _array_file(path, key) as file:
         shape, by_columns, dtype = _header(file)
         if dtype.kind not in "iuf":
-            raise DeviceError(f"{path.name} holds {dtype}, not numbers", hint="save it as an array of numbers")
+            raise DeviceError(f"{path.name} holds {dtype}, not numbers", hint="save an array of numbers")
         if columns and len(shape) == 1:
             shape = (*shape, 1)
         if columns and shape[1:] != (len(columns),):
@@ -338,13 +338,13 @@ def _load(path: Path, key: str, columns: tuple[str, ...]) -> NDArray[Any] | Save
 
 
 def _header_shape(path: Path, key: str) -> tuple[int, ...]:
-    """The shape of the array as the file states it."""
+    """Return the shape of the array from the file's header."""
     with _array_file(path, key) as file:
         return _header(file)[0]
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """The shape of a saved array, whether it is column after column, and its dtype."""
+    """Return shape, Fortran order and dtype of a saved array."""
     if np.lib.format.read_magic(file) == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     return np.lib.format.read_array_header_2_0(file)
@@ -352,7 +352,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 @contextmanager
 def _array_file(path: Path, key: str) -> Iterator[IO[bytes]]:
-    """The bytes of a saved array; whatever numpy and zipfile make of a damaged one is a DeviceError."""
+    """Open the bytes of a saved array; any exception of numpy or zipfile becomes a DeviceError."""
     try:
         _refuse_large(path.name, path.stat().st_size)
         if path.suffix == ".npy":
@@ -380,7 +380,9 @@ def _member(archive: zipfile.ZipFile, key: str) -> str:
 
 def _refuse_large(name: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise DeviceError(f"{name} has {size >> 20} MiB", hint=f"at most {MAX_BYTES >> 20} MiB are played: cut it up")
+        raise DeviceError(
+            f"{name} has {size >> 20} MiB", hint=f"cut the recording into files of at most {MAX_BYTES >> 20} MiB"
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> DeviceError:

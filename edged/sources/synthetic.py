@@ -1,4 +1,4 @@
-"""A sensor that is not there: waves and noise, the same on every run, for trying things out."""
+"""Generate waves and noise in place of a sensor, equal on every run, for tests and demonstrations."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class SyntheticSource(SourceConfig, frozen=True, kw_only=True):
         rate (Hz): Samples a second.
         chunk (samples): Samples delivered at a time.
         waveform: Shape of the signal: "sine", "noise" or "constant".
-        frequency (Hz): Frequency of the sine in the first channel; the second has twice that, and so on.
+        frequency (Hz): Frequency of the sine in the first channel; twice as much in the second, and so on.
         amplitude: Largest value of the signal.
         seed: Start of the random numbers; the same seed makes the same noise.
     """
@@ -36,7 +36,7 @@ class SyntheticSource(SourceConfig, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=1 << 32)] = 0
 
     def describe(self) -> SourceInfo:
-        """What the options promise."""
+        """Describe the samples from the options."""
         return row(self.channels, self.units, self.rate)
 
     def open(self) -> Source:
@@ -45,7 +45,7 @@ class SyntheticSource(SourceConfig, frozen=True, kw_only=True):
 
 
 class Synthesizer:
-    """Makes samples up as they fall due."""
+    """Generate samples at the times due."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Synthesizer:
         self._start = clock()
 
     def read(self, timeout: float) -> Chunk | None:
-        """The next chunk, once it is due."""
+        """Return the next chunk when due."""
         count = self._options.chunk
         due = self._start + (self._given + count) / self._options.rate
         wait = due - self._clock()
@@ -75,7 +75,7 @@ class Synthesizer:
         return Chunk(samples, due)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing; a synthesizer holds no device."""
 
     def _made(self, count: int) -> NDArray[np.float64]:
         options = self._options

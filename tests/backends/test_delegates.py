@@ -139,7 +139,7 @@ def test_an_edge_tpu_by_its_id(board):
     assert resolved(board, EDGETPU, device="usb:1").options == {"device": "usb:1"}
     board.locked.add(locked)
     assert resolved(board, EDGETPU).device == "usb:1"
-    with pytest.raises(DeviceError, match="the device usb:0 is not there, or not ours to open"):
+    with pytest.raises(DeviceError, match="the device usb:0 is not present, or may not be opened"):
         resolved(board, EDGETPU, device="usb:0")
 
 
@@ -192,7 +192,7 @@ def test_no_driver(board):
     board.pci("0000:00:00.0", "8086:1237")
     found = surveyed(board, EDGETPU)
     assert (found.state, found.hint) == ("no driver", "install and load the kernel modules gasket and apex")
-    with pytest.raises(DeviceError, match="edgetpu: pci:0 is there, but no driver for it"):
+    with pytest.raises(DeviceError, match="edgetpu: pci:0 is present, but has no driver"):
         resolved(board, EDGETPU)
     board.node("apex_0")
     assert surveyed(board, EDGETPU).state == "ready"
@@ -207,10 +207,10 @@ def test_no_permission_and_a_udev_rule_is_needed(board):
     node.chmod(0o664)
     os.chown(node, 0, 0)
     found = surveyed(board, EDGETPU)
-    assert (found.state, found.problem) == ("no permission", f"{node} is not for us to open")
+    assert (found.state, found.problem) == ("no permission", f"edged may not open {node}")
     assert 'ATTR{idVendor}=="1a6e", ATTR{idProduct}=="089a", GROUP="plugdev", MODE="0660"' in found.hint
     assert "sudo usermod -aG plugdev edged" in found.hint
-    with pytest.raises(DeviceError, match=r"edgetpu: .* is not for us to open"):
+    with pytest.raises(DeviceError, match="edgetpu: edged may not open "):
         resolved(board, EDGETPU)
 
 
@@ -222,15 +222,18 @@ def test_no_permission_and_a_group_has_it(board):
     node.chmod(0o660)
     os.chown(node, 0, grp.getgrnam("video").gr_gid)
     found = surveyed(board, TEFLON)
-    assert (found.state, found.problem) == ("no permission", f"{node} is for the group video, and we are not in it")
-    assert found.hint == "let the daemon's user in: sudo usermod -aG video edged, and restart it"
+    assert (found.state, found.problem) == (
+        "no permission",
+        f"{node} belongs to the group video, and edged is not in that group",
+    )
+    assert found.hint == "add the daemon's user to the group: sudo usermod -aG video edged, and restart the daemon"
 
 
 def test_a_device_whose_file_is_hidden_from_us(board):
     board.library("usr/lib/libedgetpu.so.1")
     board.usb("1-1", "1a6e:089a", 3).unlink()
     found = surveyed(board, EDGETPU)
-    assert found.problem.startswith("usb:0 is there, but ")
+    assert found.problem.startswith("usb:0 is present, but has no file ")
     assert "container" in found.hint
 
 

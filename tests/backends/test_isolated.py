@@ -323,7 +323,9 @@ def test_an_exception_of_any_kind_harms_nobody(load, actor, fake):
 
 def test_outputs_of_another_size_than_it_said_are_refused(load):
     runner = load(TfliteBackend(), DATA / "dynamic.tflite")
-    with pytest.raises(ModelError, match=r"it said float32 of shape \(4,\), and was to say float32 of shape \(1,\)"):
+    with pytest.raises(
+        ModelError, match=r"the model returned float32 of shape \(4,\) instead of float32 of shape \(1,\)"
+    ):
         runner.run(ones(runner))
 
 
@@ -343,7 +345,7 @@ for name in os.listdir("/proc/self/fd"):
 
 
 def test_one_that_babbles_is_ended(load, actor, fake):
-    with pytest.raises(DeviceError, match="faulty 0 answered what nobody understands"):
+    with pytest.raises(DeviceError, match="faulty 0 sent an invalid message"):
         load(actor(on_load=BABBLE), fake)
 
 
@@ -358,7 +360,7 @@ for each in gc.get_objects():
 
 def test_one_that_writes_where_it_should_not_is_ended(load, actor, fake):
     runner = load(actor(on_run=f"{SCRIBBLE}time.sleep(60)"), fake, deadline=0.2)
-    with pytest.raises(DeviceError, match="faulty 0 answered what nobody understands"):
+    with pytest.raises(DeviceError, match="faulty 0 sent an invalid message"):
         runner.run(ones(runner))
 
 
@@ -372,9 +374,12 @@ def test_what_it_writes_where_it_should_not_makes_nobody_wait(load, actor, fake)
 @pytest.mark.parametrize(
     ("fail", "words"),
     [
-        ("abort", 'faulty 0 aborted: SIGABRT; it said last "faulty delegate: transfer on endpoint 1 failed"'),
+        (
+            "abort",
+            'faulty 0 aborted: SIGABRT; the last line of output: "faulty delegate: transfer on endpoint 1 failed"',
+        ),
         ("segfault", "faulty 0 crashed: SIGSEGV"),
-        ("hang", r"faulty 0 hung: one inference took longer than 1 s"),
+        ("hang", r"faulty 0 hung: an inference took longer than 1 s"),
     ],
 )
 def test_whatever_ends_the_process_is_told_to_all_its_runners(load, fail, words):
@@ -446,7 +451,7 @@ def test_a_load_that_hangs_is_ended(load, actor, fake):
 def test_a_process_that_is_stopped_is_hung(load):
     runner = load(TfliteBackend(), deadline=0.2)
     os.kill(children()[0], signal.SIGSTOP)
-    with pytest.raises(DeviceError, match=r"faulty 0 hung: it did nothing for 0\.2 s"):
+    with pytest.raises(DeviceError, match=r"faulty 0 hung: the process did nothing for 0\.2 s"):
         runner.run(ones(runner))
 
 
@@ -468,7 +473,7 @@ def test_of_one_that_talks_and_talks_the_last_words_are_heard(host, load):
     runner = load(faulty(chatter="20000", fail="abort", after="10"))
     for _ in range(10):
         runner.run(ones(runner))
-    with pytest.raises(DeviceError, match='it said last "faulty delegate: transfer on endpoint 1 failed"'):
+    with pytest.raises(DeviceError, match='the last line of output: "faulty delegate: transfer on endpoint 1 failed"'):
         runner.run(ones(runner))
     assert len(host.stderr) <= MAX_STDERR_BYTES
     assert "nothing to worry about" in host.stderr
@@ -620,7 +625,7 @@ def test_one_that_is_stuck_holds_the_others_no_longer_than_its_own_deadline(load
     asked(stuck)
     turns.append(run(pool, patient))
     errors = [str(turn.exception(30)) for turn in turns]
-    assert "one inference took longer than 0.5 s" in errors[0]
+    assert "an inference took longer than 0.5 s" in errors[0]
     assert errors[0] == errors[1]
 
 

@@ -35,11 +35,11 @@ def test_a_board_with_some_accelerators(board):
         "○ teflon    no device      -             NPU by Mesa Teflon (Vivante, RK3588)  -",
         "● armnn     no library     -             Arm CPU and Mali GPU by Arm NN        -",
         "● vx        no permission  galcore       NXP i.MX 8M Plus NPU                  /usr/lib/libvx_delegate.so",
-        "      /dev/galcore is not for us to open",
+        "      edged may not open /dev/galcore",
         "      -> put into /etc/udev/rules.d/99-edged.rules:",
         '      -> KERNEL=="galcore", GROUP="render", MODE="0660"',
         "      -> then: sudo udevadm control --reload && sudo udevadm trigger && sudo usermod -aG render edged, and "
-        "restart it",
+        "restart the daemon",
         "○ ethosu    no device      -             Arm Ethos-U (NXP i.MX 93)             -",
         "○ neutron   no device      -             NXP eIQ Neutron (i.MX 95)             -",
         "○ qnn       no device      -             Qualcomm Hexagon by QNN               -",
@@ -83,7 +83,7 @@ def test_a_library_that_does_not_work_is_told_by_loading_it(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[-1]["state"] == "ready"
     assert here(tmp_path, "devices", "--probe", "--json") == exits.BAD
     mine = json.loads(capsys.readouterr().out)[-1]
-    assert (mine["state"], mine["hint"]) == ("fails", "install the one for this processor")
+    assert (mine["state"], mine["hint"]) == ("fails", "install the library for this processor")
     assert "is damaged, or for another processor" in mine["problem"]
 
 

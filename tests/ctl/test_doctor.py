@@ -143,7 +143,7 @@ def test_an_accelerator_is_loaded_with_the_variant(accelerators, board):
             "delegate",
             "fail",
             f"mine: {library} is damaged, or for another processor: file too short",
-            "install the one for this processor",
+            "install the library for this processor",
         )
     ]
 

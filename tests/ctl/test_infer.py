@@ -141,7 +141,7 @@ def test_a_signature_by_name(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("r,g,b,x\n", "no sample that can be used"),
+        ("r,g,b,x\n", "no usable sample"),
         ("r,g,b\n1,2,3\n", "x"),
     ],
 )

@@ -222,7 +222,7 @@ def failing(device: Device, word: str) -> Callable[[], None]:
 def test_however_it_fails_each_window_is_answered_and_it_comes_back(times: int, board: Board, device: Device):
     faults = [
         (times, "the process of mine aborted: SIGABRT", failing(device, "abort")),
-        (times, "the process of mine hung: one inference took longer than 0.5 s", failing(device, "hang")),
+        (times, "the process of mine hung: an inference took longer than 0.5 s", failing(device, "hang")),
         (times, "the device is ", device.unplug),  # gone by the device's own report, or missing, which follows soon
         (1, "the process of mine crashed: SIGSEGV", failing(device, "segfault")),
         (1, "invoke failed, as told", failing(device, "invoke")),

@@ -386,7 +386,7 @@ def test_the_last_refused_line_is_kept_when_the_source_ends_and_is_opened_anew(t
     source = ReplaySource(path=file, channels=("x",), time="time")
     reader = Reader("dated", source, (), status, time.monotonic, PROMPT)
     reader.start()
-    assert listener.wait_for("failed").reason == "the recording holds no sample that can be used"
+    assert listener.wait_for("failed").reason == "the recording holds no usable sample"
     reader.stop()
     assert ended(reader)
     assert reader.refused == "2024-01-02,2"
