@@ -279,11 +279,13 @@ class Keeper:
             with self._lock:
                 depth = self._residency.backlog.depth
             log.warning("%s; %d messages were saved at its path again", self.file.moved_error, depth)
-        elif closing and not self.file.segments.is_untouched:  # no other turn follows an examination
-            self.file.close()
-            self._open()
-        elif self._clock() >= self._next_check:
-            self.file.check_unchanged()
+        else:
+            self.file.is_astray = False  # the file may have been moved back
+            if closing and not self.file.segments.is_untouched:  # no other turn follows an examination
+                self.file.close()
+                self._open()
+            elif self._clock() >= self._next_check:
+                self.file.check_unchanged()
 
     def _open(self) -> SegmentFile:
         """Open the file, and drop from the residency all segments no longer in the file."""

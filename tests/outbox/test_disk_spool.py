@@ -805,6 +805,21 @@ def test_a_file_that_cannot_be_replaced_yet_is_read_on(make: Make, tmp_path: Pat
     assert numbers(drain(spool, 3 * SOON)) == list(range(3 * SOON))
 
 
+def test_a_folder_that_is_moved_away_and_back_has_lost_nothing(make: Make, tmp_path: Path) -> None:
+    spool = make(clock=lambda: time.monotonic() * 10)
+    spool.put(message(0, created=time.monotonic() * 10))
+    until(lambda: saved(spool))
+    (tmp_path / "spool").rename(tmp_path / "old")
+    (tmp_path / "spool").write_bytes(b"a file is in the way of the folder")
+    until(lambda: spool.health.state == "degraded" and "cannot be used" in spool.health.reason)
+    (tmp_path / "spool").unlink()
+    (tmp_path / "old").rename(tmp_path / "spool")
+    until(lambda: spool.health.state == "running")
+
+    assert spool.close(PATIENCE) == []
+    assert numbers(drain(make(), 1)) == [0]
+
+
 def test_a_file_that_was_deleted_while_it_could_not_be_used_is_missed(make: Make) -> None:
     fails, connect = failing("disk I/O error", "INSERT")
     spool = make(connect=connect)
