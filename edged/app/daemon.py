@@ -440,7 +440,7 @@ class Daemon:
         if state.clock.refresh():
             self._topics.publish_again(self._accelerators.statuses())
         for reader in state.sources.values():
-            reader.look()
+            reader.check_hung()
         for part in state.pipelines.values():
             if part.decision is not None:
                 part.decision.flush()

@@ -56,7 +56,7 @@ class FlowSwap:
         for name, part in running.items():
             assert part.flow is not None
             if part.flow.window == manifest.window:
-                closing.append(part.flow.let_go().wait)
+                closing.append(part.flow.release().wait)
             else:  # the worker first finishes the waiting windows of the former version
                 closing.append(part.flow.join)
                 await asyncio.to_thread(self._change, part, partial(self._collect, name, part, before, manifest))

@@ -1,6 +1,6 @@
 """Run a model on an accelerator, with a twin of the model on the CPU to take over when the accelerator fails.
 
-Read `AcceleratedRunner.run`, the hot path, then `Accelerator.look`. Decisions are made in core/acceleration.py and
+Read `AcceleratedRunner.run`, the hot path, then `Accelerator.poll`. Decisions are made in core/acceleration.py and
 carried out in this module.
 
 Ownership:
@@ -198,7 +198,7 @@ class Accelerator:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def look(self) -> float | None:
+    def poll(self) -> float | None:
         """Do all work due, on the Accelerator's thread or in a test without the thread.
 
         Returns the time for the next call, None for the next event.
@@ -236,7 +236,7 @@ class Accelerator:
         while not self._closed:
             self._news.clear()
             try:
-                due = self.look()
+                due = self.poll()
             except Exception:  # without this thread, no model would return to the accelerator
                 log.exception("the thread of the accelerator %s met a bug", self.name)
                 due = self.clock() + POLL_SECONDS

@@ -156,7 +156,7 @@ class Host:
     @property
     def stderr(self) -> str:
         """Return the end of the standard error of the process, or of the previous process."""
-        return self._life.said() if self._life is not None else ""
+        return self._life.stderr_text() if self._life is not None else ""
 
     def close(self) -> None:
         """End the process at once. From now on, runners and loads raise DeviceError."""
@@ -315,7 +315,7 @@ class IsolatedRunner:
                 elif descriptor == self._life.child.ended:
                     self._lose(self._life.fail(whose=self))
                 else:
-                    self._life.hear(self._events)
+                    self._life.read_stderr(self._events)
             timeout = self._time_left()
 
     def _time_left(self) -> int:
@@ -392,7 +392,7 @@ class _Life:
         self._users: set[_User] = set()
         self._failure: tuple[str, str] | None = None
         self._blamed: set[_User] = set()
-        self._said = b""
+        self._stderr = b""
         self.is_over = False
         try:
             with ExitStack() as undo:
@@ -480,7 +480,7 @@ class _Life:
                 if descriptor == self.child.ended:
                     raise self.fail(whose=call)
                 if descriptor != control:
-                    self.hear(events)
+                    self.read_stderr(events)
                 elif data := self._receive():
                     return data
                 else:  # the child is about to end
@@ -513,18 +513,18 @@ class _Life:
             events.register(each, select.POLLIN)
         return events
 
-    def hear(self, events: select.poll) -> None:
+    def read_stderr(self, events: select.poll) -> None:
         """Read the child's standard error; at the end of the file, take standard error out of `events`."""
         with self._lock:
-            if not self._hear():
+            if not self._read_stderr():
                 events.unregister(self.child.stderr)
 
-    def said(self) -> str:
+    def stderr_text(self) -> str:
         """Return the end of the child's standard error."""
         with self._lock:
             if not self.is_over:
-                self._hear()
-            return printable(self._said)
+                self._read_stderr()
+            return printable(self._stderr)
 
     def busy_until(self, waiting: _User) -> int:
         """Return the latest end of the child's work for users other than `waiting`."""
@@ -543,8 +543,8 @@ class _Life:
                 self.child.kill()
                 _is_ready(self.child.ended, _SECONDS_TO_DIE)
                 status = self.child.status()
-                self._hear()
-                self._failure = (reason, hint) if reason else _explain(status, self._said)
+                self._read_stderr()
+                self._failure = (reason, hint) if reason else _explain(status, self._stderr)
             reason, hint = self._failure
             kind = LostError if whose in self._blamed else DeviceError
             return kind(f"the process of {self._name} {reason}{self._quote()}", hint=hint, retryable=True)
@@ -554,17 +554,17 @@ class _Life:
         at_turn = {user for user in self._users if user.has_begun()}
         return at_turn or {user for user in self._users if isinstance(user, _Call)}
 
-    def _hear(self) -> bool:
+    def _read_stderr(self) -> bool:
         """Read from standard error; return whether more may follow."""
         try:
             data = os.read(self.child.stderr, _PIPE_BYTES)
         except BlockingIOError:
             return True
-        self._said = (self._said + data)[-MAX_STDERR_BYTES:]
+        self._stderr = (self._stderr + data)[-MAX_STDERR_BYTES:]
         return bool(data)
 
     def _quote(self) -> str:
-        lines = printable(self._said).splitlines()
+        lines = printable(self._stderr).splitlines()
         return f'; the last line of output: "{lines[-1][-_MAX_QUOTE:]}"' if lines else ""
 
 
@@ -581,9 +581,9 @@ _COMPARE = "compare the manifest's tensors with the model's: edgectl models"
 _BABBLE = "sent an invalid message"
 
 
-def _explain(status: int | None, said: bytes) -> tuple[str, str]:
+def _explain(status: int | None, stderr: bytes) -> tuple[str, str]:
     """Return a child's way of ending in words, and a hint."""
-    if out_of_memory(said):
+    if out_of_memory(stderr):
         return "ran out of memory", _STARVED
     if status is None:
         return "does not end, not even killed", _HUNG

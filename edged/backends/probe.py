@@ -68,7 +68,7 @@ def probe(delegation: Delegation, rules: Rules, file: Path | None = None, signat
     if status != 0 or answer is None:
         raise DeviceError(
             f"{delegation.name}: {delegation.library} does not fit this runtime: loading it {_ending(status)}"
-            f"{_last_words(stderr)}",
+            f"{_last_line(stderr)}",
             hint=_REBUILT,
         )
     if answer.error:
@@ -128,7 +128,7 @@ def _ending(status: int) -> str:
     return f"kills the process with {number.name} ({signal.strsignal(number)})"
 
 
-def _last_words(stderr: bytes) -> str:
+def _last_line(stderr: bytes) -> str:
     lines = stderr.decode(errors="replace").strip().splitlines()
     words = "".join(char for char in lines[-1] if char.isprintable())[:200] if lines else ""
     return f'; the last line of output: "{words}"' if words else ""

@@ -42,7 +42,7 @@ class RespawnedRunner:
             try:
                 outputs = self._runner.run(inputs)
             except DeviceError:
-                self._let_go()
+                self._end_process()
             else:
                 self._pause = self._rules.backoff
                 return outputs
@@ -58,11 +58,11 @@ class RespawnedRunner:
             try:
                 self._runner.reset()
             except DeviceError:
-                self._let_go()
+                self._end_process()
 
     def close(self) -> None:
         """End the process."""
-        self._let_go()
+        self._end_process()
 
     def _bring_back(self) -> Runner:
         if self._lost is not None and self._clock() < self._due:
@@ -76,13 +76,13 @@ class RespawnedRunner:
 
     def _give_up(self, error: EdgedError) -> NoReturn:
         """Raise `error`, and start no process before the end of the pause."""
-        self._let_go()
+        self._end_process()
         self._lost = error
         self._due = self._clock() + self._pause
         self._pause = min(2 * self._pause, self._rules.backoff_max)
         raise error
 
-    def _let_go(self) -> None:
+    def _end_process(self) -> None:
         if self._runner is not None:
             self._runner.close()
             self._runner = None

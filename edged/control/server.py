@@ -171,7 +171,7 @@ class Server:
                 if not await self._answer(client, request):
                     break
         except ControlError as error:  # not in the protocol, so the position of the next request is unknown
-            await client.last_words(error)
+            await client.send_reason(error)
         except (OSError, TimeoutError) as error:
             log.debug("let go of a client of the control socket: %r", error)
         except Exception:
@@ -263,7 +263,7 @@ class _Connection:
         async with asyncio.timeout(self._timeout):
             await self._writer.drain()
 
-    async def last_words(self, error: ControlError) -> None:
+    async def send_reason(self, error: ControlError) -> None:
         """Send the reason of the coming disconnection, if the client still reads."""
         with contextlib.suppress(OSError, TimeoutError):
             await self.send(protocol.encode_error(None, error))

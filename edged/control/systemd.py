@@ -24,19 +24,19 @@ class Notifier:
 
     def ready(self) -> None:
         """The daemon serves: after the start, and again after a reload."""
-        self._tell("READY=1")
+        self._send("READY=1")
 
     def reloading(self) -> None:
         """Report that the configuration is being read again; `ready` ends this state."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """Report that the daemon is stopping."""
-        self._tell("STOPPING=1")
+        self._send("STOPPING=1")
 
     def status(self, text: str) -> None:
         """Set the line for `systemctl status`."""
-        self._tell("STATUS=" + " ".join(text.splitlines()))
+        self._send("STATUS=" + " ".join(text.splitlines()))
 
     async def feed_watchdog(self, progress: Callable[[], str]) -> None:
         """Give a sign of life at half the watchdog's interval, for ever, or return without a watchdog.
@@ -49,13 +49,13 @@ class Notifier:
         while True:
             reason = progress()
             if not reason:
-                self._tell("WATCHDOG=1")
+                self._send("WATCHDOG=1")
             elif reason != stuck:
                 log.error("no sign of life for the watchdog: %s", reason)
             stuck = reason
             await asyncio.sleep(self.watchdog_interval / 2)
 
-    def _tell(self, message: str) -> None:
+    def _send(self, message: str) -> None:
         try:
             self._notify(message)
         except OSError as error:  # systemd may be restarting; if not, the watchdog ends the daemon

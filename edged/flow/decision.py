@@ -41,9 +41,9 @@ class LatestDecision:
         self._seconds = seconds
         self._clock = clock
         self._lock = Lock()
-        self._untold: Prediction | None = None
+        self._waiting: Prediction | None = None
         self._turned = False
-        self._told: DecisionRecord | None = None
+        self._published: DecisionRecord | None = None
         self._source: Prediction | None = None
         self._next = -inf
         self._next_turn = -inf
@@ -52,7 +52,7 @@ class LatestDecision:
         """Record the current decision, and publish it unless another was published just now."""
         outcome = prediction.outcome
         self._turned = self._turned or (not isinstance(outcome, Regression) and outcome.changed)
-        self._untold = prediction
+        self._waiting = prediction
         if self._clock() >= (self._next_turn if self._turned else self._next):
             self.flush()
 
@@ -60,32 +60,32 @@ class LatestDecision:
         """Publish a waiting decision if due."""
         with self._lock:
             now = self._clock()
-            prediction, turned = self._untold, self._turned
+            prediction, turned = self._waiting, self._turned
             if prediction is None or now < (self._next_turn if turned else self._next) or not self._status.live:
                 return
-            self._untold, self._turned = None, False
+            self._waiting, self._turned = None, False
             self._next = now + self._seconds
             self._next_turn = self._next if turned else self._next_turn
             record = self._recorder.decision(prediction)
-            if self._told is None or record != _at(self._told, record):
-                self._tell(prediction, record)
+            if self._published is None or record != _at(self._published, record):
+                self._publish_record(prediction, record)
 
     def restamp(self) -> None:
         """Publish the same decision again, with the time by a clock that was set since."""
         with self._lock:
             if self._source is not None:
-                self._tell(self._source, self._recorder.decision(self._source))
+                self._publish_record(self._source, self._recorder.decision(self._source))
 
     def withdraw(self) -> None:
         """Publish an empty message: the pipeline does not run."""
         with self._lock:
-            self._untold = self._source = self._told = None
+            self._waiting = self._source = self._published = None
             self._turned = False
             self._next = self._next_turn = -inf
             self._publish(b"")
 
-    def _tell(self, prediction: Prediction, record: DecisionRecord) -> None:
-        self._source, self._told = prediction, record
+    def _publish_record(self, prediction: Prediction, record: DecisionRecord) -> None:
+        self._source, self._published = prediction, record
         self._publish(msgspec.json.encode(record))
 
 

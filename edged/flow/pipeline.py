@@ -100,7 +100,7 @@ class Pipeline:
         """On the reader's thread: cut a chunk into windows."""
         now = self._clock()
         if self.mailbox.make_room(now, serving=self.slot.current is not None):
-            self._tell(now)
+            self._set_status(now)
         self._since_window += len(chunk.samples)
         broken = max(chunk.lost, chunk.anew)
         for window in self._windower.push(chunk.samples, chunk.time, broken, self._rate()):
@@ -124,9 +124,9 @@ class Pipeline:
         if self._thread.ident is None:
             self._thread.start()
 
-    def let_go(self) -> Event:
+    def release(self) -> Event:
         """Close the model in service, and keep windows until the next `serve`; return an event, set after the close."""
-        gone = self.slot.let_go()
+        gone = self.slot.release()
         if self._thread.ident is None:
             gone.set()
         self.mailbox.nudge()
@@ -205,7 +205,7 @@ class Pipeline:
         counts.add(outcome, inference, now)
         self.inference.add(inference)
         self.latency.add(latency)
-        self._tell(now)
+        self._set_status(now)
         return Prediction(
             self.name,
             manifest.name,
@@ -218,7 +218,7 @@ class Pipeline:
             outcome,
         )
 
-    def _tell(self, now: float) -> None:
+    def _set_status(self, now: float) -> None:
         """Set the state of a pipeline without a failed window."""
         behind = self.mailbox.behind(now)
         self.status.set(*(("degraded", behind, _BEHIND_HINT) if behind else ("running",)))

@@ -98,7 +98,7 @@ class Reader:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def look(self) -> None:
+    def check_hung(self) -> None:
         """Mark the source failed if a call into it has blocked for HUNG_SECONDS. Called from another thread, since the
         reader itself is blocked.
         """

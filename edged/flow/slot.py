@@ -1,7 +1,7 @@
 """Slot of the model in service, and the change of versions without loss of a window.
 
 Any thread may `offer` a loaded model; the worker takes the model between two windows, and closes the previous one, so
-that a runner is used by the worker's thread only. Two versions overlap in this way. `let_go` is the first half of a
+that a runner is used by the worker's thread only. Two versions overlap in this way. `release` is the first half of a
 handover, for a device that cannot hold two: the worker closes its model and waits, with a window in hand and others in
 the mailbox, for the offer, which is the second half.
 """
@@ -80,7 +80,7 @@ class Slot:
         """Make the worker take over this model before the next window."""
         self._offers.put(served)
 
-    def let_go(self) -> Event:
+    def release(self) -> Event:
         """Make the worker close its model before the next window and wait for an offer; return an event, set after the
         close.
         """

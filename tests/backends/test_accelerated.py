@@ -1,6 +1,6 @@
 """An accelerator that fails on command, and the treatment of every window meanwhile.
 
-Most tests drive `Accelerator.look` by hand on a clock that stands still; the tests at the end use the accelerator's
+Most tests drive `Accelerator.poll` by hand on a clock that stands still; the tests at the end use the accelerator's
 thread.
 """
 
@@ -149,7 +149,7 @@ def runner(device: Device, keeper: Accelerator, cpu: FakeRunner) -> AcceleratedR
 
 def promote(keeper: Accelerator, *runners: AcceleratedRunner) -> None:
     """Load the runners, and let each worker take its runner."""
-    keeper.look()
+    keeper.poll()
     for runner in runners:
         answer(runner)
 
@@ -164,7 +164,7 @@ def test_the_twin_serves_until_the_accelerator_is_loaded(device, keeper, cpu, ru
 
 
 def test_it_is_promoted_between_two_windows_and_says_so_once(device, keeper, cpu, runner):
-    assert keeper.look() is None
+    assert keeper.poll() is None
     assert device.loaded[0].runs == 0
     assert (answer(runner), answer(runner)) == (6.0, 6.0)
     assert (cpu.runs, device.loaded[0].runs) == (0, 2)
@@ -181,26 +181,26 @@ def test_a_closed_one_closes_twin_and_accelerator_and_is_not_loaded_again(device
     promote(keeper, runner)
     runner.close()
     runner.close()
-    assert keeper.look() is None
+    assert keeper.poll() is None
     assert (cpu.closed, len(device.loaded), device.open) == (True, 1, [])
 
 
 def test_one_that_is_closed_before_it_was_promoted_closes_what_was_loaded(device, keeper, runner):
-    keeper.look()
+    keeper.poll()
     runner.close()
-    keeper.look()
+    keeper.poll()
     assert device.open == []
 
 
 def test_what_is_loaded_for_one_that_is_closed_meanwhile_is_closed(device, keeper, runner):
     device.during_load = runner.close
-    assert keeper.look() is None
+    assert keeper.poll() is None
     assert (len(device.loaded), device.open) == (1, [])
 
 
 def test_what_is_loaded_while_the_accelerator_is_closed_is_its_runners_to_close(device, keeper, runner):
     device.during_load = keeper.close
-    assert keeper.look() is None
+    assert keeper.poll() is None
     runner.close()
     assert (len(device.loaded), device.open) == (1, [])
 
@@ -209,7 +209,7 @@ def test_once_it_is_closed_nothing_more_is_loaded_or_said(device, keeper):
     for _ in range(2):
         keeper.runner("m", twin(), device.load, device.check)
     device.during_load = keeper.close
-    assert keeper.look() is None
+    assert keeper.poll() is None
     assert (len(device.loaded), device.told) == (1, [])
 
 
@@ -239,7 +239,7 @@ def test_what_failed_is_closed_by_the_accelerators_thread_and_no_window_waits_fo
     device.run_error = CRASH
     answer(runner)
     assert len(device.open) == 1
-    keeper.look()
+    keeper.poll()
     assert device.open == []
 
 
@@ -255,9 +255,9 @@ def test_it_is_brought_back_after_a_pause(device, keeper, cpu, runner):
     device.run_error = CRASH
     answer(runner)
     device.run_error = None
-    assert keeper.look() == 1001.0
+    assert keeper.poll() == 1001.0
     device.now = 1001.0
-    assert keeper.look() is None
+    assert keeper.poll() is None
     answer(runner)
     assert (cpu.runs, device.loaded[1].runs) == (1, 1)
     assert device.states == [("accelerated", ""), ("degraded", CRASH.message), ("accelerated", "")]
@@ -288,9 +288,9 @@ def test_a_twin_that_fails_as_well_raises_and_the_accelerator_is_at_fault_all_th
 @pytest.mark.parametrize("error", [CRASH, WRONG, KeyError("x")])
 def test_one_that_does_not_load_is_tried_again_with_growing_pauses(device, keeper, runner, error):
     device.load_error = error
-    assert keeper.look() == 1001.0
+    assert keeper.poll() == 1001.0
     device.now = 1001.0
-    assert keeper.look() == 1003.0
+    assert keeper.poll() == 1003.0
     assert answer(runner) == 6.0
     assert len(device.told) == 1
     assert sum(keeper.counts().faults.values()) == 2
@@ -299,44 +299,44 @@ def test_one_that_does_not_load_is_tried_again_with_growing_pauses(device, keepe
 def test_after_enough_faults_it_is_left_alone_until_it_is_plugged_in_anew(device, keeper, runner):
     device.load_error = CRASH
     for _ in range(3):
-        device.now = keeper.look() or 0.0
+        device.now = keeper.poll() or 0.0
     assert keeper.status.state == "quarantined"
     assert keeper.status.reason == "3 faults within 100 s, the last: the process aborted: SIGABRT"
     device.load_error = None
     device.now += 3600
-    assert keeper.look() == device.now + POLL_SECONDS
+    assert keeper.poll() == device.now + POLL_SECONDS
     device.plugged = ""
-    assert keeper.look() == device.now + POLL_SECONDS
+    assert keeper.poll() == device.now + POLL_SECONDS
     device.plugged = "usb-2"
-    assert keeper.look() is None
+    assert keeper.poll() is None
     assert [state for state, _ in device.states] == ["degraded", "quarantined", "cpu", "accelerated"]
 
 
 def test_an_operator_releases_it(device, keeper, runner):
     device.load_error = CRASH
     for _ in range(3):
-        device.now = keeper.look() or 0.0
+        device.now = keeper.poll() or 0.0
     device.load_error = None
     keeper.release()
-    assert keeper.look() is None
+    assert keeper.poll() is None
     assert keeper.status.state == "accelerated"
 
 
 def test_to_release_one_that_serves_changes_nothing(device, keeper, runner):
     promote(keeper, runner)
     keeper.release()
-    keeper.look()
+    keeper.poll()
     assert device.states == [("accelerated", "")]
     assert len(device.loaded) == 1
 
 
 def test_a_device_that_is_not_there_is_waited_for_and_not_tried(device, keeper, runner):
     device.plugged = ""
-    assert keeper.look() == device.now + POLL_SECONDS
+    assert keeper.poll() == device.now + POLL_SECONDS
     assert device.states == [("degraded", "the device is not there")]
     assert device.loaded == []
     device.plugged = "usb-1"
-    assert keeper.look() is None
+    assert keeper.poll() is None
     assert keeper.status.state == "accelerated"
 
 
@@ -344,10 +344,10 @@ def test_one_that_is_unplugged_says_so_and_comes_back(device, keeper, runner):
     promote(keeper, runner)
     device.run_error, device.plugged = CRASH, ""
     answer(runner)
-    device.now = keeper.look() or 0.0
-    keeper.look()
+    device.now = keeper.poll() or 0.0
+    keeper.poll()
     device.run_error, device.plugged = None, "usb-2"
-    keeper.look()
+    keeper.poll()
     assert device.states[1:] == [
         ("degraded", CRASH.message),
         ("degraded", "the device is not there"),
@@ -435,7 +435,7 @@ def test_what_outlived_its_fault_is_begun_anew(met: dict[str, Exception], renewa
     for name, error in met.items():
         setattr(device, name, error)
     answer(runner)
-    keeper.look()
+    keeper.poll()
     device.run_error = device.check_error = device.load_error = None
     device.now += 60.0
     for _ in range(2):  # and once only
@@ -448,19 +448,19 @@ def test_each_change_begins_from_rest(device, keeper):
     loads = iter([remembering(), remembering()])
     runner = keeper.runner("m", cpu, lambda: next(loads), device.check)
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
-    keeper.look()
+    keeper.poll()
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
     device.now, device.check_error = 1060.0, WRONG
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
-    device.now = keeper.look() or 0.0
-    keeper.look()
+    device.now = keeper.poll() or 0.0
+    keeper.poll()
     assert answer(runner, 1) == 1
 
 
 def test_a_window_that_is_run_again_begins_from_rest(keeper, device):
     runner = keeper.runner("m", remembering(), lambda: twin(crash), device.check)
     assert answer(runner, 1) == 1
-    keeper.look()
+    keeper.poll()
     assert (answer(runner, 1), answer(runner, 1)) == (1, 2)
 
 
@@ -559,7 +559,7 @@ def test_two_that_meet_the_same_crash_at_once_count_it_once(device, keeper):
         raise CRASH
 
     other = keeper.runner("m", twin(), lambda: twin(crash_after_one), device.check)
-    keeper.look()
+    keeper.poll()
     assert answer(other) == 6.0
     assert keeper.counts().faults == {"device": 1}
     assert keeper.counts().on_twin == 2
@@ -574,10 +574,10 @@ def test_another_worker_lets_go_of_its_own_before_its_next_window(device, keeper
     promote(keeper, one, quiet)
     device.now, device.check_error = 1060.0, WRONG
     answer(one)
-    keeper.look()
+    keeper.poll()
     [left] = device.open
     answer(quiet)
-    keeper.look()
+    keeper.poll()
     assert (left.runs, left.closed, quiet_cpu.runs) == (1, True, 1)
 
 
@@ -587,7 +587,7 @@ def test_what_nobody_had_taken_when_a_fault_came_is_closed(device, keeper):
     assert len(device.open) == 2
     device.run_error = CRASH
     answer(one)
-    keeper.look()
+    keeper.poll()
     assert device.open == []
 
 
@@ -603,7 +603,7 @@ def test_a_fault_during_a_load_makes_that_load_vain(device, keeper):
         device.run_error = None
 
     device.during_load = fail_meanwhile
-    assert keeper.look() == 1001.0
+    assert keeper.poll() == 1001.0
     answer(second)
     assert (second_cpu.runs, device.open) == (1, [])
 
@@ -618,7 +618,7 @@ def test_a_load_that_fails_with_what_another_met_is_no_second_fault(device, keep
         answer(first)
 
     device.during_load = fail_meanwhile
-    keeper.look()
+    keeper.poll()
     assert keeper.counts().faults == {"device": 1}
 
 
@@ -628,13 +628,13 @@ def test_a_model_that_does_not_load_leaves_those_alone_that_serve(device, keeper
     device.load_error = WRONG
     bad = keeper.runner("bad", twin(), device.load, device.check)
     assert (keeper.status_of("good").state, keeper.status_of("bad").state) == ("accelerated", "cpu")
-    keeper.look()
+    keeper.poll()
     answer(good)
     assert device.loaded[0].runs == 2
     assert keeper.status.state == "degraded"
     assert (keeper.status_of("good").state, keeper.status_of("bad").state) == ("accelerated", "degraded")
     bad.close()
-    keeper.look()
+    keeper.poll()
     assert keeper.status.state == "accelerated"
 
 
@@ -644,9 +644,9 @@ def test_a_model_that_does_not_load_leaves_its_turn_to_the_others(device, keeper
 
     keeper.runner("bad", twin(), refuse, device.check)
     keeper.runner("good", twin(), device.load, device.check)
-    keeper.look()
+    keeper.poll()
     device.now += 60
-    keeper.look()
+    keeper.poll()
     assert keeper.status_of("good").state == "accelerated"
 
 
@@ -657,7 +657,7 @@ def test_a_model_with_two_runners_is_accelerated_when_both_are(device, keeper):
     assert keeper.status_of("m").state == "accelerated"
     device.load_error = WRONG
     other = keeper.runner("m", twin(), device.load, device.check)
-    keeper.look()
+    keeper.poll()
     assert keeper.status_of("m").reason == "golden sample 0: all zero"
     other.close()
     assert keeper.status_of("m").state == "accelerated"
@@ -683,7 +683,7 @@ def test_a_model_that_fails_again_as_before_is_told_of_again(device):
             answer(one)
 
     device.during_load = fail_meanwhile
-    keeper.look()
+    keeper.poll()
     assert told == ["cpu", "accelerated", "degraded", "accelerated", "degraded"]
 
 
@@ -700,7 +700,7 @@ def test_a_model_that_never_loads_keeps_no_other_away(device, keeper):
     promote(keeper, good)
     keeper.runner("bad", twin(), refuse, device.check)
     for _ in range(4):
-        keeper.look()
+        keeper.poll()
         device.now += 9
     assert keeper.status_of("bad").state == "quarantined"
     for _ in range(2):
@@ -708,11 +708,11 @@ def test_a_model_that_never_loads_keeps_no_other_away(device, keeper):
         answer(good)
         device.run_error = None
         device.now += 9
-        keeper.look()
+        keeper.poll()
         assert keeper.status_of("good").state == "accelerated"
     device.run_error = CRASH
     answer(good)
-    keeper.look()
+    keeper.poll()
     assert keeper.status_of("good").state == "quarantined"  # by its own faults
 
 
@@ -720,12 +720,12 @@ def test_a_model_that_comes_is_tried_where_others_never_load(device, keeper):
     device.load_error = WRONG
     keeper.runner("bad", twin(), device.load, device.check)
     for _ in range(4):
-        keeper.look()
+        keeper.poll()
         device.now += 9
     assert keeper.status_of("bad").state == "quarantined"
     device.load_error = None
     keeper.runner("good", twin(), device.load, device.check)
-    keeper.look()
+    keeper.poll()
     assert keeper.status_of("good").state == "accelerated"
 
 
@@ -734,7 +734,7 @@ def test_a_device_is_at_fault_that_fails_all_its_models(device, keeper, runner):
     assert not keeper.is_at_fault()
     device.load_error = WRONG
     bad = keeper.runner("bad", twin(), device.load, device.check)
-    keeper.look()
+    keeper.poll()
     assert (keeper.status.state, keeper.is_at_fault()) == ("degraded", False)
     device.run_error = CRASH
     answer(runner)
@@ -748,9 +748,9 @@ def test_a_load_that_the_device_fails_takes_all_down(device, keeper):
     promote(keeper, good)
     device.load_error = CRASH
     keeper.runner("m", twin(), device.load, device.check)
-    keeper.look()
+    keeper.poll()
     answer(good)
-    keeper.look()
+    keeper.poll()
     assert (cpu.runs, device.open) == (1, [])
 
 
@@ -993,10 +993,10 @@ class Years(RuleBasedStateMachine):
         self.device.now += seconds
 
     @rule()
-    def look(self) -> None:
+    def poll(self) -> None:
         quarantined = self.keeper.status.state == "quarantined"
         loaded = len(self.device.loaded)
-        due = self.keeper.look()
+        due = self.keeper.poll()
         assert due is None or due > self.device.now
         if quarantined and self.keeper.status.state == "quarantined":
             assert len(self.device.loaded) == loaded
@@ -1055,17 +1055,17 @@ class Years(RuleBasedStateMachine):
         device.run_error = device.load_error = device.check_error = device.reset_error = None
         for device.plugged in ("", "usb-3"):
             device.now += 1000
-            self.keeper.look()
+            self.keeper.poll()
         before = self.keeper.counts().accelerated
         for runner in self.runners:
             answer(runner)
         assert self.keeper.status.state == "accelerated"
         assert self.keeper.counts().accelerated == before + 2
-        self.keeper.look()
+        self.keeper.poll()
         assert len(device.open) == 2
         for runner in self.runners:
             runner.close()
-        self.keeper.look()
+        self.keeper.poll()
         assert device.open == []
 
 
@@ -1082,7 +1082,7 @@ class OnAccelerator(Backend, frozen=True, kw_only=True):
     def load(self, file: Path, *, signature: str | None = None) -> AcceleratedRunner:
         keeper = accelerator(Device())
         runner = keeper.runner("m", FakeBackend().load(file), lambda: FakeBackend().load(file), lambda runner: None)
-        keeper.look()
+        keeper.poll()
         return runner
 
 

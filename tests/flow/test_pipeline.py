@@ -177,7 +177,7 @@ def test_in_a_handover_the_old_model_is_closed_first_and_windows_wait_for_the_ne
     pipeline.serve(serving(old, "1.0"))
     pipeline.push(chunk(1.0))
     assert probe.next().version == "1.0"
-    assert pipeline.let_go().wait(120)  # though no window comes
+    assert pipeline.release().wait(120)  # though no window comes
     assert (old.closed, new.runs) == (True, 0)
     pipeline.push(chunk(1.0))
     pipeline.push(chunk(1.0))
@@ -188,7 +188,7 @@ def test_in_a_handover_the_old_model_is_closed_first_and_windows_wait_for_the_ne
 
 def test_a_pipeline_can_be_stopped_in_the_midst_of_a_handover(pipeline: Pipeline, probe: Probe):
     pipeline.serve(serving(runner()))
-    assert pipeline.let_go().wait(120)
+    assert pipeline.release().wait(120)
     pipeline.push(chunk(1.0))
     pipeline.stop()
     assert pipeline.join(120)
@@ -196,7 +196,7 @@ def test_a_pipeline_can_be_stopped_in_the_midst_of_a_handover(pipeline: Pipeline
 
 
 def test_what_never_served_is_let_go_of_at_once(pipeline: Pipeline, probe: Probe):
-    assert pipeline.let_go().is_set()
+    assert pipeline.release().is_set()
 
 
 def test_what_a_version_does_is_told_apart_from_what_the_one_before_did(pipeline: Pipeline, probe: Probe):

@@ -327,16 +327,16 @@ def test_a_source_that_does_not_answer_is_failed_until_it_does() -> None:
     reader, listener = read(Hanging(openings=[[chunk(1)]], clock=clock))
     assert asked.wait(120)
     clock.now += 15.0
-    reader.look()
+    reader.check_hung()
     assert reader.status.health.state == "starting"
     clock.now += 1.0
-    reader.look()
+    reader.check_hung()
     assert listener.next()[:2] == ("failed", "the source does not answer")
     free.set()
     assert listener.wait_for("running")
     assert ended(reader)
     clock.now += 60.0
-    reader.look()
+    reader.check_hung()
     assert reader.status.health.state == "stopped"
 
 
@@ -347,7 +347,7 @@ def test_a_source_that_has_answered_late_is_not_said_not_to_when_it_is_tried_aga
         def __call__(self) -> float:
             if answered.is_set() and not looking.is_set():
                 looking.set()
-                reader.look()
+                reader.check_hung()
                 looking.clear()
             return self.now
 
