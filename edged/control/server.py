@@ -221,7 +221,7 @@ class Server:
     def _unknown(self, verb: str) -> ControlError:
         verbs = sorted({*self._operations.calls, *self._operations.streams})
         close = difflib.get_close_matches(verb, verbs, n=1)
-        known = "it knows " + ", ".join(verbs)
+        known = "choose one of: " + ", ".join(verbs)
         return ControlError(
             f"the daemon knows no verb {verb!r}", hint=f"did you mean {close[0]!r}? {known}" if close else known
         )

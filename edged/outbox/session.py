@@ -87,7 +87,7 @@ class Session:
         clock: Callable[[], float],
         wall: WallClock | None = None,
     ) -> None:
-        self.health = LinkHealth(status, clock, limitation(link, handlers))
+        self.health = LinkHealth(status, clock, limitation(link, list(handlers)))
         self._link = link
         self._options = options
         self._availability = topics.availability

@@ -200,7 +200,7 @@ def test_an_unknown_verb_is_answered_with_the_nearest_known(path):
         async with serving(path):
             error = (await (await Peer.at(path)).ask("staus"))["error"]
             assert error["message"] == "the daemon knows no verb 'staus'"
-            assert error["hint"].startswith("did you mean 'status'? it knows big, break, count,")
+            assert error["hint"].startswith("did you mean 'status'? choose one of: big, break, count,")
 
     asyncio.run(scenario())
 
