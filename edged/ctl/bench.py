@@ -1,8 +1,8 @@
-"""How fast models run here: latencies of one inference, bare, through the backend, and from window to outcome.
+"""Measure the speed of models here: latencies of inferences, bare, through the backend, and from window to outcome.
 
-`bare` is the least that Python can do with the model's interpreter: set_tensor, invoke, get_tensor. `runner` is the
-backend the daemon uses. `window` is what the daemon does for every window: preprocess, run, postprocess. The three
-take turns, so that whatever else the machine does meets them alike. Without a MODEL all factory models are measured.
+`bare` is the minimum of calls to the interpreter of the model: set_tensor, invoke, get_tensor. `runner` is the backend
+of the daemon. `window` is the work of the daemon for a window: preprocess, run, postprocess. The three ways take turns,
+so other load of the machine affects all ways alike. Without a MODEL all factory models are measured.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TimedCall = Callable[[], object]
 
 
 class Times(TypedDict):
-    """Percentiles of the seconds that an inference takes."""
+    """Percentiles of the seconds of an inference."""
 
     p50: float
     p90: float
@@ -118,7 +118,7 @@ def _measure_bundle(bundle: Bundle, backend: Backend, args: argparse.Namespace) 
 
 
 def _find(name: str, args: argparse.Namespace, scratch: Path) -> tuple[Bundle, Backend]:
-    """A model to measure: how long it takes can be said of a bare file whose meaning is not certain, too."""
+    """Return a model to measure, even a bare file with inputs or outputs of unknown meaning."""
     try:
         return find_model(name, args)
     except BundleError:
@@ -129,7 +129,7 @@ def _find(name: str, args: argparse.Namespace, scratch: Path) -> tuple[Bundle, B
 
 
 def _without_meaning(tflite: Path, folder: Path) -> Bundle | None:
-    """A bundle of a bare file of one input, whose window fills it and whose outputs are values; None of another."""
+    """Return a bundle of a bare file with a single input, with values as the result; None for other files."""
     structure = read_structure(tflite)
     shapes = [tensor.shape for tensor in (*structure.inputs, *structure.outputs)]
     if structure.obstacle or structure.strange_ops or len(structure.inputs) != 1 or () in shapes or len(shapes[0]) > 4:
@@ -158,7 +158,7 @@ def _with_threads(backend: Backend, threads: int) -> Backend:
 
 
 def _ways(bundle: Bundle, runner: Runner) -> dict[str, TimedCall]:
-    """What takes turns, each a call that does one inference."""
+    """Return the ways to measure, each a function for an inference."""
     manifest = bundle.manifest
     samples = _samples(manifest.window)
     preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
@@ -182,7 +182,7 @@ def _samples(window: WindowSpec) -> NDArray[Any]:
 
 
 def _bare(bundle: Bundle, runner: Runner, inputs: Arrays) -> TimedCall:
-    """The same model in an interpreter of its own, and nothing around it."""
+    """Return the inference in a separate interpreter, without other work."""
     package = runner.info.runtime.split()[0].replace("-", "_")
     interpreter = import_module(f"{package}.interpreter").Interpreter(
         model_path=str(bundle.model), num_threads=runner.info.threads
@@ -234,7 +234,7 @@ def _percentiles(taken: Sequence[float]) -> Times:
 
 
 class BenchProgress:
-    """A bar on `stream`, once it has taken a second and if somebody may be looking."""
+    """Progress bar on `stream`, after a second, and only on a terminal."""
 
     def __init__(self, title: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._title = title
@@ -244,7 +244,7 @@ class BenchProgress:
         self._shown = False
 
     def show(self, done: int, total: int) -> None:
-        """Draw it, at most ten times a second."""
+        """Draw the bar, at most ten times a second."""
         now = self._clock()
         if now < self._next:
             return

@@ -1,4 +1,4 @@
-"""The labels that golden windows are known to have, from a file of one line a window; "-" for a window of none."""
+"""Known labels of golden windows, from a file with a line for each window; "-" for no label."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ANOMALY, NORMAL = "anomaly", "normal"
 
 
 class GoldenLabels:
-    """The label of each window, by its number; those that have none are left out."""
+    """Known labels by the number of the window."""
 
     def __init__(self, file: Path, manifest: Manifest) -> None:
         """Read the file.
 
         Raises:
-            ControlError: it cannot be read, or names a label that the model does not have.
+            ControlError: the file cannot be read, or names a label unknown to the model.
         """
         self._file = file
         self._lines = _lines(file)
@@ -38,7 +38,7 @@ class GoldenLabels:
             )
 
     def windows(self, count: int, golden: Path) -> list[int]:
-        """The numbers of the windows that have a label. Raises ControlError unless there are `count` lines."""
+        """Return the numbers of the windows with a label. Raises ControlError unless the file has `count` lines."""
         if len(self._lines) != count:
             raise ControlError(
                 f"{self._file} has {len(self._lines)} lines, and {golden} {count} windows",
@@ -47,7 +47,7 @@ class GoldenLabels:
         return [number for number, _ in self._labels()]
 
     def hold(self, window: int, outcome: Outcome) -> None:
-        """Hold what the model says of a window against its label. Raises ControlError where it is another."""
+        """Compare the result of a window with the known label. Raises ControlError for a difference."""
         label = self._lines[window]
         match outcome:
             case Classification(label=said, score=score):
@@ -73,7 +73,7 @@ def _lines(file: Path) -> list[str]:
             data = opened.read(MAX_BYTES + 1)
         lines = [line.strip() for line in data.decode("utf-8-sig").rstrip("\n").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
-        raise ControlError(f"{file} cannot be read: {error}", hint="it must be text with a label a line") from error
+        raise ControlError(f"{file} cannot be read: {error}", hint="write a text file with a label a line") from error
     if len(data) > MAX_BYTES or not any(line not in ("", "-") for line in lines):
-        raise ControlError(f"{file} has no labels, or too many", hint="it must be text with a label a line")
+        raise ControlError(f"{file} has no labels, or too many", hint="write a text file with a label a line")
     return lines

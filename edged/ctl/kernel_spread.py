@@ -1,4 +1,4 @@
-"""Measures how far the runtime's own kernels are apart on golden samples, which is what a sound board may be off by.
+"""Measure the differences between kernels of the runtime on golden samples, as the tolerance for other boards.
 
 A board may compute with other kernels than the workstation: another processor's, or an older runtime's. So the
 tolerance of golden samples is half as wide again as what XNNPACK, the built-in and the reference kernels differ by
@@ -25,11 +25,11 @@ from edged.models.selftest import shaped
 _MARGIN = 1.5
 _LEAST_STEPS = 1.0
 _LEAST_SHARE = 1e-4
-"""Of the greatest value of an output that is not quantised: sums in another order differ by less."""
+"""Share of the largest value of a float output: sums in another order differ by less."""
 
 
 class Spread(NamedTuple):
-    """The worst difference in steps of a quantised output and in any other, and the samples decided otherwise."""
+    """Worst difference of quantised outputs (in steps) and of float outputs, and samples with another decision."""
 
     steps: float
     absolute: float
@@ -53,7 +53,7 @@ def spread(samples: list[GoldenSample], manifest: Manifest, runner: Runner) -> S
 
 
 def measure(samples: list[GoldenSample], manifest: Manifest, model: Path, backend: Backend) -> Spread | None:
-    """The spread over all other kernels of the runtime; None for a backend that has no others."""
+    """Return the spread over all other kernels of the runtime; None for a backend without other kernels."""
     found = []
     with apart(model.name) as host:
         for other in _others(shaped(backend, manifest)):
@@ -71,7 +71,7 @@ def measure(samples: list[GoldenSample], manifest: Manifest, model: Path, backen
 
 
 def tolerance(found: Spread, samples: list[GoldenSample], manifest: Manifest) -> Golden:
-    """The tolerance for samples on which the kernels are so far apart."""
+    """Return the tolerance for samples with these differences between kernels."""
     floats = [
         float(np.abs(np.nan_to_num(output.astype(np.float64))).max(initial=0.0))
         for sample in samples
@@ -86,7 +86,7 @@ def tolerance(found: Spread, samples: list[GoldenSample], manifest: Manifest) ->
 
 
 def share(golden: Golden, samples: list[GoldenSample], manifest: Manifest) -> float:
-    """The greatest share of the range of an output that a tolerance is; the range is that of its dtype, or as seen."""
+    """Return the largest ratio of the tolerance to the range of an output, of the dtype or as measured."""
     shares = [0.0]
     for index, spec in enumerate(manifest.outputs):
         if spec.scale:
@@ -100,7 +100,7 @@ def share(golden: Golden, samples: list[GoldenSample], manifest: Manifest) -> fl
 
 
 def words(found: Spread, manifest: Manifest) -> str:
-    """How far the kernels are apart, in words."""
+    """Return the differences between kernels, in words."""
     parts = []
     if any(spec.scale for spec in manifest.outputs):
         parts.append(f"{found.steps:g} quantisation steps")
@@ -110,7 +110,7 @@ def words(found: Spread, manifest: Manifest) -> str:
 
 
 def without(samples: list[GoldenSample], otherwise: frozenset[int]) -> list[GoldenSample]:
-    """The samples that all kernels decide alike. Raises ControlError if there is none."""
+    """Return the samples with the same decision by all kernels. Raises ControlError if none is left."""
     kept = [sample for index, sample in enumerate(samples) if index not in otherwise]
     if not kept:
         raise ControlError(

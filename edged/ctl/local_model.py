@@ -1,4 +1,4 @@
-"""What the verbs that run a model themselves share: to find, to prove and to load it as the daemon does."""
+"""Find, test and load a model in this process, like the daemon."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MODEL_HELP = "a model's name, a bundle's folder, an .edgm file or a .tflite file
 
 
 def find_model(named: str, args: argparse.Namespace) -> tuple[Bundle, Backend]:
-    """A model by name or path, and the backend that runs it.
+    """Return a model by name or path, and the backend for the model.
 
-    A name is that of a model the configuration knows, with the options it has there, or else of a factory model.
+    Names are first looked up in the configuration, with the options there, and then among the installed models.
 
     Raises:
-        EdgedError: there is none, or it or the configuration is not sound.
+        EdgedError: no model is found, or the model or the configuration is invalid.
     """
     path = Path(named)
     if "/" in named or path.suffix in (bare.SUFFIX, container.SUFFIX):
@@ -49,20 +49,20 @@ def find_model(named: str, args: argparse.Namespace) -> tuple[Bundle, Backend]:
 
 
 def models_of(args: argparse.Namespace) -> Store:
-    """The models of this device: what the factory gave, and what was installed since, where that is ours to read."""
+    """Return the models of this device: the factory models and, if readable, the installed models."""
     installed = Path(args.state_dir) / "models"
     return Store(FACTORY, installed) if os.access(installed, os.R_OK | os.X_OK) else Store(FACTORY)
 
 
 def default_backend(bundle: Bundle) -> Backend:
-    """The backend a model asks for, with its defaults."""
+    """Return the backend named by a model, with default options."""
     backend: Backend = plugins.load("backends", bundle.manifest.backend)()
     return backend
 
 
 @contextmanager
 def without_chatter() -> Iterator[None]:
-    """Keep the INFO lines of a runtime that writes to standard error itself from the user; pass everything else on."""
+    """Drop INFO lines from standard error, written there by runtimes, and pass all other lines on."""
     with tempfile.TemporaryFile() as said:
         errors = os.dup(2)
         os.dup2(said.fileno(), 2)
@@ -78,10 +78,10 @@ def without_chatter() -> Iterator[None]:
 
 
 def prove_first(bundle: Bundle, backend: Backend, args: argparse.Namespace, signature: str | None = None) -> None:
-    """Have a child process load, run and close a model before this one does; not again if the daemon has had that done.
+    """Load, run and close a model in a child process first, unless the daemon has a record of such a test.
 
     Raises:
-        EdgedError: the model does not work, or kills or hangs the process that runs it.
+        EdgedError: the model does not work, or kills or hangs the child process.
     """
     if not Proofs(Path(args.state_dir) / FILE).holds(bundle, backend, signature):
         asyncio.run(prove_apart(bundle, backend, signature=signature))
@@ -89,10 +89,10 @@ def prove_first(bundle: Bundle, backend: Backend, args: argparse.Namespace, sign
 
 @contextmanager
 def loaded_apart(name: str, backend: Backend, file: Path, signature: str | None = None) -> Iterator[Runner]:
-    """A model in a process of its own, for a file that nothing is known of yet; `name` is what errors call it.
+    """Yield a runner in a separate process, for an untested file; `name` is for error messages.
 
     Raises:
-        EdgedError: the model does not load; its runner raises DeviceError if the process dies of it.
+        EdgedError: the model does not load. The runner raises DeviceError if the process dies.
     """
     with apart(name) as host:
         yield load_apart(host, backend, file, signature)
@@ -100,7 +100,7 @@ def loaded_apart(name: str, backend: Backend, file: Path, signature: str | None 
 
 @contextmanager
 def apart(name: str) -> Iterator[Host]:
-    """A process that models are loaded in of which nothing is known yet."""
+    """Yield a process for untested models."""
     host = Host(name, ResourceLimits(memory=available_bytes(), niceness=0))
     try:
         yield host
@@ -109,15 +109,15 @@ def apart(name: str) -> Iterator[Host]:
 
 
 def load_apart(host: Host, backend: Backend, file: Path, signature: str | None = None) -> Runner:
-    """A model in such a process. Raises EdgedError as `loaded_apart` does."""
+    """Return a runner in the process of `apart`. Raises EdgedError as `loaded_apart` does."""
     return host.load(backend, file, signature=signature, deadline=PROOF_SECONDS, load_seconds=PROOF_SECONDS)
 
 
 def load_model(bundle: Bundle, backend: Backend, signature: str | None = None) -> Runner:
-    """The model loaded, for whoever did `prove_first`, and its tensors held against its manifest.
+    """Load a model after `prove_first`, and compare the tensors with the manifest.
 
     Raises:
-        EdgedError: it does not load, or is not what its manifest says.
+        EdgedError: the model does not load, or does not match the manifest.
     """
     with without_chatter():
         runner = shaped(backend, bundle.manifest).load(bundle.model, signature=signature or bundle.manifest.signature)

@@ -1,7 +1,7 @@
 """Sign a bundle with an SSH key: a key in a file, in an agent (name its .pub file) or on a hardware token.
 
-What is signed is the manifest, which has the digest of everything else. `ssh-keygen` does it, so it asks for a
-passphrase or a touch as usual. The signature is added to those of others; one by the same key is replaced.
+The signature covers the manifest, and so the digests of all files. `ssh-keygen` makes the signature, and asks for a
+passphrase or a touch as usual. Signatures by other keys are kept; an older signature by the same key is replaced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sign it in its place."""
+    """Sign the bundle in place."""
     head = examine(args.bundle)
     signatures = merge(head.signatures, _signature(args.key.expanduser(), head.data))
     if args.bundle.is_dir():
@@ -57,13 +57,13 @@ def _signature(key: Path, message: bytes) -> bytes:
     if result.returncode:
         raise ControlError(
             f"ssh-keygen did not sign with {key}",
-            hint="it says why above; for a key in an agent name the public half: --key ~/.ssh/id_ed25519.pub",
+            hint="see the reason above; for a key in an agent, name the public half: --key ~/.ssh/id_ed25519.pub",
         )
     return result.stdout
 
 
 def _body(file: Path, head: Head) -> Iterator[bytes]:
-    """A container's files, as they are."""
+    """Yield the unchanged files of a container."""
     try:
         with file.open("rb") as opened:
             opened.seek(head.length)

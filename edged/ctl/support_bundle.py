@@ -1,8 +1,8 @@
-"""Collect what whoever helps you needs to know of this device, in one file, without your secrets.
+"""Collect data about this device for a helper in a single file, without secrets.
 
-The file is made here and sent nowhere: look into it before you pass it on (`tar -tf`, `tar -xOf FILE NAME`). Passwords
-and tokens the configuration names, credentials in addresses, private keys, and whatever stands behind a word like
-"password" are replaced by ***. What cannot be had is named in `missing.txt` with the reason, and is no error.
+The file is written here and sent to no network: check the contents before passing the file on (`tar -tf`, `tar -xOf
+FILE NAME`). Passwords and tokens of the configuration, credentials in addresses, private keys, and values after words
+like "password" are replaced by ***. Unavailable parts are listed in `missing.txt` with the reason, and are no error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edged.ctl.config import toml
 from edged.system.credentials import find
 
 MAX_BYTES = 4 << 20
-"""Of each part the end is kept."""
+"""Limit for each part; longer parts lose the beginning."""
 
 COMMAND_SECONDS = 60.0
 _LEAST_SECRET = 4
@@ -52,7 +52,7 @@ _FILES = ("/etc/os-release", "/proc/cmdline", "/proc/cpuinfo", "/proc/meminfo", 
 
 
 class Part(NamedTuple):
-    """One file of the archive: its name, and how its text is had."""
+    """A file of the archive: the name, and a function for the text."""
 
     name: str
     text: Callable[[], str]
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect and write it."""
+    """Collect and write the archive."""
     now = time.time()
     name = args.output or time.strftime("edged-support-%Y%m%dT%H%M%SZ.tar.gz", time.gmtime(now))
     config, parts = _parts(args)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def pack(parts: Iterable[Part], scrub: Callable[[str], str], now: int) -> bytes:
-    """A .tar.gz of the parts that can be had, each without secrets, and of a list of those that cannot."""
+    """Return a .tar.gz of all available parts without secrets, and a list of unavailable parts."""
     packed = io.BytesIO()
     missing = []
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -97,14 +97,14 @@ def pack(parts: Iterable[Part], scrub: Callable[[str], str], now: int) -> bytes:
 
 
 class Scrubber:
-    """Takes secrets out of a text: those that are known, and whatever looks like one."""
+    """Removes secrets from a text: known secrets, and text like a secret."""
 
     def __init__(self, known: Iterable[str]) -> None:
         longest_first = sorted(known, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def __call__(self, text: str) -> str:
-        """The text without them."""
+        """Return the text without secrets."""
         text = self._known.sub("***", text)
         for pattern, replacement in _SECRETS:
             text = pattern.sub(replacement, text)
@@ -127,7 +127,7 @@ _SECRETS = (
 
 
 def secrets(config: Config | None) -> set[str]:
-    """What the files that the configuration names as secrets hold, as far as we may read them."""
+    """Return the contents of readable secret files of the configuration."""
     if config is None:
         return set()
     names = {config.mqtt.password_file, config.updates.fetch.token_file} - {""}
@@ -136,15 +136,15 @@ def secrets(config: Config | None) -> set[str]:
         try:
             found |= {line.strip() for line in find(name).read_text().splitlines()}
         except (OSError, UnicodeDecodeError):
-            continue  # who may not read it cannot give it away
+            continue  # unreadable, and so impossible to leak
     return {secret for secret in found if len(secret) >= _LEAST_SECRET}
 
 
-# What there is
+# The parts
 
 
 def _parts(args: argparse.Namespace) -> tuple[Config | None, Iterator[Part]]:
-    """The configuration, if it is sound, and the parts."""
+    """Return the configuration, if valid, and the parts."""
     files = [Path(file) for file in args.config]
     try:
         config, problems = load(files), ""
@@ -175,7 +175,7 @@ def _all_parts(args: argparse.Namespace, config: Config | None, problems: str) -
 
 
 def _edgectl(args: argparse.Namespace, verb: str) -> str:
-    """What another verb says; some of them load models, which may take this process with them."""
+    """Run another verb in a child process, as a model may kill the process, and return the output."""
     words = [*(word for file in args.config for word in ("--config", file)), "--state-dir", args.state_dir]
     if args.runtime_dir:
         words += ["--runtime-dir", args.runtime_dir]
@@ -201,7 +201,7 @@ def _read(file: Path) -> str:
 
 
 def _listing(folder: Path) -> str:
-    """Every file below a folder with its size: contents stay where they are."""
+    """Return a list of all files below a folder with sizes, without contents."""
     lines = []
     for file in sorted(folder.rglob("*")):
         status = file.lstat()
@@ -224,7 +224,7 @@ def _add(archive: tarfile.TarFile, name: str, text: str, now: int) -> None:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """For our own eyes; an existing file is not written over."""
+    """Write a file for this user alone, without overwriting another file."""
     try:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
             opened.write(data)

@@ -1,20 +1,20 @@
-"""Bring a new version of a model to this device, or to others over SSH, and see it through.
+"""Install a new version of a model on this device, or on others over SSH, and follow the update.
 
-BUNDLE is an .edgm file, "-" for standard input, or a URL that the device fetches by itself. What is cut off goes on
-where it was: run it again. The device checks who signed the bundle, has it prove itself, lets it serve and watches it;
-at each step the version that serves now goes on serving until the new one has answered, and comes back if that fails.
+BUNDLE is an .edgm file, "-" for standard input, or a URL for the device to fetch. After a cut, run the command again to
+continue. The device checks the signatures of the bundle, tests the new version, serves with the new version and watches
+the results. The old version serves until the new version has answered, and again if the new version fails.
 
-A delta (`edgectl pack --delta-from`) that lies beside the bundle, or is named with --delta, is sent instead where the
-device has what it builds on; where that comes to nothing, the bundle is. Of a URL that ends in .edgd the device knows
-that the bundle is beside it, with .edgm.
+A delta (`edgectl pack --delta-from`) beside the bundle, or named with --delta, is sent instead if the device has the
+base version; if the delta fails, the bundle is sent. For a URL with the suffix .edgd, the device expects the bundle at
+the same URL with the suffix .edgm.
 
-With --model, BUNDLE is a bare .tflite file. It takes over window, preprocessing, labels and postprocessing from the
-version it replaces, and has to have the same tensors; golden samples it has none, so it proves little. Labels in its
-TFLite metadata that are new are its own, which is told; it is refused where the decision names one that is gone. Boards
-that ask for signatures do not take it: pack and sign it.
+With --model, BUNDLE is a bare .tflite file. Window, preprocessing, labels and postprocessing are those of the replaced
+version, and the tensors must be the same. A bare file has no golden samples, so the test proves little. New labels in
+the TFLite metadata replace the old labels, with a message; the file is refused if the decision names a missing label.
+Boards with required signatures refuse bare files: pack and sign the model.
 
-The update belongs to the device: Ctrl-C only stops watching. With --confirm-within it is taken back unless somebody
-says `edgectl confirm MODEL` in that time.
+The update continues on the device after Ctrl-C. With --confirm-within the version is rolled back unless confirmed in
+time with `edgectl confirm MODEL`.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("bundle", metavar="BUNDLE", help='an .edgm file, "-" for standard input, or a URL')
-    parser.add_argument("--model", metavar="NAME", help="BUNDLE is a bare .tflite file, for this model")
-    parser.add_argument("--version", metavar="N.N", help="of a bare file: its version (default: the next)")
-    parser.add_argument("--delta", default="", metavar="NAME.edgd", help="try this first, which makes the same version")
+    parser.add_argument("--model", metavar="NAME", help="BUNDLE is a bare .tflite file for the model NAME")
+    parser.add_argument("--version", metavar="N.N", help="version of a bare file (default: the next)")
+    parser.add_argument("--delta", default="", metavar="NAME.edgd", help="delta to try first, for the same version")
     parser.add_argument(
         "--confirm-within",
         type=seconds,
         default=0.0,
         metavar="TIME",
-        help="take it back unless confirmed: 90s, 10m, 2h",
+        help="roll back unless confirmed in time: 90s, 10m, 2h",
     )
-    parser.add_argument("--allow-downgrade", action="store_true", help="an older version than the one that serves")
+    parser.add_argument("--allow-downgrade", action="store_true", help="allow an older version than the current")
     parser.add_argument(
         "--give-up-after",
         type=seconds,
         metavar="TIME",
-        help="over SSH: how long to try without progress (10m)",
+        help="over SSH: time to try without progress (10m)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Bring it and follow it; the exit code tells how it ended."""
+    """Send the version, follow the update, and return the exit code of the end."""
     terms: InstallTerms = {"allow_downgrade": args.allow_downgrade, "confirm_within": args.confirm_within}
     console = Console(as_json=args.json)
     _refuse_contradictions(args)
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def seconds(text: str) -> float:
-    """A time such as 90, 90s, 10m, 2h or 1d, in seconds, and at most 30 days, which is what a device takes.
+    """Return a time such as 90, 90s, 10m, 2h or 1d in seconds, at most 30 days, the limit of devices.
 
     Raises:
-        ValueError: it is none, or more: that would only be refused once all of the bundle is there.
+        ValueError: the text is no time, or too long a time, refused here before the bundle is sent.
     """
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", text)
     if not match or float(match[1]) * _UNITS[match[2]] > _UNITS["d"] * 30:
@@ -97,7 +97,7 @@ def seconds(text: str) -> float:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
-    """Raises ControlError for options that do not go together."""
+    """Raise ControlError for contradictory options."""
     if args.give_up_after is not None and not args.host:
         raise ControlError("--give-up-after goes with --host", hint="leave it out: a daemon takes a file at once")
     if args.host and _is_url(args.bundle):
@@ -167,7 +167,7 @@ def _fetch(args: argparse.Namespace, terms: InstallTerms, reporter: Reporter) ->
 
 
 def _send(args: argparse.Namespace, upload: Upload, terms: InstallTerms, reporter: Reporter) -> TransferAnswer:
-    """What became of it: the `job` that installs it, `present`, or what is `missing`."""
+    """Send an upload, and return the answer: the `job`, `present`, or the `missing` base."""
     call = connect(args.runtime_dir).call
     allow = terms["allow_downgrade"]
     answer = call(RECEIVE_OPEN, timeout=DAEMON_SECONDS, allow_downgrade=allow, **upload.announcement)
@@ -184,7 +184,7 @@ def _send(args: argparse.Namespace, upload: Upload, terms: InstallTerms, reporte
 
 
 def _open(args: argparse.Namespace) -> Sequence[Upload]:
-    """Imported for a bundle only: a URL needs nothing of what bundles need."""
+    """Open the uploads; the imports for bundles are late, as URLs do without."""
     from edged.ctl.upload import open_bare, open_uploads
 
     if args.model:
@@ -216,7 +216,7 @@ def _push(args: argparse.Namespace, uploads: Sequence[Upload], terms: InstallTer
 
 
 def _all_at_once(args: argparse.Namespace, pushes: Sequence[tuple[Push, Reporter]], console: Console) -> int:
-    """A thread for each board; the exit code is what they agree on."""
+    """Push to each board in a thread, and return the exit code if all are equal."""
     outcomes: dict[str, InstallOutcome] = {}
 
     def bring(push: Push, reporter: Reporter) -> None:

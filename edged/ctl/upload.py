@@ -1,4 +1,4 @@
-"""What is sent, verified before a byte of it leaves, and read from any place: a container, or what stands for one."""
+"""Files to send to a device, verified before sending, and readable at any offset: containers, deltas, bare models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_HEAD_BYTES = 2 << 20
 
 
 class Upload:
-    """A file, and what is written on it. `base` is the version that a delta builds on, "" for a container."""
+    """A file with the description of the version. `base` is the base of a delta, "" for a container."""
 
     def __init__(self, head: Head | deltas.DeltaHead, file: IO[bytes]) -> None:
         version, self.base = (head.version, head.base) if isinstance(head, deltas.DeltaHead) else (head, "")
@@ -40,7 +40,7 @@ class Upload:
 
     @property
     def announcement(self) -> Args:
-        """What `receive-open` is told of it."""
+        """Return the arguments of `receive-open`."""
         return {
             "id": self.id,
             "size": self.size,
@@ -51,7 +51,7 @@ class Upload:
         }
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, fewer at its end. From any thread.
+        """Return `count` bytes from `offset`, fewer at the end. Any thread may call.
 
         Raises:
             StoreError: the file cannot be read any more, or has become shorter since.
@@ -66,7 +66,7 @@ class Upload:
 
 
 class BareUpload(Upload):
-    """A bare model file and what it is for. The device makes a version of it, whose digest nobody knows before."""
+    """A bare model file and the name of the model. The device makes a version, with a digest unknown before."""
 
     def __init__(self, bare: Bare, data: bytes) -> None:
         self.version = f"{bare.model} {bare.version}" if bare.version else f"this {bare.model}"
@@ -80,7 +80,7 @@ class BareUpload(Upload):
 
     @property
     def announcement(self) -> Args:
-        """What `receive-open` is told of it."""
+        """Return the arguments of `receive-open`."""
         return {
             "id": self.id,
             "size": self.size,
@@ -90,17 +90,17 @@ class BareUpload(Upload):
         }
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, fewer at its end. From any thread."""
+        """Return `count` bytes from `offset`, fewer at the end. Any thread may call."""
         return self._data[offset : offset + count]
 
 
 def open_bare(name: str, model: str, version: str | None) -> BareUpload:
-    """The .tflite file of that name, or from standard input for "-", for a model.
+    """Open a .tflite file, or standard input for "-", for a model.
 
     Raises:
-        ControlError: the model or the version is none.
-        BundleError: the file is not sound.
-        StoreError: it cannot be read.
+        ControlError: the name of the model or the version is invalid.
+        BundleError: the file is damaged.
+        StoreError: the file cannot be read.
     """
     try:
         bare = msgspec.convert({"model": model, "version": version}, Bare)
@@ -112,9 +112,9 @@ def open_bare(name: str, model: str, version: str | None) -> BareUpload:
 
 
 def open_uploads(bundle: str, delta: str = "") -> list[Upload]:
-    """What brings a version, in the order to try: the delta, if there is one, and the whole container.
+    """Return the uploads of a version, in the order to try: the delta, if any, and the whole container.
 
-    A delta of the container's name beside it is taken unasked if it makes this very container.
+    A delta beside the container, with the same name, is included if made for exactly this container.
 
     Raises:
         BundleError: the container is not sound, or `delta` does not make it.
@@ -130,11 +130,11 @@ def open_uploads(bundle: str, delta: str = "") -> list[Upload]:
 
 
 def open_upload(name: str) -> Upload:
-    """The container of that file name, or from standard input for "-".
+    """Open a container by file name, or standard input for "-".
 
     Raises:
-        BundleError: it is not sound.
-        StoreError: it cannot be read.
+        BundleError: the container is damaged.
+        StoreError: the file cannot be read.
     """
     if name == STDIN:
         return _from_stdin()
@@ -165,10 +165,10 @@ _AGAIN = "make it again, after signing: edgectl pack NEW.edgm --delta-from OLD.e
 
 
 def _from_stdin() -> Upload:
-    """Standard input can be read once, and what is sent may have to be read again: keep it, as far as it is sound."""
+    """Copy standard input to a file, while valid: sending may read the bytes several times."""
     reader = ContainerReader()
     try:
-        kept = tempfile.TemporaryFile()  # noqa: SIM115 it goes with the upload
+        kept = tempfile.TemporaryFile()  # noqa: SIM115 closed with the upload
         while block := sys.stdin.buffer.read(_BLOCK):
             for _ in reader.feed(block):
                 pass
@@ -178,5 +178,5 @@ def _from_stdin() -> Upload:
         hint = "set TMPDIR to a folder with room for it"
         raise StoreError(f"standard input cannot be kept: {error.strerror}", hint=hint) from error
     reader.close()
-    assert reader.head is not None  # or it would not have come to its end
+    assert reader.head is not None  # set before the end of a valid container
     return Upload(reader.head, kept)

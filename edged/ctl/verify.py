@@ -1,8 +1,8 @@
-"""Verify a bundle as a board does: every digest, and who signed it.
+"""Verify the digests and the signatures of a bundle, like a board.
 
-It exits with 0 if the bundle is sound and signed by enough of the allowed signers, and with 1 if not. Whose signatures
-count is what [updates] of the configuration says, unless --allowed-signers names others. The file of allowed signers,
-and that of revoked keys, are those of ssh-keygen(1); the namespace is `edged-bundle`:
+The exit code is 0 for a valid bundle signed by enough of the allowed signers, and 1 otherwise. The allowed signers are
+set in [updates] of the configuration, or with --allowed-signers. The files of allowed signers and of revoked keys have
+the formats of ssh-keygen(1); the namespace is `edged-bundle`:
 
     alice@example.com namespaces="edged-bundle",valid-before="20300101Z" ssh-ed25519 AAAA...
 """
@@ -26,13 +26,13 @@ from edged.models.signatures import Trust
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgm file, or a bundle's folder")
-    parser.add_argument("--allowed-signers", type=Path, metavar="FILE", help="whose keys count (default: [updates])")
-    parser.add_argument("--revoked", type=Path, metavar="FILE", help="keys that count no more: a KRL, or public keys")
+    parser.add_argument("--allowed-signers", type=Path, metavar="FILE", help="allowed signers (default: [updates])")
+    parser.add_argument("--revoked", type=Path, metavar="FILE", help="revoked keys: a KRL, or public keys")
     parser.add_argument("--threshold", type=_count, metavar="K", help="signers needed")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say who signed it, or what is wrong."""
+    """Print the signers, or the error."""
     trust = _trust(args)
     try:
         head = examine(args.bundle)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trust(args: argparse.Namespace) -> Trust:
-    """Whom to trust: as the configuration says or, with a file of signers, as the command line alone does."""
+    """Return the trusted signers: of the configuration or, with a file of signers, of the command line alone."""
     if args.allowed_signers:
         return Trust(args.allowed_signers, args.revoked, args.threshold or 1)
     try:

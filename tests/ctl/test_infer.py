@@ -164,7 +164,7 @@ def test_values_that_the_model_cannot_store_are_told(tmp_path, capsys):
     np.save(tmp_path / "x.npy", [[100.0, 0.5, 0.0, 0.0], [100.0, 200.0, 0.0, 0.0]])
     assert main(["infer", str(tmp_path / "x.npy"), "--model", model]) == 0
     said = capsys.readouterr().err
-    assert "38% of the input values are cut off, as they are beyond -0.9924 to 1, which is" in said
+    assert "38% of the input values are cut off, beyond -0.9924 to 1, which is" in said
     assert "these answers are probably wrong" in said
 
 

@@ -309,7 +309,7 @@ def test_values_that_the_model_cannot_store_are_refused_above_a_fifth(pack, tmp_
     line = (DATA / "int8.tflite", "--version", "1", "--channels", "a,b,c,d", "--manifest", manifest, "--golden")
     np.save(tmp_path / "pixels.npy", np.full((5, 4), 100.0))
     complaint = pack(*line, tmp_path / "pixels.npy", code=4)
-    assert "pixels.npy: 100% of the input values are cut off, as they are beyond -0.9924 to 1, which is" in complaint
+    assert "pixels.npy: 100% of the input values are cut off, beyond -0.9924 to 1, which is" in complaint
     assert '[{"step":"none"}] lets the pixels of a picture in as they are' in complaint
     np.save(tmp_path / "few.npy", [[100.0, 0.5, 0.25, 0.0], [0.5, 0.25, 0.0, 0.0]])
     pack(*line, tmp_path / "few.npy")
