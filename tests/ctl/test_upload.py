@@ -72,7 +72,7 @@ def test_a_delta_to_what_is_not_there_is_not_sent(update, board, file):
     write_delta(file.with_suffix(".edgd"), UNKNOWN)
     code, steps, _ = update(file)
     assert code == 0
-    assert "a delta for colours 2.0 is of no use: what it builds on is not" in steps[0]
+    assert "a delta for colours 2.0 cannot be used: the base version is not" in steps[0]
     assert [content for content, _ in board.updater.installed] == [BUNDLE]
     assert board.gone()
 
@@ -80,7 +80,7 @@ def test_a_delta_to_what_is_not_there_is_not_sent(update, board, file):
 def test_a_delta_may_lie_anywhere(update, board, file, tmp_path):
     elsewhere = write_delta(tmp_path / "small.edgd", UNKNOWN)
     code, steps, _ = update(file, "--delta", elsewhere)
-    assert (code, "a delta for colours 2.0 is of no use" in steps[0]) == (0, True)
+    assert (code, "a delta for colours 2.0 cannot be used" in steps[0]) == (0, True)
 
 
 def test_a_delta_to_something_else_is_refused_where_it_is_named_and_else_left_alone(update, board, file, tmp_path):
@@ -107,7 +107,7 @@ def test_a_bare_file_that_serves_already_is_not_sent(update, board, file):
     board.door.files["colours"] = hashlib.sha256(MODEL.read_bytes()).hexdigest()
     code, steps, _ = update(MODEL, "--model", "colours")
     assert (code, board.updater.installed) == (0, [])
-    assert "this colours is what" in steps[-1]
+    assert "this colours is " in steps[-1]
 
 
 def test_a_bare_file_where_only_signed_versions_may_come_in(update, board):

@@ -91,7 +91,7 @@ def test_what_is_there_already_is_done_at_once(board, sshd, file):
     push(sshd, file)
     with FlakyProxy(sshd.port) as link:
         code, output, _ = push(sshd, file, port=link.port)
-    assert (code, output) == (0, f"colours 2.0 is what {sshd.host} has already\n")
+    assert (code, output) == (0, f"colours 2.0 is on {sshd.host} already\n")
     assert link.up < 10_000
 
 
@@ -101,7 +101,7 @@ def test_what_may_not_come_in_is_told_before_it_is_sent(board, sshd, file):
         code, output, _ = push(sshd, file, port=link.port)
     assert (code, output.splitlines()[0]) == (
         6,
-        f"{sshd.host} refuses it: colours 2.0 is older than 3.0, and versions only go up",
+        f"{sshd.host} refuses the version: colours 2.0 is older than 3.0, and versions only go up",
     )
     assert link.up < 10_000
     assert push(sshd, file, "--allow-downgrade")[0] == 0
@@ -218,7 +218,7 @@ def test_a_direction_that_is_dead_is_told_while_it_lasts(board, sshd, file):
         process = start(sshd, "update-model", file, port=link.port, first=soon)
         wait_for(board, 100_000)
         link.blackhole()
-        until(process, f"nothing has come from {sshd.host} for ")
+        until(process, f"no answer from {sshd.host} for ")
         link.blackhole(False)
         until(process, f"{sshd.host} answers again, after ")
         code, _, complaints = finish(process)
@@ -268,7 +268,7 @@ def test_a_bundle_that_is_refused(board, sshd, tmp_path):
     code, output, _ = push(sshd, forged)
     assert code == 6
     assert output.endswith(
-        f"{sshd.host} refuses it: mallory is not an allowed signer\n  -> have it signed by somebody who is\n"
+        f"{sshd.host} refuses the version: mallory is not an allowed signer\n  -> have it signed by somebody who is\n"
     )
     assert board.parts() == []
 
@@ -337,7 +337,7 @@ def test_the_real_daemon(tmp_path):
         code, output, _ = push(sshd, file)
         assert code == 0, output
         assert output.endswith("motion: version 1.1.0 is confirmed; version 1.1.0 serves\n")
-        assert push(sshd, file)[1] == f"motion 1.1.0 is what {sshd.host} has already\n"
+        assert push(sshd, file)[1] == f"motion 1.1.0 is on {sshd.host} already\n"
 
 
 def test_other_verbs_run_on_the_device(board, sshd, file):
