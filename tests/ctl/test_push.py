@@ -170,7 +170,7 @@ def test_whoever_comes_second_is_told_whose_terms_hold(start, board, receive):
     while "signed by" not in first.stdout.readline():
         pass
     second = start(receive, "--confirm-within", "10m")
-    while "on the terms that it was begun with" not in second.stdout.readline():
+    while "on other terms" not in second.stdout.readline():
         pass
     board.do(board.updater.go.set)
     assert [process.wait(120) for process in (first, second)] == [0, 0]
