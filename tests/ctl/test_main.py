@@ -11,7 +11,7 @@ def test_help_shows_every_verb_and_exit_code(edgectl):
     code, output, _ = edgectl("--help")
     assert code == 0
     lines = [" ".join(line.split()) for line in output.splitlines()]
-    for beginning in ("status how the daemon is", "infer run a model once", "5 no daemon answers"):
+    for beginning in ("status show the state of the daemon", "infer run a model once", "5 no daemon answers"):
         assert any(line.startswith(beginning) for line in lines)
 
 

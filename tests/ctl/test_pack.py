@@ -647,6 +647,6 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
 def test_a_device_or_a_pipe_is_not_replaced_by_a_bundle(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(StoreError, match=r"pipe is there and is no file \(name a file\)"):
+    with pytest.raises(StoreError, match=r"pipe is not a regular file \(name a file\)"):
         save(pipe, [b"edgm"])
     assert pipe.is_fifo()

@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 TELL = """
-from edged.ctl.progress import Console, Outcome, Reporter
+from edged.ctl.progress import Console, InstallOutcome, Reporter
 console = Console(as_json=False)
 first, second = (Reporter(console, board) for board in {boards})
 first.progress(500_000, 1_000_000)
 second.progress(100_000, 1_000_000)
 first.step("push.sent", "the whole file is on the device")
-first.end(Outcome("done", "it serves", ""))
-second.end(Outcome("refused", "it is \\x1b[2Jnot signed", "sign it"))
+first.end(InstallOutcome("done", "it serves", ""))
+second.end(InstallOutcome("refused", "it is \\x1b[2Jnot signed", "sign it"))
 """
 
 

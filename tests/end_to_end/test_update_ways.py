@@ -268,7 +268,7 @@ def test_a_reload_waits_for_an_update_only_where_that_is_in_its_way(tmp_path: Pa
     daemon.configure(config() + table + '[log]\nlevel = "debug"\n')
     assert daemon.call("reload") == {"changed": ["log"], "done": True, "restart": [], "warnings": []}
     daemon.configure(config().replace("queue = 1000", "queue = 500") + table)
-    assert "it waits for an update that is under way" in edgectl(daemon, "reload").output
+    assert "the reload waits for the end of an update" in edgectl(daemon, "reload").output
     assert update.end().code == UNFIT
     daemon.wait_for_log("reloaded: log, pipelines.motion")
     assert serving(daemon) == "1.0.0"
