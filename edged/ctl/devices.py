@@ -1,13 +1,12 @@
-"""Show the accelerators that edged knows how to use, which of them this board has, and what the others lack.
+"""Show the accelerators supported by edged, with the devices on this board and the reasons for missing devices.
 
-It needs no daemon and opens nothing: what is there is read from the file system. A daemon that runs tells which models
-use what, and how that stands. With --probe each that is ready is loaded too, in a child process, which tells whether
-its library fits this TFLite runtime; nobody else may have the device then, so the daemon must not run. It exits with 1
-if one that was loaded does not work.
+The command needs no daemon and opens no device; the file system has the information. A running daemon adds the models
+on each accelerator. With --probe, a child process also loads each ready delegate, as a check of the library with this
+TFLite runtime; stop the daemon first, since a device has a single user. The exit code is 1 if a loaded delegate fails.
 
-`allow` lets the service open the devices of the configuration, and no others: those of the sources, plug-ins among
-them, and accelerators that models may use. Without this the service sees no device. The command writes a drop-in for
-systemd, as root; run it again when the configuration has changed. --dry-run shows the drop-in.
+`allow` lets the service open the devices of the configuration, and no others: the devices of sources, plug-ins
+included, and accelerators for models. Otherwise the service sees no device. The command writes a drop-in for systemd,
+as root; repeat the command after changes of the configuration. --dry-run shows the drop-in.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from edged.core.answers import MODELS, STATUS_VERSION, AcceleratorAnswer
 from edged.core.errors import ControlError, EdgedError
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
-from edged.ctl.client import connect
+from edged.ctl.client import UnreachableError, connect
 from edged.ctl.models import describe_accelerator
 
-_COLUMNS = ("DELEGATE", "STATE", "DEVICES", "WHAT IT IS", "LIBRARY")
+_COLUMNS = ("DELEGATE", "STATE", "DEVICES", "DESCRIPTION", "LIBRARY")
 
 
 class ModelUse(TypedDict):
-    """A model that has an accelerator."""
+    """A model with an accelerator."""
 
     name: str
     accelerator: AcceleratorAnswer
 
 
 class DeviceRow(TypedDict):
-    """A device of a delegate, as far as the file system shows it."""
+    """A device of a delegate, from the file system."""
 
     id: str
     node: str
@@ -68,10 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action", nargs="?", choices=("list", "allow"), default="list", help="list unless told to allow"
     )
-    parser.add_argument("--probe", action="store_true", help="load each that is ready, in a child process")
+    parser.add_argument("--probe", action="store_true", help="load each ready delegate, in a child process")
     parser.add_argument("--dry-run", action="store_true", help="with allow: change nothing, and show the drop-in")
     parser.add_argument(
-        "--restart", action="store_true", help="with allow: restart the service, so that it takes effect"
+        "--restart", action="store_true", help="with allow: restart the service, for the change to take effect"
     )
 
 
@@ -91,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     configured, rules = _configured([Path(file) for file in args.config])
     if args.probe and daemon_runs(args.runtime_dir):
-        raise ControlError("the daemon runs, and may have the devices", hint="stop it first: sudo systemctl stop edged")
+        raise ControlError(
+            "the daemon runs, and may use the devices", hint="stop the daemon first: sudo systemctl stop edged"
+        )
     rows = rows_of(map(survey, delegates(configured).values()), rules if args.probe else None)
     used = _used(args.runtime_dir)
     for row in rows:
@@ -104,7 +105,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _used(runtime_dir: str | None) -> list[ModelUse]:
-    """The models that have an accelerator, as far as a daemon runs that tells, and how it stands for them."""
+    """Return the models with an accelerator, and the state of each; none without a daemon."""
     try:
         models = connect(runtime_dir).call(MODELS)
     except EdgedError:
@@ -113,16 +114,18 @@ def _used(runtime_dir: str | None) -> list[ModelUse]:
 
 
 def daemon_runs(runtime_dir: str | None) -> bool:
-    """Whether a daemon answers."""
+    """Return whether a daemon has the control socket, whatever the answer."""
     try:
         connect(runtime_dir).call(STATUS_VERSION)
-    except EdgedError:
+    except UnreachableError:
         return False
+    except EdgedError:  # a daemon of another version, or a busy daemon
+        return True
     return True
 
 
 def _configured(files: list[Path]) -> tuple[Mapping[str, DelegateOptions], Rules]:
-    """What the configuration says of delegates, where there is one."""
+    """Return the delegates and rules of the configuration, or the defaults without a file."""
     if not files[0].exists():
         return {}, Rules()
     from edged.config.load import load
@@ -132,7 +135,7 @@ def _configured(files: list[Path]) -> tuple[Mapping[str, DelegateOptions], Rules
 
 
 def rows_of(surveys: Iterable[Survey], rules: Rules | None = None) -> list[DelegateRow]:
-    """What there is to say of each; with `rules` those that are ready are loaded, and work or fail."""
+    """Return the row of each survey; with `rules`, each ready delegate is loaded, and works or fails."""
     return [_row(each, rules) for each in surveys]
 
 
@@ -172,7 +175,7 @@ def _probe(delegate: Delegate, rules: Rules) -> tuple[str, str, str]:
 
 
 def lines(rows: list[DelegateRow], configured: Iterable[str]) -> Iterator[str]:
-    """The table, and below what is not ready why; of what is neither there nor configured nothing is lacking."""
+    """Yield the table, with the reason below a present or configured delegate that is not ready."""
     cells = [
         (
             row["name"],

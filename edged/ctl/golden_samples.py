@@ -1,4 +1,4 @@
-"""Makes golden samples: windows as a model gets them, or random tensors, and what the model makes of them here."""
+"""Make golden samples: the inputs of windows, or random tensors, with the outputs of the model on this machine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from edged.sources.replay import ReplaySource
 
 MAX_SAMPLES, MIN_SAMPLES = 16, 2
 MAX_BYTES = 256 << 10
-"""Of all samples together, unless so few would not be enough: they travel with the model over slow links."""
+"""Limit for all samples, except for MIN_SAMPLES: the samples travel with the model over slow links."""
 
 
 class GoldenSample(NamedTuple):
-    """The inputs of one run, and the outputs that the model made of them."""
+    """Inputs and outputs of a run of the model."""
 
     inputs: Arrays
     outputs: Arrays
@@ -36,18 +36,18 @@ class GoldenSample(NamedTuple):
 def samples_of(
     file: Path, manifest: Manifest, runner: Runner, expected: GoldenLabels | None = None
 ) -> list[GoldenSample]:
-    """Samples from a file of samples or of windows; of many windows some, spread evenly.
+    """Return samples of windows spread evenly over a file of samples or of windows.
 
-    With `expected` they are taken of the windows whose label it has, and each must get that label.
+    With `expected`, only labelled windows are used, and the model must decide for the label.
 
     Raises:
-        EdgedError: the file cannot be read, does not fit the model, or has no window in it; a fifth of the values do
-            not fit the model's input; or the model has another label for a window than is expected.
+        EdgedError: the file cannot be read, does not fit the model, or has no window; a fifth of the values do not fit
+            the model's input; or the model decides for another label.
     """
     count = sum(1 for _ in windows_of(file, manifest))
     if count == 0:
         raise ControlError(
-            f"there is no whole window in {file}: that takes {manifest.window.length} samples in a row",
+            f"{file} has no whole window of {manifest.window.length} samples in a row",
             hint="record more, without gaps",
         )
     among = list(range(count)) if expected is None else expected.windows(count, file)
@@ -71,10 +71,10 @@ def samples_of(
 
 
 def random_samples(runner: Runner, deciding: int | None = None) -> list[GoldenSample]:
-    """Samples of random tensors, the same each time.
+    """Return samples of random tensors, equal at each call.
 
-    Where the greatest element of the output `deciding` is what the model decides, those are taken of many that it is
-    surest of: between two that are nearly equal another processor would decide otherwise, and be sound.
+    If the greatest element of the output `deciding` is the decision, the samples with the clearest decisions are
+    chosen: between two nearly equal elements another processor may decide otherwise without a fault.
     """
     generator = np.random.default_rng(1)
     number = _number(runner)
@@ -87,20 +87,20 @@ def random_samples(runner: Runner, deciding: int | None = None) -> list[GoldenSa
 
 
 def answered(runner: Runner, inputs: Iterable[Arrays]) -> list[GoldenSample]:
-    """Samples of these inputs, from rest and in this order."""
+    """Return samples of these inputs in order, from a reset runner."""
     runner.reset()
     return [GoldenSample(each, _copies(runner.run(each))) for each in inputs]
 
 
 def _margin(runner: Runner, inputs: Arrays, deciding: int) -> float:
-    """How far the greatest element of an output is above the next."""
+    """Return the distance of the two greatest elements of an output."""
     runner.reset()
     *_, second, first = 0.0, *np.sort(runner.run(inputs)[deciding].astype(np.float64), axis=None)
     return float(first - second)
 
 
 def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
-    """Every window in a file of samples or of windows, valid until the next is asked for. Raises EdgedError."""
+    """Yield each window in a file of samples or of windows, valid until the next. Raises EdgedError."""
     window = manifest.window
     stacked = file.suffix != ".csv" and _shape(file) == (window.length, *window.shape)
     source = ReplaySource(path=file, pace="fast", chunk=1) if stacked else _recording(file, manifest)
@@ -119,10 +119,10 @@ def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
 
 
 def _check_range(file: Path, source: ReplaySource, dtype: str) -> None:
-    """Refuse a recording of values on another scale than a window of integers: they would be cut off or rounded away.
+    """Refuse a recording on another scale than a window of integers: values would be clipped or rounded to zero.
 
     Raises:
-        ControlError: more than a fifth of them are beyond its range, or all are fractions from -1 to 1.
+        ControlError: more than a fifth of the values are beyond the range, or the values are fractions from -1 to 1.
     """
     if np.dtype(dtype).kind not in "iu":
         return
@@ -140,9 +140,9 @@ def _check_range(file: Path, source: ReplaySource, dtype: str) -> None:
     finally:
         opened.close()
     if beyond > MAX_SHARE * values:
-        problem = f"{beyond / values:.0%} of its values are beyond {limits.min} to {limits.max}"
+        problem = f"{beyond / values:.0%} of the values are beyond {limits.min} to {limits.max}"
     elif small and fractions:
-        problem = "its values are fractions from -1 to 1"
+        problem = "the values are fractions from -1 to 1"
     else:
         return
     raise ControlError(
@@ -152,7 +152,7 @@ def _check_range(file: Path, source: ReplaySource, dtype: str) -> None:
 
 
 def _shape(file: Path) -> tuple[int, ...]:
-    """The shape of an element of the array in a file."""
+    """Return the shape of an element of the array in a file."""
     return ReplaySource(path=file, pace="fast").describe().shape
 
 
@@ -172,7 +172,7 @@ def _chunks(source: Source) -> Iterator[Chunk]:
 
 
 def _random(generator: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
-    """Anything a quantised tensor can store; for floats normal, and for other integers small: they may be indices."""
+    """Return values over the range of a quantised tensor, normal floats, or small integers for possible indices."""
     dtype = spec.numpy_dtype
     if dtype.kind == "f":
         return generator.standard_normal(spec.shape).astype(dtype)
@@ -183,7 +183,7 @@ def _random(generator: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
 
 
 def _number(runner: Runner) -> int:
-    """How many samples there are to be."""
+    """Return the number of samples to make."""
     size = sum(prod(spec.shape) * spec.numpy_dtype.itemsize for spec in (*runner.inputs, *runner.outputs))
     return max(MIN_SAMPLES, min(MAX_SAMPLES, MAX_BYTES // size))
 
@@ -193,7 +193,7 @@ def _copies(arrays: Arrays) -> Arrays:
 
 
 def npz(samples: Sequence[GoldenSample]) -> bytes:
-    """The golden.npz of samples."""
+    """Return the bytes of golden.npz."""
     arrays: dict[str, NDArray[Any]] = {}
     for kind, side in (("input", 0), ("output", 1)):
         for index in range(len(samples[0][side])):

@@ -1,7 +1,7 @@
 """Run a model once over a file, without the daemon: a recording (.csv, .npy, .npz) or a picture.
 
-The model is loaded, fed and read exactly as the daemon does it, and every window's prediction is printed as it is made;
-with --json as a JSON object a line. Time counts from the recording's first sample, at the model's own rate.
+The command loads, feeds and reads the model exactly like the daemon, and prints the prediction of each window at once;
+with --json as a JSON object per line. Time counts from the first sample of the recording, at the rate of the model.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="a name, a bundle's folder, an .edgm or a .tflite file"
     )
-    parser.add_argument("--signature", metavar="NAME", help="the signature to run, where the model has several")
-    parser.add_argument("--columns", type=_names, default=(), metavar="A,B,...", help="what the file's columns hold")
-    parser.add_argument("--array", default="", metavar="NAME", help="which array of an .npz file")
+    parser.add_argument("--signature", metavar="NAME", help="the signature to run, for a model with several")
+    parser.add_argument(
+        "--columns", type=_names, default=(), metavar="A,B,...", help="names of the columns in the file"
+    )
+    parser.add_argument("--array", default="", metavar="NAME", help="name of the array in an .npz file")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +74,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 class Inferred(NamedTuple):
-    """A window's number, when its last sample was taken, the seconds the model took, and what it says."""
+    """Number of a window, time of the last sample, seconds of the inference, and outcome."""
 
     seq: int
     time: float
@@ -81,18 +83,18 @@ class Inferred(NamedTuple):
 
 
 def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping: Clipping) -> Iterator[Inferred]:
-    """Predictions for chunks of samples whose columns are the model's; `clipping` counts what it cannot store.
+    """Yield predictions for chunks of samples in the order of the model's channels; `clipping` counts clipped values.
 
     Raises:
-        ControlError: there is not one whole window in them.
-        ModelError: the model fails on them.
+        ControlError: the chunks have no whole window.
+        ModelError: the model fails.
     """
     windower = Windower(manifest.window, None)
     preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
     expected = 0
     for chunk in chunks:
         for window in windower.push(*chunk):
-            if window.seq != expected:  # as in the daemon: what a stateful model remembers is from before a gap
+            if window.seq != expected:  # as in the daemon: the memory of a stateful model is from before the gap
                 runner.reset()
                 preprocess.reset()
             expected = window.seq + 1
@@ -105,12 +107,12 @@ def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping:
             yield Inferred(window.seq, window.time, inference, postprocess(outputs, preprocess.prepared, window.time))
     if not expected:
         raise ControlError(
-            f"there is not one whole window in it: that takes {manifest.window.length} samples in a row",
+            f"the file has no whole window of {manifest.window.length} samples in a row",
             hint="record more, without gaps",
         )
 
 
-# -- what is fed ----------------------------------------------------------------------------------------------------
+# -- inputs ---------------------------------------------------------------------------------------------------------
 
 
 def _chunks(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
@@ -122,7 +124,7 @@ def _chunks(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
 
 
 def _recording(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
-    """The file's chunks, timed as if they had come at the model's rate, or a sample a second where it has none."""
+    """Yield the chunks of a file, timed at the model's rate, or at a sample a second for a model without."""
     window = manifest.window
     options = ReplaySource(
         path=args.file,

@@ -67,8 +67,8 @@ class Clipping:
         limits = np.iinfo(self.worst.numpy_dtype)
         low, high = ((bound - self.worst.zero_point) * (self.worst.scale or 1.0) for bound in (limits.min, limits.max))
         return (
-            f"{self.clipped / self.values:.0%} of the input values are cut off, beyond "
-            f"{low:.4g} to {high:.4g}, which is what the input {self.worst.name!r} can store"
+            f"{self.clipped / self.values:.0%} of the input values are clipped, beyond "
+            f"{low:.4g} to {high:.4g}, the range of the input {self.worst.name!r}"
         )
 
 

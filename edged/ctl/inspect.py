@@ -1,7 +1,7 @@
-"""Show what is in a bundle, once every digest in it has been verified, or in a bare .tflite file.
+"""Show the content of a bundle, after a check of every digest, or of a bare .tflite file.
 
-Who is said to have signed it is shown too, but not whether that is true: that is what `edgectl verify` tells. Of a
-.tflite file its tensors, metadata and ops are shown, what is certain of them, and the part of a manifest for the rest.
+The command shows the names of the signers without a check; `edgectl verify` checks signatures. For a .tflite file the
+command shows tensors, metadata and ops, the settled part of a manifest, and the other part to fill in.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ T = TypeVar("T")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    what = "an .edgm file, a bundle's folder, or a .tflite file"
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=what)
+    kinds = "an .edgm file, a bundle's folder, or a .tflite file"
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=kinds)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show it."""
+    """Run the verb."""
     if args.bundle.suffix == SUFFIX:
         structure = read_structure(args.bundle)
         if args.json:
@@ -78,7 +78,7 @@ def _fields(head: Head) -> dict[str, object]:
 
 
 def lines(head: Head) -> Iterator[str]:
-    """What a person wants to know of it, a fact a line."""
+    """Yield the facts about a bundle for a terminal, a fact per line."""
     return _lines(_facts(head))
 
 
@@ -108,7 +108,7 @@ def _bare_fields(file: Path, structure: TfliteFile) -> dict[str, object]:
 
 
 def _use(structure: TfliteFile) -> tuple[str, Iterable[Side]]:
-    """Why it cannot be used, and its two sides; "" and none of them for the other."""
+    """Return an obstacle without sides, or "" with the two sides of the contract."""
     try:
         return "", certain(structure)
     except BundleError as error:
@@ -138,7 +138,7 @@ def contents(structure: TfliteFile) -> Iterator[tuple[str, str]]:
         for index, (name, tensor) in enumerate(_titled(title, tensors)):
             yield name, tensor_line(tensor)
             if index < len(metadata) and (said := _metadata(metadata[index])):
-                yield "", f"  its metadata: {said}"
+                yield "", f"  metadata: {said}"
     yield "ops", f"{some(structure.ops, MAX_LINES)}, in {structure.nodes} nodes"
     for title, signature in _titled("signatures", [signature.name for signature in structure.signatures]):
         yield title, signature
@@ -190,7 +190,7 @@ def _facts(head: Head) -> Iterator[tuple[str, str]]:
 
 
 def _titled(title: str, items: Iterable[T]) -> Iterator[tuple[str, T]]:
-    """The title before the first of several, and nothing before the others."""
+    """Yield each item with the title, or with "" from the second on."""
     for index, item in enumerate(items):
         yield "" if index else title, item
 
@@ -198,8 +198,8 @@ def _titled(title: str, items: Iterable[T]) -> Iterator[tuple[str, T]]:
 def _window(window: WindowSpec) -> str:
     rate = f" at {window.rate:g} a second" if window.rate else ""
     names = [f"{channel.name} [{channel.unit}]" if channel.unit else channel.name for channel in window.channels]
-    what = f"of {some(names)}" if names else f"of shape {list(window.sample_shape)}"
-    return f"{window.length} samples{rate} {what}, a new one every {window.hop}"
+    content = f"of {some(names)}" if names else f"of shape {list(window.sample_shape)}"
+    return f"{window.length} samples{rate} {content}, a new window every {window.hop}"
 
 
 def _step(step: PreprocessStep) -> str:
@@ -222,7 +222,7 @@ def _says(manifest: Manifest) -> str:
     match manifest.postprocess:
         case Classify():
             labels = manifest.labels
-            return f"one of {len(labels)} labels: {some(labels)}" if labels else "one of the labels in the model file"
+            return f"a label of {len(labels)}: {some(labels)}" if labels else "a label in the model file"
         case Regress(names=names, output=output):
             return f"values of {some(names)}" if names else f"{prod(manifest.outputs[output].shape)} values"
         case Detect(decision=decision):
@@ -230,7 +230,7 @@ def _says(manifest: Manifest) -> str:
 
 
 def _reference(manifest: Manifest) -> list[str]:
-    """What the model met and said on its reference recording, a line for each channel, label, and score."""
+    """Return the statistics of the reference recording, a line for each channel, label, and score."""
     reference = manifest.reference
     assert reference is not None
     names = [channel.name for channel in manifest.window.channels] or [str(each) for each in range(len(reference.mean))]
@@ -244,12 +244,12 @@ def _reference(manifest: Manifest) -> list[str]:
 
 
 def _cut(lines: list[str]) -> list[str]:
-    """The first lines, and how many more there are."""
+    """Return the first lines, and the number of the others."""
     return [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else lines
 
 
 def _stated(part: ModelRequirements | Limits | Probation) -> str:
-    """What is not left at its default."""
+    """Return the values other than the defaults."""
     return _listed(msgspec.to_builtins(part))
 
 

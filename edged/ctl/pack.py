@@ -1,29 +1,29 @@
-"""Pack a model into a bundle, one .edgm file that `edgectl update-model` takes.
+"""Pack a model into a bundle, an .edgm file for `edgectl update-model`.
 
-From a folder with a manifest.json it takes everything as it is, and from a draft (`edgectl model draft`) the model and
-its manifest.toml. To a .tflite file it adds what is said here, what --manifest says (a manifest.json of which any part
-may be left out, for instance that of the version before, or the same in TOML), and what the file leaves no doubt of,
-which is told; in this order. Whatever is missing then is asked for. Tensors are always the file's own, open shapes
-resized to what the manifest states or the window needs. Pixels go into 8-bit tensors as they are. Labels in a file
-(--labels) are a line each, "INDEX  LABEL", or a table with a header, and numbered where they are not unique.
+A folder with a manifest.json is packed unchanged, and a draft (`edgectl model draft`) with the manifest.toml. For a
+.tflite file the manifest comes from the options, then from --manifest (a manifest.json or a part, such as the manifest
+of the version before, or the same in TOML), then from the unambiguous parts of the file, which the command reports. The
+command asks for any other part. Tensors always come from the file; open shapes are resized to the shapes in the
+manifest or to the window. Pixels go into 8-bit tensors unchanged. A file of labels (--labels) has a label per line, as
+"INDEX LABEL" or alone, or a table with a header; equal labels are numbered.
 
-Golden samples are what a board proves the model with: windows, and what the model makes of them here. --golden is a
-recording that windows are cut from (.csv, .npy, .npz), or an array of windows (n, length, ...). Without it random
-tensors are used, which prove less: they look like nothing the model was made for.
+A board proves a model with golden samples: windows with the outputs of the model on this machine. --golden is a
+recording to cut windows from (.csv, .npy, .npz), or an array of windows (n, length, ...). The default is random
+tensors, a weaker proof, since random tensors resemble no real input.
 
---variant adds the same model for an accelerator, as often as it is said: `--variant edgetpu=model_edgetpu.tflite` is a
-file that was compiled for it, `--variant teflon` is the model's own file, which that delegate takes as it is. A variant
-is called as its delegate unless it is given a name of its own, `--variant small:edgetpu=small_edgetpu.tflite`.
+--variant adds the same model for an accelerator, and may be repeated: `--variant edgetpu=model_edgetpu.tflite` is a
+file compiled for the delegate, `--variant teflon` is the model's own file, for a delegate able to load such a file. A
+variant has the name of the delegate or a given name, as in `--variant small:edgetpu=small_edgetpu.tflite`.
 
---reference is a recording of everyday life: the statistics of what is fed to the model, and the share of each label in
-what it says, go into the manifest. Its probation.max_label_shift says how far a board may be from those shares.
+--reference is a recording of everyday use: the statistics of the inputs and the share of each label go into the
+manifest. probation.max_label_shift limits the difference of a board from these shares.
 
-Whatever is packed has been opened, loaded and proven first, as a board would; of variants, whose accelerators are on
-boards, only that their tensors are the model's.
+The command opens, loads and proves a bundle like a board before writing; for variants, with accelerators on boards
+only, the command compares the tensors with the model.
 
-With --delta-from a delta is written beside the bundle, where it is below half of it: what turns the version of another
-bundle or folder into this one. It carries the signatures, so sign first: MODEL may be a bundle (.edgm), and then the
-delta is all that is made.
+With --delta-from the command also writes a delta beside the bundle, if smaller than half of the bundle: the changes
+from the version of another bundle or folder to this version. The delta contains the signatures, so sign first: with a
+bundle (.edgm) as MODEL, the command makes the delta only.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ T = TypeVar("T")
 
 
 class ManifestPart(TypedDict, total=False):
-    """A manifest of which any part may be missing. Keys that are not read here may be there too."""
+    """A manifest with any part missing, perhaps with further keys not read in this module."""
 
     schema: str
     name: str
@@ -110,7 +110,7 @@ class ManifestPart(TypedDict, total=False):
 
 
 class Delta(TypedDict):
-    """A delta that was written, as `--json` prints it; `share` is that of the bundle's bytes."""
+    """A written delta, as printed by `--json`; `share` is the share of the bundle's bytes."""
 
     delta: str
     delta_bytes: int
@@ -145,11 +145,11 @@ _DESCRIBING = (
 )
 _CARD = "CARD.md"
 MUCH = 0.2
-"""The share of an output's range from which on a tolerance says little."""
+"""The share of an output's range above which a tolerance proves little."""
 
 
 class VariantOption(NamedTuple):
-    """What one --variant says; no file means the model's own."""
+    """The parts of a --variant option; None for the model's own file."""
 
     name: str
     delegate: str
@@ -157,40 +157,46 @@ class VariantOption(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, where the bundle goes, and what is to be said of the model."""
+    """Add the arguments of the verb."""
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a .tflite file, a draft, or a folder with manifest.json"
     )
     parser.add_argument("--delta-from", type=Path, metavar="OLD", help="make a delta too: the bundle or folder before")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT.edgm", help="default: NAME-VERSION.edgm, here")
-    of_a_file = parser.add_argument_group("of a model that is no folder")
+    of_a_file = parser.add_argument_group("options for a .tflite file")
     of_a_file.add_argument("--name", metavar="NAME", help="default: the file's")
-    of_a_file.add_argument("--version", metavar="N.N", help="dotted numbers, which only ever go up")
+    of_a_file.add_argument("--version", metavar="N.N", help="dotted numbers, higher than in any version before")
     of_a_file.add_argument("--labels", type=Path, metavar="FILE", help="a label on each line")
     of_a_file.add_argument("--golden", type=Path, metavar="SAMPLES", help="a recording, or windows")
     of_a_file.add_argument(
-        "--expect", type=Path, metavar="FILE", help="the label of each window in --golden, a line each, - for none"
+        "--expect",
+        type=Path,
+        metavar="FILE",
+        help="the label of each window in --golden, a line per window, - for none",
     )
     of_a_file.add_argument(
-        "--reference", type=Path, metavar="RECORDING", help="of which statistics go into the manifest, as for --golden"
+        "--reference",
+        type=Path,
+        metavar="RECORDING",
+        help="a recording, as for --golden, for statistics in the manifest",
     )
-    of_a_file.add_argument("--channels", type=_names, metavar="A,B,...", help="what a sample is a row of")
+    of_a_file.add_argument("--channels", type=_names, metavar="A,B,...", help="names of the values in a sample")
     of_a_file.add_argument("--rate", type=float, metavar="HZ", help="samples a second")
     of_a_file.add_argument("--window", type=int, metavar="LENGTH", help="samples in a window")
     of_a_file.add_argument("--hop", type=int, metavar="N", help="a new window every N samples")
-    of_a_file.add_argument("--manifest", type=Path, metavar="PART.json", help="whatever else is to be in the manifest")
+    of_a_file.add_argument("--manifest", type=Path, metavar="PART.json", help="further parts of the manifest")
     of_a_file.add_argument(
         "--variant",
         type=_variant_option,
         action="append",
         metavar="[NAME:]DELEGATE[=FILE]",
-        help="the same model for an accelerator; several may be given",
+        help="the same model for an accelerator; may be repeated",
     )
-    of_a_file.add_argument("--card", type=Path, metavar="CARD.md", help="what people should know of the model")
+    of_a_file.add_argument("--card", type=Path, metavar="CARD.md", help="a description of the model for people")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack it."""
+    """Run the verb."""
     if args.model.suffix == SUFFIX:
         return _run_on_bundle(args)
     with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
@@ -222,41 +228,41 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         tables.show([f"{out}: {version_line(head)}, {tables.size(head.size)}, proven on {proof.samples} samples"])
-        _tell(delta)
+        _show_delta(delta)
     return exits.DONE
 
 
 def _take_draft(args: argparse.Namespace) -> None:
-    """Pack a draft as the model in it with its manifest.toml; options take precedence over that."""
+    """Replace a draft by the model in the folder with manifest.toml as --manifest; options take precedence."""
     folder = args.model
     if not (folder / DRAFT).is_file() or (folder / MANIFEST).exists():
         return
     if args.manifest:
-        raise ControlError(f"{folder} has a {DRAFT}, and --manifest names another", hint="leave --manifest out")
+        raise ControlError(f"{folder} has a {DRAFT}, and --manifest names another file", hint="leave --manifest out")
     args.manifest, args.model = folder / DRAFT, folder / DRAFT_MODEL
     if args.card is None and (folder / _CARD).is_file():
         args.card = folder / _CARD
 
 
 def _run_on_bundle(args: argparse.Namespace) -> int:
-    """Make the delta to a bundle that is there already."""
+    """Make the delta to an existing bundle."""
     if args.delta_from is None:
-        raise ControlError(f"{args.model} is packed already", hint="make a delta to it with --delta-from OLD.edgm")
+        raise ControlError(f"{args.model} is packed already", hint="make a delta with --delta-from OLD.edgm")
     _refuse_descriptions(args)
     delta = _write_delta(args.delta_from, args.model, args.out or args.model.with_suffix(DELTA_SUFFIX))
     if args.json:
         tables.show_json(delta or {})
     else:
-        _tell(delta)
+        _show_delta(delta)
     return exits.DONE
 
 
 def _write_delta(old: Path, bundle: Path, out: Path) -> Delta | None:
-    """Write the delta, and say where it is and how large; nothing where it is not worth it."""
+    """Write a delta and return the file and the size, or None if the delta is not small enough."""
     with TemporaryDirectory(prefix="edgectl-pack-") as scratch:
         delta = make_delta(_as_folder(old, Path(scratch, "old")), _as_folder(bundle, Path(scratch, "new")))
     if delta is None:
-        warn(f"a delta from {old} would not be below half of the bundle, so there is none")
+        warn(f"no delta was written: a delta from {old} would not be below half of the bundle")
         return None
     save(out, [delta])
     return {"delta": str(out), "delta_bytes": len(delta), "share": len(delta) / bundle.stat().st_size}
@@ -275,7 +281,7 @@ def _as_folder(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def _tell(delta: Delta | None) -> None:
+def _show_delta(delta: Delta | None) -> None:
     if delta:
         tables.show([f"{delta['delta']}: {tables.size(delta['delta_bytes'])}, {delta['share']:.0%} of the bundle"])
 
@@ -296,13 +302,13 @@ def _refuse_descriptions(args: argparse.Namespace) -> None:
     given = [f"--{name}" for name in _DESCRIBING if getattr(args, name) is not None]
     if given:
         raise ControlError(
-            f"the manifest in {args.model} says everything: {', '.join(given)} cannot be given",
-            hint=f"change its {MANIFEST}, or pack the model file in it",
+            f"the manifest in {args.model} is complete: {', '.join(given)} cannot be given",
+            hint=f"change the {MANIFEST}, or pack the model file in the folder",
         )
 
 
 def _prove(folder: Path) -> Proof:
-    """Open, load and prove a bundle as a board would."""
+    """Open, load and prove a bundle like a board."""
     bundle = open_folder(folder)
     verdict = asyncio.run(prove_apart(bundle, default_backend(bundle)))
     for variant in bundle.manifest.variants:
@@ -311,46 +317,52 @@ def _prove(folder: Path) -> Proof:
 
 
 def _check_variant(bundle: Bundle, variant: Variant) -> None:
-    """What can be seen of a variant without its accelerator: whose file it is, and that its tensors are the model's."""
-    here = f"the variant {variant.name} ({variant.file})"
+    """Check a variant without the accelerator: the delegate of the file, and the tensors. Raises BundleError."""
+    label = f"the variant {variant.name} ({variant.file})"
     structure = inspect(bundle.file(variant.file).read_bytes())
     compiled = structure.compiled_for
     if compiled not in (None, variant.delegate) and variant.delegate in KNOWN:
         raise BundleError(
-            f"{here} is compiled for {compiled}, not for {variant.delegate}", hint="name the right delegate"
+            f"{label} is compiled for {compiled}, not for {variant.delegate}", hint="name the right delegate"
         )
     if compiled is None and variant.delegate == "edgetpu":
-        warn(f"{here} is not compiled for the Edge TPU, which will take nothing of it: see edgetpu_compiler")
+        warn(f"{label} is not compiled for the Edge TPU, and would not use the Edge TPU: see edgetpu_compiler")
     if variant.signature is not None:
         if variant.signature not in [signature.name for signature in structure.signatures]:
-            raise BundleError(f"{here} has no signature {variant.signature!r}", hint="leave it out, or correct it")
+            raise BundleError(
+                f"{label} has no signature {variant.signature!r}", hint="leave the signature out, or correct the name"
+            )
         return
     try:
         check_tensors(bundle.manifest, structure)
     except BundleError as error:
-        raise BundleError(f"{here} is of another model: {error.message}", hint="compile it from this model") from error
+        raise BundleError(
+            f"{label} is of another model: {error.message}", hint="compile the variant from this model"
+        ) from error
 
 
 def _sealed(folder: Path) -> Head:
-    """What the container of a folder begins with: the manifest as it is, or with the digests of chunks it lacks."""
+    """Return the head of the container of a folder: the manifest unchanged, or with added digests of chunks."""
     head = examine(folder)
     _check_date(head.manifest)
     if all(file.chunks for file in head.manifest.files.values()):
         return head
     if head.signatures:
-        warn("its signatures are left out: they are of a manifest without digests of chunks. Sign the bundle again")
+        warn("the signatures are left out, since the signed manifest has no digests of chunks. Sign the bundle again")
     files = {name: measure((folder / name).read_bytes()) for name in head.manifest.files}
     manifest = replace(head.manifest, files=files)
     return Head(manifest, manifests.encode(manifest), b"")
 
 
-# A folder for a model that has none
+# A folder for a model file
 
 
 def _make_folder(args: argparse.Namespace, folder: Path) -> None:
-    """Put the model and all that belongs to it into an empty folder."""
+    """Write the model and the other files of the bundle to an empty folder."""
     said = _read_part(args.manifest)
-    shift = said.get("probation", {}).pop("max_label_shift", None) if args.reference else None  # until there are shares
+    shift = (
+        said.get("probation", {}).pop("max_label_shift", None) if args.reference else None
+    )  # until the shares are known
     name = f"model{args.model.suffix}"
     _copy(args.model, folder / name)
     if args.card:
@@ -371,7 +383,7 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _variants(options: list[VariantOption], said: ManifestPart, model: str, folder: Path) -> list[Variant]:
-    """Those that the manifest says, changed and joined by those of the options, whose files are brought along."""
+    """Return the variants of the manifest and the options, with the files copied to the folder."""
     own = said.get("model", model)
     variants = {each.name: each for each in msgspec.convert(said.get("variants", []), list[Variant])}
     lost = {name: each for name, each in variants.items() if each.file != own}
@@ -385,13 +397,14 @@ def _variants(options: list[VariantOption], said: ManifestPart, model: str, fold
             _copy(source, folder / file)
     for name, each in lost.items():
         raise ControlError(
-            f"where is {each.file}, the file of the variant {name}?", hint=f"--variant {name}:{each.delegate}=FILE"
+            f"the file {each.file} of the variant {name} is missing",
+            hint=f"name the file: --variant {name}:{each.delegate}=FILE",
         )
     return list(variants.values())
 
 
 def _read_part(path: Path | None) -> ManifestPart:
-    """The part of a manifest that was written by hand; what is looked into here is of the right kind."""
+    """Return the part of a manifest in a file; the keys read in this module have the right kinds."""
     if path is None:
         return {}
     name = ""
@@ -403,8 +416,8 @@ def _read_part(path: Path | None) -> ManifestPart:
         raise ControlError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         where = f"{path}: {name}" if name else str(path)
-        raise ControlError(f"{where}: {error}", hint="it must be a manifest.json, or a part of one") from error
-    part: ManifestPart = decoded  # type: ignore[assignment]  # the kinds that are read here have been checked
+        raise ControlError(f"{where}: {error}", hint="write a manifest.json, or a part of a manifest") from error
+    part: ManifestPart = decoded  # type: ignore[assignment]  # the kinds of the keys read here have been checked
     return part
 
 
@@ -419,7 +432,7 @@ def _read_toml(path: Path) -> dict[str, object]:
     if lines:
         raise ControlError(
             f"{path} is not complete: {FILL_IN!r} stands in line {some(lines, 8)}",
-            hint="replace it by the value that the comment above asks for",
+            hint="replace the text by the value described in the comment above",
         )
     return tomllib.loads(text)
 
@@ -432,13 +445,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def backend_of(said: ManifestPart) -> Backend:
-    """Return the backend that a part of a manifest names, with its defaults."""
+    """Return the backend named in a part of a manifest, with default options."""
     backend: Backend = plugins.load("backends", said.get("backend", "tflite"))()
     return backend
 
 
 class _Sizes(msgspec.Struct):
-    """What a window in a part of a manifest says of its size."""
+    """The size of a window in a part of a manifest."""
 
     length: int = 1
     sample_shape: list[int] = []
@@ -450,13 +463,13 @@ class _Shape(msgspec.Struct):
 
 
 class _Fed(msgspec.Struct):
-    """What an input in a part of a manifest says of its size."""
+    """The size of an input in a part of a manifest."""
 
     tensor: _Shape = msgspec.field(default_factory=_Shape)
 
 
 def _sized(backend: Backend, args: argparse.Namespace, said: ManifestPart) -> Backend:
-    """The backend, told what becomes of the axes that the file leaves open: what the manifest states, or the window."""
+    """Return the backend with shapes for open axes, from the manifest or from the window."""
     if not hasattr(backend, "shapes"):
         return backend
     structure = read_structure(args.model)
@@ -473,7 +486,7 @@ def _sized(backend: Backend, args: argparse.Namespace, said: ManifestPart) -> Ba
 
 
 def _filled(shape: tuple[int, ...], axes: tuple[int, ...], fed: list[int]) -> Sequence[int]:
-    """The shape with its open axes so wide that it holds a window; as it is where no window fits."""
+    """Return the shape with open axes set to hold a window, or unchanged if no window fits."""
     for filled in ([1, *fed], fed, [1, *fed[1:]] if fed[0] == 1 else [], [1, prod(fed)], [prod(fed)]):
         if len(filled) == len(shape) and all(axis in axes or filled[axis] == shape[axis] for axis in range(len(shape))):
             return filled
@@ -483,9 +496,9 @@ def _filled(shape: tuple[int, ...], axes: tuple[int, ...], fed: list[int]) -> Se
 def _describe(
     args: argparse.Namespace, said: ManifestPart, name: str, variants: list[Variant], runner: Runner
 ) -> Manifest:
-    """The manifest, with no files in it yet but the models, and of those only the names."""
+    """Return the manifest, with placeholders for the files except for the names of the model files."""
     if not (args.version or said.get("version")):
-        raise ControlError("which version is it?", hint="say so with --version: dotted numbers, which only ever go up")
+        raise ControlError("the version is missing", hint="give --version: dotted numbers, higher than before")
     structure = read_structure(args.model) if said.get("backend", "tflite") == "tflite" else None
     fields: ManifestPart = {"name": bare_name(args.model)}
     if structure is not None and said.get("signature") is None:
@@ -495,7 +508,7 @@ def _describe(
     fields["name"] = args.name or fields["name"]
     fields["version"] = args.version or fields["version"]
     needed = {name, *(variant.file for variant in variants)}
-    fields["files"] = {file: {"bytes": 1, "sha256": "0" * 64} for file in needed}  # until all of them are there
+    fields["files"] = {file: {"bytes": 1, "sha256": "0" * 64} for file in needed}  # until each file is written
     fields["variants"] = msgspec.to_builtins(variants)
     fields["inputs"] = _inputs(said.get("inputs"), runner)
     fields["outputs"] = msgspec.to_builtins(runner.outputs)
@@ -507,10 +520,10 @@ def _describe(
 
 
 def _certain(args: argparse.Namespace, said: ManifestPart, structure: TfliteFile) -> ManifestPart:
-    """The parts that the file leaves no doubt of and nobody has said; what is derived is told.
+    """Return the unambiguous parts of the file missing in options and manifest, and report each derived part.
 
     Raises:
-        BundleError: a part is missing; the hint has it, to be filled in.
+        BundleError: a part is missing; the hint has the part to fill in.
     """
     sides = certain(structure)
     given = ("window" in said or args.channels is not None, "postprocess" in said or args.labels is not None)
@@ -525,50 +538,50 @@ def _certain(args: argparse.Namespace, said: ManifestPart, structure: TfliteFile
             warn(f"derived from {args.model.name}: {side.fact.partition('; ')[0] if has_labels else side.fact}")
     fields: ManifestPart = {"postprocess": {"kind": "classification"}} if args.labels else {}
     fields |= msgspec.to_builtins(dict(sides.input.fields))
-    if not said.get("postprocess", {}).get("output"):  # what is derived is of the first output
+    if not said.get("postprocess", {}).get("output"):  # the derived part describes the first output
         fields |= msgspec.to_builtins(dict(sides.output.fields))
     return fields
 
 
 def _with_steps(model: Path, manifest: Manifest) -> Manifest:
-    """The manifest, unless it is of pictures and leaves open how their values go in.
+    """Return the manifest, complete with the preprocessing of pictures.
 
     Raises:
-        BundleError: it does; the hint has the part to fill in.
+        BundleError: the preprocessing of pictures is missing; the hint has the part to fill in.
     """
     shape = manifest.window.sample_shape
     if manifest.preprocess or manifest.window.length != 1 or not is_picture_shape(shape):
         return manifest
     dtype = manifest.inputs[0].tensor.dtype
     raise BundleError(
-        f"{model}: nothing says how the values of a picture of shape {list(shape)} go into a {dtype} tensor",
-        hint=f'{fill_in(model, {"preprocess": [NORMALISE]})}; values that go in as they are have [{{"step":"none"}}]',
+        f"{model}: the preprocessing of a picture of shape {list(shape)} for a {dtype} tensor is not stated",
+        hint=f'{fill_in(model, {"preprocess": [NORMALISE]})}; unchanged values need [{{"step":"none"}}]',
     )
 
 
 def _check_date(manifest: Manifest) -> None:
-    """Warn of a date that boards would refuse, and of a clock that may be wrong: a version of 2034 outlives keys."""
+    """Warn of a date refused by boards, and of a clock that may be wrong: a version of 2034 outlives keys."""
     ahead = manifest.created - time.time()
     if ahead > AHEAD_SECONDS:
         day = f"{datetime.fromtimestamp(manifest.created, UTC):%Y-%m-%d}"
-        warn(f"the manifest says that it was made on {day}, which is yet to come: boards that know the time refuse it")
+        warn(f"the date of the manifest, {day}, is in the future: boards with the right time refuse the bundle")
     elif ahead > -AHEAD_SECONDS and not kernel_synchronised():
         now = time.strftime("%Y-%m-%d %H:%M")
-        warn(f"this computer's clock says {now} and is not synchronised: boards refuse what is dated a day ahead")
+        warn(f"the clock of this computer, {now}, is not synchronised: boards refuse dates more than a day ahead")
 
 
 def _now() -> int:
-    """Seconds since 1970, or what SOURCE_DATE_EPOCH says, so that packing again can give the same bundle."""
+    """Return the Unix time, or SOURCE_DATE_EPOCH, so that packing again can give the same bundle."""
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 
 def _inputs(said: list[dict[str, object]] | None, runner: Runner) -> list[dict[str, object]]:
-    """What feeds each input, with the model's own tensors."""
+    """Return the inputs of the manifest with the model's own tensors."""
     said = [{} for _ in runner.inputs] if said is None else said
     if len(said) != len(runner.inputs):
         raise ControlError(
             f"the manifest has {len(said)} inputs, and the model {len(runner.inputs)}",
-            hint="list them all, in the model's order",
+            hint="list each input, in the model's order",
         )
     tensors = msgspec.to_builtins(runner.inputs)
     return [{**each, "tensor": tensor} for each, tensor in zip(said, tensors, strict=True)]
@@ -577,7 +590,7 @@ def _inputs(said: list[dict[str, object]] | None, runner: Runner) -> list[dict[s
 def _window(
     args: argparse.Namespace, derived: dict[str, object], said: dict[str, object], runner: Runner
 ) -> dict[str, object]:
-    """The input contract: options first, then what the manifest says, then what the tensor's shape suggests."""
+    """Return the window from the options, then the manifest, then the shape of the tensor."""
     window = derived | said
     if args.channels:
         for of_pictures in ("sample_shape", "dtype"):
@@ -591,7 +604,7 @@ def _window(
 
 
 def _labels(file: Path | None, fields: ManifestPart, said: ManifestPart, runner: Runner) -> list[str]:
-    """From the file of labels, else as said or derived, each of them once; what is made of them is told."""
+    """Return the labels from the file, the manifest or the model, each once, and report changes of labels."""
     post = fields.get("postprocess", {})
     has_labels = "labels" in said or post.get("kind") == "classification"
     given: Sequence[str] = fields.get("labels", []) if has_labels else []
@@ -624,7 +637,7 @@ def read_labels(file: Path) -> bytes:
 def _golden(
     args: argparse.Namespace, said: ManifestPart, manifest: Manifest, model: Path, backend: Backend, runner: Runner
 ) -> tuple[list[GoldenSample], Golden]:
-    """Golden samples that all kernels of the runtime decide alike, and the tolerance that they need."""
+    """Return golden samples with equal decisions by each kernel of the runtime, and the necessary tolerance."""
     given = _convert({**(said.get("golden") or {}), "file": Golden().file}, Golden, "golden")
     if args.golden is not None:
         expected = GoldenLabels(args.expect, manifest) if args.expect else None
@@ -632,13 +645,13 @@ def _golden(
     elif args.expect is not None:
         raise ControlError("--expect has the labels of the windows in --golden", hint="give --golden too")
     else:
-        warn("without --golden the samples are random: they prove less than windows the model was made for")
+        warn("without --golden the samples are random, a weaker proof than real windows")
         post = manifest.postprocess
         samples = random_samples(runner, post.output if isinstance(post, Classify) else None)
     found = kernel_spread.measure(samples, manifest, model, backend)
     while found is not None and found.otherwise:
         left = kernel_spread.without(samples, found.otherwise)
-        warn(f"{len(samples) - len(left)} golden samples are left out: the runtime's kernels decide them differently")
+        warn(f"{len(samples) - len(left)} golden samples are left out: the decisions of the runtime's kernels differ")
         samples = answered(runner, [sample.inputs for sample in left])
         found = kernel_spread.measure(samples, manifest, model, backend)
     if found is None:
@@ -654,12 +667,12 @@ def _golden(
     warn(f"{kernel_spread.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
     share = kernel_spread.share(chosen, samples, manifest)
     if share > MUCH:
-        warn(f"that is {share:.0%} of what an output ranges over: these samples prove little, give others: --golden")
+        warn(f"this tolerance is {share:.0%} of an output's range, and proves little: give other samples with --golden")
     return samples, chosen
 
 
 def _hold_tolerance(bundle: Bundle) -> None:
-    """Tell where a manifest allows golden outputs to be off by less than the runtime's own kernels are apart."""
+    """Warn of a tolerance smaller than the differences between the runtime's own kernels."""
     manifest = bundle.manifest
     if manifest.golden is None:
         return
@@ -667,22 +680,24 @@ def _hold_tolerance(bundle: Bundle) -> None:
     samples = [GoldenSample(*sample) for sample in zip(inputs, outputs, strict=True)]
     found = kernel_spread.measure(samples, manifest, bundle.model, default_backend(bundle))
     if found and (found.steps > manifest.golden.steps or found.absolute > manifest.golden.absolute or found.otherwise):
-        warn(f"{kernel_spread.words(found, manifest)}, and its manifest allows less: other boards may refuse it")
+        warn(
+            f"{kernel_spread.words(found, manifest)}, and the manifest allows less: other boards may refuse the bundle"
+        )
 
 
 def _stated(said: ManifestPart, name: str) -> float:
-    """A tolerance that the manifest states, which is kept where it is wide enough."""
+    """Return a tolerance stated in the manifest, kept if wide enough."""
     stated = (said.get("golden") or {}).get(name, 0.0)
     return float(stated) if isinstance(stated, int | float) else 0.0
 
 
-def _convert(fields: object, kind: type[T], what: str) -> T:
+def _convert(fields: object, kind: type[T], place: str) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise ControlError(f"{what}: {error}", hint="correct --manifest, or the option that says it") from error
+        raise ControlError(f"{place}: {error}", hint="correct --manifest or the option") from error
 
 
 def warn(text: str) -> None:
-    """Tell the user on standard error."""
+    """Print a warning on standard error."""
     print(f"edgectl: {text}", file=sys.stderr)

@@ -30,7 +30,7 @@ def test_a_board_with_some_accelerators(board):
     configured = {"mine": DelegateOptions(kind="external", library="/opt/mine.so")}
     shown = [line.replace(str(board.root), "") for line in devices.lines(rows(board, configured), configured)]
     assert shown == [
-        "  DELEGATE  STATE          DEVICES       WHAT IT IS                            LIBRARY",
+        "  DELEGATE  STATE          DEVICES       DESCRIPTION                           LIBRARY",
         "● edgetpu   ready          usb:0, pci:0  Coral Edge TPU                        /usr/lib/libedgetpu.so.1",
         "○ teflon    no device      -             NPU by Mesa Teflon (Vivante, RK3588)  -",
         "● armnn     no library     -             Arm CPU and Mali GPU by Arm NN        -",
@@ -99,4 +99,4 @@ def test_what_uses_them_is_told_by_the_daemon(daemon, edgectl):
 def test_nothing_is_loaded_while_the_daemon_may_have_it(daemon, edgectl):
     code, output, complaints = edgectl("devices", "--probe")
     assert (code, output) == (exits.FAILED, "")
-    assert "the daemon runs, and may have the devices" in complaints
+    assert "the daemon runs, and may use the devices" in complaints

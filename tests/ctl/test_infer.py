@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, colours, capsys, content,
 def test_a_file_without_one_whole_window_says_so(tmp_path, capsys):
     file = csv(tmp_path, "ax,ay,az,gx,gy,gz\n" + "1,2,3,4,5,6\n" * 39)
     assert main(["infer", file, "--model", "motion", "--config", str(tmp_path / "none")]) == 4
-    assert "not one whole window in it: that takes 40 samples" in capsys.readouterr().err
+    assert "has no whole window of 40 samples" in capsys.readouterr().err
 
 
 def test_values_that_the_model_cannot_store_are_told(tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_values_that_the_model_cannot_store_are_told(tmp_path, capsys):
     np.save(tmp_path / "x.npy", [[100.0, 0.5, 0.0, 0.0], [100.0, 200.0, 0.0, 0.0]])
     assert main(["infer", str(tmp_path / "x.npy"), "--model", model]) == 0
     said = capsys.readouterr().err
-    assert "38% of the input values are cut off, beyond -0.9924 to 1, which is" in said
+    assert "38% of the input values are clipped, beyond -0.9924 to 1, the range" in said
     assert "these answers are probably wrong" in said
 
 

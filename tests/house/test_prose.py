@@ -13,16 +13,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("edged", "benchmarks", "demo", "firmware_models", "packaging", "tests")
 
-PENDING = {
-    "edged/ctl/devices.py",
-    "edged/ctl/golden_samples.py",
-    "edged/ctl/infer.py",
-    "edged/ctl/inspect.py",
-    "edged/ctl/input_clipping.py",
-    "edged/ctl/pack.py",
-}
-"""Files and folders to be rewritten. Delete a line when its area is done, and the set with its last line."""
-
 NOT_FIRST = re.compile(
     r"\W*(it|what|who|whoever|whether|how|those|one|all|which|where|that|whatever)(?![\w-])", re.IGNORECASE
 )
@@ -113,15 +103,10 @@ def named(file):
     return str(file.relative_to(ROOT))
 
 
-def is_pending(file):
-    return any(file == ROOT / line or (ROOT / line) in file.parents for line in PENDING)
-
-
 SCRIPTS = [
     file for file in sorted((ROOT / "packaging").iterdir()) if file.is_file() and b"python" in file.read_bytes()[:40]
 ]
 FILES = [*(file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))), *SCRIPTS]
-DONE = [file for file in FILES if not is_pending(file)]
 
 
 def read(file):
@@ -130,12 +115,12 @@ def read(file):
     return [text for text in found if text.kind != "message"] if ROOT / "tests" in file.parents else found
 
 
-@pytest.mark.parametrize("file", DONE, ids=named)
+@pytest.mark.parametrize("file", FILES, ids=named)
 def test_docstrings_and_messages_begin_with_a_verb_or_a_name(file):
     assert [f"{named(file)}:{text.line}: {text.text.strip()[:60]}" for text in read(file) if begins_badly(text)] == []
 
 
-@pytest.mark.parametrize("file", DONE, ids=named)
+@pytest.mark.parametrize("file", FILES, ids=named)
 def test_pronouns_are_rare(file):
     """A file of fewer than 100 words may hold as many as a file of 100."""
     found = [list(words(text)) for text in read(file)]
