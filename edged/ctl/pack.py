@@ -55,7 +55,7 @@ from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.derived import NORMALISE, is_picture_shape
 from edged.core.errors import some
-from edged.core.manifest import Classify, Golden, Manifest, Variant
+from edged.core.manifest import Classify, Count, Golden, Manifest, Variant
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.ctl import exit_codes as exits
 from edged.ctl import kernel_spread, tables
@@ -453,13 +453,13 @@ def backend_of(said: ManifestPart) -> Backend:
 class _Sizes(msgspec.Struct):
     """The size of a window in a part of a manifest."""
 
-    length: int = 1
-    sample_shape: list[int] = []
+    length: Count = 1
+    sample_shape: list[Count] = []
     channels: list[object] = []
 
 
 class _Shape(msgspec.Struct):
-    shape: list[int] = []
+    shape: list[Count] = []
 
 
 class _Fed(msgspec.Struct):
@@ -514,9 +514,20 @@ def _describe(
     fields["outputs"] = msgspec.to_builtins(runner.outputs)
     fields["window"] = _window(args, fields.get("window", {}), said.get("window", {}), runner)
     fields["labels"] = _labels(args.labels, fields, said, runner)
-    manifest = _convert(fields, Manifest, "manifest")
-    manifests.check(manifest)
+    manifest = _convert(fields, Manifest, str(args.manifest or "manifest"))
+    _check(manifest, args.manifest)
     return manifest if structure is None else _with_steps(args.model, with_metadata(manifest, structure))
+
+
+def _check(manifest: Manifest, written: Path | None) -> None:
+    """Check the parts against each other. Raises BundleError, with the name of the user's file, if any."""
+    try:
+        manifests.check(manifest)
+    except BundleError as error:
+        if written is None:
+            raise
+        problem = error.message.removeprefix(f"{MANIFEST}: ")
+        raise BundleError(f"{written}: {problem}", hint=f"correct {written}, or the option") from error
 
 
 def _certain(args: argparse.Namespace, said: ManifestPart, structure: TfliteFile) -> ManifestPart:
@@ -695,7 +706,7 @@ def _convert(fields: object, kind: type[T], place: str) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise ControlError(f"{place}: {error}", hint="correct --manifest or the option") from error
+        raise ControlError(f"{place}: {error}", hint="correct this part of the manifest, or the option") from error
 
 
 def warn(text: str) -> None:

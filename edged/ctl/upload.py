@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -140,7 +141,7 @@ def open_upload(name: str) -> Upload:
         return _from_stdin()
     path = Path(name)
     if path.is_dir():
-        raise BundleError(f"{name} is a folder", hint=f"make one file of it: edgectl pack {name}")
+        raise BundleError(f"{name} is a folder", hint=f"make one file of it: edgectl pack {shlex.quote(name)}")
     return Upload(examine(path), path.open("rb"))
 
 

@@ -262,8 +262,9 @@ def fill_in(tflite: Path, part: Mapping[str, Any]) -> str:
     """Return the hint with the missing part of a manifest."""
     kinds = 'its postprocess.kind is "classification" (with "labels"), "regression" (with "names") or "anomaly"; '
     return (
-        f"complete this part of a manifest, save it as part.json, and run edgectl pack {tflite} --version 1 "
-        f"--manifest part.json; {kinds if 'postprocess' in part else ''}{msgspec.json.encode(part).decode()}"
+        f"save this part of a manifest, completed, as part.json, and run edgectl pack {shlex.quote(str(tflite))} "
+        "--version 1 --manifest part.json; "
+        f"{kinds if 'postprocess' in part else ''}{msgspec.json.encode(part).decode()}"
     )
 
 

@@ -54,7 +54,7 @@ def test_args_may_be_left_out():
         (b'{"id": 1, "verb": "status", "args": []}', "plain values"),
         (b'{"id": 1, "verb": "status", "args": {"x": {"y": 1}}}', "plain values"),
         (b'{"id": 1, "verb": "status", "args": {"x": [[1]]}}', "plain values"),
-        (b'{"id": 1, "verb": "status", "args": {"x": "\\ud800"}}', "not Unicode"),
+        (b'{"id": 1, "verb": "status", "args": {"x": "\\ud800"}}', "outside Unicode"),
         (b" " * (MAX_REQUEST + 1), "is longer than 65536 bytes"),
     ],
 )

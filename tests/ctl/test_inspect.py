@@ -101,7 +101,7 @@ def test_a_bare_file_and_what_has_to_be_said_of_it(capsys):
         "              the output of the op READ_VARIABLE may not be scores: float32 [1, 1]",
     ]
     assert lines[-1].startswith(
-        "to do         complete this part of a manifest, save it as part.json, and run edgectl pack"
+        "to do         save this part of a manifest, completed, as part.json, and run edgectl pack"
     )
     assert lines[-1].endswith('"postprocess":{"kind":"regression","output":0,"names":["v0"]}}')
 

@@ -136,13 +136,21 @@ def test_a_draft_is_no_bundle_yet(drafted, tmp_path):
         ("hop = [", "manifest.toml: "),
         ('hop = "often"', "Expected `int`, got `str` - at `$.window.hop`"),
         ("hop = 0", "Expected `int` >= 1 - at `$.window.hop`"),
-        ("hopp = 1", "unknown field `hopp`"),
+        ("hopp = 1", "manifest.toml: Object contains unknown field `hopp`"),
+        ("hop = 1\nsample_shape = [4]", "manifest.toml: window: needs either channels or sample_shape"),
     ],
 )
 def test_a_mistake_in_a_draft_is_told(drafted, tmp_path, capsys, line, problem):
     _, _, text = drafted(DATA / "metadata.tflite")
     (tmp_path / "draft" / "manifest.toml").write_text(text.replace("hop = 1\n", line + "\n"))
     assert problem in refusal(capsys, "pack", tmp_path / "draft")
+
+
+@pytest.mark.parametrize("length", ["-1", "0", "99999999999999999999"])
+def test_a_length_that_cannot_be_is_refused_before_a_runtime_sees_it(drafted, tmp_path, capsys, length):
+    _, _, text = drafted(DATA / "dynamic.tflite")
+    (tmp_path / "draft" / "manifest.toml").write_text(text.replace("length = 4\n", f"length = {length}\n"))
+    assert "at `$.window.length`" in refusal(capsys, "pack", tmp_path / "draft")
 
 
 def test_a_draft_and_another_manifest_are_one_too_many(drafted, tmp_path, capsys):

@@ -8,6 +8,8 @@ import pytest
 
 from edged.core import delta
 from edged.core.container import read_head
+from edged.core.errors import BundleError
+from edged.ctl.upload import open_upload
 from tests.bundles import DATA
 from tests.containers import CONTENTS, colours, container
 from tests.receiving import Board
@@ -173,3 +175,10 @@ def test_the_device_fetches_the_bundle_beside_a_delta_that_comes_to_nothing(edge
     assert "the full bundle is needed: " in output
     assert [content for content, _ in board.updater.installed] == [BUNDLE]
     assert board.gone()
+
+
+def test_the_hint_to_pack_a_folder_can_be_pasted(tmp_path):
+    (tmp_path / "my model").mkdir()
+    with pytest.raises(BundleError) as refused:
+        open_upload(str(tmp_path / "my model"))
+    assert refused.value.hint == f"make one file of it: edgectl pack '{tmp_path / 'my model'}'"

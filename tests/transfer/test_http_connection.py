@@ -171,7 +171,7 @@ def test_files_that_cannot_be_used_are_told(tmp_path: Path, certificates: Certif
     (tmp_path / "empty").touch()
     for given, option in (
         ({"ca_file": "/nowhere"}, "ca_file '/nowhere' cannot be used: No such file"),
-        ({"ca_file": "relative.crt"}, "the service was given no credentials"),
+        ({"ca_file": "relative.crt"}, "the service has no credentials"),
         ({"token_file": str(tmp_path / "empty")}, "token_file '.*empty' cannot be used"),
         ({"cert_file": str(certificates.client), "key_file": str(certificates.server_key)}, "cert_file or key_file"),
     ):
