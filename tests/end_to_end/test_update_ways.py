@@ -263,7 +263,7 @@ def test_a_reload_waits_for_an_update_only_where_that_is_in_its_way(tmp_path: Pa
     install_plugin("hanging", HANGING, family="backends", hanging="hanging:HangingBackend")
     table = '[models.motion]\nbackend = "hanging"\n'
     daemon = edged(config() + table, PYTHONPATH=sys.path[0])
-    update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="hanging", limits={"seconds": 8.0}))
+    update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="hanging", limits={"seconds": 15.0}))
     daemon.wait_for_log("version 1.1.0 is on trial")
     daemon.configure(config() + table + '[log]\nlevel = "debug"\n')
     assert daemon.call("reload") == {"changed": ["log"], "done": True, "restart": [], "warnings": []}

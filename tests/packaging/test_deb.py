@@ -157,7 +157,7 @@ def test_the_manual_has_every_verb_and_what_it_understands(tree):
     page = manual(tree, "edgectl.1").replace("\\-", "-")
     assert [verb for verb in VERBS if f'.SS "edgectl {verb}' not in page] == []
     assert [name for name in ("--confirm-within", "--delta-from") if f"\\fB{name}\\fR" not in page] == []
-    assert ".B 8\nthe new version served and had to go" in page
+    assert ".B 8\nthe new version served and was rolled back" in page
     assert (
         "--state-dir\\fR \\fIDIR\\fR\nwhat outlives the daemon (EDGED_STATE_DIR; the daemon's; /var/lib/edged)" in page
     )
