@@ -158,9 +158,7 @@ def test_the_manual_has_every_verb_and_what_it_understands(tree):
     assert [verb for verb in VERBS if f'.SS "edgectl {verb}' not in page] == []
     assert [name for name in ("--confirm-within", "--delta-from") if f"\\fB{name}\\fR" not in page] == []
     assert ".B 8\nthe new version served and was rolled back" in page
-    assert (
-        "--state-dir\\fR \\fIDIR\\fR\nwhat outlives the daemon (EDGED_STATE_DIR; the daemon's; /var/lib/edged)" in page
-    )
+    assert "--state-dir\\fR \\fIDIR\\fR\ndata of the daemon (EDGED_STATE_DIR; the daemon's; /var/lib/edged)" in page
 
 
 def test_the_manual_has_every_key_of_the_configuration(tree):
