@@ -89,7 +89,7 @@ def required_devices(name: str, entry: SourceEntry) -> DeviceRequirements:
     """
     try:
         return device_requirements.check(entry.options.devices())
-    except Exception as error:  # the code of a plug-in may raise anything
+    except (Exception, SystemExit) as error:  # the code of a plug-in may raise anything
         known = error if isinstance(error, EdgedError) else ConfigError(f"devices() fails: {error!r}"[:500])
         raise ConfigError(
             f"[sources.{name}], kind {entry.kind!r}: {known.message}",

@@ -237,6 +237,10 @@ def _kind(text: str) -> str:
 
 
 def _device(args: argparse.Namespace, ask: Ask, kind: str, ports: Sequence[str]) -> dict[str, object]:
+    unused = {"synthetic": ("device", "baud"), "replay": ("baud",)}.get(kind, ())
+    for option in unused:
+        if getattr(args, option) is not None:
+            raise ControlError(f"--{option} has no effect on a {kind} source", hint=f"leave --{option} out")
     if kind == "synthetic":
         return {}
     if kind == "replay":
@@ -260,6 +264,8 @@ def _port(text: str) -> str:
         raise ControlError(f"{text!r} is no serial port", hint="name the device file: --device /dev/serial/by-id/...")
     if not Path(text).exists():
         _note(f"{text} does not exist now")
+    elif not Path(text).is_char_device():
+        raise ControlError(f"{text!r} is no serial port", hint="name the device file: --device /dev/serial/by-id/...")
     return text
 
 

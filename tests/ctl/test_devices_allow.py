@@ -156,6 +156,7 @@ def test_the_devices_of_a_plug_in_are_allowed(needs, barometer, devices, drivers
     ("devices", "reason"),
     [
         ("1 / 0", "devices() fails: ZeroDivisionError('division by zero')"),
+        ("exit(3)", "devices() fails: SystemExit(3)"),
         ("['/dev/i2c-1']", "devices() returns list in place of DeviceRequirements"),
         ("DeviceRequirements(paths=('i2c-1',))", "'i2c-1' is no absolute path of a device"),
     ],
