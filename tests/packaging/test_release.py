@@ -23,7 +23,9 @@ def git(checkout, *words):
 @pytest.fixture
 def checkout(tmp_path):
     """Return a clone with a dated section for the version at the head of the changelog."""
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{REPOSITORY}", tmp_path / "edged"], check=True)
+    subprocess.run(
+        ["git", "clone", "--quiet", "--depth=1", "--no-tags", f"file://{REPOSITORY}", tmp_path / "edged"], check=True
+    )
     shutil.copy(REPOSITORY / "packaging/release", tmp_path / "edged/packaging/release")
     (tmp_path / "edged/CHANGELOG.md").write_text(f"## [Unreleased]\n\n## [{__version__}] - 2026-01-01\n")
     (tmp_path / "edged/edged/__init__.py").write_text(f'__version__ = "{__version__}"\n')
