@@ -276,16 +276,16 @@ class Operations:
 
     def _accelerator(self, model: str) -> AcceleratorAnswer | None:
         """Return the status of a model's accelerator, or None for a model on the CPU."""
-        name, standing = self._accelerators.statuses().get(model, ("", None))
-        if standing is None:
+        name, status = self._accelerators.statuses().get(model, ("", None))
+        if status is None:
             return None
         return {
             "name": name,
-            "state": standing.state,
-            "reason": standing.reason,
-            "hint": standing.hint,
-            "since": self._state.clock.at(standing.since),
-            "for": time.monotonic() - standing.since,
+            "state": status.state,
+            "reason": status.reason,
+            "hint": status.hint,
+            "since": self._state.clock.at(status.since),
+            "for": time.monotonic() - status.since,
             "off_processor": self._accelerators.shares().get(model),
         }
 
@@ -293,8 +293,8 @@ class Operations:
         name = args.get("accelerator")
         if not isinstance(name, str):
             raise ControlError("the request names no accelerator", hint="give a name: edgectl release NAME")
-        standings = self._accelerators.statuses().values()
-        at_fault = any(accelerator == name and standing.is_fault for accelerator, standing in standings)
+        statuses = self._accelerators.statuses().values()
+        at_fault = any(accelerator == name and status.is_fault for accelerator, status in statuses)
         self._accelerators.release(name)
         return {"released": name, "changed": at_fault}
 

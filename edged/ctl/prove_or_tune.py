@@ -32,7 +32,7 @@ def steps(
         yield from connect(args.runtime_dir).stream(stream, **asked)
         return
     config = _config(args)
-    accelerators = Accelerators(lambda model, name, standing: None)
+    accelerators = Accelerators(lambda model, name, status: None)
     try:
         if config is not None:
             accelerators.configure(config.delegates, config.accelerators)

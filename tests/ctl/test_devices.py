@@ -100,3 +100,10 @@ def test_nothing_is_loaded_while_the_daemon_may_have_it(daemon, edgectl):
     code, output, complaints = edgectl("devices", "--probe")
     assert (code, output) == (exits.FAILED, "")
     assert "the daemon runs, and may use the devices" in complaints
+
+
+def test_nothing_is_loaded_beside_a_daemon_of_another_version(daemon, edgectl):
+    daemon.status = "an answer of another shape"
+    code, output, complaints = edgectl("devices", "--probe")
+    assert (code, output) == (exits.FAILED, "")
+    assert "the daemon runs, and may use the devices" in complaints
