@@ -29,6 +29,8 @@ from edged.transfer.http_response import MAX_URL, FetchError, mask, parse_url
 from edged.updates.jobs import Event, InstallOptions, Job, Wanted
 
 MAX_DESIRED_BYTES = 8192
+MAX_BRACKETS = 100
+"""Opening brackets of a message: the depth that a JSON decoder refuses by itself depends on the version of Python."""
 
 FIRST_SECONDS = 60.0
 """Longest time, in seconds, to the first poll."""
@@ -146,6 +148,8 @@ class DesiredVersionPoller:
         try:
             if len(payload) > MAX_DESIRED_BYTES:
                 raise ValueError(f"{len(payload)} bytes, and at most {MAX_DESIRED_BYTES} are allowed")
+            if payload.count(b"[") + payload.count(b"{") > MAX_BRACKETS:
+                raise ValueError(f"more than {MAX_BRACKETS} opening brackets")
             desired = msgspec.json.decode(payload, type=DesiredVersion)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             text = f"invalid message on .../models/{name}/desired: {error} (send JSON with a url and a digest)"
