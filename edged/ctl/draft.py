@@ -105,7 +105,7 @@ def _parts(file: str, structure: TfliteFile, sides: Derived, name: str, labels: 
         yield f"# {title:12}  {tables.plain(text)}"[:300]
     yield ""
     yield _key("name", name)
-    yield from _comment("Dotted numbers. Each update needs a higher version than the one before.")
+    yield from _comment("Dotted numbers. Raise the version with each change; boards refuse lower versions.")
     yield _key("version", "1")
     yield from _comment("Purpose and licence of the model, for people.")
     yield _key("description", "")

@@ -1,13 +1,14 @@
 """Commands, configurations and files named in the manual and the README exist."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from edged.config.load import load
-from edged.ctl.main import VERBS
+from edged.ctl.main import VERBS, verb_parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -87,6 +88,22 @@ def test_commands_exist(page):
     makefile = (ROOT / "Makefile").read_text()
     assert [verb for verb in verbs if verb not in VERBS] == []
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.M)] == []
+
+
+LINES = [
+    pytest.param(line, id=f"{named(page)}: {line}")
+    for page in PAGES
+    for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
+    for line in re.findall(r"^(?:sudo )?(edgectl .*)", block, re.M)
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_commands_have_the_arguments_of_their_verbs(line):
+    _, *words = shlex.split(re.split(r" [|>]|&&", line)[0], comments=True)
+    verb = next(word for word in words if word in VERBS)
+    words.remove(verb)
+    verb_parser(verb).parse_args(words)
 
 
 EXAMPLES = [
