@@ -17,12 +17,13 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, reduce
+from math import hypot
 from operator import xor
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from edged.core.errors import ConfigError, some
 from edged.core.types import MAX_SHOWN, Obstacle
@@ -33,9 +34,13 @@ MAX_GAP = 1_000_000
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
+_ORDINARY = 1e38
+"""Length of a row below which all its values are certainly finite in float32."""
+
 Crc = Literal["none", "crc8", "crc16-ccitt", "crc16-modbus", "crc32", "sum8", "sum8-negated", "sum16", "xor8"]
 Pieces = list[bytes | None]
 DecodedRow = tuple[list[float], int]
+FloatType = type[np.float32] | type[np.float64]
 T = TypeVar("T")
 
 
@@ -99,23 +104,69 @@ class Run(NamedTuple):
     torn: bool
 
 
-class Decoder:
-    """Decoder of blocks of bytes, cut anywhere, into segments of samples; `faults` counts discarded input by reason."""
+class Parser(Protocol[T]):
+    """Splitter and parser of one format. A piece is a part of the input that holds rows; None is a discarded part."""
 
-    def __init__(self, parse: "Text | Binary", signal: Signal, faults: Faults, dtype: DTypeLike = np.float32) -> None:
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """Reason for the absence of pieces, if not among the faults."""
+
+    def pieces(self, block: bytes) -> list[T | None]:
+        """Return the pieces completed by this block."""
+
+    def row(self, piece: T) -> DecodedRow | None:
+        """Return the row of a piece; None if the piece holds several."""
+
+    def runs(self, pieces: list[T | None]) -> Iterator[Run]:
+        """Yield the rows of the pieces."""
+
+
+class Decoder:
+    """Decoder of blocks of bytes, cut anywhere, into segments of samples; `faults` counts discarded input by reason.
+
+    Most sensors send a sample at a time, and calls of numpy cost more than such a sample. `_single` decodes an ordinary
+    sample without them; any other input takes the way of `_segments`, which holds all the rules.
+    """
+
+    def __init__(self, parse: Parser[Any], signal: Signal, faults: Faults, dtype: FloatType = np.float32) -> None:
         self.faults = faults
         self._parse = parse
         self._scale = np.asarray(signal.scale, dtype=np.float64)
         self._offset = np.asarray(signal.offset, dtype=np.float64)
         self._raw = bool(np.all(self._scale == 1.0) and np.all(self._offset == 0.0))
+        count = len(signal.channels)
+        self._units = list(
+            zip(
+                np.broadcast_to(self._scale, count).tolist(), np.broadcast_to(self._offset, count).tolist(), strict=True
+            )
+        )
         self._dtype = dtype
         self._continuity = Continuity(signal.modulus) if signal.sequence else None
         self._torn = False
 
     def decode(self, block: bytes) -> list[Stretch]:
         """Return the samples completed by this block, in order."""
+        pieces = self._parse.pieces(block)
+        if len(pieces) == 1 and (single := self._single(pieces[0])):
+            return [single]
+        return self._segments(pieces) if pieces else []
+
+    def _single(self, piece: Any) -> Stretch | None:
+        row = None if piece is None else self._parse.row(piece)
+        if row is None:
+            return None
+        values, number = row
+        if not self._raw:
+            values = [value * scale + offset for value, (scale, offset) in zip(values, self._units, strict=True)]
+        if not hypot(*values) < _ORDINARY:  # true for NaN
+            return None
+        torn, self._torn = self._torn, False
+        lost = int(torn) if self._continuity is None else self._continuity.lost_before(number)
+        return Stretch(np.array((values,), self._dtype), lost)
+
+    def _segments(self, pieces: list[Any]) -> list[Stretch]:
         segments: list[Stretch] = []
-        for run in self._parse(block):
+        for run in self._parse.runs(pieces):
             for finite in finite_runs(run if self._raw else self._in_units(run), self.faults):
                 segments.extend(self._unbroken(finite))
         return segments
@@ -218,7 +269,8 @@ class Delimited:
         """Return the pieces completed by this block."""
         if self._lines:
             block = block.replace(b"\r", b"\n")
-        *whole, self._rest = (self._rest + block).split(self._delimiter)
+        whole = (self._rest + block).split(self._delimiter)
+        self._rest = whole.pop()
         if whole:
             self.ended = True
             self.unended = len(self._rest)
@@ -227,17 +279,15 @@ class Delimited:
         if self._skipping and whole:
             self._skipping = False
             del whole[0]
-        pieces: Pieces = [self._checked(piece) for piece in whole]
+        pieces: Pieces = [piece if len(piece) <= self._limit else self._too_long(piece) for piece in whole]
         if not self._skipping and len(self._rest) > self._limit:
-            pieces.append(self._checked(self._rest))
+            pieces.append(self._too_long(self._rest))
             self._skipping = True
         if self._skipping:  # the delimiter may have arrived in part
             self._rest = self._rest[len(self._rest) - len(self._delimiter) + 1 :]
         return pieces
 
-    def _checked(self, piece: bytes) -> bytes | None:
-        if len(piece) <= self._limit:
-            return piece
+    def _too_long(self, piece: bytes) -> bytes | None:
         self._faults.count("too long", piece)
         return None
 
@@ -391,9 +441,37 @@ class Text:
         self._faults = faults
         self._passed_over = 0
 
-    def __call__(self, block: bytes) -> Iterator[Run]:
-        """Yield the rows completed by this block."""
-        for rows, torn in stretches(self._rows(block)):
+    def pieces(self, block: bytes) -> list[DecodedRow | None]:
+        """Return the rows completed by this block."""
+        rows: list[DecodedRow | None] = []
+        for line in self._split(block):
+            if line is None:
+                rows.append(None)
+                continue
+            if line.isspace() or not line:
+                continue
+            try:
+                picked = self._pick(line)
+                row = None if picked is None else self._read(picked)
+            except GarbageError as garbage:
+                self._faults.count(str(garbage), line)
+                self._passed_over = 0
+                rows.append(None)
+                continue
+            if row is None:
+                self._passed_over += 1
+            else:
+                self._passed_over = 0
+                rows.append(row)
+        return rows
+
+    def row(self, piece: DecodedRow) -> DecodedRow:
+        """Return the row."""
+        return piece
+
+    def runs(self, pieces: list[DecodedRow | None]) -> Iterator[Run]:
+        """Yield the rows between the gaps."""
+        for rows, torn in stretches(pieces):
             values = np.array([row for row, _ in rows], dtype=np.float64).reshape(-1, self._channels)
             yield Run(values, [number for _, number in rows], torn)
 
@@ -405,27 +483,6 @@ class Text:
                 f"{self._passed_over} lines arrived, and all were ignored", "check comment, prefix and select"
             )
         return no_end(self._split, "line", "set end to the line end in hexadecimal, and check baud")
-
-    def _rows(self, block: bytes) -> Iterator[DecodedRow | None]:
-        for line in self._split(block):
-            if line is None:
-                yield None
-                continue
-            if line.isspace() or not line:
-                continue
-            try:
-                picked = self._pick(line)
-                row = None if picked is None else self._read(picked)
-            except GarbageError as garbage:
-                self._faults.count(str(garbage), line)
-                self._passed_over = 0
-                yield None
-                continue
-            if row is None:
-                self._passed_over += 1
-            else:
-                self._passed_over = 0
-                yield row
 
 
 def no_end(split: Delimited, what: str, hint: str) -> Obstacle | None:
@@ -596,9 +653,17 @@ class Binary:
         self._split = split
         self._frame = frame
 
-    def __call__(self, block: bytes) -> Iterator[Run]:
-        """Yield the rows completed by this block."""
-        for frames, torn in stretches(self._split(block)):
+    def pieces(self, block: bytes) -> Pieces:
+        """Return the frames completed by this block."""
+        return self._split(block)
+
+    def row(self, piece: bytes) -> DecodedRow | None:
+        """Return the row of a single frame."""
+        return self._frame.row(piece) if len(piece) == self._frame.size else None
+
+    def runs(self, pieces: Pieces) -> Iterator[Run]:
+        """Yield the rows between the gaps."""
+        for frames, torn in stretches(pieces):
             yield self._frame.unpack(b"".join(frames), torn)
 
     @property
@@ -645,6 +710,9 @@ class Frame:
         )
         self._channels = signal.channels
         self._sequence = signal.sequence
+        self._struct = struct.Struct(f"{layout[0]}{len(sync)}x{layout[1:]}{self.size - self._crc_at}x")
+        self._places = [fields.index(name) for name in signal.channels]
+        self._counter = fields.index(signal.sequence) if signal.sequence else None
 
     def fault(self, data: bytes, start: int) -> str:
         """Return the fault of the complete frame at `start`, or ""."""
@@ -656,6 +724,11 @@ class Frame:
         if self.has_crc and self._crc(data[start + self._first : start + self._last]) != stored:
             return "bad CRC"
         return ""
+
+    def row(self, frame: bytes) -> DecodedRow:
+        """Return the row of one frame."""
+        items = self._struct.unpack(frame)
+        return [items[place] for place in self._places], 0 if self._counter is None else items[self._counter]
 
     def unpack(self, frames: bytes, torn: bool) -> Run:
         """Return the rows of concatenated frames."""
@@ -752,7 +825,7 @@ def csv_decoder(
     separator: str = ",",
     lines: Lines = ANY_LINES,
     midway: bool = True,
-    dtype: DTypeLike = np.float32,
+    dtype: FloatType = np.float32,
 ) -> Decoder:
     """Return a decoder for lines of numbers in `columns` (default: the channels).
 
@@ -781,7 +854,7 @@ def _text_decoder(
     lines: Lines,
     *,
     midway: bool = True,
-    dtype: DTypeLike = np.float32,
+    dtype: FloatType = np.float32,
 ) -> Decoder:
     faults = Faults()
     split = Delimited(lines.end, MAX_LINE, faults, midway=midway)

@@ -2,6 +2,7 @@ import binascii
 import struct
 import warnings
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -471,6 +472,90 @@ WIRES = {
     ),
     "COBS": lambda: binary_decoder(COUNTED, "<Hhe", ("n", "x", "y"), sync=b""),
 }
+
+
+def numbered(segments: list[Stretch]) -> list[tuple[bytes, int]]:
+    """Return each sample, to the bit, with the number of samples lost before it."""
+    return [
+        (row.tobytes(), 0 if index else segment.lost)
+        for segment in segments
+        for index, row in enumerate(segment.samples)
+    ]
+
+
+NUMBERS = st.one_of(
+    st.floats(width=32).map(str),
+    st.floats().map(str),
+    st.integers(-999, 999).map(str),
+    st.sampled_from(
+        ["-0.0", "1e-46", "1e38", "3.4028235e38", "3.4028236e38", "1_0", "0x1", "٣", "nan", "inf", "", " 7 "]
+    ),
+)
+COUNTS = st.one_of(st.integers(0, 9).map(str), st.sampled_from(["7.0", "1_0", "70000", "-1", ""]))
+CSV_LINES = st.one_of(
+    st.builds(",".join, st.tuples(COUNTS, NUMBERS, NUMBERS)),
+    st.sampled_from(["# c", "n,x,y", "", "1,2", "1,2,3,4", "oops", "1,2,3,imu", "a1,2,3,imu", "b1,2,3,gps"]),
+).map(str.encode)
+JSON_LINES = st.one_of(
+    st.builds('{{"n":{},"x":{},"y":{}}}'.format, COUNTS, NUMBERS, NUMBERS),
+    st.builds("[{},{},{}]".format, COUNTS, NUMBERS, NUMBERS),
+    st.sampled_from(['{"n":1,"x":1,"y":1,"n":1}', '{"n":1,"x":1,"y":1,"kind":"imu"}', "{}", "hello", ""]),
+).map(str.encode)
+UNITS = Signal(channels=("x", "y"), scale=(0.3, 2.0**120), offset=(0.1, -7.0))
+SIGNALS = st.sampled_from([XY, COUNTED, UNITS, msgspec.structs.replace(UNITS, sequence="n")])
+
+
+@given(
+    SIGNALS,
+    st.sampled_from([Lines(), Lines(prefix=("a", "b"), select={"kind": "imu"})]),
+    st.lists(CSV_LINES, max_size=8),
+)
+def test_a_line_at_a_time_is_decoded_as_many_at_once(signal: Signal, ours: Lines, texts: list[bytes]) -> None:
+    columns = ("n", "x", "y", "kind") if ours.select else ("n", "x", "y")
+    alike_in_blocks_of_one([csv_decoder(signal, columns, lines=ours) for _ in range(2)], texts)
+
+
+@given(st.lists(JSON_LINES, max_size=8))
+def test_an_object_at_a_time_is_decoded_as_many_at_once(texts: list[bytes]) -> None:
+    alike_in_blocks_of_one([json_decoder(COUNTED, ("n", "x", "y")) for _ in range(2)], texts)
+
+
+def alike_in_blocks_of_one(decoders: list[Decoder], texts: list[bytes]) -> None:
+    one, many = decoders
+    wire = [b"cut\n", *(line + b"\r\n" for line in [b"oops", *texts, b"oops"])]
+    assert numbered([each for line in wire for each in one.decode(line)]) == numbered(many.decode(b"".join(wire)))
+    assert one.faults == many.faults
+
+
+LAYOUTS = {
+    "<Hbb": st.integers(-128, 127),
+    "<Hqq": st.integers(-(2**63), 2**63 - 1),
+    ">HQQ": st.integers(0, 2**64 - 1),
+    "<Hee": st.floats(width=16),
+    ">Hxff": st.floats(width=32),
+    "!Hxdd": st.floats(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(SIGNALS, st.sampled_from([b"\xaa", b""]), st.data())
+def test_a_frame_at_a_time_is_decoded_as_many_at_once(
+    layout: str, signal: Signal, sync: bytes, data: st.DataObject
+) -> None:
+    values = LAYOUTS[layout]
+    rows = data.draw(st.lists(st.tuples(st.integers(0, 9), values, values), max_size=6))
+    check = Checksum(crc="sum8", range=(0, 1), end=b"\x55")
+    one, many = (binary_decoder(signal, layout, ("n", "x", "y"), sync=sync, check=check) for _ in range(2))
+    frames = []
+    for row in [(1, 0, 0), *rows]:
+        body = sync + struct.pack(layout, *row)
+        frame = body + body[:1] + b"\x55"
+        frames.append(frame if sync else stuffed(frame) + b"\0")
+    if not sync:
+        frames.insert(0, b"\0")
+    frames.insert(2, b"\7\7\7\0")  # damage, so that many frames are never one piece
+    assert numbered([each for frame in frames for each in one.decode(frame)]) == numbered(many.decode(b"".join(frames)))
+    assert one.faults == many.faults
 
 
 @pytest.mark.parametrize("wire", WIRES)
