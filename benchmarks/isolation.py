@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.processes import cpu_seconds
+from benchmarks.counters import cpu_seconds
 from benchmarks.report import Figure, Skipped, Target
 from benchmarks.throughput import MODELS
 from edged.api import Runner

@@ -58,7 +58,7 @@ def program(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
     """Run a process with its output in a file; the end of the block stops the process."""
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command, cwd=ROOT, env=installed(log.parent), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command, cwd=ROOT, env=installed(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
         yield child
@@ -71,10 +71,23 @@ def program(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
             child.wait()
 
 
-def installed(folder: Path) -> dict[str, str]:
+@contextlib.contextmanager
+def other_work() -> Iterator[None]:
+    """Keep each core busy with a process that never waits."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def installed() -> dict[str, str]:
     """Return the environment of a process whose modules are compiled, as after an installation."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(ROOT / "build" / "compiled")}
 
 
 class Listener:
@@ -91,6 +104,11 @@ class Listener:
         """Return the time and payload of every message, after a pause without messages."""
         heard, _ = self._child.communicate(timeout=2 * PATIENCE)
         return [(when, json.loads(payload)) for when, payload in json.loads(heard)]
+
+    def close(self) -> None:
+        """End the process, if `stop` has not."""
+        self._child.kill()
+        self._child.communicate()
 
 
 class Sensor:
@@ -152,9 +170,10 @@ def script_command(model: Path, sensor: Sensor, broker_port: int, topic: str) ->
 
 
 def edged_command(folder: Path, config: str) -> list[str]:
-    """Return the command of the daemon, with a configuration in a folder."""
+    """Return the command of a daemon that keeps configuration, state and socket in a folder of its own."""
     (folder / "edged.toml").write_text(config)
-    options = ["--config", str(folder / "edged.toml"), "--runtime-dir", str(folder / "run")]
+    options = ["--config", str(folder / "edged.toml")]
+    options += ["--runtime-dir", str(folder / "run"), "--state-dir", str(folder / "state")]
     return [sys.executable, "-m", "edged", *options]
 
 
@@ -166,24 +185,6 @@ def hasty_motion(folder: Path) -> tuple[Path, int]:
     window = replace(bundle.manifest.window, hop=1, rate=None)
     (copy / "manifest.json").write_bytes(manifests.encode(replace(bundle.manifest, window=window)))
     return copy, window.length
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of all threads of a process, by the clock that clock_getcpuclockid(3) derives of a pid."""
-    return time.clock_gettime(~pid << 3 | 2)
-
-
-def resident_bytes(pid: int, *, peak: bool = False) -> int:
-    """Return the resident memory of a process, or its peak since the start or `forget_peak`."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:" if peak else "VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise ProcessLookupError(f"process {pid} is gone")
-
-
-def forget_peak(pid: int) -> None:
-    """Reset the peak of the resident memory of a process."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def _await_broker(port: int) -> None:

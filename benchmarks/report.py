@@ -87,9 +87,9 @@ def _lines(result: Figure | Skipped) -> list[str]:
         return [f"{result.name}", f"  skipped: {result.reason}"]
     lines = [f"{result.name}, {result.unit}"]
     for name, values in result.variants.items():
-        lines.append(f"  {name:<8} {median(values):>10.4g}   ({min(values):.4g} to {max(values):.4g})")
+        lines.append(f"  {name:<12} {median(values):>10.4g}   ({min(values):.4g} to {max(values):.4g})")
     for target in result.targets:
-        lines.append(f"  {target.promise:<48} {target.value:>8.3g}   {_verdict(target)}")
+        lines.append(f"  {target.promise:<52} {target.value:>8.3g}   {_verdict(target)}")
     return lines
 
 

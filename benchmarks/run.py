@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import time
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Figure, Skipped, plain, table
+from benchmarks.surroundings import Watch, describe, warning_before
 
-MEASURES = ("added_cpu", "throughput", "latency", "start", "updates", "isolation", "spool")
-PACKAGES = ("ai-edge-litert", "numpy", "msgspec", "paho-mqtt", "pyserial")
+MEASURES = ("added_cpu", "throughput", "latency", "pipelines", "start", "updates", "isolation", "spool")
 
 
 def main() -> int:
@@ -30,47 +24,42 @@ def main() -> int:
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
 
-    about = {"command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]), "rounds": args.rounds, **surroundings()}
+    about = {"command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]), "rounds": args.rounds, **describe()}
     for name, value in about.items():
         print(f"{name:<16} {value}")
+    warnings = [warning] if (warning := warning_before()) else []
+    _warn(warnings)
     results: list[Figure | Skipped] = []
+    measures: dict[str, dict[str, Any]] = {}
     for name in args.only or MEASURES:
+        watch = Watch()
         found = import_module(f"benchmarks.{name}").measure(args.rounds)
+        other = watch.stop()
+        measures[name] = {**other._asdict(), "warning": other.warning}
         print(f"\n{table(found)}", flush=True)
+        if other.warning:
+            warnings.append(f"{other.warning} during {name}")
+            _warn(warnings[-1:])
         results += found
-    targets = [(figure, target) for figure in results if isinstance(figure, Figure) for target in figure.targets]
-    missed = [f"  {figure.name}: {target.promise}" for figure, target in targets if not target.met]
-    print("\n".join([f"\n{len(missed)} of {len(targets)} targets missed", *missed]))
+    _summarize(results, warnings)
     if args.json:
+        everything = {**about, "warnings": warnings, "measures": measures, "results": [plain(each) for each in results]}
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**about, "results": [plain(result) for result in results]}, indent=2) + "\n")
+        args.json.write_text(json.dumps(everything, indent=2) + "\n")
     return 0
 
 
-def surroundings() -> dict[str, Any]:
-    """Return the machine and the versions installed there."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "mosquitto": _mosquitto(),
-    }
+def _summarize(results: list[Figure | Skipped], warnings: list[str]) -> None:
+    """Print the targets missed, and the reasons for distrust."""
+    targets = [(figure, target) for figure in results if isinstance(figure, Figure) for target in figure.targets]
+    missed = [f"  {figure.name}: {target.promise}" for figure, target in targets if not target.met]
+    print("\n".join([f"\n{len(missed)} of {len(targets)} targets missed", *missed]))
+    _warn(warnings)
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith(("model name", "Model")):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _mosquitto() -> str:
-    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if not found:
-        return "not installed"
-    return subprocess.run([found, "-h"], capture_output=True, text=True).stdout.partition("\n")[0]
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"BUSY MACHINE: {warning}; trust no figure of a busy machine", flush=True)
 
 
 if __name__ == "__main__":

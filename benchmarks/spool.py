@@ -22,7 +22,8 @@ from threading import Event
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from benchmarks.processes import BROKER, broker, forget_peak, free_port, resident_bytes
+from benchmarks.counters import forget_peak, resident_bytes
+from benchmarks.processes import BROKER, broker, free_port
 from benchmarks.report import Figure, Skipped, Target
 from edged.core.health import Status
 from edged.core.topics import Topics

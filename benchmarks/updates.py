@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
+from benchmarks.counters import resident_bytes
 from benchmarks.inline import CHANNELS, recorded
 from benchmarks.processes import PATIENCE, ROOT, edged_command, program
 from benchmarks.report import Figure, Skipped, Target
@@ -190,14 +191,14 @@ def _update(folder: Path, size: int, bring: Bring = _here) -> tuple[float, ...]:
     np.save(folder / "recording.npy", np.tile(recorded(), (60 * RATE // len(recorded()), 1)))
     text = CONFIG.format(recording=folder / "recording.npy", channels=json.dumps(CHANNELS), rate=RATE)
     bundle = _bundle(folder, size)
-    with program([*edged_command(folder, text), "--state-dir", str(folder / "state")], folder / "edged.log") as daemon:
+    with program(edged_command(folder, text), folder / "edged.log") as daemon:
         watcher = _Watcher(folder / "run")
         watcher.wait_for(100)
-        held = _most_held(daemon.pid)
+        held = resident_bytes(daemon.pid, peak=True)
         calm = len(watcher.heard)
         brought = bring(folder, bundle)
         watcher.wait_for(len(watcher.heard) + AROUND)
-        most = _most_held(daemon.pid)
+        most = resident_bytes(daemon.pid, peak=True)
     heard = list(watcher.heard)
     late = [result["latency"] * 1e3 for result in heard]
     swapped = next(index for index, result in enumerate(heard) if result["version"] != heard[0]["version"])
@@ -286,11 +287,3 @@ def _stream(runtime_dir: Path) -> Any:
             if time.monotonic() > until:
                 raise
         time.sleep(0.02)
-
-
-def _most_held(pid: int) -> int:
-    """Return the peak of the memory of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise ProcessLookupError(f"process {pid} is gone")

@@ -36,6 +36,15 @@ class Classifier:
         return (y.astype(np.float32) - zero_point) * scale
 
 
+def parse(line):
+    """Return the number and the six values of a sample, or None if the line is torn."""
+    try:
+        seq, *sample = (float(value) for value in line.decode().split(","))
+        return (int(seq), sample) if len(sample) == len(MEAN) else None
+    except ValueError:
+        return None
+
+
 def make_message(seq, probabilities):
     """Return a result in JSON."""
     best = int(np.argmax(probabilities))
@@ -64,17 +73,16 @@ def main():
     since = 0
     with serial.Serial(args.port, args.baud, timeout=1) as sensor:
         while True:
-            line = sensor.readline()
-            try:
-                seq, *sample = (float(value) for value in line.decode().split(","))
-            except ValueError:
+            parsed = parse(sensor.readline())
+            if parsed is None:
                 continue  # half a line, or no line within the timeout
+            seq, sample = parsed
             window.append(sample)
             window = window[-LENGTH:]
             since += 1
             if len(window) == LENGTH and since >= args.hop:
                 since = 0
-                client.publish(args.topic, make_message(int(seq), classifier(window)), qos=1)
+                client.publish(args.topic, make_message(seq, classifier(window)), qos=1)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import added_cpu, isolation, latency, spool, start, throughput, updates
+from benchmarks import added_cpu, isolation, latency, pipelines, spool, start, throughput, updates
 from benchmarks.inline import recorded, served
 from benchmarks.processes import Sensor
 from benchmarks.report import Figure, Skipped, Target, plain, table
-from benchmarks.user_script import Classifier, make_message
+from benchmarks.surroundings import OtherWork, Watch
+from benchmarks.user_script import Classifier, make_message, parse
 from edged.models.store import FACTORY, Store
 
 ROOT = Path(__file__).parents[1]
@@ -48,15 +49,39 @@ def test_throughput_counts_inferences_or_says_which_model_is_missing():
 def test_every_sample_on_the_wire_gets_its_result_from_both():
     figures = {figure.name: figure for figure in latency.measure(rounds=1, seconds=0.2)}
     assert figures["samples without a result at 100 Hz"].variants == {"script": [0], "edged": [0]}
-    for rate in (100, 1000):
-        (p50,) = figures[f"sensor to subscriber, p50 at {rate} Hz"].variants["edged"]
-        (p99,) = figures[f"sensor to subscriber, p99 at {rate} Hz"].variants["edged"]
+    for when in ("at 100 Hz", "at 1 kHz", "at 1 kHz beside other work"):
+        (p50,) = figures[f"sensor to subscriber, p50 {when}"].variants["edged"]
+        (p99,) = figures[f"sensor to subscriber, p99 {when}"].variants["edged"]
         assert 0 < p50 <= p99
 
 
+@pytest.mark.parametrize(
+    ("line", "sample"),
+    [
+        (b"7,1,2,3,4,5,6\r\n", (7, [1, 2, 3, 4, 5, 6])),
+        (b"1,2,3,4,5,6\r\n", None),
+        (b"7,1,2,3,4,5,6,1,2\r\n", None),
+        (b"7,1,2,3,4,5\r\n", None),
+        (b"7,1,2,3,4,,6\r\n", None),
+        (b"\xff7,1,2,3,4,5,6\r\n", None),
+        (b"\r\n", None),
+        (b"", None),
+    ],
+)
+def test_the_script_passes_over_torn_lines(line: bytes, sample: tuple[int, list[float]] | None):
+    assert parse(line) == sample
+
+
+def test_pipelines_of_one_sensor_share_a_daemon_and_a_reload():
+    same, equal, memory, reload = pipelines.measure(rounds=1, seconds=0.2, sharing=2, many=3)
+    for figure in (same, equal):
+        assert list(figure.variants) == ["with 1", "with 2"]
+        assert all(value > 0 for (value,) in figure.variants.values())
+    assert memory.variants["edged"][0] > 0 < reload.variants["edged"][0]
+
+
 def test_start_and_memory_are_those_of_real_processes():
-    begun, memory = start.measure(rounds=1)
-    for figure in (begun, memory):
+    for figure in start.measure(rounds=1, starts=1):
         assert figure.variants["edged"][0] > 0 < figure.variants["bare"][0]
 
 
@@ -71,6 +96,21 @@ def test_a_sensor_waits_for_nobody():
     sensor.close()
 
 
+def test_processes_of_the_benchmark_are_no_other_work():
+    watch = Watch()
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    work = watch.stop()
+    assert work.seconds > 0
+    assert 0 <= work.others <= 1.1
+
+
+def test_a_busy_machine_is_a_reason_for_distrust():
+    quiet = OtherWork(seconds=9.0, load_before=0.4, load_after=1.2, others=0.04, stolen=0.0)
+    assert quiet.warning == ""
+    assert quiet._replace(others=0.31).warning == "other processes took 31% of the cores"
+    assert quiet._replace(stolen=0.2).warning == "other guests of the host took 20% of the cores"
+
+
 def test_the_report_holds_the_median_against_the_limit():
     figure = Figure("width", "mm", {"bare": [1.0, 2.0, 2.0], "edged": [2.0, 2.0, 3.0]})
     figure.targets.append(Target("at most 1.5x bare", figure.ratios("edged", "bare"), 1.5))
@@ -79,11 +119,11 @@ def test_the_report_holds_the_median_against_the_limit():
     assert [target["verdict"] for target in plain(figure)["targets"]] == ["met", "MISSED", "met"]
     assert table([figure, Skipped("height", "no ruler")]).splitlines() == [
         "width, mm",
-        "  bare              2   (1 to 2)",
-        "  edged             2   (2 to 3)",
-        "  at most 1.5x bare                                     1.5   met",
-        "  at most 0.5 mm more                                     1   MISSED",
-        "  at least 1x bare                                      1.5   met",
+        "  bare                  2   (1 to 2)",
+        "  edged                 2   (2 to 3)",
+        "  at most 1.5x bare                                         1.5   met",
+        "  at most 0.5 mm more                                         1   MISSED",
+        "  at least 1x bare                                          1.5   met",
         "",
         "height",
         "  skipped: no ruler",
@@ -97,6 +137,7 @@ def test_the_command_prints_the_table_and_writes_the_figures(tmp_path: Path):
     assert "edged adds at most 45 us" in done.stdout
     written = json.loads((tmp_path / "build" / "bench.json").read_text())
     assert written["rounds"] == 1
+    assert written["measures"]["added_cpu"]["seconds"] > 0
     assert written["python"] == sys.version.split()[0]
     assert [result["name"] for result in written["results"]] == [
         "CPU of an inference on a tiny model",
