@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -26,6 +25,9 @@ def main() -> None:
     """Run the daemon, or check the configuration."""
     args = argument_parser().parse_args()
     args.config = args.config or [Path(os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
+    from edged.system.later import asyncio, import_paho
+
+    import_paho()
     from edged.api import ConfigError, EdgedError
     from edged.app import check, daemon
     from edged.app.state_lock import StateLock

@@ -6,7 +6,6 @@ A kind is imported once a configuration names it. A package adds a kind by an en
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +84,8 @@ def _points(family: str) -> list[EntryPoint]:
 
 def _suggestion(family: str, kind: str) -> str:
     known = kinds(family)
-    close = difflib.get_close_matches(kind, known, n=1)
+    from difflib import get_close_matches
+
+    close = get_close_matches(kind, known, n=1)
     listed = "known kinds: " + ", ".join(known)
     return f"did you mean {close[0]!r}? {listed}" if close else listed

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edged.transfer.http_fetch import ExpectedFile, Fetched, Fetcher, FetchOptions
+from edged.transfer.http_fetch import ExpectedFile, Fetched, Fetcher
+from edged.transfer.options import FetchOptions
 from edged.transfer.partial_files import ArrivalCheck, PartialFiles, Transfer
 
 ID = "f0" * 32

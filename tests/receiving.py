@@ -19,7 +19,7 @@ from edged.core.container import Head
 from edged.core.ledger import Installed, Ledger, Rejection
 from edged.models.bare_file import Bare
 from edged.models.bundle import examine
-from edged.transfer.http_fetch import FetchOptions
+from edged.transfer.options import FetchOptions
 from edged.transfer.partial_files import PartialFiles
 from edged.updates.jobs import Event, InstallOptions, Job, ModelReport
 from edged.updates.verbs import Updates

@@ -11,7 +11,7 @@ the same name, and the random part of the MQTT client id.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -47,7 +47,7 @@ class Announced:
     def __init__(self, folder: Path, boot: str, disk: Disk | None = None) -> None:
         self._file = folder / "announced.json"
         self._disk = disk or Disk()
-        self._record = self._read() or _Record(secrets.token_hex(3))
+        self._record = self._read() or _Record(os.urandom(3).hex())
         self._record.boots = [*self._record.boots, boot][-MAX_BOOTS:]
         self._expected: set[str] = set()
         self._complained = False

@@ -7,8 +7,8 @@ A broken part has a state with a reason while the others run on; a repaired devi
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
@@ -16,7 +16,6 @@ from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from uuid import uuid4
 
 from edged import __version__
 from edged.acceleration.placement import Accelerators
@@ -67,6 +66,7 @@ from edged.models.proofs import Proofs
 from edged.models.store import Store
 from edged.models.tuning_records import Tunings
 from edged.outbox.publisher import Publisher
+from edged.system.later import asyncio
 from edged.system.log import set_up
 from edged.transfer.partial_files import PartialFiles
 from edged.updates.desired import DesiredVersionPoller
@@ -118,7 +118,7 @@ class Composition(NamedTuple):
 def compose(files: Sequence[Path], config: Config, store: Store, notifier: Notifier, state_dir: Path) -> Composition:
     """Build the parts of a daemon without starting them."""
     store.paths = model_paths(config)
-    boot = uuid4().hex[:12]
+    boot = os.urandom(6).hex()
     announced = Announced(state_dir, boot)
     clock = KernelClock()
     now = time.monotonic()

@@ -6,7 +6,6 @@ both versions are then collected until the next version serves, or the former ve
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +14,7 @@ from edged.app.state import PipelineState, ServiceState
 from edged.core.manifest import Manifest
 from edged.flow.pipeline import Pipeline
 from edged.flow.slot import Served
+from edged.system.later import asyncio
 
 CLOSE_SECONDS = 30.0
 """Time for a worker to finish a window and close the runner."""

@@ -6,7 +6,6 @@ configurations. Another board of the same name is reported in the state of the b
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from edged.app.announced import Announced
@@ -18,6 +17,7 @@ from edged.core.description import Description, retained
 from edged.core.record import state_boot
 from edged.core.topics import ONLINE
 from edged.outbox.announcer import Announcer
+from edged.system.later import asyncio
 
 KEEP_SECONDS = 1.0
 """Time to wait until recorded topics are on disk."""

@@ -10,7 +10,6 @@ If the new version then fails, the former is loaded again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from edged.models.proofs import Proofs
 from edged.models.selftest import Proof
 from edged.models.store import BRING, VERSIONS
 from edged.models.trial import Allowance, available_bytes, try_out
+from edged.system.later import asyncio
 from edged.updates.desired import DesiredVersion
 
 log = logging.getLogger("edged.daemon")

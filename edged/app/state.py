@@ -5,7 +5,6 @@ The daemon brings parts up and takes them down, `ServedModels` writes the fields
 figure may be a moment old.
 """
 
-import asyncio
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from edged.flow.slot import RunCounts, Served
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof
 from edged.outbox.publisher import Publisher
+from edged.system.later import asyncio
 
 WATCH_QUEUE = 256
 

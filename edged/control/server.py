@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import fcntl
 import grp
 import logging
@@ -220,7 +219,9 @@ class Server:
 
     def _unknown(self, verb: str) -> ControlError:
         verbs = sorted({*self._operations.calls, *self._operations.streams})
-        close = difflib.get_close_matches(verb, verbs, n=1)
+        from difflib import get_close_matches
+
+        close = get_close_matches(verb, verbs, n=1)
         known = "choose one of: " + ", ".join(verbs)
         return ControlError(
             f"the daemon knows no verb {verb!r}", hint=f"did you mean {close[0]!r}? {known}" if close else known

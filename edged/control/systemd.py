@@ -6,11 +6,12 @@ is fed only while every worker makes progress, so that systemd restarts a daemon
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+
+from edged.system.later import asyncio
 
 log = logging.getLogger("edged.control")
 

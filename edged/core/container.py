@@ -14,7 +14,6 @@ verification by a `ContainerReader`.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from edged.core import manifest as manifests
+from edged.core.digest import sha256
 from edged.core.errors import BundleError
 from edged.core.manifest import CHUNK_BYTES, MAX_MANIFEST_BYTES, File, Manifest
 
@@ -42,7 +42,7 @@ class Head(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> str:
         """Return the identity of this version: the SHA-256 of the manifest's bytes, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
+        return sha256(self.data)
 
     @property
     def transfer(self) -> str:
@@ -51,7 +51,7 @@ class Head(msgspec.Struct, frozen=True):
         The head holds the digests of all following bytes, so the identifier covers the whole container.
         """
         start = PREFIX.pack(MAGIC, len(self.data), len(self.signatures))
-        return hashlib.sha256(start + self.data + self.signatures).hexdigest()
+        return sha256(start + self.data + self.signatures)
 
     @property
     def length(self) -> int:
@@ -105,7 +105,10 @@ class ContainerReader:
         self._wanted = PREFIX.size
         self._plan: Iterator[_Chunk] = iter(())
         self._next: _Chunk | None = None
-        self._whole = hashlib.sha256()
+        from hashlib import sha256
+
+        self._new_hash = sha256
+        self._whole = sha256()
 
     @property
     def complete(self) -> bool:
@@ -157,7 +160,7 @@ class ContainerReader:
         self._expect_next()
 
     def _take_chunk(self, held: bytes, chunk: _Chunk) -> Piece:
-        if hashlib.sha256(held).hexdigest() != chunk.sha256:
+        if self._new_hash(held).hexdigest() != chunk.sha256:
             raise BundleError(
                 f"{chunk.name}: the {len(held)} bytes from {chunk.offset} on are damaged: the SHA-256 differs from the "
                 "manifest's",
@@ -165,7 +168,7 @@ class ContainerReader:
                 retryable=True,
             )
         if chunk.offset == 0:
-            self._whole = hashlib.sha256()
+            self._whole = self._new_hash()
         self._whole.update(held)
         if chunk.whole and self._whole.hexdigest() != chunk.whole:
             raise BundleError(
@@ -204,8 +207,8 @@ def measure(data: bytes) -> File:
     chunks = (view[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES))
     return File(
         bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        chunks=tuple(hashlib.sha256(chunk).hexdigest() for chunk in chunks),
+        sha256=sha256(data),
+        chunks=tuple(sha256(chunk) for chunk in chunks),
     )
 
 
@@ -221,10 +224,10 @@ class _Chunk(NamedTuple):
 
 def _chunks(manifest: Manifest) -> Iterator[_Chunk]:
     for name, file in sorted(manifest.files.items()):
-        for index, sha256 in enumerate(file.chunks):
+        for index, digest in enumerate(file.chunks):
             offset = index * CHUNK_BYTES
             last = index == len(file.chunks) - 1
-            yield _Chunk(name, offset, min(CHUNK_BYTES, file.bytes - offset), sha256, file.sha256 if last else "")
+            yield _Chunk(name, offset, min(CHUNK_BYTES, file.bytes - offset), digest, file.sha256 if last else "")
 
 
 def _lengths(data: bytes) -> tuple[int, int]:

@@ -19,7 +19,6 @@ each chunk with the signed manifest, and thus detects a wrong base, a damaged ba
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import struct
 from collections.abc import Iterable, Iterator
@@ -29,6 +28,7 @@ import msgspec
 import numpy as np
 
 from edged.core import container
+from edged.core.digest import sha256
 from edged.core.errors import BundleError
 from edged.core.manifest import MAX_MANIFEST_BYTES
 
@@ -69,7 +69,7 @@ class DeltaHead(msgspec.Struct, frozen=True):
     @property
     def transfer(self) -> str:
         """Return the identifier of a transfer of the delta: the SHA-256 of this head, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
+        return sha256(self.data)
 
     @property
     def length(self) -> int:

@@ -7,7 +7,6 @@ this model are taken as parts of the names.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
@@ -165,6 +164,8 @@ def _by_index(rows: list[tuple[int, _Line]], file: str, scores: int) -> dict[int
 
 def _table(lines: list[_Line], file: str, scores: int) -> tuple[dict[int, _Line], str] | None:
     """Return the labels of a table by index, with a note on the columns, or None if there is no header."""
+    import csv
+
     for separator in _SEPARATORS:
         head = [cell.strip().lower() for cell in next(csv.reader([lines[0].text], delimiter=separator))]
         name = next((head.index(each) for each in _NAMES if each in head), None)
@@ -186,6 +187,8 @@ def _table(lines: list[_Line], file: str, scores: int) -> tuple[dict[int, _Line]
 
 
 def _cells(line: _Line, separator: str, head: list[str], file: str) -> list[str]:
+    import csv
+
     cells = next(csv.reader([line.text], delimiter=separator))
     if len(cells) != len(head):
         _refuse(file, line, f"the line has {len(cells)} columns", f"write {len(head)} columns, as in the header")

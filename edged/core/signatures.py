@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 import struct
 from typing import Final, NamedTuple
 
+from edged.core.digest import sha256
 from edged.core.errors import BundleError
 
 NAMESPACE: Final = "edged-bundle"
@@ -67,7 +67,7 @@ def _parse(match: re.Match[bytes]) -> SshSignature:
         raise BundleError("a signature is damaged", hint=_AGAIN) from None
     if (magic, version) != (b"SSHSIG", 1):
         raise BundleError("a signature is not in version 1 of the format SSHSIG", hint=_AGAIN)
-    name = base64.b64encode(hashlib.sha256(key).digest()).rstrip(b"=").decode()
+    name = base64.b64encode(bytes.fromhex(sha256(key))).rstrip(b"=").decode()
     return SshSignature(match[0], namespace.decode("utf-8", "replace"), f"SHA256:{name}")
 
 

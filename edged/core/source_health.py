@@ -6,7 +6,6 @@ so that a state is reported once and its duration shows; changing figures are in
 
 from collections import deque
 from itertools import pairwise
-from statistics import median
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -172,9 +171,8 @@ class SourceHealth:
             return None
         if self._totals.time - self._marks[0].time < 0.8 * self._period:
             return None
-        mostly = median(
-            _rate(before, after) for before, after in pairwise((*self._marks, self._totals)) if before.time < after.time
-        )
+        marks = pairwise((*self._marks, self._totals))
+        mostly = float(np.median([_rate(before, after) for before, after in marks if before.time < after.time]))
         if not (min(measured, mostly) > stated * (1 + tolerance) or max(measured, mostly) < stated * (1 - tolerance)):
             return None
         return HealthVerdict(

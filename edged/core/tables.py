@@ -8,7 +8,6 @@ annotated with `SECRET` are never shown.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -218,7 +217,9 @@ def listed(names: Iterable[str]) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint with the name that a mistyped word resembles, or ""."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1)
     return f"did you mean {json.dumps(close[0])}?" if close else ""
 
 

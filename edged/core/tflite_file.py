@@ -14,11 +14,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edged.core.errors import BundleError
 from edged.core.types import TensorSpec
@@ -35,8 +33,7 @@ _ARCHIVE_WORK = 20_000
 _AGAIN = "fetch or convert the model again"
 
 
-@dataclass(frozen=True)
-class TensorMetadata:
+class TensorMetadata(NamedTuple):
     """Metadata of one input or output; absent parts are empty or None.
 
     `mean` and `std` are the normalisation (x - mean) / std, `low` and `high` the range of values seen, `threshold`
@@ -56,8 +53,7 @@ class TensorMetadata:
     labels: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """Named entry point of a model: names of the inputs and outputs, and index of the subgraph."""
 
     name: str
@@ -66,8 +62,7 @@ class Signature:
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class TfliteFile:
+class TfliteFile(NamedTuple):
     """Content of a .tflite file.
 
     `inputs`, `outputs` and the number of `nodes` belong to the first subgraph. `ops` are the names of all operations,
@@ -159,14 +154,12 @@ def _damaged(what: str) -> BundleError:
 # The model
 
 
-@dataclass(frozen=True)
-class _Op:
+class _Op(NamedTuple):
     name: str
     custom: bool
 
 
-@dataclass(frozen=True)
-class _Subgraph:
+class _Subgraph(NamedTuple):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     ops: list[_Op]
@@ -357,6 +350,8 @@ def _lines(text: bytes) -> list[str]:
 
 def _read_archived(data: memoryview, name: str) -> bytes:
     """Return a file from the zip archive in the last 4 MB of the data."""
+    import zipfile  # few models have archives
+
     try:
         with zipfile.ZipFile(io.BytesIO(data[-MAX_ARCHIVE_BYTES:])) as archive:
             entry = archive.getinfo(name)

@@ -9,7 +9,6 @@ other lines stand below "TO DO", and the command lists the line numbers. Complet
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 from collections.abc import Iterator
 from math import prod
@@ -87,7 +86,7 @@ def _with_output_shapes(model: Path, structure: TfliteFile) -> TfliteFile:
         return structure
     try:
         with loaded_apart(model.name, backend_of({}), model) as runner:
-            return dataclasses.replace(structure, outputs=runner.outputs)
+            return structure._replace(outputs=runner.outputs)
     except EdgedError as error:
         warn(f"the shapes of the outputs are not known, as {model.name} does not load here: {error.message}")
         return structure

@@ -12,7 +12,6 @@ recognised. `stand_for` makes the rest, so that a bare file may be read like a c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -30,6 +29,7 @@ from edged.core.tflite_file import TfliteFile, inspect
 from edged.core.types import TensorSpec
 from edged.models.bundle import steps_in
 from edged.models.delta import as_stream
+from edged.system.later import hashlib
 
 SUFFIX = ".tflite"
 _BLOCK = 256 << 10

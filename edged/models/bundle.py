@@ -8,16 +8,15 @@ manifest of a bare .tflite file from tensors and TFLite metadata.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
-import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any, Protocol
 
 import msgspec
@@ -27,6 +26,7 @@ from edged.core import derived
 from edged.core import manifest as manifests
 from edged.core.container import MAX_SIGNATURES_BYTES, ContainerReader, Head, Piece
 from edged.core.derived import Derived
+from edged.core.digest import file_sha256, sha256
 from edged.core.errors import BundleError, EdgedError, StoreError
 from edged.core.labels import numbered
 from edged.core.manifest import (
@@ -100,7 +100,7 @@ def open_folder(folder: Path) -> Bundle:
         _refuse_strangers(folder, manifest)
         for name, expected in manifest.files.items():
             _verify(folder / name, expected)
-        return Bundle(_complete(manifest, folder / manifest.model), folder, digest=hashlib.sha256(data).hexdigest())
+        return Bundle(_complete(manifest, folder / manifest.model), folder, digest=sha256(data))
     except BundleError as error:
         raise BundleError(f"{folder}: {error.message}", hint=error.hint, retryable=error.retryable) from error
 
@@ -108,7 +108,7 @@ def open_folder(folder: Path) -> Bundle:
 def refuse_draft(folder: Path) -> None:
     """Raise BundleError for a draft, the folder that `edgectl model draft` makes."""
     if (folder / DRAFT).is_file() and not (folder / MANIFEST).exists():
-        command = f"edgectl pack {shlex.quote(str(folder))}"
+        command = f"edgectl pack {quote(str(folder))}"
         raise BundleError(f"{folder} is a draft, with {DRAFT} and no {MANIFEST}", hint=f"make a bundle: {command}")
 
 
@@ -119,7 +119,7 @@ def digest(folder: Path) -> str:
     Raises:
         BundleError: the manifest is missing or too big.
     """
-    return hashlib.sha256(_read(folder / MANIFEST, MAX_MANIFEST_BYTES)).hexdigest()
+    return sha256(_read(folder / MANIFEST, MAX_MANIFEST_BYTES))
 
 
 class FolderWriter(Protocol):
@@ -219,7 +219,7 @@ def derive(tflite: Path, name: str = "") -> Bundle:
             schema=manifests.SCHEMA,
             name=name or bare_name(tflite),
             version="0",
-            files={tflite.name: File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())},
+            files={tflite.name: File(bytes=len(data), sha256=sha256(data))},
             model=tflite.name,
             inputs=(Input(tensor=structure.inputs[0]),),
             outputs=structure.outputs,
@@ -231,7 +231,7 @@ def derive(tflite: Path, name: str = "") -> Bundle:
             manifests.decode(encoded),
             tflite.parent,
             derived=tuple(side.fact for side in sides),
-            digest=hashlib.sha256(encoded).hexdigest(),
+            digest=sha256(encoded),
         )
     except BundleError as error:
         raise BundleError(f"{tflite}: {error.message}", hint=error.hint) from error
@@ -262,7 +262,7 @@ def fill_in(tflite: Path, part: Mapping[str, Any]) -> str:
     """Return the hint with the missing part of a manifest."""
     kinds = 'its postprocess.kind is "classification" (with "labels"), "regression" (with "names") or "anomaly"; '
     return (
-        f"save this part of a manifest, completed, as part.json, and run edgectl pack {shlex.quote(str(tflite))} "
+        f"save this part of a manifest, completed, as part.json, and run edgectl pack {quote(str(tflite))} "
         "--version 1 --manifest part.json; "
         f"{kinds if 'postprocess' in part else ''}{msgspec.json.encode(part).decode()}"
     )
@@ -307,7 +307,7 @@ def _verify(path: Path, expected: File) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != expected.bytes:
             raise BundleError(f"{path.name} has {size} bytes, and the manifest says {expected.bytes}", hint=_AGAIN)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(file)
     if digest != expected.sha256:
         raise BundleError(f"{path.name} is damaged: the SHA-256 differs from the manifest's", hint=_AGAIN)
 

@@ -7,8 +7,6 @@ recorded in the state folder (core/proofs.py), so that later starts are fast.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
 import os
 import stat
@@ -18,11 +16,13 @@ from pathlib import Path
 
 from edged.api import Backend
 from edged.core import proofs
+from edged.core.digest import file_sha256, sha256
 from edged.core.errors import ModelError, StoreError
 from edged.core.proofs import MAX_RECORD_BYTES, MAX_TITLE, SafeLoad
 from edged.models.atomic_files import Disk
 from edged.models.bundle import Bundle
 from edged.models.trial import class_path, prove_apart
+from edged.system.later import asyncio
 
 log = logging.getLogger("edged.models")
 
@@ -153,7 +153,7 @@ def _refuse_if_replaced(bundle: Bundle) -> None:
     """Raise an error if the model's file differs from the tried file: a file at a configured path may be replaced."""
     try:
         with bundle.model.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file_sha256(file)
     except OSError:
         found = ""
     if found != bundle.manifest.files[bundle.manifest.model].sha256:
@@ -170,7 +170,7 @@ def _processor() -> str:
     except OSError:  # a sandbox may hide the file
         lines = []
     telling = sorted({line for line in lines if line.partition(":")[0].strip() in _TELLING})
-    return hashlib.sha256("\n".join([os.uname().machine, *telling]).encode()).hexdigest()
+    return sha256("\n".join([os.uname().machine, *telling]).encode())
 
 
 _TELLING = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tokenize
-import zipfile
 import zlib
 from math import prod
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from edged.api import Arrays, Backend, BundleError, ModelError, Runner, TensorSp
 from edged.core.manifest import Classify, Golden, Manifest
 from edged.core.tensors import difference, disagreement
 from edged.models.bundle import Bundle
+from edged.system.later import zipfile
 
 MAX_SAMPLES = 1000
 MAX_GOLDEN_BYTES = 64 << 20
@@ -148,7 +148,10 @@ def golden_samples(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], 
         with zipfile.ZipFile(bundle.file(golden.file)) as archive:
             arrays = {name: _read(archive, name, spec) for name, spec in specs.items()}
             extra = set(archive.namelist()) - {f"{name}.npy" for name in specs}
-    except _UNREADABLE as error:
+    except (
+        *(OSError, EOFError, KeyError, ValueError, RuntimeError, SyntaxError),
+        *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise _broken(bundle, f"cannot be read: {error}") from error
     except BundleError as error:
         raise _broken(bundle, error.message) from error
@@ -176,12 +179,6 @@ def _read(archive: zipfile.ZipFile, name: str, spec: TensorSpec) -> NDArray[Any]
     if len(data) != size:
         raise BundleError(f"{name} has not the size its header says")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-_UNREADABLE = (
-    OSError, EOFError, KeyError, ValueError, RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
-    zlib.error,
-)  # fmt: skip
 
 
 def _broken(bundle: Bundle, problem: str) -> BundleError:

@@ -20,11 +20,9 @@ path, the factory versions are the versions shipped with `edged`:
 
 from __future__ import annotations
 
-import difflib
 import logging
+import os
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -44,6 +42,7 @@ from edged.core.manifest import version_key
 from edged.models.atomic_files import ASIDE, Disk, refusal
 from edged.models.bare_file import SUFFIX as BARE
 from edged.models.bundle import MANIFEST, Bundle, derive, digest, head_of_folder, open_folder, refuse_draft, unpack
+from edged.system.later import tempfile
 
 log = logging.getLogger("edged.models")
 
@@ -143,7 +142,8 @@ class ModelFolder:
         """Return the free bytes on the present or future disk of the folder."""
         try:
             there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-            return shutil.disk_usage(there).free
+            disk = os.statvfs(there)
+            return disk.f_bavail * disk.f_frsize
         except OSError as error:
             raise refusal(self.folder, error) from error
 
@@ -361,7 +361,9 @@ class Store:
 
     def _suggestion(self, name: str) -> str:
         names = self.names()
-        close = difflib.get_close_matches(name, names, n=1)
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, names, n=1)
         known = f"there is {some(names)}" if names else "install one"
         return f"did you mean {close[0]!r}? {known}" if close else known
 

@@ -8,7 +8,6 @@ to start the child is an error.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import signal
@@ -27,6 +26,7 @@ from edged.core.verdict import Verdict, hold_latency
 from edged.models.bundle import Bundle
 from edged.models.trial_child import MEMORY_HINT, STAGES, TrialRequest
 from edged.system.child import Child, ResourceLimits, out_of_memory, printable, spawn
+from edged.system.later import asyncio
 
 MAX_STDOUT_BYTES = 64 << 10
 MAX_STDERR_BYTES = 2 << 10

@@ -4,11 +4,10 @@ files.
 
 from __future__ import annotations
 
-import ssl
-
 from edged.outbox.faults import LinkError
 from edged.outbox.options import MqttOptions
 from edged.system.credentials import find
+from edged.system.later import ssl
 
 MAX_SECRET = 4096
 

@@ -6,13 +6,13 @@ A `LinkError` is retried later; a `VersionError` at once, with the older protoco
 from __future__ import annotations
 
 import socket
-import ssl
 
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.errors import EdgedError
 from edged.outbox.options import MqttOptions
 from edged.outbox.websocket import HandshakeError
+from edged.system.later import ssl
 
 
 class LinkError(EdgedError):
@@ -134,18 +134,18 @@ def remedy(reason: ReasonCode) -> str:
 def unreachable(error: Exception, options: MqttOptions) -> LinkError:
     """Return the error for a failed connection attempt: name, network, TCP or TLS."""
     refusal = _unreachable(error, options)
-    refusal.unreachable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError | HandshakeError)
+    refusal.unreachable = isinstance(error, OSError) and not isinstance(error, (ssl.SSLError, HandshakeError))
     return refusal
 
 
 def _unreachable(error: Exception, options: MqttOptions) -> LinkError:
     where = options.broker
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = _CERTIFICATE_REMEDIES.get(error.verify_code, "check the broker's certificate and ca_file")
+        return LinkError(f"the certificate of {where} is not good: {error.verify_message}", hint=hint)
+    if isinstance(error, ssl.SSLError):
+        return LinkError(f"TLS with {where} failed: {_tls_reason(error)}", hint=_tls_remedy(error))
     match error:
-        case ssl.SSLCertVerificationError():
-            hint = _CERTIFICATE_REMEDIES.get(error.verify_code, "check the broker's certificate and ca_file")
-            return LinkError(f"the certificate of {where} is not good: {error.verify_message}", hint=hint)
-        case ssl.SSLError():
-            return LinkError(f"TLS with {where} failed: {_tls_reason(error)}", hint=_tls_remedy(error))
         case socket.gaierror():
             hint = "check the spelling of host, and this board's resolver (getent hosts NAME)"
             return LinkError(f"the name of {where} cannot be resolved: {error.strerror}", hint=hint)
@@ -221,6 +221,6 @@ def _tls_remedy(error: ssl.SSLError) -> str:
         return "the port does not speak TLS: use the broker's TLS port, or tls = false"
     if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
         return "check cert_file and key_file: the broker does not accept this board's certificate"
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "read the broker's log: the broker may require a client certificate (cert_file, key_file)"
     return "read the broker's log"

@@ -12,7 +12,6 @@ import functools
 import os
 import select
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
@@ -205,7 +204,7 @@ class Link:
         sock = self._client.socket()
         if sock is None:
             raise self._loss()
-        buffered = self._client.buffered > 0 or (isinstance(sock, ssl.SSLSocket | WebSocket) and sock.pending() > 0)
+        buffered = self._client.buffered > 0 or (hasattr(sock, "pending") and sock.pending() > 0)
         writing = self._client.want_write()
         lazily = lazily and not writing
         timeout = 0 if buffered or self._acknowledged else min(timeout, _LAZY if lazily else _TICK)

@@ -8,7 +8,6 @@ moved, but never read or deleted. Every failure is raised as SegmentFileError.
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -128,6 +127,8 @@ def _with_first_page(file: Path, connect: Connect) -> Iterator[Path]:
         with converted_errors(file):
             with copy.open("rb") as new:
                 header = bytearray(new.read(_PAGE))
+            import shutil  # a large module, for rare damage
+
             header[_PAGES] = bytes(4)  # as many as the file has, then: https://www.sqlite.org/fileformat.html
             shutil.copyfile(file, copy)
             with copy.open("r+b") as mended:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import socket
 import time
@@ -12,6 +11,7 @@ from typing import Any
 from paho.mqtt import client as mqtt
 
 from edged.outbox.options import MqttOptions
+from edged.system.later import hashlib
 
 MAX_HEAD = 16 << 10
 MAX_FRAME = 1 << 20

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from edged.api import Chunk, ConfigError, DeviceError, Source, SourceConfig, Sou
 from edged.core.errors import some
 from edged.core.framing import MAX_LINE, Faults, Run, Signal, csv_decoder, finite_runs
 from edged.sources.columns import Channels, Rate, Units, row
+from edged.system.later import zipfile
 
 MAX_BYTES = 256 << 20
 _BLOCK = 65_536

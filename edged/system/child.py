@@ -24,15 +24,15 @@ import os
 import resource
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from uuid import uuid4
 
 import msgspec
+
+from edged.system.later import subprocess
 
 _MARK = "EDGED_CHILD"
 _HANDED_DOWN = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
@@ -106,7 +106,7 @@ def spawn(module: str, limits: ResourceLimits, request: str, descriptors: Sequen
     Raises:
         OSError: memory or processes are exhausted.
     """
-    mark = uuid4().hex
+    mark = os.urandom(16).hex()
     words = [msgspec.json.encode(limits).decode(), module, request]
     process = subprocess.Popen(
         [sys.executable, "-s", "-P", "-B", "-u", "-m", "edged.system.child", *words],

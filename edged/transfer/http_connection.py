@@ -10,21 +10,21 @@ from __future__ import annotations
 import base64
 import io
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from threading import Event, Lock
 from typing import Any, NamedTuple, cast
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 from urllib.request import getproxies_environment, proxy_bypass
 
 from edged import __version__
 from edged.core.errors import ConfigError
 from edged.system.credentials import find
-from edged.transfer.http_response import FetchError, is_host, mask, origin
-from edged.transfer.origins import OriginPolicy
+from edged.system.later import ssl
+from edged.transfer.http_response import AbandonedError, FetchError, origin
+from edged.transfer.origins import OriginPolicy, parse_proxy
 
 _MAX_SECRET = 4096
 
@@ -41,10 +41,6 @@ class MinimumSpeed(NamedTuple):
 
 class TooSlowError(OSError):
     """The server sends more slowly than the minimum speed."""
-
-
-class AbandonedError(FetchError):
-    """The fetch was cancelled."""
 
 
 class Cancellation:
@@ -200,17 +196,6 @@ def find_proxies(proxy: str, no_proxy: str) -> dict[str, str]:
     if proxy == "none":
         return {}
     return {"http": proxy, "https": proxy, "no": no_proxy} if proxy else getproxies_environment()
-
-
-def parse_proxy(url: str) -> SplitResult:
-    """Return the parts of a proxy's URL. Raises ConfigError."""
-    try:
-        parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
-        if parts.scheme == "http" and is_host(parts.hostname) and parts.port != 0:
-            return parts
-    except ValueError:
-        pass
-    raise ConfigError(f"{mask(url)!r} is no usable proxy", hint="write it as http://proxy.example.org:3128")
 
 
 # Requests

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
@@ -19,6 +18,10 @@ MAX_URL = 4096
 
 class FetchError(EdgedError):
     """A file could not be fetched. A `retryable` error may pass with time."""
+
+
+class AbandonedError(FetchError):
+    """The fetch was cancelled."""
 
 
 class NotFoundError(FetchError):
@@ -181,6 +184,8 @@ def _number(text: str) -> int | None:
 
 
 def _date(text: str) -> float | None:
+    from email.utils import parsedate_to_datetime  # a large package, for a rare header
+
     try:
         return parsedate_to_datetime(text).timestamp() if re.fullmatch(r"[ -~]{1,40}", text) else None
     except (ValueError, OverflowError):

@@ -6,8 +6,8 @@ board's credentials, and servers inside the board's network at all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from edged.core.errors import ConfigError
@@ -23,8 +23,7 @@ class PolicyError(FetchError):
     """The configuration does not allow the fetch without an operator's request."""
 
 
-@dataclass(frozen=True)
-class OriginPolicy:
+class OriginPolicy(NamedTuple):
     """Rules for fetches. The configuration names the origins in `named`. No other origin gets credentials.
 
     A fetch without an operator's request may begin at other origins unless the configuration lists origins (`listed`)
@@ -53,6 +52,17 @@ class OriginPolicy:
         if origin(target) not in self.named and (ours or not is_public(address)):
             kind = "an address of this board" if ours else "not a public address"
             raise PolicyError(f"{_shown(target)} is at {address}, {kind}", hint=_LIST_IT)
+
+
+def parse_proxy(url: str) -> SplitResult:
+    """Return the parts of a proxy's URL. Raises ConfigError."""
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+        if parts.scheme == "http" and is_host(parts.hostname) and parts.port != 0:
+            return parts
+    except ValueError:
+        pass
+    raise ConfigError(f"{mask(url)!r} is no usable proxy", hint="write it as http://proxy.example.org:3128")
 
 
 _LIST_IT = "to allow the server, add the URL to origins in [updates.fetch]"

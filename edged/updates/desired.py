@@ -12,7 +12,6 @@ boards hear the same message, or get power back, at the same moment, so polls ar
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import re
@@ -25,6 +24,7 @@ from msgspec import Meta
 
 from edged.core.manifest import Digest, Version
 from edged.models.bare_file import Bare, names_bare
+from edged.system.later import hashlib
 from edged.transfer.http_response import MAX_URL, FetchError, mask, parse_url
 from edged.updates.jobs import Event, InstallOptions, Job, Wanted
 

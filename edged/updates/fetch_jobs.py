@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Collection
@@ -22,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlunsplit
 
 import msgspec
@@ -32,14 +32,17 @@ from edged.core.container import Head
 from edged.core.update_answers import JobItemAnswer
 from edged.models.bare_file import is_bare
 from edged.models.delta import VersionCheck
-from edged.transfer.http_connection import AbandonedError
-from edged.transfer.http_fetch import ExpectedFile, Fetcher, FetchOptions, transfer_id
-from edged.transfer.http_response import FetchError, NotFoundError, WrongFileError, mask, parse_url
+from edged.system.later import hashlib
+from edged.transfer.http_response import AbandonedError, FetchError, NotFoundError, WrongFileError, mask, parse_url
+from edged.transfer.options import FetchOptions
 from edged.transfer.origins import PolicyError
 from edged.transfer.partial_files import PartialFiles, Transfer
 from edged.updates.intake import InboundChecks, InboundVersion, InstallControl, ModelsSnapshot
 from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, Ending, Event, InstallOptions, Job, JobOutcome, Wanted
 from edged.updates.update_state import bug
+
+if TYPE_CHECKING:  # imported with the first fetch: few boards fetch
+    from edged.transfer.http_fetch import Fetcher
 
 MAX_DESIRED = 4
 MAX_REQUESTED = 2
@@ -158,6 +161,8 @@ class FetchJobs:
                 each.cancel("replaced by an operator's fetch of the same URL")
             elif model and not operator and not each.operator and each.model == model:
                 each.cancel(f"replaced by a newer desired version of {model}")
+        from edged.transfer.http_fetch import ExpectedFile, Fetcher
+
         job = Job(f"fetch-{next(self._numbers)}", options, model)
         expected = ExpectedFile("a model file" if options.bare else "a bundle", _may_start_version)
         fetcher = Fetcher(self._options, self._policy, expected, guarded=not operator)
@@ -264,6 +269,8 @@ class FetchJobs:
                     f"the full bundle is needed: the delta for {version} builds on an absent version",
                     hint="fetch the full bundle",
                 )
+
+        from edged.transfer.http_fetch import transfer_id
 
         options = fetch.job.options
         check = None if options.bare else partial(VersionCheck, approve)

@@ -5,7 +5,6 @@ Every function here reads or writes disks and so blocks: not for the thread of t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,6 +21,7 @@ from edged.models.bare_file import read as read_bare
 from edged.models.bundle import Bundle, head_of_folder, open_folder, unpack
 from edged.models.delta import expand
 from edged.models.store import MAX_HEAD_BYTES, Store
+from edged.system.later import hashlib
 
 RESERVE = 1 << 20
 """Bytes left free by unpacking, for ledgers and other files of the board."""

@@ -16,8 +16,8 @@ from edged.core import update_answers
 from edged.core.answers import ModelVersionsAnswer, VersionAnswer
 from edged.core.protocol import Args
 from edged.core.update_answers import JobAnswer, JobDetailsAnswer, JobItemAnswer, ServingAnswer, TransferAnswer
-from edged.transfer.http_fetch import FetchOptions
 from edged.transfer.http_response import mask
+from edged.transfer.options import FetchOptions
 from edged.transfer.partial_files import PartialFiles
 from edged.updates.fetch_jobs import FetchJobs
 from edged.updates.intake import InboundChecks, InstallControl

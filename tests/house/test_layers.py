@@ -44,7 +44,7 @@ CORE_MAY_IMPORT = {
     *("__future__", "collections", "typing", "dataclasses", "enum", "functools", "itertools", "operator", "graphlib"),
     *("math", "cmath", "statistics", "array", "bisect", "heapq", "struct", "zlib", "hashlib", "binascii", "base64"),
     *("json", "re", "string", "textwrap", "difflib", "unicodedata", "copy", "io", "zipfile", "datetime", "contextlib"),
-    *("lzma", "csv"),
+    *("lzma", "csv", "_sha2", "_sha256"),
     *("numpy", "msgspec"),
 }
 """Modules without knowledge of an operating system, a thread, a socket or a clock."""

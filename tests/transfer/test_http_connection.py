@@ -17,8 +17,9 @@ from edged.core.container import MAGIC, PREFIX
 from edged.core.errors import ConfigError
 from edged.models.container_check import ContainerCheck
 from edged.transfer.http_connection import AbandonedError
-from edged.transfer.http_fetch import Fetcher, FetchOptions
+from edged.transfer.http_fetch import Fetcher
 from edged.transfer.http_response import FetchError
+from edged.transfer.options import FetchOptions
 from tests.broker import Certificates, make_certificates
 from tests.containers import colours, container, entry
 from tests.fetching import fetch, open_transfer, options

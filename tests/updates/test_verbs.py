@@ -14,7 +14,7 @@ from msgspec.structs import replace
 import edged.updates.verbs
 from edged.api import BundleError, ControlError, StoreError
 from edged.models.bare_file import Bare
-from edged.transfer.http_fetch import FetchOptions
+from edged.transfer.options import FetchOptions
 from edged.transfer.partial_files import Transfer
 from edged.updates.fetch_jobs import MAX_DESIRED, MAX_REQUESTED
 from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, InstallOptions, Wanted

@@ -1,0 +1,85 @@
+"""Large modules of the standard library, imported when first used: `from edged.system.later import ssl`.
+
+A board pays for a module in memory and in time before the first inference. A name of this module stands for a module,
+which is imported with the first use of an attribute: asyncio because sensors are read before the control plane is up,
+ssl and hashlib because of OpenSSL, which only TLS and large files need.
+
+Other packages import such modules without need: asyncio and paho import ssl, paho also hashlib and urllib.request, and
+zipfile imports bz2 and lzma. During the import of such a package, the names stand for the modules in `sys.modules` too,
+and the package works with the names. A thread that imports one of the modules meanwhile gets a name that works as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+
+class _Later(ModuleType):
+    """A module, imported with the first use of an attribute, but without the modules in `rarely`."""
+
+    def __init__(self, name: str, *rarely: ModuleType) -> None:
+        super().__init__(name)
+        self._rarely = rarely
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by the import system
+            raise AttributeError(name)
+        return getattr(self._loaded(), name)
+
+    def _loaded(self) -> ModuleType:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        if self.__name__ in sys.modules:
+            return sys.modules[self.__name__]
+        with _standing_in(self._rarely):
+            return import_module(self.__name__)
+
+
+class _Ssl(_Later):
+    """The module ssl. Until the import, `except ssl.SSLError` catches nothing, since nobody can raise that error."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.endswith("Error") and sys.modules.get("ssl", self) is self:
+            return ()
+        return super().__getattr__(name)
+
+
+@contextmanager
+def _standing_in(names: tuple[ModuleType, ...]) -> Iterator[None]:
+    """Have imports of modules not yet imported find these names."""
+    for name in names:
+        sys.modules.setdefault(name.__name__, name)
+    try:
+        yield
+    finally:
+        for name in names:
+            if sys.modules.get(name.__name__) is name:
+                del sys.modules[name.__name__]
+
+
+if TYPE_CHECKING:
+    import asyncio as asyncio
+    import hashlib as hashlib
+    import ssl as ssl
+    import subprocess as subprocess
+    import tempfile as tempfile
+    import zipfile as zipfile
+else:
+    hashlib = _Later("hashlib")
+    ssl = _Ssl("ssl")
+    subprocess = _Later("subprocess")
+    tempfile = _Later("tempfile")
+    asyncio = _Later("asyncio", ssl, _Later("asyncio.sslproto"))
+    zipfile = _Later("zipfile", _Later("bz2"), _Later("lzma"))
+
+_paho = _Later("paho.mqtt.client", ssl, hashlib, _Later("urllib.request"))
+
+
+def import_paho() -> None:
+    """Import paho. Later imports of paho find its modules."""
+    _paho._loaded()
