@@ -6,7 +6,7 @@ runner of the host raises DeviceError at once; the owner of such a runner closes
 and this load starts a new process.
 
 A turn costs a single wake-up in each direction and no message: inputs are copied into shared memory, an eventfd wakes
-the child, and a poll waits for the answer, the child's end, output on standard error, or the deadline. The child runs
+the child, and an epoll waits for the answer, the child's end, output on standard error, or the deadline. The child runs
 one model at a time, by priority, then by earliest deadline; a model waiting past the deadline comes first. A runner's
 deadline counts from the start of the turn. Each thread watches its own turn alone: the thread of a hanging turn kills
 the child, and the child's end wakes the other threads.
@@ -19,7 +19,6 @@ after the last user has been released, because the kernel soon reuses the number
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import select
 import signal
@@ -58,6 +57,8 @@ from edged.backends.isolated_child import (
     Refused,
     Reset,
     Shared,
+    copy,
+    described,
     shared_bytes,
 )
 from edged.core.manifest import MAX_ELEMENTS
@@ -70,12 +71,16 @@ _MAX_QUOTE = 200
 _SECONDS_TO_DIE = 0.5
 _GLANCE_SECONDS = 0.001
 _PIPE_BYTES = 64 << 10
+_MAX_EVENTS = 3
 
 _Expected = TypeVar("_Expected", Loaded, Done)
 
 
 class RunTimes(msgspec.Struct, frozen=True):
-    """Number of a runner's turns in the child process, and their total in seconds of wall clock and processor time."""
+    """Number of a runner's turns in the child process; wall clock and processor time of the timed turns in seconds.
+
+    The first 16 turns are timed, and then one in 16.
+    """
 
     turns: int
     wall: float
@@ -181,11 +186,11 @@ class Host:
         loaded = life.call(load, call, Loaded)
         try:
             _check_tensors(loaded)
-            answer, memory, shared = _share(loaded)
+            answer, memory, shared, events = _share(loaded, life)
         except EdgedError:
             life.call(Close(number=load.number), call, Done)
             raise
-        runner = IsolatedRunner(self, life, load, loaded, shared, answer, seconds)
+        runner = IsolatedRunner(self, life, load, loaded, shared, answer, events, seconds)
         try:
             life.call(Attach(number=load.number), call, Done, [memory, answer])
         except EdgedError:
@@ -207,6 +212,7 @@ class IsolatedRunner:
         loaded: Loaded,
         shared: Shared,
         answer: int,
+        events: select.epoll,
         seconds: float,
     ) -> None:
         self.inputs = loaded.inputs
@@ -217,15 +223,14 @@ class IsolatedRunner:
         self._number = load.number
         self._name = Path(load.file).name
         self._deadline = load.deadline
-        self._timeout = _milliseconds(load.deadline)
+        self._timeout = load.deadline / 1e9
         self._seconds = seconds
         self._shared = shared
         self._answer = answer
+        self._events = events
         self._turn = 0
         self._gone: EdgedError | None = None
-        self._expected = [(spec.shape, spec.numpy_dtype) for spec in loaded.inputs]
         life.hold(self)
-        self._events = life.events(answer)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run once in the process; the outputs are copies.
@@ -238,7 +243,9 @@ class IsolatedRunner:
         if self._gone is not None:
             raise _again(self._gone)
         shared, words = self._shared, self._shared.words
-        self._put(inputs)
+        if not copy(inputs, shared.inputs):
+            wrong = f"the model was given {described(inputs)} instead of {described(shared.inputs)}"
+            raise ModelError(wrong, hint=_COMPARE)
         self._turn += 1
         words[ASKED] = time.monotonic_ns()
         words[TURN] = self._turn
@@ -292,24 +299,17 @@ class IsolatedRunner:
         """Release all resources of the parent's side. Later runs raise `reason`."""
         if self._gone is None:
             self._gone = reason or ModelError("the model is closed", hint="load it again")
+            self._events.close()
             self._life.release(self)
             self._shared.close()
             os.close(self._answer)
-
-    def _put(self, inputs: Arrays) -> None:
-        given = [(array.shape, array.dtype) for array in inputs]
-        if given != self._expected:
-            raise ModelError(f"the model was given {given}, and takes {self._expected}", hint=_COMPARE)
-        for tensor, array in zip(self._shared.inputs, inputs, strict=True):
-            tensor[...] = array
 
     def _wait(self) -> None:
         """Wait for the answer to this turn. Of descriptors ready at the same time, the answer is handled first."""
         timeout = self._timeout
         while True:
-            for descriptor, _ in self._events.poll(timeout):
+            for descriptor, _ in self._events.poll(timeout, _MAX_EVENTS):
                 if descriptor == self._answer:
-                    os.eventfd_read(self._answer)
                     if self._shared.words[ANSWERED] == self._turn:
                         return
                 elif descriptor == self._life.child.ended:
@@ -318,8 +318,8 @@ class IsolatedRunner:
                     self._life.read_stderr(self._events)
             timeout = self._time_left()
 
-    def _time_left(self) -> int:
-        """Return the milliseconds left until the deadline, and kill the child after the deadline."""
+    def _time_left(self) -> float:
+        """Return the seconds left until the deadline, and kill the child after the deadline."""
         asked, begun = self._shared.words[ASKED], self._shared.words[BEGUN]
         has_begun = begun >= asked
         end = self._deadline + (begun if has_begun else max(asked, self._life.busy_until(self)))
@@ -330,7 +330,7 @@ class IsolatedRunner:
         if left <= 0:
             what = "an inference took longer than" if has_begun else "the process did nothing for"
             self._lose(self._life.fail(f"hung: {what} {self._deadline / 1e9:g} s", _HUNG, whose=self))
-        return _milliseconds(left)
+        return left / 1e9
 
     def _call(self, message: ChildRequest, deed: str, seconds: float) -> None:
         with self._host.calls:
@@ -378,9 +378,9 @@ class _Call:
     def has_begun(self) -> bool:
         return False
 
-    def milliseconds_left(self, after: int = 0) -> int:
+    def seconds_left(self, after: int = 0) -> float:
         until = max(self._asked, after) + _nanoseconds(self.seconds)
-        return _milliseconds(max(0, until - time.monotonic_ns()))
+        return max(0, until - time.monotonic_ns()) / 1e9
 
 
 class _Life:
@@ -438,7 +438,7 @@ class _Life:
     def let_finish(self, call: _Call) -> None:
         """Wait until the turns requested so far are over, because the child would handle a message first."""
         asked = self._turns_in_hand()
-        while asked & self._turns_in_hand() and call.milliseconds_left():
+        while asked & self._turns_in_hand() and call.seconds_left():
             time.sleep(_GLANCE_SECONDS)
 
     def _turns_in_hand(self) -> set[tuple[_User, int]]:
@@ -474,9 +474,11 @@ class _Life:
 
     def _await_reply(self, call: _Call) -> bytes:
         control = self._control.fileno()
-        events = self.events(control)
+        events = select.poll()  # no descriptor, so that a model can be closed while none is left
+        events.register(control, select.POLLIN)
+        self.watch(events)
         while True:
-            for descriptor, _ in events.poll(self._time_left(call)):
+            for descriptor, _ in events.poll(self._time_left(call) * 1e3):
                 if descriptor == self.child.ended:
                     raise self.fail(whose=call)
                 if descriptor != control:
@@ -488,9 +490,9 @@ class _Life:
             if not self._time_left(call):
                 raise self.fail(f"hung: {call.deed} took longer than {call.seconds:g} s", _HUNG, call)
 
-    def _time_left(self, call: _Call) -> int:
-        """Return the milliseconds left for a call, counted from the end of the turn in hand."""
-        return call.milliseconds_left(after=self.busy_until(call))
+    def _time_left(self, call: _Call) -> float:
+        """Return the seconds left for a call, counted from the end of the turn in hand."""
+        return call.seconds_left(after=self.busy_until(call))
 
     def _receive(self) -> bytes:
         """Return a message, b"" if the child has closed the socket."""
@@ -506,14 +508,12 @@ class _Life:
         except msgspec.MsgspecError as error:
             raise self.fail(_BABBLE, _BROKEN, whose) from error
 
-    def events(self, descriptor: int) -> select.poll:
-        """Return a poll object for a user: the user's own descriptor, the child's end, and standard error."""
-        events = select.poll()
-        for each in (descriptor, self.child.ended, self.child.stderr):
-            events.register(each, select.POLLIN)
-        return events
+    def watch(self, events: select.poll | select.epoll) -> None:
+        """Register the child's end and standard error."""
+        events.register(self.child.ended, select.POLLIN)
+        events.register(self.child.stderr, select.POLLIN)
 
-    def read_stderr(self, events: select.poll) -> None:
+    def read_stderr(self, events: select.poll | select.epoll) -> None:
         """Read the child's standard error; at the end of the file, take standard error out of `events`."""
         with self._lock:
             if not self._read_stderr():
@@ -632,16 +632,21 @@ def _check_tensors(loaded: Loaded) -> None:
         raise ModelError(f"the model has more than {MAX_TENSORS} inputs or outputs", hint="use a model with fewer")
 
 
-def _share(loaded: Loaded) -> tuple[int, int, Shared]:
-    """Return an eventfd for answers, the descriptor of a model's shared memory, and the memory.
+def _share(loaded: Loaded, life: _Life) -> tuple[int, int, Shared, select.epoll]:
+    """Return an eventfd for answers, the descriptor of a model's shared memory, the memory, and the events of a turn.
 
-    The memory is sealed, because a process shrinking the memory could crash a reader.
+    The memory is sealed, because a process shrinking the memory could crash a reader. The eventfd is edge-triggered:
+    each answer is an event, and nothing is read.
     """
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     try:
         with ExitStack() as undo:
             answer = os.eventfd(0)
             undo.callback(os.close, answer)
+            events = select.epoll()
+            undo.callback(events.close)
+            events.register(answer, select.EPOLLIN | select.EPOLLET)
+            life.watch(events)
             memory = os.memfd_create("edged-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, memory)
             os.ftruncate(memory, shared_bytes(loaded.inputs, loaded.outputs))
@@ -650,7 +655,7 @@ def _share(loaded: Loaded) -> tuple[int, int, Shared]:
             undo.pop_all()
     except OSError as error:
         raise DeviceError(f"no memory can be shared: {error.strerror}", hint=_SCARCE, retryable=True) from error
-    return answer, memory, shared
+    return answer, memory, shared, events
 
 
 def _is_ready(descriptor: int, seconds: float) -> bool:
@@ -662,7 +667,3 @@ def _is_ready(descriptor: int, seconds: float) -> bool:
 
 def _nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
-
-
-def _milliseconds(nanoseconds: int) -> int:
-    return math.ceil(nanoseconds / 1e6)

@@ -24,19 +24,22 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from edged.api import Backend, BundleError, DeviceError, EdgedError, ModelError, Runner, RunnerInfo, TensorSpec
+from edged.api import Arrays, Backend, BundleError, DeviceError, EdgedError, ModelError, Runner, RunnerInfo, TensorSpec
 
 CALL = 1 << 32
 MAX_MESSAGE_BYTES = 128 << 10
+
+TIMED = 16
+"""The first 16 turns are timed, and then one in 16: reading a thread's processor time is a system call."""
 
 TURN, ASKED, BEGUN, ANSWERED, REFUSED, WALL, PROCESSOR = range(7)
 """The words, all integers.
 
 Written by the parent: TURN, number of the last turn requested; ASKED, time of the request. Written by the child: BEGUN,
 start of the last turn; ANSWERED, number of the last finished turn; REFUSED, length of the last turn's error, 0 for
-success; WALL and PROCESSOR, total duration and processor time of all turns. Times are nanoseconds of CLOCK_MONOTONIC.
+success; WALL and PROCESSOR, total duration and processor time of the timed turns. Times are nanoseconds of
+CLOCK_MONOTONIC.
 """
 _WORDS_BYTES = 64
 _HEAD_BYTES = 4096
@@ -162,6 +165,22 @@ class Shared:
         self._memory.close()
 
 
+def copy(arrays: Arrays, tensors: Arrays) -> bool:
+    """Copy arrays into tensors of the same shapes and dtypes; return whether all arrays fit."""
+    if len(arrays) != len(tensors):
+        return False
+    for array, tensor in zip(arrays, tensors, strict=True):
+        if array.shape != tensor.shape or array.dtype != tensor.dtype:
+            return False
+        tensor[...] = array
+    return True
+
+
+def described(arrays: Arrays) -> str:
+    """Return shapes and dtypes in words."""
+    return ", ".join(f"{array.dtype} of shape {array.shape}" for array in arrays)
+
+
 def _room(spec: TensorSpec) -> int:
     size = spec.numpy_dtype.itemsize
     for length in spec.shape:
@@ -180,50 +199,58 @@ def main(request: str) -> None:
     _Server(socket.socket(fileno=descriptors.control), descriptors.wake).serve()
 
 
+_IDLE = memoryview(bytes(_WORDS_BYTES)).cast("q")
+"""Words of a model without shared memory: no turn is requested."""
+
+
 class _Model:
     """A loaded model, and the memory shared with the parent after `attach`."""
 
     def __init__(self, runner: Runner, load: Load) -> None:
         self.runner = runner
-        self.priority = load.priority
+        self.words = _IDLE
         self.shared: Shared | None = None
+        self._priority = load.priority
         self._deadline = load.deadline
         self._answer = -1
 
     def attach(self, memory: int, answer: int) -> None:
         self.shared = Shared(memory, self.runner.inputs, self.runner.outputs)
+        self.words = self.shared.words
         self._answer = answer
         os.close(memory)
 
-    @property
-    def is_asked(self) -> bool:
-        return self.shared is not None and self.shared.words[TURN] != self.shared.words[ANSWERED]
-
-    def urgency(self, now: int) -> tuple[bool, int, int]:
-        """Return a sort key: models waiting past the deadline first, then by priority, then by earliest deadline.
+    def precedes(self, other: _Model) -> bool:
+        """Compare requested turns: models waiting past the deadline first, then by priority, then by earliest deadline.
 
         Models past the deadline come first so that no model waits forever behind models of higher priority.
         """
-        assert self.shared is not None
-        deadline = self.shared.words[ASKED] + self._deadline
-        return (False, 0, deadline) if deadline < now else (True, -self.priority, deadline)
+        now = time.monotonic_ns()
+        return self._urgency(now) < other._urgency(now)
+
+    def _urgency(self, now: int) -> tuple[bool, int, int]:
+        deadline = self.words[ASKED] + self._deadline
+        return (False, 0, deadline) if deadline < now else (True, -self._priority, deadline)
 
     def run(self) -> None:
-        shared = self.shared
+        words, shared = self.words, self.shared
         assert shared is not None
-        words = shared.words
-        words[BEGUN] = wall = time.monotonic_ns()
-        processor = time.thread_time_ns()
+        turn = words[TURN]
+        words[BEGUN] = begun = time.monotonic_ns()
+        is_timed = turn <= TIMED or turn % TIMED == 0
+        processor = time.thread_time_ns() if is_timed else 0
         words[REFUSED] = 0
         try:
-            for tensor, output in zip(shared.outputs, self.runner.run(shared.inputs), strict=True):
-                _put(tensor, output)
+            outputs = self.runner.run(shared.inputs)
+            if not copy(outputs, shared.outputs):
+                raise _unlike(outputs, shared.outputs)
         except Exception as error:  # a plug-in's backend may raise any exception
             _die_if_out_of_memory(error)
             shared.refuse(refused(error))
-        words[WALL] += time.monotonic_ns() - wall
-        words[PROCESSOR] += time.thread_time_ns() - processor
-        words[ANSWERED] = words[TURN]
+        if is_timed:
+            words[WALL] += time.monotonic_ns() - begun
+            words[PROCESSOR] += time.thread_time_ns() - processor
+        words[ANSWERED] = turn
         os.eventfd_write(self._answer, 1)
 
     def close(self) -> None:
@@ -242,20 +269,23 @@ class _Server:
     def serve(self) -> None:
         while True:
             count = os.eventfd_read(self._wake)
-            for _ in range(count // CALL):
-                self._answer()
-            if turns := count % CALL:
+            if count >= CALL:
+                for _ in range(count // CALL):
+                    self._answer()
+                count %= CALL
+            if count:
                 self._take_a_turn()
-                if turns > 1:  # check for messages before the next turn
-                    os.eventfd_write(self._wake, turns - 1)
+                if count > 1:  # check for messages before the next turn
+                    os.eventfd_write(self._wake, count - 1)
 
     def _take_a_turn(self) -> None:
-        asked = [model for model in self._models.values() if model.is_asked]
-        if len(asked) > 1:
-            now = time.monotonic_ns()
-            min(asked, key=lambda model: model.urgency(now)).run()
-        elif asked:
-            asked[0].run()
+        chosen = None
+        for model in self._models.values():
+            words = model.words
+            if words[TURN] != words[ANSWERED] and (chosen is None or model.precedes(chosen)):
+                chosen = model
+        if chosen is not None:
+            chosen.run()
 
     def _answer(self) -> None:
         data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
@@ -289,14 +319,11 @@ def _backend(load: Load) -> Backend:
     return msgspec.convert(load.options, kind)
 
 
-def _put(tensor: NDArray[Any], output: NDArray[Any]) -> None:
-    if output.shape != tensor.shape or output.dtype != tensor.dtype:
-        raise ModelError(
-            f"the model returned {output.dtype} of shape {output.shape} instead of {tensor.dtype} of shape"
-            f" {tensor.shape}",
-            hint="use a model with outputs of fixed size, or run the model on the CPU without `isolate`",
-        )
-    tensor[...] = output
+def _unlike(outputs: Arrays, tensors: Arrays) -> ModelError:
+    return ModelError(
+        f"the model returned {described(outputs)} instead of {described(tensors)}",
+        hint="use a model with outputs of fixed size, or run the model on the CPU without `isolate`",
+    )
 
 
 def _die_if_out_of_memory(error: Exception) -> None:

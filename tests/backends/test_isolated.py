@@ -194,6 +194,16 @@ def test_it_counts_the_time_of_its_turns(load, fake):
     assert 0.5 < runner.run_times.off_processor <= 1
 
 
+def test_after_sixteen_turns_one_in_sixteen_is_timed(load, fake):
+    runner = load(FakeBackend(delay=0.0001), fake)
+    walls = [0.0]
+    for _ in range(48):
+        runner.run(ones(runner))
+        walls.append(runner.run_times.wall)
+    assert [turn for turn in range(1, 49) if walls[turn] > walls[turn - 1]] == [*range(1, 17), 32, 48]
+    assert runner.run_times.turns == 48
+
+
 def test_it_forgets_when_told_to(load):
     runner = load(TfliteBackend(), DATA / "stateful.tflite")
     totals = [runner.run(ones(runner))[0].tolist() for _ in range(2)]
