@@ -21,7 +21,9 @@ from edged.core.types import MAX_SHOWN
 
 log = logging.getLogger("edged.flow")
 
-READ_TIMEOUT = 0.5
+READ_TIMEOUT = 1.0
+"""Seconds of a read without input, and the longest time until a silent source notices `stop`."""
+
 JUDGE_EVERY = 0.25
 
 HUNG_SECONDS = 15.0

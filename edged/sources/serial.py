@@ -1,7 +1,8 @@
 """A sensor on a serial port: samples as text lines or binary frames.
 
 This module fetches bytes, and core/framing.py decodes them. pyserial opens and configures the port. Reading goes
-straight to the descriptor: wait for input, take all available bytes, decode them as a block.
+straight to the descriptor: the terminal driver waits for input and returns all available bytes in one system call, and
+they are decoded as a block.
 """
 
 import contextlib
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     import serial
 
 MAX_BLOCK = 65_536
+
+DRIVER_WAIT = 1.0
+"""Seconds for which the terminal driver waits for input; a read of shorter timeout polls first."""
 
 _ALLOW = "sudo edgectl devices allow --restart"
 _IN_EVERY_SANDBOX = {"console", "ptmx", "tty"}
@@ -221,7 +225,7 @@ class SerialPort:
 
     def read(self, timeout: float) -> Chunk | None:
         """Return the samples received, None without a complete sample."""
-        if not self._ready and self._arrival.poll(timeout * 1000):
+        if not self._ready and (timeout >= DRIVER_WAIT or self._arrival.poll(timeout * 1000)):
             block = self._take()
             self._arrived = self._clock()
             self._ready.extend(self._decoder.decode(block))
@@ -236,11 +240,12 @@ class SerialPort:
             self._port.close()
 
     def _take(self) -> bytes:
+        """Return the bytes received; none after `DRIVER_WAIT` without input."""
         try:
             block = os.read(self._fd, MAX_BLOCK)
         except OSError as error:
             raise self._gone(error.strerror or str(error)) from error
-        if not block:
+        if not block and any(event != select.POLLIN for _, event in self._arrival.poll(0)):
             raise self._gone("the end of the input, as after a disconnection")
         return block
 
@@ -259,9 +264,15 @@ def open_port(path: str, baud: int) -> "serial.Serial":
     import serial
 
     try:
-        return serial.Serial(path, baud, timeout=0, exclusive=True)
+        port = serial.Serial(path, baud, timeout=0, exclusive=True)
+        settings = termios.tcgetattr(port.fileno())
+        settings[6][termios.VMIN] = 0
+        settings[6][termios.VTIME] = int(DRIVER_WAIT * 10)
+        termios.tcsetattr(port.fileno(), termios.TCSANOW, settings)
+        os.set_blocking(port.fileno(), True)
     except (OSError, ValueError, termios.error) as error:
         raise refusal(path, error) from error
+    return port
 
 
 def refusal(path: str, error: Exception, root: Path = Path("/")) -> DeviceError:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edged.api import Chunk, ConfigError, DeviceError, Source
-from edged.sources.serial import SerialSource, refusal
+from edged.core.framing import Signal, csv_decoder
+from edged.sources.serial import DRIVER_WAIT, SerialPort, SerialSource, refusal
 from edged.testing.source_contract import SourceContract, chunks
 
 
@@ -176,6 +177,53 @@ def test_an_unplugged_sensor_is_an_error_with_a_remedy(wire: Wire) -> None:
     with pytest.raises(DeviceError, match="is gone") as error:
         chunks(source, samples=1)
     assert error.value.hint
+    source.close()
+
+
+def test_a_port_without_input_is_silent_and_not_gone(wire: Wire) -> None:
+    source = opened(wire)
+    assert source.read(DRIVER_WAIT) is None  # the end of the first, incomplete line
+    assert source.read(DRIVER_WAIT) is None
+    wire.send(b"1,2\n3,")
+    chunk = source.read(DRIVER_WAIT)
+    assert chunk is not None
+    assert chunk.samples.tolist() == [[1.0, 2.0]]
+    assert source.read(DRIVER_WAIT) is None
+    wire.send(b"4\n")
+    assert take(source).samples.tolist() == [[3.0, 4.0]]
+
+
+def test_a_sensor_unplugged_during_a_read_ends_the_read(wire: Wire) -> None:
+    source = opened(wire)
+    unplugged = Thread(target=wire.unplug)
+    unplugged.start()
+    with pytest.raises(DeviceError, match="is gone"):
+        [source.read(DRIVER_WAIT) for _ in range(100)]
+    unplugged.join()
+
+
+class PipePort:
+    """Port whose descriptor is a pipe: after the sensor's end is closed, a read returns no bytes."""
+
+    def __init__(self) -> None:
+        self._fd, self.sensor = os.pipe()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def test_the_end_of_the_input_is_told_from_silence() -> None:
+    port = PipePort()
+    source = SerialPort("/dev/ttyUSB0", port, csv_decoder(Signal(channels=("x",))))  # type: ignore[arg-type]
+    os.write(port.sensor, b"\n7\n")
+    os.close(port.sensor)
+    assert take(source).samples.tolist() == [[7.0]]
+    with pytest.raises(DeviceError, match="/dev/ttyUSB0 is gone: the end of the input") as error:
+        source.read(DRIVER_WAIT)
+    assert error.value.retryable
     source.close()
 
 
