@@ -87,9 +87,13 @@ class SourceHealth:
         self._opened = now
         self._heard: float | None = None
         self._changed = now
-        self._totals = _Totals(now, 0, 0, 0)
-        self._marks: deque[_Totals] = deque([self._totals], maxlen=_MARKS + 1)
+        self._time = now
+        self._samples = 0
+        self._lost = 0
         self._faults = 0
+        self._faults_before = 0
+        self._marks: deque[_Totals] = deque([self._totals], maxlen=_MARKS + 1)
+        self._marked = now
 
     def observe(
         self, samples: int, lost: int, faults: int, flat: bool, now: float, arrived: float | None = None
@@ -101,16 +105,24 @@ class SourceHealth:
         self._faults = faults
         if not samples:
             return
-        resumed = self._heard is None or now - self._heard >= self._stall_after
+        heard, self._heard = self._heard, now
+        resumed = heard is None or now - heard >= self._stall_after
         if resumed or not flat:
             self._changed = now
-        self._heard = now
-        time = now if arrived is None else arrived
-        self._totals = _Totals(time, self._totals.samples + samples, self._totals.lost + lost, faults)
+        self._time = now if arrived is None else arrived
+        self._samples += samples
+        self._lost += lost
+        self._faults_before = faults
         if resumed:  # the backlog says nothing about the rate
             self._marks.clear()
-        if not self._marks or time - self._marks[-1].time >= self._period / _MARKS:
+        if resumed or self._time - self._marked >= self._period / _MARKS:
+            self._marked = self._time
             self._marks.append(self._totals)
+
+    @property
+    def _totals(self) -> "_Totals":
+        """The counts up to the last sample."""
+        return _Totals(self._time, self._samples, self._lost, self._faults_before)
 
     @property
     def measured_rate(self) -> float | None:
@@ -202,7 +214,7 @@ class FlatLine:
     def same(self, samples: NDArray[Any]) -> bool:
         """Return whether the samples (n, ...) are all equal to the last sample seen."""
         previous, self._last = self._last, samples[-1].tobytes()
-        return self._last == previous and bool(np.all(samples == samples[-1]))
+        return self._last == previous and samples.tobytes() == previous * len(samples)
 
 
 class Backoff:

@@ -180,10 +180,10 @@ class Reader:
             source.close()
 
     def _check(self, chunk: Chunk) -> None:
-        count, *shape = chunk.samples.shape
-        if count < 1 or tuple(shape) != self.info.shape:
+        count, shape = len(chunk.samples), chunk.samples.shape[1:]
+        if not count or shape != self.info.shape:
             raise DeviceError(
-                f"the source delivered {count} samples of shape {tuple(shape)} instead of {self.info.shape}",
+                f"the source delivered {count} samples of shape {shape} instead of {self.info.shape}",
                 hint="the plug-in is broken: report this to the author",
             )
 

@@ -1,3 +1,4 @@
+import struct
 from itertools import pairwise
 
 import numpy as np
@@ -198,6 +199,16 @@ def test_flat_lines_are_told_from_what_only_seems_so() -> None:
     wave[0, 1] = 2.0
     assert not line.same(wave)  # equal again at the end of the chunk
     assert line.same(ones)
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, -0.0, 1.0]), min_size=1, max_size=4), max_size=6))
+def test_a_line_is_flat_if_each_sample_has_the_bits_of_the_one_before(chunks: list[list[float]]) -> None:
+    line = FlatLine()
+    before: bytes | None = None
+    for chunk in chunks:
+        bits = [struct.pack("f", sample) for sample in chunk]
+        assert line.same(np.array(chunk, np.float32).reshape(-1, 1)) == (set(bits) == {before})
+        before = bits[-1]
 
 
 def test_retries_double_up_to_the_longest() -> None:
