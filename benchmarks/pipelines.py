@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.counters import cpu_seconds, resident_bytes
-from benchmarks.processes import BROKER, PATIENCE, Sensor, broker, edged_command, hasty_motion, program
+from benchmarks.processes import (
+    BROKER,
+    Sensor,
+    await_predictions,
+    broker,
+    edged_command,
+    hasty_motion,
+    predictions,
+    program,
+)
 from benchmarks.report import Figure, Skipped, Target
 from benchmarks.wire import QUEUE, WARM_UP_SECONDS, config
-from edged.core.answers import PIPELINES, RELOAD
-from edged.ctl.client import UnreachableError, connect
+from edged.core.answers import RELOAD
+from edged.ctl.client import connect
 
 SHARING, MANY = 32, 100
 RATE, FEW = 100, 30
@@ -33,10 +42,6 @@ class Running(NamedTuple):
     sensor: Sensor
     folder: Path
     model: Path
-
-    def inferences(self) -> int:
-        """Return the number of inferences of all pipelines."""
-        return sum(pipeline["predictions"] for pipeline in connect(str(self.folder / "run")).call(PIPELINES))
 
 
 def measure(rounds: int, seconds: float = 3.0, sharing: int = SHARING, many: int = MANY) -> list[Figure | Skipped]:
@@ -78,7 +83,7 @@ def _running(folder: Path, port: int, model: Path, count: int) -> Iterator[Runni
         with program(edged_command(folder, config(port, sensor, model, _names(count))), folder / "edged.log") as child:
             daemon = Running(child.pid, sensor, folder, model)
             sensor.await_reader()
-            _await_pipelines(daemon, count)
+            await_predictions(folder, 1, count, meanwhile=lambda: sensor.play(RATE, WARM_UP_SECONDS))
             yield daemon
     finally:
         sensor.close()
@@ -88,24 +93,10 @@ def _names(count: int) -> tuple[str, ...]:
     return tuple(f"motion-{number}" for number in range(count))
 
 
-def _await_pipelines(daemon: Running, count: int) -> None:
-    """Play until each pipeline has made an inference. Raises TimeoutError."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        daemon.sensor.play(RATE, WARM_UP_SECONDS)
-        try:
-            pipelines = connect(str(daemon.folder / "run")).call(PIPELINES)
-        except UnreachableError:
-            continue
-        if sum(pipeline["predictions"] > 0 for pipeline in pipelines) == count:
-            return
-    raise TimeoutError((daemon.folder / "edged.log").read_text()[-2000:])
-
-
 def _cpu_of_an_inference(daemon: Running, rate: int, seconds: float) -> float:
-    before, made = cpu_seconds(daemon.pid), daemon.inferences()
+    before, made = cpu_seconds(daemon.pid), sum(predictions(daemon.folder))
     daemon.sensor.play(rate, seconds)
-    return (cpu_seconds(daemon.pid) - before) / (daemon.inferences() - made)
+    return (cpu_seconds(daemon.pid) - before) / (sum(predictions(daemon.folder)) - made)
 
 
 def _reload(daemon: Running, port: int, count: int) -> float:

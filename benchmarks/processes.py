@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from msgspec.structs import replace
 
 from benchmarks.inline import CHANNELS, RECORDING
 from edged.core import manifest as manifests
+from edged.core.answers import PIPELINES
+from edged.ctl.client import UnreachableError, connect
 from edged.models.store import FACTORY, Store
 
 ROOT = Path(__file__).parents[1]
@@ -54,11 +56,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def program(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def program(command: Sequence[str], log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process with its output in a file; the end of the block stops the process."""
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command, cwd=ROOT, env=installed(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command, cwd=ROOT, env=installed() | environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
         yield child
@@ -111,12 +113,17 @@ class Listener:
         self._child.communicate()
 
 
+def recorded_lines() -> list[str]:
+    """Return the recording of the demo as a sensor sends the samples, without numbers and line ends."""
+    with RECORDING.open() as file:
+        return [",".join(f"{float(row[name]):.3f}" for name in CHANNELS) for row in csv.DictReader(file)]
+
+
 class Sensor:
     """Motion sensor that sends numbered lines of CSV: 0, 1, 2, ..."""
 
     def __init__(self) -> None:
-        with RECORDING.open() as file:
-            self._rows = [",".join(f"{float(row[name]):.3f}" for name in CHANNELS) for row in csv.DictReader(file)]
+        self._rows = recorded_lines()
         self._terminal, device = os.openpty()
         os.set_blocking(self._terminal, False)
         self.port = os.ttyname(device)
@@ -175,6 +182,26 @@ def edged_command(folder: Path, config: str) -> list[str]:
     options = ["--config", str(folder / "edged.toml")]
     options += ["--runtime-dir", str(folder / "run"), "--state-dir", str(folder / "state")]
     return [sys.executable, "-m", "edged", *options]
+
+
+def predictions(folder: Path) -> list[int]:
+    """Return the number of predictions of each pipeline of the daemon in a folder, none before its socket is there."""
+    try:
+        pipelines = connect(str(folder / "run")).call(PIPELINES)
+    except UnreachableError:
+        return []
+    return [pipeline["predictions"] for pipeline in pipelines]
+
+
+def await_predictions(
+    folder: Path, count: int, pipelines: int = 1, meanwhile: Callable[[], object] = lambda: time.sleep(0.05)
+) -> None:
+    """Wait until each pipeline of the daemon in a folder has made `count` predictions. Raises TimeoutError."""
+    until = time.monotonic() + PATIENCE
+    while [made >= count for made in predictions(folder)] != [True] * pipelines:
+        if time.monotonic() > until:
+            raise TimeoutError((folder / "edged.log").read_text()[-2000:])
+        meanwhile()
 
 
 def hasty_motion(folder: Path) -> tuple[Path, int]:

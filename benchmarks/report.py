@@ -30,12 +30,13 @@ class Target:
 
 @dataclass
 class Figure:
-    """Quantity with a value a round for each variant, and its targets."""
+    """Quantity with a value a round for each variant, its targets, and notes on the composition."""
 
     name: str
     unit: str
     variants: dict[str, list[float]]
     targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def ratios(self, variant: str, to: str) -> list[float]:
         """Return the quotient of two variants in each round."""
@@ -79,18 +80,19 @@ def plain(result: Figure | Skipped) -> dict[str, Any]:
             }
             for target in result.targets
         ],
+        "notes": result.notes,
     }
 
 
 def _lines(result: Figure | Skipped) -> list[str]:
     if isinstance(result, Skipped):
         return [f"{result.name}", f"  skipped: {result.reason}"]
-    lines = [f"{result.name}, {result.unit}"]
+    lines = [f"{result.name}, {result.unit}".rstrip(", ")]
     for name, values in result.variants.items():
         lines.append(f"  {name:<12} {median(values):>10.4g}   ({min(values):.4g} to {max(values):.4g})")
     for target in result.targets:
         lines.append(f"  {target.promise:<52} {target.value:>8.3g}   {_verdict(target)}")
-    return lines
+    return lines + [f"  {note}" for note in result.notes]
 
 
 def _verdict(target: Target) -> str:

@@ -12,7 +12,19 @@ from typing import Any
 from benchmarks.report import Figure, Skipped, plain, table
 from benchmarks.surroundings import Watch, describe, warning_before
 
-MEASURES = ("added_cpu", "throughput", "latency", "pipelines", "start", "updates", "isolation", "spool")
+MEASURES = (
+    "added_cpu",
+    "data_path",
+    "throughput",
+    "latency",
+    "system_calls",
+    "idle",
+    "start",
+    "pipelines",
+    "updates",
+    "isolation",
+    "spool",
+)
 
 
 def main() -> int:

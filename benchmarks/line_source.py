@@ -1,0 +1,66 @@
+"""Source plug-in that decodes lines of CSV from memory: a serial sensor without the port.
+
+Lines come in bursts with pauses, one line a read, so that the code between a line and its message stays warm.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from benchmarks.inline import CHANNELS
+from benchmarks.processes import recorded_lines
+from edged.api import Chunk, Source, SourceConfig, SourceInfo
+from edged.core.framing import Signal, csv_decoder
+
+
+class LineSource(SourceConfig, frozen=True, kw_only=True):
+    """Options of [sources.X] with kind = "bench-lines".
+
+    Keys:
+        burst: Lines between two pauses.
+        pause (s): Length of a pause.
+    """
+
+    burst: int
+    pause: float
+
+    def describe(self) -> SourceInfo:
+        """Return the channels of the recording."""
+        return SourceInfo(shape=(len(CHANNELS),), channels=CHANNELS)
+
+    def open(self) -> Source:
+        """Begin with the first line."""
+        return _Lines(self)
+
+
+class _Lines:
+    def __init__(self, options: LineSource) -> None:
+        self._options = options
+        self._lines = [f"{number},{line}\r\n".encode() for number, line in enumerate(recorded_lines())]
+        signal = Signal(channels=CHANNELS, sequence="seq", modulus=len(self._lines))
+        self._decoder = csv_decoder(signal, ("seq", *CHANNELS), midway=False)
+        self._next = 0
+
+    @property
+    def faults(self) -> dict[str, int]:
+        return self._decoder.faults
+
+    def read(self, timeout: float) -> Chunk | None:
+        line = self._lines[self._next % len(self._lines)]
+        if self._next % self._options.burst == 0:
+            time.sleep(self._options.pause)
+        self._next += 1
+        ((samples, lost),) = self._decoder.decode(line)
+        return Chunk(samples, time.monotonic(), lost)
+
+    def close(self) -> None:
+        pass
+
+
+def install(folder: Path) -> None:
+    """Add the plug-in to the packages in a folder, for a process with this folder in PYTHONPATH."""
+    package = folder / "edged_benchmarks-0.dist-info"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: edged-benchmarks\nVersion: 0\n")
+    (package / "entry_points.txt").write_text("[edged.sources]\nbench-lines = benchmarks.line_source:LineSource\n")
