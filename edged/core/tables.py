@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable
+from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
@@ -111,7 +112,7 @@ class Tables:
         if not isinstance(found, dict):
             self.refuse(place, shown(found), "a table")
             return None
-        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+        fields = _fields(kind)
         self.refuse_strangers(place, [*fields, *beside])
         values = {}
         for key, field in fields.items():
@@ -173,6 +174,12 @@ class Tables:
         for key, value in found.items():
             self._value((*place, key), value, get_args(kind)[1])
         return len(self.problems) > before
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    """Return the fields of a struct by key; resolving the annotations takes a millisecond, so once for each class."""
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
 def secret(kind: Any) -> bool:
