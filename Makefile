@@ -8,7 +8,7 @@ REVISION ?= 1
 BIN := $(VENV)/bin
 SOAKS := $(shell grep -rl EDGED_SOAK tests --include='test_*.py' | sort)
 
-.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference docs picture bench deb wheel repo release clean
+.PHONY: help demo test test-wide soak vm-test test-others test-newest locks check reference docs picture bench bench-arm deb wheel repo release clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make picture            docs/demo.svg, a recording of the demo'
 	@echo 'make docs               the manual as a site in build/site'
 	@echo 'make bench              the benchmark table, and build/bench.json'
+	@echo 'make bench-arm          instructions of a message and of a start on emulated ARM'
 	@echo 'make deb ARCH=arm64 SUITE=bookworm  a Debian package in build/: amd64, arm64 or armhf, for bookworm or trixie'
 	@echo 'make wheel              a wheel and an sdist in dist/'
 	@echo 'make repo KEY=FINGERPRINT  a signed apt repository of the packages in build/: build/repo'
@@ -75,6 +76,10 @@ picture: $(VENV)/demo.ready
 
 bench: $(VENV)/test.ready
 	$(BIN)/python -m benchmarks.run --json build/bench.json
+
+bench-arm: $(VENV)/test.ready
+	packaging/set-up arm $(VENV)
+	$(BIN)/python -m benchmarks.arm
 
 deb: $(VENV)/package.ready
 	packaging/set-up deb-$(ARCH) $(VENV)

@@ -1,4 +1,7 @@
-"""The interpreter alone: as a loop, and as a program that runs a model once, prints the time, and waits."""
+"""The interpreter alone: as a loop, and as a program that runs a model once, and as often as each line of input says.
+
+The program prints the time after each run.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ def main() -> None:
     bare = Bare(Path(sys.argv[1]))
     bare.run([bare.silence], 1)
     print(time.time(), flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        bare.run([bare.silence], int(line))
+        print(time.time(), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Counters of the kernel about a process."""
+"""Counters of the kernel about a process, and a trace of any counter."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
@@ -29,21 +30,21 @@ def waits(pid: int) -> int:
     return sum(_field(task / "status", "voluntary_ctxt_switches") for task in Path(f"/proc/{pid}/task").iterdir())
 
 
-class CpuTrace:
-    """CPU time of a process over time, read every millisecond until the end of the block."""
+class Trace:
+    """Growing number over time, as the CPU time of a process, read every millisecond until the end of the block."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
         self._readings: list[tuple[float, float]] = []
         self._ended = Event()
-        self._thread = Thread(target=self._read)
+        self._thread = Thread(target=self._follow)
 
     def at(self, when: float) -> float:
-        """Return the CPU seconds until a time, in Unix seconds."""
-        times, spent = zip(*self._readings, strict=True)
-        return float(np.interp(when, times, spent))
+        """Return the number at a time, in Unix seconds."""
+        times, numbers = zip(*self._readings, strict=True)
+        return float(np.interp(when, times, numbers))
 
-    def __enter__(self) -> CpuTrace:
+    def __enter__(self) -> Trace:
         self._thread.start()
         return self
 
@@ -51,12 +52,12 @@ class CpuTrace:
         self._ended.set()
         self._thread.join()
 
-    def _read(self) -> None:
+    def _follow(self) -> None:
         ended = False
         while not ended:
             ended = self._ended.wait(0.001)
-            spent = cpu_seconds(self._pid)
-            self._readings.append((time.time(), spent))
+            number = self._read()
+            self._readings.append((time.time(), number))
 
 
 def _field(status: Path, name: str) -> int:

@@ -131,11 +131,11 @@ class Sensor:
         self.next = 0
         self.overruns = 0
 
-    def await_reader(self) -> None:
+    def await_reader(self, patience: float = PATIENCE) -> None:
         """Wait until a reader has opened the port and set it up. Raises TimeoutError."""
         hung_up = select.poll()
         hung_up.register(self._terminal, select.POLLHUP)
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         while hung_up.poll(0):  # there is no event for a hang-up that ends
             if time.monotonic() > until:
                 raise TimeoutError(f"no process opened {self.port}")

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.counters import CpuTrace, resident_bytes
+from benchmarks.counters import Trace, cpu_seconds, resident_bytes
 from benchmarks.inline import RECORDING
 from benchmarks.processes import BROKER, ROOT, Listener, broker, edged_command, installed, program
 from benchmarks.report import Figure, Skipped, Target
@@ -78,7 +79,7 @@ def _bare() -> Start:
     command = [sys.executable, "-m", "benchmarks.bare", str(model)]
     begun = time.time()
     child = subprocess.Popen(command, cwd=ROOT, env=installed(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with CpuTrace(child.pid) as trace:
+    with Trace(partial(cpu_seconds, child.pid)) as trace:
         assert child.stdout is not None
         done = float(child.stdout.readline())
         resident = resident_bytes(child.pid)
@@ -90,7 +91,7 @@ def _edged(folder: Path, port: int) -> Start:
     listener = Listener(port, "edged/bench/pipelines/motion/result")
     command = edged_command(folder, CONFIG.format(broker=port, recording=RECORDING))
     begun = time.time()
-    with program(command, folder / "edged.log") as child, CpuTrace(child.pid) as trace:
+    with program(command, folder / "edged.log") as child, Trace(partial(cpu_seconds, child.pid)) as trace:
         results = listener.stop()
         resident = resident_bytes(child.pid)
     if not results:

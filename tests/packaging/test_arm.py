@@ -1,22 +1,21 @@
-"""The packages for ARM on an emulated processor: their programs prove every model among the Debian packages of a board.
+"""The packages for ARM on an emulated processor: the programs prove every model among the Debian packages of a board.
 
 The test has no board and no kernel, and installs no package: the root file system consists of unpacked Debian packages
-with edged's files above, and each program runs there under qemu-user. A 64-bit program finds the core of a Raspberry Pi
-4, a 32-bit program the core of a Raspberry Pi 3 under a 32-bit system.
+with edged's files above, and each program runs under qemu-user.
 """
 
 import os
 import re
 import shutil
 import subprocess
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from edged import __version__
-from tests.container import Layer, root_of
-from tests.debian_package import REPOSITORY, build, field
+from tests.arm_boards import PROCESSORS, root_for
+from tests.container import Layer
+from tests.debian_package import REPOSITORY, build
 
 TOOLS = ("mmdebstrap", "dpkg-deb", "cc", "qemu-aarch64-static", "qemu-arm-static")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -26,48 +25,6 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed"),
 ]
 
-
-class Processor(NamedTuple):
-    """An emulator and its processor, Debian's name of the libraries, and Linux's description of the core.
-
-    The runtime `tells` of fast kernels, if any exist for such models; otherwise results are right but slow.
-    """
-
-    emulator: str
-    cpu: str
-    machine: str
-    triplet: str
-    runtime: str
-    tells: str
-    core: str
-
-
-PROCESSORS = {
-    "arm64": Processor(
-        emulator="qemu-aarch64-static",
-        cpu="cortex-a72",
-        machine="aarch64",
-        triplet="aarch64-linux-gnu",
-        runtime="ai-edge-litert 2.3.0",
-        tells="INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n",
-        core="Features : fp asimd evtstrm crc32 cpuid\nCPU implementer : 0x41\nCPU architecture: 8\n"
-        "CPU variant : 0x0\nCPU part : 0xd08\nCPU revision : 3\n",
-    ),
-    "armhf": Processor(
-        emulator="qemu-arm-static",
-        cpu="cortex-a7",
-        machine="armv7l",
-        triplet="arm-linux-gnueabihf",
-        runtime="tflite-runtime 2.14.0",
-        tells="",
-        core="Features : half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm crc32\n"
-        "CPU implementer : 0x41\nCPU architecture: 7\nCPU variant : 0x0\nCPU part : 0xd03\nCPU revision : 4\n",
-    ),
-}
-CORES = 4
-
-WITHOUT_SECURITY = r"""--setup-hook=sed -i '/security/d' "$1/etc/apt/sources.list" """
-"""Not every mirror has security updates for every architecture."""
 
 LOAD = """
 import sys
@@ -110,16 +67,13 @@ class Board(Layer):
     """Files of a package above the files of its dependencies."""
 
     def __init__(self, folder, package, suite, processor):
-        names = re.findall(r"(?:^|, )([^ ,]+)", field(package, "Depends"))
-        needed = ("base-files", *dict.fromkeys(name for name in names if name != "systemd"))
-        options = ("--variant=extract", f"--architectures={field(package, 'Architecture')}", WITHOUT_SECURITY)
-        super().__init__(folder, root_of(suite, needed, *options))
+        super().__init__(folder, root_for(package, suite))
         self._libraries = f"/usr/lib/{processor.triplet}"
         subprocess.run(["dpkg-deb", "--extract", package, self.root], check=True)
         self._emulate(processor)
 
     def _emulate(self, processor):
-        emulator = shutil.which(processor.emulator)
+        emulator = shutil.which(f"{processor.emulator}-static")
         shutil.copy(emulator, self.root / emulator.lstrip("/"))
         python = (self.root / "usr/bin/python3").resolve()
         python.rename(python.with_suffix(".real"))
@@ -127,10 +81,8 @@ class Board(Layer):
         defined = [f'-D{name}="{value}"' for name, value in names.items()]
         source = REPOSITORY / "tests/packaging/emulated_python.c"
         subprocess.run(["cc", "-static", "-Wall", "-Werror", *defined, "-o", python, source], check=True)
-        # The runtimes choose kernels by these files, and must not find the host's.
-        self.write("/proc/cpuinfo", "".join(f"processor : {core}\n{processor.core}\n" for core in range(CORES)))
-        for state in ("possible", "present"):
-            self.write(f"/sys/devices/system/cpu/{state}", f"0-{CORES - 1}\n")
+        for path, text in processor.files.items():
+            self.write(path, text)
 
     def run(self, *command):
         environment = {
