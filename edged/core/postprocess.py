@@ -1,12 +1,16 @@
 """Postprocessing: from output tensors to outcomes, and from scores to decisions over several windows.
 
+A call of numpy costs as much as the handling of many values in Python. Outputs of at most `FEW` elements are therefore
+handled as lists, with the same results to the bit.
+
 `Decider` makes decisions; `_Track.follow` is the whole rule for one label. Scores are float32, as in models, and
 thresholds are rounded to float32 too, so that a score of 0.9 reaches a threshold of 0.9.
 """
 
 from __future__ import annotations
 
-from math import inf, isfinite, isnan, prod
+from collections.abc import Callable
+from math import hypot, inf, isfinite, isnan, prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +19,13 @@ from numpy.typing import NDArray
 from edged.core.errors import ConfigError, ModelError, some
 from edged.core.manifest import Classify, Decision, Detect, Manifest, Regress
 from edged.core.tensors import dequantise
-from edged.core.types import Anomaly, Arrays, Classification, Outcome, Regression, Score
+from edged.core.types import Anomaly, Arrays, Classification, Outcome, Regression, Score, TensorSpec
+
+FEW = 32
+"""Number of elements up to which lists are faster than arrays."""
 
 Prepared = NDArray[np.float32] | None
+Scores = list[float] | NDArray[np.float32]
 
 
 class _Rule(Protocol):
@@ -75,30 +83,47 @@ class _Classifier:
         self._top_k = classify.top_k
         count = prod(self._spec.shape)
         self._labels = (*manifest.labels, *map(str, range(len(manifest.labels), count)))
+        self._values = _values(self._spec, self._activation) if count <= FEW else None
         self._decider = Decider(decision, self._labels)
         self.reset = self._decider.reset
 
     def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Classification:
         stored = outputs[self._index].reshape(-1)
-        real = _activate(self._activation, dequantise(self._spec, stored))
-        order = best(stored, self._top_k)
+        real, order = self._few(stored) or self._many(stored)
         labels = self._labels
-        scores = tuple([Score(labels[index], _sound(real.item(index))) for index in order])
+        scores = tuple([Score(labels[index], float(real[index])) for index in order])
         changed = self._decider.update(real, order[0], time)
         decided = self._decider.decided
         return Classification(
             scores[0].label, scores[0].score, scores, None if decided is None else labels[decided], changed
         )
 
+    def _few(self, stored: NDArray[Any]) -> tuple[Scores, list[int]] | None:
+        """Return the scores and the indices of the best; None if there are many, or one is not finite."""
+        if self._values is None:
+            return None
+        real = self._values(stored)
+        if not hypot(*real) < inf:
+            return None
+        codes = stored.tolist()
+        return real, sorted(range(len(codes)), key=codes.__getitem__, reverse=True)[: self._top_k]
+
+    def _many(self, stored: NDArray[Any]) -> tuple[Scores, list[int]]:
+        real = _activate(self._activation, dequantise(self._spec, stored))
+        order = best(stored, self._top_k)
+        for index in order:
+            _sound(real.item(index))
+        return real, order
+
 
 class _Regressor:
     def __init__(self, manifest: Manifest, regress: Regress) -> None:
         self._index = regress.output
-        self._spec = manifest.outputs[regress.output]
+        self._values = _values(manifest.outputs[regress.output])
         self._names = regress.names
 
     def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Regression:
-        values = dequantise(self._spec, outputs[self._index]).reshape(-1).tolist()
+        values = self._values(outputs[self._index].reshape(-1))
         if not self._names:
             return Regression([_sound(value) for value in values])
         return Regression({name: _sound(value) for name, value in zip(self._names, values, strict=True)})
@@ -112,26 +137,27 @@ class _Detector:
         self._index = detect.output
         self._spec = manifest.outputs[detect.output]
         self._score = detect.score
+        self._values = _values(self._spec)
         self._threshold = decision.threshold
         self._decider = Decider(decision, ("anomaly",))
         self.reset = self._decider.reset
 
     def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Anomaly:
-        real = dequantise(self._spec, outputs[self._index]).reshape(-1)
-        score = real[:1] if self._score == "output" else self._error(real, prepared)
-        value = _sound(score.item(0))
-        changed = self._decider.update(score, 0, time)
+        stored = outputs[self._index].reshape(-1)
+        score = self._values(stored[:1])[0] if self._score == "output" else self._error(stored, prepared)
+        value = _sound(score)
+        changed = self._decider.update([value], 0, time)
         return Anomaly(value, self._threshold, self._decider.decided is not None, changed)
 
-    def _error(self, rebuilt: NDArray[np.float32], prepared: Prepared) -> NDArray[np.float32]:
+    def _error(self, stored: NDArray[Any], prepared: Prepared) -> float:
         assert prepared is not None, "the preprocessor keeps the values for these models"
+        rebuilt = dequantise(self._spec, stored)
         error = np.subtract(rebuilt, prepared.reshape(-1), out=rebuilt)
         if self._score == "mean_squared_error":
             np.multiply(error, error, out=error)
         else:
             np.abs(error, out=error)
-        total: NDArray[np.float32] = np.add.reduce(error, keepdims=True)
-        return np.divide(total, np.float32(error.size), out=total)
+        return float(np.add.reduce(error) / np.float32(error.size))
 
 
 class Decider:
@@ -150,11 +176,12 @@ class Decider:
         self._background = frozenset(index for index, label in enumerate(labels) if label in background)
         self._exact = [decision.thresholds.get(label, decision.threshold) or inf for label in labels]
         self._thresholds = np.array(self._exact, dtype=np.float32)
+        self._bounds = (np.array(self._exact) - decision.hysteresis).astype(np.float32)
         self._lowest = self._thresholds.min().item()
         self._at_once = decision == Decision(background=decision.background)
         self._tracks: dict[int, _Track] = {}
 
-    def update(self, scores: NDArray[np.float32], best: int, time: float) -> bool:
+    def update(self, scores: Scores, best: int, time: float) -> bool:
         """Add the scores of all labels; `best` is the index of the highest. Return whether `decided` has changed."""
         before = self.decided
         if self._at_once:
@@ -168,30 +195,37 @@ class Decider:
         self.decided = None
         self._tracks.clear()
 
-    def _follow(self, scores: NDArray[np.float32], best: int, time: float) -> int | None:
-        for index in self._entering(scores, best):
+    def _follow(self, scores: Scores, best: int, time: float) -> int | None:
+        highest = float(scores[best])
+        for index in self._entering(scores, best, highest):
             if index not in self._tracks:
                 self._tracks[index] = _Track(self._decision)
-        winner = None
+        winner, won = None, -inf
         for index, track in sorted(self._tracks.items()):
-            score = scores.item(index)
-            if track.follow(self._is_candidate(track, index, score, scores.item(best)), time):
-                if winner is None or score > scores.item(winner):
-                    winner = index
+            score = float(scores[index])
+            if track.follow(self._is_candidate(track, index, score, highest), time):
+                if winner is None or score > won:
+                    winner, won = index, score
             elif track.is_idle(time):
                 del self._tracks[index]
         return winner
 
-    def _entering(self, scores: NDArray[np.float32], best: int) -> list[int]:
-        entering = [best] if self._thresholds.item(best) == inf else []
-        if scores.item(best) >= self._lowest:
-            entering += np.flatnonzero(scores >= self._thresholds).tolist()
+    def _entering(self, scores: Scores, best: int, highest: float) -> list[int]:
+        entering = [best] if self._exact[best] == inf else []
+        if highest >= self._lowest:
+            if isinstance(scores, list):
+                least, lowest = self._thresholds, self._lowest
+                entering += [
+                    index for index, score in enumerate(scores) if score >= lowest and score >= least.item(index)
+                ]
+            else:
+                entering += np.flatnonzero(scores >= self._thresholds).tolist()
         return [index for index in entering if index not in self._background]
 
     def _is_candidate(self, track: _Track, index: int, score: float, highest: float) -> bool:
-        threshold = highest if self._exact[index] == inf else self._exact[index]
-        bound = threshold - self._decision.hysteresis if track.candidate else threshold
-        return score >= np.float32(bound).item()
+        if self._exact[index] < inf:
+            return score >= (self._bounds if track.candidate else self._thresholds).item(index)
+        return score >= (np.float32(highest - self._decision.hysteresis).item() if track.candidate else highest)
 
 
 class _Track:
@@ -240,6 +274,16 @@ def best(stored: NDArray[Any], k: int) -> list[int]:
     ascending = stored[::-1].argsort(kind="stable")
     order: list[int] = (len(stored) - 1 - ascending[: -k - 1 : -1]).tolist()
     return order
+
+
+def _values(spec: TensorSpec, activation: str = "none") -> Callable[[NDArray[Any]], list[float]]:
+    """Return a function from a stored output of one axis to the list of real values."""
+    if activation == "none" and spec.dtype in ("int8", "uint8"):
+        table: list[float] = dequantise(spec, np.arange(256, dtype=np.uint8).view(spec.numpy_dtype)).tolist()
+        return lambda stored: [table[code] for code in stored.tolist()]  # a negative code counts from the end
+    if activation == "none" and spec.dtype == "float32" and not spec.scale:
+        return lambda stored: stored.tolist()
+    return lambda stored: _activate(activation, dequantise(spec, stored)).tolist()
 
 
 def _activate(activation: str, real: NDArray[np.float32]) -> NDArray[np.float32]:

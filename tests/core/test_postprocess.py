@@ -24,7 +24,8 @@ from edged.core.manifest import (
     WindowSpec,
     check,
 )
-from edged.core.postprocess import Decider, Postprocessor, best
+from edged.core.postprocess import FEW, Decider, Postprocessor, best
+from edged.core.tensors import dequantise
 from edged.core.types import Anomaly, Classification, Regression, Score, TensorSpec
 
 FLOATS = TensorSpec(name="scores", shape=(1, 3), dtype="float32")
@@ -114,6 +115,65 @@ def test_a_wake_word_has_one_label_and_one_score() -> None:
 def test_the_best_are_those_of_a_stable_sort(stored: NDArray, k: int) -> None:
     values = stored.tolist()
     assert best(stored, k) == sorted(range(len(values)), key=lambda index: (-values[index], index))[:k]
+
+
+OUTPUTS = st.sampled_from(
+    [
+        TensorSpec(name="y", shape=(1, 5), dtype="int8", scale=1 / 256, zero_point=-128),
+        TensorSpec(name="y", shape=(5,), dtype="uint8", scale=0.1, zero_point=77),
+        TensorSpec(name="y", shape=(1, 5), dtype="int8"),
+        TensorSpec(name="y", shape=(1, 5, 1), dtype="int16", scale=0.1, zero_point=0),
+        TensorSpec(name="y", shape=(1, 5), dtype="float16"),
+        FLOATS,
+    ]
+)
+RULES = st.builds(
+    Classify,
+    activation=st.sampled_from(["none", "softmax", "sigmoid"]),
+    top_k=st.integers(1, 6),
+    decision=st.sampled_from([Decision(), Decision(threshold=0.6, thresholds={"0": 0.0}, hysteresis=0.1, k=2, n=3)]),
+)
+
+
+def outcome_of(postprocess: Postprocessor, stored: NDArray, time: float) -> Any:
+    """Return the outcome in full precision, or the error."""
+    try:
+        with np.errstate(all="ignore"):
+            return repr(postprocess([stored], None, time))
+    except ModelError as error:
+        return error.message
+
+
+@given(OUTPUTS, RULES, st.data())
+def test_few_labels_are_handled_as_many_are(output: TensorSpec, rule: Classify, data: st.DataObject) -> None:
+    model = manifest(output, rule)
+    few = Postprocessor(model, None)
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr("edged.core.postprocess.FEW", 0)
+        many = Postprocessor(model, None)
+    for time in range(4):
+        stored = data.draw(arrays(output.dtype, output.shape))
+        assert outcome_of(few, stored, time) == outcome_of(many, stored, time)
+
+
+@given(OUTPUTS, st.data())
+def test_values_of_a_regression_are_those_of_the_formula(output: TensorSpec, data: st.DataObject) -> None:
+    names = tuple("vwxyz"[: int(np.prod(output.shape))])
+    stored = data.draw(arrays(output.dtype, output.shape))
+    with np.errstate(all="ignore"):
+        real = dequantise(output, stored).reshape(-1)
+        regress = Postprocessor(manifest(output, Regress(names=names)), None)
+    if np.isfinite(real).all():
+        assert regress([stored], None, 0.0) == Regression(dict(zip(names, real.tolist(), strict=True)))
+
+
+@pytest.mark.parametrize("count", [FEW, FEW + 1])
+def test_the_way_of_few_labels_ends_without_a_seam(count: int) -> None:
+    output = TensorSpec(name="y", shape=(1, count), dtype="int8", scale=0.5, zero_point=0)
+    stored = np.zeros(count)
+    stored[[3, 9]] = 2, 2
+    outcome = classify(output, stored, labels=(), top_k=3)
+    assert outcome.scores == (Score("3", 1.0), Score("9", 1.0), Score("0", 0.0))
 
 
 def test_regression_gives_values_by_name() -> None:
@@ -314,6 +374,32 @@ def test_what_is_decided_when(decision: Decision, table: Table) -> None:
         assert (time, decided) == (time, label)
         assert changed == (decided != before)
         before = decided
+
+
+SCORE_LISTS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.75, 0.9]), min_size=3, max_size=3)
+
+
+@given(
+    st.builds(
+        Decision,
+        threshold=st.sampled_from([0.0, 0.5, 0.6]),
+        thresholds=st.sampled_from([{}, {"b": 0.25}, {"a": 0.0}]),
+        hysteresis=st.sampled_from([0.0, 0.1, 0.25]),
+        k=st.integers(1, 2),
+        n=st.integers(2, 3),
+        cooldown=st.sampled_from([0.0, 2.0]),
+        background=st.sampled_from([(), ("c",)]),
+    ),
+    st.lists(SCORE_LISTS, max_size=8),
+)
+def test_scores_in_a_list_are_decided_as_in_an_array(decision: Decision, windows: list[list[float]]) -> None:
+    of_lists, of_arrays = (Decider(decision, ("a", "b", "c")) for _ in range(2))
+    for time, window in enumerate(windows):
+        scores = np.array(window, np.float32)
+        best = int(scores.argmax())
+        changed = of_arrays.update(scores, best, time)
+        assert of_lists.update(scores.tolist(), best, time) == changed
+        assert of_lists.decided == of_arrays.decided
 
 
 def test_a_reset_forgets_what_was_decided_and_what_was_seen() -> None:
