@@ -25,11 +25,11 @@ def main() -> None:
     """Run the daemon, or check the configuration."""
     args = argument_parser().parse_args()
     args.config = args.config or [Path(os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
-    from edged.system.later import asyncio, import_paho
+    from edged.system.later import import_paho
 
     import_paho()
     from edged.api import ConfigError, EdgedError
-    from edged.app import check, daemon
+    from edged.app import daemon
     from edged.app.state_lock import StateLock
     from edged.models.store import FACTORY, Store
     from edged.system import log
@@ -39,10 +39,12 @@ def main() -> None:
     store = Store(FACTORY, models, unpacked=args.state_dir / "unpacked")
     try:
         if args.check:  # without the lock: a daemon may run with the same state folder
+            from edged.app import check
+
             check.check(args.config, Store(FACTORY, models), print)
         else:
             with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE) as lock:
-                asyncio.run(daemon.run(args.config, args.runtime_dir, lock, store))
+                daemon.run(args.config, args.runtime_dir, lock, store)
     except EdgedError as error:
         logging.getLogger("edged").error("%s", error)
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)

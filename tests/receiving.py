@@ -14,6 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from edged.api import BundleError, ControlError
+from edged.control.control_socket import ControlSocket
 from edged.control.server import Server
 from edged.core.container import Head
 from edged.core.ledger import Installed, Ledger, Rejection
@@ -272,7 +273,7 @@ class Board:
             progress_every=0.02,
         )
         await self.updates.start()
-        server = Server(self.runtime_dir / "edged.sock", _Verbs(self.updates))
+        server = Server(ControlSocket(self.runtime_dir / "edged.sock"), _Verbs(self.updates))
         await server.start()
         started.set()
         await self._over.wait()

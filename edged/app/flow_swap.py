@@ -35,16 +35,24 @@ class FlowSwap:
         self._feed = feed
 
     def offer(self, ready: dict[str, Served], users: dict[str, PipelineState]) -> None:
-        """Have each pipeline serve its entry of `ready`, and remove the entry. An error leaves the other entries."""
-        for name, served in list(ready.items()):
-            part = users[name]
-            if part.flow is None:
-                part.status.set("starting")
-            if part.flow is None or not runs(part) or part.flow.window != served.manifest.window:
-                self._change(part, partial(self._replace, name, part, served.manifest))
-            assert part.flow is not None
-            part.served = ready.pop(name)
-            part.flow.serve(served)
+        """Have each pipeline serve its entry of `ready`, and remove the entry. An error closes the others."""
+        try:
+            for name in list(ready):
+                self._offer(name, users[name], ready)
+        except Exception:
+            for served in ready.values():
+                served.runner.close()
+            raise
+
+    def _offer(self, name: str, part: PipelineState, ready: dict[str, Served]) -> None:
+        served = ready[name]
+        if part.flow is None:
+            part.status.set("starting")
+        if part.flow is None or not runs(part) or part.flow.window != served.manifest.window:
+            self._change(part, partial(self._replace, name, part, served.manifest))
+        assert part.flow is not None
+        part.served = ready.pop(name)
+        part.flow.serve(served)
 
     async def make_room(self, running: dict[str, PipelineState], before: Manifest, manifest: Manifest) -> None:
         """Close the serving version, and collect windows for both versions. Returns after all runners are closed.

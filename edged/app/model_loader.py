@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from edged.core.manifest import Manifest
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.probation import AnsweredTime
+from edged.core.source_match import match_source
 from edged.flow.slot import RunCounts, Served
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof, prove, shaped
@@ -24,7 +26,7 @@ log = logging.getLogger("edged.daemon")
 
 
 class ModelLoader:
-    """Loads versions. `load` runs on a thread of its own, every other method on any thread."""
+    """Loads versions, for minutes. Any thread may call."""
 
     def __init__(self, state: ServiceState, accelerators: Accelerators) -> None:
         self._state = state
@@ -51,6 +53,28 @@ class ModelLoader:
             or bool(named and "cpu" not in named)
             or manifest.limits.delegated_share is not None
         )
+
+    def match(self, model: str, manifest: Manifest, part: PipelineState) -> None:
+        """Raise ConfigError if the source of a pipeline lacks channels, units or a rate of a version's window."""
+        source = self._state.config.sources[part.entry.source].options.describe()
+        match_source(manifest.window, source, part.entry.source, model)
+
+    def load_each(
+        self, model: str, bundle: Bundle, users: Mapping[str, PipelineState]
+    ) -> tuple[dict[str, Served], Proof]:
+        """Return the version, ready to serve, for each of these pipelines. Raises EdgedError, and closes the others."""
+        backend = self.backend(model, bundle.manifest)
+        ready: dict[str, Served] = {}
+        proof = Proof(0, 0.0)
+        try:
+            for name, each in users.items():
+                self.match(model, bundle.manifest, each)
+                ready[name], proof = self.load(model, bundle, backend, each)
+        except BaseException:
+            for served in ready.values():
+                served.runner.close()
+            raise
+        return ready, proof
 
     def load(self, model: str, bundle: Bundle, backend: Backend, pipeline: PipelineState) -> tuple[Served, Proof]:
         """Load a version for a pipeline, run its golden samples, and return it ready to serve.

@@ -7,6 +7,7 @@ configurations. Another board of the same name is reported in the state of the b
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from edged.app.announced import Announced
 from edged.app.state import ServiceState
@@ -16,8 +17,9 @@ from edged.core import discovery
 from edged.core.description import Description, retained
 from edged.core.record import state_boot
 from edged.core.topics import ONLINE
-from edged.outbox.announcer import Announcer
-from edged.system.later import asyncio
+
+if TYPE_CHECKING:  # imported for Home Assistant
+    from edged.outbox.announcer import Announcer
 
 KEEP_SECONDS = 1.0
 """Time to wait until recorded topics are on disk."""
@@ -46,6 +48,8 @@ class BrokerPresence:
         state, announced = self._state, self._announced
         mqtt, name = state.config.mqtt, state.config.device.name
         if mqtt.home_assistant:
+            from edged.outbox.announcer import Announcer
+
             known = announced.components if discovery.topic(mqtt.discovery_prefix, name) in announced.topics else {}
             self._announcer = Announcer(mqtt.discovery_prefix, name, state.publisher, known)
 
@@ -86,9 +90,9 @@ class BrokerPresence:
         components = self._announcer.known if self._announcer else self._announced.components
         self._announced.settle(self._state.publisher.is_clear, components)
 
-    async def flush(self) -> None:
+    def flush(self) -> None:
         """Wait until the record is on disk, for KEEP_SECONDS at most."""
-        await asyncio.to_thread(self._announced.flush, KEEP_SECONDS)
+        self._announced.flush(KEEP_SECONDS)
 
     def reset(self, new: Config) -> None:
         """Prepare for another name or broker. All topics at an abandoned broker are cleared."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from edged.config.diff import Change, Changes
 from edged.config.options import Config
+
+if TYPE_CHECKING:
+    from edged.config.diff import Change, Changes
 
 _RESTART_TABLES = {"device", "mqtt", "spool"}
 """Tables in every topic and below every sink: a change restarts all parts."""

@@ -14,32 +14,33 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from edged.acceleration.placement import Accelerators
-from edged.acceleration.prove import Subject
 from edged.api import BundleError, DeviceError, EdgedError, ModelError
 from edged.app.flow_swap import Build, FlowSwap, runs
 from edged.app.model_loader import ModelLoader
 from edged.app.state import ModelState, PipelineState, ServiceState
 from edged.backends.tflite import TfliteBackend
 from edged.config.check import decision_for
-from edged.config.options import Config, Swap
+from edged.config.options import Swap
 from edged.core.manifest import Manifest
 from edged.core.model_requirements import require
 from edged.core.probation import Observed, delegate_fault
 from edged.core.source_match import match_source
-from edged.core.verdict import Verdict
-from edged.flow.slot import Served
-from edged.models.bare_file import names_bare
-from edged.models.bundle import Bundle
+from edged.models.bundle import Bundle, names_bare
 from edged.models.proofs import Proofs
 from edged.models.selftest import Proof
 from edged.models.store import BRING, VERSIONS
-from edged.models.trial import Allowance, available_bytes, try_out
 from edged.system.later import asyncio
-from edged.updates.desired import DesiredVersion
+from edged.system.memory import available_bytes
+
+if TYPE_CHECKING:  # none of these is needed to serve
+    from edged.acceleration.prove import Subject
+    from edged.core.verdict import Verdict
+    from edged.updates.desired import DesiredVersion
 
 log = logging.getLogger("edged.daemon")
 
@@ -47,7 +48,8 @@ log = logging.getLogger("edged.daemon")
 class ServedModels:
     """Loads and swaps the versions of models. `build` makes a pipeline's flow, `feed` gives the flow to the readers.
 
-    `serving`, `answering` and `fit` may be called on any thread, every other method on the event loop's thread only.
+    `serving`, `answering` and `fit` may be called on any thread, `load` on a thread while the caller waits, and every
+    other method on the event loop's thread only.
     """
 
     def __init__(
@@ -148,6 +150,8 @@ class ServedModels:
 
     def subjects(self) -> dict[str, Subject]:
         """Return the loaded models, for `edgectl prove` and `edgectl tune`."""
+        from edged.acceleration.prove import Subject
+
         return {
             name: Subject(
                 name, part.bundle, self._loader.delegate(name), self._loader.backend(name, part.bundle.manifest)
@@ -158,7 +162,7 @@ class ServedModels:
 
     # Commands
 
-    async def load(self, model: str) -> bool:
+    def load(self, model: str) -> bool:
         """Load a model for all pipelines without a flow. Failures are shown in the states of model and pipelines.
 
         Returns False, and loads nothing, if the bundle is new to this board: call `prove` first.
@@ -173,12 +177,14 @@ class ServedModels:
         backend = self._loader.backend(model, part.bundle.manifest)
         for name, each in idle.items():  # one at a time, so that the others run if one fails
             try:
-                if not await asyncio.to_thread(self._proofs.holds, part.bundle, backend):
+                if not self._proofs.holds(part.bundle, backend):
                     part.status.set("starting", "new to this board, and tried in a separate process first")
                     for waiting in idle.values():
                         waiting.status.set("starting", f"its model {model!r} is tried in a separate process first")
                     return False
-                await self._serve(model, part.bundle, {name: each})
+                ready, proof = self._loader.load_each(model, part.bundle, {name: each})
+                self._flows.offer(ready, {name: each})
+                self._enter(model, part.bundle, proof)
             except EdgedError as error:
                 each.status.set("failed", error.message, error.hint)
                 if isinstance(error, ModelError | BundleError):
@@ -210,6 +216,9 @@ class ServedModels:
         Raises:
             EdgedError: no child could be started, or the accelerator does not work and the CPU alone is not allowed.
         """
+        from edged.core.verdict import Verdict
+        from edged.models.trial import Allowance, try_out
+
         manifest = bundle.manifest
         backend = self._loader.backend(model, manifest)
         verdict = await try_out(bundle.folder, manifest, backend, Allowance())
@@ -279,22 +288,14 @@ class ServedModels:
     # Details
 
     async def _serve(self, model: str, bundle: Bundle, users: dict[str, PipelineState]) -> None:
+        """Have these pipelines serve a version, like `load`, while the event loop runs on."""
+        ready, proof = await asyncio.to_thread(self._loader.load_each, model, bundle, users)
+        await asyncio.to_thread(self._flows.offer, ready, users)
+        self._enter(model, bundle, proof)
+
+    def _enter(self, model: str, bundle: Bundle, proof: Proof) -> None:
+        """Enter a version that serves in the state of the model."""
         part = self._state.models[model]
-        backend = self._loader.backend(model, bundle.manifest)
-        ready: dict[str, Served] = {}
-        proof = Proof(0, 0.0)
-        try:
-            for name, each in users.items():
-                _match(self._state.config, model, bundle.manifest, each)
-                ready[name], proof = await asyncio.to_thread(self._loader.load, model, bundle, backend, each)
-        except BaseException:
-            _close_runners(ready)
-            raise
-        try:
-            await asyncio.to_thread(self._flows.offer, ready, users)
-        except Exception:
-            _close_runners(ready)
-            raise
         part.bundle, part.digest, part.since = bundle, bundle.digest, self._clock()
         part.origin = self._origin(model, bundle)
         part.served = tuple(each.served for each in self._state.users(model).values() if each.served is not None)
@@ -310,7 +311,7 @@ class ServedModels:
         """
         users = self._state.users(model)
         for each in users.values():
-            _match(self._state.config, model, bundle.manifest, each)  # before anything is closed
+            self._loader.match(model, bundle.manifest, each)  # before anything is closed
         log.info("%s: version %s makes room before the next is loaded", model, before.manifest.version)
         try:
             await self._flows.make_room(running, before.manifest, bundle.manifest)
@@ -374,14 +375,3 @@ def is_handover(swap: Swap, *, needed: int, available: int) -> bool:
     An accelerator is no reason: both versions share one process there, and run on the CPU meanwhile.
     """
     return swap == "handover" or (swap == "auto" and needed > available)
-
-
-def _match(config: Config, model: str, manifest: Manifest, part: PipelineState) -> None:
-    """Raise ConfigError if the source of a pipeline lacks channels, units or a rate of a version's window."""
-    source = config.sources[part.entry.source].options.describe()
-    match_source(manifest.window, source, part.entry.source, model)
-
-
-def _close_runners(ready: dict[str, Served]) -> None:
-    for served in ready.values():
-        served.runner.close()

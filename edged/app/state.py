@@ -5,10 +5,14 @@ The daemon brings parts up and takes them down, `ServedModels` writes the fields
 figure may be a moment old.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
+from msgspec import field
 
 from edged.api import Prediction, RunnerInfo
 from edged.config.load import ConfigErrors
@@ -20,7 +24,7 @@ from edged.core.record import Recorder
 from edged.core.tables import Problem
 from edged.core.topics import Topics
 from edged.flow.decision import LatestDecision
-from edged.flow.delivery import Drain
+from edged.flow.delivery import Drain, PredictionSink
 from edged.flow.dependent import DependentStatus
 from edged.flow.pipeline import Pipeline
 from edged.flow.reader import Reader
@@ -33,8 +37,7 @@ from edged.system.later import asyncio
 WATCH_QUEUE = 256
 
 
-@dataclass
-class ModelState:
+class ModelState(msgspec.Struct, eq=False):
     """A model that pipelines use: the bundle of the version that serves, if any, and the result of its self-test.
 
     `digest` names the version in the store, and is "" for a version outside the store. The version has served `since`
@@ -62,8 +65,7 @@ class ModelState:
         return served[0].runner.info if served else None
 
 
-@dataclass
-class PipelineState:
+class PipelineState(msgspec.Struct, eq=False):
     """A pipeline as configured, and its `flow`, which is None while the model or the source is refused.
 
     During a handover to a version with other windows, `spare` collects windows for the version before, in case the new
@@ -98,7 +100,7 @@ class Watchers:
     """The last sink of every pipeline: `edgectl watch`. The event loop's thread replaces `taps` as a whole."""
 
     def __init__(self) -> None:
-        self.taps: tuple[Tap, ...] = ()
+        self.taps: tuple[PredictionSink, ...] = ()
 
     def send(self, prediction: Prediction) -> None:
         """Pass a prediction to every tap. Called on a worker's thread."""
@@ -106,8 +108,7 @@ class Watchers:
             tap.send(prediction)
 
 
-@dataclass
-class ServiceState:
+class ServiceState(msgspec.Struct, eq=False):
     """The configuration in effect, and the parts made from it.
 
     `steps` counts the steps of updates, by model and kind. `namesake` is the boot of another board with the name of

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,7 +24,9 @@ from edged.core.health import Health, Status
 from edged.core.record import TIME_DECIMALS, UpdateStep, encode_acceleration, encode_state, encode_step
 from edged.core.topics import Topics
 from edged.flow.dependent import LIVE, DependentStatus
-from edged.updates.jobs import Event
+
+if TYPE_CHECKING:
+    from edged.updates.jobs import Event
 
 log = logging.getLogger("edged.daemon")
 

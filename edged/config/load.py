@@ -40,7 +40,7 @@ from edged.core.errors import ConfigError
 from edged.core.manifest import NO_DELEGATES, Decision
 from edged.core.source_health import Supervision
 from edged.core.tables import MAX_DEPTH, Problem, TablePath, Tables, did_you_mean, listed, plain, shown
-from edged.models.bare_file import names_bare
+from edged.models.bundle import names_bare
 from edged.outbox.options import MqttOptions, SpoolOptions
 from edged.transfer.http_response import FetchError, parse_url
 

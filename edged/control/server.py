@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import grp
 import logging
-import os
 import socket
 import struct
 import time
@@ -25,6 +22,7 @@ from collections.abc import AsyncGenerator, Collection, Coroutine
 from pathlib import Path
 from typing import Protocol
 
+from edged.control.control_socket import WAITING, ControlSocket
 from edged.core import protocol
 from edged.core.errors import ControlError, EdgedError
 from edged.core.protocol import Args, Request
@@ -43,9 +41,6 @@ ACCEPTED_AT_ONCE = 1
 With a larger number, a client could be disconnected before its request was read, and without descriptors asyncio would
 spend all its time on repeated attempts.
 """
-
-WAITING = 100
-"""Number of connections that may wait to be accepted; the kernel refuses further ones."""
 
 _OVERFLOW_USER = 65534
 
@@ -77,51 +72,43 @@ class RequestHandler(Protocol):
 
 
 class Server:
-    """Server on `path` from `start` to `stop`.
+    """Server on a socket from `start` to `stop`.
 
     `idle` is the permitted silence of a client between requests in seconds, `timeout` the time to read an answer.
-    `group` names a group that owns the socket.
     """
 
     def __init__(
-        self,
-        path: Path,
-        operations: RequestHandler,
-        *,
-        mode: int = 0o660,
-        group: str | None = None,
-        idle: float = 60.0,
-        timeout: float = 10.0,
+        self, socket: ControlSocket, operations: RequestHandler, *, idle: float = 60.0, timeout: float = 10.0
     ) -> None:
-        self.path = path
+        self._socket = socket
         self._operations = operations
-        self._mode = mode
-        self._group = group
         self._idle = idle
         self._timeout = timeout
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._streaming: Counter[str] = Counter()
-        self._open = contextlib.AsyncExitStack()
+        self._accepting: asyncio.Server | None = None
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the socket."""
+        return self._socket.path
 
     async def start(self) -> None:
-        """Listen.
+        """Serve the clients, also clients that wait already. Opens the socket if necessary.
 
         Raises:
             ControlError: another daemon has the socket, or the socket cannot be made.
         """
-        async with contextlib.AsyncExitStack() as opened:
-            listener = _claim(self.path, self._mode, self._group, opened)
-            server = await asyncio.start_unix_server(
-                self._accept, sock=listener, limit=protocol.MAX_REQUEST, backlog=ACCEPTED_AT_ONCE
-            )
-            listener.listen(WAITING)  # asyncio gets the same number
-            opened.callback(server.close)
-            self._made = self.path.stat()
-            self._open = opened.pop_all()
+        self._socket.open()
+        listener = self._socket.listener
+        self._accepting = await asyncio.start_unix_server(
+            self._accept, sock=listener, limit=protocol.MAX_REQUEST, backlog=ACCEPTED_AT_ONCE
+        )
+        listener.listen(WAITING)  # asyncio gets the same number
 
     async def stop(self) -> None:
         """Let every client go and remove the socket. May be called twice."""
-        await self._open.aclose()
+        self._close()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -132,17 +119,17 @@ class Server:
         Raises:
             ControlError: as in `start`.
         """
-        if self._is_in_place():
+        if self._accepting is not None and self._socket.is_in_place():
             return
         log.warning("%s was deleted or replaced, and is made again", self.path)
-        await self._open.aclose()
+        self._close()
         await self.start()
 
-    def _is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(self.path.stat(), self._made)
-        except OSError:
-            return False
+    def _close(self) -> None:
+        if self._accepting is not None:
+            self._accepting.close()
+            self._accepting = None
+        self._socket.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS and not self._make_room():
@@ -313,44 +300,6 @@ def _too_many_streams(verb: str, number: int) -> ControlError:
         hint="close one of them, or try again in a minute",
         retryable=True,
     )
-
-
-def _claim(path: Path, mode: int, group: str | None, opened: contextlib.AsyncExitStack) -> socket.socket:
-    """Return a socket bound to `path`, ready to listen; `opened` undoes the binding.
-
-    The lock beside the path tells the socket of a running daemon from the remains of a killed daemon. Clients cannot
-    connect before the socket listens, so the permissions are always correct.
-    """
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        lock = opened.enter_context(path.with_name(path.name + ".lock").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and not path.is_socket():
-            raise ControlError(f"{path} is in the way and not a socket", hint="move it, or set another path")
-        path.unlink(missing_ok=True)
-        listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        listener.bind(str(path))
-        opened.callback(path.unlink, missing_ok=True)
-        if group is not None and (number := grp.getgrnam(group).gr_gid) != path.stat().st_gid:
-            os.chown(path, -1, number)  # a sandbox may forbid the call, which the daemon's own group does not need
-        path.chmod(mode)
-    except BlockingIOError:
-        raise ControlError(
-            f"another edged is running: it holds {path}", hint="stop it, or give this one its own runtime directory"
-        ) from None
-    except LookupError:
-        raise ControlError(
-            f"there is no group {group!r} to own the control socket", hint=f"create it: groupadd --system {group}"
-        ) from None
-    except OSError as error:
-        raise ControlError(f"the control socket {path} cannot be made: {error}", hint=_remedy(error)) from error
-    return listener
-
-
-def _remedy(error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return "run as a user who may write there and belongs to the group, or choose another runtime directory"
-    return "choose another runtime directory, with a path of less than 100 bytes on a disk that can be written"
 
 
 def _as_ours(error: Exception, request: Request) -> EdgedError:

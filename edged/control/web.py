@@ -17,7 +17,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
 
-from edged.control.server import ACCEPTED_AT_ONCE, WAITING
+from edged.control.control_socket import WAITING
+from edged.control.server import ACCEPTED_AT_ONCE
 from edged.core.errors import ControlError
 from edged.core.metrics import CONTENT_TYPE
 

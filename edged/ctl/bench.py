@@ -30,8 +30,7 @@ from edged.core.preprocess import Preprocessor
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import default_backend, find_model, load_model, models_of, prove_first
-from edged.models.bare_file import SUFFIX
-from edged.models.bundle import MANIFEST, Bundle, bare_name, open_folder, read_structure
+from edged.models.bundle import BARE_SUFFIX, MANIFEST, Bundle, bare_name, open_folder, read_structure
 
 MAX_RUNS = 1_000_000
 _DEFAULT_RUNS = 1000
@@ -122,7 +121,7 @@ def _find(name: str, args: argparse.Namespace, scratch: Path) -> tuple[Bundle, B
     try:
         return find_model(name, args)
     except BundleError:
-        bundle = _without_meaning(Path(name), scratch) if name.endswith(SUFFIX) else None
+        bundle = _without_meaning(Path(name), scratch) if name.endswith(BARE_SUFFIX) else None
         if bundle is None:
             raise
         return bundle, default_backend(bundle)

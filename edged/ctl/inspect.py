@@ -36,8 +36,7 @@ from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
-from edged.models.bare_file import SUFFIX
-from edged.models.bundle import certain, examine, fill_in, read_structure
+from edged.models.bundle import BARE_SUFFIX, certain, examine, fill_in, read_structure
 
 MAX_LINES = 16
 
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    if args.bundle.suffix == SUFFIX:
+    if args.bundle.suffix == BARE_SUFFIX:
         structure = read_structure(args.bundle)
         if args.json:
             tables.show_json(_bare_fields(args.bundle, structure))

@@ -16,13 +16,13 @@ from edged.backends.isolated import Host
 from edged.config.check import find_bundle
 from edged.config.load import load
 from edged.core import container
-from edged.models import bare_file as bare
-from edged.models.bundle import Bundle
+from edged.models.bundle import BARE_SUFFIX, Bundle
 from edged.models.proofs import FILE, Proofs
 from edged.models.selftest import check_tensors, shaped
 from edged.models.store import FACTORY, Store, open_path
-from edged.models.trial import PROOF_SECONDS, available_bytes, prove_apart
+from edged.models.trial import PROOF_SECONDS, prove_apart
 from edged.system.child import ResourceLimits
+from edged.system.memory import available_bytes
 
 MODEL_HELP = "a model's name, a bundle's folder, an .edgm file or a .tflite file"
 
@@ -36,7 +36,7 @@ def find_model(named: str, args: argparse.Namespace) -> tuple[Bundle, Backend]:
         EdgedError: no model is found, or the model or the configuration is invalid.
     """
     path = Path(named)
-    if "/" in named or path.suffix in (bare.SUFFIX, container.SUFFIX):
+    if "/" in named or path.suffix in (BARE_SUFFIX, container.SUFFIX):
         bundle = open_path(path)
         return bundle, default_backend(bundle)
     files = [Path(file) for file in args.config]

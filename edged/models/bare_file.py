@@ -31,7 +31,6 @@ from edged.models.bundle import steps_in
 from edged.models.delta import as_stream
 from edged.system.later import hashlib
 
-SUFFIX = ".tflite"
 _BLOCK = 256 << 10
 _PACK = "pack the model with a complete manifest: edgectl pack"
 
@@ -51,11 +50,6 @@ def transfer_id(bare: Bare, sha256: str) -> str:
 def is_bare(data: bytes) -> bool:
     """Return whether `data` is the beginning of a .tflite file."""
     return data[4:8] == b"TFL3"
-
-
-def names_bare(url: str) -> bool:
-    """Return whether the path of a URL names a bare file."""
-    return url.partition("#")[0].partition("?")[0].endswith(SUFFIX)
 
 
 def next_version(version: str) -> str:

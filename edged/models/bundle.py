@@ -45,6 +45,7 @@ DRAFT, DRAFT_MODEL = "manifest.toml", "model.tflite"
 """Files of a draft (`edgectl model draft`), from which `edgectl pack` makes a bundle."""
 
 SIGNATURES = "manifest.json.sig"
+BARE_SUFFIX = ".tflite"
 _BLOCK = 256 << 10
 
 
@@ -82,6 +83,11 @@ class Bundle(msgspec.Struct, frozen=True):
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder}: the manifest lists no file {name!r}", hint="list it in `files`")
         return self.folder / name
+
+
+def names_bare(url: str) -> bool:
+    """Return whether the path of a URL names a bare file."""
+    return url.partition("#")[0].partition("?")[0].endswith(BARE_SUFFIX)
 
 
 def open_folder(folder: Path) -> Bundle:

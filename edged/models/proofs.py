@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import threading
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from edged.api import Backend
@@ -21,7 +21,7 @@ from edged.core.errors import ModelError, StoreError
 from edged.core.proofs import MAX_RECORD_BYTES, MAX_TITLE, SafeLoad
 from edged.models.atomic_files import Disk
 from edged.models.bundle import Bundle
-from edged.models.trial import class_path, prove_apart
+from edged.models.selftest import class_path
 from edged.system.later import asyncio
 
 log = logging.getLogger("edged.models")
@@ -42,8 +42,14 @@ class Proofs:
         self._known: dict[SafeLoad, None] | None = None  # in order of age
         self._reading = threading.Lock()
         self._trials: dict[SafeLoad, asyncio.Task[None]] = {}
-        self._turns = asyncio.Semaphore(TRIALS_AT_A_TIME)
-        self._writing = asyncio.Lock()
+
+    @cached_property
+    def _turns(self) -> asyncio.Semaphore:  # made with the first trial: `holds` needs no event loop
+        return asyncio.Semaphore(TRIALS_AT_A_TIME)
+
+    @cached_property
+    def _writing(self) -> asyncio.Lock:
+        return asyncio.Lock()
 
     @property
     def is_busy(self) -> bool:
@@ -87,6 +93,8 @@ class Proofs:
     async def _try(self, bundle: Bundle, backend: Backend, load: SafeLoad) -> None:
         async with self._turns:
             log.info("%s is new to this board, and is tried in a child process first", bundle.path)
+            from edged.models.trial import prove_apart  # most starts try nothing
+
             await prove_apart(bundle, backend)
         await self._add(load)
 

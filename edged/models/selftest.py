@@ -70,6 +70,11 @@ def prove(bundle: Bundle, runner: Runner) -> Proof:
     return Proof(len(inputs[0]), worst)
 
 
+def class_path(backend: Backend) -> str:
+    """The class of a backend, as "module:Class"."""
+    return f"{type(backend).__module__}:{type(backend).__qualname__}"
+
+
 def shaped(backend: Backend, manifest: Manifest) -> Backend:
     """Return the backend with the shapes of the model's inputs, if the backend resizes open shapes."""
     if not hasattr(backend, "shapes"):

@@ -40,7 +40,7 @@ from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError, 
 from edged.core.ledger import EMPTY, Installed, Ledger, versions_to_serve
 from edged.core.manifest import version_key
 from edged.models.atomic_files import ASIDE, Disk, refusal
-from edged.models.bare_file import SUFFIX as BARE
+from edged.models.bundle import BARE_SUFFIX as BARE
 from edged.models.bundle import MANIFEST, Bundle, derive, digest, head_of_folder, open_folder, refuse_draft, unpack
 from edged.system.later import tempfile
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +22,11 @@ from edged.api import Backend, BundleError, EdgedError, ModelError
 from edged.core.manifest import Limits, Manifest
 from edged.core.verdict import Verdict, hold_latency
 from edged.models.bundle import Bundle
+from edged.models.selftest import class_path
 from edged.models.trial_child import MEMORY_HINT, STAGES, TrialRequest
 from edged.system.child import Child, ResourceLimits, out_of_memory, printable, spawn
 from edged.system.later import asyncio
+from edged.system.memory import available_bytes
 
 MAX_STDOUT_BYTES = 64 << 10
 MAX_STDERR_BYTES = 2 << 10
@@ -101,21 +101,6 @@ async def _try(
     )
     child = _start(bundle.path.name, request, seconds, allowance.memory)
     return judge(await _follow(child, seconds), bundle.manifest, allowance)
-
-
-def class_path(backend: Backend) -> str:
-    """The class of a backend, as "module:Class"."""
-    return f"{type(backend).__module__}:{type(backend).__qualname__}"
-
-
-def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Return the memory available without swapping: MemAvailable of proc_meminfo(5), or no limit if hidden."""
-    with suppress(OSError):  # ProcSubset=pid and a bare chroot have no such file
-        for line in meminfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    return sys.maxsize
 
 
 def judge(ending: TrialEnding, manifest: Manifest, allowance: Allowance) -> Verdict:

@@ -80,6 +80,11 @@ else:
 _paho = _Later("paho.mqtt.client", ssl, hashlib, _Later("urllib.request"))
 
 
+def import_asyncio() -> None:
+    """Import asyncio without ssl. Later imports find the module."""
+    asyncio.run  # noqa: B018
+
+
 def import_paho() -> None:
-    """Import paho. Later imports of paho find its modules."""
-    _paho._loaded()
+    """Import paho without ssl, hashlib and urllib.request. Later imports find the module."""
+    _paho.Client  # noqa: B018

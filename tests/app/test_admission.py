@@ -72,7 +72,7 @@ def test_a_version_that_is_closed_while_a_thread_asks_is_no_error():
     name = HEAD.manifest.name
     runner = SimpleNamespace(info=SimpleNamespace(runtime="ai-edge-litert 2.3.0"))
 
-    class Closing(ModelState):
+    class Closing(ModelState, dict=True):
         reads = 0
 
         @property

@@ -11,14 +11,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import pytest
 
 import edged.app.daemon
+import edged.app.lifecycle
 from edged import plugins
 from edged.api import ConfigError, SourceConfig, SourceInfo
-from edged.app.daemon import Composition, compose
+from edged.app.control_plane import Composition, compose
+from edged.app.data_plane import DataPlane
 from edged.app.state_lock import StateLock
 from edged.app.status import overall
 from edged.config.load import ConfigErrors, load
@@ -58,21 +60,31 @@ def no_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Updater, "held", lambda _updater, _models: nullcontext())
 
 
+class Running(NamedTuple):
+    """A daemon in this process: its planes."""
+
+    plane: DataPlane
+    control: Composition
+
+
 @asynccontextmanager
-async def running(folder: Path, config: str) -> AsyncIterator[Composition]:
+async def running(folder: Path, config: str) -> AsyncIterator[Running]:
     file = folder / "edged.toml"
     file.write_text(config)
-    parts = compose([file], load([file]), Store(FACTORY, folder / "models"), Notifier({}), folder)
-    await parts.daemon.start()
+    plane = DataPlane([file], load([file]), Store(FACTORY, folder / "models"), folder)
+    control = compose(plane, Notifier({}))
+    unproven = plane.start()
+    plane.connect()
+    await control.lifecycle.complete_start(unproven)
     try:
-        yield parts
+        yield Running(plane, control)
     finally:
-        await parts.daemon.stop(5.0)
+        await control.lifecycle.stop(5.0)
 
 
-async def reload(parts: Composition, config: str) -> list[str]:
-    parts.state.files[0].write_text(config)
-    return await parts.daemon.reload()
+async def reload(parts: Running, config: str) -> list[str]:
+    parts.plane.state.files[0].write_text(config)
+    return await parts.control.lifecycle.reload()
 
 
 def test_the_status_is_told_of_a_model_whose_files_are_gone(tmp_path):
@@ -81,7 +93,7 @@ def test_the_status_is_told_of_a_model_whose_files_are_gone(tmp_path):
     async def scenario() -> None:
         async with running(tmp_path, SOURCE + MODEL.format(path=tmp_path / "mine") + PIPELINE) as parts:
             shutil.rmtree(tmp_path / "mine")
-            status = await parts.operations.call("status", {})
+            status = await parts.control.operations.call("status", {})
             assert status["models"][0]["bytes"] == (MOTION / "model.tflite").stat().st_size
 
     asyncio.run(scenario())
@@ -92,8 +104,8 @@ def test_a_model_that_no_pipeline_can_use_is_failed_once_its_trial_is_over(tmp_p
 
     async def scenario() -> None:
         async with running(tmp_path, source + PIPELINE) as parts:
-            model = parts.state.models["motion"]
-            while parts.state.pipelines["motion"].status.health.state != "failed":
+            model = parts.plane.state.models["motion"]
+            while parts.plane.state.pipelines["motion"].status.health.state != "failed":
                 await asyncio.sleep(0.01)
             assert model.status.health.state == "failed"
             assert model.status.health.reason == "no pipeline can use the model: motion"
@@ -105,12 +117,12 @@ def test_whoever_watches_goes_on_where_a_pipeline_is_built_anew(tmp_path):
     async def scenario() -> None:
         async with (
             running(tmp_path, SOURCE + PIPELINE) as parts,
-            aclosing(parts.operations.stream("watch", {"pipeline": "motion"})) as watched,
+            aclosing(parts.control.operations.stream("watch", {"pipeline": "motion"})) as watched,
         ):
             async with asyncio.timeout(120):
                 first = await anext(watched)
                 assert await reload(parts, SOURCE + PIPELINE + "queue = 5\n") == ["pipelines.motion"]
-                begun = parts.state.pipelines["motion"].begins_at
+                begun = parts.plane.state.pipelines["motion"].begins_at
                 assert first["seq"] < begun
                 assert await anext(result async for result in watched if result["seq"] >= begun)
 
@@ -123,9 +135,9 @@ def test_a_sink_that_loses_results_is_trouble(tmp_path):
 
     async def scenario() -> None:
         async with running(tmp_path, config) as parts:
-            async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(120):
+            async with aclosing(parts.control.operations.stream("watch", {})) as watched, asyncio.timeout(120):
                 async for _ in watched:
-                    status = await parts.operations.call("status", {})
+                    status = await parts.control.operations.call("status", {})
                     if status["state"] != "running":
                         break
             assert status["health"]["reason"] == f"sink log: {log} cannot be written: No such file or directory"
@@ -138,9 +150,9 @@ def test_a_metrics_port_that_is_taken_is_trouble_until_another_is_configured(tmp
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             async with running(tmp_path, f"[metrics]\nport = {port}\n") as parts:
-                assert overall(parts.state, parts.accelerators).reason.startswith("metrics: ")
+                assert overall(parts.plane.state, parts.plane.accelerators).reason.startswith("metrics: ")
                 assert await reload(parts, "") == ["metrics"]
-                assert overall(parts.state, parts.accelerators).state == "running"
+                assert overall(parts.plane.state, parts.plane.accelerators).state == "running"
 
     asyncio.run(scenario())
 
@@ -150,10 +162,10 @@ def test_a_reload_tries_again_what_could_not_be_built(tmp_path):
 
     async def scenario() -> None:
         async with running(tmp_path, config) as parts:
-            assert parts.state.pipelines["motion"].status.health.state == "failed"
+            assert parts.plane.state.pipelines["motion"].status.health.state == "failed"
             shutil.copytree(MOTION, tmp_path / "mine")
             assert await reload(parts, config) == ["models.motion", "pipelines.motion"]
-            async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(120):
+            async with aclosing(parts.control.operations.stream("watch", {})) as watched, asyncio.timeout(120):
                 assert await anext(watched)
             assert await reload(parts, config) == []
 
@@ -166,8 +178,8 @@ def test_a_refused_configuration_is_trouble_since_it_was_refused(tmp_path):
             begun = time.monotonic()
             with pytest.raises(ConfigErrors):
                 await reload(parts, "[nonsense]")
-            assert overall(parts.state, parts.accelerators).reason == "the new configuration was refused"
-            assert overall(parts.state, parts.accelerators).since >= begun
+            assert overall(parts.plane.state, parts.plane.accelerators).reason == "the new configuration was refused"
+            assert overall(parts.plane.state, parts.plane.accelerators).since >= begun
 
     asyncio.run(scenario())
 
@@ -196,8 +208,8 @@ class Hanging(SourceConfig, frozen=True, kw_only=True):
 
 def test_what_is_left_behind_does_not_speak_for_what_took_its_place(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(plugins.BUILT_IN["sources"], "hanging", f"{__name__}:Hanging")
-    monkeypatch.setattr(edged.app.daemon, "DRAIN_SECONDS", 0.1)
-    monkeypatch.setattr(edged.app.daemon, "set_up", lambda level: None)  # set_up would remove the handler of caplog
+    monkeypatch.setattr(edged.app.lifecycle, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(edged.app.lifecycle, "set_up", lambda level: None)  # set_up would remove the handler of caplog
     caplog.set_level("INFO")
 
     async def scenario() -> None:
@@ -218,12 +230,12 @@ def test_a_reload_that_broke_off_half_way_is_made_good_by_the_next(tmp_path):
         async with running(tmp_path, SOURCE + PIPELINE) as parts:
             slower = SOURCE.replace("1000", "500") + PIPELINE
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(parts.builder, "source", fails)
+                patch.setattr(parts.plane.builder, "source", fails)
                 with pytest.raises(ConfigError):
                     await reload(parts, slower)
-            assert parts.state.sources == {}
+            assert parts.plane.state.sources == {}
             await reload(parts, slower)
-            async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(120):
+            async with aclosing(parts.control.operations.stream("watch", {})) as watched, asyncio.timeout(120):
                 assert await anext(watched)
 
     asyncio.run(scenario())
@@ -239,7 +251,7 @@ def test_once_its_time_is_over_a_stop_waits_for_no_chunk(tmp_path, monkeypatch):
 
     async def scenario() -> None:
         async with running(tmp_path, SOURCE) as parts:
-            await parts.daemon.stop(0.0)
+            await parts.control.lifecycle.stop(0.0)
 
     asyncio.run(scenario())
     assert timeouts == [0.0]
@@ -255,8 +267,7 @@ def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch
     monkeypatch.setattr(Updater, "start", is_at_a_trial)
     monkeypatch.setattr(edged.app.daemon, "set_up", lambda level: None)
     lock = StateLock(tmp_path, "a test", hint="")
-    life = edged.app.daemon.run([file], tmp_path / "run", lock, Store(FACTORY, tmp_path / "models"))
-    asyncio.run(asyncio.wait_for(life, 120))
+    edged.app.daemon.run([file], tmp_path / "run", lock, Store(FACTORY, tmp_path / "models"))
 
 
 # Models new to the board
@@ -295,7 +306,7 @@ sinks = []
 def slow(tmp_path: Path, install_plugin, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a configuration with a model whose first trial lasts until `tmp_path / "fifo"` is written."""
     install_plugin("slow", SLOW, "backends", slow="slow:SlowBackend")
-    monkeypatch.setattr(edged.app.daemon, "TRIAL_PATIENCE", 0.0)
+    monkeypatch.setattr(edged.app.lifecycle, "TRIAL_PATIENCE", 0.0)
     os.mkfifo(tmp_path / "fifo")
     path = shutil.copytree(MOTION, tmp_path / "motion-of-another-backend")
     manifest = json.loads((path / "manifest.json").read_text())
@@ -304,14 +315,14 @@ def slow(tmp_path: Path, install_plugin, monkeypatch: pytest.MonkeyPatch) -> str
     return SOURCE + PIPELINE + SLOW_PIPELINE.format(recording=recording, path=path, fifo=tmp_path / "fifo")
 
 
-def states(parts: Composition) -> dict[str, str]:
-    return {name: part.status.health.state for name, part in parts.state.models.items()}
+def states(parts: Running) -> dict[str, str]:
+    return {name: part.status.health.state for name, part in parts.plane.state.models.items()}
 
 
-async def first_windows(parts: Composition, *pipelines: str) -> dict[str, int]:
+async def first_windows(parts: Running, *pipelines: str) -> dict[str, int]:
     """Return the number of the next window that each of these pipelines answers."""
     found: dict[str, int] = {}
-    async with aclosing(parts.operations.stream("watch", {})) as watched, asyncio.timeout(20):
+    async with aclosing(parts.control.operations.stream("watch", {})) as watched, asyncio.timeout(20):
         async for result in watched:
             found.setdefault(result["pipeline"], result["seq"])
             if found.keys() >= set(pipelines):
@@ -340,7 +351,7 @@ def test_a_reload_does_not_wait_for_a_first_trial(tmp_path, slow):
             assert states(parts)["slow"] == "starting"
             assert await reload(parts, SOURCE + PIPELINE) == ["sources.ankle", "models.slow", "pipelines.slow"]
             os.close(writing)
-            while parts.proofs.is_busy:
+            while parts.plane.proofs.is_busy:
                 await asyncio.sleep(0.01)
             assert states(parts) == {"motion": "running"}
 
@@ -354,6 +365,6 @@ def test_a_stop_ends_a_first_trial(tmp_path, slow):
         with pytest.raises(BrokenPipeError):
             os.write(writing, b"is anybody there?")
         os.close(writing)
-        assert parts.state.models == {}
+        assert parts.plane.state.models == {}
 
     asyncio.run(scenario())

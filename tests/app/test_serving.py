@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import edged.app.serving
 from edged.acceleration.placement import Accelerators
 from edged.api import DeviceError, ModelError, SourceInfo, TensorSpec
 from edged.app.serving import ServedModels, is_handover
@@ -74,7 +73,7 @@ def tried(monkeypatch, on_cpu: Verdict, accelerated: Verdict | DeviceError | Non
             raise accelerated
         return accelerated
 
-    monkeypatch.setattr(edged.app.serving, "try_out", try_out)
+    monkeypatch.setattr("edged.models.trial.try_out", try_out)
     entry = ModelEntry(options=TfliteBackend(), delegate=delegate)
     accelerators = SimpleNamespace(try_out=try_out_accelerated)
     state = SimpleNamespace(config=SimpleNamespace(models={"colours": entry}))
@@ -171,7 +170,7 @@ class Rig:
 
     def load(self, bundle):
         self.state.models["colours"].bundle = bundle
-        asyncio.run(self.serving.load("colours"))
+        self.serving.load("colours")
 
     def swap(self, bundle):
         asyncio.run(self.serving.swap("colours", bundle))
@@ -251,10 +250,10 @@ def test_a_model_is_not_loaded_before_it_has_proven_itself(tmp_path):
     rig = Rig(tmp_path, backend)
     rig.proofs.new = {"1.0"}
     rig.state.models["colours"].bundle = rig.bundle("1.0")
-    assert not asyncio.run(rig.serving.load("colours"))
+    assert not rig.serving.load("colours")
     assert (backend.turns, rig.health()) == (0, {"colours": "starting", "one": "starting", "two": "starting"})
     assert asyncio.run(rig.serving.prove("colours"))
-    assert asyncio.run(rig.serving.load("colours"))
+    assert rig.serving.load("colours")
     assert rig.running() == {"one": True, "two": True}
     rig.close()
 

@@ -11,6 +11,7 @@ import stat
 
 import pytest
 
+from edged.control.control_socket import ControlSocket
 from edged.control.server import MAX_CONNECTIONS, Server
 from edged.core.errors import ControlError, ModelError
 
@@ -55,8 +56,8 @@ class FakeOperations:
 
 
 @contextlib.asynccontextmanager
-async def serving(path, operations=None, **options):
-    server = Server(path, operations or FakeOperations(), **options)
+async def serving(path, operations=None, *, mode=0o660, group=None, **options):
+    server = Server(ControlSocket(path, mode=mode, group=group), operations or FakeOperations(), **options)
     await server.start()
     try:
         yield server
@@ -370,7 +371,7 @@ def test_a_second_daemon_is_refused_and_the_first_serves_on(path):
     async def scenario():
         async with serving(path):
             with pytest.raises(ControlError, match="another edged is running"):
-                await Server(path, FakeOperations()).start()
+                await Server(ControlSocket(path), FakeOperations()).start()
             assert (await (await Peer.at(path)).ask("status"))["ok"] == {"verb": "status"}
 
     asyncio.run(scenario())
@@ -379,7 +380,7 @@ def test_a_second_daemon_is_refused_and_the_first_serves_on(path):
 def test_a_server_that_failed_to_start_can_start_later(path):
     async def scenario():
         with pytest.raises(ControlError, match="no group 'nobody-has-this'"):
-            await Server(path, FakeOperations(), group="nobody-has-this").start()
+            await Server(ControlSocket(path, group="nobody-has-this"), FakeOperations()).start()
         assert not path.exists()
         async with serving(path):
             pass
@@ -391,11 +392,11 @@ def test_a_file_in_the_way_is_not_touched(path):
     path.parent.mkdir()
     path.write_text("precious")
     with pytest.raises(ControlError, match="in the way and not a socket"):
-        asyncio.run(Server(path, FakeOperations()).start())
+        asyncio.run(Server(ControlSocket(path), FakeOperations()).start())
     assert path.read_text() == "precious"
 
 
 def test_a_path_too_long_for_a_socket_says_what_to_do(tmp_path):
     with pytest.raises(ControlError, match="cannot be made") as refused:
-        asyncio.run(Server(tmp_path / ("x" * 120) / "edged.sock", FakeOperations()).start())
+        asyncio.run(Server(ControlSocket(tmp_path / ("x" * 120) / "edged.sock"), FakeOperations()).start())
     assert "less than 100 bytes" in refused.value.hint

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from edged.control.control_socket import ControlSocket
 from edged.control.server import Server
 from edged.core.errors import ConfigError, ControlError
 
@@ -205,7 +206,7 @@ def daemon(runtime_dir):
     loop = asyncio.new_event_loop()
 
     async def serve():
-        server = Server(runtime_dir / "edged.sock", operations)
+        server = Server(ControlSocket(runtime_dir / "edged.sock"), operations)
         await server.start()
         started.set()
         await done.wait()

@@ -1,6 +1,5 @@
 """`edgectl model draft`: from a .tflite file to a folder that `edgectl pack` takes, open lines and all."""
 
-import dataclasses
 import json
 import tomllib
 from pathlib import Path
@@ -204,8 +203,8 @@ def test_names_in_a_file_stay_within_their_comment_or_string():
     evil = 'x\nversion = "9" # \x1b[2J'
     structure = read_structure(DATA / "float.tflite")
     tensor = TensorSpec(name=evil, shape=(1, 8), dtype="float32")
-    back = dataclasses.replace(
-        structure, inputs=(*structure.inputs, tensor), outputs=(*structure.outputs, tensor), dynamic=((), ()),
+    back = structure._replace(
+        inputs=(*structure.inputs, tensor), outputs=(*structure.outputs, tensor), dynamic=((), ()),
         last_ops=("", ""),
     )  # fmt: skip
     made = draft(f"a{evil}.tflite", back, derive(back), "evil")
@@ -228,7 +227,7 @@ def test_an_input_of_no_size_is_drafted_too():
     said = TensorMetadata(name="nothing")
     tensor = TensorSpec(name="x", shape=(1, 0), dtype="float32")
     empty = TfliteFile(inputs=(tensor,), outputs=(tensor,), nodes=0, ops=(), custom_ops=(), input_metadata=(said,))
-    empty = dataclasses.replace(empty, dynamic=((),), last_ops=("",))
+    empty = empty._replace(dynamic=((),), last_ops=("",))
     made = draft("empty.tflite", empty, derive(empty), "empty")
     assert tomllib.loads(made.text)["window"]["channels"] == []
 

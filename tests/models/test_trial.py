@@ -10,7 +10,6 @@ import os
 import resource
 import select
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from edged.backends.fake import FakeBackend
 from edged.backends.tflite import TfliteBackend
 from edged.core.manifest import Manifest, decode
 from edged.core.verdict import Verdict
-from edged.models.trial import Allowance, TrialEnding, available_bytes, judge, try_out
+from edged.models.trial import Allowance, TrialEnding, judge, try_out
 from tests.bundles import COLOURS, write_bundle
 
 INPUTS = np.array([[[1, 2, 3, 4]], [[0, 0, 0, 0]], [[-1, 1, 2, 3]]], np.float32)
@@ -407,10 +406,3 @@ def test_a_trial_that_is_cancelled_is_over(tmp_path, rogue, fifo):
 
     asyncio.run(cancel_it())
     assert read() == b""
-
-
-def test_memory_that_the_system_does_not_tell_is_no_limit(tmp_path: Path):
-    told = tmp_path / "meminfo"
-    told.write_text("MemTotal:  512000 kB\nMemAvailable:  100 kB\n")
-    assert available_bytes(told) == 102_400
-    assert available_bytes(tmp_path / "hidden") == sys.maxsize
