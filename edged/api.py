@@ -201,7 +201,7 @@ class SinkContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sink(Protocol):
-    """Destination of predictions. One thread calls `send`."""
+    """Destination of predictions. One thread at a time calls `send`."""
 
     def send(self, prediction: Prediction) -> None:
         """Send a prediction. Raises EdgedError on failure; the prediction is then counted as dropped."""
@@ -214,7 +214,7 @@ class SinkConfig(Options, frozen=True, kw_only=True):
     """Options of a kind of sink.
 
     A sink that may wait for a disk, a pipe or a peer is `blocking`: the daemon opens the sink once, with a thread and a
-    bounded queue of its own. Other sinks are opened for each pipeline and called on the worker's thread.
+    bounded queue of its own. Other sinks are opened for each pipeline and called on the thread that serves the window.
     """
 
     blocking: ClassVar[bool] = True

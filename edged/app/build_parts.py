@@ -114,11 +114,17 @@ class PartBuilder:
         )
 
     def feed(self) -> None:
-        """Give every reader the flows of its source. Any thread may call: a swap and a reload may do so at once."""
+        """Give every reader the flows of its source. Any thread may call: a swap and a reload may do so at once.
+
+        A flow may serve in place as the only flow of a source, unless each result is to be written to the disk.
+        """
         with self._feeding:
             for name, reader in list(self._state.sources.items()):
                 parts = [part for part in list(self._state.pipelines.values()) if part.entry.source == name]
-                reader.feeds = tuple(flow for part in parts for flow in (part.flow, part.spare) if flow)
+                flows = [(flow, part) for part in parts for flow in (part.flow, part.spare) if flow]
+                for flow, part in flows:
+                    flow.in_place = len(flows) == 1 and part.entry.durability != "always"
+                reader.feeds = tuple(flow for flow, _ in flows)
 
     def _sink(self, entry: PipelineEntry, sink: str) -> PredictionSink:
         sender = self._state.sinks.get(sink) or self._delivery(sink)

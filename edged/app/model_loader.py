@@ -85,14 +85,16 @@ class ModelLoader:
         manifest = bundle.manifest
         decision = decision_for(pipeline.entry, manifest)
         try:
-            runner = self._load(model, bundle, self._with_threads(model, bundle, backend))
+            twin = runner = self._load(model, bundle, self._with_threads(model, bundle, backend))
             try:
                 proof = prove(bundle, runner)
                 if isinstance(backend, TfliteBackend):
                     delegate, priority = self.delegate(model), pipeline.entry.priority
-                    runner = self._accelerators.put(model, bundle, delegate, backend, runner, priority)
+                    runner = self._accelerators.put(model, bundle, delegate, backend, twin, priority)
+                isolated = runner is not twin or self._state.config.models[model].isolate
                 counts = RunCounts(time=AnsweredTime(self._period(manifest, pipeline)))
-                served = Served(manifest, runner, Preprocessor(manifest), Postprocessor(manifest, decision), counts)
+                rules = Preprocessor(manifest), Postprocessor(manifest, decision)
+                served = Served(manifest, runner, *rules, counts, isolated)
             except BaseException:
                 runner.close()
                 raise

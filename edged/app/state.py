@@ -103,7 +103,7 @@ class Watchers:
         self.taps: tuple[PredictionSink, ...] = ()
 
     def send(self, prediction: Prediction) -> None:
-        """Pass a prediction to every tap. Called on a worker's thread."""
+        """Pass a prediction to every tap. Called on a pipeline's or a source's thread."""
         for tap in self.taps:
             tap.send(prediction)
 
@@ -153,7 +153,7 @@ class Tap:
         self._loop = loop
 
     def send(self, prediction: Prediction) -> None:
-        """Pass on a prediction. Called on a worker's thread."""
+        """Pass on a prediction. Called on a pipeline's or a source's thread."""
         if self._pipeline not in (None, prediction.pipeline):
             return
         with contextlib.suppress(RuntimeError):  # the loop has ended: the daemon is stopping

@@ -3,7 +3,7 @@
 `TfliteBackend` runs models on the CPU. `DelegatedTflite` gives a vendor's delegate as much of the graph as the delegate
 accepts; since such libraries abort, hang and hold the interpreter lock, load `DelegatedTflite` only in a child process.
 
-Each interpreter belongs to a single thread. Tensor indices are looked up once, and arrays are copied in and out, as a
+One thread at a time uses an interpreter. Tensor indices are looked up once, and arrays are copied in and out, as a
 live view of a tensor makes the next `invoke` fail. The file is verified before a runtime opens the file, because
 tflite-runtime crashes on a truncated file, and because edged's error messages are clearer than the runtime's.
 """

@@ -23,7 +23,8 @@ class LatestDecision:
     """Publisher of a pipeline's decision after each change, at most every `seconds`.
 
     A changed decision waits only for `seconds` since the last change, and not for scores and values published in
-    between. The worker calls `send`; another thread calls `flush` at intervals, for a pipeline that falls silent.
+    between. The thread that serves a window calls `send`; another thread calls `flush` at intervals, for a pipeline
+    that falls silent.
     """
 
     def __init__(

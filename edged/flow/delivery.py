@@ -1,7 +1,8 @@
 """Delivery of predictions to sinks, with statistics and failures kept here, so that sinks stay small.
 
-A sink that never waits is called on the worker's thread (`Delivery`). A sink that may wait for a disk or a pipe gets a
-thread and a short queue that drops the oldest (`Drain`), so that a full disk costs log lines and never a window.
+A sink that never waits is called on the thread that serves the window (`Delivery`). A sink that may wait for a disk or
+a pipe gets a thread and a short queue that drops the oldest (`Drain`), so that a full disk costs log lines and never a
+window.
 """
 
 import logging
@@ -24,7 +25,7 @@ class PredictionSink(Protocol):
 
 
 class Delivery:
-    """A sink with counts and health. Used by one thread.
+    """A sink with counts and health. Used by one thread at a time.
 
     The first prediction opens the sink, and later predictions try again after a failure: a disk may be mounted after
     the start.

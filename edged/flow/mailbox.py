@@ -10,7 +10,7 @@ answers are recent.
 
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from edged.core.types import Window
 
@@ -46,8 +46,9 @@ class Mailbox:
             self._leave_seat()
         self._closed = False
         self._came = 0
+        self._finished = 0
         self._last_chunk = 0.0
-        self._caught_up = _Counts(0.0, 0, 0)
+        self._caught_up = 0.0, 0, 0  # when, and the windows put and taken until then
         self._crowded_for = 0.0
         self._most = 0
         self._behind_until = float("-inf")
@@ -58,6 +59,11 @@ class Mailbox:
     def depth(self) -> int:
         """Return the number of waiting windows."""
         return self._waiting.qsize()
+
+    @property
+    def idle(self) -> bool:
+        """Return whether the worker has finished or lost all windows. Only the reader, who puts, may rely on True."""
+        return self._came == self._finished + self.dropped
 
     def behind(self, now: float) -> str:
         """Return why windows have been dropped of late, "" if none has."""
@@ -70,16 +76,16 @@ class Mailbox:
         """
         if self._seats is not None:
             return False
-        depth = self.depth
+        depth, before, self._last_chunk = self.depth, self._last_chunk, now
+        if not depth:
+            self._catch_up(now, 0)
+            return False
         taken = self._came - self.dropped - depth
-        self._crowded_for += min(now - self._last_chunk, _LONGEST_GAP)
-        self._last_chunk = now
+        self._crowded_for += min(now - before, _LONGEST_GAP)
         self._most = max(self._most, depth)
         gaining = self._crowded_for >= LAG and depth < GAINING * self._most
         if depth <= self._capacity or not serving or gaining:
-            self._caught_up = _Counts(now, self._came, taken)
-            self._crowded_for = 0.0
-            self._most = depth
+            self._catch_up(now, depth)
         late = serving and (self._crowded_for >= LAG or now < self._late_until)
         dropped = self._drop_down_to(self._capacity if late else self._room)
         if not (dropped and serving):
@@ -112,6 +118,7 @@ class Mailbox:
                 yield None
             else:
                 yield window
+                self._finished += 1
                 self._leave_seat()
 
     def close(self) -> None:
@@ -123,6 +130,11 @@ class Mailbox:
     def _leave_seat(self) -> None:
         if self._seats is not None:
             self._seats.put(True)
+
+    def _catch_up(self, now: float, depth: int) -> None:
+        self._caught_up = now, self._came, self._came - self.dropped - depth
+        self._crowded_for = 0.0
+        self._most = depth
 
     def _drop_down_to(self, allowed: int) -> int:
         """Drop the oldest windows, while the worker may take some too, and return the number dropped."""
@@ -142,16 +154,6 @@ class Mailbox:
         return dropped
 
     def _figure(self, now: float, taken: int) -> str:
-        before = self._caught_up
-        seconds = max(1, round(now - before.time))
-        return (
-            f"behind: it took {taken - before.taken} of the {self._came - before.came} windows of the last {seconds} s"
-        )
-
-
-class _Counts(NamedTuple):
-    """Windows arrived, and windows taken by the worker, up to a moment."""
-
-    time: float
-    came: int
-    taken: int
+        since, came, took = self._caught_up
+        seconds = max(1, round(now - since))
+        return f"behind: it took {taken - took} of the {self._came - came} windows of the last {seconds} s"

@@ -1,13 +1,15 @@
-"""Pipeline: windows from a reader's chunks on the reader's thread, predictions from windows on the worker's thread.
+"""Pipeline: windows from a reader's chunks, and predictions from windows.
 
-Read `_work` first, the whole hot path. A failed window is lost, and makes the pipeline `degraded`; the next successful
-window ends this state.
+A window is served in place, on the reader's thread, if this holds up no other pipeline and the reading only for a
+moment: see `_serve_in_place`. Every other window goes through the mailbox to the worker's thread: see `_work`. The
+thread that has the pipeline's turn uses the slot and the model; the worker alone changes the model. A failed window is
+lost, and makes the pipeline `degraded`; the next successful window ends this state.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from math import inf, prod
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Self
 
 import numpy as np
@@ -30,6 +32,19 @@ ROOM_BYTES = 8 << 20
 FINISH_SECONDS = 4.0
 """Time for waiting windows when a pipeline is stopped; the rest is dropped."""
 
+BRISK_SECONDS = 0.005
+"""Mean duration of a service, sinks included, below which a model is brisk; and the time in which services on the
+reader's thread may begin within one chunk, so that a burst of windows does not hold up the reading.
+"""
+
+_SERVICES = 16
+"""Services in the running mean."""
+
+_LONGEST_SERVICE = _SERVICES * BRISK_SECONDS
+"""Duration counted for a longer service: enough for the next window to go through the mailbox, and few enough for some
+30 quick services to make up for it, as after the warm-up of a new model.
+"""
+
 _OVERHEAD_BYTES = 256
 """Memory of a window besides the samples."""
 
@@ -46,8 +61,9 @@ class Pipeline:
     """Windows of a source through a model to sinks.
 
     `window` is the window specification; after `stopped` the pipeline takes no more chunks. `push` belongs to the
-    reader's thread, counters and latencies to the worker's; `sinks` may be replaced whole at any time. A prediction
-    becomes the `last` and is counted once all sinks have taken it.
+    reader's thread, counters and latencies to the thread that has the turn; `sinks` may be replaced whole at any time,
+    and so may `in_place`, which allows windows to be served on the reader's thread. A prediction becomes the `last` and
+    is counted once all sinks have taken it.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class Pipeline:
         self.slot = Slot()
         self.sinks: tuple[PredictionSink, ...] = tuple(sinks)
         self.mailbox = Mailbox(capacity, ROOM_BYTES // (_fresh_bytes(spec) + _OVERHEAD_BYTES), patient=patient)
+        self.in_place = False
         self.stopped = False
         self.windows = 0
         self.predictions = 0
@@ -89,6 +106,8 @@ class Pipeline:
         self._expected = next_seq
         self._retired = False
         self._finish_by = inf
+        self._service = BRISK_SECONDS  # so that the first window shows whether the model is brisk
+        self._turn = Lock()
         self._thread = Thread(target=self._work, name=f"pipeline-{name}", daemon=True)
 
     @property
@@ -106,7 +125,8 @@ class Pipeline:
         for window in self._windower.push(chunk.samples, chunk.time, broken, self._rate()):
             self.windows += 1
             self._since_window = 0
-            self.mailbox.put(window)
+            if not self._serve_in_place(window, now + BRISK_SECONDS):
+                self.mailbox.put(window)
         if self._since_window >= 3 * max(self.window.length, self.window.hop):
             self.status.set(
                 "degraded",
@@ -153,22 +173,47 @@ class Pipeline:
 
     def _work(self) -> None:
         for window in self.mailbox:
-            served = self.slot.take()
-            self.busy_since = now = self._clock()
-            if window is not None and now > self._finish_by:
-                self.mailbox.dropped += 1
-            elif served is not None and window is not None:
-                prediction = self._predict(served, window)
-                if prediction is not None:
-                    for sink in self.sinks:
-                        sink.send(prediction)
-                    self.last = prediction
-                    self.predictions += 1
-            self.busy_since = None
-        self.slot.take()
-        self.slot.close()
+            with self._turn:
+                served = self.slot.take()
+                if window is not None and self._clock() > self._finish_by:
+                    self.mailbox.dropped += 1
+                elif served is not None and window is not None:
+                    self._serve(served, window)
+        with self._turn:
+            self.slot.take()
+            self.slot.close()
         if not self._retired:
             self.status.set("stopped")
+
+    def _serve_in_place(self, window: Window, until: float) -> bool:
+        """Serve a window on the reader's thread, and return False if the window is to go through the mailbox.
+
+        No window overtakes another: the mailbox is idle, and only the reader puts windows into it.
+        """
+        if not (self.in_place and self._service < BRISK_SECONDS and self.mailbox.idle) or self._clock() > until:
+            return False
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            served = self.slot.settled
+            if served is None or served.isolated or self.stopped:
+                return False
+            self._serve(served, window)
+            return True
+        finally:
+            self._turn.release()
+
+    def _serve(self, served: Served, window: Window) -> None:
+        """Pass a window through the model to the sinks. The caller has the turn."""
+        self.busy_since = begun = self._clock()
+        prediction = self._predict(served, window)
+        if prediction is not None:
+            for sink in self.sinks:
+                sink.send(prediction)
+            self.last = prediction
+            self.predictions += 1
+        self.busy_since = None
+        self._service += (min(self._clock() - begun, _LONGEST_SERVICE) - self._service) / _SERVICES
 
     def _predict(self, served: Served, window: Window) -> Prediction | None:
         try:
@@ -189,7 +234,7 @@ class Pipeline:
         served.counts.errors += 1
 
     def _infer(self, served: Served, window: Window) -> Prediction:
-        manifest, runner, preprocess, postprocess, counts = served
+        manifest, runner, preprocess, postprocess, counts, _ = served
         if window.seq != self._expected:  # a window is missing or failed, so the state of a stateful model is invalid
             runner.reset()
             preprocess.reset()
@@ -220,8 +265,10 @@ class Pipeline:
 
     def _set_status(self, now: float) -> None:
         """Set the state of a pipeline without a failed window."""
-        behind = self.mailbox.behind(now)
-        self.status.set(*(("degraded", behind, _BEHIND_HINT) if behind else ("running",)))
+        if behind := self.mailbox.behind(now):
+            self.status.set("degraded", behind, _BEHIND_HINT)
+        else:
+            self.status.set("running")
 
 
 def _fresh_bytes(spec: WindowSpec) -> int:
@@ -230,7 +277,7 @@ def _fresh_bytes(spec: WindowSpec) -> int:
 
 
 def stuck(pipelines: Sequence[Pipeline], now: float, limit: float) -> str:
-    """Return the worker that has spent more than `limit` seconds on a window, for the watchdog; "" for none."""
+    """Return the pipeline that has spent more than `limit` seconds on a window, for the watchdog; "" for none."""
     for pipeline in pipelines:
         since = pipeline.busy_since
         if since is not None and now - since > limit:

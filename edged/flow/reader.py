@@ -1,4 +1,4 @@
-"""Reader: a thread that keeps a source open and passes its chunks to the pipelines.
+"""Reader: a thread that keeps a source open and passes its chunks to the pipelines, which may serve windows on it.
 
 Read `_run`, then `_serve`. A source is opened, read until a failure, closed, and opened again after a growing pause,
 for ever; only the end of a recording and `stop` end the thread. Faults of a plug-in stay within the source: an
@@ -32,6 +32,8 @@ HUNG_SECONDS = 15.0
 
 class ChunkConsumer(Protocol):
     """Consumer of a source's chunks: a pipeline."""
+
+    name: str
 
     def push(self, chunk: Chunk) -> None:
         """Take a chunk, whose samples are valid during the call only."""
@@ -72,6 +74,7 @@ class Reader:
         self.last_sample: float | None = None
         self.next_try: float | None = None
         self._asked: float | None = None
+        self._fed: tuple[float, ChunkConsumer] | None = None
         self._obstacle: Obstacle | None = None
         self._config = config
         self._clock = clock
@@ -101,13 +104,21 @@ class Reader:
         return not self._thread.is_alive()
 
     def check_hung(self) -> None:
-        """Mark the source failed if a call into it has blocked for HUNG_SECONDS. Called from another thread, since the
-        reader itself is blocked.
+        """Mark the source failed if a call into it, or a model on the reader's thread, has blocked for HUNG_SECONDS.
+        Called from another thread, since the reader itself is blocked.
         """
-        asked = self._asked if self._thread.is_alive() else None
+        asked, fed = self._asked, self._fed
+        if not self._thread.is_alive():
+            return
         if asked is not None and self._clock() - asked > HUNG_SECONDS:
             self.status.set(
                 "failed", "the source does not answer", "see dmesg; plug the sensor in again, or restart edged"
+            )
+        elif fed is not None and self._clock() - fed[0] > HUNG_SECONDS and not self.info.patient:
+            self.status.set(
+                "failed",
+                f"pipeline {fed[1].name!r} holds up the source: its model or a sink does not answer",
+                "restart edged; if the model hangs again, go back a version or set isolate = true for it",
             )
 
     def between_chunks(self, change: Callable[[], None], timeout: float) -> None:
@@ -169,7 +180,7 @@ class Reader:
                         judge_at = now
                         if reopened:
                             chunk = chunk._replace(lost=max(chunk.lost, 1))
-                    self._deliver(chunk)
+                    self._deliver(chunk, now)
                 if now >= judge_at:
                     judge_at = now + JUDGE_EVERY
                     self._count(before, source)
@@ -187,17 +198,19 @@ class Reader:
                 hint="the plug-in is broken: report this to the author",
             )
 
-    def _deliver(self, chunk: Chunk) -> None:
+    def _deliver(self, chunk: Chunk, now: float) -> None:
         self.samples += len(chunk.samples)
         self.lost += chunk.lost
         self.last_sample = chunk.time
         with self._delivering:
             for feed in self.feeds:
+                self._fed = now, feed
                 try:
                     feed.push(chunk)
                 except Exception as error:  # the other feeds must not notice
                     self.feed_errors += 1
                     self._complain("feeding a pipeline", error)
+            self._fed = None
 
     def _count(self, before: Counter[str], source: Source) -> None:
         self.faults = dict(before + Counter(source.faults))

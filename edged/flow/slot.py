@@ -1,9 +1,10 @@
 """Slot of the model in service, and the change of versions without loss of a window.
 
-Any thread may `offer` a loaded model; the worker takes the model between two windows, and closes the previous one, so
-that a runner is used by the worker's thread only. Two versions overlap in this way. `release` is the first half of a
-handover, for a device that cannot hold two: the worker closes its model and waits, with a window in hand and others in
-the mailbox, for the offer, which is the second half.
+Any thread may `offer` a loaded model; the worker takes the model between two windows, and closes the previous one. Two
+versions overlap in this way. `release` is the first half of a handover, for a device that cannot hold two: the worker
+closes its model and waits, with a window in hand and others in the mailbox, for the offer, which is the second half.
+
+Taking and closing a model, and using the runner of `settled`, require the pipeline's turn.
 """
 
 import logging
@@ -13,7 +14,7 @@ from queue import SimpleQueue
 from threading import Event
 from typing import NamedTuple
 
-from edged.api import Anomaly, Classification, Outcome, Regression, Runner
+from edged.api import Anomaly, Classification, Outcome, Runner
 from edged.core.manifest import Manifest
 from edged.core.metrics import LatencyHistogram
 from edged.core.postprocess import Postprocessor
@@ -25,7 +26,7 @@ log = logging.getLogger("edged.flow")
 
 @dataclass
 class RunCounts:
-    """Counts of a version since the start of service in a pipeline. The worker writes, any thread reads.
+    """Counts of a version since the start of service in a pipeline. One thread at a time writes, any thread reads.
 
     `constant` is the latest number of consecutive identical outputs; `decisions` counts new decisions, and `labels`
     windows by best label. `time` is the answered time.
@@ -42,39 +43,49 @@ class RunCounts:
 
     def add(self, outcome: Outcome, seconds: float, now: float) -> None:
         """Count a window with this outcome at `now`, and the time in the model."""
-        match outcome:
-            case Classification(label=label, score=score):
-                said: object = (label, score)
-                self.labels[label] += 1
-            case Anomaly(score=score):
-                said = score
-            case Regression(values=values):
-                said = values
+        said: object
+        if isinstance(outcome, Classification):
+            said = outcome.label, outcome.score
+            self.labels[outcome.label] += 1
+            self.decisions += outcome.changed
+        elif isinstance(outcome, Anomaly):
+            said = outcome.score
+            self.decisions += outcome.changed
+        else:
+            said = outcome.values
         self.windows += 1
         self.constant = self.constant + 1 if said == self._last else 1
         self._last = said
-        self.decisions += isinstance(outcome, Classification | Anomaly) and outcome.changed
         self.latency.add(seconds)
         self.time.add(now)
 
 
 class Served(NamedTuple):
-    """A loaded model with the rules around it, made from one manifest and swapped as a whole."""
+    """A loaded model with the rules around it, made from one manifest and swapped as a whole.
+
+    An `isolated` runner waits for another process.
+    """
 
     manifest: Manifest
     runner: Runner
     preprocess: Preprocessor
     postprocess: Postprocessor
     counts: RunCounts
+    isolated: bool = False
 
 
 class Slot:
-    """Holder of the model in service. `current` belongs to the worker; other threads may read it for reports."""
+    """Holder of the model in service. The worker changes `current`; other threads may read it for reports."""
 
     def __init__(self) -> None:
         self.current: Served | None = None
         self._offers: SimpleQueue[Served | Event | None] = SimpleQueue()
         self._over = False
+
+    @property
+    def settled(self) -> Served | None:
+        """Return the model in service, or None without a model or before a change by the worker."""
+        return self.current if self._offers.empty() else None
 
     def offer(self, served: Served) -> None:
         """Make the worker take over this model before the next window."""

@@ -18,7 +18,8 @@ import pytest
 import edged.app.daemon
 import edged.app.lifecycle
 from edged import plugins
-from edged.api import ConfigError, SourceConfig, SourceInfo
+from edged.acceleration.placement import Accelerators
+from edged.api import ConfigError, Runner, SourceConfig, SourceInfo
 from edged.app.control_plane import Composition, compose
 from edged.app.data_plane import DataPlane
 from edged.app.state_lock import StateLock
@@ -125,6 +126,53 @@ def test_whoever_watches_goes_on_where_a_pipeline_is_built_anew(tmp_path):
                 begun = parts.plane.state.pipelines["motion"].begins_at
                 assert first["seq"] < begun
                 assert await anext(result async for result in watched if result["seq"] >= begun)
+
+    asyncio.run(scenario())
+
+
+def test_a_reload_decides_which_flows_may_serve_in_place(tmp_path):
+    second = PIPELINE.replace("pipelines.motion", "pipelines.second")
+
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE + PIPELINE) as parts:
+
+            def in_place() -> dict[str, bool]:
+                return {name: part.flow.in_place for name, part in parts.plane.state.pipelines.items()}
+
+            assert in_place() == {"motion": True}
+            await reload(parts, SOURCE + PIPELINE + second)  # now the source is shared
+            assert in_place() == {"motion": False, "second": False}
+            await reload(parts, SOURCE + PIPELINE + 'durability = "always"\n')
+            assert in_place() == {"motion": False}
+            await reload(parts, SOURCE + PIPELINE)
+            assert in_place() == {"motion": True}
+
+    asyncio.run(scenario())
+
+
+class Accelerated:
+    """Runner on an accelerator, with `twin` on the CPU."""
+
+    def __init__(self, twin: Runner) -> None:
+        self.info, self.run, self.reset, self.close = twin.info, twin.run, twin.reset, twin.close
+
+
+@pytest.mark.parametrize(
+    ("config", "put", "isolated"),
+    [
+        ("", lambda twin: twin, False),
+        ("[models.motion]\nisolate = true\n", lambda twin: twin, True),
+        ("", Accelerated, True),
+    ],
+)
+def test_a_model_in_another_process_is_isolated(tmp_path, monkeypatch, config, put, isolated):
+    monkeypatch.setattr(Accelerators, "put", lambda *arguments: put(arguments[-2]))
+
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE + PIPELINE + config) as parts:
+            while not (served := parts.plane.state.pipelines["motion"].served):
+                await asyncio.sleep(0.01)
+            assert served.isolated == isolated
 
     asyncio.run(scenario())
 

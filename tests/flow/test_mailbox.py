@@ -170,6 +170,21 @@ def test_after_closing_windows_go_nowhere() -> None:
     assert list(mailbox) == []
 
 
+def test_a_mailbox_is_idle_once_the_worker_has_come_back_for_more() -> None:
+    mailbox = Mailbox(2)
+    worker = iter(mailbox)
+    assert mailbox.idle
+    put(mailbox, 0, 4, 100.0)
+    put(mailbox, 4, 0, 200.0)  # drops two of them
+    assert (mailbox.depth, mailbox.dropped) == (2, 2)
+    mailbox.nudge()
+    assert not mailbox.idle
+    take(worker, 2)
+    assert (mailbox.depth, mailbox.idle) == (1, False)  # the worker has the last window still in hand
+    assert next(worker) is None
+    assert mailbox.idle
+
+
 CHUNKS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.floats(0, 3)), max_size=60)
 
 

@@ -93,13 +93,13 @@ def probe() -> Probe:
     return Probe()
 
 
-def flow(probe: Probe, next_seq: int = 0) -> Pipeline:
+def flow(probe: Probe, next_seq: int = 0, capacity: int = 2) -> Pipeline:
     return Pipeline(
         "sign",
         MANIFEST.window,
         columns=None,
         patient=False,
-        capacity=2,
+        capacity=capacity,
         sinks=[probe],
         status=Status("sign", probe.clock, probe.hear),
         clock=probe.clock,

@@ -98,6 +98,8 @@ class Listener:
 class Collector:
     """Feed that keeps copies."""
 
+    name = "motion"
+
     def __init__(self) -> None:
         self.chunks: list[tuple[list[float], int]] = []
 
@@ -106,6 +108,8 @@ class Collector:
 
 
 class Broken:
+    name = "broken"
+
     def push(self, chunk: Chunk) -> None:
         raise ZeroDivisionError("a bug in a pipeline")
 
@@ -273,6 +277,8 @@ def test_a_source_is_back_before_a_pipeline_gets_its_first_sample(openings: list
     """A pipeline that answered before had stayed "starting" until the next window, with its decision unpublished."""
 
     class Pipeline:
+        name = "motion"
+
         def __init__(self) -> None:
             self.states: list[str] = []
 
@@ -366,6 +372,50 @@ def test_a_source_that_has_answered_late_is_not_said_not_to_when_it_is_tried_aga
 
     assert ended(reader)
     assert [listener.next()[:2] for _ in range(2)] == [("failed", "gone"), ("running", "")]
+
+
+class Stuck(Collector):
+    """Feed with a model on the thread of the reader, hanging in the first chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.free = Event(), Event()
+
+    def push(self, chunk: Chunk) -> None:
+        self.held.set()
+        assert self.free.wait(120)
+        super().push(chunk)
+
+
+def test_a_model_that_hangs_on_the_readers_thread_fails_the_source_until_it_answers() -> None:
+    feed, clock = Stuck(), Clock()
+    reader, listener = read(Script(openings=[[chunk(1), chunk(2)]], clock=clock), feed)
+    assert feed.held.wait(120)
+    clock.now += 15.0
+    reader.check_hung()
+    assert reader.status.health.state == "starting"
+    clock.now += 1.0
+    reader.check_hung()
+    assert listener.next() == (
+        "failed",
+        "pipeline 'motion' holds up the source: its model or a sink does not answer",
+        "restart edged; if the model hangs again, go back a version or set isolate = true for it",
+    )
+    feed.free.set()
+    assert listener.next()[0] == "running"
+    assert ended(reader)
+    assert feed.chunks == [([1.0], 0), ([2.0], 0)]
+
+
+def test_a_recording_that_waits_for_a_slow_model_has_not_failed() -> None:
+    feed, clock = Stuck(), Clock()
+    reader, listener = read(Script(openings=[[chunk(1)]], clock=clock, patient=True), feed)
+    assert feed.held.wait(120)
+    clock.now += 60.0
+    reader.check_hung()
+    feed.free.set()
+    assert ended(reader)
+    assert [listener.next()[0] for _ in range(2)] == ["running", "stopped"]
 
 
 def test_garbage_is_shown_and_counted_across_reconnects() -> None:
