@@ -3,7 +3,7 @@
 Each input fed by the window has a chain of its own, put together once: pick the channels, apply the manifest's steps in
 place on one float32 buffer, quantise. Two shortcuts give the same result faster: the quantiser performs a final
 `normalise` in its own multiplication; and if each pixel is mapped to a byte by itself, the chain runs once over all 256
-values, and pictures are translated by the resulting table.
+values, and pictures are translated by the resulting table, or by comparisons if the table has few steps.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ without a scale are quantised as with scale 1 and zero point 0. Floats are store
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ from numpy.typing import NDArray
 
 from edged.core.manifest import Golden
 from edged.core.types import TensorSpec
+
+MAX_STEPS = 4
+"""Number of steps in a table of pixels up to which comparisons are faster than a lookup."""
+
+ELEMENTS_PER_STEP = 4096
+"""Number of pixels for each step from which comparisons are faster than a lookup."""
 
 Encode = Callable[[NDArray[Any]], NDArray[Any]]
 """Function from values to a tensor for the runner. The result may share memory with the values or the last result."""
@@ -40,11 +47,12 @@ def quantiser(
 def lookup(spec: TensorSpec, table: NDArray[Any]) -> Encode:
     """Return a function from uint8 values to a tensor of one byte per element, by a table of the 256 stored values."""
     codes = table.view(np.uint8)
-    numbers = np.arange(256, dtype=np.uint8)
-    if np.array_equal(codes, numbers):
+    shifts = np.subtract(codes, np.arange(256, dtype=np.uint8), dtype=np.uint8)
+    if not shifts.any():
         return lambda pixels: pixels.reshape(spec.shape).view(spec.numpy_dtype)
-    if np.array_equal(codes, numbers ^ 0x80):
-        return _sign_flipper(spec)
+    steps = np.flatnonzero(np.diff(shifts)) + 1
+    if len(steps) <= min(MAX_STEPS, prod(spec.shape) // ELEMENTS_PER_STEP):
+        return _stepped(spec, shifts, steps.tolist())
     translation = codes.tobytes()
 
     def look_up(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -156,15 +164,38 @@ def _saturate(work: NDArray[Any], low: float, high: float, zero: NDArray[Any]) -
     np.copyto(work, zero, where=np.isnan(work))
 
 
-def _sign_flipper(spec: TensorSpec) -> Encode:
+def _stepped(spec: TensorSpec, shifts: NDArray[np.uint8], steps: list[int]) -> Encode:
+    """Return the lookup by a table where the stored value minus the pixel, modulo 256, changes at `steps` only."""
     stored = np.empty(spec.shape, spec.numpy_dtype)
     codes = stored.view(np.uint8)
+    above = np.empty(spec.shape, np.bool_)
+    ones = above.view(np.uint8)
+    first = shifts[:1].copy() if shifts[0] else None
+    changes = [(np.array(step, np.uint8), *_change(int(shifts[step]) - int(shifts[step - 1]))) for step in steps]
 
-    def flip(pixels: NDArray[Any]) -> NDArray[Any]:
-        np.bitwise_xor(pixels.reshape(spec.shape), np.uint8(0x80), out=codes)
+    def shift(pixels: NDArray[Any]) -> NDArray[Any]:
+        pixels = shifted = pixels.reshape(spec.shape)
+        if first is not None:
+            shifted = np.add(pixels, first, out=codes)
+        for step, change, factor in changes:
+            np.greater_equal(pixels, step, out=above)
+            if factor is not None:
+                np.multiply(ones, factor, out=ones)
+            shifted = change(shifted, ones, out=codes)
         return stored
 
-    return flip
+    return shift
+
+
+def _change(difference: int) -> tuple[np.ufunc, NDArray[np.uint8] | None]:
+    """Return the operation, and the factor of ones before, by which bytes change by a difference, modulo 256."""
+    match difference % 256:
+        case 1:
+            return np.add, None
+        case 255:
+            return np.subtract, None
+        case other:
+            return np.add, np.array(other, np.uint8)
 
 
 def _symptom(got: NDArray[Any]) -> str:

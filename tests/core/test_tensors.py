@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from edged.core.manifest import Golden
-from edged.core.tensors import at_rest, dequantise, difference, disagreement, lookup, quantiser
+from edged.core.tensors import MAX_STEPS, at_rest, dequantise, difference, disagreement, lookup, quantiser
 from edged.core.types import TensorSpec
 
 
@@ -144,6 +144,33 @@ def test_pixels_are_looked_up(dtype: str, table: NDArray) -> None:
     stored = lookup(tensor(dtype, 1.0, shape=(1, 2, 3)), table)(pixels)
     assert stored.dtype == dtype
     assert stored.tolist() == table[pixels][None].tolist()
+
+
+PICTURE_OF_ALL_PIXELS = np.tile(PIXELS, 80).reshape(1, 160, 128)
+
+
+@given(
+    st.integers(0, 255),
+    st.lists(st.tuples(st.integers(1, 255), st.integers(0, 255) | st.sampled_from([1, 255])), max_size=MAX_STEPS + 1),
+    st.sampled_from(["uint8", "int8"]),
+)
+def test_a_table_of_steps_is_a_lookup(first: int, steps: list[tuple[int, int]], dtype: str) -> None:
+    table = PIXELS + np.uint8(first)
+    for place, change in steps:
+        table[place:] += np.uint8(change)
+    look_up = lookup(tensor(dtype, 1.0, shape=(1, 20_480)), table.view(dtype))
+    assert np.array_equal(look_up(PICTURE_OF_ALL_PIXELS).view(np.uint8), table[PICTURE_OF_ALL_PIXELS].reshape(1, -1))
+
+
+def test_a_picture_keeps_its_pixels_and_leaves_no_trace_in_the_next() -> None:
+    table = PIXELS + (PIXELS > 63).astype(np.uint8) + (PIXELS > 191).astype(np.uint8)
+    look_up = lookup(tensor("uint8", 1.0, shape=(1, 160, 128)), table)
+    dark, bright = np.zeros((1, 160, 128), np.uint8), np.full((1, 160, 128), 192, np.uint8)
+    first = look_up(bright)
+    assert (int(first.min()), int(first.max()), int(bright.max())) == (194, 194, 192)
+    second = look_up(dark)
+    assert second is first  # a buffer that is used again
+    assert int(second.max()) == 0
 
 
 def test_at_rest_a_tensor_holds_real_zero() -> None:
