@@ -2,13 +2,13 @@
 
 import asyncio
 import errno
-import hashlib
 import os
 import shutil
 import threading
 
 import pytest
 
+import edged.models.bundle
 from edged.core import delta
 from edged.core.container import read_head
 from edged.core.decide import Keep
@@ -610,17 +610,17 @@ def test_where_nothing_serves_what_may_pass_is_tried_again(rig):
 
 
 def test_where_nothing_could_be_opened_that_is_tried_again(rig, monkeypatch):
-    sound = hashlib.file_digest
+    sound = edged.models.bundle.file_sha256
 
-    def read(file, kind):
+    def read(file):
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def scenario():
         await rig.boot()
-        monkeypatch.setattr(hashlib, "file_digest", read)
+        monkeypatch.setattr(edged.models.bundle, "file_sha256", read)
         rig.board.load(None)
         await rig.updater.settle(NAME)
-        monkeypatch.setattr(hashlib, "file_digest", sound)
+        monkeypatch.setattr(edged.models.bundle, "file_sha256", sound)
         before = rig.board.version
         rig.clock.now += 60
         await rig.updater.settle(NAME)
@@ -981,14 +981,15 @@ def test_damaged_versions_are_passed_over_one_after_another(rig):
 
 def test_a_version_on_a_bad_sector_is_passed_over_like_any_damaged_one(rig, monkeypatch):
     play(rig, rig.installed("1.1"))
-    sound, bad = hashlib.file_digest, (rig.model.version(digest_of("1.1")) / "model.tflite").stat().st_ino
+    sound = edged.models.bundle.file_sha256
+    bad = (rig.model.version(digest_of("1.1")) / "model.tflite").stat().st_ino
 
-    def read(file, kind):
+    def read(file):
         if os.fstat(file.fileno()).st_ino == bad:
             raise OSError(errno.EIO, "Input/output error")
-        return sound(file, kind)
+        return sound(file)
 
-    monkeypatch.setattr(hashlib, "file_digest", read)
+    monkeypatch.setattr(edged.models.bundle, "file_sha256", read)
     play(rig, rig.pass_probation())
     assert rig.board.version == "1.0"
 
