@@ -32,6 +32,7 @@ from edged.control.server import Server
 from edged.control.systemd import Notifier
 from edged.core.decide import Keep
 from edged.core.manifest import MAX_BUNDLE_BYTES
+from edged.system.garbage import freeze
 from edged.transfer.partial_files import PartialFiles
 from edged.updates.desired import DesiredVersionPoller
 from edged.updates.jobs import Event
@@ -156,6 +157,7 @@ async def run(
         starting.result()
         notifier.ready()
         log.info("edged %s serves: %s", __version__, summary(plane.state))
+        freeze()
         keeper = FileKeeper(plane.state, plane.store, lock, server, updater, plane.announced, plane.serving)
         async with asyncio.TaskGroup() as tasks:
             chores = [

@@ -38,6 +38,7 @@ from edged.core.topics import Topics
 from edged.flow.pipeline import Pipeline
 from edged.flow.reader import Reader
 from edged.models.atomic_files import Disk
+from edged.system.garbage import freeze
 from edged.system.log import set_up
 
 log = logging.getLogger("edged.daemon")
@@ -151,6 +152,7 @@ class Lifecycle:
             await asyncio.to_thread(self._tidy)
             changed = touched_names(touched)
             log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
+            freeze()
             return changed
 
     async def apply_tuning(self, model: str) -> None:

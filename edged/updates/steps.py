@@ -6,6 +6,7 @@ passing of time and the start of the daemon all end in `UpdateMachine.settle`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Literal
@@ -40,7 +41,10 @@ MAX_STEPS = 100
 
 
 class UpdateMachine:
-    """Takes steps for models. The caller of each method holds the lock of the model's state."""
+    """Takes steps for models. The caller of each method holds the lock of the model's state.
+
+    `unsettled` is set with the `unsettled` of any model; the reader clears the event.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class UpdateMachine:
         clock: Callable[[], float],
     ) -> None:
         self.stopping = False
+        self.unsettled = asyncio.Event()
         self._store = store
         self._host = host
         self._disk = disk
@@ -98,6 +103,8 @@ class UpdateMachine:
         except StoreError as error:
             complaint = str(error)
             model.unsettled = True
+        if model.unsettled:
+            self.unsettled.set()
         if complaint and complaint != model.complaint:
             self._steps.announce(name, "update.hindered", complaint)
         model.complaint = complaint

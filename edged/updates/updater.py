@@ -99,7 +99,11 @@ class Updater:
     async def run(self) -> None:
         """Take due steps, until cancelled. A step under way is then left to `stop`."""
         while True:
+            await self._machine.unsettled.wait()
             unsettled = [name for name, model in self._states.items() if model.unsettled]
+            if not unsettled:
+                self._machine.unsettled.clear()
+                continue
             await asyncio.gather(*(asyncio.shield(self._spawn(self.settle(name))) for name in unsettled))
             await asyncio.sleep(INTERVAL)
 
