@@ -58,7 +58,9 @@ def main() -> None:
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     environ = os.environ
-    parser = argparse.ArgumentParser(prog="edged", description="Inference daemon: sensors in, predictions out.")
+    parser = argparse.ArgumentParser(
+        prog="edged", description="Inference daemon: sensors in, predictions out.", formatter_class=_HelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"edged {__version__}")
     parser.add_argument("--check", action="store_true", help="load everything, run the golden samples, and exit")
     parser.add_argument(
@@ -81,6 +83,14 @@ def argument_parser() -> argparse.ArgumentParser:
         help="folder of the files that outlive the daemon (EDGED_STATE_DIR; %(default)s)",
     )
     return parser
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Formatter with the width of $COLUMNS or 80: argparse would import shutil to ask the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        columns = os.environ.get("COLUMNS", "")
+        super().__init__(prog, width=(int(columns) if columns.isdecimal() else 80) - 2)
 
 
 def _runtime_dir() -> str:

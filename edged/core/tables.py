@@ -112,6 +112,8 @@ class Tables:
         if not isinstance(found, dict):
             self.refuse(place, shown(found), "a table")
             return None
+        if not found and _has_defaults(kind):
+            return self._make(place, kind, {})
         fields = _fields(kind)
         self.refuse_strangers(place, [*fields, *beside])
         values = {}
@@ -174,6 +176,12 @@ class Tables:
         for key, value in found.items():
             self._value((*place, key), value, get_args(kind)[1])
         return len(self.problems) > before
+
+
+def _has_defaults(kind: type[msgspec.Struct]) -> bool:
+    """Return whether every field of a struct has a default. No annotation is resolved for the answer."""
+    defaults = kind.__struct_defaults__
+    return len(defaults) == len(kind.__struct_fields__) and msgspec.NODEFAULT not in defaults
 
 
 @cache

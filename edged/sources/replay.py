@@ -367,7 +367,7 @@ def _array_file(path: Path, key: str) -> Iterator[IO[bytes]]:
         raise _unreadable(path, error) from error
 
 
-def _member(archive: zipfile.ZipFile, key: str) -> str:
+def _member(archive: "zipfile.ZipFile", key: str) -> str:
     names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     name = key or (names[0] if len(names) == 1 else "")
     if name not in names:

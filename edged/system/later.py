@@ -5,8 +5,9 @@ which is imported with the first use of an attribute: asyncio because sensors ar
 ssl and hashlib because of OpenSSL, which only TLS and large files need.
 
 Other packages import such modules without need: asyncio and paho import ssl, paho also hashlib and urllib.request, and
-zipfile imports bz2 and lzma. During the import of such a package, the names stand for the modules in `sys.modules` too,
-and the package works with the names. A thread that imports one of the modules meanwhile gets a name that works as well.
+zipfile imports bz2, lzma and shutil. During the import of such a package, the names stand for the modules in
+`sys.modules` too, and the package works with the names. A thread that imports one of the modules meanwhile gets a name
+that works as well.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ else:
     subprocess = _Later("subprocess")
     tempfile = _Later("tempfile")
     asyncio = _Later("asyncio", ssl, _Later("asyncio.sslproto"))
-    zipfile = _Later("zipfile", _Later("bz2"), _Later("lzma"))
+    zipfile = _Later("zipfile", _Later("bz2"), _Later("lzma"), _Later("shutil"))
 
 _paho = _Later("paho.mqtt.client", ssl, hashlib, _Later("urllib.request"))
 

@@ -1,12 +1,18 @@
 """Modules imported by fast programs."""
 
+import asyncio
 import json
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+
+from edged.backends.tflite import TfliteBackend
+from edged.models.proofs import FILE, Proofs
+from edged.models.store import FACTORY, Store
 
 BASELINE = """
 import argparse, json, socket, sys, typing
@@ -98,3 +104,109 @@ def test_runtimes_and_devices_wait_until_they_are_needed(code):
     loaded = modules_after(code)
     slow = {"ai_edge_litert", "tflite_runtime", "serial", "PIL", "systemd"}
     assert not loaded & slow
+
+
+# The first result of the daemon
+
+PROBE = """
+import json, os, sys
+from typing import ClassVar
+from edged.api import SinkConfig
+
+class Probe(SinkConfig, frozen=True, kw_only=True):
+    blocking: ClassVar[bool] = False
+
+    def open(self, context):
+        return self
+
+    def send(self, prediction):
+        os.write(1, json.dumps(sorted(sys.modules)).encode())
+        os._exit(0)
+
+    def close(self):
+        pass
+"""
+
+START = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from edged import __main__, plugins
+from edged.system.later import import_paho
+plugins.BUILT_IN["sinks"]["probe"] = "probe:Probe"
+import_paho()
+import edged.app.daemon
+edged.app.daemon.FIRST_RESULT_SECONDS = 600  # nothing more is imported until the first result
+__main__.main()
+"""
+
+CONFIG = """
+[mqtt]
+host = "127.0.0.1"
+[sources.wrist]
+kind = "replay"
+path = "{recording}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = "fast"
+[sinks.probe]
+kind = "probe"
+[pipelines.motion]
+source = "wrist"
+model = "motion"
+sinks = ["mqtt", "probe"]
+"""
+
+NEEDED = {
+    "": ("__main__", "api", "plugins"),
+    "acceleration": ("cpu_processes", "placement"),
+    "app": (
+        *("announced", "build_parts", "daemon", "data_plane", "flow_swap", "model_loader", "presence", "reload"),
+        *("serving", "state", "state_lock", "state_topics", "status"),
+    ),
+    "backends": ("delegates", "tflite"),
+    "config": ("check", "load", "options"),
+    "control": ("clock", "control_socket", "systemd"),
+    "models": ("agreement", "atomic_files", "bundle", "proofs", "selftest", "store", "tuning_records"),
+    "sinks": ("mqtt",),
+    "sources": ("columns", "replay"),
+    "transfer": ("http_response", "options", "origins"),
+}
+"""The modules of the daemon before the first result, but for core, flow, outbox and system."""
+
+WANTED_LATER = {
+    *("asyncio", "ssl", "hashlib", "http.client", "urllib.request", "email", "subprocess", "tempfile", "shutil"),
+    *("bz2", "lzma", "difflib", "statistics", "secrets", "csv", "concurrent.futures", "importlib.metadata"),
+    *(
+        "edged.updates",
+        "edged.app.control_plane",
+        "edged.app.metrics",
+        "edged.models.trial",
+        "edged.transfer.http_fetch",
+    ),
+}
+
+
+@pytest.fixture
+def proven(tmp_path) -> Path:
+    """Return a state folder in which the model motion is known to be safe."""
+    asyncio.run(Proofs(tmp_path / "state" / FILE).remember(Store(FACTORY).find("motion"), TfliteBackend()))
+    return tmp_path / "state"
+
+
+def test_a_daemon_imports_little_before_the_first_result(tmp_path, proven):
+    (tmp_path / "probe.py").write_text(PROBE)
+    recording = Path(__file__).parents[2] / "demo" / "recording.csv"
+    (tmp_path / "edged.toml").write_text(CONFIG.format(recording=recording))
+    options = ["--config", "edged.toml", "--state-dir", proven, "--runtime-dir", tmp_path / "run"]
+    result = subprocess.run(
+        [sys.executable, "-c", START, tmp_path, *options], cwd=tmp_path, capture_output=True, timeout=120, check=True
+    )
+    loaded = set(json.loads(result.stdout))
+    bare = modules_after("import numpy, ai_edge_litert.interpreter")
+    assert loaded & (WANTED_LATER - bare) == set()
+    parts = {part for part in NEEDED if part}
+    ours = {tuple(name.split(".")[1:]) for name in loaded if name.startswith("edged.")}
+    assert {(part, names[0]) for part, *names in ours if part in parts and names} == {
+        (part, name) for part in parts for name in NEEDED[part]
+    }
+    assert {part for part, *_ in ours} == {*parts, *NEEDED[""], "core", "flow", "outbox", "system"}
