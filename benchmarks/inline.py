@@ -10,7 +10,7 @@ from threading import Event
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.api import Message, SinkContext
+from edged.api import Message, Outbox, SinkContext
 from edged.backends.tflite import TfliteBackend
 from edged.control.clock import KernelClock
 from edged.core.health import Health, Status
@@ -51,18 +51,21 @@ class Counter:
             raise TimeoutError(f"{self._awaited} messages never came")
 
 
+def sink_context(outbox: Outbox) -> SinkContext:
+    """Return the surroundings of a sink into the outbox."""
+    topics = Topics("edged", "bench")
+    return SinkContext(device="bench", boot="0123456789ab", topics=topics, outbox=outbox, clock=KernelClock())
+
+
 def pipeline(bundle: Bundle, outbox: Counter, capacity: int) -> Pipeline:
     """Return a pipeline into the outbox, without a model. The reader waits instead of dropping a window."""
-    context = SinkContext(
-        device="bench", boot="0123456789ab", topics=Topics("edged", "bench"), outbox=outbox, clock=KernelClock()
-    )
     return Pipeline(
         "bench",
         bundle.manifest.window,
         columns=None,
         patient=True,
         capacity=capacity,
-        sinks=[Delivery(lambda: MqttSink().open(context), _status("sink"))],
+        sinks=[Delivery(lambda: MqttSink().open(sink_context(outbox)), _status("sink"))],
         status=_status("pipeline"),
         clock=time.monotonic,
     )

@@ -75,6 +75,7 @@ def plain(result: Figure | Skipped) -> dict[str, Any]:
                 "promise": target.promise,
                 "value": target.value,
                 "limit": target.limit,
+                "at_least": target.at_least,
                 "verdict": _verdict(target),
                 "rounds": list(target.values),
             }
@@ -88,8 +89,9 @@ def _lines(result: Figure | Skipped) -> list[str]:
     if isinstance(result, Skipped):
         return [f"{result.name}", f"  skipped: {result.reason}"]
     lines = [f"{result.name}, {result.unit}".rstrip(", ")]
+    width = max(12, *map(len, result.variants))
     for name, values in result.variants.items():
-        lines.append(f"  {name:<12} {median(values):>10.4g}   ({min(values):.4g} to {max(values):.4g})")
+        lines.append(f"  {name:<{width}} {median(values):>10.4g}   ({min(values):.4g} to {max(values):.4g})")
     for target in result.targets:
         lines.append(f"  {target.promise:<52} {target.value:>8.3g}   {_verdict(target)}")
     return lines + [f"  {note}" for note in result.notes]

@@ -15,11 +15,13 @@ from benchmarks.surroundings import Watch, describe, warning_before
 MEASURES = (
     "added_cpu",
     "data_path",
+    "stages",
     "throughput",
     "latency",
     "system_calls",
     "idle",
     "start",
+    "imports",
     "pipelines",
     "updates",
     "isolation",

@@ -12,15 +12,18 @@ from benchmarks import (
     added_cpu,
     data_path,
     idle,
+    imports,
     isolation,
     latency,
     pipelines,
+    readme,
     spool,
     start,
     system_calls,
     throughput,
     updates,
 )
+from benchmarks import stages as stages_of_a_message
 from benchmarks.inline import recorded, served
 from benchmarks.processes import Sensor
 from benchmarks.report import Figure, Skipped, Target, plain, table
@@ -30,6 +33,12 @@ from benchmarks.user_script import Classifier, make_message, parse
 from edged.models.store import FACTORY, Store
 
 ROOT = Path(__file__).parents[1]
+
+
+def rows_of_the_readme(figures: list[Figure | Skipped]) -> int:
+    """Return how many rows of the table in README show these figures."""
+    names = {figure.name for figure in figures}
+    return sum(row.figure in names for row in readme.ROWS)
 
 
 def test_the_script_and_edged_say_the_same_of_every_window():
@@ -52,7 +61,9 @@ def test_cpu_is_added_by_both():
 
 
 def test_throughput_counts_inferences_or_says_which_model_is_missing():
-    for result in throughput.measure(rounds=1, turns=1):
+    results = throughput.measure(rounds=1, turns=1)
+    assert rows_of_the_readme(results) == 1
+    for result in results:
         if isinstance(result, Skipped):
             assert "EDGED_TEST_MODELS" in result.reason
         else:
@@ -60,7 +71,9 @@ def test_throughput_counts_inferences_or_says_which_model_is_missing():
 
 
 def test_every_sample_on_the_wire_gets_its_result_from_both():
-    figures = {figure.name: figure for figure in latency.measure(rounds=1, seconds=0.2)}
+    results = latency.measure(rounds=1, seconds=0.2)
+    assert rows_of_the_readme(results) == 5
+    figures = {figure.name: figure for figure in results}
     assert figures["samples without a result at 100 Hz"].variants == {"script": [0], "edged": [0]}
     for when in ("at 100 Hz", "at 1 kHz", "at 1 kHz beside other work"):
         (p50,) = figures[f"sensor to subscriber, p50 {when}"].variants["edged"]
@@ -94,6 +107,7 @@ def test_cpu_is_added_between_a_line_and_the_socket():
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 def test_system_calls_and_switches_are_counted_for_both():
     made, switches = system_calls.measure(rounds=1, seconds=0.2)
+    assert rows_of_the_readme([made, switches]) == 1
     for figure in (made, switches):
         assert figure.variants["script"][0] > 1 < figure.variants["edged"][0]
     assert "script: " in made.notes[0]
@@ -101,7 +115,9 @@ def test_system_calls_and_switches_are_counted_for_both():
 
 
 def test_an_idle_daemon_is_watched_beside_the_script():
-    for figure in idle.measure(rounds=1, seconds=0.5, settle=0.1):
+    figures = idle.measure(rounds=1, seconds=0.5, settle=0.1)
+    assert rows_of_the_readme(figures) == 1
+    for figure in figures:
         assert list(figure.variants) == ["script", "edged"]
 
 
@@ -129,7 +145,9 @@ def test_pipelines_of_one_sensor_share_a_daemon_and_a_reload():
 
 
 def test_start_and_memory_are_those_of_real_processes():
-    for figure in start.measure(rounds=1, starts=1):
+    figures = start.measure(rounds=1, starts=1)
+    assert rows_of_the_readme(figures) == 2
+    for figure in figures:
         assert figure.variants["edged"][0] > 0 < figure.variants["bare"][0]
 
 
@@ -176,6 +194,88 @@ def test_the_report_holds_the_median_against_the_limit():
         "height",
         "  skipped: no ruler",
     ]
+
+
+FIGURES = {
+    "rounds": 5,
+    "time": "2026-01-02T03:04:05Z",
+    "machine": "a board",
+    **dict.fromkeys(("kernel", "governor", "load", "python", "ai-edge-litert", "numpy", "paho-mqtt", "mosquitto"), "1"),
+    "warnings": ["the load was 3.0 on 2 cores before the first measure"],
+    "results": [
+        plain(
+            Figure(
+                "CPU of the whole process at 100 Hz",
+                "%",
+                {"script": [10.0], "edged": [5.5]},
+                [Target("edged at most 0.6x script", [0.55], 0.6)],
+            )
+        ),
+        plain(
+            Figure(
+                "resident memory",
+                "MB",
+                {"bare": [40.0], "edged": [60.0]},
+                [Target("at most + 15 MB", [20.0], 15)],
+            )
+        ),
+        plain(Figure("warm CPU of each stage of a message", "us", {"decode": [4.96], "preprocess": [3.8]})),
+        plain(Skipped("throughput on a model of about 10 ms", "no model")),
+    ],
+}
+
+
+def test_the_tables_of_the_manual_come_from_the_figures():
+    table = readme.ratios(FIGURES).splitlines()
+    assert len(table) == 12
+    assert "| CPU of the process at 100 Hz, of the script's | 0.55x | at most 0.6x | met |" in table
+    assert "| memory beyond bare | 20 MB | at most 15 MB | missed |" in table
+    assert "| throughput of a 10 ms model, of bare | not measured | | |" in table
+    assert readme.described(FIGURES).endswith("**Busy machine**: the load was 3.0 on 2 cores before the first measure.")
+    assert readme.targets(FIGURES).splitlines()[2:] == [
+        "| CPU of the whole process at 100 Hz, % | script 10, edged 5.5 | edged at most 0.6x script | 0.55 | met |",
+        "| resident memory, MB | bare 40, edged 60 | at most + 15 MB | 20 | missed |",
+        "| throughput on a model of about 10 ms | skipped: no model | | | |",
+    ]
+    assert readme.plain_list(FIGURES, "warm CPU of each stage of a message").splitlines()[2:] == [
+        "| decode | 5.0 |",
+        "| preprocess | 3.8 |",
+    ]
+
+
+def test_a_table_replaces_what_its_markers_hold():
+    text = "a\n<!-- benchmarks: one -->\nold\n<!-- benchmarks: end -->\nb\n"
+    assert readme.replaced(text, "one", "new") == text.replace("old", "new")
+    with pytest.raises(ValueError, match="no <!-- benchmarks: two -->"):
+        readme.replaced(text, "two", "new")
+
+
+def test_the_manual_has_a_place_for_each_table():
+    readme.replaced(readme.README.read_text(), "ratios", "")
+    for marker in ("run", "targets", *readme.PLAIN_LISTS):
+        readme.replaced(readme.DOCS.read_text(), marker, "")
+
+
+def test_stages_are_in_the_order_of_the_path():
+    (stages,) = stages_of_a_message.measure(rounds=1, runs=10)
+    first, *_, last = stages.variants
+    assert (first, last) == ("source: decode a line", "outbox: put")
+
+
+def test_imports_are_counted_by_package():
+    lines = [
+        "import time: self [us] | cumulative | imported package\n",
+        "import time:       100 |        100 |   numpy.linalg\n",
+        "import time:        20 |        120 | numpy\n",
+        "import time:        30 |         30 |     edged.core.window\n",
+        "import time:        40 |         70 | edged.flow.pipeline\n",
+    ]
+    assert imports.by_package(imports.imports(lines)) == {"numpy": 120, "edged.core": 30, "edged.flow": 40}
+
+
+def test_imports_end_with_the_first_inference():
+    (budget,) = imports.measure(rounds=1)
+    assert budget.variants["all"][0] > budget.variants["edged.core"][0] > 0
 
 
 def test_the_command_prints_the_table_and_writes_the_figures(tmp_path: Path):
