@@ -277,16 +277,16 @@ TIME_DECIMALS = 4
 
 DURATION_DECIMALS = 6
 
-SCORE_DIGITS = 4
-"""Significant digits of a score: an 8-bit model has 256 different scores, and a float model is no more certain."""
+SCORE = "%.4g"
+"""Format with 4 significant digits: an 8-bit model has 256 different scores, and a float model is no more certain."""
 
-VALUE_DIGITS = 6
-"""Significant digits of a value: the precision of a 32-bit float, without the noise of conversion to 64 bits."""
+VALUE = "%.6g"
+"""Format with 6 significant digits: the precision of a 32-bit float, without the noise of conversion to 64 bits."""
 
 
-def worth(value: float, digits: int) -> float:
-    """Return a value rounded to `digits` significant digits."""
-    return float(f"{value:.{digits}g}")
+def worth(value: float, digits: str) -> float:
+    """Return a value rounded to the significant digits of a format. An f-string with variable digits takes longer."""
+    return float(digits % value)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -304,7 +304,8 @@ class Recorder:
 
     def record(self, prediction: Prediction) -> ClassificationResult | RegressionResult | AnomalyResult:
         """Return the record of a prediction."""
-        name, seq, outcome, clock = prediction.pipeline, prediction.seq, prediction.outcome, self._clock
+        name, seq, outcome = prediction.pipeline, prediction.seq, prediction.outcome
+        arrived = self._clock.at(prediction.time)
         common = (  # by position, in the order of Result: twice as fast as by name, for every prediction
             RESULT_SCHEMA,
             self._device,
@@ -314,20 +315,20 @@ class Recorder:
             prediction.version,
             seq,
             f"{self._boot}:{name}:{seq}",
-            round(clock.at(prediction.time), TIME_DECIMALS),
-            clock.synchronised,
+            round(arrived, TIME_DECIMALS),
+            self._clock.synchronised,
             round(prediction.latency, DURATION_DECIMALS),
             round(prediction.inference, DURATION_DECIMALS),
         )
         start: float | msgspec.UnsetType = msgspec.UNSET
         if prediction.start is not None:  # by the offset at the end: the clock may have been set within the window
-            start = round(clock.at(prediction.time) - (prediction.time - prediction.start), TIME_DECIMALS)
+            start = round(arrived - (prediction.time - prediction.start), TIME_DECIMALS)
         if isinstance(outcome, Classification):
-            scores = {score.label: worth(score.score, SCORE_DIGITS) for score in outcome.scores}
-            score = worth(outcome.score, SCORE_DIGITS)
+            scores = {score.label: worth(score.score, SCORE) for score in outcome.scores}
+            score = worth(outcome.score, SCORE)
             return ClassificationResult(*common, outcome.label, score, scores, outcome.decision, outcome.changed, start)
         if isinstance(outcome, Anomaly):
-            score = worth(outcome.score, SCORE_DIGITS)
+            score = worth(outcome.score, SCORE)
             return AnomalyResult(*common, score, outcome.threshold, outcome.anomalous, outcome.changed, start)
         return RegressionResult(*common, _values(outcome), start)
 
@@ -344,7 +345,7 @@ class Recorder:
         }
         if isinstance(outcome, Regression):
             return RegressionDecision(**common, values=_values(outcome))
-        score = worth(outcome.score, SCORE_DIGITS)
+        score = worth(outcome.score, SCORE)
         if isinstance(outcome, Anomaly):
             return AnomalyDecision(**common, anomalous=outcome.anomalous, score=score, threshold=outcome.threshold)
         return ClassificationDecision(**common, decision=outcome.decision, label=outcome.label, score=score)
@@ -361,8 +362,8 @@ class Recorder:
 
 def _values(outcome: Regression) -> dict[str, float] | list[float]:
     if isinstance(outcome.values, list):
-        return [worth(value, VALUE_DIGITS) for value in outcome.values]
-    return {name: worth(value, VALUE_DIGITS) for name, value in outcome.values.items()}
+        return [worth(value, VALUE) for value in outcome.values]
+    return {name: worth(value, VALUE) for name, value in outcome.values.items()}
 
 
 def corrected(payload: bytes, created: float, clock: WallClock) -> bytes:

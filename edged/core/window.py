@@ -62,7 +62,7 @@ class Windower:
         begin = 0
         while count - begin >= self._missing:
             end = begin + self._missing
-            self._write(samples[begin:end])
+            self._write(samples[begin:end] if end - begin < count else samples)
             begin = end
             self._missing = self._hop
             seq = self.next_seq
@@ -71,7 +71,7 @@ class Windower:
             start = at - (self._length - 1) / rate if rate else None
             yield Window(self._block[self._end - self._length : self._end], seq, at, at if self._length == 1 else start)
         if begin < count:
-            self._write(samples[begin:])
+            self._write(samples[begin:] if begin else samples)
             self._missing -= count - begin
 
     def _pick(self, samples: NDArray[Any]) -> NDArray[Any]:
@@ -88,7 +88,8 @@ class Windower:
         self.next_seq += self._begun
 
     def _write(self, samples: NDArray[Any]) -> None:
-        samples = samples[-self._length :]
+        if len(samples) > self._length:
+            samples = samples[-self._length :]
         if self._end + len(samples) > self._size:
             self._begin_block()
         end = self._end + len(samples)
