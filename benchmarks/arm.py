@@ -29,6 +29,8 @@ from benchmarks.report import Figure, Skipped, Target, table
 from benchmarks.wire import Variant, variants
 from edged.models.store import FACTORY, Store
 
+NAME = "instructions on an emulated 64-bit ARM processor"
+
 PATIENCE = 120.0
 """Seconds for a result of an emulated program that compiles its modules, on a busy machine."""
 
@@ -41,12 +43,16 @@ Results = queue.SimpleQueue[dict[str, Any]]
 def measure(rounds: int, messages: int = 50, before: Path | None = None) -> list[Figure | Skipped]:
     """Count for the interpreter, the script and edged; and for the edged of another checkout, `before`."""
     if reason := why_not() or ("" if BROKER else "mosquitto is not installed"):
-        return [Skipped("instructions on an emulated 64-bit ARM processor", reason)]
+        return [Skipped(NAME, reason)]
     checkouts = ({"before": before} if before else {}) | {"edged": ROOT}
     runs: dict[str, list[Counts]] = {}
     starts: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="edged-bench-") as name, broker(Path(name)) as port:
-        board, programs = Board(Path(name)), variants(Path(name), port)
+        try:
+            board = Board(Path(name))
+        except RuntimeError as error:
+            return [Skipped(NAME, str(error))]
+        programs = variants(board.folder, port)
         _start_bare(board)  # to compile the modules
         starts["bare"] = [_start_bare(board) for _ in range(rounds)]
         runs["bare"] = _run_bare(board, rounds, messages)

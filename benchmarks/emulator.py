@@ -1,7 +1,8 @@
 """Python programs on an emulated 64-bit ARM processor, with their instructions and system calls counted.
 
 qemu-user runs each program above the unpacked Debian packages of a board, and a plug-in (counting.c) counts. The kernel
-is the host's, and its work is not counted. No rights of root are needed.
+is the host's, and its work is not counted. Only mmdebstrap, which unpacks once, may need rights: root's or a user
+namespace.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Board:
     """Emulated board with files in a folder; its Python imports from a checkout, then from the Debian packages."""
 
     def __init__(self, folder: Path) -> None:
+        """Unpack and compile. Raises RuntimeError if the packages of the board cannot be unpacked."""
         self.folder = folder
         self.log = folder / "log"
         package = build("arm64", SUITE)  # for the wheels inside

@@ -14,8 +14,6 @@ import socket
 import subprocess
 from pathlib import Path
 
-import pytest
-
 ROOTS = Path(__file__).parents[1] / "build" / "roots"
 BOOT_SECONDS = 120
 PACKAGES = (
@@ -37,6 +35,9 @@ def root_of(suite, packages=PACKAGES, *options):
     """Return a root file system of a Debian suite, built on first use for each set of packages and options.
 
     The options are mmdebstrap's. The root must not be written to: put a layer above.
+
+    Raises:
+        RuntimeError: mmdebstrap has failed, for want of a mirror or of rights.
     """
     mark = hashlib.sha256(" ".join((suite, *packages, *options)).encode()).hexdigest()[:12]
     root = ROOTS / f"{suite}-{mark}"
@@ -56,7 +57,7 @@ def _build(root, suite, packages, options):
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
         shutil.rmtree(building, ignore_errors=True)
-        pytest.fail(f"the root file system of {suite} could not be built: {done.stderr[-2000:]}")
+        raise RuntimeError(f"the root file system of {suite} cannot be built: {done.stderr[-2000:].strip()}")
     building.rename(root)
 
 
