@@ -79,7 +79,7 @@ bench: $(VENV)/test.ready
 
 bench-arm: $(VENV)/test.ready
 	packaging/set-up arm $(VENV)
-	$(BIN)/python -m benchmarks.arm
+	$(BIN)/python -m benchmarks.arm --json build/bench-arm.json
 
 deb: $(VENV)/package.ready
 	packaging/set-up deb-$(ARCH) $(VENV)

@@ -22,10 +22,10 @@ import paho.mqtt.client as mqtt
 
 from benchmarks import start
 from benchmarks.counters import Trace
-from benchmarks.emulator import Board, Counter, Counts, why_not
+from benchmarks.emulator import Board, Counter, Counts, describe, why_not
 from benchmarks.inline import RECORDING
 from benchmarks.processes import BROKER, ROOT, Sensor, broker, edged_command
-from benchmarks.report import Figure, Skipped, Target, table
+from benchmarks.report import Figure, Skipped, Target, plain, table
 from benchmarks.wire import Variant, variants
 from edged.models.store import FACTORY, Store
 
@@ -176,8 +176,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arm", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="starts, and blocks of 50 messages (%(default)s)")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="count for the edged of this checkout as well")
+    parser.add_argument("--json", type=Path, help="write the figures of all rounds to this file")
     args = parser.parse_args()
-    print(table(measure(args.rounds, before=args.before)))
+    about = describe()
+    for name, value in about.items():
+        print(f"{name:<16} {value}")
+    results = measure(args.rounds, before=args.before)
+    print(f"\n{table(results)}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({**about, "results": [plain(each) for each in results]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

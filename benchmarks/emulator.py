@@ -37,6 +37,17 @@ def why_not() -> str:
     return "" if "-plugin" in options else f"this {PROCESSOR.emulator} takes no plug-ins; that of Debian 12 does"
 
 
+def describe() -> dict[str, str]:
+    """Return the emulator with its version, and what it emulates."""
+    found = shutil.which(PROCESSOR.emulator)
+    said = subprocess.run([found, "-version"], capture_output=True, text=True).stdout if found else "not installed"
+    return {
+        "emulator": said.partition("\n")[0],
+        "processor": PROCESSOR.cpu,
+        "packages": f"Debian {SUITE}, {PROCESSOR.runtime}",
+    }
+
+
 class Counts(NamedTuple):
     """Instructions and system calls of all threads."""
 
