@@ -1,7 +1,7 @@
 """Python programs on an emulated 64-bit ARM processor, with their instructions and system calls counted.
 
 qemu-user runs each program above the unpacked Debian packages of a board, and a plug-in (counting.c) counts. The kernel
-is the host's, and its work is not counted. Only mmdebstrap, which unpacks once, may need rights: root's or a user
+is the host's, and its work is not counted. Only the first run may need rights: mmdebstrap needs root or a user
 namespace.
 """
 
@@ -38,7 +38,7 @@ def why_not() -> str:
 
 
 def describe() -> dict[str, str]:
-    """Return the emulator with its version, and what it emulates."""
+    """Return the version of the emulator, the processor, and the packages of the board."""
     found = shutil.which(PROCESSOR.emulator)
     said = subprocess.run([found, "-version"], capture_output=True, text=True).stdout if found else "not installed"
     return {
