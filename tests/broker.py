@@ -78,6 +78,7 @@ class Broker:
         self.log: list[str] = []
         self._config = folder / "mosquitto.conf"
         config = [f"listener {self.port} 127.0.0.1", "user root", "persistence false", "log_dest stderr"]
+        config.append("max_queued_messages 100000")  # a subscriber on a loaded machine is slow
         config.append(f"allow_anonymous {'false' if passwords else 'true'}")
         if passwords:
             config.append(f"password_file {_password_file(folder, passwords)}")

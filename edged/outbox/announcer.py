@@ -15,7 +15,7 @@ import msgspec
 
 from edged.core import discovery
 from edged.core.description import Description
-from edged.outbox.session import Handler
+from edged.outbox.subscriptions import Handler
 
 
 class StatePublisher(Protocol):

@@ -84,13 +84,6 @@ class Backlog:
         """Number of waiting messages, in memory or on disk, and of messages in flight."""
         return self.waiting + len(self.in_flight) + self.on_disk
 
-    @property
-    def oldest(self) -> float | None:
-        """Creation time of the oldest message in memory."""
-        waiting = (queue.created for queue in self.queues.values())
-        flying = (taken.message.created for taken in self.in_flight.values())
-        return min((created for created in (*waiting, *flying) if created is not None), default=None)
-
     def entries(self) -> list[Entry]:
         """Return all waiting entries in memory, ordered by id."""
         return sorted(entry for queue in self.queues.values() for entry in queue.entries())
@@ -116,6 +109,27 @@ class Backlog:
         while self._make_room() and self._is_overfull(count_disk):
             pass
         return entry if queue.newest is entry else None
+
+    def enter(self, message: Message, now: float) -> Entry | None:
+        """Put a message straight into flight, as `put` and `take` would. Return None, and do nothing, if either would
+        do anything else.
+        """
+        needed = size(message)
+        kept = len(self.in_flight) + len(self.parked) + 1
+        if (
+            not self.connected
+            or self.waiting
+            or kept > self.options.messages
+            or self.bytes + needed > self.options.memory_bytes
+            or any(queue.on_disk for queue in self.queues.values())
+            or _is_expired(message, now, self.options.seconds)
+        ):
+            return None
+        self.queue(message.origin)
+        self._last_id += 1
+        self.bytes += needed
+        self.in_flight[self._last_id] = Taken(message, new=True)
+        return Entry(self._last_id, message)
 
     def resume(self) -> None:
         """Begin a connection: waiting messages are old, messages put from now on are new."""
@@ -275,6 +289,13 @@ def held(backlog: Backlog, origin: str) -> Iterator[Entry]:
         if taken.message.origin == origin:
             yield Entry(entry_id, taken.message)
     yield from backlog.queue(origin).entries()
+
+
+def oldest(backlog: Backlog) -> float | None:
+    """Return the creation time of the oldest message in memory."""
+    waiting = (queue.created for queue in backlog.queues.values())
+    flying = (taken.message.created for taken in backlog.in_flight.values())
+    return min((created for created in (*waiting, *flying) if created is not None), default=None)
 
 
 def _is_expired(message: Message, now: float, limit: int) -> bool:

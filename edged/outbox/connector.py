@@ -7,8 +7,10 @@ from collections.abc import Callable
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from edged.outbox import faults
+from edged.outbox.client import V5, V311
 from edged.outbox.faults import CapabilityError, VersionError
-from edged.outbox.link import V5, V311, Link, Wake
+from edged.outbox.link import Link, Wake
+from edged.outbox.network import Network
 from edged.outbox.options import MqttOptions
 
 
@@ -16,12 +18,20 @@ class Connector:
     """Opens links. After a broker has explicitly refused MQTT 5, the connector uses 3.1.1 only."""
 
     def __init__(
-        self, options: MqttOptions, *, client_id: str, will: str, wake: Wake, clock: Callable[[], float]
+        self,
+        options: MqttOptions,
+        *,
+        client_id: str,
+        will: str,
+        wake: Wake,
+        network: Network,
+        clock: Callable[[], float],
     ) -> None:
         self._options = options
         self._client_id = client_id
         self._will = will
         self._wake = wake
+        self._network = network
         self._clock = clock
         self._versions = {"auto": (V5, V311), "5": (V5,), "3.1.1": (V311,)}[options.protocol]
 
@@ -50,6 +60,7 @@ class Connector:
                     client_id=self._client_id,
                     will=self._will,
                     wake=self._wake,
+                    network=self._network,
                     clock=self._clock,
                     retain=retain,
                     qos=qos,

@@ -87,20 +87,30 @@ class DiskSpool:
         """See Spool."""
         with self._lock:
             policy = self._backlog.policy(message.origin)
-            memory_only = self._keeper.memory_only
-            if policy.drop == "newest":
-                full = self._keeper.is_full and not memory_only
-                if full or self._backlog.depth >= self.options.messages:
-                    self._backlog.count_drop(message.origin, "full")
-                    return
+            if policy.drop == "newest" and self._is_full:
+                self._backlog.count_drop(message.origin, "full")
+                return
             self._rates.count(message.origin)
             self._keeper.wake_if_idle()
-            entry = self._backlog.put(message, self._clock(), count_disk=memory_only)
+            entry = self._backlog.put(message, self._clock(), count_disk=self._keeper.memory_only)
             if policy.durability == "always":
                 if entry is not None:
                     self._keeper.await_commit(entry.id)
             elif not self._backlog.connected and self._clock() >= self._keeper.next_commit:
                 self._keeper.call()
+
+    def enter(self, message: Message) -> Entry | None:
+        """See Spool."""
+        with self._lock:
+            policy = self._backlog.policy(message.origin)
+            dropping = policy.drop == "newest" and self._is_full
+            if dropping or policy.durability == "always" or not self._keeper.has_looked:
+                return None
+            entry = self._backlog.enter(message, self._clock())
+            if entry is not None:
+                self._rates.count(message.origin)
+                self._keeper.wake_if_idle()
+            return entry
 
     def resume(self) -> None:
         """See Spool."""
@@ -191,6 +201,12 @@ class DiskSpool:
     def health(self) -> Health:
         """See Spool."""
         return self._keeper.health
+
+    @property
+    def _is_full(self) -> bool:
+        """True if messages to be kept would displace others."""
+        full = self._keeper.is_full and not self._keeper.memory_only
+        return full or self._backlog.depth >= self.options.messages
 
     def _may_send(self, entry: Entry) -> bool:
         """Return whether a message may be sent. "always" must be on disk first; until the first look older messages may

@@ -40,6 +40,10 @@ class LinkError(EdgedError):
         self.unwelcome = unwelcome
 
 
+class MessageError(EdgedError):
+    """The message cannot be sent over any connection, or not over this one."""
+
+
 class VersionError(LinkError):
     """The broker does not know this version of MQTT.
 

@@ -79,6 +79,7 @@ class Keeper:
         self._thread = Thread(target=self._run, name="spool", daemon=True)
         self._ready: Callable[[], None] | None = None
         self._has_work = True
+        self._is_asleep = False  # until a message is put
         self._is_closing = False
         self._has_failed = False
         self._is_new = False  # a new file was begun, and no turn has succeeded since
@@ -98,8 +99,9 @@ class Keeper:
             self._called.notify()
 
     def wake_if_idle(self) -> None:
-        """Wake the keeper from its sleep without messages. With the lock held, before a message is put."""
-        if self._is_idle:
+        """Wake the keeper from its sleep without messages. With the lock held, as a message is put."""
+        if self._is_asleep:
+            self._is_asleep = False
             self._called.notify()
 
     def await_commit(self, entry_id: int) -> None:
@@ -159,7 +161,9 @@ class Keeper:
         while not closing or (self._is_new and self._clock() >= self.next_commit):
             with self._lock:
                 if not self._is_closing:
-                    self._called.wait_for(lambda: not self._is_idle or self._has_work or self._is_closing)
+                    self._is_asleep = self._is_idle
+                    self._called.wait_for(lambda: not self._is_asleep or self._has_work or self._is_closing)
+                    self._is_asleep = False
                     left = self.next_commit - self._clock()
                     pause = max(0.02, min(left, LOOK_SECONDS)) if left > 0 else LOOK_SECONDS
                     self._called.wait_for(lambda: self._has_work or self._is_closing, pause)

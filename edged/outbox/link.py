@@ -1,44 +1,38 @@
 """A connection to a broker, from its first packet to its last.
 
 A `Link` wraps a paho client made for this connection alone, so that paho's queues and records end with the socket;
-messages to be kept are in the spool. A link belongs to one thread, which runs it with `wait`. Acknowledgements and
-messages are collected meanwhile and taken after `wait` has returned, so that no code of edged runs inside a callback of
-paho. Every failure is raised as LinkError.
+messages to be kept are in the spool. One thread runs a link with `wait`. Acknowledgements and messages are collected
+meanwhile and taken after `wait` has returned, so that no code of edged runs inside a callback of paho. Every failure is
+raised as LinkError.
+
+`wire` guards the client: any thread that holds it may also send, and hear acknowledgements. `wait` holds the wire to
+read and to write, but not as it waits for an event.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import select
 import socket
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Container
+from threading import RLock
+from typing import Any, NamedTuple, cast
 
 from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.topics import OFFLINE
-from edged.outbox import faults, network
+from edged.outbox import faults
+from edged.outbox.client import MAX_PACKET, SUCCESS, V5, Acknowledgement, Client
 from edged.outbox.credentials import read_secret, tls_context
-from edged.outbox.faults import LinkError, VersionError
+from edged.outbox.faults import LinkError, MessageError, VersionError
+from edged.outbox.network import Network, is_own_address
 from edged.outbox.options import MqttOptions
-from edged.outbox.websocket import WebSocket
-
-V5 = MQTTProtocolVersion.MQTTv5
-V311 = MQTTProtocolVersion.MQTTv311
-
-MAX_PACKET = 64 << 10
-"""Largest packet accepted from a broker, in bytes."""
-
-_READ_AHEAD = 4096  # bytes
-_TICK = 1.0  # seconds between looks at the keepalive
-_LAZY = 0.02  # longest wait of an unread acknowledgement, in seconds
-_JSON = b"\x03\x00\x10application/json"  # the property "content type"
+from edged.outbox.packets import Publish, publish
 
 
 class Wake:
@@ -96,11 +90,7 @@ class Wake:
         os.close(self._fd)
 
 
-class Acknowledgement(NamedTuple):
-    """The broker's answer to a message or a subscription."""
-
-    mid: int
-    reason: ReasonCode
+_LONGEST = 3600.0  # seconds without a look at the connection
 
 
 class Received(NamedTuple):
@@ -126,6 +116,7 @@ class Link:
         client_id: str,
         will: str,
         wake: Wake,
+        network: Network,
         clock: Callable[[], float] = time.monotonic,
         retain: bool = True,
         qos: int = 1,
@@ -138,7 +129,8 @@ class Link:
             LinkError: the connection failed.
         """
         self.version = version
-        self._acknowledged: list[Acknowledgement] = []
+        self.wire = RLock()
+        self._unsent: list[bytes] = []
         self._received: list[Received] = []
         self.window = options.in_flight
         self.max_packet = 0
@@ -147,8 +139,8 @@ class Link:
         self.wildcards = True
         self._options = options
         self._wake = wake
+        self._network = network
         self._clock = clock
-        self._next_tick = 0.0
         self._answer: ReasonCode | None = None
         self._end: LinkError | None = None
         self._client = self._make_client(client_id, will)
@@ -160,19 +152,46 @@ class Link:
             self.close()
             raise
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, properties: bytes | None = None) -> int:
-        """Send a message, and return the number of its acknowledgement. `properties` is the result of `pack`.
+    def encode(self, topic: str, payload: bytes, *, qos: int, retain: bool, properties: bytes) -> Publish:
+        """Return a message for `send`. `properties` is the result of `pack`; MQTT 3.1.1 has none.
 
         Raises:
-            ValueError: topic or payload exceed the limits of MQTT.
+            MessageError: the message exceeds the limits of MQTT or of the broker.
         """
-        packed = cast(Properties, _Packed(properties)) if properties and self.version == V5 else None
-        return self._client.publish(topic, payload, qos, retain, packed).mid
+        packet = publish(topic, payload, qos=qos, retain=retain, properties=properties if self.version == V5 else b"")
+        if 0 < self.max_packet < packet.size:
+            reason = f"{len(payload)} bytes are more than the broker takes"
+            raise MessageError(reason, hint="raise the broker's limit")
+        return packet
 
-    def too_large(self, topic: str, payload: bytes, properties: bytes | None) -> bool:
-        """Return True if the broker has announced a lower limit for packets than this message needs."""
-        size = 9 + len(topic.encode()) + len(properties or b"") + len(payload)
-        return 0 < self.max_packet < size
+    def send(self, message: Publish, awaited: Container[int]) -> int:
+        """Send a message with the next `flush`, and return the number of its acknowledgement, none of `awaited`."""
+        mid = self._client.next_mid()
+        while mid in awaited:
+            mid = self._client.next_mid()
+        self._unsent.append(message.packet(mid))
+        if not message.qos:
+            self._client.acknowledged.append(Acknowledgement(mid, SUCCESS))
+        return mid
+
+    def flush(self) -> None:
+        """Write the messages of `send`, as far as the socket takes them; `wait` writes the rest."""
+        if self._unsent:
+            packets = b"".join(self._unsent)
+            self._unsent.clear()
+            if not self._client.send(packets):
+                self._wake.set()
+
+    def hear(self) -> bool:
+        """Read the acknowledgements that have arrived, without waiting. Return False if anything but successes has
+        come, or the connection has ended: `wait` takes this up.
+        """
+        return self._client.hear()
+
+    @property
+    def is_writable(self) -> bool:
+        """True if everything sent so far has been written to the socket."""
+        return not self._client.want_write() and self._client.fault is None
 
     def subscribe(self, topic: str) -> int | None:
         """Subscribe to a topic, and return the number of the acknowledgement."""
@@ -182,9 +201,14 @@ class Link:
         """End a subscription."""
         self._client.unsubscribe(topic)
 
+    @property
+    def acknowledged(self) -> list[Acknowledgement]:
+        """The broker's acknowledgements since the last `take_acknowledged`."""
+        return self._client.acknowledged
+
     def take_acknowledged(self) -> list[Acknowledgement]:
         """Return the broker's acknowledgements since the last call."""
-        taken, self._acknowledged = self._acknowledged, []
+        taken, self._client.acknowledged = self._client.acknowledged, []
         return taken
 
     def take_received(self) -> list[Received]:
@@ -195,33 +219,39 @@ class Link:
     def wait(self, timeout: float, *, lazily: bool = False) -> None:
         """Read and write until an event, or for `timeout` seconds.
 
-        `lazily`: do not wake up for packets of the broker, but read them with the next write, or a few milliseconds
-        later. At a thousand messages a second this saves half of all awakenings.
+        `lazily`: do not wake up for packets of the broker, but read them after `timeout`. At a thousand messages a
+        second this saves half of all awakenings.
 
         Raises:
             LinkError: the connection is lost.
         """
-        sock = self._client.socket()
-        if sock is None:
-            raise self._loss()
-        buffered = self._client.buffered > 0 or (hasattr(sock, "pending") and sock.pending() > 0)
-        writing = self._client.want_write()
-        lazily = lazily and not writing
-        timeout = 0 if buffered or self._acknowledged else min(timeout, _LAZY if lazily else _TICK)
+        with self.wire:
+            sock = self._client.socket()
+            if sock is None:
+                raise self._loss()
+            buffered = self._client.buffered > 0 or (hasattr(sock, "pending") and sock.pending() > 0)
+            writing = self._client.want_write()
+            lazily = lazily and not writing and not self._client.is_amid_packet
+            if buffered or self._client.acknowledged or self._client.fault:
+                timeout = 0
+        timeout = max(0.0, min(timeout, self._client.next_check - time.monotonic(), _LONGEST))
         self._poll.modify(sock, 0 if lazily else select.POLLIN | select.POLLOUT if writing else select.POLLIN)
         ready = dict(self._poll.poll(timeout * 1000))
         if ready.pop(self._wake.fileno(), 0):
             self._wake.clear()
-        events = next(iter(ready.values()), 0)
-        reading = lazily or buffered or bool(events & ~select.POLLOUT)
-        self._drive(reading=reading, writing=bool(events & select.POLLOUT))
-        if self._client.socket() is None:
-            raise self._loss()
+        if self._network.fileno() in ready and self._network.changed():
+            self._check_address()
+        events = ready.get(sock.fileno(), 0)
+        with self.wire:
+            reading = lazily or buffered or bool(events & ~select.POLLOUT)
+            self._drive(reading=reading, writing=bool(events & select.POLLOUT))
+            if self._client.socket() is None or self._client.fault:
+                raise self._loss()
 
-    def check_address(self) -> None:
+    def _check_address(self) -> None:
         """Raise LinkError if this machine has lost the connection's own address."""
-        sock = cast(socket.socket | None, self._client.socket())
-        if sock is not None and not network.is_own_address(sock.getsockname(), sock.family):
+        sock = cast(socket.socket, self._client.socket())
+        if not is_own_address(sock.getsockname(), sock.family):
             raise faults.moved(self._options)
 
     def disconnect(self, timeout: float) -> None:
@@ -240,27 +270,17 @@ class Link:
         collector.
         """
         client = self._client
-        client.on_connect = client.on_disconnect = client.on_publish = None
-        client.on_subscribe = client.on_message = client.on_socket_open = None
+        client.on_connect = client.on_disconnect = client.on_subscribe = None
+        client.on_message = client.on_socket_open = None
         client.fault = self._end = None  # their tracebacks refer to this object
         if (sock := client.socket()) is not None:
             sock.close()
 
-    def _make_client(self, client_id: str, will: str) -> _Client:
-        client = _Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            clean_session=None if self.version == V5 else True,
-            protocol=self.version,
-            reconnect_on_failure=False,
-        )
-        client.options = self._options
-        client.connect_timeout = self._options.connect_timeout
-        client.max_inflight_messages_set(0)  # the session keeps the window
+    def _make_client(self, client_id: str, will: str) -> Client:
+        client = Client(self._options, client_id, self.version)
         client.will_set(will, OFFLINE, qos=self.qos, retain=self.retain)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         client.on_socket_open = self._tune
@@ -287,6 +307,8 @@ class Link:
             raise self._loss()
         self._poll.register(sock, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
+        if (changes := self._network.fileno()) is not None:
+            self._poll.register(changes, select.POLLIN)
 
     def _await_answer(self) -> None:
         options = self._options
@@ -310,22 +332,18 @@ class Link:
             raise faults.lost(error, options) from error
 
     def _drive(self, *, reading: bool, writing: bool) -> None:
-        now = self._clock()
         try:
-            if reading:
+            if reading and not self._client.hear():
                 self._client.loop_read()
             if writing:
                 self._client.loop_write()
-            if now >= self._next_tick:
-                self._next_tick = now + _TICK
+            if time.monotonic() >= self._client.next_check:
                 self._client.loop_misc()
         except Exception as error:  # paho's decoder is not robust against other protocols
             raise faults.not_mqtt(self._options) from error
 
     def _loss(self) -> LinkError:
-        if self._client.fault is not None or self._end is None:
-            return faults.lost(self._client.fault, self._options)
-        return self._end
+        return self._end or faults.lost(self._client.fault, self._options)
 
     def _tune(self, client: Any, data: Any, sock: Any) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise a message waits for the previous answer
@@ -350,115 +368,11 @@ class Link:
         elif reason.getName() == "Protocol error":
             self._end = faults.not_mqtt(self._options)
 
-    def _on_publish(self, client: Any, data: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
-        self._acknowledged.append(Acknowledgement(mid, reason))
-
     def _on_subscribe(self, client: Any, data: Any, mid: int, reasons: list[ReasonCode], properties: Any) -> None:
-        self._acknowledged.extend(Acknowledgement(mid, reason) for reason in reasons)
+        self._client.acknowledged.extend(Acknowledgement(mid, reason) for reason in reasons)
 
     def _on_message(self, client: Any, data: Any, message: mqtt.MQTTMessage) -> None:
         try:
             self._received.append(Received(message.topic, bytes(message.payload), message.retain))
         except UnicodeDecodeError:
             pass  # not UTF-8, so not a topic of a subscription
-
-
-class _Client(mqtt.Client):
-    """paho's client with bounded reads and the reason for a lost connection.
-
-    It is cheaper as well: paho asks the kernel three times for an acknowledgement of five bytes, and builds tables of
-    absent properties, together a third of the cost of a message.
-    """
-
-    options = MqttOptions()
-    fault: OSError | None = None
-    _read_ahead = b""
-    _position = 0
-
-    @property
-    def buffered(self) -> int:
-        """So many bytes have been read from the socket and not been looked at."""
-        return len(self._read_ahead) - self._position
-
-    def _create_socket(self) -> Any:
-        options = self.options
-        sock = network.connect(self.host, self.port, self.connect_timeout)
-        if self._ssl_context is not None:
-            name = options.server_name or options.host
-            sock = self._ssl_context.wrap_socket(sock, server_hostname=name)
-        return WebSocket(sock, options) if options.transport == "websockets" else sock
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        try:
-            if bufsize > MAX_PACKET:
-                raise ConnectionError(f"the broker announced a packet of {bufsize} bytes")
-            if not self.buffered:
-                self._read_ahead, self._position = super()._sock_recv(_READ_AHEAD), 0
-            taken = self._read_ahead[self._position : self._position + bufsize]
-            self._position += len(taken)
-            return taken
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self.fault = error
-            raise
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        try:
-            return super()._sock_send(buf)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self.fault = error
-            raise
-
-    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
-        packet = self._in_packet["packet"]
-        mid = int.from_bytes(packet[:2], "big")
-        if cmd == "PUBACK" and len(packet) == 3 and self._protocol == V5 and mid in self._out_messages:
-            return self._do_on_publish(mid, _reason(packet[2]), _NONE)
-        return super()._handle_pubackcomp(cmd)
-
-
-@functools.cache
-def _reason(value: int) -> ReasonCode:
-    return ReasonCode(PacketTypes.PUBACK, identifier=value)
-
-
-_NONE = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
-
-
-class _Packed:
-    """Packed properties in place of paho's own, which take twenty times as long to pack."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-
-    def pack(self) -> bytes:
-        return self._packed
-
-
-def pack(expiry: int, user: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the MQTT 5 properties of a JSON message: content type, expiry in seconds unless 0, and user properties."""
-    parts = [_JSON]
-    if expiry:
-        parts.append(b"\x02" + expiry.to_bytes(4, "big"))
-    for name, value in user:
-        parts.append(b"\x26" + _string(name) + _string(value))
-    body = b"".join(parts)
-    return _length(len(body)) + body
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return len(data).to_bytes(2, "big") + data
-
-
-def _length(value: int) -> bytes:
-    """Return a variable byte integer."""
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -41,6 +41,11 @@ class LinkHealth:
             self._recover()
 
     @property
+    def until(self) -> float:
+        """Time at which a degradation ends; infinite without one."""
+        return self._degraded_until
+
+    @property
     def _is_degraded(self) -> bool:
         return self._degraded_until < math.inf
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edged.outbox import faults
 from edged.outbox.link import Link
-from edged.outbox.network import Network, reachable
+from edged.outbox.network import reachable
 from edged.outbox.options import MqttOptions
 
 PROBE_SECONDS = 0.5
@@ -19,15 +19,14 @@ DOUBT_SECONDS = 1.5
 class LinkWatch:
     """Probes the peer of a link, at most every PROBE_SECONDS."""
 
-    def __init__(self, network: Network, options: MqttOptions, clock: Callable[[], float]) -> None:
-        self._network = network
+    def __init__(self, options: MqttOptions, clock: Callable[[], float]) -> None:
         self._options = options
         self._clock = clock
         self._next = 0.0
         self._out_of_reach = False
 
     def check(self, link: Link, unanswered: float) -> None:
-        """Raise LinkError if the board has lost the link's address, or the peer was out of reach and is back.
+        """Raise LinkError if the peer was out of reach and is back.
 
         A connection may survive an interruption, but resumes late: the kernel's pauses between repetitions grow and
         grow. `unanswered` is the time in seconds for which an acknowledgement has been owed.
@@ -36,8 +35,6 @@ class LinkWatch:
         if now < self._next:
             return
         self._next = now + PROBE_SECONDS
-        if self._network.changed():
-            link.check_address()
         if unanswered < DOUBT_SECONDS:
             self._out_of_reach = False
         elif not reachable(link.peer, PROBE_SECONDS):

@@ -20,16 +20,18 @@ from edged.core.health import Status
 from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.core.types import Message
+from edged.outbox.client import V5
 from edged.outbox.connector import Connector
 from edged.outbox.faults import LinkError
-from edged.outbox.link import V5, Link, Wake
+from edged.outbox.link import Link, Wake
 from edged.outbox.link_watch import PROBE_SECONDS, LinkWatch
 from edged.outbox.network import Network, reachable
 from edged.outbox.options import MqttOptions
 from edged.outbox.retry import FIRST_RETRY, RetrySchedule, backoff
-from edged.outbox.session import DeliveryCounts, Handler, Session
+from edged.outbox.session import DeliveryCounts, Session
 from edged.outbox.spool import Spool
 from edged.outbox.states import RetainedStates
+from edged.outbox.subscriptions import Handler
 
 log = logging.getLogger("edged.outbox")
 
@@ -85,10 +87,15 @@ class Publisher:
         self._counts = DeliveryCounts()
         self._wake = Wake()
         self._network = Network()
-        self._watch = LinkWatch(self._network, options, clock)
+        self._watch = LinkWatch(options, clock)
         client_id = options.client_id or "-".join(filter(None, ("edged", topics.device, client)))
         self._connector = Connector(
-            options, client_id=client_id, will=topics.availability, wake=self._wake, clock=clock
+            options,
+            client_id=client_id,
+            will=topics.availability,
+            wake=self._wake,
+            network=self._network,
+            clock=clock,
         )
         self._address: Any = (options.host, options.real_port)
         self._opened = False
@@ -158,7 +165,10 @@ class Publisher:
         type.
         """
         _check(message)
-        if self._options.host:
+        if not self._options.host:
+            return
+        session = self._session
+        if session is None or not session.send_directly(message):
             self.spool.put(message)
             self._wake.nudge()
 
@@ -256,7 +266,7 @@ class Publisher:
         )
         try:
             while not (self._stopping and session.finished) and (left := self._stop_at - self._clock()) > 0:
-                session.turn(min(left, PROBE_SECONDS if session.unanswered else 1.0))
+                session.turn(left)
                 self._watch.check(link, session.unanswered)
             session.end(STOP_SECONDS)
         except LinkError as error:

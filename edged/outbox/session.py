@@ -4,6 +4,11 @@ At most a window of messages awaits acknowledgement, so that little must be sent
 message acknowledged with success leaves the spool, a refused message is parked, and every other message is sent again
 on the next connection: a subscriber may receive a message twice, with the same id. The payload is completed on sending:
 the mark of a replay, and the time of creation by a synchronised clock.
+
+The publisher's thread runs the conversation. A message with nothing before it is sent by the thread that made it, with
+`send_directly`: this spares two threads a hand-off. Whoever sends or settles holds the link's wire; within the wire the
+lock of the spool may be taken, never the other way round. The publisher's thread meanwhile sleeps, and reads
+acknowledgements only if the sending threads have not.
 """
 
 from __future__ import annotations
@@ -14,21 +19,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paho.mqtt.client import topic_matches_sub
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.health import Status
 from edged.core.record import WallClock, corrected
 from edged.core.topics import ONLINE, STOPPED, Topics
+from edged.core.types import Message
 from edged.outbox import faults
-from edged.outbox.faults import LinkError
-from edged.outbox.link import Link, Wake, pack
-from edged.outbox.link_health import LinkHealth, is_filter, limitation
+from edged.outbox.faults import LinkError, MessageError
+from edged.outbox.link import Link, Wake
+from edged.outbox.link_health import LinkHealth, limitation
+from edged.outbox.link_watch import PROBE_SECONDS
 from edged.outbox.options import MqttOptions
 from edged.outbox.origin_queue import Entry
+from edged.outbox.packets import NO_PROPERTIES, Publish, pack
 from edged.outbox.replay_limit import BURST_SECONDS, ReplayLimit
 from edged.outbox.spool import Spool
 from edged.outbox.states import RetainedStates
+from edged.outbox.subscriptions import Handler, Subscriptions
 
 log = logging.getLogger("edged.outbox")
 
@@ -37,8 +45,11 @@ MAX_STRIKES = 5
 parked.
 """
 
-Handler = Callable[[str, bytes, bool], None]
-"""Called with (topic, payload, retained) on the publisher's thread; must not block."""
+_RATE_SECONDS = 1.0
+"""Time over which rates are measured, and longest sleep while messages are sent."""
+
+_LAZY = 0.02  # longest wait of an unread acknowledgement, in seconds
+_LAZY_BESIDE_SENDERS = 0.25  # the same while threads send directly, and read acknowledgements before
 
 
 @dataclass
@@ -70,7 +81,10 @@ class InFlight(NamedTuple):
 
 
 class Session:
-    """A conversation with the broker over a link. Used by the publisher's thread alone."""
+    """A conversation with the broker over a link.
+
+    Any thread may call `send_directly`; all else is the publisher's thread's.
+    """
 
     def __init__(
         self,
@@ -91,19 +105,19 @@ class Session:
         self._link = link
         self._options = options
         self._availability = topics.availability
-        self._own_state = topics.state
         self._spool = spool
         self._states = states
-        self._handlers = handlers
+        self._subscriptions = Subscriptions(link, handlers, quiet=(topics.state, topics.availability))
         self._counts = counts
         self._wake = wake
         self._clock = clock
         self._wall = wall
         self._in_flight: dict[int, InFlight] = {}
-        self._subscribing: dict[int, str] = {}
-        self._subscribed: set[str] = set()
         self._missing = states.restart()  # states to be acknowledged before "online"
         self._online = False
+        self._is_over = False
+        self._is_resting = False  # the publisher's thread sleeps, and does not watch for acknowledgements
+        self._sent_directly = (-math.inf, -math.inf)  # times of the last two messages
         self._replays = ReplayLimit(spool.options.replay_rate, clock())
         self._sampled = (clock(), counts.sent, spool.depth)
         spool.resume()
@@ -116,16 +130,52 @@ class Session:
             LinkError: the connection is over.
         """
         self._wake.arm()
-        self._subscribe()
-        self._send()
-        if self._room <= 0:
-            self._wake.disarm()
-        if self._spool.options.replay_rate and self._spool.depth:
-            timeout = min(timeout, BURST_SECONDS)
-        self._link.wait(timeout, lazily=self._online and 0 < len(self._in_flight) <= self._link.window // 2)
-        self._handle_acknowledgements()
-        self._handle_received()
-        self._handle_time()
+        with self._link.wire:
+            self._subscriptions.update()
+            self._send()
+            if self._room <= 0:
+                self._wake.disarm()
+            lazy = self._laziness
+            pause = min(timeout, self._pause, lazy or math.inf)
+            self._is_resting = pause > _RATE_SECONDS
+        self._link.wait(pause, lazily=lazy > 0)
+        with self._link.wire:
+            self._is_resting = False
+            self._handle_acknowledgements()
+        self._subscriptions.deliver()
+        with self._link.wire:
+            self._handle_time()
+
+    def send_directly(self, message: Message) -> bool:
+        """Send a message at once, on the calling thread, if no other message or state is to be sent before it and the
+        connection is free. Return False, and do nothing, otherwise: the message must be put into the spool.
+        """
+        wire = self._link.wire
+        if not wire.acquire(blocking=False):
+            return False
+        try:
+            if self._is_over or not self._online or not message.qos or not self._link.qos:
+                return False
+            if self._in_flight and not self._hear():
+                self._wake.set()
+                return False
+            if self._missing or self._states.changed or self._counts.strikes or self._room <= 0:
+                return False
+            try:
+                packet = _encode(message, self._link, self._wall, self._clock(), replayed=False)
+            except MessageError:
+                return False  # to be parked by the publisher's thread, as it changes the health
+            if (entry := self._spool.enter(message)) is None:
+                return False
+            self._send_entry(entry, packet)
+            self._link.flush()
+            self._sent_directly = (self._sent_directly[1], self._clock())
+            if self._is_resting:
+                self._is_resting = False
+                self._wake.set()
+            return True
+        finally:
+            wire.release()
 
     @property
     def finished(self) -> bool:
@@ -135,14 +185,18 @@ class Session:
     @property
     def unanswered(self) -> float:
         """Seconds since the oldest unacknowledged message was sent."""
-        oldest = next(iter(self._in_flight.values()), None)
+        with self._link.wire:
+            oldest = next(iter(self._in_flight.values()), None)
         return 0.0 if oldest is None else self._clock() - oldest.since
 
     def end(self, seconds: float) -> None:
         """Publish "stopped", wait at most so long for the acknowledgement, and disconnect."""
         deadline = self._clock() + seconds
         try:
-            last = self._publish(self._availability, STOPPED)
+            with self._link.wire:
+                self._is_over = True
+                last = self._publish(self._availability, STOPPED)
+                self._link.flush()
             while last in self._in_flight and self._clock() < deadline:
                 self._link.wait(deadline - self._clock())
                 self._handle_acknowledgements()
@@ -152,11 +206,13 @@ class Session:
 
     def abandon(self, error: LinkError) -> None:
         """Release the messages in flight after a lost connection; park a message with too many strikes."""
-        first = next((each.entry for each in self._in_flight.values() if each.entry), 0)
-        if first and error.dropped:
-            self._strike(first, error)
-        self._spool.release()
-        self._link.close()
+        with self._link.wire:
+            self._is_over = True
+            first = next((each.entry for each in self._in_flight.values() if each.entry), 0)
+            if first and error.dropped:
+                self._strike(first, error)
+            self._spool.release()
+            self._link.close()
 
     def repeat_states(self, seconds: float) -> None:
         """Publish all states again in so many seconds, and then "online"."""
@@ -170,20 +226,44 @@ class Session:
             self._park(entry, f"after each attempt to send this message: {error.message}", error.hint)
             counts.strikes = 0
 
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _laziness(self) -> float:
+        """Seconds for which acknowledgements may go unread; 0 if they are awaited.
+
+        Threads that send directly read them first. Beyond half of a window nobody may be lazy: a broker slow to
+        acknowledge would hold up all messages.
+        """
+        if not self._online or len(self._in_flight) > self._link.window // 2:
+            return 0.0
+        if self._clock() - self._sent_directly[0] < _LAZY_BESIDE_SENDERS:
+            return _LAZY_BESIDE_SENDERS
+        return _LAZY if self._in_flight else 0.0
+
+    @property
+    def _pause(self) -> float:
+        """Seconds until something is to be done even if nothing happens."""
+        depth = self._spool.depth
+        if depth and self._spool.options.replay_rate:
+            return BURST_SECONDS
+        if self._in_flight:
+            return PROBE_SECONDS
+        if depth:
+            return _RATE_SECONDS
+        then, *before = self._sampled
+        changing = self._counts.rate or self._counts.shrinking or before != [self._counts.sent, depth]
+        due = min(self._repeat_at, self.health.until, then + _RATE_SECONDS if changing else math.inf)
+        return max(0.0, due - self._clock())
+
     # -- sending -----------------------------------------------------------------------------------------------------
 
     @property
     def _room(self) -> int:
+        if not self._link.is_writable:
+            return 0
         window = 1 if self._counts.strikes else self._link.window  # sent one at a time, the culprit shows
         return window - len(self._in_flight)
-
-    def _subscribe(self) -> None:
-        wanted = {topic for topic in list(self._handlers) if self._link.wildcards or not is_filter(topic)}
-        for topic in self._subscribed - wanted:
-            self._link.unsubscribe(topic)
-        for topic in wanted - self._subscribed:
-            self._subscribing[self._link.subscribe(topic) or 0] = topic
-        self._subscribed = wanted
 
     def _send(self) -> None:
         for topic, payload in self._states.take(self._room):
@@ -195,43 +275,48 @@ class Session:
             for entry in self._spool.take(room, self._replays.allowed(self._clock())):
                 self._replays.spend(entry.replayed)
                 self._publish_entry(entry)
+        self._link.flush()
 
     def _publish_state(self, topic: str, payload: bytes) -> None:
-        if self._link.too_large(topic, payload, None):
-            reason = f"the state at {topic} has {len(payload)} bytes, more than the broker takes"
-            self._refuse_state(topic, reason, "raise the broker's limit")
-        else:
+        try:
             self._publish(topic, payload)
+        except MessageError as error:
+            self._refuse_state(topic, f"the state at {topic} cannot be sent: {error.message}", error.hint)
 
     def _publish(self, topic: str, payload: bytes) -> int:
-        mid = self._link.publish(topic, payload, qos=self._link.qos, retain=self._link.retain)
+        link = self._link
+        packet = link.encode(topic, payload, qos=link.qos, retain=link.retain, properties=NO_PROPERTIES)
+        mid = link.send(packet, self._in_flight)
         self._in_flight[mid] = InFlight(topic, payload, 0, self._clock())
         return mid
 
     def _publish_entry(self, entry: Entry) -> None:
-        message = entry.message
-        now = self._clock()
-        left = max(1, math.ceil(message.created + message.expiry - now)) if message.expiry else 0
-        payload = message.payload
-        if self._wall is not None and not message.estimated:
-            payload = corrected(payload, message.created, self._wall)
-        if entry.replayed:
-            payload = _replayed(payload)
-        properties = pack(left, (*message.properties, REPLAYED) if entry.replayed else message.properties)
-        if self._link.too_large(message.topic, payload, properties):
-            reason = f"{len(payload)} bytes are more than the broker takes"
-            self._park(entry.id, reason, "raise the broker's limit")
-            return
         try:
-            qos = min(message.qos, self._link.qos)
-            mid = self._link.publish(message.topic, payload, qos=qos, retain=False, properties=properties)
-        except ValueError as error:
-            self._park(entry.id, str(error), "report this to the sink's author")
+            packet = _encode(entry.message, self._link, self._wall, self._clock(), replayed=entry.replayed)
+        except MessageError as error:
+            self._park(entry.id, error.message, error.hint)
             return
+        self._send_entry(entry, packet)
+
+    def _send_entry(self, entry: Entry, packet: Publish) -> None:
+        mid = self._link.send(packet, self._in_flight)
         self._counts.replayed += entry.replayed
-        self._in_flight[mid] = InFlight(message.topic, b"", entry.id, now)
+        self._in_flight[mid] = InFlight(entry.message.topic, b"", entry.id, self._clock())
 
     # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def _hear(self) -> bool:
+        """Settle the messages acknowledged by now. Return False if the broker has sent anything else, which the
+        publisher's thread must handle.
+        """
+        if not self._link.hear():
+            return False
+        acknowledged = self._link.acknowledged
+        if any(mid not in self._in_flight or not self._in_flight[mid].entry for mid, _ in acknowledged):
+            return False
+        self._handle_acknowledgements()
+        self._wake.arm()  # there is room again, of which the publisher's thread does not know
+        return True
 
     def _handle_acknowledgements(self) -> None:
         accepted: list[int] = []
@@ -239,7 +324,9 @@ class Session:
         for mid, reason in self._link.take_acknowledged():
             answered = self._in_flight.pop(mid, None)
             if answered is None:
-                self._check_subscription(mid, reason)
+                if topic := self._subscriptions.refused(mid, reason):
+                    message = f"the broker refuses the subscription to {topic}: {reason}"
+                    self.health.degrade(message, faults.remedy(reason))
             elif reason.value == faults.QUOTA_EXCEEDED:
                 self._in_flight[mid] = answered  # to be accepted later
                 quota = faults.over_quota(reason, self._options)
@@ -285,21 +372,6 @@ class Session:
         self._counts.refused += 1
         self.health.degrade(reason, hint)
 
-    def _check_subscription(self, mid: int, reason: ReasonCode) -> None:
-        topic = self._subscribing.pop(mid, None)
-        own = (self._own_state, self._availability)  # used only to detect a second board of the same name
-        if topic not in (None, *own) and reason.is_failure:
-            self.health.degrade(f"the broker refuses the subscription to {topic}: {reason}", faults.remedy(reason))
-
-    def _handle_received(self) -> None:
-        for topic, payload, retained in self._link.take_received():
-            for pattern, handler in list(self._handlers.items()):
-                if topic_matches_sub(pattern, topic):
-                    try:
-                        handler(topic, payload, retained)
-                    except Exception:  # a bug in a handler must not end the connection
-                        log.exception("the handler of %s failed", pattern)
-
     def _handle_time(self) -> None:
         now = self._clock()
         if now >= self._repeat_at:
@@ -308,13 +380,25 @@ class Session:
             self._online = False
         self.health.check_time()
         then, sent, depth = self._sampled
-        if now - then >= 1.0:
+        if now - then >= _RATE_SECONDS:
             self._sampled = (now, self._counts.sent, self._spool.depth)
             self._counts.rate = (self._counts.sent - sent) / (now - then)
             self._counts.shrinking = (depth - self._spool.depth) / (now - then)
         limit = 2 * self._options.keepalive
         if self.unanswered > limit:
             raise faults.stalled(limit, self._options)
+
+
+def _encode(message: Message, link: Link, wall: WallClock | None, now: float, *, replayed: bool) -> Publish:
+    """Return the packet of a message sent now. Raises MessageError."""
+    expiry = max(1, math.ceil(message.created + message.expiry - now)) if message.expiry else 0
+    payload = message.payload
+    if wall is not None and not message.estimated:
+        payload = corrected(payload, message.created, wall)
+    if replayed:
+        payload = _replayed(payload)
+    properties = pack(expiry, (*message.properties, REPLAYED) if replayed else message.properties)
+    return link.encode(message.topic, payload, qos=min(message.qos, link.qos), retain=False, properties=properties)
 
 
 REPLAYED = ("replayed", "1")

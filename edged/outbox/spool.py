@@ -3,7 +3,8 @@
 A message is waiting, in flight, parked, or gone:
 
     put -> waiting -> take -> in flight -> ack -> gone
-              ^  ^                |
+              ^  ^              ^ |
+              |  |     enter ---+ |
               |  +---- release ---+------> park -> parked -> drop -> gone
               +------------------------- retry ------+
 
@@ -14,7 +15,7 @@ old message is `replayed` if perhaps sent before, or after waiting for more than
 during the set-up of a connection still counts as news.
 
 All storage is bounded: a message beyond the bounds is dropped by a rule, and counted by origin and reason. Many threads
-put; one thread takes, acknowledges, releases and parks.
+put; one thread at a time enters, takes, acknowledges, releases and parks.
 
 `MemorySpool` keeps messages in memory only; `DiskSpool` (disk_spool.py) also writes them to disk.
 """
@@ -30,7 +31,7 @@ import msgspec
 
 from edged.core.health import Health
 from edged.core.types import Message
-from edged.outbox.backlog import Backlog, Counts, Parked, total
+from edged.outbox.backlog import Backlog, Counts, Parked, oldest, total
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.origin_queue import Entry
 
@@ -102,6 +103,11 @@ class Spool(Protocol):
         """Queue a message; from any thread. Never raises.
 
         Waits only for the disk, for a few seconds at most, and only if the message's policy is "always".
+        """
+
+    def enter(self, message: Message) -> Entry | None:
+        """Put a message straight into flight, from any thread; None, and nothing done, unless `put` and `take` would
+        give just this message, at once.
         """
 
     def resume(self) -> None:
@@ -183,6 +189,11 @@ class MemorySpool:
         with self._lock:
             self._backlog.put(message, self._clock())
 
+    def enter(self, message: Message) -> Entry | None:
+        """See Spool."""
+        with self._lock:
+            return self._backlog.enter(message, self._clock())
+
     def resume(self) -> None:
         """See Spool."""
         with self._lock:
@@ -252,13 +263,13 @@ class MemorySpool:
 
 def spool_stats(backlog: Backlog, now: float, disk: DiskStats | None = None) -> SpoolStats:
     """Return the counts of a backlog."""
-    oldest = backlog.oldest
+    since = oldest(backlog)
     return SpoolStats(
         depth=backlog.depth,
         in_flight=len(backlog.in_flight),
         on_disk=backlog.on_disk,
         bytes=backlog.bytes,
-        oldest=None if oldest is None else max(0.0, now - oldest),
+        oldest=None if since is None else max(0.0, now - since),
         dropped=total(backlog.drops),
         parked=total(backlog.parks),
         drops={origin: dict(counts) for origin, counts in backlog.drops.items()},

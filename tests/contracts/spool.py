@@ -58,6 +58,27 @@ class SpoolContract:
 
         assert spool.take(1)[0].message == put
 
+    def test_with_nothing_before_it_a_message_enters_flight_at_once_like_one_that_is_put_and_taken(
+        self, spool: Spool
+    ) -> None:
+        assert spool.enter(message(1, created=self.now)) is None  # no connection
+        spool.resume()
+        entry = spool.enter(message(1, created=self.now))
+        assert entry is not None
+        assert (entry.message.seq, entry.replayed) == (1, False)
+        assert (spool.stats.depth, spool.stats.in_flight) == (1, 1)
+        spool.put(message(2, created=self.now))
+        assert spool.enter(message(3, created=self.now)) is None  # 2 waits
+        assert spool.stats.depth == 2
+        spool.release()
+        spool.resume()
+        taken = spool.take(2)
+        assert replayed(taken) == [(1, True), (2, False)]
+        assert taken[0].id == entry.id
+        spool.ack(each.id for each in taken)
+        assert spool.depth == 0
+        assert spool.stats.bytes == 0
+
     def test_what_is_acknowledged_is_gone(self, spool: Spool) -> None:
         for seq in range(3):
             spool.put(message(seq))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from threading import Event, RLock, Thread
 from typing import Any, cast
 
 import pytest
@@ -11,14 +13,19 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edged.core.health import Status
 from edged.core.record import WallClock
 from edged.core.topics import Topics
-from edged.outbox.faults import LinkError
-from edged.outbox.link import Acknowledgement, Link, Received, Wake
+from edged.core.types import Message
+from edged.outbox.client import Acknowledgement
+from edged.outbox.faults import LinkError, MessageError
+from edged.outbox.link import Link, Received, Wake
 from edged.outbox.link_health import REFUSAL_SECONDS
 from edged.outbox.options import MqttOptions, SpoolOptions
-from edged.outbox.session import MAX_STRIKES, DeliveryCounts, Handler, Session
+from edged.outbox.packets import Publish
+from edged.outbox.session import MAX_STRIKES, DeliveryCounts, Session
 from edged.outbox.spool import MemorySpool
 from edged.outbox.states import RetainedStates
+from edged.outbox.subscriptions import Handler
 from tests.contracts.spool import message
+from tests.patience import PATIENCE
 
 TOPICS = Topics("edged", "board")
 ONLINE = TOPICS.availability
@@ -39,25 +46,42 @@ class FakeLink:
         self.topics: list[str] = []
         self.payloads: list[bytes] = []
         self.closed = False
-        self._pending: list[Acknowledgement] = []
+        self.acknowledged: list[Acknowledgement] = []
+        self.unheard: list[Acknowledgement] = []
+        self.surprised = False
+        self.waits: list[tuple[float, bool]] = []
+        self.wire = RLock()
+        self.is_writable = True
 
-    def publish(self, topic: str, payload: bytes, **_: Any) -> int:
-        self.topics.append(topic)
-        self.payloads.append(payload)
+    def encode(self, topic: str, payload: bytes, **_: Any) -> Publish:
+        if len(payload) > 1000:
+            raise MessageError(f"{len(payload)} bytes are more than the broker takes")
+        return Publish(topic.encode(), b"", payload, 1)
+
+    def send(self, packet: Publish, awaited: Container[int]) -> int:
+        self.topics.append(packet.head.decode())
+        self.payloads.append(packet.payload)
         answer = self.answers.pop(0) if self.answers else "Success"
         if not self.silent:
-            self._pending.append(Acknowledgement(len(self.topics), ReasonCode(PacketTypes.PUBACK, answer)))
+            self.acknowledged.append(Acknowledgement(len(self.topics), ReasonCode(PacketTypes.PUBACK, answer)))
         return len(self.topics)
 
-    def too_large(self, topic: str, payload: bytes, properties: bytes | None) -> bool:
-        return len(payload) > 1000
+    def flush(self) -> None:
+        pass
+
+    def hear(self) -> bool:
+        """Read all that was kept `unheard`."""
+        self.acknowledged += self.unheard
+        self.unheard.clear()
+        return not self.surprised
 
     def wait(self, timeout: float, *, lazily: bool = False) -> None:
+        self.waits.append((timeout, lazily))
         if self.poison in self.topics:
             raise LinkError("the broker hung up", dropped=True)
 
     def take_acknowledged(self) -> list[Acknowledgement]:
-        taken, self._pending = self._pending, []
+        taken, self.acknowledged = self.acknowledged, []
         return taken
 
     def take_received(self) -> list[Received]:
@@ -298,3 +322,219 @@ def test_what_was_made_before_a_time_that_is_lost_again_leaves_with_the_right_ti
     session.turn(0)
 
     assert link.payloads[1:] == [b'{"time":1041.0,"synchronised":true,"latency":1.0}', payload]
+
+
+def online(rig: Rig, link: FakeLink, wall: WallClock | None = None) -> Session:
+    """Return a session online and finished."""
+    session = rig.session(link, wall)
+    session.turn(0)
+    assert session.finished
+    link.topics.clear()
+    link.payloads.clear()
+    return session
+
+
+def fresh(rig: Rig, seq: int, **fields: Any) -> Message:
+    return message(seq, **{"created": rig.now, "topic": f"result/{seq}", **fields})
+
+
+def test_a_message_with_nothing_before_it_is_sent_directly_and_counts_like_any_other(rig: Rig) -> None:
+    link = FakeLink()
+    session = online(rig, link)
+    assert session.send_directly(fresh(rig, 1))
+    assert link.topics == ["result/1"]
+    assert rig.spool.stats.in_flight == 1
+    session.turn(0)
+
+    assert (rig.counts.sent, rig.counts.last_sent) == (1, rig.now)
+    assert session.finished
+
+
+def test_before_online_no_message_is_sent_directly(rig: Rig) -> None:
+    rig.states.put("a", b"1")
+    link = FakeLink()
+    assert not rig.session(link).send_directly(fresh(rig, 1))
+    assert link.topics == []
+
+
+def test_a_changed_state_goes_before_a_message(rig: Rig) -> None:
+    link = FakeLink()
+    session = online(rig, link)
+    rig.states.put("a", b"1")
+    assert not session.send_directly(fresh(rig, 1))
+    session.turn(0)
+    assert session.send_directly(fresh(rig, 2))
+    assert link.topics == ["a", "result/2"]
+
+
+def test_a_waiting_message_goes_first(rig: Rig) -> None:
+    link = FakeLink()
+    session = online(rig, link)
+    rig.spool.put(fresh(rig, 1))
+    assert not session.send_directly(fresh(rig, 2))
+    assert link.topics == []
+
+
+def test_acknowledgements_are_heard_before_the_window_is_judged_to_be_full(rig: Rig) -> None:
+    link = FakeLink(window=3)
+    session = online(rig, link)
+    answers = []
+    for seq in range(3):
+        assert session.send_directly(fresh(rig, seq))
+        answers += link.take_acknowledged()
+    assert not session.send_directly(fresh(rig, 3))
+    link.unheard = answers
+    assert session.send_directly(fresh(rig, 3))
+    assert rig.counts.sent == 3
+
+
+def test_anything_but_success_is_left_to_the_publishers_thread(rig: Rig) -> None:
+    link = FakeLink()
+    session = online(rig, link)
+    assert session.send_directly(fresh(rig, 1))
+    link.surprised = True
+    assert not session.send_directly(fresh(rig, 2))
+    assert link.topics == ["result/1"]
+
+
+def test_the_acknowledgement_of_a_state_is_left_to_the_publishers_thread(rig: Rig) -> None:
+    link = FakeLink(silent=True)
+    session = rig.session(link)
+    session.turn(0)
+    link.unheard = [Acknowledgement(1, ReasonCode(PacketTypes.PUBACK, "Success"))]
+    assert not session.send_directly(fresh(rig, 1))
+    assert rig.status.health.state == "starting"
+    session.turn(0)
+    assert rig.status.health.state == "running"
+    assert session.send_directly(fresh(rig, 1))
+
+
+def test_while_something_is_half_written_no_message_is_sent_directly(rig: Rig) -> None:
+    link = FakeLink()
+    session = online(rig, link)
+    link.is_writable = False
+    assert not session.send_directly(fresh(rig, 1))
+    assert rig.spool.depth == 0
+
+
+def test_while_another_thread_has_the_wire_no_message_is_sent_directly(rig: Rig) -> None:
+    session = online(rig, link := FakeLink())
+    has_wire, may_go = Event(), Event()
+
+    def work() -> None:
+        with link.wire:
+            has_wire.set()
+            may_go.wait(PATIENCE)
+
+    thread = Thread(target=work)
+    thread.start()
+    has_wire.wait(PATIENCE)
+    assert not session.send_directly(fresh(rig, 1))
+    may_go.set()
+    thread.join(PATIENCE)
+    assert session.send_directly(fresh(rig, 1))
+
+
+def test_a_message_sent_directly_is_completed_like_any_other(rig: Rig) -> None:
+    wall = Wall()
+    link = FakeLink()
+    session = online(rig, link, wall)
+    payload = b'{"time":41.0,"synchronised":false,"latency":1.0}'
+    wall.synchronised = True
+    assert session.send_directly(fresh(rig, 1, payload=payload, created=42.0, expiry=100))
+    assert link.payloads == [b'{"time":1041.0,"synchronised":true,"latency":1.0}']
+
+
+def test_an_expired_message_is_not_sent_directly(rig: Rig) -> None:
+    session = online(rig, FakeLink())
+    assert not session.send_directly(fresh(rig, 1, expiry=1, created=rig.now - 2))
+
+
+@pytest.mark.parametrize("fields", [{"payload": b"x" * 1001}, {"qos": 0}])
+def test_a_message_too_large_or_of_qos_0_is_not_sent_directly(rig: Rig, fields: dict[str, Any]) -> None:
+    session = online(rig, link := FakeLink())
+    assert not session.send_directly(fresh(rig, 1, **fields))
+    assert (link.topics, rig.spool.depth) == ([], 0)
+
+
+def test_a_suspect_is_not_looked_for_directly(rig: Rig) -> None:
+    session = online(rig, FakeLink())
+    rig.counts.strikes = 1
+    assert not session.send_directly(fresh(rig, 1))
+
+
+def test_after_the_end_of_the_connection_nothing_is_sent_directly(rig: Rig) -> None:
+    session = online(rig, link := FakeLink())
+    assert session.send_directly(fresh(rig, 1))
+    session.abandon(LinkError("lost"))
+    assert not session.send_directly(fresh(rig, 2))
+    assert link.topics == ["result/1"]
+    assert (rig.spool.depth, rig.spool.stats.in_flight) == (1, 0)
+
+
+def test_the_time_of_a_flight_is_the_time_of_sending(rig: Rig) -> None:
+    session = online(rig, link := FakeLink())
+    link.silent = True
+    rig.now += 1000.0
+    assert session.send_directly(fresh(rig, 1, created=rig.now - 500.0))
+    assert session.unanswered == 0.0
+    rig.now += 30.0
+    assert session.unanswered == 30.0
+    session.turn(0)
+
+
+@pytest.mark.parametrize(
+    ("ages", "pause", "lazily"),
+    [
+        ((), 3600.0, False),
+        ((0.2,), 0.02, True),
+        ((0.3, 0.2), 0.02, True),
+        ((0.2, 0.1), 0.25, True),
+    ],
+)
+def test_the_publishers_thread_sleeps_while_others_send(
+    rig: Rig, ages: tuple[float, ...], pause: float, lazily: bool
+) -> None:
+    session = online(rig, link := FakeLink())
+    rig.now += 10.0
+    session.turn(0)
+    rig.now += 10.0
+    session.turn(0)
+    began = rig.now
+    for age in ages:
+        rig.now = began + 1.0 - age
+        assert session.send_directly(fresh(rig, 1))
+        link.unheard, link.acknowledged = link.acknowledged, []
+    rig.now = began + 1.0
+    session.turn(3600.0)
+
+    assert link.waits[-1] == (pause, lazily)
+
+
+def test_beyond_half_of_a_window_the_publishers_thread_awaits_acknowledgements(rig: Rig) -> None:
+    session = online(rig, link := FakeLink(window=4))
+    link.silent = True
+    for seq in range(2):
+        assert session.send_directly(fresh(rig, seq))
+    session.turn(3600.0)
+    assert link.waits[-1] == (0.25, True)
+    assert session.send_directly(fresh(rig, 2))
+    session.turn(3600.0)
+    assert link.waits[-1] == (0.5, False)
+
+
+def test_a_sleep_ends_in_time_for_rates_to_fall_and_for_a_degradation_to_end(rig: Rig) -> None:
+    session = online(rig, link := FakeLink())
+    assert session.send_directly(fresh(rig, 1))
+    rig.now += 1.0
+    session.turn(3600.0)
+    assert rig.counts.rate == 1.0
+    session.health.degrade("a reason", "", 2.5)
+    waits = []
+    for _ in range(3):
+        session.turn(3600.0)
+        waits.append(link.waits[-1][0])
+        rig.now += waits[-1] + 0.01
+        session.turn(0)
+    assert waits == pytest.approx([1.0, 1.49, 3600.0])
+    assert rig.counts.rate == 0.0

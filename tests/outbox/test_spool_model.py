@@ -1,12 +1,14 @@
 """Both spools against a simple model: each origin keeps its order without loss, under any operations.
 
-The disk spool is also closed and opened again, which is a lost connection for the model. In bounded room, losses are
-counted exactly, and follow the policies.
+Messages are put and taken, or entered straight into flight, at random. The disk spool is also closed and opened again,
+which is a lost connection for the model. In bounded room, losses are counted exactly, and follow the policies.
+`EDGED_SOAK=1` tries fifty times as many sequences (`make soak`).
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +26,8 @@ from edged.outbox.spool import MemorySpool, Spool
 from tests.contracts.spool import message
 from tests.patience import PATIENCE
 
+LONGER = 50 if os.environ.get("EDGED_SOAK") else 1
+
 POLICIES = {"a": Policy(durability="always"), "b": Policy()}
 
 
@@ -35,6 +39,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.waiting: dict[str, list[int]] = {"a": [], "b": []}
         self.flying: list[tuple[str, int, int]] = []
         self.put_so_far = 0
+        self.connected = False
         self.spool = self.open()
 
     def open(self) -> Spool:
@@ -46,6 +51,29 @@ class MemoryMachine(RuleBasedStateMachine):
             self.spool.put(message(self.put_so_far, origin, created=time.monotonic()))
             self.waiting[origin].append(self.put_so_far)
             self.put_so_far += 1
+
+    @rule(origin=st.sampled_from("ab"), count=st.integers(1, 30))
+    def send_directly(self, origin: str, count: int) -> None:
+        """As a publisher does: a message not entered is put."""
+        for _ in range(count):
+            sent = message(self.put_so_far, origin, created=time.monotonic())
+            entry = self.spool.enter(sent)
+            if entry is None:
+                self.spool.put(sent)
+                self.waiting[origin].append(self.put_so_far)
+            else:
+                assert self.connected
+                assert not any(self.waiting.values())
+                assert POLICIES[origin].durability != "always" or isinstance(self.spool, MemorySpool)
+                assert not entry.replayed
+                self.flying.append((origin, self.put_so_far, entry.id))
+            self.put_so_far += 1
+
+    @precondition(lambda self: self.flying)
+    @rule(index=st.integers(0, 100))
+    def park(self, index: int) -> None:
+        _, _, entry = self.flying.pop(index % len(self.flying))
+        self.spool.park(entry, "refused")
 
     @precondition(lambda self: any(self.waiting.values()))
     @rule(count=st.integers(1, 40))
@@ -68,10 +96,12 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule()
     def connect(self) -> None:
         self.spool.resume()
+        self.connected = True
 
     @rule()
     def lose_the_connection(self) -> None:
         self.spool.release()
+        self.connected = False
         for origin, seq, _ in reversed(self.flying):
             self.waiting[origin].insert(0, seq)
         self.flying.clear()
@@ -152,6 +182,22 @@ class BoundedMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.spool.put(message(self.put_so_far, origin, created=self.now, payload=randbytes(bytes_)))
             self.waiting[origin].append(self.put_so_far)
+            self.put_so_far += 1
+
+    @rule(origin=st.sampled_from(sorted(BOUNDED)), count=st.integers(1, 40), bytes_=st.sampled_from([1, 100, 3000]))
+    def send_directly(self, origin: str, count: int, bytes_: int) -> None:
+        for _ in range(count):
+            sent = message(self.put_so_far, origin, created=self.now, payload=randbytes(bytes_))
+            entry = self.spool.enter(sent)
+            if entry is None:
+                self.put(origin, 1, bytes_)
+                continue
+            stats = self.spool.stats
+            assert stats.depth == stats.in_flight <= MESSAGES
+            assert stats.bytes <= MEMORY
+            self.flying.append((origin, self.put_so_far, entry.id))
+            self.missing[origin] += len(self.waiting[origin])  # older ones are gone, or the message overtook them
+            self.waiting[origin].clear()
             self.put_so_far += 1
 
     @rule(count=st.integers(1, 40))
@@ -267,16 +313,16 @@ class BoundedDiskMachine(BoundedMachine):
 
 
 class TestMemorySpool(MemoryMachine.TestCase):
-    settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=50 * LONGER, stateful_step_count=30, deadline=None)
 
 
 class TestDiskSpool(DiskMachine.TestCase):
-    settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=10 * LONGER, stateful_step_count=20, deadline=None)
 
 
 class TestBoundedMemorySpool(BoundedMemoryMachine.TestCase):
-    settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=50 * LONGER, stateful_step_count=30, deadline=None)
 
 
 class TestBoundedDiskSpool(BoundedDiskMachine.TestCase):
-    settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=15 * LONGER, stateful_step_count=20, deadline=None)

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from iotcore import Broker as WebBroker
 
+from edged.outbox.client import V5, V311
 from edged.outbox.faults import LinkError
-from edged.outbox.link import V5, V311, Link, Wake
+from edged.outbox.link import Link, Wake
+from edged.outbox.network import Network
 from edged.outbox.options import MqttOptions
 from tests.broker import Subscriber, free_port, server
 from tests.outbox.test_publisher import RESULT, Rig, message
@@ -75,7 +77,7 @@ def test_what_the_broker_says_comes_through_too(ports: tuple[int, int]) -> None:
 
 def connect(port: int, **options: Any) -> Link:
     given = MqttOptions(host="127.0.0.1", port=port, transport="websockets", **options)
-    return Link(given, version=V5, client_id="x", will="x", wake=Wake())
+    return Link(given, version=V5, client_id="x", will="x", wake=Wake(), network=Network())
 
 
 def answers(text: bytes) -> tuple[str, str]:
