@@ -278,7 +278,7 @@ def best(stored: NDArray[Any], k: int) -> list[int]:
 
 def _values(spec: TensorSpec, activation: str = "none") -> Callable[[NDArray[Any]], list[float]]:
     """Return a function from a stored output of one axis to the list of real values."""
-    if activation == "none" and spec.dtype in ("int8", "uint8"):
+    if activation == "none" and spec.dtype in ("int8", "uint8") and prod(spec.shape) <= FEW:
         table: list[float] = dequantise(spec, np.arange(256, dtype=np.uint8).view(spec.numpy_dtype)).tolist()
         return lambda stored: [table[code] for code in stored.tolist()]  # a negative code counts from the end
     if activation == "none" and spec.dtype == "float32" and not spec.scale:
