@@ -25,8 +25,9 @@ def main() -> None:
     """Run the daemon, or check the configuration."""
     args = argument_parser().parse_args()
     args.config = args.config or [Path(os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
-    from edged.system.later import import_paho
+    from edged.system.later import import_msgspec, import_paho
 
+    import_msgspec()
     import_paho()
     from edged.api import ConfigError, EdgedError
     from edged.app import daemon

@@ -27,7 +27,7 @@ from edged.system.log import set_up
 
 log = logging.getLogger("edged.daemon")
 
-FIRST_RESULT_SECONDS = 0.1
+FIRST_RESULT_SECONDS = 0.25
 """Time for the first result before the control plane is imported: enough where a sensor's samples wait to be read."""
 
 
@@ -46,7 +46,8 @@ def run(files: Sequence[Path], runtime_dir: Path, lock: StateLock, store: Store)
         try:
             first = _FirstResult(plane.state)
             unproven = plane.start(signals.stop_arrived)
-            first.wait(FIRST_RESULT_SECONDS)
+            if any(part.flow for part in plane.state.pipelines.values()):
+                first.wait(FIRST_RESULT_SECONDS)
             plane.connect()
         except BaseException:
             _stop(plane, notifier)
@@ -99,6 +100,6 @@ class _FirstResult:
         self._arrived.set()
 
     def wait(self, seconds: float) -> None:
-        """Wait for at most so many seconds, and look no longer."""
+        """Wait for at most so many seconds."""
         self._arrived.wait(seconds)
         self._watchers.taps = ()

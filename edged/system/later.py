@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 
 class _Later(ModuleType):
@@ -84,6 +84,15 @@ _paho = _Later("paho.mqtt.client", ssl, hashlib, _Later("urllib.request"))
 def import_asyncio() -> None:
     """Import asyncio without ssl. Later imports find the module."""
     asyncio.run  # noqa: B018
+
+
+def import_msgspec() -> None:
+    """Import msgspec without typing_extensions: msgspec then asks typing for the same, as in any newer Python."""
+    if sys.modules.setdefault("typing_extensions", cast(ModuleType, None)) is None:  # None makes an import fail
+        try:
+            import_module("msgspec")
+        finally:
+            del sys.modules["typing_extensions"]
 
 
 def import_paho() -> None:

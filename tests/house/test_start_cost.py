@@ -130,10 +130,12 @@ class Probe(SinkConfig, frozen=True, kw_only=True):
 START = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-from edged import __main__, plugins
-from edged.system.later import import_paho
-plugins.BUILT_IN["sinks"]["probe"] = "probe:Probe"
+from edged import __main__
+from edged.system.later import import_msgspec, import_paho
+import_msgspec()
 import_paho()
+from edged import plugins
+plugins.BUILT_IN["sinks"]["probe"] = "probe:Probe"
 import edged.app.daemon
 edged.app.daemon.FIRST_RESULT_SECONDS = 600  # nothing more is imported until the first result
 __main__.main()
@@ -175,7 +177,17 @@ NEEDED = {
 
 WANTED_LATER = {
     *("asyncio", "ssl", "hashlib", "http.client", "urllib.request", "email", "subprocess", "tempfile", "shutil"),
-    *("bz2", "lzma", "difflib", "statistics", "secrets", "csv", "concurrent.futures", "importlib.metadata"),
+    *(
+        "bz2",
+        "lzma",
+        "difflib",
+        "statistics",
+        "secrets",
+        "csv",
+        "typing_extensions",
+        "concurrent.futures",
+        "importlib.metadata",
+    ),
     *(
         "edged.updates",
         "edged.app.control_plane",
