@@ -25,7 +25,7 @@ from benchmarks.processes import (
 )
 from benchmarks.report import Figure, Skipped, Target
 
-BURST, PAUSE = 10, 0.004
+BURST, PAUSE = 10, 0.001
 
 CONFIG = """
 [device]

@@ -70,7 +70,7 @@ class Watch:
         others = busy - self._busy - (_own_seconds() - self._own)
         whole = seconds * _cores()
         return OtherWork(
-            seconds, self._load, os.getloadavg()[0], max(0.0, others / whole), (stolen - self._stolen) / whole
+            seconds, self._load, os.getloadavg()[0], min(1.0, max(0.0, others / whole)), (stolen - self._stolen) / whole
         )
 
 

@@ -167,7 +167,7 @@ def test_processes_of_the_benchmark_are_no_other_work():
     subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
     work = watch.stop()
     assert work.seconds > 0
-    assert 0 <= work.others <= 1.1
+    assert 0 <= work.others <= 1
 
 
 def test_a_busy_machine_is_a_reason_for_distrust():
