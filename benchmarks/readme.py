@@ -89,8 +89,8 @@ def described(bench: Bench) -> str:
     """Return the circumstances of the run."""
     names = ("machine", "kernel", "governor", "load", "python", "ai-edge-litert", "numpy", "paho-mqtt", "mosquitto")
     about = ", ".join(f"{name} {bench[name]}" for name in names)
-    lines = [f"Medians of {bench['rounds']} rounds, {bench['time']}: {about}."]
-    return "\n".join([*lines, *(f"\n**Busy machine**: {warning}." for warning in bench["warnings"])])
+    medians = f"Medians of {bench['rounds']} rounds, {bench['time']}: {about}."
+    return medians + (f"\n\n**Busy machine**: {'; '.join(bench['warnings'])}." if bench["warnings"] else "")
 
 
 def targets(bench: Bench) -> str:

@@ -32,15 +32,13 @@ TURN_SECONDS = 0.1
 
 def measure(rounds: int, turns: int = TURNS) -> list[Figure | Skipped]:
     return [
-        _measure(
-            "of about 1 ms", MODELS / "mobilenet_v1_0.25_128_quant.tflite", {IN_PLACE: 0.9, QUEUED: 0.95}, rounds, turns
-        ),
-        _measure("of about 10 ms", MODELS / "mobilenet_v2_1.0_224_quant.tflite", {IN_PLACE: 0.98}, rounds, turns),
+        _measure("of about 1 ms", "mobilenet_v1_0.25_128_quant", {IN_PLACE: 0.9, QUEUED: 0.95}, rounds, turns),
+        _measure("of about 10 ms", "mobilenet_v2_1.0_224_quant", {IN_PLACE: 0.98}, rounds, turns),
     ]
 
 
-def _measure(cost: str, file: str, limits: dict[str, float], rounds: int, turns: int) -> Figure | Skipped:
-    name, model = f"throughput on a model {cost}", MODELS / f"{file}.tflite"
+def _measure(cost: str, title: str, limits: dict[str, float], rounds: int, turns: int) -> Figure | Skipped:
+    name, model = f"throughput on a model {cost}", MODELS / f"{title}.tflite"
     if not model.exists():
         return Skipped(name, f"{model.name} is not there: set EDGED_TEST_MODELS to a folder of real models")
     bundle = derive(model)
