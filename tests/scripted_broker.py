@@ -116,7 +116,11 @@ class ScriptedBroker:
             self._changed.notify_all()
         try:
             while head := stream.read(1):
-                self._handle(head[0], stream.read(_length(stream)))
+                size = _length(stream)
+                body = stream.read(size)
+                if len(body) < size:
+                    break  # the connection ended within a packet
+                self._handle(head[0], body)
                 with self._changed:
                     self._changed.wait_for(lambda: not self._deaf)
         finally:
