@@ -69,6 +69,12 @@ class WebSocket(mqtt._WebsocketWrapper):
         fields = (line.partition(":") for line in lines)
         return status, {name.strip().lower(): value.strip() for name, _, value in fields}
 
+    def _send_impl(self, data: bytes | bytearray) -> int:
+        """Raise BlockingIOError while a frame is half sent: paho forgets a packet of which 0 bytes are sent."""
+        if written := super()._send_impl(data):
+            return written
+        raise BlockingIOError
+
     def _buffered_read(self, length: int) -> bytearray:
         if length > MAX_FRAME:
             raise ConnectionError(f"a frame has more than {MAX_FRAME} bytes")

@@ -16,6 +16,7 @@ from edged.outbox.faults import LinkError
 from edged.outbox.link import Link, Wake
 from edged.outbox.network import Network
 from edged.outbox.options import MqttOptions
+from edged.outbox.websocket import WebSocket
 from tests.broker import Subscriber, free_port, server
 from tests.outbox.test_publisher import RESULT, Rig, message
 
@@ -126,3 +127,29 @@ def test_what_is_asked_of_the_web_server() -> None:
         connect(port, path="/broker?x=1")
     assert asked[0].startswith(f"GET /broker?x=1 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
     assert b"\r\nSec-WebSocket-Protocol: mqtt\r\n" in asked[0]
+
+
+class Upgraded(WebSocket):
+    """WebSocket whose server has agreed already."""
+
+    def _do_handshake(self, extra_headers: Any) -> None:
+        self.connected = True
+
+
+def test_a_frame_too_long_for_the_socket_is_to_be_sent_again_and_not_taken_for_sent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        web, packet, received = Upgraded(ours, MqttOptions(host="broker")), b"x" * 1_000_000, 0
+        with pytest.raises(BlockingIOError):  # paho forgets a packet of which the socket takes nothing
+            web.send(packet)
+        sent = 0
+        while not sent:
+            received += len(theirs.recv(100_000))
+            try:
+                sent = web.send(packet)
+            except BlockingIOError:
+                continue
+        assert sent == len(packet)
+        header = 14
+        assert received + len(theirs.recv(1_000_000)) == header + len(packet)
