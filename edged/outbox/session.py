@@ -307,13 +307,13 @@ class Session:
 
     def _hear(self) -> bool:
         """Settle the messages acknowledged by now. Return False if the broker has sent anything else, which the
-        publisher's thread must handle.
+        publisher's thread must handle; it may have read a refusal a moment ago.
         """
         if not self._link.hear():
             return False
-        acknowledged = self._link.acknowledged
-        if any(mid not in self._in_flight or not self._in_flight[mid].entry for mid, _ in acknowledged):
-            return False
+        for mid, reason in self._link.acknowledged:
+            if reason.is_failure or mid not in self._in_flight or not self._in_flight[mid].entry:
+                return False
         self._handle_acknowledgements()
         self._wake.arm()  # there is room again, of which the publisher's thread does not know
         return True

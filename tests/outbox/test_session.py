@@ -397,6 +397,17 @@ def test_anything_but_success_is_left_to_the_publishers_thread(rig: Rig) -> None
     assert link.topics == ["result/1"]
 
 
+@pytest.mark.parametrize("answer", ["Quota exceeded", "Not authorized"])
+def test_a_refusal_read_by_the_publishers_thread_is_left_to_it(rig: Rig, answer: str) -> None:
+    link = FakeLink()
+    session = online(rig, link)
+    link.silent = True
+    assert session.send_directly(fresh(rig, 1))
+    link.acknowledged = [Acknowledgement(1, ReasonCode(PacketTypes.PUBACK, answer))]
+    assert not session.send_directly(fresh(rig, 2))
+    assert rig.counts.refused == 0
+
+
 def test_the_acknowledgement_of_a_state_is_left_to_the_publishers_thread(rig: Rig) -> None:
     link = FakeLink(silent=True)
     session = rig.session(link)
