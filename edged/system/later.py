@@ -16,8 +16,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
+
+_removing = Lock()
 
 
 class _Later(ModuleType):
@@ -33,10 +36,9 @@ class _Later(ModuleType):
         return getattr(self._loaded(), name)
 
     def _loaded(self) -> ModuleType:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        _remove(self)
         if self.__name__ in sys.modules:
-            return sys.modules[self.__name__]
+            return import_module(self.__name__)  # waits while another thread imports the module
         with _standing_in(self._rarely):
             return import_module(self.__name__)
 
@@ -59,8 +61,17 @@ def _standing_in(names: tuple[ModuleType, ...]) -> Iterator[None]:
         yield
     finally:
         for name in names:
-            if sys.modules.get(name.__name__) is name:
-                del sys.modules[name.__name__]
+            _remove(name)
+            package, _, module = name.__name__.rpartition(".")
+            if package in sys.modules:  # users of `import package.module` look for an attribute of the package
+                vars(sys.modules[package]).setdefault(module, name)
+
+
+def _remove(name: ModuleType) -> None:
+    """Remove a name that stands for a module from `sys.modules`, but never the module."""
+    with _removing:
+        if sys.modules.get(name.__name__) is name:
+            del sys.modules[name.__name__]
 
 
 if TYPE_CHECKING:

@@ -75,3 +75,33 @@ class Options(msgspec.Struct):
 print("typing_extensions" in sys.modules, msgspec.convert({"port": 1}, Options).port)
 import typing_extensions
 """) == ["False 1"]
+
+
+def test_a_thread_waits_while_another_thread_imports_the_module(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text("""
+import threading
+import user
+other = threading.Thread(target=user.use)
+other.start()
+other.join(0.2)  # time for the other thread to see half a module
+answer = 42
+""")
+    (tmp_path / "user.py").write_text("""
+from edged.system.later import _Later
+slow = _Later("slow")
+seen = []
+def use():
+    seen.append(slow.answer)
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run("import user; user.use(); user.slow.other.join(); print(user.seen)") == ["[42, 42]"]
+
+
+def test_paho_asks_for_the_proxies_of_pysocks_by_a_later_import(monkeypatch):
+    monkeypatch.setenv("mqtt_proxy", "http://proxy:8080")
+    assert run("""
+from edged.system.later import import_paho
+import_paho()
+from paho.mqtt import client
+print(client.urllib.request.getproxies()["mqtt"])
+""") == ["http://proxy:8080"]
