@@ -24,6 +24,11 @@ from edged.core.types import Anomaly, Arrays, Classification, Outcome, Regressio
 FEW = 32
 """Number of elements up to which lists are faster than arrays."""
 
+FEW_BEST = 8
+"""Most elements to find one after another in an output of bytes; sorting is faster for more."""
+
+BYTES = ("int8", "uint8")
+
 Prepared = NDArray[np.float32] | None
 Scores = list[float] | NDArray[np.float32]
 
@@ -86,6 +91,9 @@ class _Classifier:
         self._values = _values(self._spec, self._activation) if count <= FEW else None
         self._decider = Decider(decision, self._labels)
         self.reset = self._decider.reset
+        needs_best = self._decider.at_once and self._activation == "none" and self._spec.dtype in BYTES
+        self._real_of = _real_values(self._spec) if needs_best else None
+        self._best = np.zeros(count, np.float32)
 
     def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Classification:
         stored = outputs[self._index].reshape(-1)
@@ -109,8 +117,13 @@ class _Classifier:
         return real, sorted(range(len(codes)), key=codes.__getitem__, reverse=True)[: self._top_k]
 
     def _many(self, stored: NDArray[Any]) -> tuple[Scores, list[int]]:
-        real = _activate(self._activation, dequantise(self._spec, stored))
         order = best(stored, self._top_k)
+        if self._real_of is None:
+            real = _activate(self._activation, dequantise(self._spec, stored))
+        else:
+            real = self._best  # the other elements are never read
+            for index in order:
+                real[index] = self._real_of[stored.item(index)]
         for index in order:
             _sound(real.item(index))
         return real, order
@@ -164,7 +177,7 @@ class Decider:
     """Decisions over several windows, for at most one label at a time, by the rules of `Decision`.
 
     A label with threshold 0 is a candidate while its score is the best of all. Among several decided labels the label
-    with the highest score wins.
+    with the highest score wins. If `at_once`, only the best score counts.
     """
 
     def __init__(self, decision: Decision, labels: tuple[str, ...]) -> None:
@@ -178,13 +191,13 @@ class Decider:
         self._thresholds = np.array(self._exact, dtype=np.float32)
         self._bounds = (np.array(self._exact) - decision.hysteresis).astype(np.float32)
         self._lowest = self._thresholds.min().item()
-        self._at_once = decision == Decision(background=decision.background)
+        self.at_once = decision == Decision(background=decision.background)
         self._tracks: dict[int, _Track] = {}
 
     def update(self, scores: Scores, best: int, time: float) -> bool:
         """Add the scores of all labels; `best` is the index of the highest. Return whether `decided` has changed."""
         before = self.decided
-        if self._at_once:
+        if self.at_once:
             self.decided = None if best in self._background else best
         else:
             self.decided = self._follow(scores, best, time)
@@ -271,19 +284,41 @@ def best(stored: NDArray[Any], k: int) -> list[int]:
 
     The elements are compared as stored: quantisation and activations keep the order, and integers sort fastest.
     """
+    if stored.dtype.itemsize == 1 and k <= FEW_BEST and (found := _best_bytes(stored, k)):
+        return found
     ascending = stored[::-1].argsort(kind="stable")
     order: list[int] = (len(stored) - 1 - ascending[: -k - 1 : -1]).tolist()
     return order
 
 
+def _best_bytes(stored: NDArray[Any], k: int) -> list[int]:
+    """Return the result of `best` for bytes; [] if the lowest value, the mark of found elements, is among the best."""
+    lowest = -128 if stored.dtype.kind == "i" else 0
+    left = stored.copy()
+    found = []
+    for _ in range(k):
+        index = int(left.argmax())
+        if left.item(index) == lowest:
+            return []
+        found.append(index)
+        left[index] = lowest
+    return found
+
+
 def _values(spec: TensorSpec, activation: str = "none") -> Callable[[NDArray[Any]], list[float]]:
     """Return a function from a stored output of one axis to the list of real values."""
-    if activation == "none" and spec.dtype in ("int8", "uint8") and prod(spec.shape) <= FEW:
-        table: list[float] = dequantise(spec, np.arange(256, dtype=np.uint8).view(spec.numpy_dtype)).tolist()
-        return lambda stored: [table[code] for code in stored.tolist()]  # a negative code counts from the end
+    if activation == "none" and spec.dtype in BYTES and prod(spec.shape) <= FEW:
+        table = _real_values(spec)
+        return lambda stored: [table[code] for code in stored.tolist()]
     if activation == "none" and spec.dtype == "float32" and not spec.scale:
         return lambda stored: stored.tolist()
     return lambda stored: _activate(activation, dequantise(spec, stored)).tolist()
+
+
+def _real_values(spec: TensorSpec) -> list[float]:
+    """Return the real values of the codes of a byte; a negative code counts from the end."""
+    table: list[float] = dequantise(spec, np.arange(256, dtype=np.uint8).view(spec.numpy_dtype)).tolist()
+    return table
 
 
 def _activate(activation: str, real: NDArray[np.float32]) -> NDArray[np.float32]:

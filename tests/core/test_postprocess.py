@@ -111,7 +111,11 @@ def test_a_wake_word_has_one_label_and_one_score() -> None:
     assert heard[0].scores == (Score("hey", 0.0),)
 
 
-@given(arrays(np.int8, st.integers(1, 40), elements=st.integers(-5, 5)), st.integers(1, 50))
+@given(
+    arrays(np.int8, st.integers(1, 40), elements=st.integers(-5, 5) | st.just(-128))
+    | arrays(np.uint8, st.integers(1, 40), elements=st.integers(0, 9)),
+    st.integers(1, 50),
+)
 def test_the_best_are_those_of_a_stable_sort(stored: NDArray, k: int) -> None:
     values = stored.tolist()
     assert best(stored, k) == sorted(range(len(values)), key=lambda index: (-values[index], index))[:k]
@@ -165,6 +169,16 @@ def test_values_of_a_regression_are_those_of_the_formula(output: TensorSpec, dat
         regress = Postprocessor(manifest(output, Regress(names=names)), None)
     if np.isfinite(real).all():
         assert regress([stored], None, 0.0) == Regression(dict(zip(names, real.tolist(), strict=True)))
+
+
+@given(st.sampled_from(["int8", "uint8"]), st.integers(1, 12), st.data())
+def test_the_best_of_many_labels_have_the_values_of_the_formula(dtype: str, k: int, data: st.DataObject) -> None:
+    output = TensorSpec(name="y", shape=(1, FEW + 8), dtype=dtype, scale=0.1, zero_point=3)
+    stored = data.draw(arrays(dtype, FEW + 8))
+    real = dequantise(output, stored)
+    order = sorted(range(len(stored)), key=lambda index: (-int(stored[index]), index))[:k]
+    outcome = classify(output, stored, labels=(), top_k=k)
+    assert outcome.scores == tuple(Score(str(index), float(real[index])) for index in order)
 
 
 @pytest.mark.parametrize("count", [FEW, FEW + 1])
