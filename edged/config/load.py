@@ -42,7 +42,6 @@ from edged.core.source_health import Supervision
 from edged.core.tables import MAX_DEPTH, Problem, TablePath, Tables, did_you_mean, listed, plain, shown
 from edged.models.bundle import names_bare
 from edged.outbox.options import MqttOptions, SpoolOptions
-from edged.transfer.http_response import FetchError, parse_url
 
 MAX_FILE_BYTES = 1_000_000
 SINGLE_TABLES = ("device", "mqtt", "spool", "control", "metrics", "log", "updates", "accelerators")
@@ -262,15 +261,21 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
     known = {*NO_DELEGATES, *delegates({}), *tables.keys(("delegates",))}
     if keys.delegate not in known:
         tables.refuse((*place, "delegate"), shown(keys.delegate), listed(known), unknown(keys.delegate, known))
-    try:
-        if keys.url:
-            parse_url(keys.url)
-    except FetchError as error:
-        tables.blame((*place, "url"), error, "an http or https URL")
+    if keys.url:
+        _check_url(tables, (*place, "url"), keys.url)
     if names_bare(keys.url):  # the file has no version, so each look would fetch the whole file
         hint = "make a bundle with the earlier manifest: edgectl pack"
         tables.refuse((*place, "url"), "a bare .tflite file", "a bundle (.edgm) or a delta (.edgd)", hint)
     return ModelEntry(**msgspec.structs.asdict(keys), options=options)
+
+
+def _check_url(tables: Tables, place: TablePath, url: str) -> None:
+    from edged.transfer.http_response import FetchError, parse_url  # few boards have a URL
+
+    try:
+        parse_url(url)
+    except FetchError as error:
+        tables.blame(place, error, "an http or https URL")
 
 
 def _sink(tables: Tables, name: str) -> SinkEntry | None:

@@ -16,8 +16,8 @@ from edged.core.acceleration import Rules
 from edged.core.manifest import Version
 from edged.core.source_health import Supervision
 from edged.core.tables import TablePath
+from edged.core.types import MAX_URL
 from edged.outbox.options import Drop, Durability, MqttOptions, Policy, SpoolOptions
-from edged.transfer.http_response import MAX_URL
 from edged.transfer.options import FetchOptions
 
 DEVICE_NAMES = "letters, digits, - and _, at most 64 of them, the first a letter or digit"

@@ -48,6 +48,9 @@ class Chunk(NamedTuple):
     anew: bool = False
 
 
+MAX_URL = 4096
+"""Maximum number of characters of a URL."""
+
 MAX_SHOWN = 80
 """Maximum number of characters shown of discarded input."""
 

@@ -9,7 +9,6 @@ Taking and closing a model, and using the runner of `settled`, require the pipel
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event
 from typing import NamedTuple
@@ -24,7 +23,6 @@ from edged.core.probation import AnsweredTime
 log = logging.getLogger("edged.flow")
 
 
-@dataclass
 class RunCounts:
     """Counts of a version since the start of service in a pipeline. One thread at a time writes, any thread reads.
 
@@ -32,14 +30,15 @@ class RunCounts:
     windows by best label. `time` is the answered time.
     """
 
-    windows: int = 0
-    errors: int = 0
-    decisions: int = 0
-    constant: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
-    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
-    time: AnsweredTime = field(default_factory=AnsweredTime)
-    _last: object = None
+    def __init__(self, time: AnsweredTime | None = None) -> None:
+        self.windows = 0
+        self.errors = 0
+        self.decisions = 0
+        self.constant = 0
+        self.labels: Counter[str] = Counter()
+        self.latency = LatencyHistogram()
+        self.time = time or AnsweredTime()
+        self._last: object = None
 
     def add(self, outcome: Outcome, seconds: float, now: float) -> None:
         """Count a window with this outcome at `now`, and the time in the model."""

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from edged.core.errors import EdgedError
-
-MAX_URL = 4096
+from edged.core.types import MAX_URL
 
 
 class FetchError(EdgedError):

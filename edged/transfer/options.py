@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
 from edged.core.errors import ConfigError
-from edged.transfer.http_response import FetchError, origin, parse_url
-from edged.transfer.origins import OriginPolicy, parse_origin, parse_proxy
+
+if TYPE_CHECKING:
+    from edged.transfer.origins import OriginPolicy
 
 _Text = Annotated[str, Meta(max_length=1000)]
 _Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
@@ -65,15 +66,24 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if bool(self.cert_file) != bool(self.key_file):
             raise ConfigError("cert_file and key_file go together", hint="give both or neither")
-        if self.proxy not in ("", "none"):
-            parse_proxy(self.proxy)
-        for each in self.origins or ():
-            parse_origin(each)
+        if self.origins or self.proxy not in ("", "none"):
+            self._check_servers()
 
     def policy(self, urls: Iterable[str]) -> OriginPolicy:
         """Return the rules for fetches, with the `urls` in the configuration."""
+        from edged.transfer.http_response import FetchError, origin, parse_url
+        from edged.transfer.origins import OriginPolicy, parse_origin
+
         named = {parse_origin(each) for each in self.origins or ()}
         for url in urls:
             with suppress(FetchError):  # the fetch will report the error
                 named.add(origin(parse_url(url)))
         return OriginPolicy(frozenset(named), self.origins is not None, bool(self.token_file or self.cert_file))
+
+    def _check_servers(self) -> None:
+        from edged.transfer.origins import parse_origin, parse_proxy
+
+        if self.proxy not in ("", "none"):
+            parse_proxy(self.proxy)
+        for each in self.origins or ():
+            parse_origin(each)

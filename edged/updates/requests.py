@@ -10,8 +10,8 @@ from msgspec import Meta
 from edged.api import ControlError
 from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name, Version
 from edged.core.protocol import Args
+from edged.core.types import MAX_URL
 from edged.models.bare_file import Bare
-from edged.transfer.http_response import MAX_URL
 from edged.updates.jobs import InstallOptions
 
 MAX_CHUNK = 45 << 10

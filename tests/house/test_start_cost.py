@@ -171,7 +171,7 @@ NEEDED = {
     "models": ("agreement", "atomic_files", "bundle", "proofs", "selftest", "store", "tuning_records"),
     "sinks": ("mqtt",),
     "sources": ("columns", "replay"),
-    "transfer": ("http_response", "options", "origins"),
+    "transfer": ("options",),
 }
 """The modules of the daemon before the first result, but for core, flow, outbox and system."""
 
