@@ -270,7 +270,8 @@ def test_a_device_that_will_not_come_back_is_forgotten(tmp_path: Path, broker: B
     cleared = edgectl(daemon, "--json", "forget-device", "dead")
     assert json.loads(cleared.stdout)["topics"] == sorted(topic for topic in before if "dead" in topic)
     after = retained(broker.port)
-    assert {topic for topic in before if "dead" not in topic} == set(after)
+    assert {topic for topic in before if "dead" not in topic} <= set(after)  # perhaps with a topic that is new
+    assert not any("dead" in topic for topic in after)
     assert "homeassistant/device/edged_dead/config" in before
     again = edgectl(daemon, "forget-device", "dead")
     assert (again.returncode, again.stderr.splitlines()[0]) == (
