@@ -132,9 +132,10 @@ class DataPlane:
         self.state.publisher.start()
 
     def progress(self) -> str:
-        """Return "" while every worker makes progress, else the names of stuck workers."""
+        """Return "" while every worker and every source makes progress, else the name of a stuck one."""
         flows = [part.flow for part in self.state.pipelines.values() if part.flow is not None]
-        return stuck(flows, time.monotonic(), STUCK_SECONDS)
+        held = (reader.stuck(STUCK_SECONDS) for reader in self.state.sources.values())
+        return stuck(flows, time.monotonic(), STUCK_SECONDS) or next(filter(None, held), "")
 
     def refresh(self) -> None:
         """Refresh the clock and the published state of the daemon, and mark hanging sources."""

@@ -121,6 +121,16 @@ class Reader:
                 "restart edged; if the model hangs again, go back a version or set isolate = true for it",
             )
 
+    def stuck(self, limit: float) -> str:
+        """Return the pipeline that has held up the source for more than `limit` seconds, for the watchdog; "" for none.
+
+        The pipeline may have been removed meanwhile, or have got another flow: its model still holds this thread.
+        """
+        fed = self._fed
+        if fed is None or self.info.patient or (seconds := self._clock() - fed[0]) <= limit:
+            return ""
+        return f"pipeline {fed[1].name} has held up source {self.name} for {seconds:.0f} s"
+
     def between_chunks(self, change: Callable[[], None], timeout: float) -> None:
         """Call `change` while no chunk is being passed to a pipeline, or after `timeout` seconds in any case."""
         idle = self._delivering.acquire(timeout=timeout)

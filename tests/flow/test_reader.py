@@ -407,6 +407,20 @@ def test_a_model_that_hangs_on_the_readers_thread_fails_the_source_until_it_answ
     assert feed.chunks == [([1.0], 0), ([2.0], 0)]
 
 
+def test_the_watchdog_hears_of_a_model_on_the_readers_thread_after_its_pipeline_was_removed() -> None:
+    feed, clock = Stuck(), Clock()
+    reader, _ = read(Script(openings=[[chunk(1)]], clock=clock), feed)
+    assert feed.held.wait(120)
+    reader.feeds = ()
+    clock.now += 10.0
+    assert reader.stuck(10.0) == ""
+    clock.now += 1.0
+    assert reader.stuck(10.0) == "pipeline motion has held up source imu for 11 s"
+    feed.free.set()
+    assert ended(reader)
+    assert reader.stuck(10.0) == ""
+
+
 def test_a_recording_that_waits_for_a_slow_model_has_not_failed() -> None:
     feed, clock = Stuck(), Clock()
     reader, listener = read(Script(openings=[[chunk(1)]], clock=clock, patient=True), feed)
