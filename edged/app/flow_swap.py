@@ -12,7 +12,7 @@ from functools import partial
 from edged.api import ModelError
 from edged.app.state import PipelineState, ServiceState
 from edged.core.manifest import Manifest
-from edged.flow.pipeline import Pipeline
+from edged.flow.pipeline import FINISH_SECONDS, Pipeline
 from edged.flow.slot import Served
 from edged.system.later import asyncio
 
@@ -45,11 +45,13 @@ class FlowSwap:
             raise
 
     def _offer(self, name: str, part: PipelineState, ready: dict[str, Served]) -> None:
-        served = ready[name]
-        if part.flow is None:
+        served, before = ready[name], part.flow
+        if before is None:
             part.status.set("starting")
-        if part.flow is None or not runs(part) or part.flow.window != served.manifest.window:
+        if before is None or not runs(part) or before.window != served.manifest.window:
             self._change(part, partial(self._replace, name, part, served.manifest))
+            if before is not None:
+                before.join(FINISH_SECONDS)  # its waiting windows come first; those of the new flow are kept meanwhile
         assert part.flow is not None
         part.served = ready.pop(name)
         part.flow.serve(served)

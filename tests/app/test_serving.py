@@ -1,11 +1,14 @@
 import asyncio
+import time
+from queue import Empty, SimpleQueue
+from threading import Event, Thread, current_thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edged.acceleration.placement import Accelerators
-from edged.api import DeviceError, ModelError, SourceInfo, TensorSpec
+from edged.api import Chunk, DeviceError, ModelError, SourceInfo, TensorSpec
 from edged.app.serving import ServedModels, is_handover
 from edged.app.state import ModelState, PipelineState
 from edged.backends.fake import FakeRunner
@@ -18,6 +21,7 @@ from edged.core.verdict import Verdict
 from edged.flow.pipeline import Pipeline
 from edged.models.bundle import digest, open_folder
 from tests.bundles import write_bundle
+from tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -104,6 +108,30 @@ class Loader:
         return self.loaded[-1]
 
 
+class HeldLoader(Loader):
+    """Backend with a first version held up in the first pipeline until `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = Event()
+
+    def load(self, file, *, signature=None):
+        runner = super().load(file, signature=signature)
+        if self.turns <= 2:
+            run = runner.run
+            runner.run = lambda inputs: (
+                (current_thread().name != "pipeline-one" or self.go.wait(PATIENCE)) and run(inputs)
+            )
+        return runner
+
+
+class Heard(SimpleQueue):
+    """Sink with a queue of predictions."""
+
+    def send(self, prediction):
+        self.put((prediction.seq, prediction.version))
+
+
 class FakeProofs:
     """Proofs of every model except the versions in `new`, whose verdict is `verdict`."""
 
@@ -138,6 +166,7 @@ class Rig:
         pipelines = {name: PipelineEntry(source="ramp", model="colours") for name in ("one", "two")}
         self.tmp_path = tmp_path
         self.unbuilt: set[str] = set()
+        self.sinks: tuple[Heard, ...] = ()
         self.state = SimpleNamespace(
             config=SimpleNamespace(
                 models={"colours": entry},
@@ -160,8 +189,8 @@ class Rig:
             raise MemoryError
         part = self.state.pipelines[name]
         return Pipeline(
-            name, manifest.window, columns=None, patient=False, capacity=1, sinks=(), status=part.status, clock=float,
-            next_seq=part.next_seq,
+            name, manifest.window, columns=None, patient=False, capacity=1, sinks=self.sinks, status=part.status,
+            clock=float, next_seq=part.next_seq,
         )  # fmt: skip
 
     def bundle(self, version, hop=1):
@@ -239,6 +268,28 @@ def test_a_flow_that_cannot_be_made_is_not_taken_for_one_that_serves(tmp_path, s
     rig.swap(active)
     assert rig.running() == {"one": True, "two": True}
     assert rig.serving.serving("colours") == digest(active.folder)
+    rig.close()
+
+
+def test_waiting_windows_of_the_former_version_are_answered_first(tmp_path):
+    backend, heard = HeldLoader(), Heard()
+    rig = Rig(tmp_path, backend)
+    rig.sinks = (heard,)
+    rig.load(rig.bundle("1.0"))
+    part = rig.state.pipelines["one"]
+    before = part.flow
+    before.push(Chunk(np.zeros((3, 4), np.float32), 0.0))
+    swap = Thread(target=rig.swap, args=(rig.bundle("1.1", hop=2),))
+    swap.start()
+    while part.flow is before:
+        time.sleep(0.001)
+    part.flow.push(Chunk(np.zeros((1, 4), np.float32), 0.0))
+    with pytest.raises(Empty):
+        heard.get(timeout=0.3)
+    backend.go.set()
+    swap.join(PATIENCE)
+    answers = [heard.get(timeout=PATIENCE) for _ in range(4)]
+    assert answers == [(0, "1.0"), (1, "1.0"), (2, "1.0"), (3, "1.1")]
     rig.close()
 
 
