@@ -13,14 +13,15 @@ from edged.api import ModelError
 from edged.app.state import PipelineState, ServiceState
 from edged.core.manifest import Manifest
 from edged.flow.pipeline import FINISH_SECONDS, Pipeline
+from edged.flow.reader import Reader
 from edged.flow.slot import Served
 from edged.system.later import asyncio
 
 CLOSE_SECONDS = 30.0
 """Time for a worker to finish a window and close the runner."""
 
-CHUNK_SECONDS = 1.0
-"""Time for a reader to finish a chunk. Flows are changed after this time in any case."""
+RECORDING_SECONDS = 1.0
+"""Time for the reader of a recording to finish a chunk: a slow model may hold it up for long."""
 
 Build = Callable[[str, Manifest], Pipeline]
 """Makes the flow of a pipeline, by name, for a manifest. Raises ConfigError if source and model do not fit."""
@@ -122,7 +123,14 @@ class FlowSwap:
         if reader is None:
             change_and_feed()
         else:
-            reader.between_chunks(change_and_feed, CHUNK_SECONDS)
+            reader.between_chunks(change_and_feed, chunk_seconds(reader))
+
+
+def chunk_seconds(reader: Reader) -> float:
+    """Return the time for a reader to finish a chunk, with windows served meanwhile. Flows are changed after this time
+    in any case, and the other windows of the chunk are lost.
+    """
+    return RECORDING_SECONDS if reader.info.patient else FINISH_SECONDS
 
 
 def runs(part: PipelineState) -> bool:

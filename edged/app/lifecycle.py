@@ -16,7 +16,7 @@ from edged.api import Message, StoreError
 from edged.app.build_parts import spool_policies
 from edged.app.check import checked
 from edged.app.data_plane import DataPlane
-from edged.app.flow_swap import CHUNK_SECONDS
+from edged.app.flow_swap import chunk_seconds
 from edged.app.metrics_page import MetricsPage
 from edged.app.reload import (
     Names,
@@ -285,7 +285,7 @@ class Lifecycle:
             reader.feeds = ()
         self._plane.builder.feed()
         for reader in (*readers, *state.sources.values()):  # the chunk in hand still reaches the leaving flows
-            patience = min(CHUNK_SECONDS, max(0.0, end - time.monotonic()))
+            patience = min(chunk_seconds(reader), max(0.0, end - time.monotonic()))
             await asyncio.to_thread(reader.between_chunks, lambda: None, patience)
         for flow in flows:
             flow.stop()

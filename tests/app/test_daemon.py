@@ -26,6 +26,7 @@ from edged.app.state_lock import StateLock
 from edged.app.status import overall
 from edged.config.load import ConfigErrors, load
 from edged.control.systemd import Notifier
+from edged.flow.pipeline import FINISH_SECONDS
 from edged.flow.reader import Reader
 from edged.models.store import FACTORY, Store
 from edged.updates.updater import Updater
@@ -303,6 +304,18 @@ def test_once_its_time_is_over_a_stop_waits_for_no_chunk(tmp_path, monkeypatch):
 
     asyncio.run(scenario())
     assert timeouts == [0.0]
+
+
+def test_a_stop_has_as_much_patience_with_the_chunk_in_hand_as_with_waiting_windows(tmp_path, monkeypatch):
+    timeouts = []
+    monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, timeout: timeouts.append(timeout))
+
+    async def scenario() -> None:
+        async with running(tmp_path, SOURCE) as parts:
+            await parts.control.lifecycle.stop(120.0)
+
+    asyncio.run(scenario())
+    assert timeouts == [FINISH_SECONDS]
 
 
 def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch):
