@@ -129,25 +129,26 @@ def _run(board: Board, program: Variant, checkout: Path, port: int, rounds: int,
     with (
         closing(Sensor()) as sensor,
         _subscribed(port, program.topic) as results,
-        board.python(*words(sensor), checkout=checkout) as (_, counter),
+        board.python(*words(sensor), checkout=checkout) as counted,
     ):
 
-        def send(samples: int) -> None:
-            for _ in range(samples):
-                counter.await_rest()
-                sensor.play(rate=1000, seconds=0.001)
-                _next(results, board)
-            counter.await_rest()
+        def send() -> None:
+            counted.await_rest()
+            sensor.play(rate=1000, seconds=0.001)
+
+        def exchange() -> None:
+            for _ in range(messages):
+                send()
+                last = sensor.next - 1
+                while program.sample(_next(results, board)) < last:
+                    pass
+            counted.await_rest()
 
         sensor.await_reader(PATIENCE)
-        for _ in range(LONGEST_FILL):
-            counter.await_rest()
-            if not results.empty():
-                break
-            sensor.play(rate=1000, seconds=0.001)
-        _next(results, board)
-        send(messages)
-        return _blocks(counter, rounds, lambda: send(messages))
+        while results.empty() and sensor.next < LONGEST_FILL:
+            send()
+        exchange()
+        return _blocks(counted.counter, rounds, exchange)
 
 
 @contextmanager

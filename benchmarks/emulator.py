@@ -69,19 +69,23 @@ class Counter:
         """Return the counts until now."""
         return Counts(sum(self._counts[0::2]), sum(self._counts[1::2]))
 
-    def await_rest(self) -> None:
-        """Wait until the program has executed nothing for REST_SECONDS."""
-        before, now = None, self.read()
-        while before != now:
-            time.sleep(REST_SECONDS)
-            before, now = now, self.read()
-
 
 class Counted(NamedTuple):
     """Running program, with pipes for standard input and output."""
 
     process: subprocess.Popen[str]
     counter: Counter
+
+    def await_rest(self) -> None:
+        """Wait until the threads have executed nothing for REST_SECONDS, and sleep."""
+        before = None
+        while before != (now := self.counter.read()) or not self._sleeps():
+            before = now
+            time.sleep(REST_SECONDS)
+
+    def _sleeps(self) -> bool:
+        states = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(state.read_text().rpartition(")")[2].split()[0] == "S" for state in states)
 
 
 class Board:
@@ -140,11 +144,10 @@ class Board:
 
 
 def _described(debian: Path, root: Path) -> Path:
-    """Make a root file system of links to another, with a description of the processor, and return its path."""
+    """Make a folder of libraries and a description of the processor, which hide the host's. Return the path."""
     root.mkdir()
-    for entry in debian.iterdir():
-        if entry.name not in ("proc", "sys"):
-            (root / entry.name).symlink_to(entry)
+    for name in ("lib", "usr"):  # no folder of the host with files of the program: SQLite refuses one that is a link
+        (root / name).symlink_to(debian / name)
     for path, text in PROCESSOR.files.items():
         file = root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)

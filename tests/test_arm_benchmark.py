@@ -25,14 +25,14 @@ def test_the_reason_why_nothing_is_counted_names_what_is_missing(monkeypatch):
 @pytest.mark.wide
 @can_count
 def test_a_loop_of_twice_the_turns_has_twice_the_instructions(tmp_path):
-    with Board(tmp_path).python("-c", LOOPS) as (process, counter):
+    with Board(tmp_path).python("-c", LOOPS) as counted:
 
         def instructions(turns):
-            before = counter.read().instructions
-            print(turns, file=process.stdin, flush=True)
-            process.stdout.readline()
-            counter.await_rest()
-            return counter.read().instructions - before
+            before = counted.counter.read().instructions
+            print(turns, file=counted.process.stdin, flush=True)
+            counted.process.stdout.readline()
+            counted.await_rest()
+            return counted.counter.read().instructions - before
 
         instructions(1)
         once, twice = instructions(20_000), instructions(40_000)
