@@ -104,7 +104,8 @@ class DiskSpool:
         with self._lock:
             policy = self._backlog.policy(message.origin)
             dropping = policy.drop == "newest" and self._is_full
-            if dropping or policy.durability == "always" or not self._keeper.has_looked:
+            may_send = self._keeper.has_looked or self._keeper.memory_only
+            if dropping or policy.durability == "always" or not may_send:
                 return None
             entry = self._backlog.enter(message, self._clock())
             if entry is not None:

@@ -504,6 +504,17 @@ class BrokenDisk:
         return sqlite3.connect(file, isolation_level=None, factory=Connection)
 
 
+def test_with_no_folder_for_the_file_a_message_still_enters_flight_at_once(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("no folder")
+    spool = make(patient=False)
+    until(lambda: spool.health.state == "degraded")
+    spool.resume()
+    entered = spool.enter(message(0, created=time.monotonic()))
+    assert entered is not None
+    spool.release()
+    assert [entry.id for entry in spool.take(1)] == [entered.id]
+
+
 def test_a_disk_that_fails_costs_durability_and_nothing_else_until_it_works_again(make: Make) -> None:
     disk = BrokenDisk()
     now = [1000.0]
