@@ -124,6 +124,11 @@ class Call:
         command = [sys.executable, "-c", code, "--runtime-dir", str(daemon.runtime_dir), *map(str, words)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
+    @property
+    def is_running(self) -> bool:
+        """Return whether the end is yet to come."""
+        return self._process.poll() is None
+
     def end(self) -> Said:
         """Wait for the end."""
         output, _ = self._process.communicate(timeout=120)
