@@ -199,7 +199,8 @@ class Session:
                 self._link.flush()
             while last in self._in_flight and self._clock() < deadline:
                 self._link.wait(deadline - self._clock())
-                self._handle_acknowledgements()
+                with self._link.wire:
+                    self._handle_acknowledgements()
         finally:
             self._spool.release()
             self._link.disconnect(seconds)
