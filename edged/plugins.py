@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edged.api import Backend, SinkConfig, SourceConfig
-from edged.core.errors import ConfigError
+from edged.core.errors import ConfigError, closest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -84,8 +84,6 @@ def _points(family: str) -> list[EntryPoint]:
 
 def _suggestion(family: str, kind: str) -> str:
     known = kinds(family)
-    from difflib import get_close_matches
-
-    close = get_close_matches(kind, known, n=1)
+    close = closest(kind, known)
     listed = "known kinds: " + ", ".join(known)
-    return f"did you mean {close[0]!r}? {listed}" if close else listed
+    return f"did you mean {close!r}? {listed}" if close else listed

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from edged.control.control_socket import WAITING, ControlSocket
 from edged.core import protocol
-from edged.core.errors import ControlError, EdgedError
+from edged.core.errors import ControlError, EdgedError, closest
 from edged.core.protocol import Args, Request
 
 MAX_CONNECTIONS = 16
@@ -206,12 +206,10 @@ class Server:
 
     def _unknown(self, verb: str) -> ControlError:
         verbs = sorted({*self._operations.calls, *self._operations.streams})
-        from difflib import get_close_matches
-
-        close = get_close_matches(verb, verbs, n=1)
+        close = closest(verb, verbs)
         known = "choose one of: " + ", ".join(verbs)
         return ControlError(
-            f"the daemon knows no verb {verb!r}", hint=f"did you mean {close[0]!r}? {known}" if close else known
+            f"the daemon knows no verb {verb!r}", hint=f"did you mean {close!r}? {known}" if close else known
         )
 
 

@@ -2,10 +2,10 @@
 
 The message states the fault and the place; the hint tells an operator at the far end of an SSH session what to do next.
 Foreign exceptions are wrapped in these classes once, at the border of the part that called foreign code. Lists in
-messages are shortened by `some`.
+messages are shortened by `some`, and `closest` finds the name that a mistyped word resembles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class EdgedError(Exception):
@@ -50,3 +50,10 @@ def some(names: Sequence[str], most: int = 10, *, of: int | None = None, by: str
     count = len(names) if of is None else of
     more = f" and {count - most} more" if count > most else ""
     return by.join(names[:most]) + more
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a mistyped word resembles most, or None."""
+    from difflib import get_close_matches  # slow to import, and rarely asked
+
+    return next(iter(get_close_matches(word, list(known), n=1)), None)

@@ -18,6 +18,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import inspect
 
+from edged.core.errors import closest
+
 MAX_DEPTH = 16
 SECRET = {"secret": True}
 MASK = "********"
@@ -232,10 +234,8 @@ def listed(names: Iterable[str]) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint with the name that a mistyped word resembles, or ""."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(word, list(known), n=1)
-    return f"did you mean {json.dumps(close[0])}?" if close else ""
+    close = closest(word, known)
+    return f"did you mean {json.dumps(close)}?" if close else ""
 
 
 def _secret_hint(key: str, known: Collection[str]) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from edged import __version__
-from edged.core.errors import EdgedError
+from edged.core.errors import EdgedError, closest
 from edged.core.protocol import BEGIN_WITH_MARK, MARK
 from edged.ctl import exit_codes as exits
 from edged.ctl.client import UnreachableError
@@ -225,8 +225,6 @@ def _complain(error: EdgedError) -> None:
 
 
 def _no_such_verb(verb: str) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(verb, VERBS, n=1)
-    advice = f"did you mean {close[0]!r}?" if close else "`edgectl --help` lists them"
+    close = closest(verb, VERBS)
+    advice = f"did you mean {close!r}?" if close else "`edgectl --help` lists them"
     return f"there is no verb {verb!r}: {advice}"

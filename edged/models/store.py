@@ -36,7 +36,7 @@ from edged.core import container
 from edged.core import ledger as ledgers
 from edged.core import manifest as manifests
 from edged.core.container import Head
-from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError, some
+from edged.core.errors import BundleError, ConfigError, EdgedError, StoreError, closest, some
 from edged.core.ledger import EMPTY, Installed, Ledger, versions_to_serve
 from edged.core.manifest import version_key
 from edged.models.atomic_files import ASIDE, Disk, refusal
@@ -361,11 +361,9 @@ class Store:
 
     def _suggestion(self, name: str) -> str:
         names = self.names()
-        from difflib import get_close_matches
-
-        close = get_close_matches(name, names, n=1)
+        close = closest(name, names)
         known = f"there is {some(names)}" if names else "install one"
-        return f"did you mean {close[0]!r}? {known}" if close else known
+        return f"did you mean {close!r}? {known}" if close else known
 
 
 def open_path(path: Path, name: str = "", unpacked: Path | None = None) -> Bundle:
