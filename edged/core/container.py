@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from edged.core import manifest as manifests
-from edged.core.digest import sha256
+from edged.core.digest import openssl_sha256, sha256
 from edged.core.errors import BundleError
 from edged.core.manifest import CHUNK_BYTES, MAX_MANIFEST_BYTES, File, Manifest
 
@@ -105,10 +105,7 @@ class ContainerReader:
         self._wanted = PREFIX.size
         self._plan: Iterator[_Chunk] = iter(())
         self._next: _Chunk | None = None
-        from hashlib import sha256
-
-        self._new_hash = sha256
-        self._whole = sha256()
+        self._whole = openssl_sha256()
 
     @property
     def complete(self) -> bool:
@@ -160,7 +157,7 @@ class ContainerReader:
         self._expect_next()
 
     def _take_chunk(self, held: bytes, chunk: _Chunk) -> Piece:
-        if self._new_hash(held).hexdigest() != chunk.sha256:
+        if openssl_sha256(held).hexdigest() != chunk.sha256:
             raise BundleError(
                 f"{chunk.name}: the {len(held)} bytes from {chunk.offset} on are damaged: the SHA-256 differs from the "
                 "manifest's",
@@ -168,7 +165,7 @@ class ContainerReader:
                 retryable=True,
             )
         if chunk.offset == 0:
-            self._whole = self._new_hash()
+            self._whole = openssl_sha256()
         self._whole.update(held)
         if chunk.whole and self._whole.hexdigest() != chunk.whole:
             raise BundleError(

@@ -6,7 +6,10 @@ small model are checked at each start, and need no OpenSSL.
 
 from __future__ import annotations
 
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 try:
     from _sha2 import sha256 as _small  # type: ignore[import-not-found]  # Python 3.12
@@ -22,11 +25,14 @@ LARGE = 1 << 20
 
 def sha256(data: bytes | memoryview) -> str:
     """Return the SHA-256 of data, in hexadecimal."""
-    if len(data) < LARGE:
-        return str(_small(data).hexdigest())
+    return str((_small if len(data) < LARGE else openssl_sha256)(data).hexdigest())
+
+
+def openssl_sha256(data: bytes | memoryview = b"") -> _Hash:
+    """Return a running SHA-256 by OpenSSL, begun with data."""
     import hashlib
 
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(data)
 
 
 def file_sha256(file: IO[bytes]) -> str:
@@ -34,9 +40,7 @@ def file_sha256(file: IO[bytes]) -> str:
     start = file.read(LARGE)
     if len(start) < LARGE:
         return sha256(start)
-    import hashlib
-
-    whole = hashlib.sha256(start)
+    whole = openssl_sha256(start)
     while data := file.read(LARGE):
         whole.update(data)
     return whole.hexdigest()
