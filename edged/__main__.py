@@ -28,9 +28,7 @@ def main() -> None:
     from edged.system.later import import_msgspec, import_paho
 
     import_msgspec()
-    import_paho()
     from edged.api import ConfigError, EdgedError
-    from edged.app import daemon
     from edged.app.state_lock import StateLock
     from edged.models.store import FACTORY, Store
     from edged.system import log
@@ -44,6 +42,9 @@ def main() -> None:
 
             check.check(args.config, Store(FACTORY, models), print)
         else:
+            import_paho()
+            from edged.app import daemon
+
             with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE) as lock:
                 daemon.run(args.config, args.runtime_dir, lock, store)
     except EdgedError as error:
