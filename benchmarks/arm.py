@@ -23,8 +23,7 @@ import paho.mqtt.client as mqtt
 from benchmarks import start
 from benchmarks.counters import Trace
 from benchmarks.emulator import Board, Counter, Counts, describe, why_not
-from benchmarks.inline import RECORDING
-from benchmarks.processes import BROKER, ROOT, Sensor, broker, edged_command
+from benchmarks.processes import BROKER, RECORDED, ROOT, Sensor, broker, edged_command
 from benchmarks.report import Figure, Skipped, Target, plain, table
 from benchmarks.wire import Variant, variants
 from edged.models.store import FACTORY, Store
@@ -109,7 +108,7 @@ def _bare(board: Board) -> Iterator[tuple[Callable[[int], None], Counter]]:
 
 
 def _start_edged(board: Board, checkout: Path, port: int) -> float:
-    command = edged_command(board.folder, start.CONFIG.format(broker=port, recording=RECORDING))
+    command = edged_command(board.folder, start.CONFIG.format(broker=port) + RECORDED)
     with (
         _subscribed(port, "edged/bench/pipelines/motion/result") as results,
         board.python(*command[1:], checkout=checkout) as (_, counter),

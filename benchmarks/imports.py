@@ -1,4 +1,4 @@
-"""Import budget: what the imports of a daemon cost until its first inference, by package, beyond those of bare.
+"""Import budget: the cost of imports until the first inference of a daemon, by package, beyond the imports of bare.
 
 Python prints the time of each import (-X importtime), which itself takes time: the shares count, not the sum. The sink
 `stdout` shows the first inference among those lines.
@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.inline import RECORDING
-from benchmarks.processes import ROOT, edged_command, installed
+from benchmarks.processes import RECORDED, ROOT, edged_command, installed
 from benchmarks.report import Figure, Skipped
 from edged.models.store import FACTORY, Store
 
@@ -25,19 +24,9 @@ SHOWN = 16
 CONFIG = """
 [device]
 name = "bench"
-[sources.recorded]
-kind = "replay"
-path = "{recording}"
-channels = ["ax", "ay", "az", "gx", "gy", "gz"]
-rate = 10
-pace = "fast"
 [sinks.shown]
 kind = "stdout"
 format = "json"
-[pipelines.motion]
-source = "recorded"
-model = "motion"
-sinks = ["shown"]
 """
 
 _IMPORT = re.compile(r"import time: +(?P<own>\d+) \| +\d+ \| +(?P<module>[\w.]+)\n")
@@ -48,7 +37,7 @@ def measure(rounds: int) -> list[Figure | Skipped]:
     totals: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="edged-bench-") as name:
         bare = [sys.executable, "-m", "benchmarks.bare", str(Store(FACTORY).find("motion").model)]
-        edged = edged_command(Path(name), CONFIG.format(recording=RECORDING))
+        edged = edged_command(Path(name), CONFIG + RECORDED + 'sinks = ["shown"]\n')
         _until_output(edged)  # modules are compiled, and the model is proven
         for _ in range(rounds):
             known = _until_output(bare)

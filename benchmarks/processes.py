@@ -32,6 +32,19 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0
 BAUD = 921_600
 
+RECORDED = f"""
+[sources.recorded]
+kind = "replay"
+path = "{RECORDING}"
+channels = ["ax", "ay", "az", "gx", "gy", "gz"]
+rate = 10
+pace = "fast"
+[pipelines.motion]
+source = "recorded"
+model = "motion"
+"""
+"""A recording as fast as possible into the motion model; the last table of a configuration."""
+
 BROKER = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 

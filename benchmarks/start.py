@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.counters import Trace, cpu_seconds, resident_bytes
-from benchmarks.inline import RECORDING
-from benchmarks.processes import BROKER, ROOT, Listener, broker, edged_command, installed, program
+from benchmarks.processes import BROKER, RECORDED, ROOT, Listener, broker, edged_command, installed, program
 from benchmarks.report import Figure, Skipped, Target
 from edged.models.store import FACTORY, Store
 
@@ -31,15 +30,6 @@ name = "bench"
 [mqtt]
 host = "127.0.0.1"
 port = {broker}
-[sources.recorded]
-kind = "replay"
-path = "{recording}"
-channels = ["ax", "ay", "az", "gx", "gy", "gz"]
-rate = 10
-pace = "fast"
-[pipelines.motion]
-source = "recorded"
-model = "motion"
 """
 
 
@@ -89,7 +79,7 @@ def _bare() -> Start:
 
 def _edged(folder: Path, port: int) -> Start:
     listener = Listener(port, "edged/bench/pipelines/motion/result")
-    command = edged_command(folder, CONFIG.format(broker=port, recording=RECORDING))
+    command = edged_command(folder, CONFIG.format(broker=port) + RECORDED)
     begun = time.time()
     with program(command, folder / "edged.log") as child, Trace(partial(cpu_seconds, child.pid)) as trace:
         results = listener.stop()

@@ -294,28 +294,19 @@ def fails(name: str) -> None:
     raise ConfigError("it has changed since it was looked at")
 
 
-def test_once_its_time_is_over_a_stop_waits_for_no_chunk(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("deadline", "patience"), [(120.0, FINISH_SECONDS), (0.0, 0.0)])
+def test_a_stop_has_as_much_patience_with_the_chunk_in_hand_as_with_waiting_windows_until_its_time_is_over(
+    tmp_path, monkeypatch, deadline, patience
+):
     timeouts = []
     monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, timeout: timeouts.append(timeout))
 
     async def scenario() -> None:
         async with running(tmp_path, SOURCE) as parts:
-            await parts.control.lifecycle.stop(0.0)
+            await parts.control.lifecycle.stop(deadline)
 
     asyncio.run(scenario())
-    assert timeouts == [0.0]
-
-
-def test_a_stop_has_as_much_patience_with_the_chunk_in_hand_as_with_waiting_windows(tmp_path, monkeypatch):
-    timeouts = []
-    monkeypatch.setattr(Reader, "between_chunks", lambda _reader, _change, timeout: timeouts.append(timeout))
-
-    async def scenario() -> None:
-        async with running(tmp_path, SOURCE) as parts:
-            await parts.control.lifecycle.stop(120.0)
-
-    asyncio.run(scenario())
-    assert timeouts == [FINISH_SECONDS]
+    assert timeouts == [patience]
 
 
 def test_a_stop_during_the_start_does_not_wait_for_its_end(tmp_path, monkeypatch):
