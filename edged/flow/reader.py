@@ -107,17 +107,17 @@ class Reader:
         """Mark the source failed if a call into it, or a model on the reader's thread, has blocked for HUNG_SECONDS.
         Called from another thread, since the reader itself is blocked.
         """
-        asked, fed = self._asked, self._fed
+        asked = self._asked
         if not self._thread.is_alive():
             return
         if asked is not None and self._clock() - asked > HUNG_SECONDS:
             self.status.set(
                 "failed", "the source does not answer", "see dmesg; plug the sensor in again, or restart edged"
             )
-        elif fed is not None and self._clock() - fed[0] > HUNG_SECONDS and not self.info.patient:
+        elif held := self._held_up(HUNG_SECONDS):
             self.status.set(
                 "failed",
-                f"pipeline {fed[1].name!r} holds up the source: its model or a sink does not answer",
+                f"pipeline {held[0]!r} holds up the source: its model or a sink does not answer",
                 "restart edged; if the model hangs again, go back a version or set isolate = true for it",
             )
 
@@ -126,10 +126,15 @@ class Reader:
 
         The pipeline may have been removed meanwhile, or have got another flow: its model still holds this thread.
         """
+        held = self._held_up(limit)
+        return f"pipeline {held[0]} has held up source {self.name} for {held[1]:.0f} s" if held else ""
+
+    def _held_up(self, limit: float) -> tuple[str, float] | None:
+        """Return the pipeline that has held up the source for more than `limit` seconds, and for how long."""
         fed = self._fed
         if fed is None or self.info.patient or (seconds := self._clock() - fed[0]) <= limit:
-            return ""
-        return f"pipeline {fed[1].name} has held up source {self.name} for {seconds:.0f} s"
+            return None
+        return fed[1].name, seconds
 
     def between_chunks(self, change: Callable[[], None], timeout: float) -> None:
         """Call `change` while no chunk is being passed to a pipeline, or after `timeout` seconds in any case."""
