@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edged.config.check import check_models, find_bundle
-from edged.config.load import ConfigErrors, load
+from edged.config import check as config_check
+from edged.config.check import find_bundle
+from edged.config.load import ConfigErrors
 from edged.config.options import Config
-from edged.config.warnings import warnings
 from edged.core.tables import Problem
 from edged.models.selftest import Proof
 from edged.models.store import MissingModelError, Store
@@ -40,8 +40,7 @@ def check(files: Sequence[Path], store: Store, report: Callable[[str], None]) ->
 
 def checked(files: Sequence[Path], store: Store) -> tuple[Config, tuple[Problem, ...]]:
     """Return the configuration, checked with its models, and warnings. Raises ConfigErrors."""
-    config = load(files)
-    problems = check_models(config, store)
-    if problems:
-        raise ConfigErrors(problems)
-    return config, warnings(config, store)
+    found = config_check.check(files, store)
+    if found.config is None:
+        raise ConfigErrors(found.problems)
+    return found.config, found.warnings

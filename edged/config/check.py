@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from edged import __version__
 from edged.api import SourceConfig
-from edged.config.load import convert, publishes
+from edged.config.load import ConfigErrors, convert, load, publishes
 from edged.config.options import Config, ModelEntry, PipelineEntry, SourceEntry
 from edged.core import device_requirements
 from edged.core.description import Description, pipeline_output
@@ -21,6 +23,30 @@ from edged.core.tables import Problem, Tables
 from edged.core.topics import Topics
 from edged.models.bundle import Bundle
 from edged.models.store import MissingModelError, Store
+
+
+class Checked(NamedTuple):
+    """A configuration (None if it has problems), the problems and the warnings."""
+
+    config: Config | None
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...] = ()
+
+
+def check(files: Sequence[Path], store: Store) -> Checked:
+    """Read and check a configuration, with the models in a store: all tables that can be understood."""
+    from edged.config.warnings import warnings  # a daemon serves without
+
+    try:
+        config = load(files)
+    except ConfigErrors as errors:
+        if errors.sound is None:
+            return Checked(None, errors.problems)
+        # Without the parts left out, tables for these parts would seem to be without effect.
+        doubts = warnings(errors.sound, store) if errors.whole else ()
+        return Checked(None, (*errors.problems, *check_models(errors.sound, store)), doubts)
+    problems = check_models(config, store)
+    return Checked(None if problems else config, problems, warnings(config, store))
 
 
 def find_bundle(name: str, entry: ModelEntry, store: Store) -> Bundle:

@@ -2,7 +2,7 @@
 
 The main file is read first, then `conf.d/*.toml` beside the main file in order of name, then the other files of the
 command line. A later file adds keys and overrides earlier keys. `load` reads the files, converts the tables and checks
-references between tables, and reads nothing else from the disk. `check_models` checks that the models exist and fit
+references between tables, and reads nothing else from the disk. `check` also checks that the models exist and fit
 their sources. `changes` compares two configurations.
 """
 
@@ -49,10 +49,16 @@ IMPLICIT_SINKS = ("mqtt", "stdout")
 
 
 class ConfigErrors(ConfigError):  # noqa: N818 several errors
-    """The problems of a configuration, in a single error."""
+    """The problems of a configuration, in a single error.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    `sound` is the configuration of the tables free of wrong values, None without any; `whole` is True if these are all
+    tables, so that only unknown keys and the like are wrong.
+    """
+
+    def __init__(self, problems: Sequence[Problem], sound: Config | None = None, *, whole: bool = False) -> None:
         self.problems = tuple(problems)
+        self.sound = sound
+        self.whole = whole
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(f"the configuration has {count}:\n{lines}", hint="run edgectl config check")
@@ -69,7 +75,8 @@ def load(paths: Sequence[Path]) -> Config:
     unread: list[Problem] = []
     for path in _files(paths, unread):
         _read(path, tables, unread)
-    _refuse(unread)
+    if unread:
+        raise ConfigErrors(unread)
     return _build(tables)
 
 
@@ -89,11 +96,6 @@ def effective(config: Config) -> dict[str, Any]:
         "pipelines": {name: plain(entry) for name, entry in config.pipelines.items()},
         "sinks": {name: {"kind": entry.kind, **plain(entry.options)} for name, entry in config.sinks.items()},
     }
-
-
-def _refuse(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise ConfigErrors(problems)
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -196,8 +198,27 @@ def _build(tables: Tables) -> Config:
         "pipelines": pipelines,
         "sinks": {name: _sink(tables, name) for name in dict.fromkeys(sinks)},
     }
-    _refuse(tables.problems)
+    if tables.problems:
+        sound = _sound(parts)
+        raise ConfigErrors(tables.problems, Config(**sound, origins=tables.origins), whole=sound == parts)
     return Config(**parts, origins=tables.origins)
+
+
+def _sound(parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts without those that have problems, and without pipelines of such parts."""
+    kinds = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    sound = {}
+    for name, part in parts.items():
+        if name in SINGLE_TABLES:
+            sound[name] = kinds[name]() if part is None else part
+        else:
+            sound[name] = {key: entry for key, entry in part.items() if entry is not None}
+    sound["pipelines"] = {
+        name: entry
+        for name, entry in sound["pipelines"].items()
+        if entry.source in sound["sources"] and entry.model in sound["models"] and {*entry.sinks} <= {*sound["sinks"]}
+    }
+    return sound
 
 
 def _names(tables: Tables, section: str) -> list[str]:
@@ -320,7 +341,8 @@ def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
             tables.refuse((*place, "sinks"), shown(sink), listed(sinks), did_you_mean(sink, sinks), item=item)
         elif sink in entry.sinks[:index]:
             tables.refuse((*place, "sinks"), f"{shown(sink)} twice", "each sink once", item=f"[{index}]")
-    given = {key: getattr(overrides, key) for key in tables.keys((*place, "decision"))}
+    keys = [key for key in tables.keys((*place, "decision")) if key in Decision.__struct_fields__]
+    given = {key: getattr(overrides, key) for key in keys}
     return msgspec.structs.replace(entry, decision=given)
 
 

@@ -93,21 +93,24 @@ class Tables:
         """Record an exception raised for the values at a place as a problem."""
         self.refuse(place, str(getattr(error, "message", error)), allowed, str(getattr(error, "hint", "")))
 
-    def refuse_strangers(self, place: TablePath, known: Collection[str]) -> None:
-        """Record every key of the table at a place that is not in `known`."""
+    def refuse_strangers(self, place: TablePath, known: Collection[str]) -> bool:
+        """Record every key of the table at a place that is not in `known`; return True if one is a misspelt key."""
+        misspelt = False
         for key in self.keys(place):
             if key not in known:
                 elsewhere = self._belongs(key) if place else ""
-                hint = _secret_hint(key, known) or elsewhere or did_you_mean(key, known)
+                meant = did_you_mean(key, known)
+                hint = _secret_hint(key, known) or elsewhere or meant
                 self.refuse((*place, key), "an unknown key", listed(known), hint)
+                misspelt = misspelt or bool(meant)
+        return misspelt
 
     def struct(self, place: TablePath, kind: type[S], *, beside: Collection[str] = ()) -> S | None:
         """Return the table at a place as a struct; without a table, the defaults.
 
         `beside` holds keys in the table that are read elsewhere. If the table has problems, record them and return
-        None.
+        None. A key that resembles no key of the struct is a problem too, but the struct is whole without it.
         """
-        before = len(self.problems)
         found = self.get(place)
         if found is None:
             found = {}
@@ -117,14 +120,15 @@ class Tables:
         if not found and _has_defaults(kind):
             return self._make(place, kind, {})
         fields = _fields(kind)
-        self.refuse_strangers(place, [*fields, *beside])
+        misspelt = self.refuse_strangers(place, [*fields, *beside])
+        before = len(self.problems)
         values = {}
         for key, field in fields.items():
             if key in found:
                 values[field.name] = self._value((*place, key), found[key], field.type)
             elif field.required:
                 self.refuse((*place, key), "nothing", _words(inspect.type_info(field.type)), "add this key")
-        return self._make(place, kind, values) if len(self.problems) == before else None
+        return None if misspelt or len(self.problems) > before else self._make(place, kind, values)
 
     def _make(self, place: TablePath, kind: type[S], values: dict[str, Any]) -> S | None:
         try:

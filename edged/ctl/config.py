@@ -13,20 +13,17 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import NamedTuple
 
 from msgspec.structs import asdict
 
-from edged.config.check import check_models
-from edged.config.load import ConfigErrors, effective, load
+from edged.config.check import Checked, check
+from edged.config.load import effective, load
 from edged.config.options import Config
-from edged.config.warnings import warnings
 from edged.core.errors import ControlError
 from edged.core.tables import Problem, TablePath, dotted
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.local_model import models_of
-from edged.models.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,47 +42,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(paths: list[Path], args: argparse.Namespace) -> int:
-    found = checked(paths, models_of(args))
+    found = check(paths, models_of(args))
     if args.json:
-        tables.show_json(found.to_json())
+        tables.show_json(to_json(found))
     else:
-        tables.show(found.lines())
+        tables.show(lines(found))
         if found.config:
             tables.show([f"{', '.join(map(str, paths))}: valid: {summary(found.config)}"])
     return exits.BAD if found.problems else exits.DONE
 
 
-class Checked(NamedTuple):
-    """A configuration (None if the text has problems), the problems and the warnings."""
-
-    config: Config | None
-    problems: tuple[Problem, ...]
-    warnings: tuple[Problem, ...] = ()
-
-    def to_json(self) -> dict[str, object]:
-        """Return the answer of `edgectl config check --json`."""
-        return {
-            "valid": not self.problems,
-            "problems": list(map(asdict, self.problems)),
-            "warnings": list(map(asdict, self.warnings)),
-        }
-
-    def lines(self) -> Iterator[str]:
-        """Yield the problems and the warnings, for people."""
-        for problem in self.problems:
-            yield from _block(problem)
-        for warning in self.warnings:
-            yield from _block(warning, "warning: ")
+def to_json(found: Checked) -> dict[str, object]:
+    """Return the answer of `edgectl config check --json`."""
+    return {
+        "valid": not found.problems,
+        "problems": list(map(asdict, found.problems)),
+        "warnings": list(map(asdict, found.warnings)),
+    }
 
 
-def checked(paths: list[Path], store: Store) -> Checked:
-    """Read and check a configuration, with the models in a store."""
-    try:
-        config = load(paths)
-    except ConfigErrors as errors:
-        return Checked(None, errors.problems)
-    problems = check_models(config, store)
-    return Checked(None if problems else config, problems, warnings(config, store))
+def lines(found: Checked) -> Iterator[str]:
+    """Yield the problems and the warnings, for people."""
+    for problem in found.problems:
+        yield from _block(problem)
+    for warning in found.warnings:
+        yield from _block(warning, "warning: ")
 
 
 def _block(problem: Problem, kind: str = "") -> Iterator[str]:

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 
 from edged.backends.delegates import Delegate, delegates, resolve, survey
 from edged.backends.probe import probe
-from edged.config.check import check_models, find_bundle, required_devices
+from edged.config.check import check, check_models, find_bundle, required_devices
 from edged.config.load import ConfigErrors, load
 from edged.config.options import Config, SourceEntry
 from edged.config.warnings import warnings
@@ -81,13 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print each check when done."""
     done = []
-    for check in _checks(args):
-        done.append(check)
+    for each in _checks(args):
+        done.append(each)
         if not args.json:
-            tables.show(_lines(check))
-    well = all(check.verdict != "fail" for check in done)
+            tables.show(_lines(each))
+    well = all(each.verdict != "fail" for each in done)
     if args.json:
-        tables.show_json({"ok": well, "checks": [check._asdict() for check in done]})
+        tables.show_json({"ok": well, "checks": [each._asdict() for each in done]})
     return exits.DONE if well else exits.BAD
 
 
@@ -102,11 +102,12 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     runtime = check_runtime()
     yield runtime
     store, unit = models_of(args), unit_properties()
+    files = [Path(file) for file in args.config]
     try:
-        config = load([Path(file) for file in args.config])
-    except ConfigErrors as errors:
+        config = load(files)
+    except ConfigErrors:
         config = None
-        yield from map(_failed, errors.problems)
+        yield from map(_failed, check(files, store).problems)
     if config is not None:
         yield from check_config(config, store)
         if runtime.verdict == "ok":  # a broken runtime could kill this process

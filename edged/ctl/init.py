@@ -25,13 +25,14 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec.structs import replace
 
+from edged.config.check import Checked, check
 from edged.config.options import DEVICE_NAMES, DeviceName, host_name
 from edged.core.errors import ControlError, EdgedError
 from edged.core.manifest import Manifest
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.bundle_file import save
-from edged.ctl.config import Checked, checked, summary, toml
+from edged.ctl.config import lines, summary, to_json, toml
 from edged.ctl.local_model import models_of
 from edged.models.bundle import MANIFEST
 from edged.models.store import Store, open_path
@@ -115,16 +116,16 @@ def run(args: argparse.Namespace) -> int:
     text = _text(_tables(args.output, name, mqtt, source, model))
     found = _check(text, args.output, store)
     if found.config is None:
-        tables.show_json({"file": None, **found.to_json(), "next": []}) if args.json else tables.show(found.lines())
+        tables.show_json({"file": None, **to_json(found), "next": []}) if args.json else tables.show(lines(found))
         return exits.BAD
     if secret:
         _write_secret(Path(mqtt["password_file"]), secret, force=args.force)
     save(args.output, [text.encode()])
     steps = list(_next_steps(args.output, name, mqtt, source))
     if args.json:
-        tables.show_json({"file": str(args.output), **found.to_json(), "next": steps})
+        tables.show_json({"file": str(args.output), **to_json(found), "next": steps})
     else:
-        tables.show(found.lines())
+        tables.show(lines(found))
         tables.show([f"{args.output}: written: {summary(found.config)}", "next:", *(f"  {step}" for step in steps)])
     return exits.DONE
 
@@ -415,7 +416,7 @@ def _check(text: str, output: Path, store: Store) -> Checked:
         with NamedTemporaryFile(dir=output.parent, prefix=".edgectl-init-", suffix=".toml") as aside:
             aside.write(text.encode())
             aside.flush()
-            found = checked([Path(aside.name)], store)
+            found = check([Path(aside.name)], store)
     except OSError as error:
         raise ControlError(f"{output} cannot be written: {error.strerror}", hint="name another file with -o") from error
     except UnicodeEncodeError as error:

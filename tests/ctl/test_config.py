@@ -76,6 +76,38 @@ def test_a_source_that_does_not_fit_the_model_is_a_problem(write, capsys):
     assert "the rate is 50 samples per second, the model takes 10" in capsys.readouterr().out
 
 
+def test_unknown_keys_hide_no_other_mistake(write, capsys):
+    text = GOOD.replace("rate = 10", "rate = 50\nsmoothing = 3").replace("sinks =", "colour = 1\nsinks =")
+    text += '[mqtt]\nspeed = 1\n[pipelines.second]\nsource = "wrist"\nmodel = "absent"\n'
+    assert main(["config", "check", "--json", write(text)]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert sorted((each["path"], each["found"][:40]) for each in answer["problems"]) == [
+        ("mqtt.speed", "an unknown key"),
+        ("pipelines.activity", "the source 'wrist' does not fit the mode"),
+        ("pipelines.activity.colour", "an unknown key"),
+        ("sources.wrist.smoothing", "an unknown key"),
+    ]
+    assert [each["path"] for each in answer["warnings"]] == ["pipelines.second.model"]
+
+
+def test_wrong_values_of_a_table_hide_no_mistake_of_other_tables(write, capsys):
+    wrong = '[sources.other]\nkind = "synthetic"\nchannels = 3\n[log]\nlevel = 3\n'
+    wrong += '[pipelines.second]\nsource = "other"\nmodel = "motion"\n'
+    assert main(["config", "check", "--json", write(GOOD.replace("rate = 10", "rate = 50") + wrong)]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert sorted(each["path"] for each in answer["problems"]) == [
+        "log.level",
+        "pipelines.activity",
+        "sources.other.channels",
+    ]
+
+
+def test_a_misspelt_key_causes_no_second_problem(write, capsys):
+    assert main(["config", "check", "--json", write(GOOD.replace("rate = 10", "rates = 10"))]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert (problem["path"], problem["hint"]) == ("sources.wrist.rates", 'did you mean "rate"?')
+
+
 def test_the_same_in_json(write, capsys):
     assert main(["config", "check", "--json", write(GOOD)]) == 0
     assert json.loads(capsys.readouterr().out) == {"valid": True, "problems": [], "warnings": []}
