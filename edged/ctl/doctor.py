@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(check: Check) -> Iterator[str]:
     yield f"{tables.dot(_DOTS[check.verdict])} {check.verdict:4}  {check.name:8}  {tables.plain(check.found)}"
-    for line in check.remedy.splitlines():
-        yield f"      -> {tables.plain(line)}"
+    yield from tables.advice(check.remedy)
 
 
 def _checks(args: argparse.Namespace) -> Iterator[Check]:
@@ -545,7 +544,8 @@ def check_daemon(runtime_dir: str | None) -> Iterator[Check]:
         return
     yield _check_state_of(status)
     if status["config"]["error"]:
-        found = f"the daemon refused the last configuration: {status['config']['error']['message']}"
+        problems = status["config"]["error"]["problems"]
+        found = f"the daemon refused the last configuration: {'; '.join(problems)}"
         yield Check(
             "config", "fail", found, "see what is wrong: edgectl config check\nthen: sudo systemctl reload edged"
         )

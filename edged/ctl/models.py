@@ -54,8 +54,7 @@ def _accelerator(found: AcceleratorAnswer | None) -> Iterator[str]:
     if found is None:
         return
     yield f"      {tables.plain(found['name'])}: {describe_accelerator(found)}"
-    if found["hint"]:
-        yield f"      -> {tables.plain(found['hint'])}"
+    yield from tables.advice(found["hint"])
 
 
 def _choice(why: str) -> Iterator[str]:

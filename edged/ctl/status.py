@@ -77,9 +77,10 @@ def _mqtt(mqtt: MqttAnswer) -> Iterator[str]:
 def _config(config: ConfigAnswer) -> Iterator[str]:
     yield f"    config  {tables.plain(', '.join(config['files'])) or 'none'}"
     if config["error"]:
-        yield f"      the last one that was good is in effect: {tables.plain(config['error']['message'])}"
+        yield "      the files have changed and are refused; the configuration before the change stays in effect:"
         for problem in config["error"]["problems"]:
-            yield f"      -> {tables.plain(problem)}"
+            yield f"      {tables.plain(problem)}"
+        yield from tables.advice("correct the files: edgectl config check; then: edgectl reload")
 
 
 def _sinks(sinks: list[SinkAnswer]) -> Iterator[str]:

@@ -68,8 +68,13 @@ def remedy(health: HealthAnswer) -> Iterator[str]:
         return
     if health["reason"]:
         yield f"      {plain(health['reason'])}, for {duration(health['for'])}"
-    if health["hint"]:
-        yield f"      -> {plain(health['hint'])}"
+    yield from advice(health["hint"])
+
+
+def advice(hint: str) -> Iterator[str]:
+    """Yield the lines of a remedy."""
+    for line in hint.splitlines():
+        yield f"      -> {plain(line)}"
 
 
 def dot(state: str) -> str:
@@ -79,8 +84,8 @@ def dot(state: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text without control characters."""
-    return "".join(char if char.isprintable() else "�" for char in text)
+    """Return text on a single line, without control characters."""
+    return "".join(char if char.isprintable() else " " if char == "\n" else "�" for char in text)
 
 
 def duration(seconds: float) -> str:

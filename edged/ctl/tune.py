@@ -97,7 +97,7 @@ def lines(step: TuneStepAnswer) -> Iterator[str]:
 def _measured(title: str, measured: MeasurementAnswer) -> Iterator[str]:
     if measured["failure"]:
         yield f"  {title:28} {tables.plain(measured['failure'])}"
-        yield from (f"      -> {tables.plain(line)}" for line in measured["hint"].splitlines())
+        yield from tables.advice(measured["hint"])
         return
     times = f"p50 {measured['p50'] * 1e3:.3f} ms, p99 {measured['p99'] * 1e3:.3f} ms in {measured['runs']} runs"
     yield f"  {title:28} {times}, {tables.size(measured['rss_bytes'])}{_warmth(measured)}"

@@ -8,7 +8,8 @@ import pytest
 def broken(status):
     """The same daemon on a bad day."""
     status = copy.deepcopy(status)
-    bad = {"state": "failed", "reason": "no such file: /dev/ttyUSB0", "hint": "plug it in", "since": 1.0, "for": 75.0}
+    bad = {"state": "failed", "reason": "no such file: /dev/ttyUSB0", "since": 1.0, "for": 75.0}
+    bad["hint"] = "plug it in\nor wait"
     status["state"] = "degraded"
     status["health"] = {**bad, "state": "degraded", "reason": "source imu: no such file: /dev/ttyUSB0", "hint": ""}
     status["sources"][0] |= {"health": bad, "rate": None, "measured_rate": None, "faults": {}}
@@ -17,7 +18,9 @@ def broken(status):
     failing = {"state": "degraded", "reason": "it aborted", "hint": "look at its cable", "for": 3.0}
     status["models"][0] |= {"runner": None, "proof": None, "version": "", "bytes": 0}
     status["models"][0]["accelerator"] |= failing
-    status["config"]["error"] = {"message": "2 problems", "problems": ["edged.toml: [sources.imu] kin: unknown key"]}
+    problem = "edged.toml: sources.imu.kin: found an unknown key; allowed: kind"
+    message = f"the configuration has 1 problem:\n  {problem}"
+    status["config"]["error"] = {"message": message, "problems": [problem]}
     status["clock"]["synchronised"] = False
     return status
 
@@ -78,12 +81,14 @@ def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
         "    mqtt    not connected to mqtt://broker:1883, 41 sent (the last 4 s ago), 0 reconnects\n"
         "      refused, for 1 min 15 s\n"
         "      -> is the broker up?\n",
-        "      the last one that was good is in effect: 2 problems\n"
-        "      -> edged.toml: [sources.imu] kin: unknown key\n",
-        "      no such file: /dev/ttyUSB0, for 1 min 15 s\n      -> plug it in\n",
+        "      the files have changed and are refused; the configuration before the change stays in effect:\n"
+        "      edged.toml: sources.imu.kin: found an unknown key; allowed: kind\n"
+        "      -> correct the files: edgectl config check; then: edgectl reload\n",
+        "      no such file: /dev/ttyUSB0, for 1 min 15 s\n      -> plug it in\n      -> or wait\n",
         "      edgetpu: degraded, for 3 s: it aborted\n      -> look at its cable\n",
     ):
         assert text in output
+    assert "�" not in output
 
 
 @pytest.mark.parametrize(("environ", "dot"), [({}, "\x1b[32m●\x1b[0m edged"), ({"NO_COLOR": "1"}, "● edged")])
@@ -130,5 +135,5 @@ def test_a_label_cannot_move_the_cursor(edgectl, daemon):
     daemon.status["pipelines"][0]["last"]["label"] = "\x1b[2Jgotcha\r\n"
     daemon.status["sources"][0]["health"] |= {"state": "failed", "reason": "\x1b]0;x\x07bad\x9b1m"}
     _, output, _ = edgectl("status")
-    assert "�[2Jgotcha��" in output
+    assert "�[2Jgotcha�" in output
     assert not set(output) & set("\x1b\x07\x9b\r")
