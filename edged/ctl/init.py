@@ -261,12 +261,12 @@ def _recording(text: str) -> Path:
 
 
 def _port(text: str) -> str:
-    if not text.startswith("/"):
+    port = Path(text)
+    if port.is_char_device():
+        return str(port.absolute())  # a link stays a link, as the device behind it may change
+    if port.exists() or not port.is_absolute():
         raise ControlError(f"{text!r} is no serial port", hint="name the device file: --device /dev/serial/by-id/...")
-    if not Path(text).exists():
-        _note(f"{text} does not exist now")
-    elif not Path(text).is_char_device():
-        raise ControlError(f"{text!r} is no serial port", hint="name the device file: --device /dev/serial/by-id/...")
+    _note(f"{text} does not exist now")
     return text
 
 

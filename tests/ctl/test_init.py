@@ -113,6 +113,12 @@ def test_a_recording_is_replayed(made, tmp_path):
     assert config["sources"]["sensor"]["path"] == "walk.csv"
 
 
+def test_a_link_to_a_port_may_be_relative(made):
+    Path("wrist").symlink_to(PORT)
+    config, _ = made("--device", "wrist")
+    assert config["sources"]["sensor"]["port"] == str(Path("wrist").absolute())
+
+
 def test_a_model_elsewhere_is_named_by_its_whole_path(made):
     Path("desk").mkdir()
     config, _ = made("--model", FACTORY / "motion/1.0.0", "-o", "desk/edged.toml")
