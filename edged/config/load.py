@@ -291,7 +291,7 @@ def _model(tables: Tables, name: str) -> ModelEntry | None:
 
 
 def _check_url(tables: Tables, place: TablePath, url: str) -> None:
-    from edged.transfer.http_response import FetchError, parse_url  # few boards have a URL
+    from edged.system.urls import FetchError, parse_url  # few boards have a URL
 
     try:
         parse_url(url)

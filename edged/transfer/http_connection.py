@@ -20,13 +20,12 @@ from urllib.parse import SplitResult, unquote
 from urllib.request import getproxies_environment, proxy_bypass
 
 from edged import __version__
-from edged.core.errors import ConfigError
-from edged.system.credentials import find
+from edged.system.credentials import find, read_secret, unusable
 from edged.system.later import ssl
-from edged.transfer.http_response import AbandonedError, FetchError, origin
+from edged.system.tls import tls_refusal, trusting
+from edged.system.urls import FetchError, origin, place
+from edged.transfer.http_response import AbandonedError
 from edged.transfer.origins import OriginPolicy, parse_proxy
-
-_MAX_SECRET = 4096
 
 
 class MinimumSpeed(NamedTuple):
@@ -152,40 +151,15 @@ class Identity(NamedTuple):
 
 def identify(ca_file: str, cert_file: str, key_file: str, token_file: str) -> Identity:
     """Read the named files. Raises ConfigError for an unusable file."""
-    anonymous = certified = _trusting(ca_file)
+    anonymous = certified = trusting(ca_file)
     if cert_file:
-        certified = _trusting(ca_file)
+        certified = trusting(ca_file)
         try:
             # OpenSSL would ask for a passphrase on the terminal; an empty one makes a protected key an error.
             certified.load_cert_chain(find(cert_file), find(key_file), password="")
         except OSError as error:
-            raise _unusable("cert_file or key_file", f"{cert_file}, {key_file}", error) from error
-    return Identity(anonymous, certified, _read_secret(token_file) if token_file else "")
-
-
-def _trusting(ca_file: str) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=find(ca_file) if ca_file else None)
-    except OSError as error:
-        raise _unusable("ca_file", ca_file, error) from error
-
-
-def _read_secret(name: str) -> str:
-    """Return the first line of a file."""
-    try:
-        with find(name).open("rb") as file:
-            line = file.readline(_MAX_SECRET + 1).rstrip(b"\r\n").decode("ascii")
-        if not line.isprintable() or not 1 <= len(line) <= _MAX_SECRET:
-            raise OSError(f"the first line is empty, longer than {_MAX_SECRET} bytes or not plain text")
-        return line
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unusable("token_file", name, error) from error
-
-
-def _unusable(option: str, name: str, error: Exception) -> ConfigError:
-    reason = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
-    hint = "name a file that the service may read, or a credential of the service (LoadCredential=)"
-    return ConfigError(f"{option} {name!r} cannot be used: {reason}", hint=hint)
+            raise unusable("cert_file or key_file", f"{cert_file}, {key_file}", error) from error
+    return Identity(anonymous, certified, read_secret("token_file", token_file) if token_file else "")
 
 
 # Proxies
@@ -239,7 +213,7 @@ class HttpClient:
         try:
             return self._get(target, home, headers)
         except ssl.SSLError as error:
-            refusal = _tls_refusal(error, _place(target), time.time())
+            refusal = tls_refusal(error, place(target), time.time())
             raise (refusal or error) from error
 
     def _get(self, target: SplitResult, home: SplitResult, headers: dict[str, str]) -> HTTPResponse:
@@ -247,14 +221,14 @@ class HttpClient:
         proxy = self._proxy(target)
         sock = self._dial_proxy(proxy, target) if proxy else self._dial(target, guarded=self._guarded)
         path = f"{target.path or '/'}{'?' if target.query else ''}{target.query}"
-        asked = {"Host": _place(target), **headers, **(self._credentials(home) if at_home else {})}
+        asked = {"Host": place(target), **headers, **(self._credentials(home) if at_home else {})}
         if target.scheme == "https":
             if proxy:
                 self._tunnel(sock, proxy, target)
             ours = at_home and origin(home) in self._policy.named
             sock = self._secure(sock, target, self._identity.certified if ours else self._identity.anonymous)
         elif proxy:
-            path = f"http://{_place(target)}{path}"
+            path = f"http://{place(target)}{path}"
             asked |= _basic("Proxy-Authorization", proxy)
         return _exchange(HttpConnection(sock, self._minimum, self._received), "GET", path, asked)
 
@@ -270,7 +244,7 @@ class HttpClient:
             return self._dial(proxy, guarded=False)
         except OSError as error:
             self._cancellation.check()
-            raise OSError(f"the proxy {_place(proxy)} cannot be reached: {error.strerror or error}") from error
+            raise OSError(f"the proxy {place(proxy)} cannot be reached: {error.strerror or error}") from error
 
     def _dial(self, target: SplitResult, *, guarded: bool) -> socket.socket:
         """Connect to one of the addresses, looked up once: a second look-up might give unchecked ones."""
@@ -294,20 +268,20 @@ class HttpClient:
 
     def _tunnel(self, sock: socket.socket, proxy: SplitResult, target: SplitResult) -> None:
         _, host, port = origin(target)
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        headers = {"Host": place, **_basic("Proxy-Authorization", proxy)}
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        headers = {"Host": authority, **_basic("Proxy-Authorization", proxy)}
         try:
-            answer = _exchange(HttpConnection(sock, self._minimum, self._received), "CONNECT", place, headers)
+            answer = _exchange(HttpConnection(sock, self._minimum, self._received), "CONNECT", authority, headers)
         except (OSError, HTTPException) as error:
             self._cancellation.check()
-            raise OSError(f"the proxy {_place(proxy)} does not answer: {error}") from error
+            raise OSError(f"the proxy {place(proxy)} does not answer: {error}") from error
         if answer.status in (401, 403, 405, 407):
             raise FetchError(
-                f"the proxy {_place(proxy)} answers {answer.status} to a connection to {place}",
+                f"the proxy {place(proxy)} answers {answer.status} to a connection to {authority}",
                 hint="check the user and password of the proxy, and that the proxy allows this host",
             )
         if answer.status != 200:
-            raise HTTPException(f"the proxy {_place(proxy)} answers {answer.status}")
+            raise HTTPException(f"the proxy {place(proxy)} answers {answer.status}")
 
     def _secure(self, sock: socket.socket, target: SplitResult, context: ssl.SSLContext) -> ssl.SSLSocket:
         secured = context.wrap_socket(sock, server_hostname=target.hostname, do_handshake_on_connect=False)
@@ -346,54 +320,8 @@ def _is_ours(family: int, address: Any) -> bool:
         return False
 
 
-def _place(parts: SplitResult) -> str:
-    """Return host and port as the URL has them."""
-    return parts.netloc.rpartition("@")[2]
-
-
 def _basic(header: str, parts: SplitResult) -> dict[str, str]:
     if parts.username is None:
         return {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return {header: f"Basic {base64.b64encode(pair.encode()).decode()}"}
-
-
-# Certificates
-
-# Numbers of OpenSSL's X509_V_ERR_CERT_*
-_NOT_YET_VALID = 9
-_HAS_EXPIRED = 10
-_REFUSALS = (
-    "CERTIFICATE_REQUIRED",
-    "HANDSHAKE_FAILURE",
-    "BAD_CERTIFICATE",
-    "CERTIFICATE_UNKNOWN",
-    "CERTIFICATE_EXPIRED",
-    "CERTIFICATE_REVOKED",
-    "UNKNOWN_CA",
-    "ACCESS_DENIED",
-)
-
-
-def _tls_refusal(error: ssl.SSLError, place: str, now: float) -> FetchError | None:
-    """Return the error for a failure of TLS that will not pass; None for any other. `now` is the board's clock."""
-    today = time.strftime("%Y-%m-%d", time.gmtime(now))
-    if isinstance(error, ssl.SSLCertVerificationError):
-        message = f"the certificate of {place} cannot be trusted: {error.verify_message}"
-        if error.verify_code == _NOT_YET_VALID:
-            hint = f"set this board's clock, which says {today}, and fetch again"
-        elif error.verify_code == _HAS_EXPIRED:
-            hint = f"renew the certificate, or set this board's clock if today is not {today}"
-        else:
-            hint = "check the host; if it is right, name its certificate authority in ca_file"
-        return FetchError(message, hint=hint, retryable=error.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED))
-    reason = error.reason or ""
-    if reason.endswith(_REFUSALS):
-        return FetchError(
-            f"{place} refuses the board's certificate, or requires one: {reason}", hint="check cert_file and key_file"
-        )
-    if reason == "WRONG_VERSION_NUMBER":
-        return FetchError(
-            f"{place} does not speak TLS", hint="check the port, and for a proxy or portal that answers in its place"
-        )
-    return None

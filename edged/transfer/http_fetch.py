@@ -23,22 +23,19 @@ import msgspec
 from edged.core.errors import BundleError
 from edged.core.retry_budget import RetryBudget, RetryLimits
 from edged.system.later import hashlib
+from edged.system.urls import FetchError, follow, mask, parse_url
 from edged.transfer.http_connection import Cancellation, HttpClient, MinimumSpeed, find_proxies, identify
 from edged.transfer.http_response import (
     Answer,
     Body,
-    FetchError,
     RangeRequest,
     Redirect,
     StartAgain,
     TryAgain,
     Whole,
     WrongFileError,
-    follow,
     interpret,
     is_page,
-    mask,
-    parse_url,
 )
 from edged.transfer.options import FetchOptions
 from edged.transfer.origins import OriginPolicy

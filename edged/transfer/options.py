@@ -71,8 +71,8 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def policy(self, urls: Iterable[str]) -> OriginPolicy:
         """Return the rules for fetches, with the `urls` in the configuration."""
-        from edged.transfer.http_response import FetchError, origin, parse_url
-        from edged.transfer.origins import OriginPolicy, parse_origin
+        from edged.system.urls import FetchError, origin, parse_origin, parse_url
+        from edged.transfer.origins import OriginPolicy
 
         named = {parse_origin(each) for each in self.origins or ()}
         for url in urls:
@@ -81,7 +81,8 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return OriginPolicy(frozenset(named), self.origins is not None, bool(self.token_file or self.cert_file))
 
     def _check_servers(self) -> None:
-        from edged.transfer.origins import parse_origin, parse_proxy
+        from edged.system.urls import parse_origin
+        from edged.transfer.origins import parse_proxy
 
         if self.proxy not in ("", "none"):
             parse_proxy(self.proxy)

@@ -11,9 +11,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from edged.core.errors import ConfigError
-from edged.transfer.http_response import FetchError, is_host, mask, origin
-
-Origin = tuple[str, str, int]
+from edged.system.urls import FetchError, Origin, is_host, mask, origin, place
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -68,21 +66,6 @@ def parse_proxy(url: str) -> SplitResult:
 _LIST_IT = "to allow the server, add the URL to origins in [updates.fetch]"
 
 
-def parse_origin(text: str) -> Origin:
-    """Return the origin in a text, as https://files.example.org:8443. Raises ConfigError."""
-    try:
-        parts = urlsplit(text)
-        bare = parts.path in ("", "/") and not (parts.query or parts.fragment) and parts.username is None
-        host = "" if "*" in text else parts.hostname
-        if bare and parts.scheme in ("http", "https") and is_host(host) and parts.port != 0:
-            return origin(parts)
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"{mask(text)!r} is no origin", hint="write scheme, host and port alone, as https://files.example.org:8443"
-    )
-
-
 def is_public(address: str) -> bool:
     """Return True for an address of the internet, and not of this board, the local network, or a group of hosts.
 
@@ -105,4 +88,4 @@ def _inner(ip: IPv6Address) -> IPv4Address | None:
 
 
 def _shown(target: SplitResult) -> str:
-    return f"{target.scheme}://{target.netloc.rpartition('@')[2]}"
+    return f"{target.scheme}://{place(target)}"

@@ -27,7 +27,7 @@ from edged.core.types import MAX_URL
 from edged.models.bare_file import Bare
 from edged.models.bundle import names_bare
 from edged.system.later import hashlib
-from edged.transfer.http_response import FetchError, mask, parse_url
+from edged.system.urls import FetchError, mask, parse_url
 from edged.updates.jobs import Event, InstallOptions, Job, Wanted
 
 MAX_DESIRED_BYTES = 8192

@@ -33,7 +33,8 @@ from edged.core.update_answers import JobItemAnswer
 from edged.models.bare_file import is_bare
 from edged.models.delta import VersionCheck
 from edged.system.later import hashlib
-from edged.transfer.http_response import AbandonedError, FetchError, NotFoundError, WrongFileError, mask, parse_url
+from edged.system.urls import FetchError, mask, parse_url
+from edged.transfer.http_response import AbandonedError, NotFoundError, WrongFileError
 from edged.transfer.options import FetchOptions
 from edged.transfer.origins import PolicyError
 from edged.transfer.partial_files import PartialFiles, Transfer

@@ -16,7 +16,7 @@ from edged.core import update_answers
 from edged.core.answers import ModelVersionsAnswer, VersionAnswer
 from edged.core.protocol import Args
 from edged.core.update_answers import JobAnswer, JobDetailsAnswer, JobItemAnswer, ServingAnswer, TransferAnswer
-from edged.transfer.http_response import mask
+from edged.system.urls import mask
 from edged.transfer.options import FetchOptions
 from edged.transfer.partial_files import PartialFiles
 from edged.updates.fetch_jobs import FetchJobs

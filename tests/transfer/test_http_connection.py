@@ -16,9 +16,9 @@ import pytest
 from edged.core.container import MAGIC, PREFIX
 from edged.core.errors import ConfigError
 from edged.models.container_check import ContainerCheck
+from edged.system.urls import FetchError
 from edged.transfer.http_connection import AbandonedError
 from edged.transfer.http_fetch import Fetcher
-from edged.transfer.http_response import FetchError
 from edged.transfer.options import FetchOptions
 from tests.broker import Certificates, make_certificates
 from tests.containers import colours, container, entry

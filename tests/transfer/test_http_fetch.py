@@ -11,8 +11,8 @@ import pytest
 
 from edged.core.errors import BundleError, ConfigError, StoreError
 from edged.models.container_check import ContainerCheck
+from edged.system.urls import FetchError
 from edged.transfer.http_fetch import Fetcher, transfer_id
-from edged.transfer.http_response import FetchError
 from edged.transfer.options import FetchOptions
 from edged.transfer.partial_files import PartialFiles
 from tests.broker import server as scripted

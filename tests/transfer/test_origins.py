@@ -4,8 +4,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import pytest
 
-from edged.core.errors import ConfigError
-from edged.transfer.origins import OriginPolicy, PolicyError, is_public, parse_origin
+from edged.transfer.origins import OriginPolicy, PolicyError, is_public
 
 
 @pytest.mark.parametrize(
@@ -42,34 +41,6 @@ def test_addresses_of_this_board_and_its_networks(address: str):
 @pytest.mark.parametrize("address", ["::ffff:1.2.3.4", "64:ff9b::1.2.3.4", "2002:102:304::1"])
 def test_an_address_that_stands_for_a_public_one_is_public(address: str):
     assert is_public(address)
-
-
-@pytest.mark.parametrize(
-    ("text", "origin"),
-    [
-        ("https://models.example.org", ("https", "models.example.org", 443)),
-        ("https://Models.Example.org:443/", ("https", "models.example.org", 443)),
-        ("http://10.0.0.5", ("http", "10.0.0.5", 80)),
-        ("http://[fd00::5]:8080", ("http", "fd00::5", 8080)),
-    ],
-)
-def test_an_origin_is_scheme_host_and_port(text: str, origin: tuple[str, str, int]):
-    assert parse_origin(text) == origin
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "models.example.org", "//models.example.org", "ftp://models.example.org", "https://", "https://:443"),
-        *("https://models.example.org/path", "https://models.example.org?x", "https://models.example.org#x"),
-        *("https://user@models.example.org", "https://user:secret@models.example.org", "https://models.example.org:0"),
-        *("https://models.example.org:x", "https://[::1", "https://a..b", "https://*.example.org"),
-    ],
-)
-def test_what_is_no_origin_is_refused_without_its_secrets(text: str):
-    with pytest.raises(ConfigError, match="is no origin") as refused:
-        parse_origin(text)
-    assert "secret" not in str(refused.value)
 
 
 NAMED = frozenset({("https", "models.example.org", 443)})
