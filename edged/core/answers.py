@@ -119,7 +119,11 @@ class AcceleratorAnswer(HealthAnswer):
 
 
 class VersionAnswer(TypedDict):
-    """An installed or rejected version of a model; `reason` is empty unless rejected or out of order."""
+    """An installed or rejected version of a model.
+
+    `reason` is empty unless the version is rejected, reverted or out of order. A version without another role is
+    "former" if it was confirmed once, and "unconfirmed" otherwise.
+    """
 
     version: str
     digest: str

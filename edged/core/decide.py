@@ -65,6 +65,7 @@ from edged.core.ledger import (
     counted,
     proven,
     rejected,
+    reverted,
     used,
     versions_to_serve,
     without,
@@ -301,9 +302,11 @@ def _passed(facts: ModelFacts, candidate: Candidate) -> bool:
 def _dropped(ledger: Ledger, candidate: Candidate, fault: VersionFault) -> Ledger:
     digest = candidate.digest
     ledger = replace(ledger, candidate=None)
+    if fault.kind == "reverted":
+        return reverted(ledger, digest, fault.reason)
     if fault.kind == "rejected":
         ledger = rejected(ledger, digest, fault.reason)
-    return ledger if fault.kind == "reverted" else without(ledger, digest)
+    return without(ledger, digest)
 
 
 def _name(ledger: Ledger, digest: str) -> str:

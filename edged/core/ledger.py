@@ -32,7 +32,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A version on disk: origin, signers, and confirmation on this board.
 
     `created` is the manifest's time in Unix seconds. `installed` is the time of the installation by the board's clock,
-    for information only.
+    for information only. `reverted` is the reason for which the last install of the version was reverted, or "".
     """
 
     version: Version
@@ -41,6 +41,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     signers: tuple[str, ...] = ()
     installed: float = 0.0
     confirmed: bool = False
+    reverted: str = ""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,6 +281,12 @@ def rejected(ledger: Ledger, digest: str, reason: str) -> Ledger:
     others = {each: ledger.rejected[each] for each in ledger.rejected if each != digest}
     others[digest] = Rejection(version=ledger.versions[digest].version, reason=reason[:MAX_REASON])
     return replace(ledger, rejected=dict(list(others.items())[-MAX_REJECTED:]))
+
+
+def reverted(ledger: Ledger, digest: str, reason: str) -> Ledger:
+    """Keep a version that may be installed again, with the reason for which it does not serve."""
+    version = replace(ledger.versions[digest], reverted=reason[:MAX_REASON])
+    return replace(ledger, versions={**ledger.versions, digest: version})
 
 
 def without(ledger: Ledger, digest: str) -> Ledger:

@@ -72,7 +72,18 @@ def _versions(model: ModelAnswer) -> Iterator[str]:
     elif len(versions) > 1 or any(each["reason"] for each in versions):
         for each in versions:
             reason = f": {tables.plain(each['reason'])}" if each["reason"] else ""
-            yield f"      {each['version']:8} {each['digest'][:12]}  {', '.join(each['roles'])}{reason}"
+            yield f"      {each['version']:8} {each['digest'][:12]}  {', '.join(_roles(each['roles']))}{reason}"
+
+
+def _roles(roles: list[str]) -> Iterator[str]:
+    """Yield the roles of a version in the words of the manual; a version under way is on trial until it serves."""
+    for role in roles:
+        if role != "under way":
+            yield role
+        elif "serves" in roles or "suspended" in roles:
+            yield "on probation"
+        else:
+            yield "on trial"
 
 
 def describe_accelerator(found: AcceleratorAnswer) -> str:

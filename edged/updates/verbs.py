@@ -279,7 +279,7 @@ def _versions(report: ModelReport) -> Iterator[VersionAnswer]:
     """Yield the versions of a model with roles, installed versions first."""
     ledger = report.ledger
     for digest in dict.fromkeys((*reversed(ledger.versions), *report.factory, *ledger.rejected)):
-        rejection = ledger.rejected.get(digest)
+        rejection, known = ledger.rejected.get(digest), ledger.versions.get(digest)
         roles = {
             "serves": digest == report.serving,
             "under way": ledger.candidate is not None and digest == ledger.candidate.digest,
@@ -288,9 +288,17 @@ def _versions(report: ModelReport) -> Iterator[VersionAnswer]:
             "previous": digest == ledger.previous,
             "factory": digest in report.factory,
             "rejected": rejection is not None,
+            "reverted": known is not None and known.reverted != "",
             "out of order": digest in report.unfit,
         }
-        reason = report.unfit[digest].reason if digest in report.unfit else rejection.reason if rejection else ""
+        if known and not any(roles.values()):
+            roles["former" if known.confirmed else "unconfirmed"] = True
+        if digest in report.unfit:
+            reason = report.unfit[digest].reason
+        elif rejection:
+            reason = rejection.reason
+        else:
+            reason = known.reverted if known else ""
         yield {
             "version": _number(report, digest) or (rejection.version if rejection else ""),
             "digest": digest,

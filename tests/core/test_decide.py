@@ -140,7 +140,8 @@ def test_a_version_that_is_rejected_is_remembered_and_goes():
 
 def test_a_version_that_is_reverted_is_kept_and_not_remembered():
     ledger = decide(facts(TRIAL, trial=VersionFault("reverted", "no memory"))).ledger
-    assert ledger == replace(IDLE, versions=VERSIONS)
+    kept = replace(VERSIONS[NEW], reverted="no memory")
+    assert ledger == replace(IDLE, versions={**VERSIONS, NEW: kept})
 
 
 def test_a_version_that_is_damaged_goes_and_is_not_remembered():

@@ -66,6 +66,9 @@ def test_a_models_versions_are_listed_for_who_wants_to_go_back_or_forget(edgectl
         {"version": "1.2", "digest": "b" * 64, "roles": ["serves"], "reason": ""},
         {"version": "1.0", "digest": "a" * 64, "roles": ["factory"], "reason": ""},
         {"version": "1.3", "digest": "c" * 64, "roles": ["rejected"], "reason": "it is too slow"},
+        {"version": "1.1", "digest": "d" * 64, "roles": ["former"], "reason": ""},
+        {"version": "1.4", "digest": "e" * 64, "roles": ["reverted"], "reason": "nobody confirmed it"},
+        {"version": "1.5", "digest": "f" * 64, "roles": ["under way"], "reason": ""},
     ]
     model = daemon.status["models"][0] | {"accelerator": None, "pinned": True}
     daemon.answers["models"] = [model | {"versions": versions}]
@@ -74,7 +77,15 @@ def test_a_models_versions_are_listed_for_who_wants_to_go_back_or_forget(edgectl
         ["1.2", "b" * 12, "serves"],
         ["1.0", "a" * 12, "factory"],
         ["1.3", "c" * 12, "rejected:", "it", "is", "too", "slow"],
+        ["1.1", "d" * 12, "former"],
+        ["1.4", "e" * 12, "reverted:", "nobody", "confirmed", "it"],
+        ["1.5", "f" * 12, "on", "trial"],
     ]
+    versions[:] = [
+        {"version": "1.5", "digest": "f" * 64, "roles": ["serves", "under way"], "reason": ""},
+        {"version": "1.4", "digest": "e" * 64, "roles": ["active"], "reason": ""},
+    ]
+    assert "  serves, on probation\n" in edgectl("models")[1]
     daemon.answers["models"] = [model | {"versions": None}]
     assert edgectl("models")[1].splitlines()[-1].strip() == "the versions cannot be read from the disk"
 

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 import edged.updates.verbs
 from edged.api import BundleError, ControlError, StoreError
+from edged.core.ledger import Installed, Ledger
 from edged.models.bare_file import Bare
 from edged.transfer.options import FetchOptions
 from edged.transfer.partial_files import Transfer
 from edged.updates.fetch_jobs import MAX_DESIRED, MAX_REQUESTED
-from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, InstallOptions, Wanted
+from edged.updates.jobs import ANY, MAX_JOBS, NAME_IT, InstallOptions, ModelReport, Wanted
 from edged.updates.requests import MAX_CHUNK
 from tests.containers import MODEL
 from tests.plain_client import connect
@@ -108,6 +109,24 @@ def wait_until_unlocked(folder):
 
 
 ANNOUNCED = {**NAMES, "name": "colours", "number": "2.0"}
+
+
+def test_each_installed_version_has_a_role():
+    serving, former, lost, unsure = (letter * 64 for letter in "abcd")
+    versions = {
+        unsure: Installed(version="1.3", reverted="no operator confirmed it within 60 s"),
+        lost: Installed(version="1.2"),
+        former: Installed(version="1.1", confirmed=True),
+        serving: Installed(version="1.4", confirmed=True),
+    }
+    ledger = Ledger(schema="edged.ledger/1", active=serving, versions=versions)
+    report = ModelReport(name="m", serving=serving, active="1.4", ledger=ledger, factory={}, unfit={}, named="")
+    assert [(each["version"], each["roles"], each["reason"]) for each in edged.updates.verbs._versions(report)] == [
+        ("1.4", ["serves"], ""),
+        ("1.1", ["former"], ""),
+        ("1.2", ["unconfirmed"], ""),
+        ("1.3", ["reverted"], "no operator confirmed it within 60 s"),
+    ]
 
 
 def test_an_older_version_is_refused_before_it_is_sent(board, ask):
