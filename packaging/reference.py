@@ -63,7 +63,7 @@ def configuration() -> Iterator[Section]:
     """Yield the tables of edged.toml, in order of configuration."""
     from edged import plugins
     from edged.config.options import Config
-    from edged.core.manifest import Decision
+    from edged.core.manifest_parts import Decision
 
     families = {"sources": ("sources", "kind"), "models": ("backends", "backend"), "sinks": ("sinks", "kind")}
     for field in _struct(Config).fields:

@@ -25,7 +25,7 @@ from edged.acceleration.prove import Finding, Latency, Subject, prove
 from edged.acceleration.tune import MAX_SECONDS, TUNE_SECONDS, Begun, Measured, Recorded, TuningStep, tune
 from edged.api import ControlError
 from edged.core import update_answers
-from edged.core.manifest import Name
+from edged.core.manifest_parts import Name
 from edged.core.protocol import Args
 from edged.core.tuning import Measurement
 from edged.core.update_answers import (

@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Meta
 
 from edged.api import Arrays, Backend, BundleError, ModelError, RunnerInfo, TensorSpec
-from edged.core.manifest import MAX_ELEMENTS
+from edged.core.manifest_parts import MAX_ELEMENTS
 
 MAX_FILE_BYTES = 16 << 20
 

@@ -61,7 +61,7 @@ from edged.backends.isolated_child import (
     described,
     shared_bytes,
 )
-from edged.core.manifest import MAX_ELEMENTS
+from edged.core.manifest_parts import MAX_ELEMENTS
 from edged.system.child import ResourceLimits, out_of_memory, printable, spawn
 
 MAX_STDERR_BYTES = 2 << 10

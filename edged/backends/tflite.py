@@ -25,7 +25,8 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from edged.api import Arrays, Backend, BundleError, DeviceError, ModelError, RunnerInfo, TensorSpec
-from edged.core.manifest import MAX_FILE_BYTES, Name
+from edged.core.manifest import MAX_FILE_BYTES
+from edged.core.manifest_parts import Name
 from edged.core.tflite_file import Signature, TfliteFile, inspect
 
 

@@ -16,7 +16,8 @@ from edged.core import device_requirements
 from edged.core.description import Description, pipeline_output
 from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ConfigError, EdgedError
-from edged.core.manifest import NO_DELEGATES, Decision, Manifest, Regress
+from edged.core.manifest import NO_DELEGATES, Manifest
+from edged.core.manifest_parts import Decision
 from edged.core.postprocess import Postprocessor
 from edged.core.source_match import match_source
 from edged.core.tables import Problem, Tables
@@ -63,7 +64,7 @@ def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
     """Return the model's decision with the overrides of the pipeline's table, None without overrides."""
     if not entry.decision:
         return None
-    own = Decision() if isinstance(manifest.postprocess, Regress) else manifest.postprocess.decision
+    own: Decision = getattr(manifest.postprocess, "decision", Decision())
     return msgspec.structs.replace(own, **entry.decision)
 
 

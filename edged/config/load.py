@@ -37,7 +37,8 @@ from edged.config.options import (
 )
 from edged.core.acceleration import Rules
 from edged.core.errors import ConfigError
-from edged.core.manifest import NO_DELEGATES, Decision
+from edged.core.manifest import NO_DELEGATES
+from edged.core.manifest_parts import Decision
 from edged.core.source_health import Supervision
 from edged.core.tables import MAX_DEPTH, Problem, TablePath, Tables, did_you_mean, listed, plain, shown
 from edged.models.bundle import names_bare

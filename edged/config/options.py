@@ -13,7 +13,7 @@ from msgspec import Meta
 from edged.api import Backend, SinkConfig, SourceConfig
 from edged.backends.delegates import DelegateOptions
 from edged.core.acceleration import Rules
-from edged.core.manifest import Version
+from edged.core.manifest_parts import Version
 from edged.core.source_health import Supervision
 from edged.core.tables import TablePath
 from edged.core.types import MAX_URL

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from edged.core.errors import some
 from edged.core.labels import numbered, renamed
-from edged.core.manifest import MAX_NAMES, Channel, Classify, Decision, Normalise, NoStep, PreprocessStep, WindowSpec
+from edged.core.manifest import Channel, Classify, Normalise, NoStep, PreprocessStep, WindowSpec
+from edged.core.manifest_parts import MAX_NAMES, Decision
 from edged.core.tflite_file import MAX_LABELS, TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from edged.core.manifest import Classify, Detect, Manifest, Regress
+from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress
 from edged.core.topics import Topics
 
 OutcomeKind = Literal["classification", "regression", "anomaly", "unknown"]
@@ -77,5 +77,5 @@ def pipeline_output(name: str, manifest: Manifest | None) -> PipelineOutput:
         case Regress(names=names, units=units):
             values = zip_longest(names, units[: len(names)], fillvalue="")
             return PipelineOutput(name, "regression", values=tuple(Value(*value) for value in values))
-        case Detect():
+        case DetectAnomaly():
             return PipelineOutput(name, "anomaly")

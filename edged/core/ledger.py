@@ -16,7 +16,8 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from edged.core.errors import BundleError, ControlError, StoreError, some
-from edged.core.manifest import Digest, Version, version_key
+from edged.core.manifest import version_key
+from edged.core.manifest_parts import Digest, Version
 
 BOOTS = 3
 """Number of runs of the daemon that a candidate has for the trial, and again for the probation."""

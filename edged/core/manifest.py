@@ -10,13 +10,39 @@ from __future__ import annotations
 
 import json
 from math import prod
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
 from edged.core.errors import BundleError
+from edged.core.manifest_parts import (
+    HINT,
+    MAX_ELEMENTS,
+    MAX_NAMES,
+    MAX_VALUES,
+    Bytes,
+    Count,
+    Decision,
+    Digest,
+    FileName,
+    Label,
+    Name,
+    NotNegative,
+    Positive,
+    Real,
+    Seconds,
+    Share,
+    ShortText,
+    Strict,
+    Version,
+    check_decision,
+    check_unique,
+    clipped,
+    output_of,
+    refuse,
+)
 from edged.core.types import TensorSpec
 
 SCHEMA: Final = "edged.manifest/1"
@@ -24,35 +50,11 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
 MAX_BUNDLE_BYTES = 512 << 20
 CHUNK_BYTES = 256 << 10
-MAX_ELEMENTS = 1 << 24
 MAX_DIMENSIONS = 8
 MAX_TENSOR_NAME = 1000
-MAX_WORDS = 1000
-MAX_NAMES = 1000
-MAX_VALUES = 100_000
 NO_DELEGATES = ("cpu", "auto")
 """Words that are allowed in place of a delegate's name, but name no delegate."""
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
-
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z")]
-Version = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,3}\Z")]
-FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z"
-FileName = Annotated[str, Meta(pattern=FILE_NAME)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-ShortText = Annotated[str, Meta(max_length=1000)]
-Label = Annotated[str, Meta(min_length=1, max_length=200)]
-# JSON has neither NaN nor infinity; these bounds keep numbers finite in float32, too.
-Real = Annotated[float, Meta(ge=-1e30, le=1e30)]
-Positive = Annotated[float, Meta(ge=1e-30, le=1e30)]
-NotNegative = Annotated[float, Meta(ge=0, le=1e30)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
-Seconds = Annotated[float, Meta(ge=1e-6, le=1e7)]
-
-
-class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base class of all parts of a manifest."""
 
 
 class File(Strict, frozen=True, kw_only=True):
@@ -175,33 +177,6 @@ class Input(Strict, frozen=True, kw_only=True):
     feedback: Annotated[str, Meta(max_length=200)] = ""
 
 
-class Decision(Strict, frozen=True, kw_only=True):
-    """Rules for decisions from scores. [pipelines.X.decision] may override these fields, and no others.
-
-    A label is a candidate while the score is high enough, in `k` of the last `n` windows. Of several candidates, the
-    candidate with the best score is decided.
-
-    Keys:
-        threshold: Least score of a candidate. 0 stands for the window's best score: the best label is the candidate.
-        thresholds: Thresholds of single labels, by label.
-        hysteresis: Distance by which the score of a candidate may fall below the threshold.
-        k (windows): Number of windows, among the last `n`, in which a label must be a candidate.
-        n (windows): Number of latest windows that count.
-        min_duration (s): Time for which a label must be a candidate before it is decided.
-        cooldown (s): Time after the end of a decision during which the label is not decided again.
-        background: Labels that are never decided.
-    """
-
-    threshold: Real = 0.0
-    thresholds: dict[Label, Real] = {}
-    hysteresis: NotNegative = 0.0
-    k: Count = 1
-    n: Annotated[int, Meta(ge=1, le=1000)] = 1
-    min_duration: NotNegative = 0.0
-    cooldown: NotNegative = 0.0
-    background: tuple[Label, ...] = ()
-
-
 class Classify(Strict, frozen=True, kw_only=True, tag="classification", tag_field="kind"):
     """Postprocessing "classification": scores of `labels`.
 
@@ -234,7 +209,7 @@ class Regress(Strict, frozen=True, kw_only=True, tag="regression", tag_field="ki
     units: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_length=1000)] = ()
 
 
-class Detect(Strict, frozen=True, kw_only=True, tag="anomaly", tag_field="kind"):
+class DetectAnomaly(Strict, frozen=True, kw_only=True, tag="anomaly", tag_field="kind"):
     """Postprocessing "anomaly": a score for the distance of a window from the training data.
 
     Keys:
@@ -249,7 +224,7 @@ class Detect(Strict, frozen=True, kw_only=True, tag="anomaly", tag_field="kind")
     decision: Decision
 
 
-Postprocess = Classify | Regress | Detect
+Postprocess = Classify | Regress | DetectAnomaly
 
 
 class Golden(Strict, frozen=True, kw_only=True):
@@ -289,7 +264,7 @@ class Variant(Strict, frozen=True, kw_only=True):
     delegate: Name
     file: FileName
     signature: Annotated[str, Meta(max_length=200)] | None = None
-    options: Annotated[dict[OptionName, OptionValue], Meta(max_length=32)] = {}
+    options: Annotated[dict[OptionName, OptionValue], Meta(max_length=32)] = msgspec.field(default_factory=dict)
 
 
 class Versions(Strict, frozen=True, kw_only=True):
@@ -313,7 +288,7 @@ class ModelRequirements(Strict, frozen=True, kw_only=True):
         delegates: Delegates that can run the model, "cpu" included; a single delegate is enough.
     """
 
-    runtimes: Annotated[dict[Name, Versions], Meta(max_length=16)] = {}
+    runtimes: Annotated[dict[Name, Versions], Meta(max_length=16)] = msgspec.field(default_factory=dict)
     memory_bytes: Bytes | None = None
     delegates: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
 
@@ -353,7 +328,7 @@ class Reference(Strict, frozen=True, kw_only=True):
     std: Annotated[tuple[NotNegative, ...], Meta(max_length=4096)]
     min: Annotated[tuple[Real, ...], Meta(max_length=4096)]
     max: Annotated[tuple[Real, ...], Meta(max_length=4096)]
-    shares: Annotated[dict[Label, Share], Meta(max_length=100_000)] = {}
+    shares: Annotated[dict[Label, Share], Meta(max_length=100_000)] = msgspec.field(default_factory=dict)
     scores: Annotated[tuple[Real, ...], Meta(max_length=5)] = ()
 
 
@@ -451,7 +426,7 @@ def decode(data: bytes) -> Manifest:
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"manifest.json: {_clipped(str(error))}", hint=_HINT) from error
+        raise BundleError(f"manifest.json: {clipped(str(error))}", hint=HINT) from error
     json.loads(data, object_pairs_hook=_refuse_duplicates)  # msgspec keeps the last, others the first
     check(manifest)
     return manifest
@@ -493,93 +468,81 @@ def check(manifest: Manifest) -> None:
             _check_classify(manifest, classify)
         case Regress() as regress:
             _check_regress(manifest, regress)
-        case Detect() as detect:
+        case DetectAnomaly() as detect:
             _check_detect(manifest, detect)
 
 
-_HINT = "correct manifest.json and make the bundle again"
-
-
-def _refuse(place: str, problem: str) -> NoReturn:
-    raise BundleError(f"manifest.json: {_clipped(f'{place}: {problem}')}", hint=_HINT)
-
-
-def _clipped(words: str) -> str:
-    """Return the first MAX_WORDS characters: the text may quote a foreign manifest, and goes into logs."""
-    return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}..."
-
-
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
-    _check_unique("an object", [key for key, _ in pairs])
+    check_unique("an object", [key for key, _ in pairs])
 
 
 def _check_files(manifest: Manifest) -> None:
     for name in ("manifest.json", "manifest.json.sig"):
         if name in manifest.files:
-            _refuse("files", f"{name} cannot be listed in the manifest itself")
+            refuse("files", f"{name} cannot be listed in the manifest itself")
     if sum(file.bytes for file in manifest.files.values()) > MAX_BUNDLE_BYTES:
-        _refuse("files", f"have more than {MAX_BUNDLE_BYTES} bytes together")
+        refuse("files", f"have more than {MAX_BUNDLE_BYTES} bytes together")
     for name, file in manifest.files.items():
         _check_chunks(name, file)
     if manifest.model not in manifest.files:
-        _refuse("model", f"{manifest.model} is not in files")
+        refuse("model", f"{manifest.model} is not in files")
     if manifest.golden is None:
         return
     if manifest.golden.file not in manifest.files:
-        _refuse("golden.file", f"{manifest.golden.file} is not in files")
+        refuse("golden.file", f"{manifest.golden.file} is not in files")
     if manifest.golden.file == manifest.model:
-        _refuse("golden.file", "is the model itself")
+        refuse("golden.file", "is the model itself")
 
 
 def _check_chunks(name: str, file: File) -> None:
     here = f"files: {name}"
     expected = -(-file.bytes // CHUNK_BYTES)
     if len(file.chunks) not in (0, expected):
-        _refuse(here, f"{file.bytes} bytes have {expected} chunks, but {len(file.chunks)} digests are given")
+        refuse(here, f"{file.bytes} bytes have {expected} chunks, but {len(file.chunks)} digests are given")
     if len(file.chunks) == 1 and file.chunks[0] != file.sha256:
-        _refuse(here, "the digest of the only chunk differs from the digest of the file")
+        refuse(here, "the digest of the only chunk differs from the digest of the file")
 
 
 def _check_window(window: WindowSpec) -> None:
     if bool(window.channels) == bool(window.sample_shape):
-        _refuse("window", "needs either channels or sample_shape, not both")
-    _check_unique("window.channels", [channel.name for channel in window.channels])
+        refuse("window", "needs either channels or sample_shape, not both")
+    check_unique("window.channels", [channel.name for channel in window.channels])
     if window.length * prod(window.shape) > MAX_ELEMENTS:
-        _refuse("window", f"has more than {MAX_ELEMENTS} elements")
+        refuse("window", f"has more than {MAX_ELEMENTS} elements")
 
 
 def _check_tensors(place: str, tensors: tuple[TensorSpec, ...]) -> None:
-    _check_unique(place, [tensor.name for tensor in tensors])
+    check_unique(place, [tensor.name for tensor in tensors])
     for tensor in tensors:
         here = f"{place}: tensor {tensor.name!r}"
         if len(tensor.name) > MAX_TENSOR_NAME:
-            _refuse(place, f"the name of a tensor has {len(tensor.name)} characters, and {MAX_TENSOR_NAME} are allowed")
+            refuse(place, f"the name of a tensor has {len(tensor.name)} characters, and {MAX_TENSOR_NAME} are allowed")
         if len(tensor.shape) > MAX_DIMENSIONS or any(not 1 <= size <= MAX_ELEMENTS for size in tensor.shape):
-            _refuse(here, f"the shape {list(tensor.shape)} is impossible")
+            refuse(here, f"the shape {list(tensor.shape)} is impossible")
         if prod(tensor.shape) > MAX_ELEMENTS:
-            _refuse(here, f"has more than {MAX_ELEMENTS} elements")
+            refuse(here, f"has more than {MAX_ELEMENTS} elements")
         if tensor.dtype not in DTYPES:
-            _refuse(here, f"the dtype {tensor.dtype!r} is none of {', '.join(DTYPES)}")
+            refuse(here, f"the dtype {tensor.dtype!r} is none of {', '.join(DTYPES)}")
         _check_quantisation(here, tensor)
 
 
 def _check_quantisation(here: str, tensor: TensorSpec) -> None:
     if tensor.scale == 0.0:
         if not -(1 << 31) <= tensor.zero_point < 1 << 31:
-            _refuse(here, "the zero point is no 32-bit number")
+            refuse(here, "the zero point is no 32-bit number")
         return
     if not 1e-30 <= tensor.scale <= 1e30:
-        _refuse(here, f"the scale {tensor.scale} is not a positive number")
+        refuse(here, f"the scale {tensor.scale} is not a positive number")
     if tensor.numpy_dtype.kind not in "iu":
-        _refuse(here, f"{tensor.dtype} has no scale")
+        refuse(here, f"{tensor.dtype} has no scale")
     limits = np.iinfo(tensor.numpy_dtype)
     if not limits.min <= tensor.zero_point <= limits.max:
-        _refuse(here, f"the zero point {tensor.zero_point} does not fit {tensor.dtype}")
+        refuse(here, f"the zero point {tensor.zero_point} does not fit {tensor.dtype}")
 
 
 def _check_inputs(manifest: Manifest) -> None:
     if all(each.feed == "feedback" for each in manifest.inputs):
-        _refuse("inputs", "no input is fed by the window")
+        refuse("inputs", "no input is fed by the window")
     for each in manifest.inputs:
         if each.feed == "window":
             _check_window_input(manifest.window, each)
@@ -590,18 +553,18 @@ def _check_inputs(manifest: Manifest) -> None:
 def _check_window_input(window: WindowSpec, each: Input) -> None:
     here = f"inputs: tensor {each.tensor.name!r}"
     if each.feedback:
-        _refuse(here, 'names a feedback but its feed is "window"')
-    _check_unique(f"{here}: channels", list(each.channels))
+        refuse(here, 'names a feedback but its feed is "window"')
+    check_unique(f"{here}: channels", list(each.channels))
     unknown = set(each.channels) - {channel.name for channel in window.channels}
     if unknown:
-        _refuse(here, f"the window has no channel {min(unknown)!r}")
+        refuse(here, f"the window has no channel {min(unknown)!r}")
     fed = (window.length, len(each.channels)) if each.channels else (window.length, *window.shape)
     taken = each.tensor.shape
     if prod(fed) != prod(taken):
-        _refuse(here, f"the shape {list(taken)} does not hold a window of {list(fed)}")
+        refuse(here, f"the shape {list(taken)} does not hold a window of {list(fed)}")
     fed, taken = _without_ones(fed), _without_ones(taken)
     if fed != taken and sorted(fed) == sorted(taken):
-        _refuse(here, f"the axes of the window {list(fed)} are turned round in the tensor {list(taken)}")
+        refuse(here, f"the axes of the window {list(fed)} are turned round in the tensor {list(taken)}")
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -611,14 +574,14 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _check_feedback_input(outputs: tuple[TensorSpec, ...], each: Input) -> None:
     here = f"inputs: tensor {each.tensor.name!r}"
     if each.channels:
-        _refuse(here, 'names channels but its feed is "feedback"')
+        refuse(here, 'names channels but its feed is "feedback"')
     for output in outputs:
         if output.name == each.feedback:
             break
     else:
-        _refuse(here, f"the feedback {each.feedback!r} is not an output")
+        refuse(here, f"the feedback {each.feedback!r} is not an output")
     if output.shape != each.tensor.shape:
-        _refuse(here, f"the shape differs from the output {each.feedback!r} that feeds the input: {list(output.shape)}")
+        refuse(here, f"the shape differs from the output {each.feedback!r} that feeds the input: {list(output.shape)}")
 
 
 def _check_steps(manifest: Manifest) -> None:
@@ -629,40 +592,40 @@ def _check_steps(manifest: Manifest) -> None:
             case Normalise(mean=mean, std=std):
                 for name, values in (("mean", mean), ("std", std)):
                     if len(values) not in (1, columns):
-                        _refuse(f"{here}.{name}", f"has {len(values)} values, but 1 or {columns} are needed")
+                        refuse(f"{here}.{name}", f"has {len(values)} values, but 1 or {columns} are needed")
             case Clip(low=low, high=high) if low >= high:
-                _refuse(here, f"low ({low}) is not below high ({high})")
+                refuse(here, f"low ({low}) is not below high ({high})")
             case NoStep() if len(manifest.preprocess) > 1:
-                _refuse(here, '"none" stands alone')
+                refuse(here, '"none" stands alone')
 
 
 def _check_requirements(needs: ModelRequirements) -> None:
     for name, versions in needs.runtimes.items():
         if versions.at_least and versions.below and version_key(versions.at_least) >= version_key(versions.below):
-            _refuse(f"needs.runtimes: {name}", f"no version is {versions.at_least} or above and below {versions.below}")
-    _check_unique("needs.delegates", list(needs.delegates))
+            refuse(f"needs.runtimes: {name}", f"no version is {versions.at_least} or above and below {versions.below}")
+    check_unique("needs.delegates", list(needs.delegates))
 
 
 def _check_variants(manifest: Manifest) -> None:
-    _check_unique("variants", [variant.name for variant in manifest.variants])
+    check_unique("variants", [variant.name for variant in manifest.variants])
     for variant in manifest.variants:
         here = f"variants: {variant.name}"
         for word in (variant.name, variant.delegate):
             if word in NO_DELEGATES:
-                _refuse(here, f"{word!r} is reserved, and cannot name a variant or delegate")
+                refuse(here, f"{word!r} is reserved, and cannot name a variant or delegate")
         if variant.file not in manifest.files:
-            _refuse(here, f"{variant.file} is not in files")
+            refuse(here, f"{variant.file} is not in files")
         if manifest.golden is not None and variant.file == manifest.golden.file:
-            _refuse(here, f"{variant.file} is the golden samples")
+            refuse(here, f"{variant.file} is the golden samples")
     if manifest.variants and manifest.backend != "tflite":
-        _refuse("variants", f"the backend {manifest.backend} has no delegates")
+        refuse("variants", f"the backend {manifest.backend} has no delegates")
     if manifest.limits.delegated_share is not None and not manifest.variants:
-        _refuse("limits.delegated_share", "needs a variant for a delegate")
+        refuse("limits.delegated_share", "needs a variant for a delegate")
 
 
 def _check_limits(limits: Limits) -> None:
     if limits.latency_p99 and limits.seconds and limits.latency_p99 > limits.seconds:
-        _refuse("limits", "latency_p99 exceeds seconds, the time for all inferences of the self-test")
+        refuse("limits", "latency_p99 exceeds seconds, the time for all inferences of the self-test")
 
 
 def _check_reference(manifest: Manifest, reference: Reference | None) -> None:
@@ -671,99 +634,80 @@ def _check_reference(manifest: Manifest, reference: Reference | None) -> None:
     columns = manifest.window.shape[-1]
     for name in ("mean", "std", "min", "max"):
         if len(getattr(reference, name)) != columns:
-            _refuse(f"reference.{name}", f"has {len(getattr(reference, name))} values, but {columns} are needed")
+            refuse(f"reference.{name}", f"has {len(getattr(reference, name))} values, but {columns} are needed")
     if reference.shares and not isinstance(manifest.postprocess, Classify):
-        _refuse("reference.shares", "only a classification has labels to share out")
+        refuse("reference.shares", "only a classification has labels to share out")
     unknown = reference.shares.keys() - set(manifest.labels)
     if manifest.labels and unknown:
-        _refuse("reference.shares", f"no label {min(unknown)!r} exists")
+        refuse("reference.shares", f"no label {min(unknown)!r} exists")
     if reference.shares and abs(sum(reference.shares.values()) - 1) > 0.01:
-        _refuse("reference.shares", f"the sum is {sum(reference.shares.values()):g}, not 1")
-    if reference.scores and not isinstance(manifest.postprocess, Detect):
-        _refuse("reference.scores", "only an anomaly has a score")
+        refuse("reference.shares", f"the sum is {sum(reference.shares.values()):g}, not 1")
+    if reference.scores and not isinstance(manifest.postprocess, DetectAnomaly):
+        refuse("reference.scores", "only an anomaly has a score")
     if len(reference.scores) not in (0, 5) or sorted(reference.scores) != list(reference.scores):
-        _refuse("reference.scores", "must be five numbers in ascending order")
+        refuse("reference.scores", "must be five numbers in ascending order")
 
 
 def _check_probation(manifest: Manifest) -> None:
     probation = manifest.probation
     low, high = probation.min_decisions_per_hour, probation.max_decisions_per_hour
     if (low is not None or high is not None) and isinstance(manifest.postprocess, Regress):
-        _refuse("probation", "a regression makes no decisions to be counted per hour")
+        refuse("probation", "a regression makes no decisions to be counted per hour")
     if low is not None and high is not None and low > high:
-        _refuse("probation", f"min_decisions_per_hour ({low:g}) is more than max_decisions_per_hour ({high:g})")
+        refuse("probation", f"min_decisions_per_hour ({low:g}) is more than max_decisions_per_hour ({high:g})")
     if probation.max_label_shift is not None and not (manifest.reference and manifest.reference.shares):
-        _refuse("probation.max_label_shift", "needs reference.shares for comparison")
+        refuse("probation.max_label_shift", "needs reference.shares for comparison")
     if probation.constant_windows and probation.constant_windows > probation.windows:
-        _refuse("probation", "constant_windows exceeds windows, and might never be reached")
+        refuse("probation", "constant_windows exceeds windows, and might never be reached")
 
 
 def _check_classify(manifest: Manifest, classify: Classify) -> None:
-    scores = prod(_output(manifest, classify.output).shape)
+    scores = prod(output_of(manifest.outputs, classify.output).shape)
     if manifest.labels and len(manifest.labels) != scores:
-        _refuse("labels", f"{len(manifest.labels)} labels for {scores} scores")
-    _check_unique("labels", list(manifest.labels))
+        refuse("labels", f"{len(manifest.labels)} labels for {scores} scores")
+    check_unique("labels", list(manifest.labels))
     decision = classify.decision
-    _check_decision(decision)
+    check_decision(decision)
     if scores == 1 and not (decision.threshold or any(decision.thresholds.values())):
-        _refuse("postprocess.decision.threshold", "a single label needs a threshold, or would always be decided")
+        refuse("postprocess.decision.threshold", "a single label needs a threshold, or would always be decided")
     unknown = {*decision.thresholds, *decision.background} - set(manifest.labels)
     if manifest.labels and unknown:
-        _refuse("postprocess.decision", f"no label {min(unknown)!r} exists")
+        refuse("postprocess.decision", f"no label {min(unknown)!r} exists")
 
 
 def _check_regress(manifest: Manifest, regress: Regress) -> None:
     _check_no_labels(manifest)
-    values = prod(_output(manifest, regress.output).shape)
-    _check_unique("postprocess.names", list(regress.names))
+    values = prod(output_of(manifest.outputs, regress.output).shape)
+    check_unique("postprocess.names", list(regress.names))
     if values > MAX_VALUES:
-        _refuse("postprocess.output", f"has {values} values, and {MAX_VALUES} are allowed")
+        refuse("postprocess.output", f"has {values} values, and {MAX_VALUES} are allowed")
     if len(regress.names) != (values if values <= MAX_NAMES else 0):
         more = f": more than {MAX_NAMES} have no names" if values > MAX_NAMES else ""
-        _refuse("postprocess.names", f"{len(regress.names)} names for {values} values{more}")
+        refuse("postprocess.names", f"{len(regress.names)} names for {values} values{more}")
     if len(regress.units) not in (0, len(regress.names)):
-        _refuse("postprocess.units", f"{len(regress.units)} units for {values} values")
+        refuse("postprocess.units", f"{len(regress.units)} units for {values} values")
 
 
-def _check_detect(manifest: Manifest, detect: Detect) -> None:
+def _check_detect(manifest: Manifest, detect: DetectAnomaly) -> None:
     _check_no_labels(manifest)
-    _check_decision(detect.decision)
+    check_decision(detect.decision)
     if detect.decision.thresholds or detect.decision.background:
-        _refuse("postprocess.decision", "an anomaly has no labels, only a threshold")
+        refuse("postprocess.decision", "an anomaly has no labels, only a threshold")
     if not detect.decision.threshold:
-        _refuse("postprocess.decision.threshold", "an anomaly needs a threshold other than 0")
-    scored = prod(_output(manifest, detect.output).shape)
+        refuse("postprocess.decision.threshold", "an anomaly needs a threshold other than 0")
+    scored = prod(output_of(manifest.outputs, detect.output).shape)
     first = manifest.inputs[0]
     rebuilt = prod(first.tensor.shape)
     if detect.score == "output":
         if scored != 1:
-            _refuse("postprocess.output", f"an anomaly score is a single number, but the output has {scored}")
+            refuse("postprocess.output", f"an anomaly score is a single number, but the output has {scored}")
         return
     if first.feed != "window":
-        _refuse("postprocess.score", "an autoencoder rebuilds the first input, but the window does not feed this input")
+        refuse("postprocess.score", "an autoencoder rebuilds the first input, but the window does not feed this input")
     if scored != rebuilt:
-        _refuse("postprocess.score", f"{scored} elements cannot rebuild the {rebuilt} of the first input")
-
-
-def _check_decision(decision: Decision) -> None:
-    if decision.k > decision.n:
-        _refuse("postprocess.decision", f"k ({decision.k}) is more than n ({decision.n})")
+        refuse("postprocess.score", f"{scored} elements cannot rebuild the {rebuilt} of the first input")
 
 
 def _check_no_labels(manifest: Manifest) -> None:
     if manifest.labels:
-        _refuse("labels", "only a classification has labels")
-
-
-def _output(manifest: Manifest, index: int) -> TensorSpec:
-    if index >= len(manifest.outputs):
-        _refuse("postprocess.output", f"no output {index} exists, only {len(manifest.outputs)}")
-    return manifest.outputs[index]
-
-
-def _check_unique(place: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            _refuse(place, f"{name!r} occurs twice")
-        seen.add(name)
+        refuse("labels", "only a classification has labels")

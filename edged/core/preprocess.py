@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edged.core.manifest import (
     Clip,
-    Detect,
+    DetectAnomaly,
     Input,
     Manifest,
     Normalise,
@@ -85,7 +85,7 @@ class Preprocessor:
 
 
 def _needs_prepared(manifest: Manifest) -> bool:
-    return isinstance(manifest.postprocess, Detect) and manifest.postprocess.score != "output"
+    return isinstance(manifest.postprocess, DetectAnomaly) and manifest.postprocess.score != "output"
 
 
 def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[PreprocessStep, ...]:

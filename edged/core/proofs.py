@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from edged.core.errors import StoreError
-from edged.core.manifest import Digest
+from edged.core.manifest_parts import Digest
 
 MAX_PROOFS = 128
 """Maximum number of models in a record; the oldest are removed first."""

@@ -302,7 +302,7 @@ class Recorder:
         self._boot = boot
         self._clock = clock
 
-    def record(self, prediction: Prediction) -> ClassificationResult | RegressionResult | AnomalyResult:
+    def record(self, prediction: Prediction) -> Result:
         """Return the record of a prediction."""
         name, seq, outcome = prediction.pipeline, prediction.seq, prediction.outcome
         arrived = self._clock.at(prediction.time)
@@ -327,10 +327,12 @@ class Recorder:
             scores = {score.label: worth(score.score, SCORE) for score in outcome.scores}
             score = worth(outcome.score, SCORE)
             return ClassificationResult(*common, outcome.label, score, scores, outcome.decision, outcome.changed, start)
-        if isinstance(outcome, Anomaly):
-            score = worth(outcome.score, SCORE)
-            return AnomalyResult(*common, score, outcome.threshold, outcome.anomalous, outcome.changed, start)
-        return RegressionResult(*common, _values(outcome), start)
+        match outcome:
+            case Anomaly():
+                score = worth(outcome.score, SCORE)
+                return AnomalyResult(*common, score, outcome.threshold, outcome.anomalous, outcome.changed, start)
+            case Regression():
+                return RegressionResult(*common, _values(outcome), start)
 
     def decision(self, prediction: Prediction) -> DecisionRecord:
         """Return the record of the decision in a prediction."""
@@ -343,12 +345,15 @@ class Recorder:
             "time": round(clock.at(prediction.time), TIME_DECIMALS),
             "synchronised": clock.synchronised,
         }
-        if isinstance(outcome, Regression):
-            return RegressionDecision(**common, values=_values(outcome))
-        score = worth(outcome.score, SCORE)
-        if isinstance(outcome, Anomaly):
-            return AnomalyDecision(**common, anomalous=outcome.anomalous, score=score, threshold=outcome.threshold)
-        return ClassificationDecision(**common, decision=outcome.decision, label=outcome.label, score=score)
+        match outcome:
+            case Classification():
+                score = worth(outcome.score, SCORE)
+                return ClassificationDecision(**common, decision=outcome.decision, label=outcome.label, score=score)
+            case Anomaly():
+                score = worth(outcome.score, SCORE)
+                return AnomalyDecision(**common, anomalous=outcome.anomalous, score=score, threshold=outcome.threshold)
+            case Regression():
+                return RegressionDecision(**common, values=_values(outcome))
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the record of a prediction as JSON."""

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from edged.core.errors import StoreError
-from edged.core.manifest import Digest, Name, Version
+from edged.core.manifest_parts import Digest, Name, Version
 
 MAX_RECORD_BYTES = 256 << 10
 MAX_TEXT = 1000

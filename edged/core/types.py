@@ -144,11 +144,21 @@ class Classification(msgspec.Struct, frozen=True, tag="classification", tag_fiel
     decision: str | None
     changed: bool
 
+    @property
+    def said(self) -> object:
+        """Value that stays equal while the model answers the same."""
+        return self.label, self.score
+
 
 class Regression(msgspec.Struct, frozen=True, tag="regression", tag_field="kind"):
     """Named real values, or an array if the values are too many to have names."""
 
     values: dict[str, float] | list[float]
+
+    @property
+    def said(self) -> object:
+        """Value that stays equal while the model answers the same."""
+        return self.values
 
 
 class Anomaly(msgspec.Struct, frozen=True, tag="anomaly", tag_field="kind"):
@@ -159,8 +169,18 @@ class Anomaly(msgspec.Struct, frozen=True, tag="anomaly", tag_field="kind"):
     anomalous: bool
     changed: bool
 
+    @property
+    def said(self) -> object:
+        """Value that stays equal while the model answers the same."""
+        return self.score
+
 
 Outcome = Classification | Regression | Anomaly
+
+
+def has_changed(outcome: Outcome) -> bool | None:
+    """Return whether the decision has changed with this window; None for a kind of outcome without decisions."""
+    return getattr(outcome, "changed", None)
 
 
 class Prediction(msgspec.Struct, frozen=True):

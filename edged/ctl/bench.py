@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from edged.api import Arrays, Backend, BundleError, ConfigError, Runner
 from edged.core.answers import RunnerAnswer
 from edged.core.container import measure
-from edged.core.manifest import MAX_NAMES, SCHEMA, Input, Manifest, Regress, WindowSpec, encode
+from edged.core.manifest import SCHEMA, Input, Manifest, Regress, WindowSpec, encode
+from edged.core.manifest_parts import MAX_NAMES
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.ctl import exit_codes as exits

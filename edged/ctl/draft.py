@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 
 from edged.core.derived import Derived, default_steps, is_picture_shape
-from edged.core.manifest import MAX_NAMES, MAX_VALUES, WindowSpec
+from edged.core.manifest import WindowSpec
+from edged.core.manifest_parts import MAX_NAMES, MAX_VALUES
 from edged.core.tflite_file import TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import inspect, tables

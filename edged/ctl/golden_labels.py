@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edged.api import Anomaly, Classification, ControlError, Outcome
 from edged.core.errors import some
-from edged.core.manifest import Classify, Detect, Manifest
+from edged.core.manifest import Classify, DetectAnomaly, Manifest
 
 MAX_BYTES = 16 << 20
 ANOMALY, NORMAL = "anomaly", "normal"
@@ -26,7 +26,7 @@ class GoldenLabels:
         match manifest.postprocess:
             case Classify():
                 known: tuple[str, ...] = manifest.labels
-            case Detect():
+            case DetectAnomaly():
                 known = (ANOMALY, NORMAL)
             case _:
                 raise ControlError(f"{file}: a regression has no labels to be held to", hint="leave out --expect")

@@ -21,7 +21,7 @@ from edged.core.derived import Side
 from edged.core.errors import BundleError, some
 from edged.core.manifest import (
     Classify,
-    Detect,
+    DetectAnomaly,
     Limits,
     Manifest,
     ModelRequirements,
@@ -224,7 +224,7 @@ def _says(manifest: Manifest) -> str:
             return f"a label of {len(labels)}: {some(labels)}" if labels else "a label in the model file"
         case Regress(names=names, output=output):
             return f"values of {some(names)}" if names else f"{prod(manifest.outputs[output].shape)} values"
-        case Detect(decision=decision):
+        case DetectAnomaly(decision=decision):
             return f"an anomaly at {decision.threshold:g} or more"
 
 

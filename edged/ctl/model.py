@@ -19,7 +19,7 @@ import msgspec
 from edged.core import labels
 from edged.core.derived import derive
 from edged.core.errors import ControlError, EdgedError
-from edged.core.manifest import Name
+from edged.core.manifest_parts import Name
 from edged.core.tflite_file import TfliteFile
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables

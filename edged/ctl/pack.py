@@ -55,7 +55,8 @@ from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.derived import NORMALISE, is_picture_shape
 from edged.core.errors import some
-from edged.core.manifest import Classify, Count, Golden, Manifest, Variant
+from edged.core.manifest import Classify, Golden, Manifest, Variant
+from edged.core.manifest_parts import Count
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.ctl import exit_codes as exits
 from edged.ctl import kernel_spread, tables

@@ -15,7 +15,7 @@ import msgspec
 
 from edged.api import Prediction
 from edged.core.record import DecisionRecord, Recorder
-from edged.core.types import Regression
+from edged.core.types import has_changed
 from edged.flow.dependent import DependentStatus
 
 
@@ -51,8 +51,7 @@ class LatestDecision:
 
     def send(self, prediction: Prediction) -> None:
         """Record the current decision, and publish it unless another was published just now."""
-        outcome = prediction.outcome
-        self._turned = self._turned or (not isinstance(outcome, Regression) and outcome.changed)
+        self._turned = self._turned or bool(has_changed(prediction.outcome))
         self._waiting = prediction
         if self._clock() >= (self._next_turn if self._turned else self._next):
             self.flush()

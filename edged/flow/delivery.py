@@ -11,8 +11,9 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Literal, Protocol
 
-from edged.api import EdgedError, Prediction, Regression, Sink
+from edged.api import EdgedError, Prediction, Sink
 from edged.core.health import Status
+from edged.core.types import has_changed
 
 log = logging.getLogger("edged.sinks")
 
@@ -82,9 +83,8 @@ class Selection:
         last, outcome = self._last, prediction.outcome
         if self._publish != "changes":
             return last is None or prediction.time - last.time >= self._publish
-        if isinstance(outcome, Regression):
-            return last is None or outcome != last.outcome
-        return outcome.changed
+        changed = has_changed(outcome)
+        return (last is None or outcome != last.outcome) if changed is None else changed
 
 
 class Drain:

@@ -13,12 +13,13 @@ from queue import SimpleQueue
 from threading import Event
 from typing import NamedTuple
 
-from edged.api import Anomaly, Classification, Outcome, Runner
+from edged.api import Classification, Outcome, Runner
 from edged.core.manifest import Manifest
 from edged.core.metrics import LatencyHistogram
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.probation import AnsweredTime
+from edged.core.types import has_changed
 
 log = logging.getLogger("edged.flow")
 
@@ -42,16 +43,11 @@ class RunCounts:
 
     def add(self, outcome: Outcome, seconds: float, now: float) -> None:
         """Count a window with this outcome at `now`, and the time in the model."""
-        said: object
         if isinstance(outcome, Classification):
-            said = outcome.label, outcome.score
             self.labels[outcome.label] += 1
-            self.decisions += outcome.changed
-        elif isinstance(outcome, Anomaly):
-            said = outcome.score
-            self.decisions += outcome.changed
-        else:
-            said = outcome.values
+        if has_changed(outcome):
+            self.decisions += 1
+        said = outcome.said
         self.windows += 1
         self.constant = self.constant + 1 if said == self._last else 1
         self._last = said

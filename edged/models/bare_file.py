@@ -24,7 +24,8 @@ from edged.core import manifest as manifests
 from edged.core.container import Head, measure
 from edged.core.errors import BundleError, StoreError, some
 from edged.core.labels import numbered
-from edged.core.manifest import MAX_FILE_BYTES, Classify, Manifest, Name, Version
+from edged.core.manifest import MAX_FILE_BYTES, Classify, Manifest
+from edged.core.manifest_parts import Name, Version
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.core.types import TensorSpec
 from edged.models.bundle import steps_in

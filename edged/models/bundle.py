@@ -29,15 +29,8 @@ from edged.core.derived import Derived
 from edged.core.digest import file_sha256, sha256
 from edged.core.errors import BundleError, EdgedError, StoreError
 from edged.core.labels import numbered
-from edged.core.manifest import (
-    MAX_FILE_BYTES,
-    MAX_MANIFEST_BYTES,
-    Classify,
-    File,
-    Input,
-    Manifest,
-    PreprocessStep,
-)
+from edged.core.manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, Classify, File, Input, Manifest, PreprocessStep
+from edged.core.manifest_parts import FILE_NAME
 from edged.core.tflite_file import TfliteFile, inspect
 
 MANIFEST = "manifest.json"
@@ -211,7 +204,7 @@ def derive(tflite: Path, name: str = "") -> Bundle:
             the part of the manifest to fill in.
     """
     try:
-        if not re.match(manifests.FILE_NAME, tflite.name):
+        if not re.match(FILE_NAME, tflite.name):
             raise BundleError(
                 "a file with this name cannot be in a bundle", hint=f"rename it: {bare_name(tflite)}.tflite"
             )

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Literal
 
 from edged.api import DeviceError, Outcome, Prediction, Recorder, Sink, SinkConfig, SinkContext
-from edged.core.types import Anomaly, Classification
+from edged.core.types import Anomaly, Classification, Regression
 
 
 class StdoutSink(SinkConfig, frozen=True, kw_only=True):
@@ -59,14 +59,15 @@ def _write(data: bytes) -> None:
 
 
 def _words(outcome: Outcome) -> str:
-    if isinstance(outcome, Classification):
-        return f"{outcome.label} {outcome.score:.2f}" + (
-            f", now {outcome.decision or 'none'}" if outcome.changed else ""
-        )
-    if isinstance(outcome, Anomaly):
-        verdict = "anomalous" if outcome.anomalous else "normal"
-        return f"{verdict} {outcome.score:.4g} (threshold {outcome.threshold:.4g})"
-    if isinstance(outcome.values, list):
-        return f"{len(outcome.values)} values"
-    shown = [f"{name}={value:.6g}" for name, value in islice(outcome.values.items(), 10)]
-    return " ".join([*shown, *([f"and {len(outcome.values) - 10} more"] if len(outcome.values) > 10 else [])])
+    match outcome:
+        case Classification():
+            turned = f", now {outcome.decision or 'none'}" if outcome.changed else ""
+            return f"{outcome.label} {outcome.score:.2f}{turned}"
+        case Anomaly():
+            verdict = "anomalous" if outcome.anomalous else "normal"
+            return f"{verdict} {outcome.score:.4g} (threshold {outcome.threshold:.4g})"
+        case Regression(values=values):
+            if isinstance(values, list):
+                return f"{len(values)} values"
+            shown = [f"{name}={value:.6g}" for name, value in islice(values.items(), 10)]
+            return " ".join([*shown, *([f"and {len(values) - 10} more"] if len(values) > 10 else [])])

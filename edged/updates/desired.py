@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from edged.core.manifest import Digest, Version
+from edged.core.manifest_parts import Digest, Version
 from edged.core.types import MAX_URL
 from edged.models.bare_file import Bare
 from edged.models.bundle import names_bare

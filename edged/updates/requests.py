@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from edged.api import ControlError
-from edged.core.manifest import MAX_BUNDLE_BYTES, Digest, Name, Version
+from edged.core.manifest import MAX_BUNDLE_BYTES
+from edged.core.manifest_parts import Digest, Name, Version
 from edged.core.protocol import Args
 from edged.core.types import MAX_URL
 from edged.models.bare_file import Bare

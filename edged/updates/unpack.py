@@ -14,7 +14,7 @@ from edged.core import delta
 from edged.core import manifest as manifests
 from edged.core.container import Head, read_head
 from edged.core.errors import BundleError, StoreError
-from edged.core.manifest import Version
+from edged.core.manifest_parts import Version
 from edged.models.atomic_files import Disk, refusal
 from edged.models.bare_file import Bare, inherit, next_version, stand_for
 from edged.models.bare_file import read as read_bare

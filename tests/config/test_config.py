@@ -20,18 +20,8 @@ from edged.config.diff import Change, Changes, changes
 from edged.config.load import ConfigErrors, effective, load
 from edged.config.options import ModelEntry, PipelineEntry, host_name
 from edged.core.acceleration import Rules
-from edged.core.manifest import (
-    Channel,
-    Classify,
-    Decision,
-    File,
-    Input,
-    Manifest,
-    Normalise,
-    Regress,
-    WindowSpec,
-    encode,
-)
+from edged.core.manifest import Channel, Classify, File, Input, Manifest, Normalise, Regress, WindowSpec, encode
+from edged.core.manifest_parts import Decision
 from edged.core.source_health import Supervision
 from edged.core.tables import MASK, Problem
 from edged.core.types import TensorSpec

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from edged.core.description import PipelineOutput, Value, pipeline_output
-from edged.core.manifest import Classify, Decision, Detect, File, Input, Manifest, Regress, WindowSpec
+from edged.core.manifest import Classify, DetectAnomaly, File, Input, Manifest, Regress, WindowSpec
+from edged.core.manifest_parts import Decision
 from edged.core.types import TensorSpec
 
 
@@ -30,7 +31,7 @@ def manifest(postprocess: Any, labels: tuple[str, ...] = ()) -> Manifest:
             manifest(Regress(names=("level", "flow"), units=("m",))),
             PipelineOutput("p", "regression", values=(Value("level", "m"), Value("flow", ""))),
         ),
-        (manifest(Detect(decision=Decision(threshold=1.0))), PipelineOutput("p", "anomaly")),
+        (manifest(DetectAnomaly(decision=Decision(threshold=1.0))), PipelineOutput("p", "anomaly")),
         (None, PipelineOutput("p", "unknown")),
     ],
 )

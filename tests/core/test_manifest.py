@@ -10,7 +10,7 @@ from edged.core.errors import BundleError
 from edged.core.manifest import (
     MAX_MANIFEST_BYTES,
     Classify,
-    Detect,
+    DetectAnomaly,
     Manifest,
     Regress,
     Versions,
@@ -108,7 +108,7 @@ def test_a_regression_of_more_values_than_can_be_named():
 
 def test_an_anomaly():
     manifest = decode(motion(DETECTION))
-    assert isinstance(manifest.postprocess, Detect)
+    assert isinstance(manifest.postprocess, DetectAnomaly)
     assert manifest.postprocess.decision.threshold == 0.5
 
 

@@ -14,8 +14,7 @@ from edged.core.manifest import (
     SCHEMA,
     Channel,
     Classify,
-    Decision,
-    Detect,
+    DetectAnomaly,
     File,
     Input,
     Manifest,
@@ -24,6 +23,7 @@ from edged.core.manifest import (
     WindowSpec,
     check,
 )
+from edged.core.manifest_parts import Decision
 from edged.core.postprocess import FEW, Decider, Postprocessor, best
 from edged.core.tensors import dequantise
 from edged.core.types import Anomaly, Classification, Regression, Score, TensorSpec
@@ -205,7 +205,7 @@ SCORE = TensorSpec(name="score", shape=(1, 1), dtype="float32")
     [("mean_squared_error", 3.375), ("mean_absolute_error", 1.25)],
 )
 def test_an_anomaly_is_how_badly_the_input_was_rebuilt(score: str, value: float) -> None:
-    detect = Detect(score=score, decision=Decision(threshold=1.0))
+    detect = DetectAnomaly(score=score, decision=Decision(threshold=1.0))
     postprocess = Postprocessor(manifest(REBUILT, detect), None)
     prepared = np.array([[0.0, 1.0], [2.0, 0.5]], dtype=np.float32)
     outcome = postprocess([np.array([[0, 4, 5, 8]], dtype=np.int8)], prepared, 0.0)  # 0, 2, 2.5 and 4 in real values
@@ -214,7 +214,7 @@ def test_an_anomaly_is_how_badly_the_input_was_rebuilt(score: str, value: float)
 
 
 def test_an_anomaly_is_decided_over_time() -> None:
-    detect = Detect(score="output", decision=Decision(threshold=1.0, hysteresis=0.5, k=2, n=2))
+    detect = DetectAnomaly(score="output", decision=Decision(threshold=1.0, hysteresis=0.5, k=2, n=2))
     postprocess = Postprocessor(manifest(SCORE, detect), None)
     outcomes = [
         postprocess([np.array([[score]], dtype=np.float32)], None, float(time))
@@ -236,7 +236,7 @@ def test_an_anomaly_is_decided_over_time() -> None:
         (FLOATS, Classify(top_k=1), [0.1, 0.3, np.nan]),
         (FLOATS, Classify(activation="softmax"), [0.1, np.nan, 0.2]),
         (FLOATS, Regress(names=("x", "y", "z")), [0.0, np.nan, 0.0]),
-        (SCORE, Detect(score="output", decision=Decision(threshold=1.0)), [np.nan]),
+        (SCORE, DetectAnomaly(score="output", decision=Decision(threshold=1.0)), [np.nan]),
     ],
 )
 def test_nan_is_an_error_and_never_a_decision(output: TensorSpec, rule: Postprocess, stored: list[float]) -> None:
@@ -439,7 +439,7 @@ def test_what_the_configuration_decides_replaces_what_the_manifest_says() -> Non
         (Classify(), Decision(thresholds={"d": 0.5}), "names the label 'd'"),
         (Classify(), Decision(k=3, n=2), "needs 3 of the last 2 windows"),
         (Regress(names=("x", "y", "z")), Decision(threshold=0.5), "makes no decisions"),
-        (Detect(decision=Decision(threshold=1.0)), Decision(thresholds={"a": 0.5}), "names the label 'a'"),
+        (DetectAnomaly(decision=Decision(threshold=1.0)), Decision(thresholds={"a": 0.5}), "names the label 'a'"),
     ],
 )
 def test_a_decision_that_cannot_be_is_refused(rule: Postprocess, decision: Decision, words: str) -> None:

@@ -11,8 +11,7 @@ from edged.core.manifest import (
     SCHEMA,
     Channel,
     Clip,
-    Decision,
-    Detect,
+    DetectAnomaly,
     File,
     Input,
     Manifest,
@@ -25,6 +24,7 @@ from edged.core.manifest import (
     WindowSpec,
     check,
 )
+from edged.core.manifest_parts import Decision
 from edged.core.preprocess import Preprocessor
 from edged.core.types import TensorSpec
 
@@ -153,7 +153,7 @@ def test_real_values_are_kept_only_for_a_model_that_scores_how_well_it_rebuilds_
     samples = np.array(SAMPLES, dtype=np.float32)
 
     autoencoder = preprocessor(
-        ROWS, into, steps=(half,), outputs=(rebuilt,), postprocess=Detect(decision=Decision(threshold=1.0))
+        ROWS, into, steps=(half,), outputs=(rebuilt,), postprocess=DetectAnomaly(decision=Decision(threshold=1.0))
     )
     (stored,) = autoencoder(samples)
     assert autoencoder.prepared is not None
@@ -170,7 +170,7 @@ def test_real_values_are_kept_without_any_steps_too() -> None:
         PIXELS,
         tensor((1, 4), "uint8", 1.0),
         outputs=(tensor((1, 4), "uint8", 1.0, name="rebuilt"),),
-        postprocess=Detect(decision=Decision(threshold=1.0)),
+        postprocess=DetectAnomaly(decision=Decision(threshold=1.0)),
     )
     preprocess(np.array(PICTURE, dtype=np.uint8))
     assert preprocess.prepared is not None

@@ -10,7 +10,8 @@ from edged.config.options import Config
 from edged.core import protocol, record
 from edged.core.errors import EdgedError
 from edged.core.ledger import Ledger
-from edged.core.manifest import Decision, Manifest
+from edged.core.manifest import Manifest
+from edged.core.manifest_parts import Decision
 from edged.ctl import exit_codes
 from edged.ctl.main import VERBS, verb_parser
 from edged.updates.desired import DesiredVersion
