@@ -35,10 +35,9 @@ class Status:
     def set(self, state: HealthState, reason: str = "", hint: str = "") -> None:
         """Change the state; the same state for the same reason is no change."""
         now = self.health
-        reason, hint = _whole(reason), _whole(hint)
-        if (state, reason) == (now.state, now.reason):
+        if state == now.state and (reason == now.reason or _whole(reason) == now.reason):
             return
-        self.health = Health(state, reason, hint, self._clock())
+        self.health = Health(state, _whole(reason), _whole(hint), self._clock())
         self._listener(self.name, self.health)
 
     def silence(self) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from edged.core.types import Message
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.origin_queue import Entry, OriginQueue, QueuedCandidate, size
@@ -20,7 +22,7 @@ Counts = dict[str, dict[str, int]]
 """Numbers by origin, then by reason."""
 
 
-class Taken(NamedTuple):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """A message in flight. `new`: put under the connection it was sent on."""
 
     message: Message
@@ -119,13 +121,12 @@ class Backlog:
         if (
             not self.connected
             or self.waiting
+            or self.queue(message.origin).on_disk
             or kept > self.options.messages
             or self.bytes + needed > self.options.memory_bytes
-            or any(queue.on_disk for queue in self.queues.values())
             or _is_expired(message, now, self.options.seconds)
         ):
             return None
-        self.queue(message.origin)
         self._last_id += 1
         self.bytes += needed
         self.in_flight[self._last_id] = Taken(message, new=True)
@@ -179,8 +180,9 @@ class Backlog:
         """End the connection: return every message in flight to its old place."""
         self.connected = False
         while self.in_flight:
-            entry_id, (message, new) = self.in_flight.popitem()
-            self.queue(message.origin).put_back(Entry(entry_id, message, replayed=True), self.options, new=new)
+            entry_id, taken = self.in_flight.popitem()
+            entry = Entry(entry_id, taken.message, replayed=True)
+            self.queue(entry.message.origin).put_back(entry, self.options, new=taken.new)
             self.waiting += 1
         for queue in self.queues.values():
             queue.end_fresh()

@@ -30,18 +30,15 @@ _READ_AHEAD = 4096  # bytes
 
 
 class Acknowledgement(NamedTuple):
-    """The broker's answer to a message or a subscription."""
+    """The broker's answer to a message or a subscription, and its reason."""
 
     mid: int
     reason: ReasonCode
 
 
-SUCCESS = ReasonCode(PacketTypes.PUBACK, identifier=0)
-
-
 class Client(mqtt.Client):
-    """paho's client for one connection. `fault` is the failure of the socket, None as long as it works; `acknowledged`
-    collects the broker's answers.
+    """paho's client for one connection, to be used by one thread at a time. `fault` is the failure of the socket, None
+    as long as it works. `accepted` collects the identifiers of accepted messages, `answers` all other acknowledgements.
     """
 
     fault: OSError | None = None
@@ -58,7 +55,8 @@ class Client(mqtt.Client):
         )
         self.options = options
         self.connect_timeout = options.connect_timeout
-        self.acknowledged: list[Acknowledgement] = []
+        self.accepted: list[int] = []
+        self.answers: list[Acknowledgement] = []
 
     @property
     def buffered(self) -> int:
@@ -78,15 +76,16 @@ class Client(mqtt.Client):
 
     def next_mid(self) -> int:
         """Return an identifier for a packet."""
-        return self._mid_generate()
+        self._last_mid = self._last_mid % 0xFFFF + 1
+        return self._last_mid
 
     def hear(self) -> bool:
         """Read the acknowledgements that have arrived, without waiting. Return False if anything but successes has
         come, or the connection has ended: `loop_read` takes this up.
         """
-        if self.is_amid_packet:
+        if self._in_packet["command"]:
             return False
-        if not self.buffered:
+        if self._position == len(self._read_ahead):
             try:
                 self._read_ahead, self._position = self._receive(), 0
             except BlockingIOError:
@@ -96,16 +95,16 @@ class Client(mqtt.Client):
         mids, self._position = accepted(self._read_ahead, self._position, v5=self._protocol == V5)
         if not mids:
             return False
-        self.acknowledged.extend(Acknowledgement(mid, SUCCESS) for mid in mids)
+        self.accepted += mids
         self._last_bytes_received = time.monotonic()
-        return not self.buffered
+        return self._position == len(self._read_ahead)
 
     def send(self, data: bytes) -> bool:
         """Write packets of messages, as far as the socket takes them, and return False if something is left for
         `loop_write`, or the connection has failed.
         """
         written = 0
-        if not self.want_write():
+        if not self._out_packet:
             try:
                 written = self._sock_send(data)
             except BlockingIOError:
@@ -171,5 +170,5 @@ class Client(mqtt.Client):
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
         code = packet[2] if len(packet) > 2 and self._protocol == V5 else 0
         reason = ReasonCode(PacketTypes.PUBACK, identifier=code)
-        self.acknowledged.append(Acknowledgement(int.from_bytes(packet[:2], "big"), reason))
+        self.answers.append(Acknowledgement(int.from_bytes(packet[:2], "big"), reason))
         return MQTTErrorCode.MQTT_ERR_SUCCESS

@@ -27,7 +27,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.topics import OFFLINE
 from edged.outbox import faults
-from edged.outbox.client import MAX_PACKET, SUCCESS, V5, Acknowledgement, Client
+from edged.outbox.client import MAX_PACKET, V5, Acknowledgement, Client
 from edged.outbox.credentials import read_secret, tls_context
 from edged.outbox.faults import LinkError, MessageError, VersionError
 from edged.outbox.network import Network, is_own_address
@@ -104,6 +104,8 @@ class Received(NamedTuple):
 class Link:
     """An open connection to `peer`. `window` is the highest number of unacknowledged messages.
 
+    `accepted` holds the numbers of accepted messages, and `answers` all other acknowledgements; the user empties both.
+
     `retain`, `qos` and `wildcards` are the broker's abilities: retained messages, highest quality of service, topic
     filters.
     """
@@ -144,6 +146,7 @@ class Link:
         self._answer: ReasonCode | None = None
         self._end: LinkError | None = None
         self._client = self._make_client(client_id, will)
+        self.accepted, self.answers = self._client.accepted, self._client.answers
         self._poll = select.poll()
         try:
             self._connect()
@@ -171,7 +174,7 @@ class Link:
             mid = self._client.next_mid()
         self._unsent.append(message.packet(mid))
         if not message.qos:
-            self._client.acknowledged.append(Acknowledgement(mid, SUCCESS))
+            self._client.accepted.append(mid)
         return mid
 
     def flush(self) -> None:
@@ -191,7 +194,7 @@ class Link:
     @property
     def is_writable(self) -> bool:
         """True if everything sent so far has been written to the socket."""
-        return not self._client.want_write() and self._client.fault is None
+        return self._client.fault is None and not self._client.want_write()
 
     def subscribe(self, topic: str) -> int | None:
         """Subscribe to a topic, and return the number of the acknowledgement."""
@@ -200,16 +203,6 @@ class Link:
     def unsubscribe(self, topic: str) -> None:
         """End a subscription."""
         self._client.unsubscribe(topic)
-
-    @property
-    def acknowledged(self) -> list[Acknowledgement]:
-        """The broker's acknowledgements since the last `take_acknowledged`."""
-        return self._client.acknowledged
-
-    def take_acknowledged(self) -> list[Acknowledgement]:
-        """Return the broker's acknowledgements since the last call."""
-        taken, self._client.acknowledged = self._client.acknowledged, []
-        return taken
 
     def take_received(self) -> list[Received]:
         """Return the broker's messages since the last call."""
@@ -232,7 +225,7 @@ class Link:
             buffered = self._client.buffered > 0 or (hasattr(sock, "pending") and sock.pending() > 0)
             writing = self._client.want_write()
             lazily = lazily and not writing and not self._client.is_amid_packet
-            if buffered or self._client.acknowledged or self._client.fault:
+            if buffered or self._client.accepted or self._client.answers or self._client.fault:
                 timeout = 0
         timeout = max(0.0, min(timeout, self._client.next_check - time.monotonic(), _LONGEST))
         self._poll.modify(sock, 0 if lazily else select.POLLIN | select.POLLOUT if writing else select.POLLIN)
@@ -369,7 +362,7 @@ class Link:
             self._end = faults.not_mqtt(self._options)
 
     def _on_subscribe(self, client: Any, data: Any, mid: int, reasons: list[ReasonCode], properties: Any) -> None:
-        self._client.acknowledged.extend(Acknowledgement(mid, reason) for reason in reasons)
+        self._client.answers.extend(Acknowledgement(mid, reason) for reason in reasons)
 
     def _on_message(self, client: Any, data: Any, message: mqtt.MQTTMessage) -> None:
         try:

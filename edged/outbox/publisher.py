@@ -43,8 +43,9 @@ def _check(message: Message) -> None:
     """Raise TypeError for an unsendable message, which would end every connection and be sent first on the next."""
     if not isinstance(message.payload, bytes):
         raise TypeError(f"payload is {type(message.payload).__name__}, not bytes")
-    if not all(isinstance(text, str) for pair in message.properties for text in pair):
-        raise TypeError("properties are not pairs of str")
+    for key, value in message.properties:
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise TypeError("properties are not pairs of str")
 
 
 class Publisher:

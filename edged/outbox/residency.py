@@ -68,9 +68,9 @@ class Residency:
         for origin, queue in self.backlog.queues.items():
             if self.backlog.policy(origin).durability != "memory":
                 yield from ((entry.id, entry.message) for entry in queue.entries() if entry.id not in self._table)
-        for entry_id, (message, _) in self.backlog.in_flight.items():
-            if entry_id not in self._table and self.backlog.policy(message.origin).durability != "memory":
-                yield entry_id, message
+        for entry_id, taken in self.backlog.in_flight.items():
+            if entry_id not in self._table and self.backlog.policy(taken.message.origin).durability != "memory":
+                yield entry_id, taken.message
 
     @property
     def in_use(self) -> set[int]:

@@ -17,8 +17,8 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import msgspec
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.core.health import Status
@@ -71,7 +71,7 @@ class DeliveryCounts:
     strikes: int = 0
 
 
-class InFlight(NamedTuple):
+class InFlight(msgspec.Struct, frozen=True, gc=False):
     """A message awaiting acknowledgement; `entry` is its id in the spool, 0 for a state."""
 
     topic: str
@@ -310,40 +310,51 @@ class Session:
         """Settle the messages acknowledged by now. Return False if the broker has sent anything else, which the
         publisher's thread must handle; it may have read a refusal a moment ago.
         """
-        if not self._link.hear():
+        link, in_flight = self._link, self._in_flight
+        if not link.hear() or link.answers:
             return False
-        for mid, reason in self._link.acknowledged:
-            if reason.is_failure or mid not in self._in_flight or not self._in_flight[mid].entry:
-                return False
-        self._handle_acknowledgements()
-        self._wake.arm()  # there is room again, of which the publisher's thread does not know
+        if link.accepted:
+            for mid in link.accepted:
+                if mid not in in_flight or not in_flight[mid].entry:
+                    return False
+            self._settle_accepted()
+            self._wake.arm()  # there is room again, of which the publisher's thread does not know
         return True
 
     def _handle_acknowledgements(self) -> None:
-        accepted: list[int] = []
         quota: LinkError | None = None
-        for mid, reason in self._link.take_acknowledged():
-            answered = self._in_flight.pop(mid, None)
-            if answered is None:
+        for mid, reason in self._link.answers:
+            if mid not in self._in_flight:
                 if topic := self._subscriptions.refused(mid, reason):
                     message = f"the broker refuses the subscription to {topic}: {reason}"
                     self.health.degrade(message, faults.remedy(reason))
-            elif reason.value == faults.QUOTA_EXCEEDED:
-                self._in_flight[mid] = answered  # to be accepted later
+            elif reason.value == faults.QUOTA_EXCEEDED:  # to be accepted later
                 quota = faults.over_quota(reason, self._options)
             elif reason.is_failure:
-                self._refuse(answered, reason)
-            elif answered.entry:
-                accepted.append(answered.entry)
+                self._refuse(self._in_flight.pop(mid), reason)
             else:
-                self._confirm(answered)
-        if accepted:
-            self._spool.ack(accepted)
-            self._counts.sent += len(accepted)
-            self._counts.last_sent = self._clock()
-            self._counts.strikes = 0
+                self._link.accepted.append(mid)
+        self._link.answers.clear()
+        self._settle_accepted()
         if quota is not None:
             raise quota
+
+    def _settle_accepted(self) -> None:
+        entries = []
+        for mid in self._link.accepted:
+            accepted = self._in_flight.pop(mid, None)
+            if accepted is None:
+                continue
+            if accepted.entry:
+                entries.append(accepted.entry)
+            else:
+                self._confirm(accepted)
+        self._link.accepted.clear()
+        if entries:
+            self._spool.ack(entries)
+            self._counts.sent += len(entries)
+            self._counts.last_sent = self._clock()
+            self._counts.strikes = 0
 
     def _confirm(self, state: InFlight) -> None:
         self._states.confirm(state.topic, state.payload)

@@ -51,7 +51,7 @@ class RecordingPaho(mqtt.Client):
     payload=st.binary(max_size=300) | st.integers(0, 20_000).map(bytes),
     qos=st.integers(0, 1),
     retain=st.booleans(),
-    user=st.lists(st.tuples(TEXT, TEXT), max_size=4),
+    user=st.lists(st.tuples(TEXT | st.just("id"), TEXT), max_size=4),
 )
 def test_a_packet_is_the_one_that_paho_makes(
     version: MQTTProtocolVersion,

@@ -32,7 +32,7 @@ ONLINE = TOPICS.availability
 
 
 class FakeLink:
-    """Link that records publications; `answers` are given to the next messages in order, then success.
+    """Link that records publications; `reasons` answer the next messages in order, then success.
 
     A `silent` link acknowledges no message, and a `poison` topic makes the link disconnect.
     """
@@ -42,12 +42,13 @@ class FakeLink:
         self.retain, self.qos, self.wildcards = True, 1, True
         self.silent = silent
         self.poison = poison
-        self.answers: list[str] = []
+        self.reasons: list[str] = []
         self.topics: list[str] = []
         self.payloads: list[bytes] = []
         self.closed = False
-        self.acknowledged: list[Acknowledgement] = []
-        self.unheard: list[Acknowledgement] = []
+        self.accepted: list[int] = []
+        self.answers: list[Acknowledgement] = []
+        self.unheard: list[int] = []
         self.surprised = False
         self.waits: list[tuple[float, bool]] = []
         self.wire = RLock()
@@ -61,9 +62,11 @@ class FakeLink:
     def send(self, packet: Publish, awaited: Container[int]) -> int:
         self.topics.append(packet.head.decode())
         self.payloads.append(packet.payload)
-        answer = self.answers.pop(0) if self.answers else "Success"
         if not self.silent:
-            self.acknowledged.append(Acknowledgement(len(self.topics), ReasonCode(PacketTypes.PUBACK, answer)))
+            if self.reasons and (reason := self.reasons.pop(0)) != "Success":
+                self.answers.append(answer(len(self.topics), reason))
+            else:
+                self.accepted.append(len(self.topics))
         return len(self.topics)
 
     def flush(self) -> None:
@@ -71,7 +74,7 @@ class FakeLink:
 
     def hear(self) -> bool:
         """Read all that was kept `unheard`."""
-        self.acknowledged += self.unheard
+        self.accepted += self.unheard
         self.unheard.clear()
         return not self.surprised
 
@@ -80,15 +83,15 @@ class FakeLink:
         if self.poison in self.topics:
             raise LinkError("the broker hung up", dropped=True)
 
-    def take_acknowledged(self) -> list[Acknowledgement]:
-        taken, self.acknowledged = self.acknowledged, []
-        return taken
-
     def take_received(self) -> list[Received]:
         return []
 
     def close(self) -> None:
         self.closed = True
+
+
+def answer(mid: int, reason: str) -> Acknowledgement:
+    return Acknowledgement(mid, ReasonCode(PacketTypes.PUBACK, reason))
 
 
 class Rig:
@@ -179,7 +182,7 @@ def test_a_broker_that_acknowledges_nothing_is_left(rig: Rig) -> None:
 def test_a_full_quota_is_a_reason_to_come_back_later_and_not_to_park(rig: Rig) -> None:
     rig.spool.put(message(1))
     link = FakeLink()
-    link.answers = ["Success", "Quota exceeded"]
+    link.reasons = ["Success", "Quota exceeded"]
     session = rig.session(link)
     with pytest.raises(LinkError, match="Quota exceeded") as caught:
         session.turn(0)
@@ -193,7 +196,7 @@ def test_a_full_quota_is_a_reason_to_come_back_later_and_not_to_park(rig: Rig) -
 def test_a_refused_message_is_parked_with_the_reason(rig: Rig, answer: str) -> None:
     rig.spool.put(message(1, topic="result"))
     link = FakeLink()
-    link.answers = ["Success", answer]
+    link.reasons = ["Success", answer]
     rig.session(link).turn(0)
 
     assert [each.reason for each in rig.spool.parked()] == [f"the broker refuses result: {answer}"]
@@ -204,7 +207,7 @@ def test_a_refused_message_is_parked_with_the_reason(rig: Rig, answer: str) -> N
 def test_nobody_listening_is_no_refusal(rig: Rig) -> None:
     rig.spool.put(message(1))
     link = FakeLink()
-    link.answers = ["Success", "No matching subscribers"]
+    link.reasons = ["Success", "No matching subscribers"]
     rig.session(link).turn(0)
 
     assert (rig.counts.sent, rig.counts.refused) == (1, 0)
@@ -213,7 +216,7 @@ def test_nobody_listening_is_no_refusal(rig: Rig) -> None:
 def test_a_refusal_is_forgiven_after_a_while_without_another(rig: Rig) -> None:
     rig.spool.put(message(1))
     link = FakeLink()
-    link.answers = ["Success", "Not authorized"]
+    link.reasons = ["Success", "Not authorized"]
     session = rig.session(link)
     session.turn(0)
     rig.now += REFUSAL_SECONDS
@@ -381,7 +384,7 @@ def test_acknowledgements_are_heard_before_the_window_is_judged_to_be_full(rig: 
     answers = []
     for seq in range(3):
         assert session.send_directly(fresh(rig, seq))
-        answers += link.take_acknowledged()
+        answers.append(link.accepted.pop())
     assert not session.send_directly(fresh(rig, 3))
     link.unheard = answers
     assert session.send_directly(fresh(rig, 3))
@@ -397,13 +400,13 @@ def test_anything_but_success_is_left_to_the_publishers_thread(rig: Rig) -> None
     assert link.topics == ["result/1"]
 
 
-@pytest.mark.parametrize("answer", ["Quota exceeded", "Not authorized"])
-def test_a_refusal_read_by_the_publishers_thread_is_left_to_it(rig: Rig, answer: str) -> None:
+@pytest.mark.parametrize("reason", ["Quota exceeded", "Not authorized"])
+def test_a_refusal_read_by_the_publishers_thread_is_left_to_it(rig: Rig, reason: str) -> None:
     link = FakeLink()
     session = online(rig, link)
     link.silent = True
     assert session.send_directly(fresh(rig, 1))
-    link.acknowledged = [Acknowledgement(1, ReasonCode(PacketTypes.PUBACK, answer))]
+    link.answers = [answer(1, reason)]
     assert not session.send_directly(fresh(rig, 2))
     assert rig.counts.refused == 0
 
@@ -412,7 +415,7 @@ def test_the_acknowledgement_of_a_state_is_left_to_the_publishers_thread(rig: Ri
     link = FakeLink(silent=True)
     session = rig.session(link)
     session.turn(0)
-    link.unheard = [Acknowledgement(1, ReasonCode(PacketTypes.PUBACK, "Success"))]
+    link.unheard = [1]
     assert not session.send_directly(fresh(rig, 1))
     assert rig.status.health.state == "starting"
     session.turn(0)
@@ -515,7 +518,7 @@ def test_the_publishers_thread_sleeps_while_others_send(
     for age in ages:
         rig.now = began + 1.0 - age
         assert session.send_directly(fresh(rig, 1))
-        link.unheard, link.acknowledged = link.acknowledged, []
+        link.unheard, link.accepted = link.accepted, []
     rig.now = began + 1.0
     session.turn(3600.0)
 
