@@ -16,6 +16,7 @@ from edged.config.options import Config, PipelineEntry
 from edged.control.clock import KernelClock
 from edged.core.health import Status
 from edged.core.manifest import Manifest
+from edged.core.pictures import PictureForm
 from edged.core.source_match import match_source
 from edged.core.topics import Topics
 from edged.flow.decision import LatestDecision
@@ -91,6 +92,8 @@ class PartBuilder:
         entry = part.entry
         info = state.config.sources[entry.source].options.describe()
 
+        spec = manifest.picture_spec
+
         def rate() -> float | None:
             reader = state.sources.get(entry.source)
             return info.pace or manifest.window.rate or info.rate or (reader.measured_rate if reader else None)
@@ -111,6 +114,7 @@ class PartBuilder:
             clock=time.monotonic,
             rate=rate,
             next_seq=part.next_seq,
+            form=PictureForm(spec) if spec else None,
         )
 
     def feed(self) -> None:

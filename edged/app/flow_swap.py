@@ -49,7 +49,7 @@ class FlowSwap:
         served, before = ready[name], part.flow
         if before is None:
             part.status.set("starting")
-        if before is None or not runs(part) or before.window != served.manifest.window:
+        if before is None or not runs(part) or not _cuts_for(before, served.manifest):
             self._change(part, partial(self._replace, name, part, served.manifest))
             if before is not None:
                 before.join(FINISH_SECONDS)  # its waiting windows come first; those of the new flow are kept meanwhile
@@ -66,7 +66,7 @@ class FlowSwap:
         closing: list[Callable[[float], bool]] = []
         for name, part in running.items():
             assert part.flow is not None
-            if part.flow.window == manifest.window:
+            if _cuts_for(part.flow, manifest):
                 closing.append(part.flow.release().wait)
             else:  # the worker first finishes the waiting windows of the former version
                 closing.append(part.flow.join)
@@ -124,6 +124,11 @@ class FlowSwap:
             change_and_feed()
         else:
             reader.between_chunks(change_and_feed, chunk_seconds(reader))
+
+
+def _cuts_for(flow: Pipeline, manifest: Manifest) -> bool:
+    """Return whether the windows of a flow are those that a version takes."""
+    return flow.window == manifest.window and (flow.form and flow.form.spec) == manifest.picture_spec
 
 
 def chunk_seconds(reader: Reader) -> float:

@@ -43,6 +43,7 @@ from edged.core.manifest_parts import (
     output_of,
     refuse,
 )
+from edged.core.pictures import PictureSpec, default_spec
 from edged.core.types import TensorSpec
 
 SCHEMA: Final = "edged.manifest/1"
@@ -372,6 +373,8 @@ class Manifest(Strict, frozen=True, kw_only=True):
         backend: Kind of runtime for the model file.
         signature: Signature to run, if the model file has several.
         window: Cutting of samples into windows.
+        picture: Picture that the model takes from a source of pictures. Default, for a window of a single picture of
+            uint8 pixels: RGB or gray as `window.sample_shape` says, stretched, bilinear.
         inputs: Input tensors in the order of the model file, and their feeds.
         outputs: Output tensors in the order of the model file.
         preprocess: Steps from the samples of a window to the input, in order, without quantisation.
@@ -396,6 +399,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     backend: Name = "tflite"
     signature: Annotated[str, Meta(max_length=200)] | None = None
     window: WindowSpec
+    picture: PictureSpec | None = None
     inputs: Annotated[tuple[Input, ...], Meta(min_length=1, max_length=64)]
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=64)]
     preprocess: Annotated[tuple[PreprocessStep, ...], Meta(max_length=16)] = ()
@@ -407,6 +411,11 @@ class Manifest(Strict, frozen=True, kw_only=True):
     needs: ModelRequirements = ModelRequirements()
     limits: Limits = Limits()
     probation: Probation = Probation()
+
+    @property
+    def picture_spec(self) -> PictureSpec | None:
+        """Return the picture that the model takes from a source of pictures; None for a model of other input."""
+        return self.picture or (default_spec(self.window.sample_shape) if self.window.is_picture else None)
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -451,6 +460,7 @@ def check(manifest: Manifest) -> None:
     """
     _check_files(manifest)
     _check_window(manifest.window)
+    _check_picture(manifest.window, manifest.picture)
     for place, tensors in (
         ("inputs", tuple(each.tensor for each in manifest.inputs)),
         ("outputs", manifest.outputs),
@@ -511,6 +521,16 @@ def _check_window(window: WindowSpec) -> None:
         refuse("window", f"has more than {MAX_ELEMENTS} elements")
 
 
+def _check_picture(window: WindowSpec, picture: PictureSpec | None) -> None:
+    if picture is None:
+        return
+    if not window.is_picture:
+        refuse("picture", 'needs a window of length 1 with a sample_shape of pixels, of dtype "uint8"')
+    needed = [[*picture.shape]] + [[picture.height, picture.width]] * (picture.channels == 1)
+    if list(window.sample_shape) not in needed:
+        refuse("picture", f"window.sample_shape must be {needed[0]} for it, not {list(window.sample_shape)}")
+
+
 def _check_tensors(place: str, tensors: tuple[TensorSpec, ...]) -> None:
     check_unique(place, [tensor.name for tensor in tensors])
     for tensor in tensors:
@@ -545,12 +565,13 @@ def _check_inputs(manifest: Manifest) -> None:
         refuse("inputs", "no input is fed by the window")
     for each in manifest.inputs:
         if each.feed == "window":
-            _check_window_input(manifest.window, each)
+            _check_window_input(manifest, each)
         else:
             _check_feedback_input(manifest.outputs, each)
 
 
-def _check_window_input(window: WindowSpec, each: Input) -> None:
+def _check_window_input(manifest: Manifest, each: Input) -> None:
+    window, picture = manifest.window, manifest.picture
     here = f"inputs: tensor {each.tensor.name!r}"
     if each.feedback:
         refuse(here, 'names a feedback but its feed is "window"')
@@ -562,6 +583,8 @@ def _check_window_input(window: WindowSpec, each: Input) -> None:
     taken = each.tensor.shape
     if prod(fed) != prod(taken):
         refuse(here, f"the shape {list(taken)} does not hold a window of {list(fed)}")
+    if picture is not None and picture.layout == "nchw":
+        fed = (picture.channels, picture.height, picture.width)
     fed, taken = _without_ones(fed), _without_ones(taken)
     if fed != taken and sorted(fed) == sorted(taken):
         refuse(here, f"the axes of the window {list(fed)} are turned round in the tensor {list(taken)}")

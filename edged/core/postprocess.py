@@ -17,6 +17,7 @@ from edged.core.errors import ConfigError
 from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress
 from edged.core.manifest_parts import Decision
 from edged.core.outputs import BYTES, FEW, activate, best, real_values, sound, values_of
+from edged.core.pictures import Placement
 from edged.core.tensors import dequantise
 from edged.core.types import Anomaly, Arrays, Classification, Outcome, Regression, Score
 
@@ -24,7 +25,7 @@ Prepared = NDArray[np.float32] | None
 
 
 class _Rule(Protocol):
-    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Outcome: ...
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None) -> Outcome: ...
 
     def reset(self) -> None: ...
 
@@ -40,15 +41,16 @@ class Postprocessor:
         """
         self._rule = _rule(manifest, decision)
 
-    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Outcome:
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None = None) -> Outcome:
         """Return the outcome of a window whose last sample arrived at `time`, in monotonic seconds.
 
         `prepared` comes from the preprocessor, for a model whose score needs the preprocessed input.
+        `placement` leads from the model's picture to the source's; None for a window that is not from a picture.
 
         Raises:
             ModelError: an output is NaN or infinite.
         """
-        return self._rule(outputs, prepared, time)
+        return self._rule(outputs, prepared, time, placement)
 
     def reset(self) -> None:
         """Forget all earlier windows."""
@@ -85,7 +87,7 @@ class _Classifier:
         self._real_of = real_values(self._spec) if needs_best else None
         self._best = np.zeros(count, np.float32)
 
-    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Classification:
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None) -> Classification:
         stored = outputs[self._index].reshape(-1)
         real, order = self._few(stored) or self._many(stored)
         labels = self._labels
@@ -125,7 +127,7 @@ class _Regressor:
         self._values = values_of(manifest.outputs[regress.output])
         self._names = regress.names
 
-    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Regression:
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None) -> Regression:
         values = self._values(outputs[self._index].reshape(-1))
         if not self._names:
             return Regression([sound(value) for value in values])
@@ -145,7 +147,7 @@ class _Detector:
         self._decider = Decider(decision, ("anomaly",))
         self.reset = self._decider.reset
 
-    def __call__(self, outputs: Arrays, prepared: Prepared, time: float) -> Anomaly:
+    def __call__(self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None) -> Anomaly:
         stored = outputs[self._index].reshape(-1)
         score = self._values(stored[:1])[0] if self._score == "output" else self._error(stored, prepared)
         value = sound(score)

@@ -68,6 +68,27 @@ class Preprocessor:
             np.copyto(self._inputs[index], at_rest(tensor))
 
     def _feed(self, index: int, each: Input) -> Encode:
+        if self._manifest.picture is not None and self._manifest.picture.layout == "nchw":
+            return self._channels_first(index, each)
+        return self._feed_as_sampled(index, each)
+
+    def _channels_first(self, index: int, each: Input) -> Encode:
+        """Return the feed for a tensor (1, channels, height, width) from pixels with their channels last."""
+        tensor = np.empty(each.tensor.shape, each.tensor.numpy_dtype)
+        last = (1, *self._manifest.window.shape)
+        channels_last = msgspec.structs.replace(each.tensor, shape=last)
+        feed = self._feed_as_sampled(index, msgspec.structs.replace(each, tensor=channels_last))
+        if index == 0 and self.prepared is not None:
+            self.prepared = np.moveaxis(self.prepared, -1, 1)
+        inside = np.moveaxis(tensor.reshape(1, last[-1], *last[1:-1]), 1, -1)
+
+        def turn(samples: NDArray[Any]) -> NDArray[Any]:
+            np.copyto(inside, feed(samples))
+            return tensor
+
+        return turn
+
+    def _feed_as_sampled(self, index: int, each: Input) -> Encode:
         window = self._manifest.window
         names = [channel.name for channel in window.channels]
         columns = [names.index(name) for name in each.channels]

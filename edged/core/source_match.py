@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edged.core.errors import ConfigError, some
 from edged.core.manifest import WindowSpec
+from edged.core.pictures import default_spec
 from edged.core.types import SourceInfo
 
 MAX_CHANNEL_PROBLEMS = 5
@@ -19,11 +20,15 @@ def match_source(spec: WindowSpec, info: SourceInfo, source: str, model: str) ->
     """Return the source's columns in the model's order, or None if samples fit unchanged.
 
     Channels are matched by name in any order, and further channels are ignored; a source without names must have the
-    same number of channels. `source` and `model` are names for the message.
+    same number of channels. A source of pictures fits every model of pictures. `source` and `model` are names for
+    the message.
 
     Raises:
         ConfigError: source and model do not match; the message lists all differences, the hint the remedies.
     """
+    if info.pictures:
+        _match_pictures(spec, source, model)
+        return None
     problems = [*_shape_problems(spec, info), *_channel_problems(spec, info), *_rate_problems(spec, info)]
     if problems:
         faults, remedies = zip(*problems, strict=True)
@@ -35,6 +40,14 @@ def match_source(spec: WindowSpec, info: SourceInfo, source: str, model: str) ->
         return None
     columns = [info.channels.index(channel.name) for channel in spec.channels]
     return None if columns == list(range(info.shape[0])) else np.array(columns, dtype=np.intp)
+
+
+def _match_pictures(spec: WindowSpec, source: str, model: str) -> None:
+    if not spec.is_picture or default_spec(spec.sample_shape) is None:
+        raise ConfigError(
+            f"the source {source!r} delivers pictures, and the model {model!r} takes none",
+            hint="name a model of pictures: its window has length 1, a sample_shape [height, width, 1 or 3], and uint8",
+        )
 
 
 def _shape_problems(spec: WindowSpec, info: SourceInfo) -> list[tuple[str, str]]:

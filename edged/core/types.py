@@ -6,13 +6,14 @@ Times inside are CLOCK_MONOTONIC seconds; wall-clock time is added once, where a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edged.core.answers import RunnerAnswer
+from edged.core.pictures import PictureForm, Placement
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +23,7 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     name the columns of a sample that is a row of channels; empty means unstated. `rate` is in samples per second; None
     if only the sensor knows. `pace` is the number of samples that arrive per second, if a recording is played faster or
     slower than `rate`. A `patient` source can wait while the pipeline catches up (a recording played as fast as
-    possible); physics cannot.
+    possible); physics cannot. A source of `pictures` has no shape: pictures may have any size.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +32,48 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     pace: float | None = None
     patient: bool = False
+    pictures: bool = False
+
+
+class DrawnBox(NamedTuple):
+    """Box to be drawn into a picture, in the picture's pixels, and the text beside it."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    text: str = ""
+
+
+class Picture(Protocol):
+    """Picture of a source, decoded no sooner than needed. `width` and `height` are those of the upright picture."""
+
+    @property
+    def width(self) -> int:
+        """Return the width in pixels."""
+
+    @property
+    def height(self) -> int:
+        """Return the height in pixels."""
+
+    def fitted(self, form: PictureForm) -> NDArray[np.uint8]:
+        """Return the pixels in a form, as an array (height, width, channels) that nobody writes to.
+
+        The same form is computed once. For the thread that reads the source.
+
+        Raises:
+            DeviceError: the picture cannot be decoded.
+        """
+
+    def placement(self, form: PictureForm) -> Placement:
+        """Return the place of a form in this picture."""
+
+    def jpeg(self, boxes: Sequence[DrawnBox] = (), max_width: int = 0) -> bytes:
+        """Return the picture as a JPEG with boxes drawn, scaled down to `max_width` pixels unless 0. For any thread.
+
+        Raises:
+            DeviceError: the picture cannot be decoded, or Pillow is not installed.
+        """
 
 
 class Chunk(NamedTuple):
@@ -40,12 +83,15 @@ class Chunk(NamedTuple):
     arrival of the last sample. `lost` counts the samples missing just before the first one: 0 in an unbroken stream, at
     least 1 after a gap of unknown length. `anew` marks the first chunk of another stream, such as a recording that is
     played again: no window spans the boundary, and nothing is lost.
+
+    A chunk of a source of pictures is one `picture`; `samples` are then the bytes as received, of shape (1, n).
     """
 
     samples: NDArray[Any]
     time: float
     lost: int = 0
     anew: bool = False
+    picture: Picture | None = None
 
 
 MAX_URL = 4096
@@ -67,13 +113,15 @@ class Window(NamedTuple):
 
     Overlapping windows share `samples`, which must not be written to. `seq` counts the windows of the stream, dropped
     windows included, so a jump shows a drop. `time` is the arrival of the last sample, `start` that of the first
-    sample; None if the rate is unknown.
+    sample; None if the rate is unknown. A window cut from a `picture` of a source has a `placement` in it.
     """
 
     samples: NDArray[Any]
     seq: int
     time: float
     start: float | None = None
+    picture: Picture | None = None
+    placement: Placement | None = None
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from edged.core.errors import DeviceError
 from edged.core.manifest import WindowSpec
-from edged.core.types import Window
+from edged.core.pictures import PictureForm
+from edged.core.types import Chunk, Picture, Window
 
 _BLOCK_BYTES = 16 << 10
 
@@ -24,16 +25,24 @@ _BLOCK_BYTES = 16 << 10
 class Windower:
     """Cut a stream of samples into windows of `spec.length` samples, with a distance of `spec.hop` samples."""
 
-    def __init__(self, spec: WindowSpec, columns: NDArray[np.intp] | None, next_seq: int = 0) -> None:
+    def __init__(
+        self,
+        spec: WindowSpec,
+        columns: NDArray[np.intp] | None,
+        next_seq: int = 0,
+        form: PictureForm | None = None,
+    ) -> None:
         """Set up for a stream; `columns` picks the source's columns in the model's order, None leaves samples
         unchanged.
 
-        `next_seq` is the number of the first window, for a stream that continues another stream.
+        `next_seq` is the number of the first window, for a stream that continues another stream. `form` is the form of
+        pictures, for a model that takes pictures.
         """
         self._length = spec.length
         self._hop = spec.hop
         self._shape = spec.shape
         self._columns = columns
+        self._form = form
         self._rate = spec.rate
         dtype = np.dtype(spec.dtype)
         self._size = max(2 * spec.length, _BLOCK_BYTES // (prod(spec.shape) * dtype.itemsize))
@@ -42,6 +51,18 @@ class Windower:
         self._missing = spec.length
         self._begun = False
         self.next_seq = next_seq
+
+    def cut(self, chunk: Chunk, rate: float | None = None) -> Iterator[Window]:
+        """Add a chunk, and yield the completed windows; see `push`. A picture is fitted to the form first."""
+        if chunk.picture is None or self._form is None:
+            return self.push(chunk.samples, chunk.time, max(chunk.lost, chunk.anew), rate)
+        return self._cut_picture(chunk, chunk.picture, self._form)
+
+    def _cut_picture(self, chunk: Chunk, picture: Picture, form: PictureForm) -> Iterator[Window]:
+        pixels = picture.fitted(form).reshape(1, *self._shape)
+        placement = picture.placement(form)
+        for window in self.push(pixels, chunk.time, max(chunk.lost, chunk.anew)):
+            yield window._replace(picture=picture, placement=placement)
 
     def push(self, samples: NDArray[Any], time: float, lost: int = 0, rate: float | None = None) -> Iterator[Window]:
         """Add samples of shape `(n, *sample shape)`, and yield the completed windows.

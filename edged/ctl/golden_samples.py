@@ -113,7 +113,7 @@ def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
         else:
             windower = Windower(window, None)
             for chunk in _chunks(opened):
-                yield from (each.samples for each in windower.push(*chunk))
+                yield from (each.samples for each in windower.cut(chunk))
     finally:
         opened.close()
 

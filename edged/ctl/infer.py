@@ -93,7 +93,7 @@ def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping:
     preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
     expected = 0
     for chunk in chunks:
-        for window in windower.push(*chunk):
+        for window in windower.cut(chunk):
             if window.seq != expected:  # as in the daemon: the memory of a stateful model is from before the gap
                 runner.reset()
                 preprocess.reset()
@@ -104,7 +104,8 @@ def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping:
             outputs = runner.run(inputs)
             inference = time.perf_counter() - begun
             preprocess.feed_back(outputs)
-            yield Inferred(window.seq, window.time, inference, postprocess(outputs, preprocess.prepared, window.time))
+            outcome = postprocess(outputs, preprocess.prepared, window.time, window.placement)
+            yield Inferred(window.seq, window.time, inference, outcome)
     if not expected:
         raise ControlError(
             f"the file has no whole window of {manifest.window.length} samples in a row",

@@ -19,6 +19,7 @@ from edged.api import Chunk, EdgedError, Prediction, Window
 from edged.core.health import Status
 from edged.core.manifest import WindowSpec
 from edged.core.metrics import LatencyHistogram
+from edged.core.pictures import PictureForm
 from edged.core.window import Windower
 from edged.flow.delivery import PredictionSink
 from edged.flow.mailbox import Mailbox
@@ -60,10 +61,10 @@ _BEHIND_HINT = (
 class Pipeline:
     """Windows of a source through a model to sinks.
 
-    `window` is the window specification; after `stopped` the pipeline takes no more chunks. `push` belongs to the
-    reader's thread, counters and latencies to the thread that has the turn; `sinks` may be replaced whole at any time,
-    and so may `in_place`, which allows windows to be served on the reader's thread. A prediction becomes the `last` and
-    is counted once all sinks have taken it.
+    `window` is the window specification, and `form` the form of pictures, for a model of pictures; after `stopped` the
+    pipeline takes no more chunks. `push` belongs to the reader's thread, counters and latencies to the thread that has
+    the turn; `sinks` may be replaced whole at any time, and so may `in_place`, which allows windows to be served on the
+    reader's thread. A prediction becomes the `last` and is counted once all sinks have taken it.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Pipeline:
         clock: Callable[[], float],
         rate: Callable[[], float | None] = lambda: None,
         next_seq: int = 0,
+        form: PictureForm | None = None,
     ) -> None:
         """Set up with `next_seq`, the number of the first window, which continues an earlier pipeline of the same name.
 
@@ -86,6 +88,7 @@ class Pipeline:
         """
         self.name = name
         self.window = spec
+        self.form = form
         self.status = status
         self.slot = Slot()
         self.sinks: tuple[PredictionSink, ...] = tuple(sinks)
@@ -99,7 +102,7 @@ class Pipeline:
         self.latency = LatencyHistogram()
         self.inference = LatencyHistogram()
         self.busy_since: float | None = None
-        self._windower = Windower(spec, columns, next_seq)
+        self._windower = Windower(spec, columns, next_seq, form)
         self._since_window = 0
         self._rate = rate
         self._clock = clock
@@ -120,9 +123,8 @@ class Pipeline:
         now = self._clock()
         if self.mailbox.make_room(now, serving=self.slot.current is not None):
             self._set_status(now)
-        self._since_window += len(chunk.samples)
-        broken = max(chunk.lost, chunk.anew)
-        for window in self._windower.push(chunk.samples, chunk.time, broken, self._rate()):
+        self._since_window += 1 if chunk.picture else len(chunk.samples)
+        for window in self._windower.cut(chunk, self._rate()):
             self.windows += 1
             self._since_window = 0
             if not self._serve_in_place(window, now + BRISK_SECONDS):
@@ -243,7 +245,7 @@ class Pipeline:
         outputs = runner.run(inputs)
         inference = self._clock() - begun
         preprocess.feed_back(outputs)
-        outcome = postprocess(outputs, preprocess.prepared, window.time)
+        outcome = postprocess(outputs, preprocess.prepared, window.time, window.placement)
         self._expected = window.seq + 1
         now = self._clock()
         latency = now - window.time

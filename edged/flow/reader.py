@@ -207,9 +207,10 @@ class Reader:
 
     def _check(self, chunk: Chunk) -> None:
         count, shape = len(chunk.samples), chunk.samples.shape[1:]
-        if not count or shape != self.info.shape:
+        expected = (chunk.samples.size,) if self.info.pictures else self.info.shape
+        if not count or shape != expected or self.info.pictures != (chunk.picture is not None):
             raise DeviceError(
-                f"the source delivered {count} samples of shape {shape} instead of {self.info.shape}",
+                f"the source delivered {count} samples of shape {shape} instead of {expected}",
                 hint="the plug-in is broken: report this to the author",
             )
 

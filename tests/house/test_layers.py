@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "edged"
 
 RULES = {"core", "system"}
-EDGES = RULES | {"api", "outbox", "control"}
+EDGES = RULES | {"api", "outbox", "control", "pictures"}
 WINGS = EDGES | {"flow", "models", "transfer", "sources", "backends", "sinks", "plugins"}
 MACHINES = WINGS | {"updates", "acceleration", "config"}
 
@@ -23,14 +23,15 @@ MAY_IMPORT = {
     "api": RULES,
     "outbox": RULES,
     "control": RULES,
+    "pictures": RULES,
     "flow": RULES | {"api"},
     "models": RULES | {"api"},
     "transfer": RULES | {"api"},
-    "sources": RULES | {"api"},
+    "sources": RULES | {"api", "pictures"},
     "backends": RULES | {"api"},
     "sinks": RULES | {"api"},
     "plugins": RULES | {"api"},
-    "testing": RULES | {"api"},
+    "testing": RULES | {"api", "pictures"},
     "updates": WINGS,
     "acceleration": WINGS,
     "config": WINGS,

@@ -1,0 +1,1 @@
+"""Pictures of cameras and files: decoding, scaling to what models take, and JPEGs for people."""
