@@ -25,7 +25,7 @@ def main() -> None:
     """Run the daemon, or check the configuration."""
     args = argument_parser().parse_args()
     args.config = args.config or [Path(os.environ.get("EDGED_CONFIG", "/etc/edged/edged.toml"))]
-    from edged.system.later import import_msgspec, import_paho
+    from edged.system.later import import_msgspec
 
     import_msgspec()
     from edged.api import ConfigError, EdgedError
@@ -42,7 +42,6 @@ def main() -> None:
 
             check.check(args.config, Store(FACTORY, models), print)
         else:
-            import_paho()
             from edged.app import daemon
 
             with StateLock(args.state_dir, "edged", args.runtime_dir, hint=_IN_USE) as lock:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from edged.core import discovery
 from edged.core.description import Description
-from edged.outbox.subscriptions import Handler
+
+if TYPE_CHECKING:
+    from edged.outbox.subscriptions import Handler
 
 
 class StatePublisher(Protocol):

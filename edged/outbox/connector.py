@@ -9,9 +9,10 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from edged.outbox import faults
 from edged.outbox.client import V5, V311
 from edged.outbox.faults import CapabilityError, VersionError
-from edged.outbox.link import Link, Wake
+from edged.outbox.link import Link
 from edged.outbox.network import Network
 from edged.outbox.options import MqttOptions
+from edged.outbox.wake import Wake
 
 
 class Connector:

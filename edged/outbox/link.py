@@ -11,7 +11,6 @@ read and to write, but not as it waits for an event.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import time
@@ -33,62 +32,7 @@ from edged.outbox.faults import LinkError, MessageError, VersionError
 from edged.outbox.network import Network, is_own_address
 from edged.outbox.options import MqttOptions
 from edged.outbox.packets import Publish, publish
-
-
-class Wake:
-    """Ends another thread's `wait`: an eventfd, to be polled together with a socket.
-
-    `nudge` announces new work, and costs nothing while the other thread is busy or has no use for more: the other
-    thread must arm before looking for work. `set` always ends the wait.
-    """
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._armed = False
-
-    def fileno(self) -> int:
-        """Return the descriptor to poll for reading."""
-        return self._fd
-
-    def set(self) -> None:
-        """End the wait, or the next wait."""
-        os.eventfd_write(self._fd, 1)
-
-    def arm(self) -> None:
-        """Let the next nudge end the wait."""
-        self._armed = True
-
-    def disarm(self) -> None:
-        """Ignore nudges."""
-        self._armed = False
-
-    def nudge(self) -> None:
-        """End the wait, or the next wait, of an armed thread."""
-        if self._armed:
-            self._armed = False
-            self.set()
-
-    def wait(self, timeout: float, other: int | None = None) -> bool:
-        """Wait at most `timeout` seconds for `set` or for `other` to be readable; return True for `other`."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        if other is not None:
-            poll.register(other, select.POLLIN)
-        ready = dict(poll.poll(timeout * 1000))
-        if self._fd in ready:
-            self.clear()
-        return other in ready
-
-    def clear(self) -> None:
-        """Reset after the wait has ended."""
-        try:
-            os.eventfd_read(self._fd)
-        except BlockingIOError:
-            pass
-
-    def __del__(self) -> None:
-        os.close(self._fd)
-
+from edged.outbox.wake import Wake
 
 _LONGEST = 3600.0  # seconds without a look at the connection
 
@@ -102,12 +46,11 @@ class Received(NamedTuple):
 
 
 class Link:
-    """An open connection to `peer`. `window` is the highest number of unacknowledged messages.
+    """An open connection to `peer` in version `protocol` of MQTT, "5" or "3.1.1".
 
-    `accepted` holds the numbers of accepted messages, and `answers` all other acknowledgements; the user empties both.
-
-    `retain`, `qos` and `wildcards` are the broker's abilities: retained messages, highest quality of service, topic
-    filters.
+    `window` is the highest number of unacknowledged messages. `retain`, `qos` and `wildcards` are the broker's
+    abilities: retained messages, highest quality of service, topic filters. `accepted` holds the numbers of accepted
+    messages, and `answers` all other acknowledgements; the user empties both.
     """
 
     def __init__(
@@ -131,6 +74,7 @@ class Link:
             LinkError: the connection failed.
         """
         self.version = version
+        self.protocol = "5" if version == V5 else "3.1.1"
         self.wire = RLock()
         self._unsent: list[bytes] = []
         self._received: list[Received] = []

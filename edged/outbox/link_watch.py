@@ -6,11 +6,8 @@ from collections.abc import Callable
 
 from edged.outbox import faults
 from edged.outbox.link import Link
-from edged.outbox.network import reachable
+from edged.outbox.network import PROBE_SECONDS, reachable
 from edged.outbox.options import MqttOptions
-
-PROBE_SECONDS = 0.5
-"""Time between two probes of a silent broker while messages wait."""
 
 DOUBT_SECONDS = 1.5
 """Time without an acknowledgement after which a connected broker is probed too."""

@@ -17,6 +17,9 @@ from typing import Any
 ATTEMPT_SECONDS = 0.6
 """Time between two connection attempts to a silent peer."""
 
+PROBE_SECONDS = 0.5
+"""Time between two probes of a silent broker while messages wait."""
+
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6
 
 

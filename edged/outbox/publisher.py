@@ -4,6 +4,8 @@ The rest of the daemon uses `Publisher`; `_run` is the whole life of its thread.
 one connection, link.py the connection itself, connector.py opens connections, retry.py computes the pauses between
 attempts. Messages wait in spool.py, and each message is delivered; retained states wait in states.py, and only the
 latest state is sent.
+
+The modules of the connection, and paho with them, are imported by `Publisher.start`: the first result is earlier.
 """
 
 from __future__ import annotations
@@ -13,25 +15,29 @@ import math
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edged.core.health import Status
 from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.core.types import Message
-from edged.outbox.client import V5
-from edged.outbox.connector import Connector
-from edged.outbox.faults import LinkError
-from edged.outbox.link import Link, Wake
-from edged.outbox.link_watch import PROBE_SECONDS, LinkWatch
-from edged.outbox.network import Network, reachable
+from edged.outbox.delivery_counts import DeliveryCounts
+from edged.outbox.network import PROBE_SECONDS, Network, reachable
 from edged.outbox.options import MqttOptions
 from edged.outbox.retry import FIRST_RETRY, RetrySchedule, backoff
-from edged.outbox.session import DeliveryCounts, Session
 from edged.outbox.spool import Spool
 from edged.outbox.states import RetainedStates
-from edged.outbox.subscriptions import Handler
+from edged.outbox.wake import Wake
+from edged.system.later import import_paho
+
+if TYPE_CHECKING:
+    from edged.outbox.connector import Connector
+    from edged.outbox.link import Link
+    from edged.outbox.link_watch import LinkWatch
+    from edged.outbox.session import Session
+    from edged.outbox.subscriptions import Handler
 
 log = logging.getLogger("edged.outbox")
 
@@ -88,20 +94,11 @@ class Publisher:
         self._counts = DeliveryCounts()
         self._wake = Wake()
         self._network = Network()
-        self._watch = LinkWatch(options, clock)
-        client_id = options.client_id or "-".join(filter(None, ("edged", topics.device, client)))
-        self._connector = Connector(
-            options,
-            client_id=client_id,
-            will=topics.availability,
-            wake=self._wake,
-            network=self._network,
-            clock=clock,
-        )
+        self._client_id = options.client_id or "-".join(filter(None, ("edged", topics.device, client)))
         self._address: Any = (options.host, options.real_port)
         self._opened = False
         self._stop_at = math.inf
-        self._thread = Thread(target=self._run, name="mqtt", daemon=True)
+        self._thread: Thread | None = None
 
     @property
     def sent(self) -> int:
@@ -142,11 +139,39 @@ class Publisher:
 
     def start(self) -> None:
         """Start connecting."""
-        if self._options.host:
-            self.open()
-            self._thread.start()
-        else:
+        if not self._options.host:
             self.status.set("stopped", "no broker is configured", "set host in [mqtt]")
+            return
+        self.open()
+        import_paho()
+        from edged.outbox.connector import Connector
+        from edged.outbox.link_watch import LinkWatch
+        from edged.outbox.session import Session
+
+        connector = Connector(
+            self._options,
+            client_id=self._client_id,
+            will=self._topics.availability,
+            wake=self._wake,
+            network=self._network,
+            clock=self._clock,
+        )
+        begin = partial(
+            Session,
+            options=self._options,
+            topics=self._topics,
+            spool=self.spool,
+            states=self._states,
+            handlers=self._handlers,
+            counts=self._counts,
+            status=self.status,
+            wake=self._wake,
+            clock=self._clock,
+            wall=self._wall,
+        )
+        watch = LinkWatch(self._options, self._clock)
+        self._thread = Thread(target=self._run, args=(connector, begin, watch), name="mqtt", daemon=True)
+        self._thread.start()
 
     def stop(self, seconds: float) -> None:
         """Send waiting messages for at most so many seconds, publish "stopped" and disconnect; `join` waits for the
@@ -157,8 +182,9 @@ class Publisher:
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread, and return True if the thread has ended."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def put(self, message: Message) -> None:
@@ -219,16 +245,18 @@ class Publisher:
     def _stopping(self) -> bool:
         return self._stop_at < math.inf
 
-    def _run(self) -> None:
+    def _run(self, connector: Connector, begin: Callable[[Link], Session], watch: LinkWatch) -> None:
+        from edged.outbox.faults import LinkError
+
         retries = RetrySchedule()
         unreachable = False
         while True:
             last = self._stopping  # after a stop, make a final attempt for waiting messages and "stopped"
             since, sent = math.inf, self._counts.sent
             try:
-                link = self._connector.connect()
+                link = connector.connect()
                 since = self._clock()
-                self._converse(link)
+                self._converse(link, begin, watch)
                 break
             except LinkError as error:
                 self.status.set("failed", error.message, error.hint)
@@ -246,29 +274,19 @@ class Publisher:
             log.warning("stopped, with %d messages not yet delivered to the broker", left)
         self.status.set("stopped")
 
-    def _converse(self, link: Link) -> None:
+    def _converse(self, link: Link, begin: Callable[[Link], Session], watch: LinkWatch) -> None:
         """Run a session until all is sent after a stop; raise LinkError if the connection is lost."""
+        from edged.outbox.faults import LinkError
+
         self.reconnects += bool(self.protocol)
-        self.protocol = "5" if link.version == V5 else "3.1.1"
+        self.protocol = link.protocol
         self.connected = True
         self._address = link.peer
-        session = self._session = Session(
-            link,
-            self._options,
-            self._topics,
-            spool=self.spool,
-            states=self._states,
-            handlers=self._handlers,
-            counts=self._counts,
-            status=self.status,
-            wake=self._wake,
-            clock=self._clock,
-            wall=self._wall,
-        )
+        session = self._session = begin(link)
         try:
             while not (self._stopping and session.finished) and (left := self._stop_at - self._clock()) > 0:
                 session.turn(left)
-                self._watch.check(link, session.unanswered)
+                watch.check(link, session.unanswered)
             session.end(STOP_SECONDS)
         except LinkError as error:
             session.abandon(error)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 from paho.mqtt.reasoncodes import ReasonCode
@@ -26,10 +25,11 @@ from edged.core.record import WallClock, corrected
 from edged.core.topics import ONLINE, STOPPED, Topics
 from edged.core.types import Message
 from edged.outbox import faults
+from edged.outbox.delivery_counts import DeliveryCounts
 from edged.outbox.faults import LinkError, MessageError
-from edged.outbox.link import Link, Wake
+from edged.outbox.link import Link
 from edged.outbox.link_health import LinkHealth, limitation
-from edged.outbox.link_watch import PROBE_SECONDS
+from edged.outbox.network import PROBE_SECONDS
 from edged.outbox.options import MqttOptions
 from edged.outbox.origin_queue import Entry
 from edged.outbox.packets import NO_PROPERTIES, Publish, pack
@@ -37,6 +37,7 @@ from edged.outbox.replay_limit import BURST_SECONDS, ReplayLimit
 from edged.outbox.spool import Spool
 from edged.outbox.states import RetainedStates
 from edged.outbox.subscriptions import Handler, Subscriptions
+from edged.outbox.wake import Wake
 
 log = logging.getLogger("edged.outbox")
 
@@ -50,25 +51,6 @@ _RATE_SECONDS = 1.0
 
 _LAZY = 0.02  # longest wait of an unread acknowledgement, in seconds
 _LAZY_BESIDE_SENDERS = 0.25  # the same while threads send directly, and read acknowledgements before
-
-
-@dataclass
-class DeliveryCounts:
-    """Counts across connections.
-
-    `last_sent` is the time of the last acknowledgement, None before the first. `rate` is the number of messages
-    acknowledged per second, `shrinking` the decrease of the spool per second. `suspect` is the message in flight during
-    the last `strikes` connections closed by the broker.
-    """
-
-    sent: int = 0
-    last_sent: float | None = None
-    replayed: int = 0
-    refused: int = 0
-    rate: float = 0.0
-    shrinking: float = 0.0
-    suspect: int = 0
-    strikes: int = 0
 
 
 class InFlight(msgspec.Struct, frozen=True, gc=False):

@@ -131,9 +131,8 @@ START = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 from edged import __main__
-from edged.system.later import import_msgspec, import_paho
+from edged.system.later import import_msgspec
 import_msgspec()
-import_paho()
 from edged import plugins
 plugins.BUILT_IN["sinks"]["probe"] = "probe:Probe"
 import edged.app.daemon
@@ -176,18 +175,9 @@ NEEDED = {
 """The modules of the daemon before the first result, but for core, flow, outbox and system."""
 
 WANTED_LATER = {
-    *("asyncio", "ssl", "hashlib", "http.client", "urllib.request", "email", "subprocess", "tempfile", "shutil"),
-    *(
-        "bz2",
-        "lzma",
-        "difflib",
-        "statistics",
-        "secrets",
-        "csv",
-        "typing_extensions",
-        "concurrent.futures",
-        "importlib.metadata",
-    ),
+    *("asyncio", "paho", "ssl", "hashlib", "http.client", "urllib.request", "email", "subprocess", "tempfile"),
+    *("shutil", "bz2", "lzma", "difflib", "statistics", "secrets", "csv", "typing_extensions"),
+    *("concurrent.futures", "importlib.metadata"),
     *(
         "edged.updates",
         "edged.app.control_plane",

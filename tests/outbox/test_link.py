@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from edged.outbox.client import V5, V311
 from edged.outbox.faults import LinkError, MessageError, VersionError
-from edged.outbox.link import Link, Wake
+from edged.outbox.link import Link
 from edged.outbox.network import Network
 from edged.outbox.options import MqttOptions
 from edged.outbox.packets import NO_PROPERTIES
+from edged.outbox.wake import Wake
 from tests.broker import Script, free_port, server
 
 CONNACK_V5 = bytes([0x20, 3, 0, 0, 0])

@@ -15,15 +15,17 @@ from edged.core.record import WallClock
 from edged.core.topics import Topics
 from edged.core.types import Message
 from edged.outbox.client import Acknowledgement
+from edged.outbox.delivery_counts import DeliveryCounts
 from edged.outbox.faults import LinkError, MessageError
-from edged.outbox.link import Link, Received, Wake
+from edged.outbox.link import Link, Received
 from edged.outbox.link_health import REFUSAL_SECONDS
 from edged.outbox.options import MqttOptions, SpoolOptions
 from edged.outbox.packets import Publish
-from edged.outbox.session import MAX_STRIKES, DeliveryCounts, Session
+from edged.outbox.session import MAX_STRIKES, Session
 from edged.outbox.spool import MemorySpool
 from edged.outbox.states import RetainedStates
 from edged.outbox.subscriptions import Handler
+from edged.outbox.wake import Wake
 from tests.contracts.spool import message
 from tests.patience import PATIENCE
 

@@ -13,9 +13,10 @@ from iotcore import Broker as WebBroker
 
 from edged.outbox.client import V5, V311
 from edged.outbox.faults import LinkError
-from edged.outbox.link import Link, Wake
+from edged.outbox.link import Link
 from edged.outbox.network import Network
 from edged.outbox.options import MqttOptions
+from edged.outbox.wake import Wake
 from edged.outbox.websocket import WebSocket
 from tests.broker import Subscriber, free_port, server
 from tests.outbox.test_publisher import RESULT, Rig, message
