@@ -47,6 +47,7 @@ def measure(rounds: int, inferences: int = 5000) -> list[Figure]:
         def edged() -> None:
             for seq in range(inferences):
                 flow.mailbox.put(Window(windows[seq % len(windows)], seq, time.monotonic()))
+            flow.mailbox.ring()
             flow.serve(model)  # starts the worker
             outbox.wait()
 

@@ -6,6 +6,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edged.api import EdgedError, SinkContext
 from edged.app.state import ModelState, PipelineState, ServiceState
@@ -27,6 +28,9 @@ from edged.models.store import BRING, MissingModelError, Store
 from edged.outbox.disk_spool import DiskSpool
 from edged.outbox.options import Policy
 from edged.outbox.publisher import Publisher
+
+if TYPE_CHECKING:
+    from edged.flow.shared_worker import SharedWorker
 
 
 class PartBuilder:
@@ -120,14 +124,18 @@ class PartBuilder:
     def feed(self) -> None:
         """Give every reader the flows of its source. Any thread may call: a swap and a reload may do so at once.
 
-        A flow may serve in place as the only flow of a source, unless each result is to be written to the disk.
+        Unless each result is to be written to the disk, the only flow of a source may serve in place, and several may
+        have a worker in common.
         """
         with self._feeding:
             for name, reader in list(self._state.sources.items()):
                 parts = [part for part in list(self._state.pipelines.values()) if part.entry.source == name]
                 flows = [(flow, part) for part in parts for flow in (part.flow, part.spare) if flow]
+                shared = _shared_worker(reader) if len(flows) > 1 else None
                 for flow, part in flows:
-                    flow.in_place = len(flows) == 1 and part.entry.durability != "always"
+                    waits = part.entry.durability == "always"
+                    flow.in_place = not shared and not waits
+                    flow.shared = None if waits else shared
                 reader.feeds = tuple(flow for flow, _ in flows)
 
     def _sink(self, entry: PipelineEntry, sink: str) -> PredictionSink:
@@ -146,6 +154,15 @@ class PartBuilder:
             clock=state.clock,
         )
         return Delivery(partial(state.config.sinks[name].options.open, context), self._topics.new_status("sink", name))
+
+
+def _shared_worker(reader: Reader) -> SharedWorker:
+    """Return the shared worker of a source, from the first call on the same."""
+    from edged.flow.shared_worker import SharedWorker  # a source with one pipeline needs none
+
+    if reader.shared is None:
+        reader.shared = SharedWorker(reader.name, time.monotonic)
+    return reader.shared
 
 
 def new_publisher(config: Config, state_dir: Path, clock: KernelClock, client: str) -> Publisher:

@@ -1,16 +1,17 @@
 """Mailbox between a reader and a worker: windows wait here, and the oldest are dropped while the worker is behind.
 
+`put` leaves a window without waking a thread. `ring` calls the worker, which takes all waiting windows; another thread
+may take them first, so the worker may find none.
+
 All windows of a chunk are accepted. Only `make_room`, called before each chunk, drops windows, and only windows of
 earlier chunks: a model that keeps up has handled those, or soon will, for example after a delay of the board or the
 process. The worker is behind after `LAG` seconds without catching up; then only `capacity` windows are kept, so that
 answers are recent.
-
-`nudge` wakes an idle worker without a window.
 """
 
+from collections import deque
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
-from typing import Literal
+from queue import SimpleQueue
 
 from edged.core.types import Window
 
@@ -28,8 +29,8 @@ _LONGEST_GAP = 1.0
 
 
 class Mailbox:
-    """Queue of windows: `make_room` and `put` are for the only reader, iteration for the only worker, the rest for any
-    thread.
+    """Queue of windows: `make_room` and `put` are for the only reader, `take` is for the thread that has the pipeline's
+    turn, iteration for the only worker, the rest for any thread.
     """
 
     def __init__(self, capacity: int, room: int = 0, *, patient: bool = False) -> None:
@@ -40,13 +41,13 @@ class Mailbox:
         self.dropped = 0
         self._capacity = capacity
         self._room = max(room, capacity)
-        self._waiting: SimpleQueue[Window | Literal["nudge"] | None] = SimpleQueue()
+        self._waiting: deque[Window] = deque()
+        self._bell: SimpleQueue[bool] = SimpleQueue()
         self._seats: SimpleQueue[bool] | None = SimpleQueue() if patient else None
-        for _ in range(capacity + 1):  # the worker holds another window
+        for _ in range(capacity):
             self._leave_seat()
         self._closed = False
         self._came = 0
-        self._finished = 0
         self._last_chunk = 0.0
         self._caught_up = 0.0, 0, 0  # when, and the windows put and taken until then
         self._crowded_for = 0.0
@@ -58,12 +59,7 @@ class Mailbox:
     @property
     def depth(self) -> int:
         """Return the number of waiting windows."""
-        return self._waiting.qsize()
-
-    @property
-    def idle(self) -> bool:
-        """Return whether the worker has finished or lost all windows. Only the reader, who puts, may rely on True."""
-        return self._came == self._finished + self.dropped
+        return len(self._waiting)
 
     def behind(self, now: float) -> str:
         """Return why windows have been dropped of late, "" if none has."""
@@ -105,26 +101,34 @@ class Mailbox:
             self._leave_seat()
         else:
             self._came += 1
-            self._waiting.put(window)
+            self._waiting.append(window)
 
-    def nudge(self) -> None:
-        """Have the worker come round once, if only with None instead of a window."""
-        self._waiting.put("nudge")
+    def take(self) -> Window | None:
+        """Return the oldest window, or None if none waits."""
+        try:
+            window = self._waiting.popleft()
+        except IndexError:
+            return None
+        self._leave_seat()
+        return window
 
-    def __iter__(self) -> Iterator[Window | None]:
-        """Yield windows until the mailbox is closed and empty."""
-        while (window := self._waiting.get()) is not None:
-            if window == "nudge":
-                yield None
-            else:
-                yield window
-                self._finished += 1
-                self._leave_seat()
+    def ring(self) -> None:
+        """Call the worker. A call that the worker has not heard yet is enough."""
+        if self._bell.empty():
+            self._bell.put(True)
+
+    def __iter__(self) -> Iterator[None]:
+        """Yield at each call, for the worker to take all windows, and for the last time after the close."""
+        closed = False
+        while not closed:
+            self._bell.get()
+            closed = self._closed
+            yield
 
     def close(self) -> None:
         """Let the worker finish the waiting windows and end; a reader that waits for room stops waiting."""
         self._closed = True
-        self._waiting.put(None)
+        self.ring()
         self._leave_seat()
 
     def _leave_seat(self) -> None:
@@ -139,17 +143,8 @@ class Mailbox:
     def _drop_down_to(self, allowed: int) -> int:
         """Drop the oldest windows, while the worker may take some too, and return the number dropped."""
         dropped = 0
-        for _ in range(self.depth):
-            if self.depth <= allowed:
-                break
-            try:
-                oldest = self._waiting.get_nowait()
-            except Empty:
-                break
-            if oldest is None or oldest == "nudge":
-                self._waiting.put(oldest)
-            else:
-                dropped += 1
+        while self.depth > allowed and self.take() is not None:
+            dropped += 1
         self.dropped += dropped
         return dropped
 

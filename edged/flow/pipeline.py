@@ -1,16 +1,19 @@
 """Pipeline: windows from a reader's chunks, and predictions from windows.
 
-A window is served in place, on the reader's thread, if this holds up no other pipeline and the reading only for a
-moment: see `_serve_in_place`. Every other window goes through the mailbox to the worker's thread: see `_work`. The
-thread that has the pipeline's turn uses the slot and the model; the worker alone changes the model. A failed window is
-lost, and makes the pipeline `degraded`; the next successful window ends this state.
+Windows wait in the mailbox until a thread has the pipeline's turn and takes them: the reader's thread, which serves in
+place, if this holds up no other pipeline and the reading only for a moment; the thread shared by the brisk pipelines of
+a source (flow/shared_worker.py); or the pipeline's own worker. See `_find_thread`. The thread that has the turn uses
+the slot and the model; the worker alone changes the model. A failed window is lost, and makes the pipeline `degraded`;
+the next successful window ends this state.
 """
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from math import inf, prod
 from threading import Event, Lock, Thread
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,9 @@ from edged.core.window import Windower
 from edged.flow.delivery import PredictionSink
 from edged.flow.mailbox import Mailbox
 from edged.flow.slot import Served, Slot
+
+if TYPE_CHECKING:  # a source with one pipeline needs none
+    from edged.flow.shared_worker import SharedWorker
 
 log = logging.getLogger("edged.flow")
 
@@ -64,7 +70,8 @@ class Pipeline:
     `window` is the window specification, and `form` the form of pictures, for a model of pictures; after `stopped` the
     pipeline takes no more chunks. `push` belongs to the reader's thread, counters and latencies to the thread that has
     the turn; `sinks` may be replaced whole at any time, and so may `in_place`, which allows windows to be served on the
-    reader's thread. A prediction becomes the `last` and is counted once all sinks have taken it.
+    reader's thread, and `shared`, a worker for windows of several pipelines. A prediction becomes the `last` and is
+    counted once all sinks have taken it.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Pipeline:
         self.sinks: tuple[PredictionSink, ...] = tuple(sinks)
         self.mailbox = Mailbox(capacity, ROOM_BYTES // (_fresh_bytes(spec) + _OVERHEAD_BYTES), patient=patient)
         self.in_place = False
+        self.shared: SharedWorker | None = None
         self.stopped = False
         self.windows = 0
         self.predictions = 0
@@ -127,14 +135,31 @@ class Pipeline:
         for window in self._windower.cut(chunk, self._rate()):
             self.windows += 1
             self._since_window = 0
-            if not self._serve_in_place(window, now + BRISK_SECONDS):
-                self.mailbox.put(window)
+            self.mailbox.put(window)
+            self._find_thread(now + BRISK_SECONDS)
         if self._since_window >= 3 * max(self.window.length, self.window.hop):
             self.status.set(
                 "degraded",
                 f"no window is complete: {self.window.length} samples never arrive without a gap",
                 _BREAKS_HINT,
             )
+
+    def serve_waiting(self, until: float) -> None:
+        """Serve waiting windows on the calling thread as long as the model is brisk, and begin none after `until`. The
+        rest is left to the worker, and so are windows for a model in another process or during a change of models.
+        """
+        if self._turn.acquire(blocking=False):
+            try:
+                while self.mailbox.depth and self._service < BRISK_SECONDS and self._clock() <= until:
+                    served = self.slot.settled
+                    if served is None or served.isolated or self.stopped:
+                        break
+                    if window := self.mailbox.take():
+                        self._serve(served, window)
+            finally:
+                self._turn.release()
+        if self.mailbox.depth:
+            self.mailbox.ring()
 
     def go_on_from(self, earlier: Self) -> None:
         """Continue the windows of a stopped pipeline from its position. Call before the first chunk."""
@@ -151,7 +176,7 @@ class Pipeline:
         gone = self.slot.release()
         if self._thread.ident is None:
             gone.set()
-        self.mailbox.nudge()
+        self.mailbox.ring()
         return gone
 
     def stop(self) -> None:
@@ -173,37 +198,30 @@ class Pipeline:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def _find_thread(self, until: float) -> None:
+        """Have the waiting windows served: on this thread, by the shared worker, or by the worker."""
+        if self._service < BRISK_SECONDS:
+            if self.in_place:
+                self.serve_waiting(until)
+                return
+            if self.shared is not None and self.shared.call(self):
+                return
+        self.mailbox.ring()
+
     def _work(self) -> None:
-        for window in self.mailbox:
+        for _ in self.mailbox:
             with self._turn:
                 served = self.slot.take()
-                if window is not None and self._clock() > self._finish_by:
-                    self.mailbox.dropped += 1
-                elif served is not None and window is not None:
-                    self._serve(served, window)
+                while window := self.mailbox.take():
+                    if self._clock() > self._finish_by:
+                        self.mailbox.dropped += 1
+                    elif served is not None:
+                        self._serve(served, window)
+                    served = self.slot.take()
         with self._turn:
-            self.slot.take()
             self.slot.close()
         if not self._retired:
             self.status.set("stopped")
-
-    def _serve_in_place(self, window: Window, until: float) -> bool:
-        """Serve a window on the reader's thread, and return False if the window is to go through the mailbox.
-
-        No window overtakes another: the mailbox is idle, and only the reader puts windows into it.
-        """
-        if not (self.in_place and self._service < BRISK_SECONDS and self.mailbox.idle) or self._clock() > until:
-            return False
-        if not self._turn.acquire(blocking=False):
-            return False
-        try:
-            served = self.slot.settled
-            if served is None or served.isolated or self.stopped:
-                return False
-            self._serve(served, window)
-            return True
-        finally:
-            self._turn.release()
 
     def _serve(self, served: Served, window: Window) -> None:
         """Pass a window through the model to the sinks. The caller has the turn."""

@@ -7,17 +7,22 @@ exception is a state with a reason, and a feed that raises loses only the chunk.
 Statistics are plain attributes, written by this thread alone and read by any thread.
 """
 
+from __future__ import annotations
+
 import logging
 import random
 from collections import Counter
 from collections.abc import Callable
 from threading import Event, Lock, Thread
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edged.api import Chunk, DeviceError, EdgedError, Obstacle, Source, SourceConfig
 from edged.core.health import Status
 from edged.core.source_health import STALLED, Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
 from edged.core.types import MAX_SHOWN
+
+if TYPE_CHECKING:  # a source with one pipeline needs none
+    from edged.flow.shared_worker import SharedWorker
 
 log = logging.getLogger("edged.flow")
 
@@ -42,8 +47,9 @@ class ChunkConsumer(Protocol):
 class Reader:
     """Thread that keeps a source open and feeds pipelines.
 
-    `feeds` may be replaced whole at any time. `samples` and `lost` count since the start, `reconnects` counts openings
-    after the first, `faults` counts discarded input by reason, and `refused` shows the latest discarded input.
+    `feeds` may be replaced whole at any time, and `shared` set once, the worker of several feeds. `samples` and `lost`
+    count since the start, `reconnects` counts openings after the first, `faults` counts discarded input by reason, and
+    `refused` shows the latest discarded input.
     `measured_rate` is the recent rate in samples per second, `last_sample` the arrival of the last sample, and
     `next_try` the time of the next attempt to open (CLOCK_MONOTONIC seconds); None if not applicable.
 
@@ -63,6 +69,7 @@ class Reader:
         self.name = name
         self.info = config.describe()
         self.feeds = feeds
+        self.shared: SharedWorker | None = None
         self.status = status
         self.samples = 0
         self.lost = 0
@@ -82,7 +89,7 @@ class Reader:
         self._stopping = Event()
         self._delivering = Lock()
         self._complaints: set[str] = set()
-        self._thread = Thread(target=self._run, name=f"source-{name}", daemon=True)
+        self._thread = Thread(target=self._work, name=f"source-{name}", daemon=True)
 
     @property
     def is_started(self) -> bool:
@@ -145,6 +152,11 @@ class Reader:
             if idle:
                 self._delivering.release()
 
+    def _work(self) -> None:
+        self._run()
+        if self.shared is not None:
+            self.shared.stop()
+
     def _run(self) -> None:
         backoff = Backoff(self._supervision)
         openings = 0
@@ -184,6 +196,8 @@ class Reader:
                 if chunk is None:
                     now = min(now, asked + READ_TIMEOUT)  # later input is unread, since the process was held up
                     health.observe(0, 0, faults, False, now)
+                    if self.shared is not None:
+                        self.shared.relieve()
                 else:
                     self._check(chunk)
                     flat = flat_line.same(chunk.samples)

@@ -131,22 +131,30 @@ def test_whoever_watches_goes_on_where_a_pipeline_is_built_anew(tmp_path):
     asyncio.run(scenario())
 
 
-def test_a_reload_decides_which_flows_may_serve_in_place(tmp_path):
+def test_a_reload_decides_which_threads_may_serve(tmp_path):
     second = PIPELINE.replace("pipelines.motion", "pipelines.second")
 
     async def scenario() -> None:
         async with running(tmp_path, SOURCE + PIPELINE) as parts:
 
-            def in_place() -> dict[str, bool]:
-                return {name: part.flow.in_place for name, part in parts.plane.state.pipelines.items()}
+            def threads() -> dict[str, str]:
+                flows = {name: part.flow for name, part in parts.plane.state.pipelines.items()}
+                (reader,) = parts.plane.state.sources.values()
+                assert all(flow.shared in (None, reader.shared) for flow in flows.values())
+                return {
+                    name: "the reader's" if flow.in_place else "shared" if flow.shared else "its own"
+                    for name, flow in flows.items()
+                }
 
-            assert in_place() == {"motion": True}
-            await reload(parts, SOURCE + PIPELINE + second)  # now the source is shared
-            assert in_place() == {"motion": False, "second": False}
+            assert threads() == {"motion": "the reader's"}
+            await reload(parts, SOURCE + PIPELINE + second)
+            assert threads() == {"motion": "shared", "second": "shared"}
+            await reload(parts, SOURCE + PIPELINE + 'durability = "always"\n' + second)
+            assert threads() == {"motion": "its own", "second": "shared"}
             await reload(parts, SOURCE + PIPELINE + 'durability = "always"\n')
-            assert in_place() == {"motion": False}
+            assert threads() == {"motion": "its own"}
             await reload(parts, SOURCE + PIPELINE)
-            assert in_place() == {"motion": True}
+            assert threads() == {"motion": "the reader's"}
 
     asyncio.run(scenario())
 

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from threading import Thread
 
 import numpy as np
@@ -20,34 +19,33 @@ def put(mailbox: Mailbox, first: int, count: int, now: float, *, serving: bool =
         mailbox.put(window(seq))
 
 
-def take(worker: Iterator[Window | None], count: int) -> list[int]:
-    return [taken.seq for _ in range(count) if (taken := next(worker))]
+def take(mailbox: Mailbox, count: int) -> list[int]:
+    return [taken.seq for _ in range(count) if (taken := mailbox.take())]
 
 
 def take_all(mailbox: Mailbox) -> list[int]:
     mailbox.close()
-    return [taken.seq for taken in mailbox if taken]
+    return take(mailbox, mailbox.depth)
 
 
 def crowded(capacity: int, seconds: int, *, room: int = 1000) -> Mailbox:
     """Return a mailbox that got three windows per second, of which the worker took one."""
     mailbox = Mailbox(capacity, room)
-    worker = iter(mailbox)
     for second in range(seconds):
         put(mailbox, 3 * second, 3, 100.0 + second)
-        take(worker, 1)
+        take(mailbox, 1)
     return mailbox
 
 
 def test_windows_come_out_in_order_with_their_samples() -> None:
     mailbox = Mailbox(3)
     put(mailbox, 0, 3, 100.0)
-    mailbox.close()
-    assert [(taken.seq, taken.samples.tolist()) for taken in mailbox if taken] == [
+    assert [(taken.seq, taken.samples.tolist()) for _ in range(3) if (taken := mailbox.take())] == [
         (0, [[0.0], [0.0]]),
         (1, [[1.0], [1.0]]),
         (2, [[2.0], [2.0]]),
     ]
+    assert mailbox.take() is None
 
 
 def test_what_one_chunk_brings_is_taken_in_whole() -> None:
@@ -68,13 +66,12 @@ def test_chunks_that_come_at_once_after_a_stop_wait_their_turn() -> None:
 
 def test_a_worker_that_gains_on_what_waits_is_not_behind() -> None:
     mailbox = Mailbox(2, 10_000)
-    worker = iter(mailbox)
     put(mailbox, 0, 1000, 100.0)
     came = 1000
     for second in range(101, 160):
         put(mailbox, came, 10, float(second))
         came += 10
-        take(worker, min(25, mailbox.depth))
+        take(mailbox, min(25, mailbox.depth))
     assert (mailbox.dropped, mailbox.behind(160.0)) == (0, "")
     assert mailbox.depth < 1000
 
@@ -96,9 +93,8 @@ def test_a_worker_that_is_behind_stays_so_until_nothing_was_dropped_for_a_while(
     assert mailbox.depth == 4
     put(mailbox, 21, 3, 107.0)
     assert mailbox.depth == 5
-    worker = iter(mailbox)
     for second in range(108, 120):  # now the worker keeps up, though each chunk exceeds the capacity
-        take(worker, mailbox.depth)
+        take(mailbox, mailbox.depth)
         put(mailbox, 3 * second, 3, float(second))
         assert mailbox.behind(float(second)) == (why if second < 117 else "")
 
@@ -134,24 +130,42 @@ def test_a_patient_reader_waits_and_loses_nothing() -> None:
     mailbox = Mailbox(1, patient=True)
 
     def read() -> None:
-        put(mailbox, 0, 100, 100.0)
+        for seq in range(100):
+            mailbox.put(window(seq))
+            mailbox.ring()
         mailbox.close()
 
     reader = Thread(target=read)
     reader.start()
-    assert [taken.seq for taken in mailbox if taken] == list(range(100))
+    taken = list[int]()
+    for _ in mailbox:
+        assert mailbox.depth <= 1
+        taken += take(mailbox, mailbox.depth)
     reader.join(120)
+    assert taken == list(range(100))
     assert mailbox.dropped == 0
 
 
-def test_a_nudge_has_the_worker_come_round_even_where_windows_are_dropped() -> None:
+def test_a_call_is_heard_once_whether_or_not_windows_wait() -> None:
     mailbox = Mailbox(2)
-    mailbox.nudge()
-    for seq in range(4):
-        put(mailbox, seq, 1, 100.0)
+    calls = iter(mailbox)
+    mailbox.ring()
+    mailbox.ring()
+    next(calls)
     mailbox.close()
-    assert [taken and taken.seq for taken in mailbox] == [None, 2, 3]
-    assert mailbox.dropped == 2
+    assert list(calls) == [None]
+
+
+def test_the_last_call_comes_after_the_close_so_that_no_window_is_left() -> None:
+    mailbox = Mailbox(2)
+    calls = iter(mailbox)
+    mailbox.ring()
+    next(calls)
+    put(mailbox, 0, 1, 100.0)
+    mailbox.close()
+    next(calls)
+    assert take_all(mailbox) == [0]
+    assert list(calls) == []
 
 
 def test_closing_frees_a_reader_that_waits_for_room() -> None:
@@ -167,22 +181,7 @@ def test_after_closing_windows_go_nowhere() -> None:
     mailbox = Mailbox(1)
     mailbox.close()
     put(mailbox, 0, 5, 100.0)
-    assert list(mailbox) == []
-
-
-def test_a_mailbox_is_idle_once_the_worker_has_come_back_for_more() -> None:
-    mailbox = Mailbox(2)
-    worker = iter(mailbox)
-    assert mailbox.idle
-    put(mailbox, 0, 4, 100.0)
-    put(mailbox, 4, 0, 200.0)  # drops two of them
-    assert (mailbox.depth, mailbox.dropped) == (2, 2)
-    mailbox.nudge()
-    assert not mailbox.idle
-    take(worker, 2)
-    assert (mailbox.depth, mailbox.idle) == (1, False)  # the worker has the last window still in hand
-    assert next(worker) is None
-    assert mailbox.idle
+    assert mailbox.take() is None
 
 
 CHUNKS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.floats(0, 3)), max_size=60)
@@ -193,13 +192,12 @@ def test_every_window_is_either_taken_in_order_or_counted(
     capacity: int, room: int, chunks: list[tuple[int, int, float]]
 ) -> None:
     mailbox = Mailbox(capacity, room)
-    worker = iter(mailbox)
     came, now, taken = 0, 100.0, list[int]()
     for brought, worked_off, pause in chunks:
         put(mailbox, came, brought, now)
         assert mailbox.depth <= max(capacity, room) + brought
         came, now = came + brought, now + pause
-        taken += take(worker, min(worked_off, mailbox.depth))
+        taken += take(mailbox, min(worked_off, mailbox.depth))
     taken += take_all(mailbox)
     assert taken == sorted(set(taken))
     assert len(taken) + mailbox.dropped == came
@@ -210,10 +208,9 @@ def test_a_worker_that_works_off_each_chunk_before_the_next_loses_nothing(
     capacity: int, chunks: list[tuple[int, float]]
 ) -> None:
     mailbox = Mailbox(capacity)
-    worker = iter(mailbox)
     came, now = 0, 100.0
     for brought, pause in chunks:
         put(mailbox, came, brought, now)
-        assert take(worker, brought) == list(range(came, came + brought))
+        assert take(mailbox, brought) == list(range(came, came + brought))
         came, now = came + brought, now + pause
     assert (mailbox.dropped, mailbox.behind(now)) == (0, "")

@@ -47,9 +47,15 @@ def pipeline(probe: Probe, model: Model):
     assert made.join(120)
 
 
+def is_settled(pipeline: Pipeline) -> bool:
+    """Return whether no window waits or is being served. The caller is the reader."""
+    with pipeline._turn:
+        return not pipeline.mailbox.depth
+
+
 def settle(pipeline: Pipeline) -> None:
-    """Wait until the worker is idle."""
-    while not pipeline.mailbox.idle:
+    """Wait until all windows are served."""
+    while not is_settled(pipeline):
         time.sleep(0.001)
 
 

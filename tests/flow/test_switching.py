@@ -1,4 +1,5 @@
-"""Random switching of a pipeline between the reader's thread and the mailbox, while models come, fail and hang.
+"""Random switching of a pipeline between the reader's thread, a shared worker and the pipeline's own worker, while
+models come, fail and hang.
 
 Threads are real. Each window is answered or counted as an error, once and in order; two threads never use a runner at
 a time. `EDGED_SOAK=1` selects the long form (`make soak`).
@@ -20,7 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edged.api import Arrays, Chunk, ModelError, Prediction
 from edged.backends.fake import FakeRunner
 from edged.flow.pipeline import Pipeline
+from edged.flow.shared_worker import SharedWorker
 from tests.flow.test_pipeline import INPUT, OUTPUT, Probe, flow, serving, sign
+from tests.flow.test_serve_in_place import is_settled
 
 SOAK = bool(os.environ.get("EDGED_SOAK"))
 
@@ -153,6 +156,7 @@ class Switching(RuleBasedStateMachine):
         self.runners: list[Guarded] = []
         self.flows = [Flow(self.bench, 0)]
         self.released = False
+        self.shared = SharedWorker("imu", self.bench.probe.clock)
         self.reader = Reader(self.flow.pipeline)
         self.offer()
 
@@ -178,9 +182,10 @@ class Switching(RuleBasedStateMachine):
         self.flow.pipeline.release()
         self.released = True
 
-    @rule(alone=st.booleans())
-    def share(self, alone: bool) -> None:
-        self.flow.pipeline.in_place = alone
+    @rule(thread=st.sampled_from(["reader", "shared", "worker"]))
+    def share(self, thread: str) -> None:
+        self.flow.pipeline.in_place = thread == "reader"
+        self.flow.pipeline.shared = self.shared if thread == "shared" else None
 
     @rule(seconds=st.sampled_from([0.0005, 0.0005, 0.004, 0.02, 1.0]))
     def slow(self, seconds: float) -> None:
@@ -212,7 +217,7 @@ class Switching(RuleBasedStateMachine):
         for _ in range(windows):
             self.reader.push(4)
             self.reader.drain()
-            while not self.flow.pipeline.mailbox.idle:
+            while not is_settled(self.flow.pipeline):
                 time.sleep(0.0001)
         assert self.flow.windows[-1][1] == self.version
 
@@ -239,6 +244,7 @@ class Switching(RuleBasedStateMachine):
         if self.released:
             self.offer()
         self.reader.end()
+        self.shared.stop()
         for each in self.flows:
             each.pipeline.stop()
             assert each.pipeline.join(120)
