@@ -87,10 +87,11 @@ class Client(mqtt.Client):
             return False
         if self._position == len(self._read_ahead):
             try:
-                self._read_ahead, self._position = self._receive(), 0
+                self._read_ahead, self._position = super()._sock_recv(_READ_AHEAD), 0
             except BlockingIOError:
                 return True
-            except OSError:
+            except OSError as error:
+                self.fault = error
                 return False
         mids, self._position = accepted(self._read_ahead, self._position, v5=self._protocol == V5)
         if not mids:
@@ -106,10 +107,11 @@ class Client(mqtt.Client):
         written = 0
         if not self._out_packet:
             try:
-                written = self._sock_send(data)
+                written = super()._sock_send(data)
             except BlockingIOError:
                 pass
-            except OSError:
+            except OSError as error:
+                self.fault = error
                 return False
         self._last_msg_out = time.monotonic()
         if written == len(data):
@@ -135,21 +137,18 @@ class Client(mqtt.Client):
             sock = self._ssl_context.wrap_socket(sock, server_hostname=name)
         return WebSocket(sock, options) if options.transport == "websockets" else sock
 
-    def _receive(self) -> bytes:
-        try:
-            return super()._sock_recv(_READ_AHEAD)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self.fault = error
-            raise
-
     def _sock_recv(self, bufsize: int) -> bytes:
         if bufsize > MAX_PACKET:
             self.fault = ConnectionError(f"the broker announced a packet of {bufsize} bytes")
             raise self.fault
         if not self.buffered:
-            self._read_ahead, self._position = self._receive(), 0
+            try:
+                self._read_ahead, self._position = super()._sock_recv(_READ_AHEAD), 0
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self.fault = error
+                raise
         taken = self._read_ahead[self._position : self._position + bufsize]
         self._position += len(taken)
         return taken

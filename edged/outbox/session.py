@@ -49,6 +49,11 @@ parked.
 _RATE_SECONDS = 1.0
 """Time over which rates are measured, and longest sleep while messages are sent."""
 
+_UNHEARD = 4
+"""Part of the window, as a divisor, for which threads that send directly leave acknowledgements unread: five at a time
+cost little more than one.
+"""
+
 _LAZY = 0.02  # longest wait of an unread acknowledgement, in seconds
 _LAZY_BESIDE_SENDERS = 0.25  # the same while threads send directly, and read acknowledgements before
 
@@ -138,7 +143,7 @@ class Session:
         try:
             if self._is_over or not self._online or not message.qos or not self._link.qos:
                 return False
-            if self._in_flight and not self._hear():
+            if len(self._in_flight) * _UNHEARD >= self._link.window and not self._hear():
                 self._wake.set()
                 return False
             if self._missing or self._states.changed or self._counts.strikes or self._room <= 0:

@@ -393,8 +393,19 @@ def test_acknowledgements_are_heard_before_the_window_is_judged_to_be_full(rig: 
     assert rig.counts.sent == 3
 
 
+def test_acknowledgements_are_read_once_a_quarter_of_the_window_is_in_flight(rig: Rig) -> None:
+    link = FakeLink(window=20)
+    session = online(rig, link)
+    sent = []
+    for seq in range(6):
+        assert session.send_directly(fresh(rig, seq))
+        link.unheard.append(link.accepted.pop())
+        sent.append(rig.counts.sent)
+    assert sent == [0, 0, 0, 0, 0, 5]
+
+
 def test_anything_but_success_is_left_to_the_publishers_thread(rig: Rig) -> None:
-    link = FakeLink()
+    link = FakeLink(window=4)
     session = online(rig, link)
     assert session.send_directly(fresh(rig, 1))
     link.surprised = True
@@ -404,7 +415,7 @@ def test_anything_but_success_is_left_to_the_publishers_thread(rig: Rig) -> None
 
 @pytest.mark.parametrize("reason", ["Quota exceeded", "Not authorized"])
 def test_a_refusal_read_by_the_publishers_thread_is_left_to_it(rig: Rig, reason: str) -> None:
-    link = FakeLink()
+    link = FakeLink(window=4)
     session = online(rig, link)
     link.silent = True
     assert session.send_directly(fresh(rig, 1))
@@ -414,7 +425,7 @@ def test_a_refusal_read_by_the_publishers_thread_is_left_to_it(rig: Rig, reason:
 
 
 def test_the_acknowledgement_of_a_state_is_left_to_the_publishers_thread(rig: Rig) -> None:
-    link = FakeLink(silent=True)
+    link = FakeLink(window=4, silent=True)
     session = rig.session(link)
     session.turn(0)
     link.unheard = [1]
