@@ -46,8 +46,7 @@ def run(files: Sequence[Path], runtime_dir: Path, lock: StateLock, store: Store)
         try:
             first = _FirstResult(plane.state)
             unproven = plane.start(signals.stop_arrived)
-            if any(part.flow for part in plane.state.pipelines.values()):
-                first.wait(FIRST_RESULT_SECONDS)
+            first.wait(FIRST_RESULT_SECONDS if any(part.flow for part in plane.state.pipelines.values()) else 0.0)
             plane.connect()
         except BaseException:
             _stop(plane, notifier)
