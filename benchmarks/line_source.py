@@ -51,8 +51,8 @@ class _Lines:
         if self._next % self._options.burst == 0:
             time.sleep(self._options.pause)
         self._next += 1
-        ((samples, lost),) = self._decoder.decode(line)
-        return Chunk(samples, time.monotonic(), lost)
+        (stretch,) = self._decoder.decode(line)
+        return Chunk(stretch.samples, time.monotonic(), stretch.lost)
 
     def close(self) -> None:
         pass

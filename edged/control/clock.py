@@ -68,7 +68,8 @@ class KernelClock:
 
     def at(self, monotonic: float) -> float:
         """Unix seconds at a CLOCK_MONOTONIC moment of this boot."""
-        return monotonic + self._era(monotonic).offset
+        latest = self._eras[-1]
+        return monotonic + (latest if monotonic >= latest.since else self._era(monotonic)).offset
 
     def knows(self, monotonic: float) -> bool:
         """Return whether `at` is trustworthy for this time; the clock may have lost the time since."""

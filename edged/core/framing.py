@@ -89,7 +89,7 @@ def escaped(data: bytes) -> str:
     return repr(data[:MAX_SHOWN])[2:-1][:MAX_SHOWN]
 
 
-class Stretch(NamedTuple):
+class Stretch(msgspec.Struct, frozen=True, gc=False):
     """Samples of shape (n, channels) without a gap; `lost` are missing before the first (1: unknown number)."""
 
     samples: NDArray[Any]
@@ -269,7 +269,8 @@ class Delimited:
         """Return the pieces completed by this block."""
         if self._lines:
             block = block.replace(b"\r", b"\n")
-        whole = (self._rest + block).split(self._delimiter)
+        data = self._rest + block
+        whole = data.split(self._delimiter)
         self._rest = whole.pop()
         if whole:
             self.ended = True
@@ -279,6 +280,8 @@ class Delimited:
         if self._skipping and whole:
             self._skipping = False
             del whole[0]
+        if len(data) <= self._limit and not self._skipping:
+            return [*whole]
         pieces: Pieces = [piece if len(piece) <= self._limit else self._too_long(piece) for piece in whole]
         if not self._skipping and len(self._rest) > self._limit:
             pieces.append(self._too_long(self._rest))

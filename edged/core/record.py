@@ -324,7 +324,7 @@ class Recorder:
         if prediction.start is not None:  # by the offset at the end: the clock may have been set within the window
             start = round(arrived - (prediction.time - prediction.start), TIME_DECIMALS)
         if isinstance(outcome, Classification):
-            scores = {score.label: worth(score.score, SCORE) for score in outcome.scores}
+            scores = {score.label: float(SCORE % score.score) for score in outcome.scores}
             score = worth(outcome.score, SCORE)
             return ClassificationResult(*common, outcome.label, score, scores, outcome.decision, outcome.changed, start)
         match outcome:

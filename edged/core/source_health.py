@@ -213,8 +213,9 @@ class FlatLine:
 
     def same(self, samples: NDArray[Any]) -> bool:
         """Return whether the samples (n, ...) are all equal to the last sample seen."""
-        previous, self._last = self._last, samples[-1].tobytes()
-        return self._last == previous and samples.tobytes() == previous * len(samples)
+        previous, data = self._last, samples.tobytes()
+        self._last = data[-(len(data) // len(samples)) :]
+        return data == previous * len(samples)
 
 
 class Backoff:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edged.api import Chunk, ConfigError, DeviceError, Source, SourceConfig, SourceInfo
 from edged.core.errors import some
-from edged.core.framing import MAX_LINE, Faults, Run, Signal, csv_decoder, finite_runs
+from edged.core.framing import MAX_LINE, Faults, Run, Signal, Stretch, csv_decoder, finite_runs
 from edged.sources.columns import Channels, Rate, Units, row
 from edged.system.later import zipfile
 
@@ -129,7 +129,7 @@ class Recording(Protocol):
 
     faults: Faults
 
-    def play(self) -> Iterator[tuple[NDArray[Any], int]]:
+    def play(self) -> Iterator[Stretch]:
         """Yield rows without a break, and the number of rows lost before, from the beginning. Raises DeviceError."""
 
     def close(self) -> None:
@@ -211,9 +211,10 @@ class Player:
             anew = True
 
     def _pieces(self) -> Iterator[tuple[NDArray[Any], int]]:
-        for rows, lost in self._recording.play():
+        for stretch in self._recording.play():
+            rows = stretch.samples
             for start in range(0, len(rows), self._chunk):
-                yield rows[start : start + self._chunk], 0 if start else lost
+                yield rows[start : start + self._chunk], 0 if start else stretch.lost
 
 
 def _as_sensors_give(samples: NDArray[Any]) -> NDArray[Any]:
@@ -237,7 +238,7 @@ class CsvRecording:
         self._path = path
         self.faults = self._decoder.faults
 
-    def play(self) -> Iterator[tuple[NDArray[Any], int]]:
+    def play(self) -> Iterator[Stretch]:
         """Yield the rows of the file."""
         try:
             self._file.seek(self._begin)
@@ -299,7 +300,7 @@ class ArrayRecording:
         self._places = [columns.index(name) for name in signal.channels]
         self._block = block
 
-    def play(self) -> Iterator[tuple[NDArray[Any], int]]:
+    def play(self) -> Iterator[Stretch]:
         """Yield the rows of the array."""
         torn = False
         for start in range(0, len(self._array), self._block):
@@ -308,7 +309,7 @@ class ArrayRecording:
             for finite in finite_runs(run, self.faults) if rows.dtype.kind == "f" else (run,):
                 torn |= finite.torn
                 if len(finite.values):
-                    yield finite.values, int(torn)
+                    yield Stretch(finite.values, int(torn))
                     torn = False
 
     def close(self) -> None:

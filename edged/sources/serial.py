@@ -231,8 +231,8 @@ class SerialPort:
             self._ready.extend(self._decoder.decode(block))
         if not self._ready:
             return None
-        samples, lost = self._ready.popleft()
-        return Chunk(samples, self._arrived, lost)
+        stretch = self._ready.popleft()
+        return Chunk(stretch.samples, self._arrived, stretch.lost)
 
     def close(self) -> None:
         """Close the port."""
