@@ -1,6 +1,6 @@
 """Source plug-in that decodes lines of CSV from memory: a serial sensor without the port.
 
-Lines come in bursts with pauses, one line a read, so that the code between a line and its message stays warm.
+Lines come in bursts at regular times, one line a read. After a delay no line comes earlier than usual.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class LineSource(SourceConfig, frozen=True, kw_only=True):
     """Options of [sources.X] with kind = "bench-lines".
 
     Keys:
-        burst: Lines between two pauses.
-        pause (s): Length of a pause.
+        burst: Lines that come together.
+        every (s): Time from one burst to the next.
     """
 
     burst: int
-    pause: float
+    every: float
 
     def describe(self) -> SourceInfo:
         """Return the channels of the recording."""
@@ -41,6 +41,7 @@ class _Lines:
         signal = Signal(channels=CHANNELS, sequence="seq", modulus=len(self._lines))
         self._decoder = csv_decoder(signal, ("seq", *CHANNELS), midway=False)
         self._next = 0
+        self._due = time.monotonic()
 
     @property
     def faults(self) -> dict[str, int]:
@@ -49,7 +50,9 @@ class _Lines:
     def read(self, timeout: float) -> Chunk | None:
         line = self._lines[self._next % len(self._lines)]
         if self._next % self._options.burst == 0:
-            time.sleep(self._options.pause)
+            now = time.monotonic()
+            self._due = max(self._due + self._options.every, now)
+            time.sleep(self._due - now)
         self._next += 1
         (stretch,) = self._decoder.decode(line)
         return Chunk(stretch.samples, time.monotonic(), stretch.lost)

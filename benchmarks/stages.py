@@ -15,7 +15,6 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.bare import Bare
-from benchmarks.data_path import BURST, PAUSE
 from benchmarks.inline import Counter, recorded, served, sink_context
 from benchmarks.line_source import LineSource
 from benchmarks.processes import BROKER, broker
@@ -30,6 +29,7 @@ from edged.outbox.publisher import Publisher
 from edged.sinks.mqtt import MqttSink
 
 BLOCKS, RUNS = 9, 500
+BURST, PAUSE = 10, 0.001
 
 PUT = "outbox: put"
 
@@ -53,7 +53,7 @@ def _stages() -> dict[str, Stage]:
     bare = Bare(bundle.model)
     samples = recorded()
     sample, window = samples[:1], samples[: manifest.window.length]
-    source = LineSource(burst=1 << 30, pause=0.0).open()
+    source = LineSource(burst=1 << 30, every=0.0).open()
     flat_line, health = FlatLine(), SourceHealth(Supervision(), None, time.monotonic())
     windower = Windower(manifest.window, None)
     inputs = preprocess(window)
