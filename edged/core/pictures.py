@@ -6,11 +6,14 @@ of the model's picture back to the source's picture, whichever the way.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import ceil, floor
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 Pixels = Annotated[int, Meta(ge=1, le=16_384)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -145,3 +148,31 @@ def default_spec(shape: tuple[int, ...]) -> PictureSpec | None:
         case (height, width, 3):
             return PictureSpec(width=width, height=height)
     return None
+
+
+@lru_cache(maxsize=32)
+def masked_pixels(form: PictureForm, width: int, height: int) -> NDArray[np.bool_] | None:
+    """Return the pixels of the model's picture, (height, width), whose middle is in the mask; None without a mask.
+
+    `width` and `height` are those of the source's picture.
+    """
+    if not form.mask:
+        return None
+    placement = place(form, width, height)
+    x = (placement.left + placement.x_scale * (np.arange(form.spec.width) + 0.5)) / width
+    y = (placement.top + placement.y_scale * (np.arange(form.spec.height) + 0.5)) / height
+    masked = np.zeros((form.spec.height, form.spec.width), np.bool_)
+    for polygon in form.mask:
+        masked |= _inside(polygon, x, y)
+    masked.flags.writeable = False
+    return masked
+
+
+def _inside(polygon: Polygon, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return the points of a grid that a line to the left enters an odd number of times: those within the polygon."""
+    inside = np.zeros((len(y), len(x)), np.bool_)
+    for (x0, y0), (x1, y1) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
+        rows = np.flatnonzero((y0 > y) != (y1 > y))
+        crossings = x0 + (y[rows] - y0) * (x1 - x0) / (y1 - y0 or 1.0)
+        inside[rows] ^= x > crossings[:, None]
+    return inside
