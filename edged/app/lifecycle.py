@@ -290,10 +290,9 @@ class Lifecycle:
         for flow in flows:
             flow.stop()
         workers: list[Reader | Pipeline] = [*readers, *flows]
-        for worker in workers:
-            if not await asyncio.to_thread(worker.join, max(0.0, end - time.monotonic())):
-                log.error("%s did not stop in time and is left behind", worker.name)
-                worker.status.silence()  # another part may have this name when the worker ends
+        for worker in await asyncio.to_thread(_unfinished, workers, end):
+            log.error("%s did not stop in time and is left behind", worker.name)
+            worker.status.silence()  # another part may have this name when the worker ends
         self._plane.next_seq |= {name: part.next_seq for name, part in leaving.items()}
         for name in names.sinks:
             if name in state.sinks:
@@ -312,3 +311,8 @@ class Lifecycle:
         self._plane.presence.settle()
         await asyncio.to_thread(self._plane.presence.flush)
         self._unsent = await asyncio.to_thread(publisher.spool.close, SAVE_SECONDS)
+
+
+def _unfinished(workers: Sequence[Reader | Pipeline], end: float) -> list[Reader | Pipeline]:
+    """Wait for the threads until `end`, and return those that run on."""
+    return [each for each in workers if not each.join(max(0.0, end - time.monotonic()))]

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from edged import plugins
 from edged.acceleration.placement import Accelerators
-from edged.api import Backend, EdgedError, ModelError, Runner
+from edged.api import Backend, EdgedError, ModelError, Runner, SourceInfo
 from edged.app.state import PipelineState, ServiceState
 from edged.backends.tflite import TfliteBackend
 from edged.config.check import decision_for
@@ -20,7 +20,7 @@ from edged.core.probation import AnsweredTime
 from edged.core.source_match import match_source
 from edged.flow.slot import RunCounts, Served
 from edged.models.bundle import Bundle
-from edged.models.selftest import Proof, prove, shaped
+from edged.models.selftest import Proof, SelfTest, shaped
 
 log = logging.getLogger("edged.daemon")
 
@@ -54,13 +54,16 @@ class ModelLoader:
             or manifest.limits.delegated_share is not None
         )
 
-    def match(self, model: str, manifest: Manifest, part: PipelineState) -> None:
-        """Raise ConfigError if the source of a pipeline lacks channels, units or a rate of a version's window."""
+    def match(self, model: str, manifest: Manifest, part: PipelineState) -> SourceInfo:
+        """Return the source of a pipeline. Raises ConfigError if channels, units or a rate of a version's window are
+        missing there.
+        """
         source = self._state.config.sources[part.entry.source].options.describe()
         match_source(manifest.window, source, part.entry.source, model)
+        return source
 
     def load_each(
-        self, model: str, bundle: Bundle, users: Mapping[str, PipelineState]
+        self, model: str, bundle: Bundle, users: Mapping[str, PipelineState], test: SelfTest
     ) -> tuple[dict[str, Served], Proof]:
         """Return the version, ready to serve, for each of these pipelines. Raises EdgedError, and closes the others."""
         backend = self.backend(model, bundle.manifest)
@@ -68,16 +71,24 @@ class ModelLoader:
         proof = Proof(0, 0.0)
         try:
             for name, each in users.items():
-                self.match(model, bundle.manifest, each)
-                ready[name], proof = self.load(model, bundle, backend, each)
+                source = self.match(model, bundle.manifest, each)
+                ready[name], proof = self._load_one(model, bundle, backend, each, source, test)
         except BaseException:
             for served in ready.values():
                 served.runner.close()
             raise
         return ready, proof
 
-    def load(self, model: str, bundle: Bundle, backend: Backend, pipeline: PipelineState) -> tuple[Served, Proof]:
-        """Load a version for a pipeline, run its golden samples, and return it ready to serve.
+    def _load_one(
+        self,
+        model: str,
+        bundle: Bundle,
+        backend: Backend,
+        pipeline: PipelineState,
+        source: SourceInfo,
+        test: SelfTest,
+    ) -> tuple[Served, Proof]:
+        """Load a version for a pipeline of a source, run the golden samples, and return the version ready to serve.
 
         Raises:
             EdgedError: the version does not load or fails a sample. Every exception of a backend is wrapped.
@@ -87,12 +98,12 @@ class ModelLoader:
         try:
             twin = runner = self._load(model, bundle, self._with_threads(model, bundle, backend))
             try:
-                proof = prove(bundle, runner)
+                proof = test.prove(runner)
                 if isinstance(backend, TfliteBackend):
                     delegate, priority = self.delegate(model), pipeline.entry.priority
                     runner = self._accelerators.put(model, bundle, delegate, backend, twin, priority)
                 isolated = runner is not twin or self._state.config.models[model].isolate
-                counts = RunCounts(time=AnsweredTime(self._period(manifest, pipeline)))
+                counts = RunCounts(time=AnsweredTime(_period(manifest, source)))
                 rules = Preprocessor(manifest), Postprocessor(manifest, decision)
                 served = Served(manifest, runner, *rules, counts, isolated)
             except BaseException:
@@ -120,8 +131,8 @@ class ModelLoader:
             return backend
         return replace(backend, threads=self._accelerators.threads(model, bundle, self.delegate(model), backend))
 
-    def _period(self, manifest: Manifest, pipeline: PipelineState) -> float | None:
-        """Return the seconds from one window to the next, or None if neither model nor source states a rate."""
-        source = self._state.config.sources[pipeline.entry.source].options.describe()
-        rate = manifest.window.rate or source.rate
-        return manifest.window.hop / rate if rate else None
+
+def _period(manifest: Manifest, source: SourceInfo) -> float | None:
+    """Return the seconds from one window to the next, or None if neither model nor source states a rate."""
+    rate = manifest.window.rate or source.rate
+    return manifest.window.hop / rate if rate else None

@@ -32,7 +32,7 @@ from edged.core.probation import Observed, delegate_fault
 from edged.core.source_match import match_source
 from edged.models.bundle import Bundle, names_bare
 from edged.models.proofs import Proofs
-from edged.models.selftest import Proof
+from edged.models.selftest import Proof, SelfTest
 from edged.models.store import BRING, VERSIONS
 from edged.system.later import asyncio
 from edged.system.memory import available_bytes
@@ -174,15 +174,17 @@ class ServedModels:
             for each in idle.values():
                 each.status.set(why.state, f"its model {model!r}: {why.reason}", why.hint)
             return True
-        backend = self._loader.backend(model, part.bundle.manifest)
+        backend, test = self._loader.backend(model, part.bundle.manifest), SelfTest(part.bundle)
+        is_proven = False
         for name, each in idle.items():  # one at a time, so that the others run if one fails
             try:
-                if not self._proofs.holds(part.bundle, backend):
+                is_proven = is_proven or self._proofs.holds(part.bundle, backend)
+                if not is_proven:
                     part.status.set("starting", "new to this board, and tried in a separate process first")
                     for waiting in idle.values():
                         waiting.status.set("starting", f"its model {model!r} is tried in a separate process first")
                     return False
-                ready, proof = self._loader.load_each(model, part.bundle, {name: each})
+                ready, proof = self._loader.load_each(model, part.bundle, {name: each}, test)
                 self._flows.offer(ready, {name: each})
                 self._enter(model, part.bundle, proof)
             except EdgedError as error:
@@ -289,7 +291,7 @@ class ServedModels:
 
     async def _serve(self, model: str, bundle: Bundle, users: dict[str, PipelineState]) -> None:
         """Have these pipelines serve a version, like `load`, while the event loop runs on."""
-        ready, proof = await asyncio.to_thread(self._loader.load_each, model, bundle, users)
+        ready, proof = await asyncio.to_thread(self._loader.load_each, model, bundle, users, SelfTest(bundle))
         await asyncio.to_thread(self._flows.offer, ready, users)
         self._enter(model, bundle, proof)
 

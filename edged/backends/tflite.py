@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -259,14 +259,20 @@ def _spec(details: dict[str, Any], name: str | None = None) -> TensorSpec:
 
 
 def _verify(file: Path) -> TfliteFile:
+    """Return the structure of a file. A file that has not changed since the last call is not read again."""
     try:
-        with file.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if not 0 < size <= MAX_FILE_BYTES:
-                raise BundleError(f"{file.name} has {size} bytes", hint=f"1 to {MAX_FILE_BYTES} are allowed")
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        found = file.stat()
+        if not 0 < found.st_size <= MAX_FILE_BYTES:
+            raise BundleError(f"{file.name} has {found.st_size} bytes", hint=f"1 to {MAX_FILE_BYTES} are allowed")
+        return _inspect(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror}", hint="install the model again") from error
+
+
+@lru_cache(maxsize=1)
+def _inspect(file: Path, _content: tuple[int, ...]) -> TfliteFile:
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     try:
         return inspect(memoryview(mapped))
     except BundleError as error:

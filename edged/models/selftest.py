@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tokenize
 import zlib
+from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -50,24 +51,42 @@ class Proof(msgspec.Struct, frozen=True):
     worst: float
 
 
-def prove(bundle: Bundle, runner: Runner) -> Proof:
-    """Check a loaded model against the manifest and run the golden samples, from rest, and leave the model at rest.
+class SelfTest:
+    """Self-test of the runners of a bundle. The golden samples are read once, for the first."""
 
-    Raises:
-        BundleError: the tensors differ from the manifest, or the golden samples are damaged.
-        ModelError: the model fails, or computes other outputs.
-    """
-    manifest = bundle.manifest
-    check_tensors(manifest, runner)
-    if manifest.golden is None:
-        return Proof(0, 0.0)
-    inputs, outputs = golden_samples(bundle, manifest.golden)
-    runner.reset()
-    worst = 0.0
-    for index, (given, expected) in enumerate(zip(zip(*inputs, strict=True), zip(*outputs, strict=True), strict=True)):
-        worst = max(worst, _prove_sample(manifest, manifest.golden, runner, index, given, expected))
-    runner.reset()
-    return Proof(len(inputs[0]), worst)
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def prove(self, runner: Runner) -> Proof:
+        """Check a loaded model against the manifest and run the golden samples, from rest, and leave the model at rest.
+
+        Raises:
+            BundleError: the tensors differ from the manifest, or the golden samples are damaged.
+            ModelError: the model fails, or computes other outputs.
+        """
+        manifest = self._bundle.manifest
+        check_tensors(manifest, runner)
+        if manifest.golden is None:
+            return Proof(0, 0.0)
+        runner.reset()
+        worst = 0.0
+        for index, (given, expected) in enumerate(self._samples):
+            worst = max(worst, _prove_sample(manifest, manifest.golden, runner, index, given, expected))
+        runner.reset()
+        return Proof(len(self._samples), worst)
+
+    @cached_property
+    def _samples(self) -> list[tuple[Arrays, Arrays]]:
+        """The inputs and outputs of each sample."""
+        golden = self._bundle.manifest.golden
+        assert golden is not None
+        inputs, outputs = golden_samples(self._bundle, golden)
+        return list(zip(zip(*inputs, strict=True), zip(*outputs, strict=True), strict=True))
+
+
+def prove(bundle: Bundle, runner: Runner) -> Proof:
+    """Prove a runner of a bundle. Raises the errors of `SelfTest.prove`."""
+    return SelfTest(bundle).prove(runner)
 
 
 def class_path(backend: Backend) -> str:

@@ -190,6 +190,20 @@ def test_a_truncated_model_is_refused_before_a_runtime_sees_it(tmp_path, keep):
         TfliteBackend().load(file)
 
 
+def test_a_file_that_changes_is_verified_again(tmp_path):
+    file = tmp_path / "model.tflite"
+    file.write_bytes((DATA / "float.tflite").read_bytes())
+    TfliteBackend().load(file).close()
+    TfliteBackend().load(file).close()
+    file.write_bytes((DATA / "float.tflite").read_bytes()[:500])
+    with pytest.raises(BundleError, match=r"model\.tflite"):
+        TfliteBackend().load(file)
+    (tmp_path / "other").write_bytes((DATA / "custom_op.tflite").read_bytes())
+    (tmp_path / "other").rename(file)
+    with pytest.raises(ModelError, match="needs the custom op my-op"):
+        TfliteBackend().load(file)
+
+
 def test_a_huge_file_is_refused(tmp_path):
     file = tmp_path / "huge.tflite"
     with file.open("wb") as opened:

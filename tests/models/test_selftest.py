@@ -15,7 +15,7 @@ from edged.api import BundleError, ModelError, TensorSpec
 from edged.backends.fake import FakeRunner
 from edged.backends.tflite import TfliteBackend
 from edged.models.bundle import Bundle, open_folder
-from edged.models.selftest import Proof, check_tensors, prove
+from edged.models.selftest import Proof, SelfTest, check_tensors, prove
 from tests.bundles import write_bundle
 
 X = TensorSpec(name="x", shape=(1, 4), dtype="float32")
@@ -59,6 +59,16 @@ def test_the_worst_difference_is_told(tmp_path):
 def test_a_model_that_computes_something_else_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"colours 1\.0 fails its self-test on fake: golden sample 0: the output 'y'"):
         prove(bundle(tmp_path), computes(0.6))
+
+
+def test_the_golden_samples_are_read_once_and_each_runner_is_proven(tmp_path):
+    proved = bundle(tmp_path)
+    test = SelfTest(proved)
+    assert test.prove(computes()) == Proof(samples=3, worst=0.0)
+    (proved.folder / "golden.npz").unlink()
+    assert test.prove(computes()) == Proof(samples=3, worst=0.0)
+    with pytest.raises(ModelError, match="golden sample 0"):
+        test.prove(computes(0.6))
 
 
 def test_a_model_that_fails_is_refused(tmp_path):
