@@ -39,9 +39,9 @@ class Mailbox:
         If `patient`, `put` waits until fewer than `capacity` windows wait, and none is dropped.
         """
         self.dropped = 0
+        self.waiting: deque[Window] = deque()
         self._capacity = capacity
         self._room = max(room, capacity)
-        self._waiting: deque[Window] = deque()
         self._bell: SimpleQueue[bool] = SimpleQueue()
         self._seats: SimpleQueue[bool] | None = SimpleQueue() if patient else None
         for _ in range(capacity):
@@ -59,7 +59,7 @@ class Mailbox:
     @property
     def depth(self) -> int:
         """Return the number of waiting windows."""
-        return len(self._waiting)
+        return len(self.waiting)
 
     def behind(self, now: float) -> str:
         """Return why windows have been dropped of late, "" if none has."""
@@ -72,7 +72,8 @@ class Mailbox:
         """
         if self._seats is not None:
             return False
-        depth, before, self._last_chunk = self.depth, self._last_chunk, now
+        before, self._last_chunk = self._last_chunk, now
+        depth = len(self.waiting)
         if not depth:
             self._catch_up(now, 0)
             return False
@@ -101,15 +102,16 @@ class Mailbox:
             self._leave_seat()
         else:
             self._came += 1
-            self._waiting.append(window)
+            self.waiting.append(window)
 
     def take(self) -> Window | None:
         """Return the oldest window, or None if none waits."""
         try:
-            window = self._waiting.popleft()
+            window = self.waiting.popleft()
         except IndexError:
             return None
-        self._leave_seat()
+        if self._seats is not None:
+            self._seats.put(True)
         return window
 
     def ring(self) -> None:

@@ -150,7 +150,7 @@ class Pipeline:
         """
         if self._turn.acquire(blocking=False):
             try:
-                while self.mailbox.depth and self._service < BRISK_SECONDS and self._clock() <= until:
+                while self.mailbox.waiting and self._service < BRISK_SECONDS and self._clock() <= until:
                     served = self.slot.settled
                     if served is None or served.isolated or self.stopped:
                         break
@@ -158,7 +158,7 @@ class Pipeline:
                         self._serve(served, window)
             finally:
                 self._turn.release()
-        if self.mailbox.depth:
+        if self.mailbox.waiting:
             self.mailbox.ring()
 
     def go_on_from(self, earlier: Self) -> None:
@@ -226,8 +226,11 @@ class Pipeline:
     def _serve(self, served: Served, window: Window) -> None:
         """Pass a window through the model to the sinks. The caller has the turn."""
         self.busy_since = begun = self._clock()
-        prediction = self._predict(served, window)
-        if prediction is not None:
+        try:
+            prediction = self._infer(served, window)
+        except Exception as error:  # a backend's own bug must not end the thread
+            self._fail(served, error)
+        else:
             for sink in self.sinks:
                 sink.send(prediction)
             self.last = prediction
@@ -235,23 +238,16 @@ class Pipeline:
         self.busy_since = None
         self._service += (min(self._clock() - begun, _LONGEST_SERVICE) - self._service) / _SERVICES
 
-    def _predict(self, served: Served, window: Window) -> Prediction | None:
-        try:
-            return self._infer(served, window)
-        except EdgedError as error:
-            self._failed(served)
-            self.status.set("degraded", error.message, error.hint)
-        except Exception as error:  # a backend's own bug must not end the thread
-            self._failed(served)
-            if self.status.health.state != "degraded":
-                log.exception("pipeline %s cannot infer", self.name, extra={"pipeline": self.name})
-            self.status.set("degraded", f"{type(error).__name__}: {error}", "report this with the log's traceback")
-        return None
-
-    def _failed(self, served: Served) -> None:
+    def _fail(self, served: Served, error: Exception) -> None:
         self.errors += 1
         served.counts.windows += 1
         served.counts.errors += 1
+        if isinstance(error, EdgedError):
+            self.status.set("degraded", error.message, error.hint)
+            return
+        if self.status.health.state != "degraded":
+            log.error("pipeline %s cannot infer", self.name, exc_info=error, extra={"pipeline": self.name})
+        self.status.set("degraded", f"{type(error).__name__}: {error}", "report this with the log's traceback")
 
     def _infer(self, served: Served, window: Window) -> Prediction:
         manifest, runner, preprocess, postprocess, counts, _ = served
