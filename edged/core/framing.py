@@ -579,7 +579,7 @@ class CsvLine:
         try:
             if b"_" in line and any(b"_" in parts[place] for place in self._numbers):
                 raise ValueError  # to Python, 1_0 is 10
-            row = [float(parts[place]) for place in self._places]
+            row = list(map(float, map(parts.__getitem__, self._places)))
             return row, 0 if self._counter is None else int(parts[self._counter])
         except ValueError:
             if [part.strip(b' "\t') for part in parts] == self._names:

@@ -26,7 +26,7 @@ from edged.core.pictures import PictureForm
 from edged.core.window import Windower
 from edged.flow.delivery import PredictionSink
 from edged.flow.mailbox import Mailbox
-from edged.flow.slot import Served, Slot
+from edged.flow.slot import RunCounts, Served, Slot
 
 if TYPE_CHECKING:  # a source with one pipeline needs none
     from edged.flow.shared_worker import SharedWorker
@@ -233,8 +233,7 @@ class Pipeline:
         else:
             for sink in self.sinks:
                 sink.send(prediction)
-            self.last = prediction
-            self.predictions += 1
+            self._count(served.counts, prediction)
         self.busy_since = None
         self._service += (min(self._clock() - begun, _LONGEST_SERVICE) - self._service) / _SERVICES
 
@@ -250,7 +249,7 @@ class Pipeline:
         self.status.set("degraded", f"{type(error).__name__}: {error}", "report this with the log's traceback")
 
     def _infer(self, served: Served, window: Window) -> Prediction:
-        manifest, runner, preprocess, postprocess, counts, _ = served
+        manifest, runner, preprocess, postprocess, _, _ = served
         if window.seq != self._expected:  # a window is missing or failed, so the state of a stateful model is invalid
             runner.reset()
             preprocess.reset()
@@ -263,9 +262,6 @@ class Pipeline:
         self._expected = window.seq + 1
         now = self._clock()
         latency = now - window.time
-        counts.add(outcome, inference, now)
-        self.inference.add(inference)
-        self.latency.add(latency)
         self._set_status(now)
         return Prediction(
             self.name,
@@ -278,6 +274,14 @@ class Pipeline:
             inference,
             outcome,
         )
+
+    def _count(self, counts: RunCounts, prediction: Prediction) -> None:
+        """Count a prediction, after it has left: nobody waits for the figures."""
+        counts.add(prediction.outcome, prediction.inference, prediction.time + prediction.latency)
+        self.inference.add(prediction.inference)
+        self.latency.add(prediction.latency)
+        self.last = prediction
+        self.predictions += 1
 
     def _set_status(self, now: float) -> None:
         """Set the state of a pipeline without a failed window."""

@@ -146,7 +146,9 @@ class Session:
             if len(self._in_flight) * _UNHEARD >= self._link.window and not self._hear():
                 self._wake.set()
                 return False
-            if self._missing or self._states.changed or self._counts.strikes or self._room <= 0:
+            if self._missing or self._states.changed or self._counts.strikes:
+                return False
+            if len(self._in_flight) >= self._link.window or not self._link.is_writable:
                 return False
             try:
                 packet = _encode(message, self._link, self._wall, self._clock(), replayed=False)
