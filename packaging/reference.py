@@ -63,7 +63,7 @@ def configuration() -> Iterator[Section]:
     """Yield the tables of edged.toml, in order of configuration."""
     from edged import plugins
     from edged.config.options import Config
-    from edged.core.manifest_parts import Decision
+    from edged.core.detection_spec import ObjectDecision
 
     families = {"sources": ("sources", "kind"), "models": ("backends", "backend"), "sinks": ("sinks", "kind")}
     for field in _struct(Config).fields:
@@ -79,7 +79,7 @@ def configuration() -> Iterator[Section]:
                     place = f"[{name}.X.{inner.encode_name}]" if many else f"[{name}.{inner.encode_name}]"
                     yield from (Section(place, each.cls) for each in option_docs.nested(inner.type))
             if name == "pipelines":
-                yield Section("[pipelines.X.decision]", Decision)
+                yield Section("[pipelines.X.decision]", ObjectDecision)
 
 
 def _configuration() -> Iterator[str]:
@@ -186,7 +186,9 @@ def _mqtt() -> Iterator[str]:
     )
     records = [
         record.ClassificationResult, record.RegressionResult, record.AnomalyResult,
+        record.DetectionResult, record.ObjectRecord,
         record.ClassificationDecision, record.RegressionDecision, record.AnomalyDecision,
+        record.DetectionDecision,
         record.State, record.AcceleratorState, record.UpdateStep, DesiredVersion,
     ]  # fmt: skip
     for struct in records:

@@ -404,7 +404,12 @@ def _disk(disk: DiskStats) -> DiskAnswer:
 
 
 def _shortened(record: ResultAnswer) -> ResultAnswer:
-    """Return a result for the status: of an array, which may have 100,000 values, the first values and the count."""
+    """Return a result for the status: of an array, which may have 100,000 values, the first values and the count.
+
+    Of many objects, too, the first are returned; `counts` holds their number.
+    """
+    if "objects" in record:
+        return {**record, "objects": record["objects"][:_FEW_VALUES]}
     values = record.get("values")
     if not isinstance(values, list):
         return record

@@ -13,7 +13,7 @@ from edged.api import SourceConfig
 from edged.config.load import ConfigErrors, convert, load, publishes
 from edged.config.options import Config, ModelEntry, PipelineEntry, SourceEntry
 from edged.core import device_requirements
-from edged.core.description import Description, pipeline_output
+from edged.core.description import Description, PipelineOutput, pipeline_output
 from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ConfigError, EdgedError
 from edged.core.manifest import NO_DELEGATES, Manifest
@@ -61,10 +61,20 @@ def find_bundle(name: str, entry: ModelEntry, store: Store) -> Bundle:
 
 
 def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
-    """Return the model's decision with the overrides of the pipeline's table, None without overrides."""
+    """Return the model's decision with the overrides of the pipeline's table, None without overrides.
+
+    Raises:
+        ConfigError: an override is for another kind of model.
+    """
     if not entry.decision:
         return None
     own: Decision = getattr(manifest.postprocess, "decision", Decision())
+    strangers = entry.decision.keys() - set(own.__struct_fields__)
+    if strangers:
+        raise ConfigError(
+            f"`{min(strangers)}` is for a model that detects objects, and {manifest.name!r} does not",
+            hint=f"delete the key {min(strangers)} from the table `decision` of the pipeline",
+        )
     return msgspec.structs.replace(own, **entry.decision)
 
 
@@ -124,6 +134,13 @@ def required_devices(name: str, entry: SourceEntry) -> DeviceRequirements:
         ) from error
 
 
+def _output(name: str, entry: PipelineEntry, manifest: Manifest | None) -> PipelineOutput:
+    try:
+        return pipeline_output(name, manifest, None if manifest is None else decision_for(entry, manifest))
+    except ConfigError:  # reported by check_models
+        return pipeline_output(name, manifest)
+
+
 def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Description:
     """Return the MQTT interface of a device with this configuration.
 
@@ -137,7 +154,7 @@ def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Descri
         path=config.mqtt.path if config.mqtt.transport == "websockets" else "",
         pipelines=tuple(
             msgspec.structs.replace(
-                pipeline_output(name, manifests[entry.model]),
+                _output(name, entry, manifests[entry.model]),
                 source=entry.source,
                 published=publishes(config, entry),
             )

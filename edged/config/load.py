@@ -36,9 +36,9 @@ from edged.config.options import (
     UpdateOptions,
 )
 from edged.core.acceleration import Rules
+from edged.core.detection_spec import ObjectDecision
 from edged.core.errors import ConfigError
 from edged.core.manifest import NO_DELEGATES
-from edged.core.manifest_parts import Decision
 from edged.core.source_health import Supervision
 from edged.core.tables import MAX_DEPTH, Problem, TablePath, Tables, did_you_mean, listed, plain, shown
 from edged.models.bundle import names_bare
@@ -164,7 +164,7 @@ def convert(kind: type, value: Any, file: str) -> Any:
 
 def _belongs(key: str) -> str:
     """Return a hint with the tables of a key. The import of all kinds is slow, and happens after a mistake only."""
-    tables: dict[str, Any] = {"[pipelines.X]": PipelineEntry, "[pipelines.X.decision]": Decision}
+    tables: dict[str, Any] = {"[pipelines.X]": PipelineEntry, "[pipelines.X.decision]": ObjectDecision}
     for family in ("sinks", "sources"):
         for kind in plugins.BUILT_IN[family]:
             tables[f'[{family}.X] with kind = "{kind}"'] = plugins.load(family, kind)
@@ -329,7 +329,7 @@ def _options(
 def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
     place = ("pipelines", name)
     entry = tables.struct(place, PipelineEntry)
-    overrides = tables.struct((*place, "decision"), Decision)
+    overrides = tables.struct((*place, "decision"), ObjectDecision)
     if entry is None or overrides is None:
         return None
     sources = tables.keys(("sources",))
@@ -342,7 +342,7 @@ def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
             tables.refuse((*place, "sinks"), shown(sink), listed(sinks), did_you_mean(sink, sinks), item=item)
         elif sink in entry.sinks[:index]:
             tables.refuse((*place, "sinks"), f"{shown(sink)} twice", "each sink once", item=f"[{index}]")
-    keys = [key for key in tables.keys((*place, "decision")) if key in Decision.__struct_fields__]
+    keys = [key for key in tables.keys((*place, "decision")) if key in ObjectDecision.__struct_fields__]
     given = {key: getattr(overrides, key) for key in keys}
     return msgspec.structs.replace(entry, decision=given)
 

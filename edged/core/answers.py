@@ -26,6 +26,16 @@ class PercentilesAnswer(TypedDict):
 # Results
 
 
+class ObjectAnswer(TypedDict):
+    """Object in a picture, with a number if objects are tracked."""
+
+    label: str
+    score: float | None
+    box: list[float]
+    zones: list[str]
+    number: NotRequired[int]
+
+
 class ResultAnswer(TypedDict):
     """A prediction, as in the records sent over MQTT (`core/record.py`). The keys depend on `kind`."""
 
@@ -53,6 +63,10 @@ class ResultAnswer(TypedDict):
     threshold: NotRequired[float | None]
     values: NotRequired[dict[str, float | None] | list[float | None]]
     count: NotRequired[int]
+    objects: NotRequired[list[ObjectAnswer]]
+    counts: NotRequired[dict[str, dict[str, int]]]
+    present: NotRequired[dict[str, list[str]]]
+    picture: NotRequired[list[int]]
 
 
 # Parts of a status

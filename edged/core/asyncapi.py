@@ -13,6 +13,8 @@ from edged.core.record import (
     AnomalyResult,
     ClassificationDecision,
     ClassificationResult,
+    DetectionDecision,
+    DetectionResult,
     RegressionDecision,
     RegressionResult,
     State,
@@ -27,11 +29,13 @@ _RESULTS: Records = {
     "classification": ClassificationResult,
     "regression": RegressionResult,
     "anomaly": AnomalyResult,
+    "detection": DetectionResult,
 }
 _DECISIONS: Records = {
     "classification": ClassificationDecision,
     "regression": RegressionDecision,
     "anomaly": AnomalyDecision,
+    "detection": DetectionDecision,
 }
 _SCHEMA_REF = "#/components/schemas/{name}"
 
@@ -103,12 +107,24 @@ def _record(pipeline: PipelineOutput, records: Records) -> Json:
     if pipeline.kind == "unknown":
         return {"oneOf": list(refs.values())}
     base = refs[pipeline.kind]
+    if pipeline.kind == "detection":
+        return {"allOf": [base, {"properties": _by_zone(pipeline)}]}
     if pipeline.labels:
         return {"allOf": [base, {"properties": {"label": {"enum": list(pipeline.labels)}}}]}
     if pipeline.values:
         values = {value.name: _value(value.unit) for value in pipeline.values}
         return {"allOf": [base, {"properties": {"values": {"properties": values, "required": list(values)}}}]}
     return base
+
+
+def _by_zone(pipeline: PipelineOutput) -> Json:
+    """Return the schemas of the members of a detection that are objects with a member for each zone."""
+    labels = {"type": "array", "items": {"enum": list(pipeline.labels)}}
+    counts = {"type": "object", "properties": {label: {"type": "integer"} for label in pipeline.labels}}
+    return {
+        "present": {"properties": dict.fromkeys(pipeline.zones, labels), "required": list(pipeline.zones)},
+        "counts": {"properties": dict.fromkeys(pipeline.zones, counts), "required": list(pipeline.zones)},
+    }
 
 
 def _value(unit: str) -> Json:

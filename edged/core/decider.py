@@ -6,6 +6,7 @@ too: a score of 0.9 reaches a threshold of 0.9.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import inf
 
 import numpy as np
@@ -123,19 +124,29 @@ class Track:
         return not self.history and time - self.ended >= self.decision.cooldown
 
 
-def _check(decision: Decision, labels: tuple[str, ...]) -> None:
-    unknown = {*decision.thresholds, *decision.background}.difference(labels)
+def refuse_strangers(named: Iterable[str], labels: tuple[str, ...]) -> None:
+    """Raise ConfigError if the decision names a label that the model does not have."""
+    unknown = set(named).difference(labels)
     if unknown:
         raise ConfigError(
             f"the decision names the label {min(unknown)!r}, which the model does not have",
             hint=f"use one of the model's labels: {some(labels, 20)}",
         )
+
+
+def refuse_impossible(decision: Decision) -> None:
+    """Raise ConfigError if the decision asks for more windows than it looks at."""
+    if decision.k > decision.n:
+        raise ConfigError(
+            f"the decision needs {decision.k} of the last {decision.n} windows", hint="make n at least as great as k"
+        )
+
+
+def _check(decision: Decision, labels: tuple[str, ...]) -> None:
+    refuse_strangers({*decision.thresholds, *decision.background}, labels)
     if len(labels) == 1 and not (decision.thresholds.get(labels[0], decision.threshold)):
         raise ConfigError(
             f"the decision has no threshold for the only label {labels[0]!r}, which would therefore always be decided",
             hint="set `threshold` to the least score that counts",
         )
-    if decision.k > decision.n:
-        raise ConfigError(
-            f"the decision needs {decision.k} of the last {decision.n} windows", hint="make n at least as great as k"
-        )
+    refuse_impossible(decision)

@@ -11,12 +11,18 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import msgspec
+
+from edged.core.detection_spec import DetectObjects, ObjectDecision, SsdPostprocess
 from edged.core.errors import some
-from edged.core.labels import numbered, renamed
+from edged.core.labels import GAP, mapped, numbered, renamed
 from edged.core.manifest import Channel, Classify, Normalise, NoStep, PreprocessStep, WindowSpec
 from edged.core.manifest_parts import MAX_NAMES, Decision
-from edged.core.tflite_file import MAX_LABELS, TensorMetadata, TfliteFile
+from edged.core.tflite_file import DETECTION_OP, MAX_LABELS, TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
+
+LEAST_SCORE = 0.5
+"""Threshold of a detection without a manifest; the configuration may set another."""
 
 _LEAST_SIDE = 16
 _FEW = 12
@@ -205,7 +211,34 @@ def _feeds(structure: TfliteFile) -> list[dict[str, Any]]:
 # The output
 
 
+def object_labels(structure: TfliteFile) -> tuple[str, ...]:
+    """Return the label map of a detection in the metadata of a file; () without any."""
+    found = (each.value_labels or each.labels for each in structure.output_metadata)
+    return mapped(next(filter(None, found), ()))
+
+
+def detection_of(structure: TfliteFile) -> DetectObjects | None:
+    """Return the postprocessing of a file with the op TFLite_Detection_PostProcess; None without the op."""
+    if len(structure.detection_outputs) != 4:
+        return None
+    boxes, classes, scores, count = structure.detection_outputs
+    decoder = SsdPostprocess(boxes=boxes, classes=classes, scores=scores, count=count)
+    return DetectObjects(decoder=decoder, decision=ObjectDecision(threshold=LEAST_SCORE))
+
+
+def _detection(structure: TfliteFile, detect: DetectObjects) -> Side:
+    labels = object_labels(structure)
+    if not labels:
+        part = {"labels": ["NAME"], "postprocess": msgspec.to_builtins(detect)}
+        return _unsure(problem="the file has no labels for the objects that it detects", part=part)
+    named = sum(label != GAP for label in labels)
+    fact = f"objects of {named} labels from the metadata, by the op {DETECTION_OP}; of a score of {LEAST_SCORE} or more"
+    return _sure({"labels": labels, "postprocess": detect}, fact)
+
+
 def _output(structure: TfliteFile) -> Side:
+    if detect := detection_of(structure):
+        return _detection(structure, detect)
     labelled = [index for index, each in enumerate(structure.output_metadata) if each.labels]
     if len(structure.outputs) != 1 and labelled != [0]:
         problem = f"the model has {len(structure.outputs)} outputs: {_few(structure.outputs)}"

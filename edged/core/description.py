@@ -7,10 +7,12 @@ from typing import Literal
 
 import msgspec
 
+from edged.core.detection_spec import WHOLE, DetectObjects, ObjectDecision, counted_labels
 from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress
+from edged.core.manifest_parts import Decision
 from edged.core.topics import Topics
 
-OutcomeKind = Literal["classification", "regression", "anomaly", "unknown"]
+OutcomeKind = Literal["classification", "regression", "anomaly", "detection", "unknown"]
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -23,13 +25,15 @@ class Value(msgspec.Struct, frozen=True):
 class PipelineOutput(msgspec.Struct, frozen=True):
     """Output of a pipeline: one of `labels`, or `values`. The kind is "unknown" while the model cannot be read.
 
-    The windows come from `source`. The results are `published` if a sink of the pipeline is the broker.
+    A detection counts objects of `labels` in each of the `zones`. The windows come from `source`. The results are
+    `published` if a sink of the pipeline is the broker.
     """
 
     name: str
     kind: OutcomeKind
     labels: tuple[str, ...] = ()
     values: tuple[Value, ...] = ()
+    zones: tuple[str, ...] = ()
     source: str = ""
     published: bool = True
 
@@ -67,8 +71,11 @@ def retained(description: Description) -> set[str]:
     }
 
 
-def pipeline_output(name: str, manifest: Manifest | None) -> PipelineOutput:
-    """Return the output of a pipeline with this model; None stands for a model that cannot be read."""
+def pipeline_output(name: str, manifest: Manifest | None, decision: Decision | None = None) -> PipelineOutput:
+    """Return the output of a pipeline with this model; None stands for a model that cannot be read.
+
+    `decision` overrides the manifest's own, unless None.
+    """
     if manifest is None:
         return PipelineOutput(name, "unknown")
     match manifest.postprocess:
@@ -79,3 +86,7 @@ def pipeline_output(name: str, manifest: Manifest | None) -> PipelineOutput:
             return PipelineOutput(name, "regression", values=tuple(Value(*value) for value in values))
         case DetectAnomaly():
             return PipelineOutput(name, "anomaly")
+        case DetectObjects() as detect:
+            rules = decision if isinstance(decision, ObjectDecision) else detect.decision
+            labels = counted_labels(manifest.labels[detect.label_offset :], rules)
+            return PipelineOutput(name, "detection", labels=labels, zones=tuple(rules.zones) or (WHOLE,))

@@ -8,6 +8,7 @@ history of its entities.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,11 @@ from edged.core.description import Description, PipelineOutput
 from edged.core.topics import Topics
 
 MAX_OPTIONS = 100
+
+MAX_PRESENCES = 40
+"""Most pairs of a zone and a label with entities of their own; of 80 labels nobody would find one."""
+
+_SIGNS = re.compile("[^A-Za-z0-9_-]")
 
 Component = dict[str, Any]
 
@@ -153,7 +159,49 @@ def _outputs(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
                 }
                 for value in pipeline.values
             }
+        case "detection":
+            return _presences(pipeline, decision)
     return {}
+
+
+def _presences(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
+    """Return presence and number of each label in each zone, or of many labels a list and a number for each zone."""
+    found: dict[str, Component] = {}
+    many = len(pipeline.zones) * len(pipeline.labels) > MAX_PRESENCES
+    for zone in pipeline.zones:
+        place = pipeline.name if len(pipeline.zones) == 1 else f"{pipeline.name} {zone}"
+        if many:
+            present, counts = f"said.present[{zone!r}]", f"said.counts[{zone!r}]"
+            found[f"labels_{zone}"] = _listing(place, decision, f"{present} | join(', ') | truncate(255) or 'nothing'")
+            found[f"count_{zone}"] = _number(f"{place} count", decision, f"{counts}.values() | sum")
+            continue
+        for label in pipeline.labels:
+            name = _free(found, "", f"{zone}_{_SIGNS.sub('_', label)}")
+            word = ascii(label)  # Jinja knows the escapes of Python
+            found[name] = {
+                "p": "binary_sensor",
+                "name": f"{place} {label}",
+                "device_class": "occupancy",
+                "state_topic": decision,
+                "value_template": _known(f"'ON' if {word} in said.present[{zone!r}] else 'OFF'"),
+            }
+            number = f"said.counts[{zone!r}][{word}] | default(0)"
+            found[f"{name}_count"] = _number(f"{place} {label} count", decision, number)
+    return found
+
+
+def _listing(name: str, decision: str, expression: str) -> Component:
+    return {"p": "sensor", "name": name, "state_topic": decision, "value_template": _known(expression)}
+
+
+def _number(name: str, decision: str, expression: str) -> Component:
+    return {
+        "p": "sensor",
+        "name": name,
+        "state_class": "measurement",
+        "state_topic": decision,
+        "value_template": _known(expression),
+    }
 
 
 def _known(expression: str) -> str:

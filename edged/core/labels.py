@@ -14,6 +14,10 @@ from typing import NamedTuple, NoReturn
 from edged.core.errors import ControlError, some
 
 MAX_LABEL = 200
+
+GAP = "???"
+"""Mark of a number without a label in a label map, as in TensorFlow's. A label map may hold several."""
+
 MAX_FILE_BYTES = 16 << 20
 
 _INDEXED = re.compile(r"([0-9]{1,9})(\s*[:;=,]\s*|\s+)(.*\S.*)", re.ASCII)
@@ -57,6 +61,12 @@ def numbered(labels: Sequence[str]) -> tuple[str, ...]:
         seen[name] = 1
         found.append(name)
     return tuple(found)
+
+
+def mapped(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return unique labels for a label map, with `GAP` for each number without a label."""
+    named = iter(numbered([label for label in labels if label not in ("", GAP)]))
+    return tuple(GAP if label in ("", GAP) else next(named) for label in labels)
 
 
 def renamed(before: Sequence[str], after: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from edged.core.detection_spec import DetectObjects, check_detection
 from edged.core.errors import BundleError
 from edged.core.manifest_parts import (
     HINT,
@@ -225,7 +226,7 @@ class DetectAnomaly(Strict, frozen=True, kw_only=True, tag="anomaly", tag_field=
     decision: Decision
 
 
-Postprocess = Classify | Regress | DetectAnomaly
+Postprocess = Classify | Regress | DetectAnomaly | DetectObjects
 
 
 class Golden(Strict, frozen=True, kw_only=True):
@@ -238,11 +239,15 @@ class Golden(Strict, frozen=True, kw_only=True):
         file: Name of the .npz file in the bundle.
         steps: Largest permitted difference of an element of a quantised output, in quantisation steps.
         absolute: Largest permitted difference of an element of an output without quantisation.
+        score: Largest permitted difference of the scores of an object, for the op TFLite_Detection_PostProcess.
+        overlap (share): Least intersection over union of the boxes of an object, for this op.
     """
 
     file: FileName = "golden.npz"
     steps: NotNegative = 2.0
     absolute: NotNegative = 1e-3
+    score: Share = 0.1
+    overlap: Share = 0.5
 
 
 OptionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
@@ -480,6 +485,9 @@ def check(manifest: Manifest) -> None:
             _check_regress(manifest, regress)
         case DetectAnomaly() as detect:
             _check_detect(manifest, detect)
+        case DetectObjects() as objects:
+            picture = manifest.window.sample_shape if manifest.window.is_picture else ()
+            check_detection(objects, manifest.labels, manifest.outputs, picture, manifest.files)
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.core.decider import Decider, Scores
+from edged.core.detection_spec import DetectObjects
 from edged.core.errors import ConfigError
 from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress
 from edged.core.manifest_parts import Decision
@@ -63,6 +64,10 @@ def _rule(manifest: Manifest, decision: Decision | None) -> _Rule:
             return _Classifier(manifest, classify, decision or classify.decision)
         case DetectAnomaly() as detect:
             return _Detector(manifest, detect, decision or detect.decision)
+        case DetectObjects() as objects:
+            from edged.core.detection import ObjectDetector
+
+            return ObjectDetector(manifest, objects, decision or objects.decision)
         case Regress() as regress:
             if decision is not None:
                 raise ConfigError(

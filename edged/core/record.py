@@ -14,7 +14,7 @@ import msgspec
 from edged.core.acceleration import AcceleratorStateName, AcceleratorStatus
 from edged.core.answers import ResultAnswer
 from edged.core.health import Health, HealthState
-from edged.core.types import Anomaly, Classification, Prediction, Regression
+from edged.core.types import Anomaly, Classification, Detections, FoundObject, Prediction, Regression
 
 RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"
 DECISION_SCHEMA: Literal["edged.decision/1"] = "edged.decision/1"
@@ -129,6 +129,47 @@ class AnomalyResult(Result, frozen=True, tag="anomaly", gc=False, omit_defaults=
     replayed: bool = False
 
 
+class ObjectRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Object in a picture.
+
+    Keys:
+        label: Label of the object.
+        score: Score of the label.
+        box (pixels): Left, top, right and bottom in the source's picture.
+        zones: Names of the zones that hold the object; "picture" where none is configured.
+        number: Number of the object, the same in consecutive results. Missing without `track`.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    zones: tuple[str, ...]
+    number: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class DetectionResult(Result, frozen=True, tag="detection", gc=False, omit_defaults=True):
+    """Result of a detection of objects in a picture.
+
+    Keys:
+        objects: Objects found, best first.
+        counts: Number of objects by zone and label.
+        present: Labels decided over several windows, by zone.
+        changed: True if `present` differs from the previous result.
+        picture (pixels): Width and height of the source's picture.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
+
+    objects: tuple[ObjectRecord, ...]
+    counts: dict[str, dict[str, int]]
+    present: dict[str, tuple[str, ...]]
+    changed: bool
+    picture: tuple[int, int]
+    start: float | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool = False
+
+
 class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """Common fields of every decision record: the present decision of a pipeline, retained.
 
@@ -189,6 +230,18 @@ class AnomalyDecision(DecisionRecord, frozen=True, kw_only=True, tag="anomaly"):
     anomalous: bool
     score: float
     threshold: float
+
+
+class DetectionDecision(DecisionRecord, frozen=True, kw_only=True, tag="detection"):
+    """Decision of a detection of objects.
+
+    Keys:
+        present: Labels decided over several windows, by zone.
+        counts: Number of objects in the window, by zone and label.
+    """
+
+    present: dict[str, tuple[str, ...]]
+    counts: dict[str, dict[str, int]]
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,6 +393,10 @@ class Recorder:
                 return AnomalyResult(*common, score, outcome.threshold, outcome.anomalous, outcome.changed, start)
             case Regression():
                 return RegressionResult(*common, _values(outcome), start)
+            case Detections():
+                objects = tuple(map(_object, outcome.objects))
+                counts, present = outcome.counts, outcome.present
+                return DetectionResult(*common, objects, counts, present, outcome.changed, outcome.picture, start)
 
     def decision(self, prediction: Prediction) -> DecisionRecord:
         """Return the record of the decision in a prediction."""
@@ -361,6 +418,8 @@ class Recorder:
                 return AnomalyDecision(**common, anomalous=outcome.anomalous, score=score, threshold=outcome.threshold)
             case Regression():
                 return RegressionDecision(**common, values=_values(outcome))
+            case Detections():
+                return DetectionDecision(**common, present=outcome.present, counts=outcome.counts)
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the record of a prediction as JSON."""
@@ -370,6 +429,13 @@ class Recorder:
         """Return the record of a prediction as plain values, for other encoders of JSON."""
         plain: ResultAnswer = msgspec.to_builtins(self.record(prediction))
         return plain
+
+
+def _object(found: FoundObject) -> ObjectRecord:
+    left, top, right, bottom = found.box
+    box = round(left, 1), round(top, 1), round(right, 1), round(bottom, 1)
+    number = msgspec.UNSET if found.number is None else found.number
+    return ObjectRecord(found.label, worth(found.score, SCORE), box, found.zones, number)
 
 
 def _values(outcome: Regression) -> dict[str, float] | list[float]:

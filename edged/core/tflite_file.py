@@ -25,6 +25,7 @@ MAX_WORK = 200_000
 MAX_TEXT_BYTES = 1 << 16
 MAX_ARCHIVE_BYTES = 4 << 20
 MAX_LABELS = 100_000
+DETECTION_OP = "TFLite_Detection_PostProcess"
 _TEXT_PART = 64
 """Number of bytes of text at the cost of a table."""
 _ARCHIVE_WORK = 20_000
@@ -37,7 +38,8 @@ class TensorMetadata(NamedTuple):
     """Metadata of one input or output; absent parts are empty or None.
 
     `mean` and `std` are the normalisation (x - mean) / std, `low` and `high` the range of values seen, `threshold`
-    the least score that counts, `labels` the names of the elements along the last axis. `content` is "image", "audio"
+    the least score that counts, `labels` the names of the elements along the last axis, `value_labels` the names of
+    the values of an element, counted from 0. `content` is "image", "audio"
     or "" for other content; audio has a `sample_rate`, 0 if unstated, and a number of `channels`.
     """
 
@@ -51,6 +53,7 @@ class TensorMetadata(NamedTuple):
     high: tuple[float, ...] = ()
     threshold: float | None = None
     labels: tuple[str, ...] = ()
+    value_labels: tuple[str, ...] = ()
 
 
 class Signature(NamedTuple):
@@ -69,7 +72,8 @@ class TfliteFile(NamedTuple):
     `custom_ops` the operations outside the schema. `input_metadata` and `output_metadata` are as long as `inputs` and
     `outputs`, or empty if the file has no metadata. `dynamic` holds the axes of open size of each input. `last_ops`
     holds the operation that computes each output, "" if unknown; operations that only change shape or storage are
-    skipped.
+    skipped. `detection_outputs` are the indices of the outputs with boxes, classes, scores and number of boxes, if the
+    operation TFLite_Detection_PostProcess computes them.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -82,6 +86,7 @@ class TfliteFile(NamedTuple):
     output_metadata: tuple[TensorMetadata, ...] = ()
     dynamic: tuple[tuple[int, ...], ...] = ()
     last_ops: tuple[str, ...] = ()
+    detection_outputs: tuple[int, ...] = ()
 
     @property
     def remembers(self) -> bool:
@@ -144,6 +149,7 @@ def inspect(data: bytes | memoryview) -> TfliteFile:
         output_metadata=_read_metadata(reader, metadata, 3, len(main.outputs)),
         dynamic=main.dynamic,
         last_ops=main.last_ops,
+        detection_outputs=main.detection_outputs,
     )
 
 
@@ -165,6 +171,7 @@ class _Subgraph(NamedTuple):
     ops: list[_Op]
     dynamic: tuple[tuple[int, ...], ...]
     last_ops: tuple[str, ...]
+    detection_outputs: tuple[int, ...]
 
 
 def _read_buffer(reader: _Reader, buffer: _Table) -> memoryview:
@@ -187,11 +194,13 @@ def _read_subgraph(subgraph: _Table, codes: list[_Op], buffers: int) -> _Subgrap
         _verify_tensor(tensor, buffers)
     ops = []
     makers: dict[int, tuple[str, int]] = {}
+    detected: tuple[int, ...] = ()
     for operator in subgraph.tables(3):
         given, made = _verify_operator(operator, len(tensors))
         op = codes[_index(operator.number(0, "I"), len(codes), "operator code")]
         ops.append(op)
         makers |= dict.fromkeys(made, (op.name, given[0] if given else -1))
+        detected = made if op.name == DETECTION_OP else detected
     indices = [
         [_index(index, len(tensors), "tensor") for index in subgraph.numbers(slot, "i")]  # inputs, then outputs
         for slot in (1, 2)
@@ -202,6 +211,7 @@ def _read_subgraph(subgraph: _Table, codes: list[_Op], buffers: int) -> _Subgrap
         ops=ops,
         dynamic=tuple(_open_axes(tensors[index]) for index in indices[0]),
         last_ops=tuple(_last_op(makers, index) for index in indices[1]),
+        detection_outputs=tuple(indices[1].index(index) for index in detected if index in indices[1]),
     )
 
 
@@ -303,7 +313,8 @@ def _read_tensor_metadata(reader: _Reader, tensor: _Table) -> TensorMetadata:
         high=_finite(stats, 0),
         low=_finite(stats, 1),
         threshold=None if thresholding is None else thresholding.number(0, "f"),
-        labels=_read_labels(reader, tensor),
+        labels=_read_labels(reader, tensor, _AXIS_LABELS),
+        value_labels=_read_labels(reader, tensor, _VALUE_LABELS),
     )
 
 
@@ -329,10 +340,10 @@ def _finite(table: _Table | None, slot: int) -> tuple[float, ...]:
     return numbers
 
 
-def _read_labels(reader: _Reader, tensor: _Table) -> tuple[str, ...]:
-    """Return the lines of the first file that names the elements of the last axis."""
+def _read_labels(reader: _Reader, tensor: _Table, kind: int) -> tuple[str, ...]:
+    """Return the lines of the first file of labels of a kind."""
     for file in tensor.tables(6):
-        if file.number(2, "b") == _AXIS_LABELS:
+        if file.number(2, "b") == kind:
             reader.budget.spend(_ARCHIVE_WORK)
             labels = _lines(_read_archived(reader.data, file.text(0)))
             if len(labels) > MAX_LABELS:
@@ -504,6 +515,7 @@ _PASSING = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 _CONTENTS = {2: "image", 4: "audio"}
 _AXIS_LABELS = 2
+_VALUE_LABELS = 3
 _CUSTOM = 32
 
 _OP_NAMES = """

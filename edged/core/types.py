@@ -5,7 +5,7 @@ Times inside are CLOCK_MONOTONIC seconds; wall-clock time is added once, where a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -223,7 +223,49 @@ class Anomaly(msgspec.Struct, frozen=True, tag="anomaly", tag_field="kind"):
         return self.score
 
 
-Outcome = Classification | Regression | Anomaly
+class FoundObject(msgspec.Struct, frozen=True, gc=False):
+    """Object in a picture: label, score, and box in pixels of the source's picture, left, top, right and bottom.
+
+    `zones` are the names of the zones that hold the object. `number` stays the same in consecutive windows; None
+    without tracking.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    zones: tuple[str, ...] = ()
+    number: int | None = None
+
+
+class Detections(msgspec.Struct, frozen=True, tag="detection", tag_field="kind"):
+    """Objects in a picture of `picture` pixels (width and height), best first, and the decision over several windows.
+
+    `counts` are the objects by zone and label. `present`, the decision, are the labels decided in each zone.
+    """
+
+    objects: tuple[FoundObject, ...]
+    counts: dict[str, dict[str, int]]
+    present: dict[str, tuple[str, ...]]
+    changed: bool
+    picture: tuple[int, int]
+
+    @property
+    def said(self) -> object:
+        """Value that stays equal while the model answers the same. Pictures without objects are never the same."""
+        return [(each.label, each.score, each.box) for each in self.objects] or object()
+
+
+def present_words(present: Mapping[str, Sequence[str]]) -> str:
+    """Return the decision of a detection in words: the labels, with their zone if there are several zones."""
+    words = [
+        f"{', '.join(labels)} in {zone}" if len(present) > 1 else ", ".join(labels)
+        for zone, labels in present.items()
+        if labels
+    ]
+    return "; ".join(words) or "nothing"
+
+
+Outcome = Classification | Regression | Anomaly | Detections
 
 
 def has_changed(outcome: Outcome) -> bool | None:

@@ -16,10 +16,11 @@ from typing import NamedTuple, TypedDict, TypeVar
 import msgspec
 import numpy as np
 
-from edged.core.derived import Derived, default_steps, is_picture_shape
+from edged.core.derived import Derived, default_steps, detection_of, is_picture_shape, object_labels
+from edged.core.labels import GAP
 from edged.core.manifest import WindowSpec
 from edged.core.manifest_parts import MAX_NAMES, MAX_VALUES
-from edged.core.tflite_file import TfliteFile
+from edged.core.tflite_file import DETECTION_OP, TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import inspect, tables
 from edged.ctl.config import toml_value
@@ -246,11 +247,15 @@ class Postprocessing(TypedDict, total=False):
     names: Sequence[str]
     output: int
     score: str
+    decoder: Mapping[str, object]
     decision: Mapping[str, object]
 
 
 def _postprocess(structure: TfliteFile, sides: Derived, labels: Sequence[str]) -> Postprocessing:
     """Return labels, if any, and the fields of the postprocessing."""
+    if detect := detection_of(structure):
+        objects: Postprocessing = msgspec.to_builtins(detect)
+        return objects | {"labels": labels or object_labels(structure) or [FILL_IN]}
     if labels:
         single: Postprocessing = {"labels": labels, "kind": "classification"}
         if len(labels) == 1:
@@ -273,7 +278,7 @@ def _labels(labels: Sequence[str], sides: Derived, *, given: bool) -> Iterator[s
         return
     lines = _list("labels", labels)
     if given or (sides.output.fact and "metadata" in sides.output.fact):
-        yield from _comment("Labels in the order of the scores.")
+        yield from _comment(f'Labels in the order of the scores, "{GAP}" for a class without a label.')
         yield from lines
     else:
         yield Open("Labels in the order of the scores. The file has no labels; --labels FILE reads some.", lines)
@@ -282,7 +287,10 @@ def _labels(labels: Sequence[str], sides: Derived, *, given: bool) -> Iterator[s
 def _result(structure: TfliteFile, sides: Derived, said: Postprocessing, *, given: bool) -> Iterator[str | Open]:
     decision = said.pop("decision", {})
     kind = said.pop("kind")
-    if given or sides.output.fact:
+    if "decoder" in said:
+        yield from _comment(f"From the file: objects, by the op {DETECTION_OP}.")
+        yield from ("[postprocess]", _key("kind", kind), _key("decoder", said["decoder"]))
+    elif given or sides.output.fact:
         why = "Classification by the given labels." if given else f"From the file: {sides.output.fact}."
         yield from _comment(why[:300])
         yield from ("[postprocess]", _key("kind", kind))
@@ -293,11 +301,11 @@ def _result(structure: TfliteFile, sides: Derived, said: Postprocessing, *, give
             kind, problem = FILL_IN, f"{problem}, and a regression has at most {MAX_VALUES} values"
         yield Open(
             f"Not settled by the file: {problem}. The kind is classification (with `labels` above), regression (with "
-            "`names`) or anomaly (with a threshold).",
+            "`names`), anomaly (with a threshold) or detection (with a `decoder` and `labels`).",
             ("[postprocess]", _key("kind", kind)),
             must=kind == FILL_IN,
         )
-    if len(structure.outputs) > 1:
+    if len(structure.outputs) > 1 and "decoder" not in said:
         yield Open("Index of the output with the result.", (_key("output", said.get("output", 0)),))
     if "names" in said:
         must = FILL_IN in said["names"]
@@ -312,14 +320,18 @@ def _result(structure: TfliteFile, sides: Derived, said: Postprocessing, *, give
             'Function from the output to scores: "softmax" or "sigmoid" for an output of logits.',
             (_key("activation", "none"),),
         )
-    if kind in ("classification", "anomaly"):
+    if kind in ("classification", "anomaly", "detection"):
         yield from _decision(decision, kind)
     yield ""
 
 
 def _decision(decision: Mapping[str, object], kind: str) -> Iterator[str | Open]:
     threshold = decision.get("threshold", 0.0)
-    what = "a label counts; 0 takes the best label of each window" if kind == "classification" else "a window is odd"
+    what = {
+        "classification": "a label counts; 0 takes the best label of each window",
+        "anomaly": "a window is odd",
+        "detection": "an object is reported",
+    }[kind]
     yield ""
     yield "[postprocess.decision]"
     yield Open(f"Score from which {what}.", (_key("threshold", threshold),), must=threshold == FILL_IN)

@@ -1,15 +1,20 @@
-"""Known labels of golden windows, from a file with a line for each window; "-" for no label."""
+"""Known labels of golden windows, from a file with a line for each window; "-" for no label.
+
+For a detection a line holds the labels of all objects in the window, separated by commas, or "nothing".
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edged.api import Anomaly, Classification, ControlError, Outcome
+from edged.api import Anomaly, Classification, ControlError, Detections, Outcome
+from edged.core.detection_spec import DetectObjects, counted_labels
 from edged.core.errors import some
 from edged.core.manifest import Classify, DetectAnomaly, Manifest
 
 MAX_BYTES = 16 << 20
 ANOMALY, NORMAL = "anomaly", "normal"
+NOTHING = "nothing"
 
 
 class GoldenLabels:
@@ -23,17 +28,21 @@ class GoldenLabels:
         """
         self._file = file
         self._lines = _lines(file)
+        self._several = isinstance(manifest.postprocess, DetectObjects)
         match manifest.postprocess:
             case Classify():
                 known: tuple[str, ...] = manifest.labels
             case DetectAnomaly():
                 known = (ANOMALY, NORMAL)
+            case DetectObjects():
+                known = (*counted_labels(manifest.labels, manifest.postprocess.decision), NOTHING)
             case _:
                 raise ControlError(f"{file}: a regression has no labels to be held to", hint="leave out --expect")
-        unknown = next((number for number, label in self._labels() if label not in known), None)
+        names = ((number, name) for number, line in self._labels() for name in self._names(line))
+        unknown = next(((number, name) for number, name in names if name not in known), None)
         if unknown is not None:
             raise ControlError(
-                f"{file}, line {unknown + 1}: the model has no label {self._lines[unknown][:80]!r}",
+                f"{file}, line {unknown[0] + 1}: the model has no label {unknown[1][:80]!r}",
                 hint=f"its labels: {some(known)}; - for a window that is not to be held to one",
             )
 
@@ -55,6 +64,10 @@ class GoldenLabels:
             case Anomaly(score=score, threshold=threshold):
                 said = ANOMALY if score >= threshold else NORMAL
                 words = f"{said!r} ({score:.4g}, the threshold is {threshold:.4g})"
+            case Detections(objects=found):
+                said = ",".join(sorted({each.label for each in found})) or NOTHING
+                label = ",".join(sorted(set(self._names(label))))
+                words = f"{said!r}"
             case _:
                 return
         if said != label:
@@ -62,6 +75,9 @@ class GoldenLabels:
                 f"the model says {words} of window {window}, and {self._file}, line {window + 1}, has {label!r}",
                 hint="check `preprocess`, the units and the order of the labels; - if the model may be wrong there",
             )
+
+    def _names(self, line: str) -> list[str]:
+        return [name.strip() for name in line.split(",")] if self._several else [line]
 
     def _labels(self) -> list[tuple[int, str]]:
         return [(number, label) for number, label in enumerate(self._lines) if label != "-"]

@@ -19,12 +19,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.api import Anomaly, Chunk, Classification, ControlError, Outcome, Regression, Runner
+from edged.api import Anomaly, Chunk, Classification, ControlError, Detections, Outcome, Regression, Runner
 from edged.core.errors import some
 from edged.core.manifest import Manifest, WindowSpec
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.source_match import match_source
+from edged.core.types import present_words
 from edged.core.window import Windower
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -194,6 +195,10 @@ def _table(manifest: Manifest, predictions: Iterable[Inferred]) -> Iterator[str]
         yield "  ".join([f"{inferred.seq:7}", f"{inferred.time:8.2f}", *(cell for _, cell in cells)]).rstrip()
 
 
+def _box(box: tuple[float, float, float, float]) -> str:
+    return f"[{', '.join(f'{side:.1f}' for side in box)}]"
+
+
 def _cells(outcome: Outcome, width: int) -> list[tuple[str, str]]:
     """Heads and cells of equal width."""
     match outcome:
@@ -209,6 +214,10 @@ def _cells(outcome: Outcome, width: int) -> list[tuple[str, str]]:
                 ("  THRESHOLD", f"{threshold:11.6g}"),
                 ("ANOMALOUS", "yes" if anomalous else "no"),
             ]
+        case Detections(objects=found, present=present):
+            words = [f"{tables.plain(each.label)} {each.score:.3f} {_box(each.box)}" for each in found[:MAX_COLUMNS]]
+            boxes = some(words, MAX_COLUMNS, of=len(found), by="; ") or "-"
+            return [("PRESENT", f"{tables.plain(present_words(present)):{width}}"), ("OBJECTS", boxes)]
         case Regression(values=values) if isinstance(values, dict) and len(values) <= MAX_COLUMNS:
             return [(f"{name:>11}", f"{value:{max(11, len(name))}.6g}") for name, value in values.items()]
         case Regression(values=values):

@@ -18,6 +18,7 @@ import msgspec
 
 from edged.core.container import Head
 from edged.core.derived import Side
+from edged.core.detection_spec import DetectObjects, counted_labels
 from edged.core.errors import BundleError, some
 from edged.core.manifest import (
     Classify,
@@ -226,6 +227,10 @@ def _says(manifest: Manifest) -> str:
             return f"values of {some(names)}" if names else f"{prod(manifest.outputs[output].shape)} values"
         case DetectAnomaly(decision=decision):
             return f"an anomaly at {decision.threshold:g} or more"
+        case DetectObjects(decoder=decoder, decision=rules):
+            known = counted_labels(manifest.labels, rules)
+            of = f" of {len(known)} labels: {some(known)}" if known else ", with labels in the model file"
+            return f"objects at {rules.threshold:g} or more, by {msgspec.to_builtins(decoder)['decoder']}{of}"
 
 
 def _reference(manifest: Manifest) -> list[str]:

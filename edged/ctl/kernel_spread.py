@@ -16,8 +16,9 @@ import numpy as np
 
 from edged.api import Backend, ControlError, EdgedError, Runner
 from edged.backends.tflite import OtherKernels, TfliteBackend
-from edged.core.manifest import Classify, Golden, Manifest
-from edged.core.tensors import decides_otherwise, difference
+from edged.core.manifest import Golden, Manifest
+from edged.core.sample_agreement import SampleAgreement
+from edged.core.tensors import difference
 from edged.ctl.golden_samples import GoldenSample
 from edged.ctl.local_model import apart, load_apart
 from edged.models.selftest import shaped
@@ -38,17 +39,17 @@ class Spread(NamedTuple):
 
 def spread(samples: list[GoldenSample], manifest: Manifest, runner: Runner) -> Spread:
     """Run the samples on other kernels, from rest, and compare."""
-    deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
+    rule = SampleAgreement(manifest)
     worst = {True: 0.0, False: 0.0}
     otherwise = set()
     runner.reset()
     for index, sample in enumerate(samples):
-        outputs = zip(manifest.outputs, runner.run(sample.inputs), sample.outputs, strict=True)
-        for number, (spec, got, expected) in enumerate(outputs):
-            quantised = bool(spec.scale)
-            worst[quantised] = max(worst[quantised], difference(got, expected))
-            if number == deciding and decides_otherwise(got, expected):
-                otherwise.add(index)
+        outputs = runner.run(sample.inputs)
+        for number in rule.elementwise:
+            quantised = bool(manifest.outputs[number].scale)
+            worst[quantised] = max(worst[quantised], difference(outputs[number], sample.outputs[number]))
+        if rule.decides_otherwise(manifest.golden or Golden(), outputs, sample.outputs):
+            otherwise.add(index)
     return Spread(worst[True], worst[False], frozenset(otherwise))
 
 
@@ -73,10 +74,10 @@ def measure(samples: list[GoldenSample], manifest: Manifest, model: Path, backen
 def tolerance(found: Spread, samples: list[GoldenSample], manifest: Manifest) -> Golden:
     """Return the tolerance for samples with these differences between kernels."""
     floats = [
-        float(np.abs(np.nan_to_num(output.astype(np.float64))).max(initial=0.0))
+        float(np.abs(np.nan_to_num(sample.outputs[index].astype(np.float64))).max(initial=0.0))
         for sample in samples
-        for spec, output in zip(manifest.outputs, sample.outputs, strict=True)
-        if not spec.scale
+        for index in SampleAgreement(manifest).elementwise
+        if not manifest.outputs[index].scale
     ]
     least = Golden().steps if manifest.variants else _LEAST_STEPS  # an accelerator rounds as it likes
     return Golden(
@@ -88,7 +89,8 @@ def tolerance(found: Spread, samples: list[GoldenSample], manifest: Manifest) ->
 def share(golden: Golden, samples: list[GoldenSample], manifest: Manifest) -> float:
     """Return the largest ratio of the tolerance to the range of an output, of the dtype or as measured."""
     shares = [0.0]
-    for index, spec in enumerate(manifest.outputs):
+    for index in SampleAgreement(manifest).elementwise:
+        spec = manifest.outputs[index]
         if spec.scale:
             limits = np.iinfo(spec.numpy_dtype)
             shares.append(golden.steps / (limits.max - limits.min))

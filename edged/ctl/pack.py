@@ -53,7 +53,7 @@ from edged.core import container, labels
 from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
-from edged.core.derived import NORMALISE, is_picture_shape
+from edged.core.derived import NORMALISE, detection_of, is_picture_shape
 from edged.core.errors import some
 from edged.core.manifest import Classify, Golden, Manifest, Variant
 from edged.core.manifest_parts import Count
@@ -79,6 +79,7 @@ from edged.models.bundle import (
     open_folder,
     read_structure,
     unpack,
+    with_anchors,
     with_metadata,
 )
 from edged.models.delta import make_delta
@@ -369,18 +370,29 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     if args.card:
         _copy(args.card, folder / _CARD)
     variants = _variants(args.variant or [], said, name, folder)
+    for file in _anchor_files(said):
+        _copy(args.manifest.parent / file, folder / file)
     backend = _sized(backend_of(said), args, said)
     with loaded_apart(args.model.name, backend, folder / name, said.get("signature")) as runner:
         manifest = _describe(args, said, name, variants, runner)
-        samples, tolerance = _golden(args, said, manifest, folder / name, backend, runner)
+        whole = with_anchors(manifest, folder)
+        samples, tolerance = _golden(args, said, whole, folder / name, backend, runner)
         if args.reference:
-            reference = reference_of(args.reference, manifest, runner)
+            reference = reference_of(args.reference, whole, runner)
             watch = replace(manifest.probation, max_label_shift=shift)
             manifest = replace(manifest, reference=reference, probation=watch)
     (folder / Golden().file).write_bytes(npz(samples))
     files = {path.name: measure(path.read_bytes()) for path in sorted(folder.iterdir())}
     manifest = replace(manifest, files=files, golden=tolerance)
     (folder / MANIFEST).write_bytes(manifests.encode(manifest))
+
+
+def _anchor_files(said: ManifestPart) -> list[str]:
+    """Return the file with the anchors of a detection, which lies beside the manifest, if there is any."""
+    match said.get("postprocess"):
+        case {"decoder": {"anchors": {"from": "file", "file": str(file)}}}:
+            return [file]
+    return []
 
 
 def _variants(options: list[VariantOption], said: ManifestPart, model: str, folder: Path) -> list[Variant]:
@@ -508,7 +520,7 @@ def _describe(
     fields |= {"schema": manifests.SCHEMA, "model": name, "created": _now(), "golden": None}
     fields["name"] = args.name or fields["name"]
     fields["version"] = args.version or fields["version"]
-    needed = {name, *(variant.file for variant in variants)}
+    needed = {name, *(variant.file for variant in variants), *_anchor_files(said)}
     fields["files"] = {file: {"bytes": 1, "sha256": "0" * 64} for file in needed}  # until each file is written
     fields["variants"] = msgspec.to_builtins(variants)
     fields["inputs"] = _inputs(said.get("inputs"), runner)
@@ -548,7 +560,10 @@ def _certain(args: argparse.Namespace, said: ManifestPart, structure: TfliteFile
     for side in wanted:
         if side.fact:
             warn(f"derived from {args.model.name}: {side.fact.partition('; ')[0] if has_labels else side.fact}")
-    fields: ManifestPart = {"postprocess": {"kind": "classification"}} if args.labels else {}
+    fields: ManifestPart = {}
+    if args.labels:
+        detect = detection_of(structure)
+        fields["postprocess"] = msgspec.to_builtins(detect) if detect else {"kind": "classification"}
     fields |= msgspec.to_builtins(dict(sides.input.fields))
     if not said.get("postprocess", {}).get("output"):  # the derived part describes the first output
         fields |= msgspec.to_builtins(dict(sides.output.fields))
@@ -618,17 +633,18 @@ def _window(
 def _labels(file: Path | None, fields: ManifestPart, said: ManifestPart, runner: Runner) -> list[str]:
     """Return the labels from the file, the manifest or the model, each once, and report changes of labels."""
     post = fields.get("postprocess", {})
-    has_labels = "labels" in said or post.get("kind") == "classification"
+    detects = post.get("kind") == "detection"
+    has_labels = "labels" in said or detects or post.get("kind") == "classification"
     given: Sequence[str] = fields.get("labels", []) if has_labels else []
     if file is not None:
         output = post.get("output", 0)
         scores = 0
-        if isinstance(output, int) and output in range(len(runner.outputs)):
+        if isinstance(output, int) and output in range(len(runner.outputs)) and not detects:
             scores = prod(runner.outputs[output].shape)
         given, note = labels.read(read_labels(file), str(file), scores)
         if note:
             warn(note)
-    found = labels.numbered(given)
+    found = labels.mapped(given) if detects else labels.numbered(given)
     if note := labels.renamed(given, found):
         warn(note)
     return list(found)

@@ -41,12 +41,21 @@ def outcome(record: ResultAnswer) -> str:
             return f"{record.get('label')} {_number(record.get('score'))}"
         case "anomaly":
             return f"{'anomalous' if record.get('anomalous') else 'normal'} {_number(record.get('score'))}"
+        case "detection":
+            found = [f"{each['label']} {_number(each['score'])}" for each in record.get("objects", [])[:5]]
+            return some(found, 4, of=_total(record)) or "nothing"
         case _:
             values = record.get("values", [])
             named = values.items() if isinstance(values, dict) else enumerate(values)
             return some(
                 [f"{name} {_number(value)}" for name, value in islice(named, 5)], 4, of=record.get("count", len(values))
             )
+
+
+def _total(record: ResultAnswer) -> int:
+    """Return the number of objects. Those in no zone are missing from `counts`, and those cut off from `objects`."""
+    counted = max((sum(labels.values()) for labels in record.get("counts", {}).values()), default=0)
+    return max(counted, len(record.get("objects", [])))
 
 
 def _row(pipeline: PipelineAnswer) -> tables.Row:

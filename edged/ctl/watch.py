@@ -13,6 +13,7 @@ import time
 from itertools import islice
 
 from edged.core.answers import WATCH, ResultAnswer
+from edged.core.types import present_words
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -47,6 +48,8 @@ def _line(record: ResultAnswer) -> str:
 def _decision(record: ResultAnswer) -> str:
     if record["kind"] == "anomaly":
         return "alarm" if record.get("anomalous") else "back to normal"
+    if record["kind"] == "detection":
+        return f"now: {present_words(record.get('present', {}))}"
     return f"decided: {record.get('decision') or 'nothing'}"
 
 

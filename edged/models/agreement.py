@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edged.api import Arrays, ModelError, Runner, TensorSpec
-from edged.core.manifest import Classify, Golden, Manifest
-from edged.core.tensors import decides_otherwise, difference, disagreement
+from edged.core.manifest import Golden, Manifest
+from edged.core.sample_agreement import SampleAgreement
 from edged.models.bundle import Bundle
 from edged.models.selftest import Proof, check_tensors, golden_samples
 
@@ -50,6 +50,7 @@ class Agreement:
 
     def __init__(self, manifest: Manifest, samples: Sequence[_Sample]) -> None:
         self._manifest = manifest
+        self._rule = SampleAgreement(manifest)
         self._samples = samples
 
     def compare(self, runner: Runner) -> Iterator[Comparison]:
@@ -106,16 +107,12 @@ class Agreement:
         return found.worst
 
     def _compare(self, sample: _Sample, outputs: Arrays) -> Comparison:
-        manifest = self._manifest
-        deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
-        worst, same, problem = 0.0, None, ""
-        for number, (spec, got, expected) in enumerate(zip(manifest.outputs, outputs, sample.outputs, strict=True)):
-            golden = manifest.golden or Golden()
-            decides = number == deciding and manifest.golden is not None  # noise decides no label
-            problem = problem or disagreement(spec, got, expected, golden, decides=decides)
-            worst = float(np.maximum(worst, difference(got, expected)))
-            if number == deciding:
-                same = not (math.isnan(worst) or decides_otherwise(got, expected))
+        golden, rule = self._manifest.golden or Golden(), self._rule
+        decides = self._manifest.golden is not None  # noise decides no label
+        problem = rule.problem(golden, outputs, sample.outputs, decides=decides)
+        worst = rule.worst(outputs, sample.outputs)
+        otherwise = rule.decides_otherwise(golden, outputs, sample.outputs)
+        same = None if otherwise is None else not (math.isnan(worst) or otherwise)
         return Comparison(worst=worst, same=same, problem=problem)
 
 

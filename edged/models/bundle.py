@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -26,6 +26,7 @@ from edged.core import derived
 from edged.core import manifest as manifests
 from edged.core.container import MAX_SIGNATURES_BYTES, ContainerReader, Head, Piece
 from edged.core.derived import Derived
+from edged.core.detection_spec import AnchorFile, AnchorTable, DetectObjects, SsdAnchors
 from edged.core.digest import file_sha256, sha256
 from edged.core.errors import BundleError, EdgedError, StoreError
 from edged.core.labels import numbered
@@ -33,6 +34,7 @@ from edged.core.manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, Classify, Fi
 from edged.core.manifest_parts import FILE_NAME
 from edged.core.tflite_file import TfliteFile, inspect
 
+MAX_ANCHORS_BYTES = 4 << 20
 MANIFEST = "manifest.json"
 DRAFT, DRAFT_MODEL = "manifest.toml", "model.tflite"
 """Files of a draft (`edgectl model draft`), from which `edgectl pack` makes a bundle."""
@@ -259,7 +261,10 @@ def certain(structure: TfliteFile) -> Derived:
 
 def fill_in(tflite: Path, part: Mapping[str, Any]) -> str:
     """Return the hint with the missing part of a manifest."""
-    kinds = 'its postprocess.kind is "classification" (with "labels"), "regression" (with "names") or "anomaly"; '
+    kinds = (
+        'its postprocess.kind is "classification" (with "labels"), "regression" (with "names"), "anomaly" or '
+        '"detection" (with "decoder" and "labels"); '
+    )
     return (
         f"save this part of a manifest, completed, as part.json, and run edgectl pack {quote(str(tflite))} "
         "--version 1 --manifest part.json; "
@@ -347,14 +352,44 @@ def _unreadable(what: str, error: OSError) -> BundleError:
 
 
 def _complete(manifest: Manifest, model: Path) -> Manifest:
-    needs_labels = isinstance(manifest.postprocess, Classify) and not manifest.labels
+    needs_labels = isinstance(manifest.postprocess, Classify | DetectObjects) and not manifest.labels
     if manifest.backend == "tflite" and (needs_labels or not manifest.preprocess):
         manifest = with_metadata(manifest, inspect(_read(model, MAX_FILE_BYTES)))
     if needs_labels and not manifest.labels:
         raise BundleError(
             "there are no labels in the manifest, and none in TFLite metadata", hint="give the manifest `labels`"
         )
+    return with_anchors(manifest, model.parent)
+
+
+def with_anchors(manifest: Manifest, folder: Path) -> Manifest:
+    """Return the manifest with the anchors of the file in the folder, if it names a file.
+
+    Raises:
+        BundleError: the file cannot be read as anchors.
+    """
+    post = manifest.postprocess
+    if not (isinstance(post, DetectObjects) and isinstance(post.decoder, SsdAnchors)):
+        return manifest
+    origin = post.decoder.anchors
+    if not isinstance(origin, AnchorFile):
+        return manifest
+    table = AnchorTable(rows=_anchors(origin.file, _read(folder / origin.file, MAX_ANCHORS_BYTES)), order=origin.order)
+    manifest = replace(manifest, postprocess=replace(post, decoder=replace(post.decoder, anchors=table)))
+    manifests.check(manifest)
     return manifest
+
+
+def _anchors(file: str, data: bytes) -> tuple[tuple[float, float, float, float], ...]:
+    import numpy as np  # in memory already, unless a verb of edgectl reads the bundle
+
+    try:
+        array = np.load(BytesIO(data), allow_pickle=False)
+        if array.dtype.kind != "f" or array.shape != (len(array), 4) or not np.isfinite(array).all():
+            raise ValueError(f"{array.dtype} {list(array.shape)}, not finite floats of [anchors, 4]")
+    except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
+        raise BundleError(f"{file} cannot be read as anchors: {error}", hint=_AGAIN) from error
+    return tuple(map(tuple, array.tolist()))
 
 
 def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
@@ -364,6 +399,8 @@ def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
     post = manifest.postprocess
     if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
         manifest = replace(manifest, labels=numbered(structure.output_metadata[post.output].labels))
+    if isinstance(post, DetectObjects) and not manifest.labels:
+        manifest = replace(manifest, labels=derived.object_labels(structure))
     manifests.encode(manifest)  # checks the metadata against the bounds of a manifest
     return manifest
 

@@ -19,8 +19,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edged.api import Arrays, Backend, BundleError, ModelError, Runner, TensorSpec
-from edged.core.manifest import Classify, Golden, Manifest
-from edged.core.tensors import difference, disagreement
+from edged.core.detection_spec import DetectObjects, SsdPostprocess
+from edged.core.manifest import Golden, Manifest
+from edged.core.sample_agreement import SampleAgreement
 from edged.models.bundle import Bundle
 from edged.system.later import zipfile
 
@@ -108,12 +109,21 @@ def check_tensors(manifest: Manifest, model: TensorSpecs) -> None:
         BundleError: they differ; the message states both.
     """
     inputs = tuple(each.tensor for each in manifest.inputs)
+    sizeless = _sizeless(manifest)
     for kind, said, found in (("input", inputs, model.inputs), ("output", manifest.outputs, model.outputs)):
         if len(said) != len(found):
             raise _differs(manifest, f"{len(said)} {kind}s", f"{len(found)}")
         for index, (one, other) in enumerate(zip(said, found, strict=True)):
-            if not _same(one, other):
+            if not (_same(one, other) or (kind == "output" and index in sizeless and not one.shape)):
                 raise _differs(manifest, f"{kind} {index} is {_words(one)}", _words(other))
+
+
+def _sizeless(manifest: Manifest) -> tuple[int, ...]:
+    """Return the indices of outputs that may have any size: boxes, of which the file does not state the number."""
+    match manifest.postprocess:
+        case DetectObjects(decoder=SsdPostprocess() as decoder):
+            return decoder.outputs
+    return ()
 
 
 def _differs(manifest: Manifest, said: str, found: str) -> BundleError:
@@ -141,19 +151,14 @@ def _prove_sample(
     manifest: Manifest, golden: Golden, runner: Runner, index: int, inputs: Arrays, expected: Arrays
 ) -> float:
     """Return the worst difference in a sample."""
-    worst = 0.0
-    deciding = manifest.postprocess.output if isinstance(manifest.postprocess, Classify) else None
-    outputs = zip(manifest.outputs, runner.run(inputs), expected, strict=True)
-    for number, (spec, got, wanted) in enumerate(outputs):
-        problem = disagreement(spec, got, wanted, golden, decides=number == deciding)
-        if problem:
-            raise ModelError(
-                f"{manifest.name} {manifest.version} fails its self-test on {runner.info.runtime}: "
-                f"golden sample {index}: {problem}",
-                hint="another version of the runtime, or of the model, is needed",
-            )
-        worst = max(worst, difference(got, wanted))
-    return worst
+    agreement, outputs = SampleAgreement(manifest), runner.run(inputs)
+    if problem := agreement.problem(golden, outputs, expected):
+        raise ModelError(
+            f"{manifest.name} {manifest.version} fails its self-test on {runner.info.runtime}: "
+            f"golden sample {index}: {problem}",
+            hint="another version of the runtime, or of the model, is needed",
+        )
+    return agreement.worst(outputs, expected)
 
 
 # The golden samples

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Literal
 
 from edged.api import DeviceError, Outcome, Prediction, Recorder, Sink, SinkConfig, SinkContext
-from edged.core.types import Anomaly, Classification, Regression
+from edged.core.errors import some
+from edged.core.types import Anomaly, Classification, Detections, Regression, present_words
 
 
 class StdoutSink(SinkConfig, frozen=True, kw_only=True):
@@ -66,6 +67,9 @@ def _words(outcome: Outcome) -> str:
         case Anomaly():
             verdict = "anomalous" if outcome.anomalous else "normal"
             return f"{verdict} {outcome.score:.4g} (threshold {outcome.threshold:.4g})"
+        case Detections(objects=found):
+            turned = f", now {present_words(outcome.present)}" if outcome.changed else ""
+            return f"{some([f'{each.label} {each.score:.2f}' for each in found], 10) or 'nothing'}{turned}"
         case Regression(values=values):
             if isinstance(values, list):
                 return f"{len(values)} values"

@@ -8,10 +8,10 @@ from edged import plugins
 from edged.__main__ import EX_CONFIG
 from edged.config.options import Config
 from edged.core import protocol, record
+from edged.core.detection_spec import ObjectDecision
 from edged.core.errors import EdgedError
 from edged.core.ledger import Ledger
 from edged.core.manifest import Manifest
-from edged.core.manifest_parts import Decision
 from edged.ctl import exit_codes
 from edged.ctl.main import VERBS, verb_parser
 from edged.updates.desired import DesiredVersion
@@ -29,7 +29,7 @@ def test_configuration():
         for family, known in plugins.BUILT_IN.items()
         for kind in known
     }
-    check("configuration", {**tables, "in pipelines: decision": keys(Decision), **kinds})
+    check("configuration", {**tables, "in pipelines: decision": keys(ObjectDecision), **kinds})
 
 
 def test_manifest():
@@ -42,9 +42,11 @@ def test_records():
         "result, classification": record.ClassificationResult,
         "result, regression": record.RegressionResult,
         "result, anomaly": record.AnomalyResult,
+        "result, detection": record.DetectionResult,
         "decision, classification": record.ClassificationDecision,
         "decision, regression": record.RegressionDecision,
         "decision, anomaly": record.AnomalyDecision,
+        "decision, detection": record.DetectionDecision,
         "state": record.State,
         "accelerator": record.AcceleratorState,
         "update": record.UpdateStep,
