@@ -209,7 +209,7 @@ class _Graph:
         for index, array in zip(self._inputs, inputs, strict=True):
             interpreter.set_tensor(index, array)
         interpreter.invoke()
-        return [interpreter.get_tensor(index) for index in self._outputs]
+        return list(map(interpreter.get_tensor, self._outputs))
 
 
 class _Subgraph:

@@ -56,7 +56,7 @@ def values_of(spec: TensorSpec, activation: str = "none") -> Callable[[NDArray[A
     """Return a function from a stored output of one axis to the list of real values."""
     if activation == "none" and spec.dtype in BYTES and prod(spec.shape) <= FEW:
         table = real_values(spec)
-        return lambda stored: [table[code] for code in stored.tolist()]
+        return lambda stored: list(map(table.__getitem__, stored.tolist()))
     if activation == "none" and spec.dtype == "float32" and not spec.scale:
         return lambda stored: stored.tolist()
     return lambda stored: activate(activation, dequantise(spec, stored)).tolist()

@@ -74,15 +74,15 @@ class Mailbox:
             return False
         before, self._last_chunk = self._last_chunk, now
         depth = len(self.waiting)
-        if not depth:
-            self._catch_up(now, 0)
-            return False
         taken = self._came - self.dropped - depth
         self._crowded_for += min(now - before, _LONGEST_GAP)
         self._most = max(self._most, depth)
         gaining = self._crowded_for >= LAG and depth < GAINING * self._most
         if depth <= self._capacity or not serving or gaining:
-            self._catch_up(now, depth)
+            self._caught_up = now, self._came, taken
+            self._crowded_for, self._most = 0.0, depth
+        if not depth:
+            return False
         late = serving and (self._crowded_for >= LAG or now < self._late_until)
         dropped = self._drop_down_to(self._capacity if late else self._room)
         if not (dropped and serving):
@@ -136,11 +136,6 @@ class Mailbox:
     def _leave_seat(self) -> None:
         if self._seats is not None:
             self._seats.put(True)
-
-    def _catch_up(self, now: float, depth: int) -> None:
-        self._caught_up = now, self._came, self._came - self.dropped - depth
-        self._crowded_for = 0.0
-        self._most = depth
 
     def _drop_down_to(self, allowed: int) -> int:
         """Drop the oldest windows, while the worker may take some too, and return the number dropped."""

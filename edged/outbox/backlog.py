@@ -6,6 +6,7 @@ The caller passes the time (CLOCK_MONOTONIC seconds), and holds a lock if severa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -23,9 +24,10 @@ Counts = dict[str, dict[str, int]]
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
-    """A message in flight. `new`: put under the connection it was sent on."""
+    """A message in flight, of so many `bytes`. `new`: put under the connection it was sent on."""
 
     message: Message
+    bytes: int
     new: bool
 
 
@@ -112,25 +114,26 @@ class Backlog:
             pass
         return entry if queue.newest is entry else None
 
-    def enter(self, message: Message, now: float) -> Entry | None:
-        """Put a message straight into flight, as `put` and `take` would. Return None, and do nothing, if either would
-        do anything else.
+    def enter(self, message: Message, now: float) -> int | None:
+        """Put a message straight into flight, as `put` and `take` would, and return its id. Return None, and do
+        nothing, if either would do anything else.
         """
         needed = size(message)
         kept = len(self.in_flight) + len(self.parked) + 1
         if (
             not self.connected
             or self.waiting
-            or self.queue(message.origin).on_disk
             or kept > self.options.messages
             or self.bytes + needed > self.options.memory_bytes
+            or any(map(_on_disk, self.queues.values()))
             or _is_expired(message, now, self.options.seconds)
         ):
             return None
+        self.queue(message.origin)
         self._last_id += 1
         self.bytes += needed
-        self.in_flight[self._last_id] = Taken(message, new=True)
-        return Entry(self._last_id, message)
+        self.in_flight[self._last_id] = Taken(message, needed, True)
+        return self._last_id
 
     def resume(self) -> None:
         """Begin a connection: waiting messages are old, messages put from now on are new."""
@@ -162,7 +165,7 @@ class Backlog:
                 break
             entry = candidate.owner.take_from(candidate.queue, last=candidate.last)
             self.waiting -= 1
-            self.in_flight[entry.id] = Taken(entry.message, candidate.new)
+            self.in_flight[entry.id] = Taken(entry.message, size(entry.message), candidate.new)
             if not candidate.new and now - entry.message.created > REPLAYED_AFTER:
                 entry = entry._replace(replayed=True)
             left -= entry.replayed
@@ -174,7 +177,7 @@ class Backlog:
         for entry_id in ids:
             taken = self.in_flight.pop(entry_id, None)
             if taken is not None:
-                self._forget(entry_id, taken.message)
+                self._forget(entry_id, taken.bytes)
 
     def release(self) -> None:
         """End the connection: return every message in flight to its old place."""
@@ -222,7 +225,7 @@ class Backlog:
         for each in chosen:
             del self.parked[each.number]
             self.count_drop(each.entry.message.origin, "by hand")
-            self._forget(each.entry.id, each.entry.message)
+            self._forget(each.entry.id, size(each.entry.message))
         return len(chosen)
 
     def count_drop(self, origin: str, reason: str, number: int = 1) -> None:
@@ -270,19 +273,20 @@ class Backlog:
         for entry in entries:
             self.waiting -= 1
             self.count_drop(entry.message.origin, reason)
-            self._forget(entry.id, entry.message)
+            self._forget(entry.id, size(entry.message))
 
     def _forget_parked(self) -> None:
         each = self.parked.pop(min(self.parked))
-        self._forget(each.entry.id, each.entry.message)
+        self._forget(each.entry.id, size(each.entry.message))
 
-    def _forget(self, entry_id: int, message: Message) -> None:
-        self.bytes -= size(message)
+    def _forget(self, entry_id: int, released: int) -> None:
+        self.bytes -= released
         if self._forgotten is not None:
             self._forgotten(entry_id)
 
 
 _DEFAULT = Policy()
+_on_disk = attrgetter("on_disk")
 
 
 def held(backlog: Backlog, origin: str) -> Iterator[Entry]:

@@ -99,7 +99,7 @@ class DiskSpool:
             elif not self._backlog.connected and self._clock() >= self._keeper.next_commit:
                 self._keeper.call()
 
-    def enter(self, message: Message) -> Entry | None:
+    def enter(self, message: Message) -> int | None:
         """See Spool."""
         with self._lock:
             policy = self._backlog.policy(message.origin)
@@ -107,11 +107,11 @@ class DiskSpool:
             may_send = self._keeper.has_looked or self._keeper.memory_only
             if dropping or policy.durability == "always" or not may_send:
                 return None
-            entry = self._backlog.enter(message, self._clock())
-            if entry is not None:
+            entry_id = self._backlog.enter(message, self._clock())
+            if entry_id is not None:
                 self._rates.count(message.origin)
                 self._keeper.wake_if_idle()
-            return entry
+            return entry_id
 
     def resume(self) -> None:
         """See Spool."""

@@ -45,15 +45,6 @@ STOP_SECONDS = 1.0
 """Longest wait of a clean stop for the acknowledgement of "stopped", and then for the connection to close."""
 
 
-def _check(message: Message) -> None:
-    """Raise TypeError for an unsendable message, which would end every connection and be sent first on the next."""
-    if not isinstance(message.payload, bytes):
-        raise TypeError(f"payload is {type(message.payload).__name__}, not bytes")
-    for key, value in message.properties:
-        if not (isinstance(key, str) and isinstance(value, str)):
-            raise TypeError("properties are not pairs of str")
-
-
 class Publisher:
     """Owns the connection to the broker. Without a host, messages are dropped.
 
@@ -191,7 +182,11 @@ class Publisher:
         """Send a message, now or after the next connection. Raises TypeError for a payload or properties of the wrong
         type.
         """
-        _check(message)
+        if not isinstance(message.payload, bytes):  # it would end every connection, and be sent first on the next
+            raise TypeError(f"payload is {type(message.payload).__name__}, not bytes")
+        for key, value in message.properties:
+            if not (isinstance(key, str) and isinstance(value, str)):
+                raise TypeError("properties are not pairs of str")
         if not self._options.host:
             return
         session = self._session

@@ -154,9 +154,9 @@ class Session:
                 packet = _encode(message, self._link, self._wall, self._clock(), replayed=False)
             except MessageError:
                 return False  # to be parked by the publisher's thread, as it changes the health
-            if (entry := self._spool.enter(message)) is None:
+            if (entry_id := self._spool.enter(message)) is None:
                 return False
-            self._send_entry(entry, packet)
+            self._send_message(message, entry_id, packet)
             self._link.flush()
             self._sent_directly = (self._sent_directly[1], self._clock())
             if self._is_resting:
@@ -286,12 +286,12 @@ class Session:
         except MessageError as error:
             self._park(entry.id, error.message, error.hint)
             return
-        self._send_entry(entry, packet)
-
-    def _send_entry(self, entry: Entry, packet: Publish) -> None:
-        mid = self._link.send(packet, self._in_flight)
         self._counts.replayed += entry.replayed
-        self._in_flight[mid] = InFlight(entry.message.topic, b"", entry.id, self._clock())
+        self._send_message(entry.message, entry.id, packet)
+
+    def _send_message(self, message: Message, entry_id: int, packet: Publish) -> None:
+        mid = self._link.send(packet, self._in_flight)
+        self._in_flight[mid] = InFlight(message.topic, b"", entry_id, self._clock())
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 

@@ -105,9 +105,9 @@ class Spool(Protocol):
         Waits only for the disk, for a few seconds at most, and only if the message's policy is "always".
         """
 
-    def enter(self, message: Message) -> Entry | None:
-        """Put a message straight into flight, from any thread; None, and nothing done, unless `put` and `take` would
-        give just this message, at once.
+    def enter(self, message: Message) -> int | None:
+        """Put a message straight into flight, from any thread, and return its id; None, and nothing done, unless `put`
+        and `take` would give just this message, at once.
         """
 
     def resume(self) -> None:
@@ -189,7 +189,7 @@ class MemorySpool:
         with self._lock:
             self._backlog.put(message, self._clock())
 
-    def enter(self, message: Message) -> Entry | None:
+    def enter(self, message: Message) -> int | None:
         """See Spool."""
         with self._lock:
             return self._backlog.enter(message, self._clock())

@@ -20,7 +20,6 @@ from edged.core.health import Health, Status
 from edged.core.topics import Topics
 from edged.core.types import Message
 from edged.outbox.options import MqttOptions, Policy, SpoolOptions
-from edged.outbox.origin_queue import Entry
 from edged.outbox.publisher import Publisher
 from edged.outbox.spool import MemorySpool
 from tests.broker import make_certificates
@@ -44,11 +43,11 @@ class CountingSpool(MemorySpool):
         super().put(message)
         self.put_here.append(message.seq)
 
-    def enter(self, message: Message) -> Entry | None:
-        entry = super().enter(message)
-        if entry is not None:
+    def enter(self, message: Message) -> int | None:
+        entry_id = super().enter(message)
+        if entry_id is not None:
             self.entered.append(message.seq)
-        return entry
+        return entry_id
 
 
 class Rig:

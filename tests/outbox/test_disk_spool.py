@@ -512,7 +512,7 @@ def test_with_no_folder_for_the_file_a_message_still_enters_flight_at_once(make:
     entered = spool.enter(message(0, created=time.monotonic()))
     assert entered is not None
     spool.release()
-    assert [entry.id for entry in spool.take(1)] == [entered.id]
+    assert [entry.id for entry in spool.take(1)] == [entered]
 
 
 def test_a_disk_that_fails_costs_durability_and_nothing_else_until_it_works_again(make: Make) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.outbox.backlog import MAX_PARKED
+from edged.outbox.backlog import MAX_PARKED, Backlog
 from edged.outbox.options import Policy, SpoolOptions
 from edged.outbox.origin_queue import OVERHEAD
 from edged.outbox.spool import MemorySpool
@@ -148,3 +148,12 @@ def test_whatever_happens_it_stays_within_its_bounds_and_loses_count_of_nothing(
         assert stats.bytes <= 8000
         assert stats.in_flight == len(flying)
         assert put == stats.depth + stats.dropped + stats.parked + acknowledged
+
+
+def test_no_message_enters_flight_past_one_on_disk_only_of_another_pipeline() -> None:
+    backlog = Backlog(SpoolOptions(), {})
+    backlog.resume()
+    backlog.queue("other").on_disk = 1
+    assert backlog.enter(message(1, created=0.0), 0.0) is None
+    backlog.queue("other").on_disk = 0
+    assert backlog.enter(message(1, created=0.0), 0.0) == 1

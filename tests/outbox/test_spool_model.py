@@ -57,16 +57,15 @@ class MemoryMachine(RuleBasedStateMachine):
         """As a publisher does: a message not entered is put."""
         for _ in range(count):
             sent = message(self.put_so_far, origin, created=time.monotonic())
-            entry = self.spool.enter(sent)
-            if entry is None:
+            entry_id = self.spool.enter(sent)
+            if entry_id is None:
                 self.spool.put(sent)
                 self.waiting[origin].append(self.put_so_far)
             else:
                 assert self.connected
                 assert not any(self.waiting.values())
                 assert POLICIES[origin].durability != "always" or isinstance(self.spool, MemorySpool)
-                assert not entry.replayed
-                self.flying.append((origin, self.put_so_far, entry.id))
+                self.flying.append((origin, self.put_so_far, entry_id))
             self.put_so_far += 1
 
     @precondition(lambda self: self.flying)
@@ -188,14 +187,14 @@ class BoundedMachine(RuleBasedStateMachine):
     def send_directly(self, origin: str, count: int, bytes_: int) -> None:
         for _ in range(count):
             sent = message(self.put_so_far, origin, created=self.now, payload=randbytes(bytes_))
-            entry = self.spool.enter(sent)
-            if entry is None:
+            entry_id = self.spool.enter(sent)
+            if entry_id is None:
                 self.put(origin, 1, bytes_)
                 continue
             stats = self.spool.stats
             assert stats.depth == stats.in_flight <= MESSAGES
             assert stats.bytes <= MEMORY
-            self.flying.append((origin, self.put_so_far, entry.id))
+            self.flying.append((origin, self.put_so_far, entry_id))
             self.missing[origin] += len(self.waiting[origin])  # older ones are gone, or the message overtook them
             self.waiting[origin].clear()
             self.put_so_far += 1
