@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from edged.api import EdgedError, SinkContext
 from edged.app.state import ModelState, PipelineState, ServiceState
 from edged.app.state_topics import StateTopics, log_change
-from edged.config.check import find_bundle
+from edged.config.check import find_bundle, picture_form
 from edged.config.load import publishes
 from edged.config.options import Config, PipelineEntry
 from edged.control.clock import KernelClock
 from edged.core.health import Status
 from edged.core.manifest import Manifest
-from edged.core.pictures import PictureForm
 from edged.core.source_match import match_source
 from edged.core.topics import Topics
 from edged.flow.decision import LatestDecision
@@ -96,8 +95,6 @@ class PartBuilder:
         entry = part.entry
         info = state.config.sources[entry.source].options.describe()
 
-        spec = manifest.picture_spec
-
         def rate() -> float | None:
             reader = state.sources.get(entry.source)
             return info.pace or manifest.window.rate or info.rate or (reader.measured_rate if reader else None)
@@ -118,7 +115,7 @@ class PartBuilder:
             clock=time.monotonic,
             rate=rate,
             next_seq=part.next_seq,
-            form=PictureForm(spec) if spec else None,
+            form=picture_form(entry, manifest) if info.pictures else None,
         )
 
     def feed(self) -> None:

@@ -128,7 +128,8 @@ class FlowSwap:
 
 def _cuts_for(flow: Pipeline, manifest: Manifest) -> bool:
     """Return whether the windows of a flow are those that a version takes."""
-    return flow.window == manifest.window and (flow.form and flow.form.spec) == manifest.picture_spec
+    same_picture = flow.form is None or flow.form.spec == manifest.picture_spec
+    return flow.window == manifest.window and same_picture
 
 
 def chunk_seconds(reader: Reader) -> float:

@@ -18,6 +18,7 @@ from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ConfigError, EdgedError
 from edged.core.manifest import NO_DELEGATES, Manifest
 from edged.core.manifest_parts import Decision
+from edged.core.pictures import PictureForm
 from edged.core.postprocess import Postprocessor
 from edged.core.source_match import match_source
 from edged.core.tables import Problem, Tables
@@ -78,6 +79,12 @@ def decision_for(entry: PipelineEntry, manifest: Manifest) -> Decision | None:
     return msgspec.structs.replace(own, **entry.decision)
 
 
+def picture_form(entry: PipelineEntry, manifest: Manifest) -> PictureForm | None:
+    """Return the pictures that a pipeline wants of a source of pictures; None for a model that takes none."""
+    spec = manifest.picture_spec
+    return None if spec is None else PictureForm(spec, entry.region, entry.mask)
+
+
 def check_models(config: Config, store: Store) -> tuple[Problem, ...]:
     """Return the problems of the configured models: damaged, or unfit for the source.
 
@@ -108,8 +115,13 @@ def _check_model(tables: Tables, config: Config, name: str, store: Store) -> Bun
 
 def _check_pipeline(tables: Tables, name: str, entry: PipelineEntry, source: SourceConfig, manifest: Manifest) -> None:
     place = ("pipelines", name)
+    info = source.describe()
+    for key in ("region", "mask"):
+        if not info.pictures and (*place, key) in tables.origins:
+            hint = "delete this key, or name another source"
+            tables.refuse((*place, key), f"the source {entry.source!r}", "a source of pictures", hint)
     try:
-        match_source(manifest.window, source.describe(), entry.source, entry.model)
+        match_source(manifest.window, info, entry.source, entry.model)
     except ConfigError as error:
         tables.blame(place, error, "a source that fits the model")
     try:

@@ -335,6 +335,9 @@ def _pipeline(tables: Tables, name: str) -> PipelineEntry | None:
     sources = tables.keys(("sources",))
     if entry.source not in sources:
         tables.refuse((*place, "source"), shown(entry.source), listed(sources), did_you_mean(entry.source, sources))
+    left, top, right, bottom = entry.region
+    if left >= right or top >= bottom:
+        tables.refuse((*place, "region"), shown([*entry.region]), "left below right, and top below bottom")
     sinks = {*tables.keys(("sinks",)), *IMPLICIT_SINKS}
     for index, sink in enumerate(entry.sinks):
         if sink not in sinks:

@@ -14,6 +14,7 @@ from edged.api import Backend, SinkConfig, SourceConfig
 from edged.backends.delegates import DelegateOptions
 from edged.core.acceleration import Rules
 from edged.core.manifest_parts import Version
+from edged.core.pictures import WHOLE, Mask, Region
 from edged.core.source_health import Supervision
 from edged.core.tables import TablePath
 from edged.core.types import MAX_URL
@@ -162,6 +163,10 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
         model: Name of the model; it needs no table [models.X].
         sinks: Names of tables [sinks.X]. "mqtt" and "stdout" need no table.
         decision: Table [pipelines.X.decision]: fields of the manifest's `decision` that are replaced here.
+        region: With a source of pictures, the part of each picture for the model, as fractions of width and height:
+            left, top, right and bottom, for example [0.5, 0.0, 1.0, 1.0] for the right half.
+        mask: With a source of pictures, polygons to be painted over before the model sees the picture, each a list of
+            at least three points, as fractions of width and height: [[[0.0, 0.0], [0.2, 0.0], [0.0, 0.3]]].
         queue (windows): Most windows that wait for a model which has not kept up for 5 s; the oldest are dropped. For a
             model that keeps up, all windows wait.
         durability: Place of results that wait for the broker. "memory": in memory, lost with a restart; "spill": in
@@ -181,6 +186,8 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
     model: EntryName
     sinks: Annotated[tuple[EntryName, ...], Meta(max_length=16)] = ("mqtt",)
     decision: dict[str, Any] = {}
+    region: Region = WHOLE
+    mask: Mask = ()
     queue: Annotated[int, Meta(ge=1, le=1000)] = 4
     durability: Durability = "spill"
     drop: Drop = "oldest"

@@ -37,6 +37,10 @@ class DeviceError(EdgedError):
     """Hardware is missing, gone or misbehaving."""
 
 
+class PictureError(DeviceError):
+    """A picture of a source cannot be decoded; others can."""
+
+
 class StoreError(EdgedError):
     """The disk refused."""
 

@@ -6,6 +6,7 @@ so that a state is reported once and its duration shows; changing figures are in
 
 from collections import deque
 from itertools import pairwise
+from math import inf
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -20,6 +21,15 @@ STABLE = 10.0
 
 STALLED = "stalled"
 """Beginning of the reason of an open but silent source."""
+
+DROPPED = "older pictures dropped"
+"""Reason by which a source of pictures counts those it drops to hold a rate. They are no garbage."""
+
+UNREADABLE = "unreadable pictures"
+"""Reason by which pictures count that cannot be decoded."""
+
+UNREADABLE_IN_A_ROW = 3
+"""Number of unreadable pictures in a row that make a source of pictures unfit."""
 
 _PERIOD = 10.0
 _MARKS = 10
@@ -76,13 +86,24 @@ class SourceHealth:
 
     Shares and the measured rate cover the last 10 s, or the last 50 samples of a slow source. A busy board reads late,
     and then much at once: rates are computed from the source's times of arrival, and a rate is a fault only if both
-    the median and the overall rate are off.
+    the median and the overall rate are off. An `eventful` source is never silent, unless the options say so.
     """
 
-    def __init__(self, supervision: Supervision, rate: float | None, now: float) -> None:
+    def __init__(
+        self,
+        supervision: Supervision,
+        rate: float | None,
+        now: float,
+        *,
+        eventful: bool = False,
+        pictures: bool = False,
+    ) -> None:
         self._supervision = supervision
         self._rate = rate
-        self._stall_after = supervision.stall_after or (max(2.0, 20 / rate) if rate else _SILENCE)
+        self._eventful = eventful
+        self._pictures = pictures
+        usual = inf if eventful else max(2.0, 20 / rate) if rate else _SILENCE
+        self._stall_after = supervision.stall_after or usual
         self._period = max(_PERIOD, 50 / rate) if rate else _PERIOD
         self._opened = now
         self._heard: float | None = None
@@ -141,7 +162,9 @@ class SourceHealth:
             return HealthVerdict(
                 "degraded",
                 f"{STALLED}: only garbage arrives" if stalled else "mostly garbage",
-                "check the format, and a port's baud and wiring; see rejected input in `edgectl sources`",
+                "check the camera and its connection; see rejected input in `edgectl sources`"
+                if self._pictures
+                else "check the format, and a port's baud and wiring; see rejected input in `edgectl sources`",
             )
         if stalled:
             return HealthVerdict(
@@ -150,13 +173,9 @@ class SourceHealth:
                 "check the sensor's power and cable; for a slow sensor, set supervision.stall_after",
             )
         if self._heard is None:
-            return HealthVerdict("starting")
+            return HealthVerdict("running" if self._eventful else "starting")
         if self._supervision.flat_after and now - self._changed >= self._supervision.flat_after:
-            return HealthVerdict(
-                "degraded",
-                f"flat-lined: identical samples for {self._supervision.flat_after:g} s",
-                "check the sensor; for a constant sensor, set supervision.flat_after = 0",
-            )
+            return self._flat(self._supervision.flat_after)
         if self._lossy():
             return HealthVerdict(
                 "degraded",
@@ -165,6 +184,19 @@ class SourceHealth:
                 "supervision.loss_tolerance",
             )
         return self._drift() or HealthVerdict("running")
+
+    def _flat(self, seconds: float) -> HealthVerdict:
+        if self._pictures:
+            return HealthVerdict(
+                "degraded",
+                f"frozen: identical pictures for {seconds:g} s",
+                "restart the camera; for a picture that may stay the same, set supervision.flat_after = 0",
+            )
+        return HealthVerdict(
+            "degraded",
+            f"flat-lined: identical samples for {seconds:g} s",
+            "check the sensor; for a constant sensor, set supervision.flat_after = 0",
+        )
 
     def _garbage(self, stalled: bool) -> bool:
         if stalled:

@@ -23,7 +23,8 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     name the columns of a sample that is a row of channels; empty means unstated. `rate` is in samples per second; None
     if only the sensor knows. `pace` is the number of samples that arrive per second, if a recording is played faster or
     slower than `rate`. A `patient` source can wait while the pipeline catches up (a recording played as fast as
-    possible); physics cannot. A source of `pictures` has no shape: pictures may have any size.
+    possible); physics cannot. A source of `pictures` has no shape: pictures may have any size. Samples of an
+    `eventful` source arrive when something happens, and silence is no fault.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +34,7 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     pace: float | None = None
     patient: bool = False
     pictures: bool = False
+    eventful: bool = False
 
 
 class DrawnBox(NamedTuple):
@@ -62,7 +64,8 @@ class Picture(Protocol):
         The same form is computed once. For the thread that reads the source.
 
         Raises:
-            DeviceError: the picture cannot be decoded.
+            PictureError: the picture cannot be decoded.
+            DeviceError: Pillow is not installed.
         """
 
     def placement(self, form: PictureForm) -> Placement:
@@ -72,7 +75,8 @@ class Picture(Protocol):
         """Return the picture as a JPEG with boxes drawn, scaled down to `max_width` pixels unless 0. For any thread.
 
         Raises:
-            DeviceError: the picture cannot be decoded, or Pillow is not installed.
+            PictureError: the picture cannot be decoded.
+            DeviceError: Pillow is not installed.
         """
 
 

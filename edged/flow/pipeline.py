@@ -67,7 +67,7 @@ _BEHIND_HINT = (
 class Pipeline:
     """Windows of a source through a model to sinks.
 
-    `window` is the window specification, and `form` the form of pictures, for a model of pictures; after `stopped` the
+    `window` is the window specification, and `form` the form of pictures, for a source of pictures; after `stopped` the
     pipeline takes no more chunks. `push` belongs to the reader's thread, counters and latencies to the thread that has
     the turn; `sinks` may be replaced whole at any time, and so may `in_place`, which allows windows to be served on the
     reader's thread, and `shared`, a worker for windows of several pipelines. A prediction becomes the `last` and is
@@ -99,7 +99,8 @@ class Pipeline:
         self.status = status
         self.slot = Slot()
         self.sinks: tuple[PredictionSink, ...] = tuple(sinks)
-        self.mailbox = Mailbox(capacity, ROOM_BYTES // (_fresh_bytes(spec) + _OVERHEAD_BYTES), patient=patient)
+        room = 0 if form else ROOM_BYTES // (_fresh_bytes(spec) + _OVERHEAD_BYTES)  # a late picture is worth little
+        self.mailbox = Mailbox(capacity, room, patient=patient)
         self.in_place = False
         self.shared: SharedWorker | None = None
         self.stopped = False
@@ -131,7 +132,7 @@ class Pipeline:
         now = self._clock()
         if self.mailbox.make_room(now, serving=self.slot.current is not None):
             self._set_status(now)
-        self._since_window += 1 if chunk.picture else len(chunk.samples)
+        self._since_window += len(chunk.samples)
         for window in self._windower.cut(chunk, self._rate()):
             self.windows += 1
             self._since_window = 0

@@ -17,8 +17,21 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Protocol
 
 from edged.api import Chunk, DeviceError, EdgedError, Obstacle, Source, SourceConfig
+from edged.core.errors import PictureError
 from edged.core.health import Status
-from edged.core.source_health import STALLED, Backoff, FlatLine, HealthVerdict, SourceHealth, Supervision, failure
+from edged.core.pictures import PictureForm
+from edged.core.source_health import (
+    DROPPED,
+    STALLED,
+    UNREADABLE,
+    UNREADABLE_IN_A_ROW,
+    Backoff,
+    FlatLine,
+    HealthVerdict,
+    SourceHealth,
+    Supervision,
+    failure,
+)
 from edged.core.types import MAX_SHOWN
 
 if TYPE_CHECKING:  # a source with one pipeline needs none
@@ -39,6 +52,7 @@ class ChunkConsumer(Protocol):
     """Consumer of a source's chunks: a pipeline."""
 
     name: str
+    form: PictureForm | None
 
     def push(self, chunk: Chunk) -> None:
         """Take a chunk, whose samples are valid during the call only."""
@@ -83,6 +97,9 @@ class Reader:
         self._asked: float | None = None
         self._fed: tuple[float, ChunkConsumer] | None = None
         self._obstacle: Obstacle | None = None
+        self._unreadable = 0
+        self._unreadable_in_a_row = 0
+        self._unreadable_why: Obstacle | None = None
         self._config = config
         self._clock = clock
         self._supervision = supervision
@@ -181,9 +198,16 @@ class Reader:
 
     def _serve(self, source: Source) -> None:
         expected = None if self.info.patient else self.info.pace or self.info.rate
-        health = SourceHealth(self._supervision, expected, self._clock())
+        health = SourceHealth(
+            self._supervision,
+            expected,
+            self._clock(),
+            eventful=self.info.eventful,
+            pictures=self.info.pictures,
+        )
         flat_line = FlatLine()
         before = Counter(self.faults)
+        self._unreadable = 0
         reopened = self.samples > 0
         silent = True
         judge_at = 0.0
@@ -192,14 +216,16 @@ class Reader:
                 self._asked = asked = self._clock()
                 chunk = source.read(READ_TIMEOUT)
                 self._asked, now = None, self._clock()
-                faults = sum(source.faults.values())
+                if chunk is not None:
+                    self._check(chunk)
+                    chunk = chunk if self._is_readable(chunk) else None
+                faults = sum(source.faults.values()) - source.faults.get(DROPPED, 0) + self._unreadable
                 if chunk is None:
                     now = min(now, asked + READ_TIMEOUT)  # later input is unread, since the process was held up
                     health.observe(0, 0, faults, False, now)
                     if self.shared is not None:
                         self.shared.relieve()
                 else:
-                    self._check(chunk)
                     flat = flat_line.same(chunk.samples)
                     health.observe(len(chunk.samples), chunk.lost, faults, flat, now, chunk.time)
                     if failure(self.name, self.status.health):  # pipelines wait for the recovery
@@ -228,6 +254,24 @@ class Reader:
                 hint="the plug-in is broken: report this to the author",
             )
 
+    def _is_readable(self, chunk: Chunk) -> bool:
+        """Fit a picture for the feeds, and return False if it cannot be decoded. Chunks of samples are readable."""
+        if chunk.picture is None:
+            return True
+        try:
+            for feed in self.feeds:
+                if feed.form is not None:
+                    chunk.picture.fitted(feed.form)
+        except PictureError as error:
+            self._unreadable += 1
+            self._unreadable_in_a_row += 1
+            self._unreadable_why = self._unreadable_why or Obstacle(error.message, error.hint)
+            self.refused = error.message[:MAX_SHOWN]
+            return False
+        self._unreadable_in_a_row = 0
+        self._unreadable_why = None
+        return True
+
     def _deliver(self, chunk: Chunk, now: float) -> None:
         self.samples += len(chunk.samples)
         self.lost += chunk.lost
@@ -243,13 +287,15 @@ class Reader:
             self._fed = None
 
     def _count(self, before: Counter[str], source: Source) -> None:
-        self.faults = dict(before + Counter(source.faults))
+        self.faults = dict(before + Counter(source.faults) + Counter({UNREADABLE: self._unreadable}))
         self.refused = str(getattr(source, "refused", ""))[:MAX_SHOWN] or self.refused
 
     def _judge(self, health: SourceHealth, source: Source, now: float) -> None:
         self.measured_rate = health.measured_rate
         verdict = health.verdict(now)
         obstacle = getattr(source, "obstacle", None) if health.silent(now) else None
+        if self._unreadable_in_a_row >= UNREADABLE_IN_A_ROW:
+            obstacle = self._unreadable_why
         self._obstacle = obstacle and (self._obstacle or obstacle)  # the first, since its number would change
         if self._obstacle:
             verdict = HealthVerdict("degraded", f"{STALLED}: {self._obstacle.reason}", self._obstacle.hint)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.core.errors import DeviceError
+from edged.core.errors import DeviceError, PictureError
 from edged.core.pictures import PictureForm, Placement, place, scaling
 from edged.core.types import DrawnBox
 from edged.pictures.drawing import jpeg_of
@@ -75,27 +75,27 @@ class EncodedPicture:
 
     @property
     def width(self) -> int:
-        """Return the width of the upright picture. Raises DeviceError."""
+        """Return the width of the upright picture. Raises PictureError."""
         return self._head.width
 
     @property
     def height(self) -> int:
-        """Return the height of the upright picture. Raises DeviceError."""
+        """Return the height of the upright picture. Raises PictureError."""
         return self._head.height
 
     def fitted(self, form: PictureForm) -> NDArray[np.uint8]:
-        """Return the pixels in a form, decoded when first wanted. Raises DeviceError."""
+        """Return the pixels in a form, decoded when first wanted. Raises PictureError."""
         found = self._fitted.get(form)
         if found is None:
             found = self._fitted[form] = self._fit(form)
         return found
 
     def placement(self, form: PictureForm) -> Placement:
-        """Return the place of a form in this picture. Raises DeviceError."""
+        """Return the place of a form in this picture. Raises PictureError."""
         return place(form, self.width, self.height)
 
     def jpeg(self, boxes: Sequence[DrawnBox] = (), max_width: int = 0) -> bytes:
-        """Return the picture as a JPEG; the bytes as received, if no change is needed. Raises DeviceError."""
+        """Return the picture as a JPEG; the bytes as received, if no change is needed. Raises PictureError."""
         head = self._head
         width = min(max_width or head.width, head.width)
         if not boxes and width == head.width and head.is_plain_jpeg:
@@ -142,13 +142,13 @@ class EncodedPicture:
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Make any exception of Pillow a DeviceError: a broken picture may raise many kinds."""
+    """Make any exception of Pillow a PictureError: a broken picture may raise many kinds."""
     try:
         yield
     except DeviceError:
         raise
     except Exception as error:
-        raise DeviceError(
+        raise PictureError(
             f"{UNREADABLE}: {error}"[:200], hint="check that the camera or the program sends whole pictures"
         ) from error
 
@@ -159,7 +159,7 @@ def _opened(data: bytes) -> Image.Image:
     from PIL import Image
 
     if len(data) > MAX_BYTES:
-        raise DeviceError(
+        raise PictureError(
             f"a picture has {len(data) >> 20} MiB, and {MAX_BYTES >> 20} are allowed",
             hint="have the camera or the program send smaller pictures",
         )
@@ -174,8 +174,8 @@ def _opened(data: bytes) -> Image.Image:
     return image
 
 
-def _too_large(size: str) -> DeviceError:
-    return DeviceError(
+def _too_large(size: str) -> PictureError:
+    return PictureError(
         f"a picture has too many pixels ({size}): {MAX_PIXELS // 1_000_000} megapixels are allowed, and "
         f"{MAX_DECODED // 1_000_000} if it is not a baseline JPEG to be decoded at a smaller scale",
         hint="have the camera or the program send smaller pictures",

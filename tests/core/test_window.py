@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from edged.core.errors import DeviceError
 from edged.core.manifest import Channel, WindowSpec
+from edged.core.pictures import PictureForm, PictureSpec, Placement, place
+from edged.core.types import Chunk
 from edged.core.window import Windower
 
 
@@ -184,3 +186,39 @@ def test_a_stream_that_goes_on_from_another_goes_on_counting():
     seqs = [window.seq for window in windower.push(np.zeros((3, 1), np.float32), 0.0)]
     assert seqs == [7, 8, 9]
     assert windower.next_seq == 10
+
+
+class Painted:
+    """Picture of one brightness."""
+
+    width, height = 640, 480
+
+    def fitted(self, form):
+        return np.full(form.spec.shape, 9, np.uint8)
+
+    def placement(self, form):
+        return place(form, self.width, self.height)
+
+
+def test_a_window_of_a_picture_has_the_picture_and_the_place_in_it():
+    spec = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
+    windower = Windower(spec, None, form=PictureForm(PictureSpec(width=4, height=2)))
+    picture = Painted()
+    (window,) = windower.cut(Chunk(np.zeros((1, 99), np.uint8), 5.0, picture=picture))
+    assert window.samples.tolist() == np.full((1, 2, 4, 3), 9).tolist()
+    assert (window.seq, window.time, window.picture) == (0, 5.0, picture)
+    assert window.placement == Placement(640, 480, 0.0, 0.0, 160.0, 240.0)
+
+
+def test_a_gray_picture_fits_samples_without_an_axis_of_channels():
+    spec = WindowSpec(length=1, hop=1, sample_shape=(2, 4), dtype="uint8")
+    windower = Windower(spec, None, form=PictureForm(PictureSpec(width=4, height=2, colour="gray")))
+    (window,) = windower.cut(Chunk(np.zeros((1, 99), np.uint8), 5.0, picture=Painted()))
+    assert window.samples.shape == (1, 2, 4)
+
+
+def test_a_hop_takes_some_pictures_only():
+    spec = WindowSpec(length=1, hop=3, sample_shape=(2, 4, 3), dtype="uint8")
+    windower = Windower(spec, None, form=PictureForm(PictureSpec(width=4, height=2)))
+    chunks = [Chunk(np.zeros((1, 9), np.uint8), float(time), picture=Painted()) for time in range(7)]
+    assert [window.time for chunk in chunks for window in windower.cut(chunk)] == [0.0, 3.0, 6.0]
