@@ -19,6 +19,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "sources": {
         "serial": "edged.sources.serial:SerialSource",
         "replay": "edged.sources.replay:ReplaySource",
+        "images": "edged.sources.images:ImagesSource",
         "synthetic": "edged.sources.synthetic:SyntheticSource",
     },
     "backends": {

@@ -112,7 +112,7 @@ class SourceEntry(Table, frozen=True, kw_only=True):
     """Options of [sources.X], common to all kinds of sources.
 
     Keys:
-        kind: Kind of source: "serial", "replay", "synthetic" or the name of a plug-in.
+        kind: Kind of source: "serial", "replay", "images", "synthetic" or the name of a plug-in.
         supervision: Table [sources.X.supervision].
     """
 

@@ -1,5 +1,7 @@
 """Tests of every source: derive a class from `SourceContract` and override the fixture `config`.
 
+A source of pictures derives from `PictureSourceContract`.
+
 A source without a real device needs a fake device: start the fake in the fixture `config` before the `yield`, and stop
 the fake afterwards. The device must deliver at least ten samples without faults, for as long as the test reads.
 """
@@ -9,14 +11,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from edged.api import Chunk, Source, SourceConfig
 from edged.core import device_requirements
+from edged.core.pictures import PictureForm, PictureSpec, place
 
 DEADLINE_SECONDS = 120.0
 
@@ -92,6 +97,48 @@ class SourceContract:
             assert chunks(source, samples=1)
             source.close()
             source.close()
+
+
+class PictureSourceContract(SourceContract):
+    """Contract of a source of pictures: see `SourceContract`. The device must deliver pictures of changing content."""
+
+    FORM = PictureForm(PictureSpec(width=8, height=6, filter="nearest"))
+
+    def test_the_description_is_sound_and_stays_the_same(self, config: SourceConfig) -> None:
+        info = config.describe()
+        assert info.pictures
+        assert (info.shape, info.channels, info.units) == ((), (), ())
+        assert info.rate is None or info.rate > 0
+        assert config.describe() == info
+
+    def test_chunks_match_the_description(self, config: SourceConfig, source: Source) -> None:
+        for chunk in chunks(source, samples=10):
+            assert chunk.picture is not None
+            assert chunk.samples.dtype == np.uint8
+            assert chunk.samples.shape == (1, chunk.samples.size)
+
+    def test_pictures_are_fitted_to_models(self, source: Source) -> None:
+        for chunk in chunks(source, samples=3):
+            picture = chunk.picture
+            assert picture is not None
+            pixels = picture.fitted(self.FORM)
+            assert pixels is picture.fitted(self.FORM)
+            assert pixels.shape == (6, 8, 3)
+            assert pixels.dtype == np.uint8
+            assert picture.placement(self.FORM) == place(self.FORM, picture.width, picture.height)
+
+    def test_pictures_stay_as_they_are_after_the_next_read(self, source: Source) -> None:
+        first, _ = chunks(source, samples=2)[:2]
+        assert first.picture is not None
+        before = first.picture.jpeg()
+        chunks(source, samples=2)
+        assert first.picture.jpeg() == before
+
+    def test_pictures_are_shown_as_jpegs(self, source: Source) -> None:
+        (chunk, *_) = chunks(source, samples=1)
+        assert chunk.picture is not None
+        with Image.open(BytesIO(chunk.picture.jpeg(max_width=16))) as shown:
+            assert (shown.format, shown.width) == ("JPEG", min(16, chunk.picture.width))
 
 
 def chunks(source: Source, samples: int) -> list[Chunk]:
