@@ -16,6 +16,7 @@ MEASURES = (
     "added_cpu",
     "data_path",
     "stages",
+    "detection",
     "throughput",
     "latency",
     "system_calls",

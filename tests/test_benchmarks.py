@@ -11,6 +11,7 @@ import pytest
 from benchmarks import (
     added_cpu,
     data_path,
+    detection,
     idle,
     imports,
     isolation,
@@ -58,6 +59,17 @@ def test_cpu_is_added_by_both():
     assert {name: len(values) for name, values in whole.variants.items()} == {"bare": 2, "script": 2, "edged": 2}
     assert list(added.variants) == ["script", "edged"]
     assert [target.limit for target in added.targets] == [45]
+
+
+def test_every_decoder_of_detections_is_measured():
+    results = detection.measure(rounds=1, runs=1)
+    assert [figure.name for figure in results if figure.targets] == [detection.SSD, detection.YOLO]
+    assert len(results) == 4
+    assert set(results[2].variants) == {
+        f"{decoder}, {dtype}"
+        for decoder in ("yolov8, boxes last", "yolov8, boxes first", "yolov5")
+        for dtype in ("float32", "int8")
+    }
 
 
 def test_throughput_counts_inferences_or_says_which_model_is_missing():

@@ -172,7 +172,7 @@ def _presences(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
         place = pipeline.name if len(pipeline.zones) == 1 else f"{pipeline.name} {zone}"
         if many:
             present, counts = f"said.present[{zone!r}]", f"said.counts[{zone!r}]"
-            found[f"labels_{zone}"] = _listing(place, decision, f"{present} | join(', ') | truncate(255) or 'nothing'")
+            found[f"labels_{zone}"] = _listing(place, decision, f"{present} | join(', ') | truncate(250) or 'nothing'")
             found[f"count_{zone}"] = _number(f"{place} count", decision, f"{counts}.values() | sum")
             continue
         for label in pipeline.labels:
@@ -183,7 +183,7 @@ def _presences(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
                 "name": f"{place} {label}",
                 "device_class": "occupancy",
                 "state_topic": decision,
-                "value_template": _known(f"'ON' if {word} in said.present[{zone!r}] else 'OFF'"),
+                "value_template": _known(f"('ON' if {word} in said.present[{zone!r}] else 'OFF')"),
             }
             number = f"said.counts[{zone!r}][{word}] | default(0)"
             found[f"{name}_count"] = _number(f"{place} {label} count", decision, number)

@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 from edged.core.errors import ControlError, some
 
 MAX_LABEL = 200
+MAX_CLASSES = 100_000
 
 GAP = "???"
 """Mark of a number without a label in a label map, as in TensorFlow's. A label map may hold several."""
@@ -99,6 +100,19 @@ def read(data: bytes, file: str, scores: int) -> LabelFile:
     if gaps:
         note += f"; missing labels, named class_N: {gaps}"
     return LabelFile(tuple(found[index].text if index in found else f"class_{index}" for index in range(scores)), note)
+
+
+def read_map(data: bytes, file: str) -> tuple[str, ...]:
+    """Return the labels in the bytes of a label map: a label per line, or lines of index and label with `GAP` between.
+
+    Raises:
+        ControlError: the file is no label file; the message names the file and the line.
+    """
+    lines = _lines(data, file)
+    if not all(_INDEXED.fullmatch(line.text) for line in lines):
+        return tuple(line.text for line in lines)
+    found = _by_index([_split(line) for line in lines], file, MAX_CLASSES)
+    return tuple(found[index].text if index in found else GAP for index in range(max(found) + 1))
 
 
 def _refuse(file: str, line: _Line, problem: str, hint: str) -> NoReturn:

@@ -95,6 +95,8 @@ def _with_output_shapes(model: Path, structure: TfliteFile) -> TfliteFile:
 def _labels(file: Path | None, structure: TfliteFile) -> tuple[str, ...]:
     if file is None:
         return ()
+    if structure.detection_outputs:
+        return labels.mapped(labels.read_map(read_labels(file), str(file)))
     found = labels.read(read_labels(file), str(file), prod(structure.outputs[0].shape) if structure.outputs else 0)
     unique = labels.numbered(found.labels)
     for text in filter(None, (found.note, labels.renamed(found.labels, unique))):

@@ -636,10 +636,12 @@ def _labels(file: Path | None, fields: ManifestPart, said: ManifestPart, runner:
     detects = post.get("kind") == "detection"
     has_labels = "labels" in said or detects or post.get("kind") == "classification"
     given: Sequence[str] = fields.get("labels", []) if has_labels else []
-    if file is not None:
+    if file is not None and detects:
+        given = labels.read_map(read_labels(file), str(file))
+    elif file is not None:
         output = post.get("output", 0)
         scores = 0
-        if isinstance(output, int) and output in range(len(runner.outputs)) and not detects:
+        if isinstance(output, int) and output in range(len(runner.outputs)):
             scores = prod(runner.outputs[output].shape)
         given, note = labels.read(read_labels(file), str(file), scores)
         if note:

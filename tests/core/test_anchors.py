@@ -4,6 +4,7 @@ import pytest
 from edged.core import anchors
 from edged.core.detection_decoders import anchor_boxes
 from edged.core.detection_spec import AnchorGrid, AnchorTable, grid_layers
+from tests.real_models import real_model
 
 FACE = AnchorGrid(
     strides=(8, 16, 16, 16),
@@ -49,3 +50,14 @@ def test_a_picture_that_is_no_square_has_more_columns_than_rows() -> None:
 def test_anchors_of_a_table_may_be_in_corners() -> None:
     table = AnchorTable(rows=((0.25, 0.0, 0.75, 0.5),), order="yxyx")
     assert anchor_boxes(table, 100, 100).tolist() == [[0.25, 0.5, 0.5, 0.5]]
+
+
+def test_the_anchors_of_a_real_model_are_those_of_its_parameters() -> None:
+    """The op of the model holds its anchors, quantised."""
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    model = interpreter.Interpreter(str(real_model("coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite")))
+    model.allocate_tensors()
+    (held,) = [each for each in model.get_tensor_details() if each["name"] == "anchors"]
+    scale, zero_point = held["quantization"]
+    real = (model.get_tensor(held["index"]).astype(np.float32) - zero_point) * scale
+    assert np.abs(real - anchors.generate(grid_layers(SSD), 300, 300)).max() <= scale

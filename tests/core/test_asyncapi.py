@@ -17,6 +17,7 @@ DESCRIPTION = Description(
         PipelineOutput("motion", "classification", labels=("walking", "resting")),
         PipelineOutput("tank", "regression", values=(Value("level", "m"),)),
         PipelineOutput("pump", "anomaly"),
+        PipelineOutput("gate", "detection", labels=("person", "car"), zones=("door", "street")),
         PipelineOutput("broken", "unknown"),
     ),
     sources=("imu",),
@@ -55,7 +56,7 @@ def test_every_topic_is_a_channel() -> None:
         "edged/board/models/gait/accelerator",
         "edged/board/models/tank/state",
         "edged/board/models/tank/update",
-        *(f"edged/board/pipelines/{name}/{leaf}" for name in ("motion", "tank", "pump", "broken")
+        *(f"edged/board/pipelines/{name}/{leaf}" for name in ("motion", "tank", "pump", "gate", "broken")
           for leaf in ("state", "result", "decision")),
     }  # fmt: skip
 
@@ -64,7 +65,7 @@ def test_only_results_are_not_retained() -> None:
     operations = document(DESCRIPTION)["operations"]
     fleeting = {name for name, operation in operations.items() if not operation["bindings"]["mqtt"]["retain"]}
 
-    assert fleeting == {f"send_result_{name}" for name in ("motion", "tank", "pump", "broken")}
+    assert fleeting == {f"send_result_{name}" for name in ("motion", "tank", "pump", "gate", "broken")}
 
 
 def test_what_goes_to_no_broker_has_no_channel() -> None:
@@ -108,3 +109,14 @@ def test_the_schemas_are_those_of_the_records() -> None:
 def test_the_broker_is_a_server_if_there_is_one() -> None:
     assert document(DESCRIPTION)["servers"] == {"broker": {"host": "broker:8883", "protocol": "secure-mqtt"}}
     assert "servers" not in document(Description(topics=Topics("edged", "board"), version="1.0"))
+
+
+def test_a_detection_has_members_for_each_zone() -> None:
+    channels = document(DESCRIPTION)["channels"]
+    base, narrowed = channels["result_gate"]["messages"]["message"]["payload"]["allOf"]
+
+    assert base == {"$ref": "#/components/schemas/DetectionResult"}
+    present, counts = narrowed["properties"]["present"], narrowed["properties"]["counts"]
+    assert present["required"] == counts["required"] == ["door", "street"]
+    assert present["properties"]["door"] == {"type": "array", "items": {"enum": ["person", "car"]}}
+    assert set(counts["properties"]["street"]["properties"]) == {"person", "car"}

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from edged.core.description import PipelineOutput, Value, pipeline_output
+from edged.core.detection_spec import DetectObjects, ObjectDecision, SsdPostprocess
 from edged.core.manifest import Classify, DetectAnomaly, File, Input, Manifest, Regress, WindowSpec
 from edged.core.manifest_parts import Decision
 from edged.core.types import TensorSpec
@@ -32,6 +33,13 @@ def manifest(postprocess: Any, labels: tuple[str, ...] = ()) -> Manifest:
             PipelineOutput("p", "regression", values=(Value("level", "m"), Value("flow", ""))),
         ),
         (manifest(DetectAnomaly(decision=Decision(threshold=1.0))), PipelineOutput("p", "anomaly")),
+        (
+            manifest(
+                DetectObjects(decoder=SsdPostprocess(), decision=ObjectDecision(threshold=0.5, background=("b",))),
+                ("a", "???", "b"),
+            ),
+            PipelineOutput("p", "detection", labels=("a",), zones=("picture",)),
+        ),
         (None, PipelineOutput("p", "unknown")),
     ],
 )

@@ -110,6 +110,42 @@ def test_an_anomaly_has_a_problem_and_a_score() -> None:
     assert components["pipeline_pump_score"]["p"] == "sensor"
 
 
+def test_a_detection_has_a_presence_and_a_count_for_each_zone_and_label() -> None:
+    gate = PipelineOutput("gate", "detection", labels=("person", "traffic light"), zones=("door", "street"))
+    components = discovery.components(describe(gate))
+
+    assert {name for name in components if name.startswith("pipeline_gate")} == {
+        "pipeline_gate_problem",
+        *(f"pipeline_gate_{zone}_{label}{end}" for zone in ("door", "street") for label in ("person", "traffic_light")
+          for end in ("", "_count")),
+    }  # fmt: skip
+    present = components["pipeline_gate_door_traffic_light"]
+    assert (present["p"], present["device_class"], present["name"]) == (
+        "binary_sensor",
+        "occupancy",
+        "gate door traffic light",
+    )
+
+
+def test_of_many_labels_a_detection_has_a_list_for_each_zone() -> None:
+    many = tuple(f"label {number}" for number in range(80))
+    components = discovery.components(describe(PipelineOutput("gate", "detection", labels=many, zones=("picture",))))
+
+    assert {name for name in components if name.startswith("pipeline_gate")} == {
+        "pipeline_gate_problem",
+        "pipeline_gate_labels_picture",
+        "pipeline_gate_count_picture",
+    }
+
+
+def test_labels_that_differ_by_a_sign_are_two_entities() -> None:
+    gate = PipelineOutput("gate", "detection", labels=("a b", "a'b", "\U0001f600"), zones=("picture",))
+    components = discovery.components(describe(gate))
+
+    names = [each["name"] for name, each in components.items() if each["p"] == "binary_sensor" and "a" in name]
+    assert {"gate a b", "gate a'b", "gate \U0001f600"} <= set(names)
+
+
 def test_a_model_with_an_accelerator_has_a_problem_sensor_for_it() -> None:
     gait = Description(topics=Topics("edged", "board"), version="1.0", models=("gait", "tank"), accelerated=("gait",))
     components = discovery.components(gait)
@@ -186,3 +222,42 @@ def test_a_value_of_any_name_is_shown_and_is_unknown_while_nothing_is_decided(na
     assert home.states[f"pipeline_tank_value_{name}"] == "unknown"
     home.hear("edged/board/availability", b"stopped")
     assert home.states[f"pipeline_tank_value_{name}"] == "unavailable"
+
+
+@pytest.mark.parametrize("label", ["person", "traffic light", "a'b\\\"c", "}} %}", "Tür", "\U0001f600"])
+def test_home_assistant_shows_presence_and_count_of_any_label(label: str) -> None:
+    gate = PipelineOutput("gate", "detection", labels=(label,), zones=("door",), source="imu")
+    home = HomeAssistant()
+    home.hear(
+        discovery.topic("homeassistant", "board"), json.dumps(discovery.announcement(describe(gate), {})).encode()
+    )
+    for topic in ("pipelines/gate/state", "sources/imu/state"):
+        home.hear(f"edged/board/{topic}", b'{"state": "running"}')
+    home.hear("edged/board/availability", b"online")
+    (present,) = [name for name in home.states if name.startswith("pipeline_gate_door") and "_count" not in name]
+    for found, count in (([label], 2), ([], 0)):
+        counts = {"door": {label: count} if count else {}}
+        decision = {"present": {"door": found}, "counts": counts}
+        home.hear("edged/board/pipelines/gate/decision", json.dumps(decision).encode())
+        assert home.states[present] == ("on" if found else "off")
+        assert home.states[f"{present}_count"] == str(count)
+    home.hear("edged/board/pipelines/gate/decision", b"")
+    assert home.states[present] == home.states[f"{present}_count"] == "unknown"
+
+
+def test_home_assistant_shows_a_list_of_many_labels() -> None:
+    many = tuple(f"label {number}" for number in range(80))
+    gate = PipelineOutput("gate", "detection", labels=many, zones=("picture",), source="imu")
+    home = HomeAssistant()
+    home.hear(
+        discovery.topic("homeassistant", "board"), json.dumps(discovery.announcement(describe(gate), {})).encode()
+    )
+    for topic in ("pipelines/gate/state", "sources/imu/state"):
+        home.hear(f"edged/board/{topic}", b'{"state": "running"}')
+    home.hear("edged/board/availability", b"online")
+    said = {"present": {"picture": ["label 1", "label 7"]}, "counts": {"picture": {"label 1": 2, "label 7": 1}}}
+    home.hear("edged/board/pipelines/gate/decision", json.dumps(said).encode())
+    assert home.states["pipeline_gate_labels_picture"] == "label 1, label 7"
+    assert home.states["pipeline_gate_count_picture"] == "3"
+    home.hear("edged/board/pipelines/gate/decision", b'{"present": {"picture": []}, "counts": {"picture": {}}}')
+    assert home.states["pipeline_gate_labels_picture"] == "nothing"

@@ -3,7 +3,7 @@
 import pytest
 
 from edged.core.errors import ControlError
-from edged.core.labels import numbered, read, renamed
+from edged.core.labels import mapped, numbered, read, read_map, renamed
 
 
 def labels(text, scores, file="labels.txt"):
@@ -96,3 +96,19 @@ def test_what_was_made_of_a_file_is_said():
         "x: numbers at the beginning of lines are taken as indices of the labels; missing labels, named class_N: 1"
     )
     assert read(b"id,name\n0,cat\n1,dog", "x", 2).note == "x: labels from column 'name', indices from column 'id'"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("person\n???\ncar\n", ("person", "???", "car")),
+        ("0 person\n2  car\n", ("person", "???", "car")),
+        ("1: person\n3: traffic light\n", ("???", "person", "???", "traffic light")),
+    ],
+)
+def test_a_label_map_may_have_gaps(text, labels):
+    assert read_map(text.encode(), "map.txt") == labels
+
+
+def test_gaps_stay_gaps_and_labels_become_unique():
+    assert mapped(("car", "", "???", "car")) == ("car", "???", "???", "car (2)")

@@ -12,6 +12,7 @@ from edged.core.record import (
     AcceleratorState,
     AnomalyResult,
     ClassificationResult,
+    DetectionResult,
     Recorder,
     RegressionResult,
     State,
@@ -19,7 +20,7 @@ from edged.core.record import (
     encode_acceleration,
     encode_state,
 )
-from edged.core.types import Anomaly, Classification, Outcome, Prediction, Regression, Score
+from edged.core.types import Anomaly, Classification, Detections, FoundObject, Outcome, Prediction, Regression, Score
 
 
 class Clock:
@@ -81,6 +82,30 @@ CASES: list[tuple[Outcome, type[Any], dict[str, Any]]] = [
         AnomalyResult,
         {"kind": "anomaly", "score": 0.5, "threshold": 0.125, "anomalous": True, "changed": True},
     ),
+    (
+        Detections(
+            (
+                FoundObject("cat", 0.7187654, (1.25, 2.04, 30.06, 40.0), ("door",), 3),
+                FoundObject("dog", 0.5, (0.0, 0.0, 9.0, 9.0)),
+            ),
+            {"door": {"cat": 1}, "street": {}},
+            {"door": ("cat",), "street": ()},
+            True,
+            (640, 480),
+        ),
+        DetectionResult,
+        {
+            "kind": "detection",
+            "objects": [
+                {"label": "cat", "score": 0.7188, "box": [1.2, 2.0, 30.1, 40.0], "zones": ["door"], "number": 3},
+                {"label": "dog", "score": 0.5, "box": [0.0, 0.0, 9.0, 9.0], "zones": []},
+            ],
+            "counts": {"door": {"cat": 1}, "street": {}},
+            "present": {"door": ["cat"], "street": []},
+            "changed": True,
+            "picture": [640, 480],
+        },
+    ),
 ]
 
 
@@ -94,7 +119,7 @@ def test_a_result_as_json(outcome: Outcome, record: type[Any], fields: dict[str,
 
     assert json.loads(encoded) == COMMON | fields
     assert msgspec.json.decode(encoded, type=record) == RECORDER.record(predict(outcome))
-    assert RECORDER.result(predict(outcome)) == COMMON | fields
+    assert json.loads(json.dumps(RECORDER.result(predict(outcome)))) == COMMON | fields
 
 
 @pytest.mark.parametrize("outcome", [case[0] for case in CASES])

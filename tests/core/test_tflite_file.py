@@ -219,3 +219,10 @@ def test_a_real_detection_model():
     model = inspect(real_model("automl_traffic_ssd_lstm.tflite").read_bytes())
     assert [tensor.shape for tensor in model.inputs] == [(1, 256, 256, 3), (1, 8, 8, 320), (1, 8, 8, 320)]
     assert model.custom_ops == ("TFLite_Detection_PostProcess",)
+
+
+def test_the_op_and_the_label_map_of_a_real_detector():
+    model = inspect(real_model("coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite").read_bytes())
+    assert model.detection_outputs == (0, 1, 2, 3)
+    assert model.output_metadata[1].value_labels[:2] == ("person", "bicycle")
+    assert inspect(FLOAT).detection_outputs == ()

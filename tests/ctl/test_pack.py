@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from edged.api import StoreError
+from edged.core.anchors import generate, layers
 from edged.core.manifest import Classify, Normalise, NoStep, Variant
 from edged.ctl.bundle_file import save
 from edged.ctl.main import main
@@ -650,3 +651,66 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_bundle(tmp_path):
     with pytest.raises(StoreError, match=r"pipe is not a regular file \(name a file\)"):
         save(pipe, [b"edgm"])
     assert pipe.is_fifo()
+
+
+COCO = "coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
+
+
+def test_objects_in_golden_pictures_are_held_to_known_labels(pack, tmp_path, capsys):
+    np.save(tmp_path / "windows.npy", np.stack([picture(name, 300)[None] for name in ("cat.bmp", "grace_hopper.bmp")]))
+    line = (real_model(COCO), "--version", "1", "--golden", tmp_path / "windows.npy", "--expect")
+    (tmp_path / "right.txt").write_text("cat\ntie, person\n")
+    bundle = pack(*line, tmp_path / "right.txt")
+    assert (bundle.manifest.labels[0], bundle.manifest.labels[11]) == ("person", "???")
+    (tmp_path / "wrong.txt").write_text("cat\nnothing\n")
+    complaint = pack(*line, tmp_path / "wrong.txt", code=4)
+    assert "the model says 'person,tie' of window 1, and " in complaint
+    (tmp_path / "strange.txt").write_text("cat\ngiraffes\n")
+    assert "line 2: the model has no label 'giraffes'" in pack(*line, tmp_path / "strange.txt", code=4)
+
+
+def test_labels_of_a_detector_may_come_in_a_file_with_gaps(pack, tmp_path):
+    labels = [f"thing {number}" for number in range(90)]
+    labels[11] = labels[12] = "???"
+    (tmp_path / "labels.txt").write_text("\n".join(labels))
+    bundle = pack(real_model(COCO), "--version", "1", "--labels", tmp_path / "labels.txt")
+    assert bundle.manifest.labels == tuple(labels)
+    assert bundle.manifest.postprocess.decision.threshold == 0.5
+
+
+def test_a_label_map_shorter_than_the_classes_is_found_by_the_golden_samples(pack, tmp_path):
+    np.save(tmp_path / "windows.npy", picture("cat.bmp", 300)[None, None])
+    (tmp_path / "labels.txt").write_text("person\nbicycle\n")
+    options = ("--version", "1", "--labels", tmp_path / "labels.txt", "--golden", tmp_path / "windows.npy")
+    complaint = pack(real_model(COCO), *options, code=4)
+    assert "and its label map has 2 classes" in complaint
+    assert "complete `labels` in the manifest, or correct `label_offset`" in complaint
+
+
+def test_a_file_of_anchors_is_packed_with_the_manifest(pack, tmp_path):
+    anchors = generate(layers((8, 16), 0.5, 0.5, (1.0,), interpolated=False, reduced=False, fixed_size=True), 128, 128)
+    np.save(
+        tmp_path / "anchors.npy", np.concatenate((anchors[:256].repeat(2, axis=0), anchors[256:].repeat(6, axis=0)))
+    )
+    decoder = {
+        "decoder": "ssd_anchors",
+        "order": "cxcywh",
+        "scales": [128, 128, 128, 128],
+        "exponential": False,
+        "anchors": {"from": "file", "file": "anchors.npy"},
+    }
+    said = part(
+        tmp_path,
+        labels=["face"],
+        window={"length": 1, "hop": 1, "sample_shape": [128, 128, 3], "dtype": "uint8"},
+        preprocess=[{"step": "normalise", "mean": [127.5], "std": [127.5]}],
+        postprocess={"kind": "detection", "decoder": decoder, "decision": {"threshold": 0.5}},
+    )
+    np.save(tmp_path / "windows.npy", picture("grace_hopper.bmp", 128)[None, None])
+    (tmp_path / "expected.txt").write_text("face\n")
+    line = ("--version", "1", "--manifest", said, "--golden", tmp_path / "windows.npy")
+    bundle = pack(real_model("face_detection_short_range.tflite"), *line, "--expect", tmp_path / "expected.txt")
+    assert set(bundle.manifest.files) == {"anchors.npy", "golden.npz", "model.tflite"}
+    assert len(bundle.manifest.postprocess.decoder.anchors.rows) == 896
+    (tmp_path / "anchors.npy").unlink()
+    assert "anchors.npy" in pack(real_model("face_detection_short_range.tflite"), *line, code=4)

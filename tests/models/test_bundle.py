@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edged.core.detection_spec import AnchorTable, DetectObjects, SsdPostprocess
 from edged.core.errors import BundleError, StoreError
 from edged.core.manifest import Channel, Classify, Normalise, NoStep
 from edged.core.preprocess import Preprocessor
@@ -347,3 +348,57 @@ def test_a_real_model_that_leaves_doubt_is_refused_with_the_part_to_fill_in(name
         derive(real_model(name))
     assert reason in refused.value.message
     assert part in refused.value.hint
+
+
+def test_a_real_detector_with_labels_says_all_by_itself():
+    manifest = derive(real_model("coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite")).manifest
+    detect = manifest.postprocess
+    assert isinstance(detect, DetectObjects)
+    assert detect.decoder == SsdPostprocess(boxes=0, classes=1, scores=2, count=3)
+    assert (manifest.labels[:2], manifest.labels[11], len(manifest.labels)) == (("person", "bicycle"), "???", 90)
+
+
+ANCHORS = np.array([[0.5, 0.5, 0.25, 0.25], [0.25, 0.25, 0.5, 0.5]], np.float32)
+
+
+def anchored(tmp_path, anchors):
+    """A bundle whose anchors are in a file: bytes, or an array."""
+    file = io.BytesIO()
+    np.save(file, anchors)
+    tensor = {"name": "x", "shape": [1, 2, 2, 1], "dtype": "uint8"}
+    return write_bundle(
+        tmp_path / "find",
+        files={"anchors.npy": anchors if isinstance(anchors, bytes) else file.getvalue()},
+        window={"length": 1, "hop": 1, "sample_shape": [2, 2, 1], "dtype": "uint8"},
+        inputs=[{"tensor": tensor}],
+        outputs=[
+            {"name": "boxes", "shape": [1, 2, 4], "dtype": "float32"},
+            {"name": "scores", "shape": [1, 2, 3], "dtype": "float32"},
+        ],
+        preprocess=[{"step": "none"}],
+        postprocess={
+            "kind": "detection",
+            "decoder": {"decoder": "ssd_anchors", "anchors": {"from": "file", "file": "anchors.npy"}},
+            "decision": {"threshold": 0.5},
+        },
+    )
+
+
+def test_anchors_come_from_a_file_of_the_bundle(tmp_path):
+    detect = open_folder(anchored(tmp_path, ANCHORS)).manifest.postprocess
+    assert detect.decoder.anchors == AnchorTable(rows=tuple(map(tuple, ANCHORS.tolist())))
+
+
+@pytest.mark.parametrize(
+    ("anchors", "reason"),
+    [
+        (ANCHORS[:1], "1 anchors do not fit the 2 boxes of the model"),
+        (ANCHORS[:, :3], r"float32 \[2, 3\], not finite floats of \[anchors, 4\]"),
+        (ANCHORS * np.nan, "anchors.npy cannot be read as anchors"),
+        (ANCHORS.astype(object), "anchors.npy cannot be read as anchors"),
+        (b"no array", "anchors.npy cannot be read as anchors"),
+    ],
+)
+def test_anchors_that_do_not_fit_are_refused(tmp_path, anchors, reason):
+    with pytest.raises(BundleError, match=reason):
+        open_folder(anchored(tmp_path, anchors))

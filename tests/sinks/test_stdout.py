@@ -6,10 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from edged.api import DeviceError, Outcome
+from edged.api import Detections, DeviceError, Outcome
+from edged.core.types import FoundObject
 from edged.sinks.stdout import StdoutSink
 from edged.testing.fakes import LEVELS, STRANGE, WALKING, FixedClock, context, prediction
 from edged.testing.sink_contract import SinkContract
+
+FOUND = Detections(
+    (FoundObject("cat", 0.75, (0, 0, 9, 9)), FoundObject("dog", 0.5, (0, 0, 9, 9))),
+    {"door": {"cat": 1}, "street": {"cat": 1, "dog": 1}},
+    {"door": ("cat",), "street": ("cat", "dog")},
+    True,
+    (9, 9),
+)
+
+
+NOTHING = Detections((), {"picture": {}}, {"picture": ()}, False, (9, 9))
 
 
 class TestStdoutSink(SinkContract):
@@ -23,6 +35,14 @@ class TestStdoutSink(SinkContract):
     [
         (WALKING, "2023-11-14T22:13:32.000Z motion walking 0.75, now walking (7.8 ms)\n"),
         (LEVELS, "2023-11-14T22:13:32.000Z motion level=1.5 flow=-2 (7.8 ms)\n"),
+        (
+            FOUND,
+            "2023-11-14T22:13:32.000Z motion cat 0.75, dog 0.50, now cat in door; cat, dog in street (7.8 ms)\n",
+        ),
+        (
+            Detections((), {"picture": {}}, {"picture": ()}, False, (9, 9)),
+            "2023-11-14T22:13:32.000Z motion nothing (7.8 ms)\n",
+        ),
         (STRANGE, "2023-11-14T22:13:32.000Z motion anomalous 0.5 (threshold 0.125) (7.8 ms)\n"),
     ],
 )
