@@ -32,11 +32,9 @@ def without_duplicates(boxes: Floats, classes: NDArray[np.intp], overlap: float)
 
     A box is dropped if the intersection over union with a kept box of the same class is more than `overlap`.
     """
-    least, greatest = boxes[:, :2], boxes[:, 2:]
-    sides = np.minimum(greatest[:, None], greatest) - np.maximum(least[:, None], least)
-    np.maximum(sides, 0, out=sides)
-    shared = sides[..., 0] * sides[..., 1]
-    areas = (greatest - least).clip(0).prod(axis=1)
+    left, top, right, bottom = np.ascontiguousarray(boxes.T)
+    shared = _shared_sides(left, right) * _shared_sides(top, bottom)
+    areas = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
     bars = shared > np.float32(overlap) * (areas[:, None] + areas - shared)
     bars &= classes[:, None] == classes
     kept, barred = [], 0
@@ -45,6 +43,13 @@ def without_duplicates(boxes: Floats, classes: NDArray[np.intp], overlap: float)
             kept.append(index)
             barred |= int.from_bytes(row.tobytes(), "little")
     return kept
+
+
+def _shared_sides(low: Floats, high: Floats) -> Floats:
+    """Return the length that each pair of sides has in common."""
+    shared: Floats = np.minimum(high[:, None], high)
+    shared -= np.maximum(low[:, None], low)
+    return np.maximum(shared, 0, out=shared)
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:

@@ -146,7 +146,7 @@ class _Threshold:
         rows, classes = (second, first) if by_class else (first, second)
         scores = values if self._activation == "softmax" else self.real(values)
         exact = np.flatnonzero(scores >= self._least[classes])
-        order = exact[np.lexsort((classes[exact], rows[exact], -scores[exact]))]
+        order = exact[np.argsort(-scores[exact], kind="stable")]
         _, firsts = np.unique(rows[order], return_index=True)  # of a box over several thresholds, the best class
         firsts.sort()
         chosen = order[firsts[:most]]
