@@ -88,14 +88,17 @@ class _Picked(NamedTuple):
 
 
 class _Threshold:
-    """Comparison of scores, as stored, with the least score of each class."""
+    """Comparison of scores, as stored, with the least score of each class.
 
-    def __init__(self, spec: TensorSpec, activation: str, least: Floats) -> None:
+    If scores are multiplied by weights, `greatest` is the greatest weight.
+    """
+
+    def __init__(self, spec: TensorSpec, activation: str, least: Floats, greatest: float = 1.0) -> None:
         self._spec = spec
         self._activation = activation
         self._least = least
         self._table: Floats | None = None
-        lowest = float(least.min())
+        lowest = float(least.min()) / greatest
         self._bar: Any = np.float32(lowest)
         if spec.dtype in BYTES and activation != "softmax":
             self._set_table(lowest)
@@ -134,8 +137,18 @@ class _Threshold:
             real /= real.sum(axis=-1, keepdims=True)
         return real
 
-    def pick(self, stored: NDArray[Any], *, by_class: bool = False, most: int = MAX_CANDIDATES) -> _Picked:
-        """Return the best boxes of scores with a row for each box, or for each class if `by_class`."""
+    def pick(
+        self,
+        stored: NDArray[Any],
+        weights: Floats | None = None,
+        *,
+        by_class: bool = False,
+        most: int = MAX_CANDIDATES,
+    ) -> _Picked:
+        """Return the best boxes of scores with a row for each box, or for each class if `by_class`.
+
+        `weights` are factors for the scores of each box.
+        """
         stored = self.prepared(stored)
         entries = self.passing(stored)
         first, second = np.divmod(entries, stored.shape[1])
@@ -145,6 +158,8 @@ class _Threshold:
             first, second, values = first[best], second[best], values[best]
         rows, classes = (second, first) if by_class else (first, second)
         scores = values if self._activation == "softmax" else self.real(values)
+        if weights is not None:
+            scores = scores * weights[rows]
         exact = np.flatnonzero(scores >= self._least[classes])
         order = exact[np.argsort(-scores[exact], kind="stable")]
         _, firsts = np.unique(rows[order], return_index=True)  # of a box over several thresholds, the best class
@@ -251,17 +266,17 @@ class _Yolov5:
         if self._spec.dtype in BYTES:  # a quantised probability may be a little above 1
             limits = np.iinfo(self._spec.numpy_dtype)
             greatest = max(greatest, dequantise(self._spec, np.array([limits.max])).item())
-        self._objects = _Threshold(self._spec, "none", least.min(keepdims=True) / np.float32(greatest))
-        self._scores = _Threshold(TensorSpec(name="scores", shape=(), dtype="float32"), "none", least)
+        self._threshold = _Threshold(self._spec, "none", least, greatest)
 
     def __call__(self, outputs: Arrays) -> Candidates:
         stored = outputs[self._index]
-        stored = self._objects.prepared(stored.reshape(-1, stored.shape[-1]))
-        rows = self._objects.passing(stored[:, 4])
-        real = dequantise(self._spec, stored[rows]) if stored.dtype in BYTES else stored[rows]
-        picked = self._scores.pick(real[:, 5:] * real[:, 4:5])
-        boxes = corners(real[picked.rows, :4], self._order, *self._size)
-        return _distinct(boxes, picked, self._overlap)
+        stored = self._threshold.prepared(stored.reshape(-1, stored.shape[-1]))
+        rows = self._threshold.passing(stored[:, 4])
+        weights = self._threshold.real(stored[rows, 4])
+        picked = self._threshold.pick(stored[rows, 5:], weights)
+        numbers = stored[rows[picked.rows], :4]
+        real = dequantise(self._spec, numbers) if numbers.dtype == self._spec.numpy_dtype else numbers
+        return _distinct(corners(real, self._order, *self._size), picked, self._overlap)
 
 
 class _Yolov8:
