@@ -1,7 +1,7 @@
 import json
 from typing import Any
 
-from edged.api import Anomaly, Classification, Outcome, Prediction, Regression
+from edged.api import Anomaly, Classification, Detections, Outcome, Prediction, Regression
 from edged.core.record import Recorder
 from edged.flow.decision import LatestDecision
 from edged.flow.dependent import DependentStatus
@@ -72,6 +72,14 @@ def test_anomalies_and_values():
     assert (topic[0]["kind"], topic[0]["anomalous"], topic[0]["score"]) == ("anomaly", True, 0.25)
     topic.send(Regression({"level": 21.399999618530273}), 120.0)
     assert (topic[1]["kind"], topic[1]["values"]) == ("regression", {"level": 21.4})
+
+
+def test_objects_by_zone():
+    topic = Topic()
+    topic.send(Detections((), {"door": {"person": 2}}, {"door": ("person",)}, True, (640, 480)), 100.0)
+    assert (topic[0]["kind"], topic[0]["present"]) == ("detection", {"door": ["person"]})
+    assert topic[0]["counts"] == {"door": {"person": 2}}
+    assert "objects" not in topic[0]
 
 
 def test_a_turn_is_told_at_once_and_all_else_every_so_many_seconds():

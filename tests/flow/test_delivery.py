@@ -2,12 +2,17 @@ from threading import Event, get_ident
 
 import pytest
 
-from edged.api import Anomaly, Classification, DeviceError, Outcome, Prediction, Regression, StoreError
+from edged.api import Anomaly, Classification, Detections, DeviceError, Outcome, Prediction, Regression, StoreError
 from edged.core.health import Status
 from edged.flow.delivery import Delivery, Drain, Selection
 
 WALKING = Classification("walking", 0.9, (), "walking", False)
 TURNED = Classification("running", 0.9, (), "running", True)
+
+
+NOBODY = Detections((), {"door": {}}, {"door": ()}, False, (640, 480))
+SOMEBODY = Detections((), {"door": {"person": 1}}, {"door": ("person",)}, True, (640, 480))
+SOMEBODY_STILL = Detections((), {"door": {"person": 2}}, {"door": ("person",)}, False, (640, 480))
 
 
 def prediction(seq: int, outcome: Outcome = WALKING) -> Prediction:
@@ -122,6 +127,7 @@ def test_a_retryable_error_keeps_its_hint():
         ("changes", [WALKING, TURNED, WALKING, TURNED], [1, 3]),
         ("changes", [Anomaly(0.1, 0.5, False, False), Anomaly(0.9, 0.5, True, True)], [1]),
         ("changes", [Regression({"x": 1.0}), Regression({"x": 1.0}), Regression({"x": 2.0})], [0, 2]),
+        ("changes", [NOBODY, SOMEBODY, SOMEBODY_STILL], [1]),
         (2.5, [WALKING] * 8, [0, 3, 6]),
         (2.5, [WALKING, TURNED, WALKING, WALKING], [0, 3]),
     ],
