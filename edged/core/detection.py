@@ -159,6 +159,11 @@ def _least(decision: ObjectDecision, all_labels: tuple[str, ...], labels: tuple[
             "the decision has a threshold of 0, and any part of a picture would be an object",
             hint="set `threshold` to the least score that counts",
         )
+    if decision.hysteresis >= min([decision.threshold, *decision.thresholds.values()]):
+        raise ConfigError(
+            f"the decision's hysteresis of {decision.hysteresis:g} leaves nothing of a threshold",
+            hint="make `hysteresis` less than each threshold",
+        )
     counted = set(counted_labels(labels, decision))
     if not counted:
         raise ConfigError(

@@ -263,6 +263,8 @@ def check_detection(
     check_decision(decision)
     if not decision.threshold or not all(decision.thresholds.values()):
         refuse("postprocess.decision.threshold", "a detection needs a threshold other than 0")
+    if decision.hysteresis >= min([decision.threshold, *decision.thresholds.values()]):
+        refuse("postprocess.decision.hysteresis", "must be less than each threshold")
     unknown = {*decision.thresholds, *decision.background, *decision.labels} - set(labels)
     if labels and unknown:
         refuse("postprocess.decision", f"no label {min(unknown)!r} exists")

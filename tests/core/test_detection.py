@@ -411,6 +411,7 @@ def test_outputs_that_do_not_fit_the_decoder(rule: BoxDecoder, outputs: tuple[Te
     [
         ({"threshold": 0.0}, "a detection needs a threshold other than 0"),
         ({"thresholds": {"car": 0.0}}, "a detection needs a threshold other than 0"),
+        ({"hysteresis": 0.5}, "hysteresis: must be less than each threshold"),
         ({"labels": ("cat",)}, "no label 'cat' exists"),
         ({"k": 3, "n": 2}, r"k \(3\) is more than n \(2\)"),
     ],
@@ -424,6 +425,7 @@ def test_rules_of_a_manifest_that_are_impossible(rules: dict[str, Any], message:
     ("rules", "message"),
     [
         ({"threshold": 0.0}, "any part of a picture would be an object"),
+        ({"thresholds": {"car": 0.25}, "hysteresis": 0.3}, "hysteresis of 0.3 leaves nothing of a threshold"),
         ({"labels": ("cat",)}, "names the label 'cat'"),
         ({"thresholds": {"cat": 0.5}}, "names the label 'cat'"),
         ({"background": ("person", "car", "dog")}, "drops every label"),
