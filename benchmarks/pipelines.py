@@ -2,7 +2,8 @@
 
 All pipelines of a daemon classify after each sample, so many pipelines make many inferences at a time, and run warmer
 code than a single pipeline of the same sensor. The CPU is therefore compared at the same number of inferences a second
-too. The reload changes every pipeline.
+too. The reload changes every pipeline, once the results of the warm-up are sent: a backlog would compete with the
+reload for the interpreter.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.processes import (
 )
 from benchmarks.report import Figure, Skipped, Target
 from benchmarks.wire import QUEUE, WARM_UP_SECONDS, config
-from edged.core.answers import RELOAD
+from edged.core.answers import RELOAD, SPOOL
 from edged.ctl.client import connect
 
 SHARING, MANY = 32, 100
@@ -102,8 +103,11 @@ def _cpu_of_an_inference(daemon: Running, rate: int, seconds: float) -> float:
 def _reload(daemon: Running, port: int, count: int) -> float:
     """Return the seconds of a reload."""
     changed = config(port, daemon.sensor, daemon.model, _names(count), queue=QUEUE + 1)
+    control = connect(str(daemon.folder / "run"))
+    while control.call(SPOOL)["depth"]:
+        time.sleep(0.1)
     (daemon.folder / "edged.toml").write_text(changed)
     begun = time.monotonic()
-    while not connect(str(daemon.folder / "run")).call(RELOAD)["done"]:
+    while not control.call(RELOAD)["done"]:
         pass  # the answer to a long reload comes early; another call waits for the rest
     return time.monotonic() - begun
