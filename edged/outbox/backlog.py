@@ -45,15 +45,15 @@ class Backlog:
     To make room, parked messages are dropped first, then messages of the origin of the lowest priority with most bytes
     waiting, as its policy says. A message in flight is never dropped.
 
-    `forgotten` is called with the id of each acknowledged or dropped message. `policies` may be replaced at any time.
-    `connected` is true between `resume` and `release`.
+    `forgotten` is called with the id of each message that the disk no longer has as it is now: acknowledged, dropped,
+    parked, or queued again. `policies` may be replaced at any time. `connected` is true between `resume` and `release`.
     """
 
     def __init__(
         self,
         options: SpoolOptions,
         policies: Mapping[str, Policy],
-        forgotten: Callable[[int], None] | None = None,
+        forgotten: Callable[[int], None] = lambda _entry_id: None,
     ) -> None:
         self.options = options
         self.policies = policies
@@ -194,6 +194,7 @@ class Backlog:
         """Park a message in flight; ignore other ids."""
         taken = self.in_flight.pop(entry_id, None)
         if taken is not None:
+            self._forgotten(entry_id)
             _count(self.parks, taken.message.origin, reason)
             self.add_parked(Entry(entry_id, taken.message), reason)
             if len(self.parked) > MAX_PARKED:
@@ -215,6 +216,7 @@ class Backlog:
         chosen = self.chosen(numbers)
         for each in reversed(chosen):
             del self.parked[each.number]
+            self._forgotten(each.entry.id)
             self.queue(each.entry.message.origin).put_back(each.entry, self.options, new=False)
             self.waiting += 1
         return len(chosen)
@@ -281,8 +283,7 @@ class Backlog:
 
     def _forget(self, entry_id: int, released: int) -> None:
         self.bytes -= released
-        if self._forgotten is not None:
-            self._forgotten(entry_id)
+        self._forgotten(entry_id)
 
 
 _DEFAULT = Policy()

@@ -153,7 +153,7 @@ class DiskSpool:
     def retry(self, numbers: Iterable[int] | None = None) -> int:
         """See Spool."""
         with self._lock:
-            retried = self._residency.retry(numbers)
+            retried = self._backlog.retry(numbers)
         if self._ready is not None:
             self._ready()
         return retried

@@ -97,15 +97,8 @@ class Residency:
         """Number of messages beyond `options.messages`."""
         return self.backlog.depth - self._options.messages
 
-    def retry(self, numbers: Iterable[int] | None) -> int:
-        """Queue parked messages again. The disk still has them as parked, so they must be saved again."""
-        for each in self.backlog.chosen(numbers):
-            self._table.leave(each.entry.id)
-            if self._settled is not None:
-                self._settled.add(each.entry.id)
-        return self.backlog.retry(numbers)
-
     def _forget(self, entry_id: int) -> None:
+        """Record that the disk no longer has a message as it is now, nor will have after a transaction under way."""
         if self._settled is not None:
             self._settled.add(entry_id)
         self.awaited.discard(entry_id)

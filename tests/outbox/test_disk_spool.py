@@ -193,6 +193,18 @@ def test_parked_messages_survive_a_restart_with_their_reason(make: Make) -> None
     assert sorted(numbers(drain(make(), 3))) == [0, 1, 2]
 
 
+def test_a_message_parked_just_before_the_end_does_not_wait_again_after_a_restart(make: Make) -> None:
+    spool = make({"a": Policy(durability="always")})
+    fill(spool, 2)  # on disk in one segment
+    spool.park(spool.take(1)[0].id, "not authorised")
+    spool.close(PATIENCE)
+    again = make()
+
+    assert [each.entry.message.seq for each in again.parked()] == [0]
+    assert numbers(drain(again, 1)) == [1]
+    assert again.depth == 0
+
+
 def test_a_file_that_fails_while_it_is_first_read_is_taken_over_once(make: Make) -> None:
     spool = make()
     fill(spool, 3)

@@ -86,7 +86,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @rule()
     def retry(self) -> None:
-        self.retried = self.residency.retry(None) > 0 or self.retried
+        self.retried = self.residency.backlog.retry(None) > 0 or self.retried
 
     @rule()
     def drop(self) -> None:
