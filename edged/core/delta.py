@@ -19,7 +19,6 @@ each chunk with the signed manifest, and thus detects a wrong base, a damaged ba
 
 from __future__ import annotations
 
-import lzma
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
@@ -35,7 +34,7 @@ from edged.core.manifest import MAX_MANIFEST_BYTES
 SUFFIX: Final = ".edgd"
 MAGIC: Final = b"edgd\0\0\0\1"
 PREFIX: Final = struct.Struct("<8sIIH32s")
-FILTERS: Final = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
+FILTERS: Final = [{"id": 0x21, "preset": 6, "dict_size": 1 << 20}]  # 0x21 is LZMA2
 SAME, FULL, SUBTRACT = 0, 1, 2
 BLOCK: Final = 256 << 10
 
@@ -179,6 +178,8 @@ def write(version: container.Head, base: str, files: Iterable[tuple[int, int, by
 
 def pack(pieces: Iterable[bytes]) -> bytes:
     """Return the packed form of data."""
+    import lzma  # few updates are deltas
+
     packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=FILTERS)
     return b"".join([*map(packer.compress, pieces), packer.flush()])
 
@@ -226,6 +227,8 @@ def _sum(one: bytes, other: bytes) -> bytes:
 
 def _unpacked(delta: Readable, packed: int, size: int) -> Iterator[bytes]:
     """Yield the next `packed` bytes of a delta unpacked; they must hold exactly `size` bytes."""
+    import lzma
+
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS)
     while not unpacker.eof:
         data = b""

@@ -62,7 +62,8 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
     Raises:
         OSError: no address answers.
     """
-    addresses = deque(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    name = host.encode() if host.isascii() else host  # str would import the tables of Unicode, 1 MB
+    addresses = deque(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM))
     deadline = time.monotonic() + seconds
     waiting: dict[int, tuple[socket.socket, Any]] = {}
     poll = select.poll()

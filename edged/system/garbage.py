@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 
 
 def freeze() -> None:
-    """Collect all garbage, and exempt the objects that remain from later collections, until the next call."""
+    """Collect all garbage, and exempt the objects that remain from later collections, until the next call.
+
+    The kernel gets back the memory that is free now, as far as the C library can give it.
+    """
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
+        trim(0)

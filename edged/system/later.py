@@ -77,17 +77,19 @@ def _remove(name: ModuleType) -> None:
 if TYPE_CHECKING:
     import asyncio as asyncio
     import hashlib as hashlib
+    import shutil as shutil
     import ssl as ssl
     import subprocess as subprocess
     import tempfile as tempfile
     import zipfile as zipfile
 else:
     hashlib = _Later("hashlib")
+    shutil = _Later("shutil")
     ssl = _Ssl("ssl")
     subprocess = _Later("subprocess")
     tempfile = _Later("tempfile")
     asyncio = _Later("asyncio", ssl, _Later("asyncio.sslproto"))
-    zipfile = _Later("zipfile", _Later("bz2"), _Later("lzma"), _Later("shutil"))
+    zipfile = _Later("zipfile", _Later("bz2"), _Later("lzma"), shutil)
 
 _paho = _Later("paho.mqtt.client", ssl, hashlib, _Later("urllib.request"))
 

@@ -18,7 +18,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ import msgspec
 
 from edged.core.errors import BundleError, ControlError, EdgedError, StoreError
 from edged.system.disk_space import room_hint
+from edged.system.later import shutil
 
 PART: Final = "part"
 RECORD: Final = "transfer.json"
