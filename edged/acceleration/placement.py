@@ -29,9 +29,7 @@ from edged.backends.delegates import Delegate, DelegateOptions, Survey, delegate
 from edged.backends.tflite import DelegatedTflite, TfliteBackend
 from edged.core.acceleration import MISSING, AcceleratorStatus, Rules
 from edged.core.manifest import Manifest
-from edged.core.tuning import Choice, Environment, Library, Surroundings, TuningRecord, Way, choose, stale
-from edged.core.verdict import Verdict, hold_latency
-from edged.models.agreement import Agreement, agreement
+from edged.core.ways import Choice, Way, as_in_manifest
 from edged.models.bundle import Bundle
 from edged.models.selftest import shaped
 from edged.system.child import ResourceLimits
@@ -39,6 +37,9 @@ from edged.system.child import ResourceLimits
 if TYPE_CHECKING:  # imported with the first accelerated model: most boards have none
     from edged.backends.accelerated import AcceleratedRunner, AcceleratorCounts
     from edged.backends.isolated import IsolatedRunner
+    from edged.core.tuning import Environment, Library, Surroundings, TuningRecord
+    from edged.core.verdict import Verdict
+    from edged.models.agreement import Agreement
 
 COMPILED = ("edgetpu", "ethosu")
 """Kinds of delegates for specially compiled models only."""
@@ -166,6 +167,8 @@ class Accelerators:
             self._statuses.pop(model, None)
             self._report(model, "", None)
             return twin
+        from edged.models.agreement import agreement  # most boards have no accelerator
+
         agreed = agreement(bundle, twin)
         unit = self._unit(chosen.delegate)
 
@@ -199,6 +202,7 @@ class Accelerators:
             EdgedError: the version does not load on the CPU, in this process.
         """
         from edged.backends.isolated import LostError
+        from edged.core.verdict import Verdict
 
         chosen = self._first(candidates(bundle.manifest, wanted, self._table))
         if chosen is None or survey(chosen.delegate, self._root).state != "ready":
@@ -250,6 +254,8 @@ class Accelerators:
         Raises:
             EdgedError: like `candidates`, or the runtime is not installed.
         """
+        from edged.core.tuning import Environment
+
         return Environment(
             runtime=backend.title(),
             kernel=os.uname().release,
@@ -265,10 +271,14 @@ class Accelerators:
         """
         manifest = bundle.manifest
         ways = [each.way for each in candidates(manifest, wanted, self._table)]
-        record, why_not = self._records(model), ""
-        if record is not None:
+        record = self._records(model)
+        if record is None:
+            found = as_in_manifest(ways)
+        else:
+            from edged.core.tuning import choose, stale  # few models are tuned
+
             why_not = stale(record, bundle.digest, self.environment(manifest, wanted, backend))
-        found = choose(record, ways, pinned=wanted != "auto", stale=why_not)
+            found = choose(record, ways, pinned=wanted != "auto", stale=why_not)
         if ways or record is not None:
             self._choices[model] = found.why
         else:
@@ -381,6 +391,8 @@ def _reconfigured(name: str) -> DeviceError:
 
 
 def _surroundings(found: Survey) -> Surroundings:
+    from edged.core.tuning import Surroundings
+
     return Surroundings(
         library=_library(found.library),
         devices=tuple(each.id for each in found.devices if each.state == "ready"),
@@ -395,6 +407,8 @@ def _library(path: str | None) -> Library | None:
         status = Path(path).stat()
     except OSError:  # the file was deleted a moment ago
         return None
+    from edged.core.tuning import Library
+
     return Library(path=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
@@ -496,6 +510,8 @@ def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:
     Raises:
         EdgedError: the model does not load, or fails.
     """
+    from edged.models.agreement import agreement
+
     twin = shaped(backend, bundle.manifest).load(bundle.model, signature=bundle.manifest.signature)
     try:
         return agreement(bundle, twin)
@@ -505,6 +521,8 @@ def agreement_on_cpu(bundle: Bundle, backend: Backend) -> Agreement:
 
 def _judge(manifest: Manifest, runner: Runner, agreed: Agreement) -> Verdict:
     """Return a runner's measurements, judged by the manifest's limits. Raises EdgedError if the runner fails."""
+    from edged.core.verdict import Verdict, hold_latency
+
     proof = agreed.prove(runner)
     p50, p99 = (float(each) for each in np.percentile(agreed.times(runner, TRIAL_RUNS), (50, 99)))
     info, limits = runner.info, manifest.limits

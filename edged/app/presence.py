@@ -13,7 +13,6 @@ from edged.app.announced import Announced
 from edged.app.state import ServiceState
 from edged.config.check import describe
 from edged.config.options import Config
-from edged.core import discovery
 from edged.core.description import Description, retained
 from edged.core.record import state_boot
 from edged.core.topics import ONLINE
@@ -48,6 +47,7 @@ class BrokerPresence:
         state, announced = self._state, self._announced
         mqtt, name = state.config.mqtt, state.config.device.name
         if mqtt.home_assistant:
+            from edged.core import discovery
             from edged.outbox.announcer import Announcer
 
             known = announced.components if discovery.topic(mqtt.discovery_prefix, name) in announced.topics else {}

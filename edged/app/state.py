@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import field
@@ -18,7 +19,6 @@ from edged.api import Prediction, RunnerInfo
 from edged.config.load import ConfigErrors
 from edged.config.options import Config, PipelineEntry
 from edged.control.clock import KernelClock
-from edged.core.answers import ResultAnswer
 from edged.core.health import Status
 from edged.core.record import Recorder
 from edged.core.tables import Problem
@@ -33,6 +33,9 @@ from edged.models.bundle import Bundle
 from edged.models.selftest import Proof
 from edged.outbox.publisher import Publisher
 from edged.system.later import asyncio
+
+if TYPE_CHECKING:
+    from edged.core.answers import ResultAnswer
 
 WATCH_QUEUE = 256
 

@@ -7,14 +7,16 @@ are made from these structs. A field may be added under the same schema id; chan
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
 from edged.core.acceleration import AcceleratorStateName, AcceleratorStatus
-from edged.core.answers import ResultAnswer
 from edged.core.health import Health, HealthState
 from edged.core.types import Anomaly, Classification, Detections, FoundObject, Prediction, Regression
+
+if TYPE_CHECKING:
+    from edged.core.answers import ResultAnswer
 
 RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"
 DECISION_SCHEMA: Literal["edged.decision/1"] = "edged.decision/1"

@@ -9,13 +9,14 @@ thread apply, as without a record.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from edged.core.errors import StoreError
 from edged.core.manifest_parts import Digest, Name, Version
+from edged.core.ways import Choice, Way, as_in_manifest
 
 MAX_RECORD_BYTES = 256 << 10
 MAX_TEXT = 1000
@@ -28,13 +29,6 @@ _Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 _Celsius = Annotated[float, Meta(ge=-300, le=1000)]
 _Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 _Path = Annotated[str, Meta(max_length=4096)]
-
-
-class Way(NamedTuple):
-    """A delegate and the variant that runs there; "" stands for the model's own file."""
-
-    delegate: str
-    variant: str
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,14 +102,6 @@ class TuningRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     measurements: Annotated[tuple[Measurement, ...], Meta(min_length=1, max_length=64)]
 
 
-class Choice(NamedTuple):
-    """Accelerated ways to try, best first, number of threads for the CPU, and the reason."""
-
-    order: tuple[Way, ...]
-    threads: int
-    why: str
-
-
 def encode(record: TuningRecord) -> bytes:
     """Return the bytes of a record's file, indented for people to read."""
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
@@ -149,13 +135,13 @@ def stale(record: TuningRecord, digest: str, environment: Environment) -> str:
     return _changed(then.delegates, now.delegates)
 
 
-def choose(record: TuningRecord | None, ways: Sequence[Way], *, pinned: bool = False, stale: str = "") -> Choice:
-    """Return the order in which to try the ways; without a record, or with a stale record, the manifest's order.
+def choose(record: TuningRecord, ways: Sequence[Way], *, pinned: bool = False, stale: str = "") -> Choice:
+    """Return the order in which to try the ways; with a stale record, the manifest's order.
 
     Ways that failed or are slower than the CPU are left out; for a model `pinned` to its delegate they are tried last.
     """
-    if record is None or stale:
-        return Choice(tuple(ways), 1, f"as in the manifest: {stale or 'not measured here by edgectl tune'}")
+    if stale:
+        return as_in_manifest(ways, stale)
     sound = sorted((each for each in record.measurements if not each.failure), key=lambda each: each.p50)
     cpu = _cpu([each for each in sound if each.delegate == "cpu"])
     there = [each for each in sound if each.way in ways]

@@ -6,14 +6,16 @@ Times inside are CLOCK_MONOTONIC seconds; wall-clock time is added once, where a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.core.answers import RunnerAnswer
 from edged.core.pictures import PictureForm, Placement
+
+if TYPE_CHECKING:
+    from edged.core.answers import RunnerAnswer
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,15 +17,13 @@ from io import BufferedReader, BytesIO
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from edged.core import derived
 from edged.core import manifest as manifests
 from edged.core.container import MAX_SIGNATURES_BYTES, ContainerReader, Head, Piece
-from edged.core.derived import Derived
 from edged.core.detection_spec import AnchorFile, AnchorTable, DetectObjects, SsdAnchors
 from edged.core.digest import file_sha256, sha256
 from edged.core.errors import BundleError, EdgedError, StoreError
@@ -33,6 +31,9 @@ from edged.core.labels import numbered
 from edged.core.manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, Classify, File, Input, Manifest, PreprocessStep
 from edged.core.manifest_parts import FILE_NAME
 from edged.core.tflite_file import TfliteFile, inspect
+
+if TYPE_CHECKING:
+    from edged.core.derived import Derived
 
 MAX_ANCHORS_BYTES = 4 << 20
 MANIFEST = "manifest.json"
@@ -256,6 +257,8 @@ def certain(structure: TfliteFile) -> Derived:
             f"the model needs the custom op {structure.strange_ops[0][:100]}, which TFLite's runtimes do not have",
             hint="convert the model without this op",
         )
+    from edged.core import derived  # most models have a manifest
+
     return derived.derive(structure)
 
 
@@ -400,6 +403,8 @@ def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
     if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
         manifest = replace(manifest, labels=numbered(structure.output_metadata[post.output].labels))
     if isinstance(post, DetectObjects) and not manifest.labels:
+        from edged.core import derived
+
         manifest = replace(manifest, labels=derived.object_labels(structure))
     manifests.encode(manifest)  # checks the metadata against the bounds of a manifest
     return manifest
@@ -407,6 +412,8 @@ def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
 
 def steps_in(manifest: Manifest, structure: TfliteFile) -> tuple[PreprocessStep, ...]:
     """Return the preprocessing requested by a file's metadata, or the default."""
+    from edged.core import derived
+
     fed = [index for index, each in enumerate(manifest.inputs) if each.feed == "window"]
     tensors = tuple(manifest.inputs[index].tensor for index in fed)
     metadata = tuple(structure.input_metadata[index] for index in fed if index < len(structure.input_metadata))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edged.core import tuning
 from edged.core.errors import StoreError
-from edged.core.tuning import MAX_RECORD_BYTES, TuningRecord
 from edged.models.atomic_files import Disk
+
+if TYPE_CHECKING:
+    from edged.core.tuning import TuningRecord
 
 log = logging.getLogger("edged.models")
 
@@ -28,7 +30,9 @@ class Tunings:
         file = self._file(model)
         try:
             with file.open("rb") as opened:
-                return tuning.decode(opened.read(MAX_RECORD_BYTES + 1))
+                from edged.core.tuning import MAX_RECORD_BYTES, decode  # few models are tuned
+
+                return decode(opened.read(MAX_RECORD_BYTES + 1))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -39,8 +43,10 @@ class Tunings:
 
     def write(self, record: TuningRecord) -> None:
         """Write a record, in place of the last. Raises StoreError."""
+        from edged.core.tuning import encode
+
         self._disk.make_folder(self._folder)
-        self._disk.replace(self._file(record.model), tuning.encode(record))
+        self._disk.replace(self._file(record.model), encode(record))
 
     def _file(self, model: str) -> Path:
         return self._folder / f"{model}.json"

@@ -15,7 +15,8 @@ from edged.backends.delegates import DelegateOptions
 from edged.backends.fake import FakeBackend
 from edged.backends.tflite import TfliteBackend
 from edged.core.acceleration import Rules
-from edged.core.tuning import Way, choose
+from edged.core.tuning import choose
+from edged.core.ways import Way
 from edged.models.bundle import open_folder
 from edged.models.tuning_records import Tunings
 from tests.bundles import write_bundle

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from edged.core import tuning
 from edged.core.errors import StoreError
-from edged.core.tuning import Environment, Library, Measurement, Surroundings, TuningRecord, Way, choose, stale
+from edged.core.tuning import Environment, Library, Measurement, Surroundings, TuningRecord, choose, stale
+from edged.core.ways import Way, as_in_manifest
 
 LIBRARY = Library(path="/usr/lib/libedgetpu.so.1", bytes=1_000_000, mtime_ns=7)
 EDGETPU = Surroundings(library=LIBRARY, devices=("usb:0",), options={})
@@ -87,7 +88,7 @@ def test_more_threads_have_to_be_worth_it(milliseconds, threads):
 @pytest.mark.parametrize(
     ("found", "why"),
     [
-        (choose(None, [TPU]), "as in the manifest: not measured here by edgectl tune"),
+        (as_in_manifest([TPU]), "as in the manifest: not measured here by edgectl tune"),
         (choose(record(), [TPU], stale="the kernel is new"), "as in the manifest: the kernel is new"),
         (
             choose(record(cpu(8), cpu(2.5, 2), on("edgetpu", 0.125, "tpu")), [Way("edgetpu", "tpu")]),
@@ -105,7 +106,7 @@ def test_it_says_why(found, why):
 
 
 def test_without_a_record_the_manifest_has_the_order():
-    assert choose(None, [NPU, TPU])[:2] == ((NPU, TPU), 1)
+    assert as_in_manifest([NPU, TPU])[:2] == ((NPU, TPU), 1)
     assert choose(record(cpu(1), cpu(0.1, 2)), [NPU, TPU], stale="it is old")[:2] == ((NPU, TPU), 1)
 
 

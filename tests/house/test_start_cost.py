@@ -106,6 +106,18 @@ def test_runtimes_and_devices_wait_until_they_are_needed(code):
     assert not loaded & slow
 
 
+def test_the_control_plane_imports_no_packers_of_rare_updates():
+    loaded = modules_after(
+        "from edged.system.later import import_asyncio; import_asyncio(); import edged.app.control_plane"
+    )
+    assert not loaded & {"ssl", "lzma", "bz2", "shutil"}
+
+
+def test_a_connection_to_a_broker_imports_no_tables_of_unicode():
+    loaded = modules_after("from edged.outbox.network import reachable; reachable(('localhost', 1), 1.0)")
+    assert not loaded & {"encodings.idna", "unicodedata"}
+
+
 # The first result of the daemon
 
 PROBE = """
@@ -167,7 +179,7 @@ NEEDED = {
     "backends": ("delegates", "tflite"),
     "config": ("check", "load", "options"),
     "control": ("clock", "control_socket", "systemd"),
-    "models": ("agreement", "atomic_files", "bundle", "proofs", "selftest", "store", "tuning_records"),
+    "models": ("atomic_files", "bundle", "proofs", "selftest", "store", "tuning_records"),
     "sinks": ("mqtt",),
     "sources": ("columns", "replay"),
     "transfer": ("options",),
@@ -178,13 +190,10 @@ WANTED_LATER = {
     *("asyncio", "paho", "ssl", "hashlib", "http.client", "urllib.request", "email", "subprocess", "tempfile"),
     *("shutil", "bz2", "lzma", "difflib", "statistics", "secrets", "csv", "typing_extensions"),
     *("concurrent.futures", "importlib.metadata"),
-    *(
-        "edged.updates",
-        "edged.app.control_plane",
-        "edged.app.metrics",
-        "edged.models.trial",
-        "edged.transfer.http_fetch",
-    ),
+    *("edged.updates", "edged.app.control_plane", "edged.app.metrics", "edged.models.trial"),
+    *("edged.core.answers", "edged.core.derived", "edged.core.discovery"),
+    *("edged.core.tuning", "edged.core.verdict", "edged.transfer.http_fetch"),
+    *("edged.outbox.client", "edged.outbox.connector", "edged.outbox.link", "edged.outbox.session"),
 }
 
 
