@@ -50,12 +50,12 @@ _RATE_SECONDS = 1.0
 """Time over which rates are measured, and longest sleep while messages are sent."""
 
 _UNHEARD = 4
-"""Part of the window, as a divisor, for which threads that send directly leave acknowledgements unread: five at a time
-cost little more than one.
+"""Divisor of the window. With fewer messages in flight than this part of it, threads that send directly leave
+acknowledgements unread: several at a time cost little more than one.
 """
 
 _LAZY = 0.02  # longest wait of an unread acknowledgement, in seconds
-_LAZY_BESIDE_SENDERS = 0.25  # the same while threads send directly, and read acknowledgements before
+_LAZY_BESIDE_SENDERS = 0.25  # the same while threads send directly, and read acknowledgements at times
 
 
 class InFlight(msgspec.Struct, frozen=True, gc=False):
