@@ -63,7 +63,9 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="edged", description="Inference daemon: sensors in, predictions out.", formatter_class=_HelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"edged {__version__}")
-    parser.add_argument("--check", action="store_true", help="load everything, run the golden samples, and exit")
+    parser.add_argument(
+        "--check", action="store_true", help="check the configuration, test each model on its golden samples, and exit"
+    )
     parser.add_argument(
         "--config",
         type=Path,

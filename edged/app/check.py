@@ -10,6 +10,7 @@ from edged.config import check as config_check
 from edged.config.check import find_bundle
 from edged.config.load import ConfigErrors
 from edged.config.options import Config
+from edged.core.errors import quantity
 from edged.core.tables import Problem
 from edged.models.selftest import Proof
 from edged.models.store import MissingModelError, Store
@@ -25,7 +26,8 @@ def check(files: Sequence[Path], store: Store, report: Callable[[str], None]) ->
     config, doubts = checked(files, store)
     for doubt in doubts:
         report(f"warning: {doubt}")
-    report(f"the configuration is sound: {len(config.pipelines)} pipelines, {len(config.sources)} sources")
+    pipelines, sources = quantity(len(config.pipelines), "pipeline"), quantity(len(config.sources), "source")
+    report(f"the configuration is valid: {pipelines}, {sources}")
     for name, entry in config.models.items():
         try:
             bundle = find_bundle(name, entry, store)
@@ -34,7 +36,7 @@ def check(files: Sequence[Path], store: Store, report: Callable[[str], None]) ->
             continue
         verdict = asyncio.run(prove_apart(bundle, entry.options))
         assert verdict.runner is not None  # every good verdict has a runner
-        proof = Proof(verdict.samples, verdict.worst)
+        proof = Proof(verdict.samples, verdict.worst).words(bundle.manifest)
         report(f"model {name} {bundle.manifest.version} on {verdict.runner.runtime}: {proof}")
 
 

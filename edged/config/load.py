@@ -37,7 +37,7 @@ from edged.config.options import (
 )
 from edged.core.acceleration import Rules
 from edged.core.detection_spec import ObjectDecision
-from edged.core.errors import ConfigError
+from edged.core.errors import ConfigError, quantity
 from edged.core.manifest import NO_DELEGATES
 from edged.core.source_health import Supervision
 from edged.core.tables import MAX_DEPTH, Problem, TablePath, Tables, did_you_mean, listed, plain, shown
@@ -60,7 +60,7 @@ class ConfigErrors(ConfigError):  # noqa: N818 several errors
         self.problems = tuple(problems)
         self.sound = sound
         self.whole = whole
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = quantity(len(problems), "problem")
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(f"the configuration has {count}:\n{lines}", hint="run edgectl config check")
 

@@ -2,7 +2,8 @@
 
 The message states the fault and the place; the hint tells an operator at the far end of an SSH session what to do next.
 Foreign exceptions are wrapped in these classes once, at the border of the part that called foreign code. Lists in
-messages are shortened by `some`, and `closest` finds the name that a mistyped word resembles.
+messages are shortened by `some`, counts are written by `quantity`, and `closest` finds the name that a mistyped word
+resembles.
 """
 
 from collections.abc import Iterable, Sequence
@@ -54,6 +55,12 @@ def some(names: Sequence[str], most: int = 10, *, of: int | None = None, by: str
     count = len(names) if of is None else of
     more = f" and {count - most} more" if count > most else ""
     return by.join(names[:most]) + more
+
+
+def quantity(number: float, noun: str) -> str:
+    """Return a number with its noun: "1 window", "2 windows"."""
+    count = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{count} {noun}" if number == 1 else f"{count} {noun}s"
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edged.core.errors import StoreError
+from edged.core.errors import StoreError, quantity
 from edged.core.manifest_parts import Digest, Name, Version
 from edged.core.ways import Choice, Way, as_in_manifest
 
@@ -61,7 +61,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def title(self) -> str:
         """Return the way in words."""
         if self.delegate == "cpu":
-            return f"the CPU with {self.threads} thread{'s' if self.threads > 1 else ''}"
+            return f"the CPU with {quantity(self.threads, 'thread')}"
         return f"{self.delegate} ({self.variant})" if self.variant else self.delegate
 
 

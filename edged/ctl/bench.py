@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from edged.api import Arrays, Backend, BundleError, ConfigError, Runner
 from edged.core.answers import RunnerAnswer
 from edged.core.container import measure
+from edged.core.errors import quantity
 from edged.core.manifest import SCHEMA, Input, Manifest, Regress, WindowSpec, encode
 from edged.core.manifest_parts import MAX_NAMES
 from edged.core.postprocess import Postprocessor
@@ -270,5 +271,5 @@ def _lines(results: Sequence[BenchResult]) -> Iterator[str]:
     yield from tables.table(("MODEL", "WAY", ">P50 us", ">P90 us", ">P99 us", ">P50"), rows)
     for result in results:
         runner = result["runner"]
-        threads = f"{runner['threads']} thread" + ("s" if runner["threads"] > 1 else "")
+        threads = quantity(runner["threads"], "thread")
         yield f"{result['model']}: {result['runs']} runs of each way, {runner['runtime']}, {threads}"

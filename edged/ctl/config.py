@@ -19,7 +19,7 @@ from msgspec.structs import asdict
 from edged.config.check import Checked, check
 from edged.config.load import effective, load
 from edged.config.options import Config
-from edged.core.errors import ControlError
+from edged.core.errors import ControlError, quantity
 from edged.core.tables import Problem, TablePath, dotted
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
@@ -80,7 +80,7 @@ def _block(problem: Problem, kind: str = "") -> Iterator[str]:
 def summary(config: Config) -> str:
     """Return the number of pipelines, sources, models and sinks of a configuration."""
     parts: dict[str, Sized] = {name: getattr(config, f"{name}s") for name in ("pipeline", "source", "model", "sink")}
-    return ", ".join(f"{len(part)} {name}{'' if len(part) == 1 else 's'}" for name, part in parts.items())
+    return ", ".join(quantity(len(part), name) for name, part in parts.items())
 
 
 def _show(paths: list[Path], with_origins: bool, as_json: bool) -> int:

@@ -33,7 +33,7 @@ from edged.control.clock import kernel_synchronised
 from edged.core.acceleration import Rules
 from edged.core.answers import SPOOL, STATUS, MqttAnswer, SpoolAnswer, StatusAnswer
 from edged.core.device_requirements import DeviceRequirements
-from edged.core.errors import ConfigError, ControlError, EdgedError
+from edged.core.errors import ConfigError, ControlError, EdgedError, quantity
 from edged.core.manifest import NO_DELEGATES, Variant
 from edged.core.tables import Problem
 from edged.ctl import exit_codes as exits
@@ -44,6 +44,7 @@ from edged.ctl.devices import daemon_runs
 from edged.ctl.devices_allow import COMMAND, USER, Access, wanted
 from edged.ctl.local_model import models_of
 from edged.models.bundle import Bundle
+from edged.models.selftest import Proof
 from edged.models.store import Store
 from edged.models.trial import prove_apart
 from edged.outbox.options import MqttOptions
@@ -198,16 +199,11 @@ def check_models_work(config: Config, store: Store) -> Iterator[Check]:
             yield Check("model", "fail", f"{name}: {error.message}", error.hint)
         else:
             title = f"{name} {bundle.manifest.version}"
+            found = f"{title}: {Proof(verdict.samples, verdict.worst).words(bundle.manifest)}"
             if verdict.samples:
-                golden = f"{verdict.samples} golden samples, off by {verdict.worst:.3g} at most"
-                yield Check("model", "ok", f"{title}: {golden}")
+                yield Check("model", "ok", found)
             else:
-                yield Check(
-                    "model",
-                    "warn",
-                    f"{title}: loads, but has no golden samples",
-                    "make golden samples: edgectl pack --golden",
-                )
+                yield Check("model", "warn", found, "make golden samples: edgectl pack --golden")
 
 
 def check_delegates(config: Config, store: Store, *, running: bool, root: Path = Path("/")) -> Iterator[Check]:
@@ -588,8 +584,8 @@ def check_spool(spool: SpoolAnswer) -> Iterator[Check]:
     if spool["health"]["state"] in ("degraded", "failed"):
         yield Check("spool", "fail", spool["health"]["reason"], spool["health"]["hint"])
     if spool["parked"]:
-        found = f"the broker refused {spool['parked']} messages"
+        found = f"the broker refused {quantity(spool['parked'], 'message')}"
         yield Check("spool", "warn", found, "see why: edgectl spool\nthen: edgectl spool retry, or drop")
     if spool["dropped"]:
-        found = f"the spool was full: {spool['dropped']} messages were dropped"
+        found = f"the spool was full and dropped {quantity(spool['dropped'], 'message')}"
         yield Check("spool", "warn", found, "raise the limits of [spool], or repair the broker")

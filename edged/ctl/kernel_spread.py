@@ -16,6 +16,7 @@ import numpy as np
 
 from edged.api import Backend, ControlError, EdgedError, Runner
 from edged.backends.tflite import OtherKernels, TfliteBackend
+from edged.core.errors import quantity
 from edged.core.manifest import Golden, Manifest
 from edged.core.sample_agreement import SampleAgreement
 from edged.core.tensors import difference
@@ -103,12 +104,20 @@ def share(golden: Golden, samples: list[GoldenSample], manifest: Manifest) -> fl
 
 def words(found: Spread, manifest: Manifest) -> str:
     """Return the differences between kernels, in words."""
+    kernels = "the runtime's kernels (XNNPACK, built-in, reference)"
+    if not found.steps and not found.absolute:
+        return f"{kernels} compute the same outputs"
+    return f"{kernels} differ by up to {off(found.steps, found.absolute, manifest)}"
+
+
+def off(steps: float, absolute: float, manifest: Manifest) -> str:
+    """Return differences of outputs in words: in quantisation steps, and absolute for outputs without quantisation."""
     parts = []
     if any(spec.scale for spec in manifest.outputs):
-        parts.append(f"{found.steps:g} quantisation steps")
+        parts.append(quantity(steps, "quantisation step"))
     if any(not spec.scale for spec in manifest.outputs):
-        parts.append(f"{found.absolute:.2g}")
-    return f"the runtime's own kernels (XNNPACK, built-in, reference) are up to {' and '.join(parts)} apart"
+        parts.append(f"{absolute:.2g}")
+    return " and ".join(parts)
 
 
 def without(samples: list[GoldenSample], otherwise: frozenset[int]) -> list[GoldenSample]:

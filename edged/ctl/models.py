@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator
 
 from edged.core.answers import MODELS, AcceleratorAnswer, ModelAnswer, ProofAnswer, RunnerAnswer
-from edged.core.errors import some
+from edged.core.errors import quantity, some
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -107,7 +107,7 @@ def _runner(runner: RunnerAnswer | None, *, isolated: bool) -> str:
 def _proof(proof: ProofAnswer | None) -> str:
     if proof is None:
         return "-"
-    return f"{proof['samples']} samples, ±{_number(proof['worst'])}"
+    return f"{quantity(proof['samples'], 'sample')}, ±{_number(proof['worst'])}"
 
 
 def _number(value: float | None) -> str:

@@ -54,7 +54,7 @@ from edged.core import manifest as manifests
 from edged.core.container import SUFFIX, Head, measure
 from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.derived import NORMALISE, detection_of, is_picture_shape
-from edged.core.errors import some
+from edged.core.errors import quantity, some
 from edged.core.manifest import Classify, Golden, Manifest, Variant
 from edged.core.manifest_parts import Count
 from edged.core.tflite_file import TfliteFile, inspect
@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     else:
-        tables.show([f"{out}: {version_line(head)}, {tables.size(head.size)}, proven on {proof.samples} samples"])
+        tables.show([f"{out}: {version_line(head)}, {tables.size(head.size)}, {proof.words(head.manifest)}"])
         _show_delta(delta)
     return exits.DONE
 
@@ -681,7 +681,8 @@ def _golden(
     found = kernel_spread.measure(samples, manifest, model, backend)
     while found is not None and found.otherwise:
         left = kernel_spread.without(samples, found.otherwise)
-        warn(f"{len(samples) - len(left)} golden samples are left out: the decisions of the runtime's kernels differ")
+        number = quantity(len(samples) - len(left), "golden sample")
+        warn(f"left out: {number} that the runtime's kernels decide differently")
         samples = answered(runner, [sample.inputs for sample in left])
         found = kernel_spread.measure(samples, manifest, model, backend)
     if found is None:
@@ -692,9 +693,8 @@ def _golden(
         steps=max(needed.steps, _stated(said, "steps")),
         absolute=max(needed.absolute, _stated(said, "absolute")),
     )
-    allowed = [f"{chosen.steps:g} steps"] * any(spec.scale for spec in manifest.outputs)
-    allowed += [f"{chosen.absolute:g}"] * any(not spec.scale for spec in manifest.outputs)
-    warn(f"{kernel_spread.words(found, manifest)}, so golden outputs may be off by {' and '.join(allowed)}")
+    allowed = kernel_spread.off(chosen.steps, chosen.absolute, manifest)
+    warn(f"{kernel_spread.words(found, manifest)}; the outputs of a board may be off by {allowed}")
     share = kernel_spread.share(chosen, samples, manifest)
     if share > MUCH:
         warn(f"this tolerance is {share:.0%} of an output's range, and proves little: give other samples with --golden")

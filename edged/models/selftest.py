@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edged.api import Arrays, Backend, BundleError, ModelError, Runner, TensorSpec
 from edged.core.detection_spec import DetectObjects, SsdPostprocess
+from edged.core.errors import quantity
 from edged.core.manifest import Golden, Manifest
 from edged.core.sample_agreement import SampleAgreement
 from edged.models.bundle import Bundle
@@ -50,6 +51,14 @@ class Proof(msgspec.Struct, frozen=True):
 
     samples: int
     worst: float
+
+    def words(self, manifest: Manifest) -> str:
+        """Return the proof in words."""
+        if not self.samples:
+            return "loads, but has no golden samples"
+        quantised = all(spec.scale for spec in manifest.outputs)
+        off = quantity(self.worst, "quantisation step") if quantised else f"{self.worst:.3g}"
+        return f"right on {quantity(self.samples, 'golden sample')}, off by at most {off}"
 
 
 class SelfTest:

@@ -24,7 +24,7 @@ from edged.core.decide import (
     decide,
     is_suspended,
 )
-from edged.core.errors import BundleError, EdgedError, ModelError, StoreError
+from edged.core.errors import BundleError, EdgedError, ModelError, StoreError, quantity
 from edged.core.ledger import Ledger
 from edged.core.verdict import Failure, Verdict
 from edged.models.atomic_files import ASIDE, Disk
@@ -216,6 +216,6 @@ def _unsound(error: BundleError) -> VersionFault:
 
 def _measured(number: str, verdict: Verdict) -> str:
     return (
-        f"version {number} passed its self-test: {verdict.samples} golden samples, "
+        f"version {number} passed its self-test: {quantity(verdict.samples, 'golden sample')}, "
         f"{verdict.latency_p99 * 1000:.3g} ms (p99), {verdict.rss_bytes >> 20} MiB, in {verdict.seconds:.3g} s"
     )

@@ -202,7 +202,7 @@ def test_a_model_that_proves_itself(tmp_path):
     config = configured(tmp_path, "[models.motion]")
     (check,) = doctor.check_models_work(config, Store(FACTORY))
     assert check.verdict == "ok"
-    assert "motion 1.0.0: 16 golden samples, off by " in check.found
+    assert "motion 1.0.0: right on 16 golden samples, off by at most " in check.found
 
 
 def test_a_model_that_is_not_what_its_manifest_says(tmp_path):
@@ -528,7 +528,7 @@ def test_what_is_wrong_with_the_spool():
     assert found == [
         ("fail", "the disk is full"),
         ("warn", "the broker refused 2 messages"),
-        ("warn", "the spool was full: 3 messages were dropped"),
+        ("warn", "the spool was full and dropped 3 messages"),
     ]
 
 

@@ -269,8 +269,8 @@ def test_the_tolerance_is_what_the_runtimes_own_kernels_differ_by(pack, tmp_path
     assert golden is not None
     assert 5 < golden.steps < 100
     said = capsys.readouterr().err
-    assert "(XNNPACK, built-in, reference) are up to " in said
-    assert f"so golden outputs may be off by {golden.steps:g} steps" in said
+    assert "(XNNPACK, built-in, reference) differ by up to " in said
+    assert f"the outputs of a board may be off by {golden.steps:g} quantisation step" in said
 
 
 def test_samples_on_which_the_kernels_are_far_apart_are_said_to_prove_little(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -355,6 +356,9 @@ def test_check_proves_the_models_and_exits(tmp_path: Path, capfd: pytest.Capture
     daemon = Edged(tmp_path, replay())
     daemon.start("--check")
     assert daemon.process.wait(PATIENCE) == 0
+    valid, proof = capfd.readouterr().out.splitlines()
+    assert valid == "the configuration is valid: 1 pipeline, 1 source"
+    assert re.fullmatch(r"model motion 1\.0\.0 on \S+ \S+: right on 16 golden samples, off by at most 0 .*steps", proof)
     daemon.configure(replay().replace("motion", "mition"))
     daemon.start("--check")
     assert daemon.process.wait(PATIENCE) == 0  # a version may be installed later

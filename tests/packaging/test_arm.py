@@ -135,7 +135,7 @@ def test_as_it_is_packaged_it_proves_its_model(board, processor):
     done = board.run("edged", "--check")
     assert done.returncode == 0, done.stderr
     sound, proof = done.stdout.splitlines()
-    assert sound == "the configuration is sound: 1 pipelines, 1 sources"
+    assert sound == "the configuration is valid: 1 pipeline, 1 source"
     assert proved(proof) == ("motion", processor.runtime, 16)
     assert done.stderr == ""
 
@@ -171,7 +171,7 @@ def test_the_runtime_uses_the_fast_kernels_of_the_processor(board, processor):
 
 def proved(line):
     """Return name, runtime and number of samples of a model that gave its golden answers."""
-    found = re.fullmatch(r"model (\w+) 1\.0\.0 on (.+): Proof\(samples=(\d+), worst=[\d.]+\)", line)
+    found = re.fullmatch(r"model (\w+) 1\.0\.0 on (.+): right on (\d+) golden samples, off by .*", line)
     return found and (found[1], found[2], int(found[3]))
 
 
