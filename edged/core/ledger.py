@@ -164,9 +164,12 @@ def admit(ledger: Ledger, name: str, digest: str, version: str, active: str, *, 
     if ledger.candidate is not None:
         raise _under_way(ledger, ledger.candidate, name)
     if is_downgrade(ledger, version, active) and not allow_downgrade:
+        floor, rolled_back = _floor(ledger, active), ""
+        if version_key(floor) > version_key(active):
+            rolled_back = f"{floor}, the highest version here so far, counts although {active} serves now; "
         raise BundleError(
-            f"{name} {version} is older than {_floor(ledger, active)}, and versions only go up",
-            hint="to downgrade on purpose, add --allow-downgrade",
+            f"{name} {version} is older than {floor}, and versions only go up",
+            hint=f"{rolled_back}to downgrade on purpose, add --allow-downgrade",
         )
 
 

@@ -16,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    return decide(args, CLEAR_REJECTION, f"may try {args.digest} again", digest=args.digest)
+    return decide(args, CLEAR_REJECTION, f"accepts the version {args.digest} again", digest=args.digest)

@@ -100,13 +100,20 @@ def test_a_version_that_is_no_older_comes_in(version):
     admit(LEDGER, "motion", NEW, version, "1.1", allow_downgrade=False)
 
 
-@pytest.mark.parametrize(("floor", "active"), [("1.1", "1.0"), ("0", "1.1")])
-def test_an_older_version_comes_in_only_if_that_is_wanted(floor, active):
+@pytest.mark.parametrize("floor", ["0", "1.1", "1.1.0"])
+def test_an_older_version_comes_in_only_if_that_is_wanted(floor):
     ledger = replace(LEDGER, floor=floor)
-    assert refusal(BundleError, ledger, "1.0.9", active) == (
-        "motion 1.0.9 is older than 1.1, and versions only go up (to downgrade on purpose, add --allow-downgrade)"
+    assert refusal(BundleError, ledger, "1.0.9", "1.1").endswith(
+        " and versions only go up (to downgrade on purpose, add --allow-downgrade)"
     )
-    admit(ledger, "motion", NEW, "1.0.9", active, allow_downgrade=True)
+    admit(ledger, "motion", NEW, "1.0.9", "1.1", allow_downgrade=True)
+
+
+def test_a_version_rolled_back_from_counts_and_the_refusal_says_so():
+    assert refusal(BundleError, LEDGER, "1.0.9", "1.0") == (
+        "motion 1.0.9 is older than 1.1, and versions only go up (1.1, the highest version here so far, counts "
+        "although 1.0 serves now; to downgrade on purpose, add --allow-downgrade)"
+    )
 
 
 def test_what_was_rejected_is_refused_at_once():

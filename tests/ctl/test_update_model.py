@@ -176,7 +176,7 @@ def test_jobs(edgectl, board, file):
         (["confirm", "colours"], ("confirm", "colours"), "colours is confirmed; 1.0 serves"),
         (["pin", "colours"], ("pin", "colours", True), "colours is pinned; 1.0 serves"),
         (["pin", "colours", "--off"], ("pin", "colours", False), "colours was not pinned; 1.0 serves"),
-        (["forget", "colours", "abc"], ("forget", "colours", "abc"), "colours may try abc again; 1.0 serves"),
+        (["forget", "colours", "abc"], ("forget", "colours", "abc"), "colours accepts the version abc again; "),
     ],
     ids=str,
 )
