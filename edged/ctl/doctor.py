@@ -568,9 +568,9 @@ def check_name(device: str, namesake: str) -> Check:
 
 
 def check_publishing(mqtt: MqttAnswer, waiting: int) -> Check:
-    """Check the time of the last message accepted by the broker; a long time is a fault only while messages wait."""
+    """Check the time of the last result accepted by the broker; a long time is a fault only while results wait."""
     ago = mqtt["last_sent_ago"]
-    when = "no message yet" if ago is None else f"a message {tables.duration(ago)} ago"
+    when = "no result yet" if ago is None else f"a result {tables.duration(ago)} ago"
     last = f"the broker accepted {when}"
     if not mqtt["connected"]:
         return Check("publish", "fail", f"{last}; not connected: {mqtt['health']['reason']}", mqtt["health"]["hint"])

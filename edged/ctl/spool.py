@@ -1,4 +1,4 @@
-"""Show the messages waiting for the broker, and the messages refused by the broker with the reasons.
+"""Show the results waiting for the broker, and the results refused by the broker with the reasons.
 
 `edgectl spool retry NUMBER...` sends refused messages again, and `edgectl spool drop NUMBER...` drops refused messages;
 `--all` selects all refused messages. The exit code is 1 if a message is missing.
@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator
 
 from edged.core.answers import SPOOL, SPOOL_DROP, SPOOL_RETRY, DiskAnswer, SpoolAnswer
-from edged.core.errors import ControlError
+from edged.core.errors import ControlError, quantity
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -48,28 +48,36 @@ def run(args: argparse.Namespace) -> int:
     return exits.DONE if answer["count"] >= max(1, asked) else exits.BAD
 
 
+def waiting(count: int) -> str:
+    """Return the number of waiting results, in words."""
+    return "1 result waits" if count == 1 else f"{count} results wait"
+
+
 def loss(disk: DiskAnswer | None) -> str:
     """Return the loss by a power cut, in words."""
     if disk is None:
-        return "a power cut costs every waiting message"
-    now = f"{disk['unsaved']} messages, {disk['unsaved_seconds']:.1f} s old" if disk["unsaved"] else "nothing"
+        return "a power cut loses every waiting result"
+    old = f", up to {disk['unsaved_seconds']:.1f} s old"
+    now = quantity(disk["unsaved"], "result") + old if disk["unsaved"] else "nothing"
     if disk["loss_seconds"] is None:
-        most = "every waiting message, as the disk takes no data"
+        worst = "every waiting result, as the disk takes no data"
     elif disk["loss_seconds"]:
-        most = f"{disk['loss_seconds']:.1f} s, about {disk['loss_messages']} messages"
+        about = f" (about {disk['loss_messages']})" if disk["loss_messages"] else ""
+        worst = f"the results of {disk['loss_seconds']:.1f} s{about}"
     else:
-        most = "messages not reported as saved yet"
-    return f"a power cut now costs {now}; at most {most}"
+        worst = "a result that is just being saved"
+    return f"a power cut now loses {now}; at the worst moment {worst}"
 
 
 def _lines(spool: SpoolAnswer) -> Iterator[str]:
     health = spool["health"]
-    oldest = "" if spool["oldest"] is None else f", the oldest in memory {tables.duration(spool['oldest'])} old"
-    waiting = f"{spool['depth']} messages wait, {spool['on_disk']} of them on disk only"
-    yield f"{tables.dot(health['state'])} {waiting}{oldest}"
+    in_memory = spool["depth"] - spool["on_disk"]
+    oldest = "" if spool["oldest"] is None else f" (the oldest {tables.duration(spool['oldest'])} old)"
+    places = f": {in_memory} in memory{oldest}, {spool['on_disk']} on disk" if spool["depth"] else ""
+    yield f"{tables.dot(health['state'])} {waiting(spool['depth'])}{places}"
     yield from tables.remedy(health)
     yield f"    memory   {tables.size(spool['bytes'])}"
-    yield f"    drain    {_drain(spool)}"
+    yield f"    sending  {_drain(spool)}"
     yield from _disk(spool["disk"])
     yield f"    losses   {loss(spool['disk'])}"
     yield f"    dropped  {spool['dropped']}"
@@ -95,8 +103,9 @@ def _lines(spool: SpoolAnswer) -> Iterator[str]:
 
 def _drain(spool: SpoolAnswer) -> str:
     left = spool["seconds_to_empty"]
-    empty = "" if not spool["depth"] or left is None else f", empty in {tables.duration(left)}"
-    return f"{spool['rate']:.3g} messages/s{empty}, {spool['replayed']} replayed"
+    empty = "" if not spool["depth"] or left is None else f", all sent in {tables.duration(left)}"
+    rate = f"{spool['rate']:.3g}" if spool["rate"] < 100 else f"{spool['rate']:.0f}"
+    return f"{rate} results a second{empty}; {spool['replayed']} sent late (replayed) since the start"
 
 
 def _disk(disk: DiskAnswer | None) -> Iterator[str]:
@@ -112,7 +121,8 @@ def _disk(disk: DiskAnswer | None) -> Iterator[str]:
         p50, p99 = tables.milliseconds(commit["p50"]), tables.milliseconds(commit["p99"])
         yield f"    commit   takes {p50} ms (p50), {p99} ms (p99)"
     if disk["late"]:
-        yield f'      {disk["late"]} messages of durability "always" went on before they were on disk'
+        late = quantity(disk["late"], "result")
+        yield f'      {late} of durability "always" went on before being on disk'
     for aside in disk["set_aside"]:
-        saved = f"{aside['saved']} messages were saved from the file"
+        saved = f"{quantity(aside['saved'], 'result')} saved from the file"
         yield f"      a damaged file is now {tables.plain(aside['path'])}; {saved}"

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator
 
 from edged.core.answers import STATUS, ConfigAnswer, MqttAnswer, SinkAnswer, StatusAnswer
+from edged.core.errors import quantity
 from edged.ctl import exit_codes as exits
 from edged.ctl import models, pipelines, sources, tables
 from edged.ctl import spool as spool_verb
@@ -64,9 +65,10 @@ def _mqtt(mqtt: MqttAnswer) -> Iterator[str]:
     broker = f"{link} {tables.plain(mqtt['broker'])}" if mqtt["broker"] else "no broker"
     ago = mqtt["last_sent_ago"]
     last = "" if ago is None else f" (the last {tables.duration(ago)} ago)"
-    yield f"    mqtt    {broker}, {mqtt['sent']} sent{last}, {mqtt['reconnects']} reconnects"
+    sent, reconnects = quantity(mqtt["sent"], "result"), quantity(mqtt["reconnects"], "reconnect")
+    yield f"    mqtt    {broker}, {sent} sent{last}, {reconnects}"
     yield from tables.remedy(mqtt["health"])
-    waiting = f"{spool['depth']} messages wait ({tables.size(spool['bytes'])})"
+    waiting = f"{spool_verb.waiting(spool['depth'])} ({tables.size(spool['bytes'])})"
     yield f"    spool   {waiting}, {spool['dropped']} dropped, {spool['parked']} refused by the broker"
     if "health" in spool:
         yield from tables.remedy(spool["health"])

@@ -472,7 +472,7 @@ def test_a_daemon_that_is_not_there_may_be_meant_so(tmp_path):
 def test_a_daemon_that_runs(daemon, runtime_dir):
     assert list(doctor.check_daemon(str(runtime_dir))) == [
         Check("daemon", "ok", "edged 0.1.0 runs, up 1 d 2 h"),
-        Check("publish", "ok", "the broker accepted a message 4 s ago"),
+        Check("publish", "ok", "the broker accepted a result 4 s ago"),
     ]
 
 
@@ -503,16 +503,16 @@ def test_no_daemon_is_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("connected", "ago", "waiting", "expected"),
     [
-        (True, 4.0, 0, ("ok", "the broker accepted a message 4 s ago", "")),
-        (True, None, 0, ("ok", "the broker accepted no message yet", "")),
-        (True, 3700.0, 0, ("ok", "the broker accepted a message 1 h 1 min ago", "")),
+        (True, 4.0, 0, ("ok", "the broker accepted a result 4 s ago", "")),
+        (True, None, 0, ("ok", "the broker accepted no result yet", "")),
+        (True, 3700.0, 0, ("ok", "the broker accepted a result 1 h 1 min ago", "")),
         (
             True,
             3700.0,
             7,
-            ("warn", "the broker accepted a message 1 h 1 min ago, and 7 are waiting", "see why: edgectl spool"),
+            ("warn", "the broker accepted a result 1 h 1 min ago, and 7 are waiting", "see why: edgectl spool"),
         ),
-        (False, None, 7, ("fail", "the broker accepted no message yet; not connected: refused", "is it up?")),
+        (False, None, 7, ("fail", "the broker accepted no result yet; not connected: refused", "is it up?")),
     ],
 )
 def test_when_a_message_got_through_last(connected, ago, waiting, expected):

@@ -42,14 +42,15 @@ def test_it_says_what_waits_and_what_a_power_cut_costs(edgectl, daemon):
     code, output, _ = edgectl("spool")
     assert code == 0
     assert output.splitlines() == [
-        "● 1200 messages wait, 1000 of them on disk only, the oldest in memory 1 min 15 s old",
+        "● 1200 results wait: 200 in memory (the oldest 1 min 15 s old), 1000 on disk",
         "    memory   133 kB",
-        "    drain    3.2e+03 messages/s, empty in 1 min 2 s, 17 replayed",
+        "    sending  3200 results a second, all sent in 1 min 2 s; 17 sent late (replayed) since the start",
         "    disk     /var/lib/edged/spool/spool.db, 246 kB, 1.2 MB of 50 MB written today",
         "    commit   takes 3.10 ms (p50), 20.20 ms (p99)",
-        '      2 messages of durability "always" went on before they were on disk',
-        "      a damaged file is now /var/lib/edged/spool/damaged-1.db; 70 messages were saved from the file",
-        "    losses   a power cut now costs 42 messages, 0.4 s old; at most 1.0 s, about 103 messages",
+        '      2 results of durability "always" went on before being on disk',
+        "      a damaged file is now /var/lib/edged/spool/damaged-1.db; 70 results saved from the file",
+        "    losses   a power cut now loses 42 results, up to 0.4 s old; "
+        "at the worst moment the results of 1.0 s (about 103)",
         "    dropped  3",
         "      motion: 3 full",
         "",
@@ -61,14 +62,14 @@ def test_it_says_what_waits_and_what_a_power_cut_costs(edgectl, daemon):
 
 def test_without_a_disk_it_says_so(edgectl, daemon):
     daemon.answers["spool"] = {**SPOOL, "disk": None}
-    assert "a power cut costs every waiting message" in edgectl("spool")[1]
+    assert "a power cut loses every waiting result" in edgectl("spool")[1]
 
 
 @pytest.mark.parametrize(
     ("seconds", "most"),
     [
-        (None, "at most every waiting message, as the disk takes no data"),
-        (0.0, "at most messages not reported as saved yet"),
+        (None, "at the worst moment every waiting result, as the disk takes no data"),
+        (0.0, "at the worst moment a result that is just being saved"),
     ],
 )
 def test_what_a_power_cut_costs_at_most_is_said_in_words_too(edgectl, daemon, seconds, most):

@@ -32,9 +32,9 @@ def test_all_is_well(edgectl, daemon):
 ● edged 0.1.0 on kitchen: running, up 1 d 2 h
     memory  54.3 MB
     clock   synchronised
-    mqtt    connected to mqtt://broker:1883, 41 sent (the last 4 s ago), 0 reconnects
-    spool   2 messages wait (266 B), 0 dropped, 0 refused by the broker
-            a power cut now costs 2 messages, 0.5 s old; at most 6.0 s, about 60 messages
+    mqtt    connected to mqtt://broker:1883, 41 results sent (the last 4 s ago), 0 reconnects
+    spool   2 results wait (266 B), 0 dropped, 0 refused by the broker
+            a power cut now loses 2 results, up to 0.5 s old; at the worst moment the results of 6.0 s (about 60)
     config  /etc/edged/edged.toml
 
   PIPELINE  STATE    SOURCE  MODEL       SINKS     WINDOWS  PREDICTIONS  DROPPED  ERRORS  P50 ms  P99 ms  LAST
@@ -78,7 +78,7 @@ def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
         "● edged 0.1.0 on kitchen: degraded, up 1 d 2 h\n"
         "      source imu: no such file: /dev/ttyUSB0, for 1 min 15 s\n",
         "    clock   not synchronised",
-        "    mqtt    not connected to mqtt://broker:1883, 41 sent (the last 4 s ago), 0 reconnects\n"
+        "    mqtt    not connected to mqtt://broker:1883, 41 results sent (the last 4 s ago), 0 reconnects\n"
         "      refused, for 1 min 15 s\n"
         "      -> is the broker up?\n",
         "      the files have changed and are refused; the configuration before the change stays in effect:\n"
@@ -120,7 +120,7 @@ def test_nothing_configured(edgectl, daemon):
     daemon.status["mqtt"] = {**daemon.status["mqtt"], **unsaid}
     code, output, _ = edgectl("status")
     assert code == 0
-    assert "    mqtt    no broker, 0 sent, 0 reconnects\n" in output
+    assert "    mqtt    no broker, 0 results sent, 0 reconnects\n" in output
     assert len(output.splitlines()) == 6
 
 

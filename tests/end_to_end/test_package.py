@@ -286,7 +286,7 @@ def test_the_doctor_finds_nothing_worse_than_a_wrong_clock(shared):
         checks = doctor(shared, asker)
         assert [check for each in checks.values() for check in each if check["verdict"] == "fail"] == []
         assert {check["verdict"] for each in checks.values() for check in each if each[0]["name"] != "clock"} == {"ok"}
-        assert "the broker accepted a message" in checks["publish"][0]["found"]
+        assert "the broker accepted a result" in checks["publish"][0]["found"]
 
 
 def test_the_manual_pages_and_the_completion_are_there(shared):
