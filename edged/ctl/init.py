@@ -403,11 +403,16 @@ def _from_folder_of(output: Path, path: Path) -> str:
 
 def _text(table: dict[str, object]) -> str:
     head = [
-        "# Made by `edgectl init`. All keys: man edged.toml, or `edgectl config show`. After a change:",
-        "# edgectl config check FILE",
+        f"# Made by `edgectl init`. All keys with their values: edgectl config show FILE{_manual()}",
+        "# After a change: edgectl config check FILE",
         "",
     ]
     return "\n".join([*head, *toml(table)])
+
+
+def _manual(page: Path = Path("/usr/share/man/man5/edged.toml.5.gz")) -> str:
+    """Return a pointer to the manual page, which the Debian package alone installs."""
+    return "; their meaning: man edged.toml" if page.exists() else ""
 
 
 def _check(text: str, output: Path, store: Store) -> Checked:
