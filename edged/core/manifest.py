@@ -166,11 +166,14 @@ PreprocessStep = Normalise | Standardise | Clip | NoStep
 class Input(Strict, frozen=True, kw_only=True):
     """Input tensor and its feed. A model with internal state needs no feedback.
 
+    State, internal or fed back, passes from window to window. It begins with zeros when the model is loaded, and again
+    after a window that is missing or failed: a jump in `seq` of the results.
+
     Keys:
         tensor: Specification of the tensor.
         feed: Source of the values: "window", the preprocessed window, or "feedback", an output of the run before.
         channels: With "window", channels of the window to feed. Default: all.
-        feedback: With "feedback", name of the output to feed; zeros at the start.
+        feedback: With "feedback", name of the output to feed; zeros at the start and after a gap.
     """
 
     tensor: TensorSpec

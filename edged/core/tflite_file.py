@@ -73,7 +73,7 @@ class TfliteFile(NamedTuple):
     `outputs`, or empty if the file has no metadata. `dynamic` holds the axes of open size of each input. `last_ops`
     holds the operation that computes each output, "" if unknown; operations that only change shape or storage are
     skipped. `detection_outputs` are the indices of the outputs with boxes, classes, scores and number of boxes, if the
-    operation TFLite_Detection_PostProcess computes them.
+    operation TFLite_Detection_PostProcess computes them. `stateful` is true if a run depends on earlier runs.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -87,6 +87,7 @@ class TfliteFile(NamedTuple):
     dynamic: tuple[tuple[int, ...], ...] = ()
     last_ops: tuple[str, ...] = ()
     detection_outputs: tuple[int, ...] = ()
+    stateful: bool = False
 
     @property
     def remembers(self) -> bool:
@@ -150,6 +151,7 @@ def inspect(data: bytes | memoryview) -> TfliteFile:
         dynamic=main.dynamic,
         last_ops=main.last_ops,
         detection_outputs=main.detection_outputs,
+        stateful="VAR_HANDLE" in {op.name for op in ops} or any(subgraph.variables for subgraph in subgraphs),
     )
 
 
@@ -172,6 +174,7 @@ class _Subgraph(NamedTuple):
     dynamic: tuple[tuple[int, ...], ...]
     last_ops: tuple[str, ...]
     detection_outputs: tuple[int, ...]
+    variables: bool
 
 
 def _read_buffer(reader: _Reader, buffer: _Table) -> memoryview:
@@ -212,6 +215,7 @@ def _read_subgraph(subgraph: _Table, codes: list[_Op], buffers: int) -> _Subgrap
         dynamic=tuple(_open_axes(tensors[index]) for index in indices[0]),
         last_ops=tuple(_last_op(makers, index) for index in indices[1]),
         detection_outputs=tuple(indices[1].index(index) for index in detected if index in indices[1]),
+        variables=any(tensor.number(5, "b") for tensor in tensors),
     )
 
 

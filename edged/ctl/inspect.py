@@ -40,6 +40,7 @@ from edged.ctl import tables
 from edged.models.bundle import BARE_SUFFIX, certain, examine, fill_in, read_structure
 
 MAX_LINES = 16
+STATE = "kept from window to window; zero again after loading, and after a missing or failed window"
 
 T = TypeVar("T")
 
@@ -140,6 +141,8 @@ def contents(structure: TfliteFile) -> Iterator[tuple[str, str]]:
             if index < len(metadata) and (said := _metadata(metadata[index])):
                 yield "", f"  metadata: {said}"
     yield "ops", f"{some(structure.ops, MAX_LINES)}, in {structure.nodes} nodes"
+    if structure.stateful:
+        yield "state", STATE
     for title, signature in _titled("signatures", [signature.name for signature in structure.signatures]):
         yield title, signature
 
@@ -178,6 +181,8 @@ def _facts(head: Head) -> Iterator[tuple[str, str]]:
         yield title, tensor_line(each.tensor)
     for title, output in _titled("outputs", manifest.outputs):
         yield title, tensor_line(output)
+    if any(each.feed == "feedback" for each in manifest.inputs):
+        yield "state", STATE
     yield "says", _says(manifest)
     yield "golden", f"samples in {manifest.golden.file}" if manifest.golden else "no samples"
     for title, text in _titled("reference", [] if manifest.reference is None else _reference(manifest)):

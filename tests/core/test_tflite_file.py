@@ -72,7 +72,11 @@ def test_custom_ops_are_told_apart():
 
 @pytest.mark.parametrize(("name", "remembers"), [("stateful.tflite", True), ("float.tflite", False)])
 def test_resource_variables_are_noticed(name, remembers):
-    assert read(name).remembers is remembers
+    assert read(name).remembers is read(name).stateful is remembers
+
+
+def test_variable_tensors_are_state_too():
+    assert inspect(real_model("keras_lstm_mnist_ptq.tflite").read_bytes()).stateful
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from edged.ctl.inspect import STATE
 from edged.ctl.main import main
 from tests.bundles import DATA, write_bundle
 from tests.containers import MODEL, NOTES, colours, container
@@ -96,6 +97,7 @@ def test_a_bare_file_and_what_is_derived_from_it(capsys):
 
 def test_a_bare_file_and_what_has_to_be_said_of_it(capsys):
     lines = shown(DATA / "stateful.tflite", capsys)
+    assert f"state         {STATE}" in lines
     assert lines[-3:-1] == [
         "not certain   the meaning of the input is not certain: float32 [1, 1]",
         "              the output of the op READ_VARIABLE may not be scores: float32 [1, 1]",
