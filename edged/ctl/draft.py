@@ -26,8 +26,10 @@ from edged.ctl import inspect, tables
 from edged.ctl.config import toml_value
 
 FILL_IN = "FILL-IN"
+_MARK = "# TO DO"
 _PLACEHOLDERS = {"MEAN", "STD", "THRESHOLD", "NAME", "SIZE"}
 _WIDTH = 100
+_MOST_CHANNELS = 64
 
 T = TypeVar("T")
 
@@ -61,7 +63,7 @@ def draft(file: str, structure: TfliteFile, sides: Derived, name: str, labels: S
     found: list[OpenLine] = []
     for part in _parts(file, structure, sides, name, labels):
         if isinstance(part, Open):
-            lines += _comment(f"TO DO: {part.why}")
+            lines += _comment(f"{_MARK[2:]}: {part.why}")
             place = next((index for index, line in enumerate(part.lines) if _is_unfilled(line)), 0)
             found.append(OpenLine(len(lines) + 1 + place, part.why, part.must))
             lines += part.lines
@@ -73,6 +75,11 @@ def draft(file: str, structure: TfliteFile, sides: Derived, name: str, labels: S
 def unfilled(text: str) -> list[int]:
     """Return the numbers of the lines of a draft with a value to be filled in."""
     return [number for number, line in enumerate(text.split("\n"), 1) if _is_unfilled(line)]
+
+
+def marked(text: str) -> list[int]:
+    """Return the numbers of the lines of a draft that still mark a value to be checked or filled in."""
+    return [number for number, line in enumerate(text.split("\n"), 1) if line.lstrip().startswith(_MARK)]
 
 
 def _is_unfilled(line: str) -> bool:
@@ -98,9 +105,9 @@ def _parts(file: str, structure: TfliteFile, sides: Derived, name: str, labels: 
     yield from _comment(f"Manifest of the model {name}, drafted from {file} by `edgectl model draft`.")
     yield "#"
     yield from _comment(
-        "Complete the lines below TO DO: the model file does not settle these values, and a wrong value gives wrong "
-        "results without any error. Then run: edgectl pack FOLDER --golden RECORDING. The manifest reference of the "
-        "manual describes all keys."
+        "Complete the lines below TO DO, and delete each of these marks: the model file does not settle these values, "
+        "and a wrong value gives wrong results without any error. Then run: edgectl pack FOLDER --golden RECORDING. "
+        "The manifest reference of the manual describes all keys."
     )
     yield "#"
     for title, text in inspect.contents(structure):
@@ -203,7 +210,25 @@ def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
         shape = _key("sample_shape", window["sample_shape"])
         yield Open("Sizes left open by the file.", (shape,), must=True) if _is_unfilled(shape) else shape
         yield _key("dtype", window.get("dtype", "float32"))
+        if sure is None:
+            yield from _rows(structure)
     yield ""
+
+
+def _rows(structure: TfliteFile) -> Iterator[Open]:
+    """Yield another window for a tensor of two axes: rows of channels in place of a whole sample."""
+    sizes = [size for tensor in structure.inputs for size in tensor.shape if size != 1]
+    if len(structure.inputs) != 1 or len(sizes) != 2 or any(structure.dynamic) or sizes[1] > _MOST_CHANNELS:
+        return
+    length, columns = sizes
+    names = ", ".join(f'{{name = "c{index}"}}' for index in range(columns))
+    lines = [_key("length", length), _key("hop", length), _key("rate", 100.0)]
+    lines += textwrap.wrap(f"channels = [{names}]", _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    yield Open(
+        f"Here one sample fills the tensor, like a picture. For a sensor that sends rows of {columns} values, of which "
+        f"{length} fill the tensor, delete length, hop, sample_shape and dtype, and write the lines below without #.",
+        tuple(f"# {line}" for line in lines),
+    )
 
 
 def _channels(channels: Sequence[Mapping[str, object]], sure: WindowSpec | None) -> Iterator[str | Open]:

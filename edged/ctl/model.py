@@ -3,7 +3,7 @@
 `draft` makes a folder for a .tflite file: a copy named model.tflite, and manifest.toml, the description of inputs and
 outputs. Tensors, quantisation, TFLite metadata and label files inside the model settle a part of the manifest. The
 other lines stand below "TO DO", and the command lists the line numbers. Complete these lines, then make a bundle with
-`edgectl pack FOLDER`; packing refuses lines with "FILL-IN".
+`edgectl pack FOLDER`; packing refuses lines with "FILL-IN", and warns of marks "TO DO" left in the file.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ from edged.core.tflite_file import TfliteFile, inspect
 from edged.ctl import exit_codes as exits
 from edged.ctl import kernel_spread, tables
 from edged.ctl.bundle_file import save, version_line
-from edged.ctl.draft import FILL_IN, unfilled
+from edged.ctl.draft import FILL_IN, marked, unfilled
 from edged.ctl.golden_labels import GoldenLabels
 from edged.ctl.golden_samples import GoldenSample, answered, npz, random_samples, samples_of
 from edged.ctl.local_model import default_backend, loaded_apart
@@ -447,6 +447,8 @@ def _read_toml(path: Path) -> dict[str, object]:
             f"{path} is not complete: {FILL_IN!r} stands in line {some(lines, 8)}",
             hint="replace the text by the value described in the comment above",
         )
+    if marks := [str(number) for number in marked(text)]:
+        warn(f"{path}: still marked TO DO: line {some(marks, 12)}; delete each mark when the value below it is right")
     return tomllib.loads(text)
 
 

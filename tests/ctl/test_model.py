@@ -5,9 +5,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from msgspec import convert
 
 from edged.core.derived import derive
 from edged.core.errors import BundleError, StoreError
+from edged.core.manifest import WindowSpec
 from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import bundle_file, model
@@ -215,6 +217,32 @@ def test_names_in_a_file_stay_within_their_comment_or_string():
 
 def test_lines_are_counted_as_an_editor_counts_them():
     assert unfilled('a = "\u2028"\n# b = "FILL-IN"\nc = ["FILL-IN"]\n') == [3]
+
+
+@pytest.mark.parametrize(("shape", "length", "columns"), [((28, 28), 28, 28), ((1, 49, 10, 1), 49, 10)])
+def test_a_tensor_of_two_axes_may_hold_rows_of_channels(shape, length, columns):
+    tensor = TensorSpec(name="x", shape=shape, dtype="int8", scale=0.58, zero_point=83)
+    structure = TfliteFile(inputs=(tensor,), outputs=(tensor,), nodes=1, ops=(), custom_ops=(), dynamic=((),))
+    made = draft("x.tflite", structure._replace(last_ops=("",)), derive(structure), "x")
+    rows = made.text[made.text.index(f"# length = {length}\n") :].partition("\n\n")[0]
+    text = "\n".join(line.removeprefix("# ") for line in rows.splitlines())
+    window = convert(tomllib.loads(text), WindowSpec)
+    assert (window.length, len(window.channels), window.rate, window.sample_shape) == (length, columns, 100.0, ())
+
+
+def test_a_mark_is_found_until_its_author_deletes_it():
+    assert drafts.marked("# TO DO: a\n#   more\na = 1\n\n# TO DO: b\n") == [1, 5]
+
+
+def test_packing_warns_of_marks_left_in_a_draft(drafted, tmp_path, capsys):
+    _, lines, text = drafted(DATA / "metadata.tflite")
+    assert lines
+    assert main(["pack", str(tmp_path / "draft"), "-o", str(tmp_path / "a.edgm")]) == exits.DONE
+    assert f"still marked TO DO: line {drafts.marked(text)[0]}" in capsys.readouterr().err
+    checked = "\n".join(line for line in text.splitlines() if not line.startswith("# TO DO"))
+    (tmp_path / "draft" / "manifest.toml").write_text(checked)
+    assert main(["pack", str(tmp_path / "draft"), "-o", str(tmp_path / "b.edgm")]) == exits.DONE
+    assert "TO DO" not in capsys.readouterr().err
 
 
 def test_a_model_without_tensors_is_drafted_too():
