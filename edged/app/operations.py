@@ -219,6 +219,7 @@ class Operations:
                 "reconnects": reader.reconnects,
                 "faults": dict(reader.faults),
                 "refused": reader.refused,
+                "refused_ago": None if reader.refused_at is None else time.monotonic() - reader.refused_at,
                 "health": self._health(reader.status.health),
             }
             for name, reader in self._state.sources.items()

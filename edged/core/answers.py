@@ -122,6 +122,7 @@ class SourceAnswer(TypedDict):
     reconnects: int
     faults: dict[str, int]
     refused: NotRequired[str]
+    refused_ago: NotRequired[float | None]
     health: HealthAnswer
 
 

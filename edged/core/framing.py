@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.core.errors import ConfigError, some
+from edged.core.errors import ConfigError, quantity, some
 from edged.core.types import MAX_SHOWN, Obstacle
 
 MAX_LINE = 16_384
@@ -74,19 +74,24 @@ class Lines(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Faults(Counter[str]):
-    """Counts of discarded input by reason; `last` is the latest discarded input, escaped."""
+    """Counts of discarded input by reason; `last` is the latest discarded input, escaped, with details if any."""
 
     last: str = ""
 
-    def count(self, reason: str, thrown_away: bytes) -> None:
+    def count(self, reason: str, thrown_away: bytes, detail: str = "") -> None:
         """Count a discarded piece."""
         self[reason] += 1
-        self.last = escaped(thrown_away)
+        self.last = f"{detail}: {escaped(thrown_away)}" if detail else escaped(thrown_away)
 
 
 def escaped(data: bytes) -> str:
-    """Return the beginning of a piece of input in printable characters, at most 80."""
-    return repr(data[:MAX_SHOWN])[2:-1][:MAX_SHOWN]
+    """Return the beginning of a piece of input in printable characters, and the length of a piece that is cut off."""
+    text = repr(data[:_MAX_ESCAPED])[2:-1]
+    is_whole = len(data) <= _MAX_ESCAPED and len(text) <= _MAX_ESCAPED
+    return text if is_whole else f"{text[:_MAX_ESCAPED]}... ({len(data)} bytes)"
+
+
+_MAX_ESCAPED = 200
 
 
 class Stretch(msgspec.Struct, frozen=True, gc=False):
@@ -457,7 +462,7 @@ class Text:
                 picked = self._pick(line)
                 row = None if picked is None else self._read(picked)
             except GarbageError as garbage:
-                self._faults.count(str(garbage), line)
+                self._faults.count(garbage.reason, line, garbage.detail)
                 self._passed_over = 0
                 rows.append(None)
                 continue
@@ -500,7 +505,16 @@ _LONG = 256
 
 
 class GarbageError(Exception):
-    """A line is invalid, for a reason."""
+    """A line is invalid, for one of a few reasons; `detail` is of this line."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def _wrong_width(found: int, expected: int) -> GarbageError:
+    return GarbageError("wrong number of columns", f"{quantity(found, 'column')} instead of {expected}")
 
 
 class Picked:
@@ -575,7 +589,7 @@ class CsvLine:
                 _refuse_damaged(line)
                 return None
         if len(parts) != self._width:
-            raise GarbageError("wrong number of columns")
+            raise _wrong_width(len(parts), self._width)
         try:
             if b"_" in line and any(b"_" in parts[place] for place in self._numbers):
                 raise ValueError  # to Python, 1_0 is 10
@@ -620,7 +634,7 @@ class JsonLine:
                 raise GarbageError("a JSON key twice")
             return [getattr(found, name) for name in self._names], getattr(found, "counter", 0)
         if len(found) != self._width:
-            raise GarbageError("wrong number of columns")
+            raise _wrong_width(len(found), self._width)
         number = 0 if self._counter is None else found[self._counter]
         if number % 1:
             raise GarbageError("wrong JSON keys or types")

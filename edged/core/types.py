@@ -103,8 +103,8 @@ class Chunk(NamedTuple):
 MAX_URL = 4096
 """Maximum number of characters of a URL."""
 
-MAX_SHOWN = 80
-"""Maximum number of characters shown of discarded input."""
+MAX_SHOWN = 300
+"""Maximum number of characters shown of discarded input, with the reason."""
 
 
 class Obstacle(NamedTuple):

@@ -43,6 +43,13 @@ KINDS = ("serial", "replay", "synthetic")
 RECORDINGS = (".csv", ".npy", ".npz")
 PASSWORD = "mqtt-password"
 _PORTS = ("dev/serial/by-id/*", "dev/ttyUSB*", "dev/ttyACM*", "dev/ttyAMA*")
+_LINES = ("columns", "separator", "prefix", "sequence")
+_UNUSED = {
+    "serial": (),
+    "replay": ("baud", "separator", "prefix", "sequence"),
+    "synthetic": ("device", "baud", *_LINES),
+}
+"""Options without effect on a kind of source."""
 _SECONDS = 0.5
 T = TypeVar("T")
 
@@ -83,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baud", type=int, metavar="BD", help="speed of the serial port (default: 115200)")
     parser.add_argument(
         "--columns", type=_names, metavar="A,B,...", help="columns of a line, if more than the model's channels"
+    )
+    parser.add_argument("--separator", metavar="TEXT", help='between two numbers of a line (default: ","; " ": blanks)')
+    parser.add_argument("--prefix", metavar="TEXT", help="beginning of the lines to take, before the first column")
+    parser.add_argument(
+        "--sequence", metavar="NAME", help="column with a counter of the samples, to count lost samples"
     )
     parser.add_argument(
         "--broker",
@@ -238,8 +250,7 @@ def _kind(text: str) -> str:
 
 
 def _device(args: argparse.Namespace, ask: Ask, kind: str, ports: Sequence[str]) -> dict[str, object]:
-    unused = {"synthetic": ("device", "baud"), "replay": ("baud",)}.get(kind, ())
-    for option in unused:
+    for option in _UNUSED[kind]:
         if getattr(args, option) is not None:
             raise ControlError(f"--{option} has no effect on a {kind} source", hint=f"leave --{option} out")
     if kind == "synthetic":
@@ -285,10 +296,9 @@ def _samples(args: argparse.Namespace, manifest: Manifest, kind: str) -> dict[st
             f"{manifest.name} takes samples of shape {list(window.sample_shape)}; {kind} sources send rows of channels",
             hint="use --source replay with an array of such samples, or a plug-in",
         )
-    columns = {"columns": args.columns} if args.columns else {}
     units = [channel.unit for channel in window.channels]
     return {
-        **columns,
+        **{key: value for key in _LINES if (value := getattr(args, key))},
         **({"channels": channels} if channels else {}),
         **({"units": units} if all(units) and units else {}),
         **({"rate": window.rate} if window.rate else {}),

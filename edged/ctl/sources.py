@@ -42,10 +42,11 @@ def _row(source: SourceAnswer) -> tables.Row:
         str(source["samples"]),
         str(source["lost"]),
         str(source["reconnects"]),
-        ", ".join(f"{reason}: {count}" for reason, count in source["faults"].items()) or "-",
+        ", ".join(f"{count} x {reason}" for reason, count in source["faults"].items()) or "-",
     ]
-    refused = source.get("refused")  # an older daemon does not say
-    below = [f"      last refused: {tables.plain(refused)}"] if refused else []
+    refused, ago = source.get("refused"), source.get("refused_ago")  # an older daemon does not say
+    when = "" if ago is None else f" {tables.duration(ago)} ago"
+    below = [f"      last refused{when}: {tables.plain(refused)}"] if refused else []
     return tables.Row(source["name"], source["health"], cells, below)
 
 

@@ -63,7 +63,7 @@ class Reader:
 
     `feeds` may be replaced whole at any time, and `shared` set once, the worker of several feeds. `samples` and `lost`
     count since the start, `reconnects` counts openings after the first, `faults` counts discarded input by reason, and
-    `refused` shows the latest discarded input.
+    `refused` shows the latest discarded input, of the time `refused_at`.
     `measured_rate` is the recent rate in samples per second, `last_sample` the arrival of the last sample, and
     `next_try` the time of the next attempt to open (CLOCK_MONOTONIC seconds); None if not applicable.
 
@@ -90,6 +90,7 @@ class Reader:
         self.reconnects = 0
         self.faults: dict[str, int] = {}
         self.refused = ""
+        self.refused_at: float | None = None
         self.feed_errors = 0
         self.measured_rate: float | None = None
         self.last_sample: float | None = None
@@ -287,8 +288,10 @@ class Reader:
             self._fed = None
 
     def _count(self, before: Counter[str], source: Source) -> None:
-        self.faults = dict(before + Counter(source.faults) + Counter({UNREADABLE: self._unreadable}))
-        self.refused = str(getattr(source, "refused", ""))[:MAX_SHOWN] or self.refused
+        faults = dict(before + Counter(source.faults) + Counter({UNREADABLE: self._unreadable}))
+        refused = str(getattr(source, "refused", ""))[:MAX_SHOWN] or self.refused
+        if (faults, refused) != (self.faults, self.refused):
+            self.faults, self.refused, self.refused_at = faults, refused, self._clock()
 
     def _judge(self, health: SourceHealth, source: Source, now: float) -> None:
         self.measured_rate = health.measured_rate

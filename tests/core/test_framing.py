@@ -208,9 +208,18 @@ class TestText:
     def test_the_last_line_that_was_refused_is_shown_in_printable_characters(self) -> None:
         decoder = lines()
         decoder.decode(b"oops\n1,\x1b[2J\xff'" + b"z" * 100 + b"\n")
-        assert decoder.faults.last == "1,\\x1b[2J\\xff'" + "z" * 66
+        assert decoder.faults.last == "1,\\x1b[2J\\xff'" + "z" * 100
+        decoder.decode(b"1," + b"z" * 300 + b"\n")
+        assert decoder.faults.last == "1," + "z" * 198 + "... (302 bytes)"
         decoder.decode(b"1,nan\n")
         assert decoder.faults.last == "1 nan"
+
+    def test_a_line_of_another_width_is_shown_with_both_widths(self) -> None:
+        decoder = lines()
+        decoder.decode(b"oops\n1,2,3\n")
+        assert decoder.faults.last == "3 columns instead of 2: 1,2,3"
+        decoder.decode(b"1\n")
+        assert decoder.faults.last == "1 column instead of 2: 1"
 
     def test_bytes_without_an_end_of_line_are_counted_and_named(self) -> None:
         decoder = csv_decoder(XY)

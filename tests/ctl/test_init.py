@@ -113,6 +113,13 @@ def test_a_recording_is_replayed(made, tmp_path):
     assert config["sources"]["sensor"]["path"] == "walk.csv"
 
 
+def test_lines_of_another_form(made):
+    words = ("--columns", "n,ax,ay,az,gx,gy,gz", "--separator", ";", "--prefix", "acc:", "--sequence", "n")
+    config, _ = made("--model", "motion", "--device", PORT, *words)
+    source = config["sources"]["sensor"]
+    assert (source["separator"], source["prefix"], source["sequence"]) == (";", "acc:", "n")
+
+
 def test_a_link_to_a_port_may_be_relative(made):
     Path("wrist").symlink_to(PORT)
     config, _ = made("--device", "wrist")

@@ -41,7 +41,7 @@ def test_all_is_well(edgectl, daemon):
 ● motion    running  imu     motion 1.2  mqtt,log       42           41        1       0    1.31    4.70  walking 0.912
 
   SOURCE  STATE    KIND    CHANNELS    RATE  MEASURED  SAMPLES  LOST  RECONNECTS  FAULTS
-● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200     3           1  wrong number of columns: 2
+● imu     running  serial  ax,ay     100 Hz  99.88 Hz     4200     3           1  2 x wrong number of columns
 
   MODEL   STATE    VERSION  ORIGIN   PIPELINES     SIZE  RUNS ON                                SELF-TEST
 ● motion  running  1.2      factory  motion     52.3 kB  edgetpu, 9 of 12 nodes (litert 2.3.0)  8 samples, ±1
