@@ -4,6 +4,7 @@ Facts and times go in, a state and a reason come out; no function here reads a c
 so that a state is reported once and its duration shows; changing figures are in the source's statistics.
 """
 
+import math
 from collections import deque
 from itertools import pairwise
 from math import inf
@@ -34,6 +35,7 @@ UNREADABLE_IN_A_ROW = 3
 _PERIOD = 10.0
 _MARKS = 10
 _SILENCE = 30.0
+_CALM = 30.0
 
 _Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 _Share = Annotated[float, Meta(ge=0, lt=1)]
@@ -48,7 +50,8 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         flat_after (s): Time of bit-identical samples after which the source counts as flat-lined, as from a sensor that
             hangs; 0 for never.
         rate_tolerance (share): Largest difference between measured and stated rate; 0 for any.
-        loss_tolerance (share): Largest share of samples that may be missing.
+        loss_tolerance (share): Largest share of samples that may be missing, beyond what chance explains; a source
+            above it stays degraded until 30 s without such a share have passed.
         retry_min (s): Time to the first retry; doubled with each further one.
         retry_max (s): Longest time between two retries.
     """
@@ -115,6 +118,7 @@ class SourceHealth:
         self._faults_before = 0
         self._marks: deque[_Totals] = deque([self._totals], maxlen=_MARKS + 1)
         self._marked = now
+        self._lossy_until = now
 
     def observe(
         self, samples: int, lost: int, faults: int, flat: bool, now: float, arrived: float | None = None
@@ -176,7 +180,7 @@ class SourceHealth:
             return HealthVerdict("running" if self._eventful else "starting")
         if self._supervision.flat_after and now - self._changed >= self._supervision.flat_after:
             return self._flat(self._supervision.flat_after)
-        if self._lossy():
+        if self._lossy(now):
             return HealthVerdict(
                 "degraded",
                 f"more than {100 * self._supervision.loss_tolerance:.3g} % of the samples are lost",
@@ -204,10 +208,19 @@ class SourceHealth:
         first = self._marks[0]
         return self._faults - first.faults > max(3, self._totals.samples - first.samples)
 
-    def _lossy(self) -> bool:
+    def _lossy(self, now: float) -> bool:
+        """Return whether more samples are lost than tolerated, beyond chance, or were within the last `_CALM` seconds.
+
+        Losses that come by chance vary by the root of their number: a share near the tolerance must not let the state
+        come and go.
+        """
         first, last = self._marks[0], self._totals
         lost = last.lost - first.lost
-        return lost > self._supervision.loss_tolerance * (lost + last.samples - first.samples)
+        tolerated = self._supervision.loss_tolerance * (lost + last.samples - first.samples)
+        chance = 0.0 if now < self._lossy_until else 3 * math.sqrt(tolerated)
+        if lost > tolerated + chance:
+            self._lossy_until = now + _CALM
+        return now < self._lossy_until
 
     def _drift(self) -> HealthVerdict | None:
         tolerance, stated, measured = self._supervision.rate_tolerance, self._rate, self.measured_rate

@@ -1,3 +1,4 @@
+import random
 import struct
 from itertools import pairwise
 
@@ -241,3 +242,25 @@ def test_a_source_that_had_worked_is_retried_quickly() -> None:
 def test_what_the_health_of_a_source_means_for_its_pipelines(health: Health, state: str | None) -> None:
     meant = failure("wrist", health)
     assert (meant and (meant.state, meant.reason)) == (state and (state, f"source 'wrist': {health.reason}"))
+
+
+def changes_of_state(share: float) -> int:
+    """Return how often the state changes within 20 minutes at 10 Hz, if this share of the samples is lost by chance."""
+    health, chance = SourceHealth(Supervision(), 10.0, 0.0), random.Random(0)
+    states, lost = [], 0
+    for tick in range(1, 12_001):
+        if chance.random() < share:
+            lost += 1
+            continue
+        health.observe(1, lost, 0, False, tick / 10)
+        lost = 0
+        states.append(health.verdict(tick / 10).state)
+    return sum(before != after for before, after in pairwise(states))
+
+
+def test_a_share_of_losses_below_the_tolerance_never_degrades_a_source_by_chance() -> None:
+    assert changes_of_state(0.007) == 0
+
+
+def test_a_share_above_the_tolerance_degrades_a_source_for_good() -> None:
+    assert changes_of_state(0.05) == 1
