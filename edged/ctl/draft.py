@@ -221,7 +221,7 @@ def _rows(structure: TfliteFile) -> Iterator[Open]:
     if len(structure.inputs) != 1 or len(sizes) != 2 or any(structure.dynamic) or sizes[1] > _MOST_CHANNELS:
         return
     length, columns = sizes
-    names = ", ".join(f'{{name = "c{index}"}}' for index in range(columns))
+    names = ", ".join(f'{{name="c{index}"}}' for index in range(columns))  # lines end between tables, at blanks
     lines = [_key("length", length), _key("hop", length), _key("rate", 100.0)]
     lines += textwrap.wrap(f"channels = [{names}]", _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
     yield Open(
