@@ -1,7 +1,8 @@
 """Verify the digests and the signatures of a bundle, like a board.
 
-The exit code is 0 for a valid bundle signed by enough of the allowed signers, and 1 otherwise. The allowed signers are
-set in [updates] of the configuration, or with --allowed-signers. The files of allowed signers and of revoked keys have
+The exit code is 0 for a valid bundle signed by enough of the allowed signers, and 1 otherwise, also for an unsigned
+bundle. The digests are verified first, and reported in any case. The allowed signers are set in [updates] of the
+configuration, or with --allowed-signers. The files of allowed signers and of revoked keys have
 the formats of ssh-keygen(1); the namespace is `edged-bundle`:
 
     alice@example.com namespaces="edged-bundle",valid-before="20300101Z" ssh-ed25519 AAAA...
@@ -13,14 +14,15 @@ import argparse
 import time
 from pathlib import Path
 
-from edged.api import BundleError, ControlError
+from edged.api import BundleError, ConfigError, ControlError
 from edged.config.load import ConfigErrors, load
 from edged.control.clock import kernel_synchronised
+from edged.core.container import Head
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.bundle_file import version_line
 from edged.models.bundle import examine
-from edged.models.signatures import Trust
+from edged.models.signatures import Trust, not_signed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,24 +35,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the signers, or the error."""
-    trust = _trust(args)
     try:
         head = examine(args.bundle)
-        now = time.time()
-        signers = trust.verify(head.data, head.signatures, now, now if kernel_synchronised() else None)
     except BundleError as error:
-        if args.json:
-            tables.show_json({"valid": False, "problem": error.message, "hint": error.hint})
-        else:
-            tables.show(
-                [tables.plain(error.message), *(f"  -> {tables.plain(line)}" for line in error.hint.splitlines())]
-            )
-        return exits.BAD
+        return _refused(args, error)
+    try:
+        signers = _signers(args, head)
+    except BundleError as error:
+        return _refused(args, error, head)
     if args.json:
         tables.show_json({"valid": True, "digest": head.digest, "signers": list(signers)})
     else:
         tables.show([f"{version_line(head)} is sound and signed by {tables.plain(', '.join(signers))}"])
     return exits.DONE
+
+
+def _signers(args: argparse.Namespace, head: Head) -> tuple[str, ...]:
+    """Return the trusted signers of a sound bundle.
+
+    Raises:
+        BundleError: too few trusted signers have signed, or nobody.
+        ControlError: nothing names the trusted signers.
+    """
+    if not head.signatures:
+        raise not_signed()
+    now = time.time()
+    try:
+        return _trust(args).verify(head.data, head.signatures, now, now if kernel_synchronised() else None)
+    except (ConfigError, ControlError) as error:
+        raise ControlError(f"{_sound(head)}, but {error.message}", hint=error.hint) from error
+
+
+def _sound(head: Head) -> str:
+    return f"{version_line(head)}: every digest is right"
+
+
+def _refused(args: argparse.Namespace, error: BundleError, head: Head | None = None) -> int:
+    """Report a bundle that is damaged or, with a head, sound but not signed as required."""
+    if args.json:
+        known = {} if head is None else {"digest": head.digest}
+        tables.show_json({"valid": False, **known, "problem": error.message, "hint": error.hint})
+    else:
+        sound = [] if head is None else [_sound(head)]
+        advice = (f"  -> {line}" for line in error.hint.splitlines())
+        tables.show(map(tables.plain, [*sound, error.message, *advice]))
+    return exits.BAD
 
 
 def _trust(args: argparse.Namespace) -> Trust:

@@ -66,9 +66,7 @@ class Trust(msgspec.Struct, frozen=True):
         if not self.required and not (found and self.allowed_signers.exists()):
             return ()
         if not found:
-            raise BundleError(
-                "the bundle is not signed", hint="sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519"
-            )
+            raise not_signed()
         moment = max(now, created)
         principals: dict[str, None] = {}
         refusals: list[BundleError] = []
@@ -201,6 +199,12 @@ class Trust(msgspec.Struct, frozen=True):
             ) from error
         good = result.returncode == 0
         return good, (result.stdout if good else result.stderr).decode("utf-8", "replace").strip()
+
+
+def not_signed() -> BundleError:
+    """Return the error for a bundle without any signature."""
+    hint = "sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519"
+    return BundleError("the bundle is not signed", hint=hint)
 
 
 def _run(action: str, signature: bytes, options: Sequence[str], message: bytes) -> subprocess.CompletedProcess[bytes]:

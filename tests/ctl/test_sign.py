@@ -66,7 +66,7 @@ def test_whose_signatures_count_is_what_the_configuration_says(tmp_path, bundle,
     assert main(["--config", str(config), "verify", str(bundle), "--threshold", "1"]) == 0
     assert main(["--config", str(tmp_path / "none.toml"), "verify", str(bundle)]) == 4
     complaint = capsys.readouterr().err
-    assert "whose signatures count is not known" in complaint
+    assert "every digest is right, but whose signatures count is not known" in complaint
     assert "name them: --allowed-signers FILE" in complaint
 
 
@@ -114,9 +114,9 @@ def test_what_is_not_sound_is_not_signed(tmp_path, keys, capsys):
 
 def test_verify_tells_what_is_wrong_and_what_to_do(bundle, keys, allowed, capsys):
     assert main(["verify", str(bundle), "--allowed-signers", allowed]) == 1
-    assert capsys.readouterr().out == (
-        "the bundle is not signed\n  -> sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519\n"
-    )
+    sound, *told = capsys.readouterr().out.splitlines()
+    assert sound.endswith(": every digest is right")
+    assert told == ["the bundle is not signed", "  -> sign the bundle: edgectl sign BUNDLE --key ~/.ssh/id_ed25519"]
     main(["sign", str(bundle), "--key", str(keys["alice"])])
     capsys.readouterr()
     revoked = ["--revoked", str(keys["alice"].with_suffix(".pub")), "--json"]
@@ -124,6 +124,15 @@ def test_verify_tells_what_is_wrong_and_what_to_do(bundle, keys, allowed, capsys
     told = json.loads(capsys.readouterr().out)
     assert told["valid"] is False
     assert "is revoked" in told["problem"]
+
+
+def test_an_unsigned_bundle_is_reported_with_its_digest_also_without_a_configuration(bundle, tmp_path, capsys):
+    nowhere = ["--config", str(tmp_path / "none.toml")]
+    assert main([*nowhere, "verify", str(bundle)]) == 1
+    assert "every digest is right\nthe bundle is not signed\n" in capsys.readouterr().out
+    assert main([*nowhere, "verify", "--json", str(bundle)]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["valid"], told["digest"]) == (False, examine(bundle).digest)
 
 
 def test_verify_looks_at_every_byte(bundle, keys, allowed, capsys):
