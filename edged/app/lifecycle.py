@@ -20,6 +20,7 @@ from edged.app.flow_swap import chunk_seconds
 from edged.app.metrics_page import MetricsPage
 from edged.app.reload import (
     Names,
+    TouchedNames,
     affected_models,
     arriving,
     everything,
@@ -118,10 +119,10 @@ class Lifecycle:
         await self._disconnect(end)
         await self._page.close()
 
-    async def reload(self) -> list[str]:
+    async def reload(self) -> TouchedNames:
         """Read the configuration again and apply the changes. A wrong configuration has no effect.
 
-        Returns the changes, as "pipelines.motion".
+        Returns the names of what has changed.
 
         Raises:
             ConfigErrors: the configuration is wrong.
@@ -150,10 +151,10 @@ class Lifecycle:
             for warning in warnings:
                 log.warning("%s", warning)
             await asyncio.to_thread(self._tidy)
-            changed = touched_names(touched)
-            log.info("reloaded: %s", ", ".join(changed) or "nothing changed")
+            names = touched_names(touched)
+            log.info("reloaded: %s", ", ".join(names.all) or "nothing changed")
             freeze()
-            return changed
+            return names
 
     async def apply_tuning(self, model: str) -> None:
         """Load a model again with the choices of `edgectl tune`. Raises EdgedError if the model serves as before."""

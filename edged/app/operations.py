@@ -15,6 +15,7 @@ from edged.acceleration.verbs import Proving
 from edged.api import ControlError, EdgedError
 from edged.app.forget_device import forget_device, parse_device
 from edged.app.metrics import families, resident_bytes
+from edged.app.reload import TouchedNames
 from edged.app.state import PipelineState, ServiceState, Tap
 from edged.app.status import overall
 from edged.config.load import ConfigErrors
@@ -71,7 +72,7 @@ class Operations:
         self,
         state: ServiceState,
         accelerators: Accelerators,
-        reload: Callable[[], Awaitable[list[str]]],
+        reload: Callable[[], Awaitable[TouchedNames]],
         updates: Updates,
         proving: Proving,
     ) -> None:
@@ -97,7 +98,7 @@ class Operations:
         }
         self._do_reload = reload
         self._versions = updates.versions
-        self._reloads: set[asyncio.Future[list[str]]] = set()
+        self._reloads: set[asyncio.Future[TouchedNames]] = set()
 
         self._streams = {**updates.streams, **proving.streams, **dict([answers.WATCH.by(self._watch)])}
         self.calls = frozenset(self._calls)
@@ -318,12 +319,14 @@ class Operations:
         self._reloads.add(reloading)
         reloading.add_done_callback(self._reloads.discard)
         done, _ = await asyncio.wait([reloading], timeout=RELOAD_SECONDS)
-        changed = reloading.result() if done else []
+        names = reloading.result() if done else TouchedNames([], [], [])
         warnings = list(map(str, self._state.warnings)) if done else []
         return {
-            "changed": changed,
+            "changed": names.all,
+            "added": names.added,
+            "removed": names.removed,
             "done": bool(done),
-            "restart": sorted({"control"} & {*changed}),
+            "restart": sorted({"control"} & {*names.all}),
             "warnings": warnings,
         }
 

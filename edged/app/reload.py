@@ -52,16 +52,22 @@ def affected_models(old: Config, new: Config, touched: Changes | None) -> set[st
     return {*leaving, *arriving, *models.added, *models.removed, *models.changed}
 
 
-def touched_names(touched: Changes) -> list[str]:
-    """Return the names of all tables and parts touched by a reload, as "pipelines.motion"."""
-    return [
-        *touched.tables,
-        *(
-            f"{family}.{name}"
-            for family, change in zip(Names._fields, _changes(touched), strict=True)
-            for name in (*change.added, *change.removed, *change.changed)
-        ),
-    ]
+class TouchedNames(NamedTuple):
+    """Names of tables and parts touched by a reload, as "pipelines.motion"."""
+
+    all: list[str]
+    added: list[str]
+    removed: list[str]
+
+
+def touched_names(touched: Changes) -> TouchedNames:
+    """Return the names of all tables and parts touched by a reload."""
+    names = TouchedNames([*touched.tables], [], [])
+    for family, change in zip(Names._fields, _changes(touched), strict=True):
+        names.all.extend(f"{family}.{name}" for name in (*change.added, *change.removed, *change.changed))
+        names.added.extend(f"{family}.{name}" for name in change.added)
+        names.removed.extend(f"{family}.{name}" for name in change.removed)
+    return names
 
 
 def _changes(touched: Changes) -> tuple[Change, ...]:

@@ -339,9 +339,14 @@ class MetricsAnswer(TypedDict):
 
 
 class ReloadAnswer(TypedDict):
-    """Tables `changed` by a reload; tables in `restart` wait for the next start. Not `done` means still running."""
+    """Tables `changed` by a reload; tables in `restart` wait for the next start. Not `done` means still running.
+
+    Tables in `added` and `removed` are among the changed ones.
+    """
 
     changed: list[str]
+    added: NotRequired[list[str]]
+    removed: NotRequired[list[str]]
     done: bool
     restart: list[str]
     warnings: list[str]

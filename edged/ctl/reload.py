@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
-from edged.core.answers import RELOAD
+from edged.core.answers import RELOAD, ReloadAnswer
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
@@ -20,10 +21,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         tables.show_json(answer)
     else:
-        late = "the reload waits for the end of an update; see `edgectl status`"
-        later = [f"{table}: takes effect when the daemon is started again" for table in answer["restart"]]
-        changed = [name for name in answer["changed"] if name not in answer["restart"]]
-        told = [*changed, *later] or ["nothing has changed"]
-        doubts = [f"warning: {doubt}" for doubt in answer["warnings"]]
-        tables.show(map(tables.plain, [*told, *doubts] if answer["done"] else [late]))
+        tables.show(map(tables.plain, _lines(answer)))
     return exits.DONE
+
+
+def _lines(answer: ReloadAnswer) -> Iterator[str]:
+    if not answer["done"]:
+        yield "the reload waits for the end of an update; see `edgectl status`"
+        return
+    verbs = {**dict.fromkeys(answer.get("added", []), "added"), **dict.fromkeys(answer.get("removed", []), "removed")}
+    for name in answer["changed"]:
+        if name in answer["restart"]:
+            yield f"{name} has changed, and takes effect when the daemon is started again"
+        else:
+            yield f"{verbs.get(name, 'changed')} {name}"
+    if not answer["changed"]:
+        yield "nothing has changed"
+    for doubt in answer["warnings"]:
+        yield f"warning: {doubt}"

@@ -86,7 +86,7 @@ async def running(folder: Path, config: str) -> AsyncIterator[Running]:
 
 async def reload(parts: Running, config: str) -> list[str]:
     parts.plane.state.files[0].write_text(config)
-    return await parts.control.lifecycle.reload()
+    return (await parts.control.lifecycle.reload()).all
 
 
 def test_the_status_is_told_of_a_model_whose_files_are_gone(tmp_path):

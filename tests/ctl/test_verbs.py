@@ -46,15 +46,19 @@ def test_an_accelerator_is_released(edgectl, daemon):
 
 def test_a_reload_tells_what_takes_no_effect_yet_or_none_at_all(edgectl, daemon):
     daemon.answers["reload"] = {
-        "changed": ["control", "pipelines.motion"],
+        "changed": ["control", "pipelines.motion", "pipelines.new", "sources.old"],
+        "added": ["pipelines.new"],
+        "removed": ["sources.old"],
         "done": True,
         "restart": ["control"],
         "warnings": ["edged.toml: sinks.file: found no pipeline uses it"],
     }
     assert edgectl("reload")[:2] == (
         0,
-        "pipelines.motion\n"
-        "control: takes effect when the daemon is started again\n"
+        "control has changed, and takes effect when the daemon is started again\n"
+        "changed pipelines.motion\n"
+        "added pipelines.new\n"
+        "removed sources.old\n"
         "warning: edged.toml: sinks.file: found no pipeline uses it\n",
     )
     daemon.answers["reload"] = {"changed": [], "done": True, "restart": [], "warnings": []}

@@ -266,7 +266,9 @@ def test_a_reload_waits_for_an_update_only_where_that_is_in_its_way(tmp_path: Pa
     update = Call(daemon, "update-model", bundle(tmp_path, "1.1.0", backend="hanging", limits={"seconds": 15.0}))
     daemon.wait_for_log("version 1.1.0 is on trial")
     daemon.configure(config() + table + '[log]\nlevel = "debug"\n')
-    assert daemon.call("reload") == {"changed": ["log"], "done": True, "restart": [], "warnings": []}
+    assert daemon.call("reload") == {
+        "changed": ["log"], "added": [], "removed": [], "done": True, "restart": [], "warnings": [],
+    }  # fmt: skip
     daemon.configure(config().replace("queue = 1000", "queue = 500") + table)
     assert "the reload waits for the end of an update" in edgectl(daemon, "reload").output
     assert update.end().code == UNFIT
