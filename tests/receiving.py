@@ -114,6 +114,9 @@ class ScriptedUpdater:
     async def knows(self, file: Path) -> bool:
         return False
 
+    def probation(self, job: Job) -> str:
+        return "on probation: 5 of 300 s, 7 of 20 windows"
+
     def jobs(self) -> tuple[Job, ...]:
         return tuple(self._jobs)
 

@@ -52,7 +52,7 @@ class JobItemAnswer(TypedDict, total=False):
     """A step of an update, or another event of a watched update. The keys depend on `id`.
 
     job.progress   bytes, total (None if unknown), rate (bytes per second)
-    job.alive      no more
+    job.alive      text: the progress of the probation, or empty
     job.ended      as in JobAnswer
     any other      model, text, time, and `at`, the board's CLOCK_MONOTONIC seconds
     """

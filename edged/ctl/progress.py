@@ -120,6 +120,11 @@ class Reporter:
         if text:
             self._console.place(self._board, f"{self._board} {text}" if self._board else text)
 
+    def waiting(self, text: str) -> None:
+        """Show the state of the board meanwhile, "" for none."""
+        if text:
+            self._console.place(self._board, tables.plain(f"{self._board} {text}" if self._board else text))
+
     def end(self, outcome: InstallOutcome) -> None:
         """Report the end."""
         if self._console.as_json:
@@ -147,7 +152,7 @@ def follow(items: Iterable[JobItemAnswer], reporter: Reporter) -> InstallOutcome
             case "job.progress":
                 reporter.progress(item.get("bytes", 0), item.get("total"))
             case "job.alive":
-                pass
+                reporter.waiting(item.get("text", ""))
             case "job.ended":
                 state = item.get("state", "failed")
                 in_vain = full_needed and state == "refused"

@@ -94,14 +94,14 @@ class FactsReader:
         serving = self._host.serving(name)
         watched: CandidateAnswer = "open"
         if candidate is None or candidate.phase != "probation" or serving not in (candidate.digest, None):
-            model.serving_since, model.watched = None, 0.0
+            model.serving_since, model.watched, model.answered = None, 0.0, 0
         elif model.serving_since is None:
             model.serving_since = self._clock()
         if model.serving_since is not None and serving is not None:
             observed = self._host.observed(name)
-            model.observe(observed.seconds)
+            model.observe(observed)
             watched = _answer(probation.judge(disk.limits, observed, disk.usual))
-        model.factory = disk.factory
+        model.factory, model.limits = disk.factory, disk.limits
         facts = ModelFacts(
             ledger=disk.ledger,
             run=self._run,

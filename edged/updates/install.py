@@ -149,8 +149,8 @@ class InstallRunner:
         submission = await on_thread(unpack.adopt, file, bare, bundle, facts.ledger.floor)
         job.name(submission.head)
         if job.digest != before:
-            text = f"version {job.version} inherits the contract of {bundle.manifest.version}, but no golden samples: "
-            text += "the self-test can only prove that the file loads and runs"
+            text = f"version {job.version} inherits the contract and the probation of {bundle.manifest.version}, but "
+            text += "no golden samples: the self-test can only prove that the file loads and runs"
             if own := own_parts(submission.head.manifest, bundle.manifest):
                 text += f". The file's own {' and '.join(own)} are used"
             self._steps.announce(name, "update.inherited", text, job)

@@ -42,6 +42,9 @@ class InstallControl(Protocol):
     async def knows(self, file: Path) -> bool:
         """Return True if the version in a received file is installed, under way or rejected."""
 
+    def probation(self, job: Job) -> str:
+        """Return the progress of the probation of a job's version in words, "" outside probation."""
+
     def jobs(self) -> tuple[Job, ...]:
         """Return the latest jobs of this run, oldest first."""
 

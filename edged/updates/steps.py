@@ -181,7 +181,12 @@ class UpdateMachine:
         number = model.number(facts, digest)
         fault = await self._swap(name, digest)
         if fault is None:
-            self._steps.announce(name, "update.serving", f"version {number} serves")
+            candidate, limits = facts.ledger.candidate, model.limits
+            text = f"version {number} serves"
+            if candidate is not None and candidate.digest == digest:
+                text += f", on probation by its manifest until it has answered {quantity(limits.windows, 'window')} "
+                text += f"in at least {limits.seconds:g} s"
+            self._steps.announce(name, "update.serving", text)
         else:
             model.unfit[digest] = fault
             self._steps.announce(name, "update.unfit", f"version {number} does not serve: {fault.reason}")

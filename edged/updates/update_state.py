@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from edged.core.decide import CandidateAnswer, ModelFacts, ReplaceLedger, VersionFault
 from edged.core.errors import EdgedError, StoreError
 from edged.core.ledger import Ledger
+from edged.core.manifest import Probation
+from edged.core.probation import Observed
 from edged.models.store import FactoryVersion
 from edged.updates.jobs import Ending, Job
 
@@ -30,7 +32,9 @@ class UpdateState:
     unfit          versions found damaged or unable to serve
     trial          outcome of the candidate's self-test
     serving_since  monotonic time of the start of the candidate's probation in this run; None before
+    limits         rules of the candidate's probation
     watched        seconds of probation observed last
+    answered       windows of probation answered without an error, observed last
     lost_watched   True until a loss of observed seconds has been announced
     suspended      True once a suspended probation has been announced
     factory        factory versions by digest
@@ -47,7 +51,9 @@ class UpdateState:
     unfit: dict[str, VersionFault] = field(default_factory=dict)
     trial: CandidateAnswer = "open"
     serving_since: float | None = None
+    limits: Probation = field(default_factory=Probation)
     watched: float = 0.0
+    answered: int = 0
     lost_watched: bool = False
     suspended: bool = False
     factory: dict[str, FactoryVersion] = field(default_factory=dict)
@@ -71,10 +77,20 @@ class UpdateState:
             state = "failed"
         self.ending = (state, step.text, step.hint)
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, seen: Observed) -> None:
         """Take over the observed seconds of probation, which are fewer after a pipeline was rebuilt or removed."""
-        self.lost_watched = self.lost_watched or seconds < self.watched
-        self.watched = seconds
+        self.lost_watched = self.lost_watched or seen.seconds < self.watched
+        self.watched, self.answered = seen.seconds, seen.windows - seen.errors
+
+    def progress(self, digest: str) -> str:
+        """Return the progress of a version on probation in words, "" for another version."""
+        candidate = self.ledger.candidate if self.ledger else None
+        if candidate is None or candidate.digest != digest or candidate.phase != "probation":
+            return ""
+        if self.suspended:
+            return "the probation is suspended: no pipeline uses the model"
+        seconds = f"{min(self.watched, self.limits.seconds):.0f} of {self.limits.seconds:g} s"
+        return f"on probation: {seconds}, {min(self.answered, self.limits.windows)} of {self.limits.windows} windows"
 
     def begin_retry(self, now: float) -> None:
         """Give versions whose fault may pass another chance, after the pause."""

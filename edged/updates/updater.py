@@ -227,6 +227,11 @@ class Updater:
         text = f"an operator allows {digest[:12]} to be tried again"
         await self._change(name, lambda ledger: ledgers.forgiven(ledger, name, digest), "update.forgiven", text)
 
+    def probation(self, job: Job) -> str:
+        """Return the progress of the probation of a job's version in words, "" outside probation."""
+        model = self._states.get(job.model)
+        return model.progress(job.digest) if model else ""
+
     def jobs(self) -> tuple[Job, ...]:
         """Return the latest jobs of this run, oldest first."""
         return self._jobs.latest()

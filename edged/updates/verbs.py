@@ -44,7 +44,7 @@ PROGRESS_SECONDS = 5.0
 """Seconds between two published figures of the progress of an inbound version."""
 
 _POLL_SECONDS = 0.2
-_ALIVE_SECONDS = 15.0
+_ALIVE_SECONDS = 5.0
 
 
 class Updates:
@@ -169,7 +169,7 @@ class Updates:
                 items.append(_ended(self._job_answer(job)))
             silent = 0.0 if items else silent + _POLL_SECONDS
             if silent >= _ALIVE_SECONDS:
-                items.append({"id": "job.alive"})
+                items.append({"id": "job.alive", "text": self._updater.probation(job)})
                 silent = 0.0
             for item in items:
                 yield item

@@ -47,6 +47,18 @@ def test_one_board():
     assert lines[1] == "[##########          ]  50% of 1 MB"
 
 
+def test_a_board_on_probation_is_shown_until_the_next_step():
+    code = """
+from edged.ctl.progress import Console, Reporter, follow
+alive = {"id": "job.alive", "text": "on probation: 5 of 300 s, 7 of 20 windows"}
+follow([{"id": "job.alive", "text": ""}, alive, {"id": "job.ended", "state": "done"}], Reporter(Console(as_json=False)))
+"""
+    ours, theirs = pty.openpty()
+    assert subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, timeout=120).returncode == 0
+    os.close(theirs)
+    assert os.read(ours, 10_000).decode() == "\r\x1b[Kon probation: 5 of 300 s, 7 of 20 windows"
+
+
 def test_none_of_it_where_nobody_watches():
     done = subprocess.run(
         [sys.executable, "-c", TELL.format(boards=("pi", "attic"))], capture_output=True, text=True, timeout=20

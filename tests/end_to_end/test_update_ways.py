@@ -105,7 +105,7 @@ def test_a_bare_file_serves_with_the_contract_of_what_it_replaces(tmp_path: Path
     model = another_model(tmp_path)
     code, output = edgectl(daemon, "update-model", model, "--model", "motion")
     assert code == DONE, output
-    assert "version 1.1.1 inherits the contract of 1.1.0, but no golden samples" in output
+    assert "version 1.1.1 inherits the contract and the probation of 1.1.0, but no golden samples" in output
     assert serving(daemon) == "1.1.1"
     code, output = edgectl(daemon, "update-model", model, "--model", "motion")
     assert (code, "this motion is what serves already" in output) == (DONE, True)

@@ -289,7 +289,7 @@ def test_a_bare_file_inherits_the_contract_of_what_it_replaces(tmp_path):
     assert (job.state, job.text) == ("done", "colours: version 1.4 is confirmed; version 1.4 serves")
     texts = {event.id: event.text for event in job.events}
     assert texts["update.inherited"] == (
-        "version 1.4 inherits the contract of 1.1, but no golden samples: "
+        "version 1.4 inherits the contract and the probation of 1.1, but no golden samples: "
         "the self-test can only prove that the file loads and runs"
     )
     now, before = (open_folder(rig.model.version(digest)).manifest for digest in (rig.ledger.active, digest_of("1.1")))

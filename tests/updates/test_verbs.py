@@ -111,6 +111,19 @@ def wait_until_unlocked(folder):
 ANNOUNCED = {**NAMES, "name": "colours", "number": "2.0"}
 
 
+def test_the_watcher_of_a_job_hears_of_its_probation(board, ask, send, monkeypatch):
+    monkeypatch.setattr(edged.updates.verbs, "_ALIVE_SECONDS", 0.1)
+    board.do(board.updater.go.clear)
+    ask("receive-open", **NAMES)
+    send()
+    job = ask("receive-done", id=NAMES["id"])["job"]
+    items = connect(str(board.runtime_dir)).stream("job-watch", id=job)
+    alive = next(item for item in items if item["id"] == "job.alive")
+    board.do(board.updater.go.set)
+    assert alive["text"] == "on probation: 5 of 300 s, 7 of 20 windows"
+    assert [item["id"] for item in items][-1] == "job.ended"
+
+
 def test_each_installed_version_has_a_role():
     serving, former, lost, unsure = (letter * 64 for letter in "abcd")
     versions = {
