@@ -192,7 +192,6 @@ def lines(rows: list[DelegateRow], configured: Iterable[str]) -> Iterator[str]:
         yield f"{tables.dot(_DOTS.get(row['state'], 'degraded'))} {line}"
         if row["problem"] and (row["devices"] or row["name"] in configured):
             yield f"      {tables.plain(row['problem'])}"
-            for advice in row["hint"].splitlines():
-                yield f"      -> {tables.plain(advice)}"
+            yield from tables.advice(row["hint"])
         for model in row.get("models", ()):
             yield f"      {tables.plain(model['name'])}: {describe_accelerator(model['accelerator'])}"

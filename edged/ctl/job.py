@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     tables.show(
         tables.plain(f"{event.get('time', 0.0) - first:8.1f} s  {event.get('text', '')}") for event in job["events"]
     )
-    tables.show(tables.plain(line) for line in [job["text"], *job["hint"].splitlines()] if line)
+    tables.show(tables.plain(line) for line in [job["text"], *tables.commands(job["hint"]).splitlines()] if line)
     return exits.DONE

@@ -24,6 +24,7 @@ from edged import __version__
 from edged.core.errors import EdgedError, closest
 from edged.core.protocol import BEGIN_WITH_MARK, MARK
 from edged.ctl import exit_codes as exits
+from edged.ctl import tables
 from edged.ctl.client import UnreachableError
 from edged.ctl.config_paths import settle
 
@@ -101,6 +102,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     verb_parser(args.verb).parse_intermixed_args([*rest, *args.rest], args)  # options may stand between the words
     args.host = args.host or []
     args.runtime_option = ["--runtime-dir", args.runtime_dir] if args.runtime_dir else []
+    tables.name_daemon(args.runtime_option)
     args.runtime_dir = args.runtime_dir or os.environ.get("EDGED_RUNTIME_DIR")
     if not args.host:  # the edgectl of another device has other defaults
         settle(args)
@@ -221,7 +223,7 @@ def _there(args: argparse.Namespace, words: Sequence[str]) -> int:
 def _complain(error: EdgedError) -> None:
     print(f"edgectl: {error.message}", file=sys.stderr)
     for line in error.hint.splitlines():
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {tables.commands(line)}", file=sys.stderr)
 
 
 def _no_such_verb(verb: str) -> str:

@@ -132,8 +132,8 @@ class Reporter:
             return
         prefix = f"{self._board}: " if self._board else ""
         self._console.print(self._board, tables.plain(f"{prefix}{outcome.text}"))
-        for line in outcome.hint.splitlines():
-            self._console.print(self._board, f"  -> {tables.plain(line)}")
+        for line in tables.advice(outcome.hint, "  "):
+            self._console.print(self._board, line)
 
     def _report(self, item: Mapping[str, object], elapsed: float) -> None:
         if self._console.as_json:

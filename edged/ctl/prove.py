@@ -69,8 +69,7 @@ def lines(found: FindingAnswer) -> Iterator[str]:
     yield f"{tables.dot(_DOTS[found['state']])} {tables.plain(head)}"
     if found["reason"]:
         yield f"      {tables.plain(found['reason'])}"
-    for advice in found["hint"].splitlines():
-        yield f"      -> {tables.plain(advice)}"
+    yield from tables.advice(found["hint"])
     if found["samples"]:
         yield from (f"      {line}" for line in _figures(found))
 

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(answer: ReloadAnswer) -> Iterator[str]:
     if not answer["done"]:
-        yield "the reload waits for the end of an update; see `edgectl status`"
+        yield tables.commands("the reload waits for the end of an update; see `edgectl status`")
         return
     verbs = {**dict.fromkeys(answer.get("added", []), "added"), **dict.fromkeys(answer.get("removed", []), "removed")}
     for name in answer["changed"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -71,10 +72,32 @@ def remedy(health: HealthAnswer) -> Iterator[str]:
     yield from advice(health["hint"])
 
 
-def advice(hint: str) -> Iterator[str]:
+def advice(hint: str, indent: str = "      ") -> Iterator[str]:
     """Yield the lines of a remedy."""
     for line in hint.splitlines():
-        yield f"      -> {plain(line)}"
+        yield f"{indent}-> {plain(commands(line))}"
+
+
+def name_daemon(options: Sequence[str]) -> None:
+    """Have commands in remedies name the daemon of this command line, by options such as --runtime-dir."""
+    _DAEMON[:] = options
+
+
+def commands(text: str) -> str:
+    """Return a text in which the commands that ask a daemon name the daemon of this command line."""
+    if not _DAEMON:
+        return text
+    import shlex  # for few command lines
+
+    begin = shlex.join(["edgectl", *_DAEMON])
+    return _ASKING.sub(lambda _: f"{begin} ", text)
+
+
+_DAEMON: list[str] = []
+_ASKING = re.compile(
+    r"\bedgectl (?=(?:status|watch|pipelines|sources|models|spool|update-model|jobs?|confirm|rollback|pin|forget"
+    r"|release|reload|doctor|prove|tune|config|metrics)\b)"
+)
 
 
 def dot(state: str) -> str:

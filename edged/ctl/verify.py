@@ -77,8 +77,7 @@ def _refused(args: argparse.Namespace, error: BundleError, head: Head | None = N
         tables.show_json({"valid": False, **known, "problem": error.message, "hint": error.hint})
     else:
         sound = [] if head is None else [_sound(head)]
-        advice = (f"  -> {line}" for line in error.hint.splitlines())
-        tables.show(map(tables.plain, [*sound, error.message, *advice]))
+        tables.show([*map(tables.plain, [*sound, error.message]), *tables.advice(error.hint, "  ")])
     return exits.BAD
 
 

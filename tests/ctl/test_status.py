@@ -91,6 +91,15 @@ def test_a_bad_day_exits_with_3_and_says_what_to_do(edgectl, daemon):
     assert "�" not in output
 
 
+def test_commands_in_remedies_name_the_daemon_that_was_asked(edgectl, daemon, runtime_dir):
+    daemon.status = copy.deepcopy(daemon.status)
+    hint = "see `edgectl models`, then: edgectl devices allow"
+    daemon.status["sources"][0]["health"] |= {"state": "failed", "reason": "it is hot", "hint": hint}
+    remedy = f"-> see `edgectl --runtime-dir {runtime_dir} models`, then: edgectl devices allow\n"
+    assert remedy in edgectl("--runtime-dir", str(runtime_dir), "status")[1]
+    assert "-> see `edgectl models`, then: edgectl devices allow\n" in edgectl("status")[1]
+
+
 @pytest.mark.parametrize(("environ", "dot"), [({}, "\x1b[32m●\x1b[0m edged"), ({"NO_COLOR": "1"}, "● edged")])
 def test_colour_is_for_terminals_and_for_those_who_like_it(command, daemon, environ, dot):
     terminal, end = os.openpty()
