@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -45,17 +45,20 @@ def test_a_connection_that_swallows_everything_is_left_and_nothing_is_lost(tmp_p
         assert json.loads(subscriber.wait_for(RESULT).payload)["seq"] == 1
 
 
-_numbers = itertools.count()
+def free_network() -> str:
+    """Return the first three numbers of an unused network: another run may be under way, or was killed."""
+    used = subprocess.run(["ip", "-o", "-4", "address"], check=True, capture_output=True, text=True).stdout
+    networks = (f"10.{64 + secrets.randbelow(64)}.{secrets.randbelow(256)}" for _ in itertools.count())
+    return next(network for network in networks if f" {network}." not in used)
 
 
 class FarBroker:
     """Broker at `address`, beyond the interface `near`, with a subscriber beside the broker."""
 
-    network = f"10.{64 + os.getpid() // 256 % 64}.{os.getpid() % 256}"  # another run may be under way, or was killed
-    address = f"{network}.2"
-
     def __init__(self, folder: Path) -> None:
-        tag = f"{os.getpid() % 10_000}{next(_numbers)}"
+        self.network = free_network()
+        self.address = f"{self.network}.2"
+        tag = secrets.token_hex(4)
         self.near, self._far, self._space = f"en{tag}", f"ef{tag}", f"edged{tag}"
         self._folder = folder
         self._children: list[subprocess.Popen[str]] = []
@@ -120,7 +123,8 @@ class FarBroker:
         self._ip(f"-n {self._space} route {'add' if on else 'delete'} blackhole {self.network}.1/32")
 
     def _run(self, *command: str, **streams: int) -> subprocess.Popen[str]:
-        child = subprocess.Popen(["ip", "netns", "exec", self._space, *command], text=True, **streams)  # type: ignore[call-overload]
+        within = ("setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._space)  # ends with a killed run
+        child = subprocess.Popen([*within, *command], text=True, **streams)  # type: ignore[call-overload]
         self._children.append(child)
         return child  # type: ignore[no-any-return]
 
