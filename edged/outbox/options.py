@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Annotated, Literal
 
 import msgspec
@@ -40,9 +41,11 @@ def check_host(key: str, host: str) -> None:
     """Raise ConfigError for a host other than a bare name or address, with the right spelling in the hint."""
     found = _HOST.fullmatch(host)
     name = (found["bracketed"] or found["plain"]) if found else ""
-    if host in ("", name) and "$" not in host:
+    if not host or (host == name and "$" not in host and _is_sound(name)):
         return
-    if "$" in host:
+    if host == name and "$" not in host:
+        hint = "separate the parts of a name by single dots, and the four numbers of an address, each up to 255"
+    elif "$" in host:
         hint = "write the name or the address: variables are not replaced here"
     elif found is None:
         hint = "write the name or the address of the host alone, without blanks"
@@ -59,6 +62,20 @@ def check_host(key: str, host: str) -> None:
         hint = f"write {', '.join(spelled)}"
     shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", host)  # a password
     raise ConfigError(f"{key} is {shown!r}, neither a name nor an address", hint=hint)
+
+
+def _is_sound(name: str) -> bool:
+    """Return whether a host is an address, or a name whose parts are neither empty nor too long."""
+    if ":" in name or re.fullmatch(r"[\d.]+", name):
+        try:
+            socket.inet_pton(socket.AF_INET6 if ":" in name else socket.AF_INET, name.partition("%")[0])
+        except OSError:
+            return False
+        return True
+    return all(0 < len(part) <= _MAX_PART for part in name.removesuffix(".").split("."))
+
+
+_MAX_PART = 63
 
 
 class MqttOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

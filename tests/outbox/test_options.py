@@ -42,6 +42,9 @@ def test_a_good_host(host: str) -> None:
     assert MqttOptions(host=host).host == host
 
 
+PARTS = "separate the parts of a name by single dots, and the four numbers of an address, each up to 255"
+
+
 @pytest.mark.parametrize(
     ("host", "hint"),
     [
@@ -55,6 +58,7 @@ def test_a_good_host(host: str) -> None:
         ("mqtts://me@x:8884", 'write host = "x", port = 8884, username = "me", tls = true'),
         ("wss://x/ws", 'write host = "x", transport = "websockets", tls = true, path = "/ws"'),
         ("my broker", "write the name or the address of the host alone, without blanks"),
+        *((wrong, PARTS) for wrong in ("a..b", ".a", "a.b..", ".", "a" * 64 + ".b", "10.0.0", "10.0.0.256", ":::")),
         ("x:y:z", "write the name or the address of the host alone, without blanks"),
         ("${BROKER}", "write the name or the address: variables are not replaced here"),
         ("mqtt://$BROKER", "write the name or the address: variables are not replaced here"),
