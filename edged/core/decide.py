@@ -211,7 +211,8 @@ def _judge(facts: ModelFacts) -> ReplaceLedger | None:
         text = f"{name} is {fault.kind}: {fault.reason}"
         return ReplaceLedger(_dropped(ledger, candidate, fault), f"update.{fault.kind}", text, fault.hint)
     if candidate.run != facts.run:
-        text = f"{name} has this run of the daemon for its {candidate.phase}, and {candidate.boots_left - 1} more"
+        run = BOOTS - candidate.boots_left + 1
+        text = f"{name} has its {candidate.phase} in run {run} of at most {BOOTS} of the daemon"
         return ReplaceLedger(counted(ledger, candidate, facts.run), "update.counted", text)
     if candidate.unused and facts.serving is not None:
         return ReplaceLedger(used(ledger, candidate), "update.used", f"a pipeline uses the model, so {name} is watched")

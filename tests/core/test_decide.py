@@ -150,7 +150,7 @@ def test_a_version_that_is_damaged_goes_and_is_not_remembered():
 
 def test_runs_are_counted_down():
     step = decide(facts(under_way("trial", run="before", boots_left=2)))
-    assert step.text == "version 1.2 has this run of the daemon for its trial, and 1 more"
+    assert step.text == "version 1.2 has its trial in run 2 of at most 3 of the daemon"
     assert step.ledger == under_way("trial", run="this", boots_left=1)
 
 
