@@ -49,7 +49,8 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             at least 2 s; 30 s for a source that states no rate.
         flat_after (s): Time of bit-identical samples after which the source counts as flat-lined, as from a sensor that
             hangs; 0 for never.
-        rate_tolerance (share): Largest difference between measured and stated rate; 0 for any.
+        rate_tolerance (share): Largest difference between measured and stated rate; 0 for any. A source beyond it stays
+            degraded until 30 s within it have passed.
         loss_tolerance (share): Largest share of samples that may be missing, beyond what chance explains; a source
             above it stays degraded until 30 s without such a share have passed.
         retry_min (s): Time to the first retry; doubled with each further one.
@@ -118,7 +119,8 @@ class SourceHealth:
         self._faults_before = 0
         self._marks: deque[_Totals] = deque([self._totals], maxlen=_MARKS + 1)
         self._marked = now
-        self._lossy_until = now
+        self._losses = _LastingFault()
+        self._drift = _LastingFault()
 
     def observe(
         self, samples: int, lost: int, faults: int, flat: bool, now: float, arrived: float | None = None
@@ -180,14 +182,8 @@ class SourceHealth:
             return HealthVerdict("running" if self._eventful else "starting")
         if self._supervision.flat_after and now - self._changed >= self._supervision.flat_after:
             return self._flat(self._supervision.flat_after)
-        if self._lossy(now):
-            return HealthVerdict(
-                "degraded",
-                f"more than {100 * self._supervision.loss_tolerance:.3g} % of the samples are lost",
-                "check the sensor, the connection (a port's baud and cable) and the load of the board; or set "
-                "supervision.loss_tolerance",
-            )
-        return self._drift() or HealthVerdict("running")
+        losses, drift = self._losses.held(self._lossy(now), now), self._drift.held(self._drifting(), now)
+        return losses or drift or HealthVerdict("running")
 
     def _flat(self, seconds: float) -> HealthVerdict:
         if self._pictures:
@@ -208,21 +204,25 @@ class SourceHealth:
         first = self._marks[0]
         return self._faults - first.faults > max(3, self._totals.samples - first.samples)
 
-    def _lossy(self, now: float) -> bool:
-        """Return whether more samples are lost than tolerated, beyond chance, or were within the last `_CALM` seconds.
+    def _lossy(self, now: float) -> HealthVerdict | None:
+        """Return a verdict if more samples are lost than tolerated and, the first time, than chance explains.
 
-        Losses that come by chance vary by the root of their number: a share near the tolerance must not let the state
-        come and go.
+        Losses that come by chance vary by the root of their number.
         """
         first, last = self._marks[0], self._totals
         lost = last.lost - first.lost
         tolerated = self._supervision.loss_tolerance * (lost + last.samples - first.samples)
-        chance = 0.0 if now < self._lossy_until else 3 * math.sqrt(tolerated)
-        if lost > tolerated + chance:
-            self._lossy_until = now + _CALM
-        return now < self._lossy_until
+        chance = 0.0 if self._losses.lasts(now) else 3 * math.sqrt(tolerated)
+        if lost <= tolerated + chance:
+            return None
+        return HealthVerdict(
+            "degraded",
+            f"more than {100 * self._supervision.loss_tolerance:.3g} % of the samples are lost",
+            "check the sensor, the connection (a port's baud and cable) and the load of the board; or set "
+            "supervision.loss_tolerance",
+        )
 
-    def _drift(self) -> HealthVerdict | None:
+    def _drifting(self) -> HealthVerdict | None:
         tolerance, stated, measured = self._supervision.rate_tolerance, self._rate, self.measured_rate
         if not tolerance or not stated or measured is None:
             return None
@@ -237,6 +237,24 @@ class SourceHealth:
             f"samples arrive {'faster' if measured > stated else 'slower'} than the stated {stated:g} per second",
             "correct the source's rate or the sensor's, or set supervision.rate_tolerance",
         )
+
+
+class _LastingFault:
+    """Fault that lasts until `_CALM` seconds without it have passed: figures near a limit cross the limit by chance."""
+
+    def __init__(self) -> None:
+        self._verdict: HealthVerdict | None = None
+        self._until = -math.inf
+
+    def held(self, verdict: HealthVerdict | None, now: float) -> HealthVerdict | None:
+        """Return the verdict, or the last one while it lasts."""
+        if verdict is not None:
+            self._verdict, self._until = verdict, now + _CALM
+        return self._verdict if self.lasts(now) else None
+
+    def lasts(self, now: float) -> bool:
+        """Return whether the fault lasts."""
+        return now < self._until
 
 
 class _Totals(NamedTuple):

@@ -264,3 +264,13 @@ def test_a_share_of_losses_below_the_tolerance_never_degrades_a_source_by_chance
 
 def test_a_share_above_the_tolerance_degrades_a_source_for_good() -> None:
     assert changes_of_state(0.05) == 1
+
+
+def test_a_rate_near_the_tolerance_does_not_let_the_state_come_and_go() -> None:
+    health, chance = SourceHealth(Supervision(), 10.0, 0.0), random.Random(0)
+    states, now = [], 0.0
+    for _ in range(12_000):
+        now += chance.uniform(0.5, 1.5) / 9.0
+        health.observe(1, 0, 0, False, now)
+        states.append(health.verdict(now).state)
+    assert sum(before != after for before, after in pairwise(states)) <= 3
