@@ -49,10 +49,10 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             at least 2 s; 30 s for a source that states no rate.
         flat_after (s): Time of bit-identical samples after which the source counts as flat-lined, as from a sensor that
             hangs; 0 for never.
-        rate_tolerance (share): Largest difference between measured and stated rate; 0 for any. A source beyond it stays
-            degraded until 30 s within it have passed.
-        loss_tolerance (share): Largest share of samples that may be missing, beyond what chance explains; a source
-            above it stays degraded until 30 s without such a share have passed.
+        rate_tolerance (share): Largest difference between measured and stated rate; 0 for any. A source with another
+            rate stays degraded until 30 s with the stated rate have passed.
+        loss_tolerance (share): Largest share of samples that may be missing, beyond chance. A source with more losses
+            stays degraded until 30 s with fewer have passed.
         retry_min (s): Time to the first retry; doubled with each further one.
         retry_max (s): Longest time between two retries.
     """
@@ -207,7 +207,7 @@ class SourceHealth:
     def _lossy(self, now: float) -> HealthVerdict | None:
         """Return a verdict if more samples are lost than tolerated and, the first time, than chance explains.
 
-        Losses that come by chance vary by the root of their number.
+        Losses by chance vary by the root of the number of losses.
         """
         first, last = self._marks[0], self._totals
         lost = last.lost - first.lost
@@ -240,7 +240,7 @@ class SourceHealth:
 
 
 class _LastingFault:
-    """Fault that lasts until `_CALM` seconds without it have passed: figures near a limit cross the limit by chance."""
+    """Fault with an end after `_CALM` calm seconds, since figures near a limit cross the limit by chance."""
 
     def __init__(self) -> None:
         self._verdict: HealthVerdict | None = None

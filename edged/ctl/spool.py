@@ -103,7 +103,7 @@ def _lines(spool: SpoolAnswer) -> Iterator[str]:
 
 def _drain(spool: SpoolAnswer) -> str:
     left = spool["seconds_to_empty"]
-    empty = "" if not spool["depth"] or left is None else f", all sent in {tables.duration(left)}"
+    empty = "" if not spool["depth"] or left is None else f", empty in {tables.duration(left)}"
     rate = f"{spool['rate']:.3g}" if spool["rate"] < 100 else f"{spool['rate']:.0f}"
     return f"{rate} results a second{empty}; {spool['replayed']} sent late (replayed) since the start"
 

@@ -44,7 +44,7 @@ def test_it_says_what_waits_and_what_a_power_cut_costs(edgectl, daemon):
     assert output.splitlines() == [
         "● 1200 results wait: 200 in memory (the oldest 1 min 15 s old), 1000 on disk",
         "    memory   133 kB",
-        "    sending  3200 results a second, all sent in 1 min 2 s; 17 sent late (replayed) since the start",
+        "    sending  3200 results a second, empty in 1 min 2 s; 17 sent late (replayed) since the start",
         "    disk     /var/lib/edged/spool/spool.db, 246 kB, 1.2 MB of 50 MB written today",
         "    commit   takes 3.10 ms (p50), 20.20 ms (p99)",
         '      2 results of durability "always" went on before being on disk',
