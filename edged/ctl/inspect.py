@@ -38,6 +38,7 @@ from edged.core.types import TensorSpec
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.models.bundle import BARE_SUFFIX, certain, examine, fill_in, read_structure
+from edged.models.store import open_path
 
 MAX_LINES = 16
 STATE = "kept from window to window; zero again after loading, and after a missing or failed window"
@@ -64,8 +65,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         tables.show_json(_fields(head))
     else:
-        tables.show(lines(head))
+        tables.show(lines(head, stateful=_is_stateful(args.bundle, head.manifest)))
     return exits.DONE
+
+
+def _is_stateful(bundle: Path, manifest: Manifest) -> bool:
+    """Return whether the model file of a sound bundle keeps state. Of other runtimes nothing is known."""
+    return manifest.backend == "tflite" and read_structure(open_path(bundle).model).stateful
 
 
 def _fields(head: Head) -> dict[str, object]:
@@ -78,9 +84,9 @@ def _fields(head: Head) -> dict[str, object]:
     }
 
 
-def lines(head: Head) -> Iterator[str]:
-    """Yield the facts about a bundle for a terminal, a fact per line."""
-    return _lines(_facts(head))
+def lines(head: Head, *, stateful: bool = False) -> Iterator[str]:
+    """Yield the facts about a bundle for a terminal, a fact per line; `stateful` if the model file keeps state."""
+    return _lines(_facts(head, stateful=stateful))
 
 
 def _lines(facts: Iterator[tuple[str, str]]) -> Iterator[str]:
@@ -160,7 +166,7 @@ def _metadata(said: TensorMetadata) -> str:
     return "; ".join(words)
 
 
-def _facts(head: Head) -> Iterator[tuple[str, str]]:
+def _facts(head: Head, *, stateful: bool) -> Iterator[tuple[str, str]]:
     manifest = head.manifest
     yield "model", f"{manifest.name} {manifest.version}"
     if manifest.description:
@@ -181,7 +187,7 @@ def _facts(head: Head) -> Iterator[tuple[str, str]]:
         yield title, tensor_line(each.tensor)
     for title, output in _titled("outputs", manifest.outputs):
         yield title, tensor_line(output)
-    if any(each.feed == "feedback" for each in manifest.inputs):
+    if stateful or any(each.feed == "feedback" for each in manifest.inputs):
         yield "state", STATE
     yield "says", _says(manifest)
     yield "golden", f"samples in {manifest.golden.file}" if manifest.golden else "no samples"

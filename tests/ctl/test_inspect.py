@@ -108,6 +108,18 @@ def test_a_bare_file_and_what_has_to_be_said_of_it(capsys):
     assert lines[-1].endswith('"postprocess":{"kind":"regression","output":0,"names":["v0"]}}')
 
 
+def test_a_bundle_of_a_model_with_state(tmp_path, capsys):
+    part = {
+        "window": {"length": 1, "hop": 1, "channels": [{"name": "c0"}]},
+        "postprocess": {"kind": "regression", "names": ["sum"]},
+    }
+    (tmp_path / "part.json").write_text(json.dumps(part))
+    words = ["--manifest", tmp_path / "part.json", "--version", "1", "--name", "sums", "-o", tmp_path / "sums.edgm"]
+    assert main([*map(str, ["pack", DATA / "stateful.tflite", *words])]) == 0
+    capsys.readouterr()
+    assert f"state         {STATE}" in shown(tmp_path / "sums.edgm", capsys)
+
+
 def test_a_bare_file_that_no_cpu_runs(capsys):
     assert shown(DATA / "edgetpu.tflite", capsys)[-1].startswith(
         "cannot run    it is compiled for the Edge TPU and does not run on a CPU (use the original model"
