@@ -1,6 +1,7 @@
 """Real detection models in the daemon: pictures in, boxes, counts and decisions out, over a real broker."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,22 @@ FACE_PART = {
         "decision": {"threshold": 0.5},
     },
 }
+
+
+def test_boxes_are_in_pixels_of_pictures_of_any_size(tmp_path: Path, edged: Callable[..., Edged]) -> None:
+    """The model takes 300 x 300 pixels, letterboxed, and the picture has 512 x 600."""
+    (tmp_path / "inbox").mkdir()
+    shutil.copy(real_model("images") / "grace_hopper.bmp", tmp_path / "inbox")
+    model = packed(tmp_path, COCO, {"picture": {"width": 300, "height": 300, "fit": "letterbox", "pad": 114}})
+    config = CONFIG.replace('kind = "replay"', 'kind = "images"').replace("loop = true", 'play = "repeat"')
+    with Broker(tmp_path) as broker, Subscriber(broker.port, "edged/#") as subscriber:
+        edged(config.format(port=broker.port, pictures=tmp_path / "inbox", model=model, decision='labels = ["person"]'))
+        result = json.loads(subscriber.wait_for("edged/board/pipelines/door/result").payload)
+        (person,) = result["objects"]
+        (label, score, (top, left, bottom, right)), *_ = golden("coco_ssd:grace_hopper.bmp")
+        assert (person["label"], result["picture"]) == (label, [512, 600])
+        assert person["score"] == pytest.approx(score, abs=0.1)
+        assert overlap(person["box"], [512 * left, 600 * top, 512 * right, 600 * bottom]) > 0.8
 
 
 def test_a_face_by_anchors(tmp_path: Path, edged: Callable[..., Edged]) -> None:
