@@ -381,8 +381,8 @@ class Manifest(Strict, frozen=True, kw_only=True):
         backend: Kind of runtime for the model file.
         signature: Signature to run, if the model file has several.
         window: Cutting of samples into windows.
-        picture: Picture that the model takes from a source of pictures. Default, for a window of a single picture of
-            uint8 pixels: RGB or gray as `window.sample_shape` says, stretched, bilinear.
+        picture: Picture that the model takes from a source of pictures. Default, for a window of a single
+            picture: RGB or gray as `window.sample_shape` says, stretched, bilinear.
         inputs: Input tensors in the order of the model file, and their feeds.
         outputs: Output tensors in the order of the model file.
         preprocess: Steps from the samples of a window to the input, in order, without quantisation.
@@ -423,7 +423,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     @property
     def picture_spec(self) -> PictureSpec | None:
         """Return the picture that the model takes from a source of pictures; None for a model of other input."""
-        return self.picture or (default_spec(self.window.sample_shape) if self.window.is_picture else None)
+        return self.picture or (default_spec(self.window.sample_shape) if self.window.length == 1 else None)
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -535,8 +535,8 @@ def _check_window(window: WindowSpec) -> None:
 def _check_picture(window: WindowSpec, picture: PictureSpec | None) -> None:
     if picture is None:
         return
-    if not window.is_picture:
-        refuse("picture", 'needs a window of length 1 with a sample_shape of pixels, of dtype "uint8"')
+    if window.length != 1:
+        refuse("picture", f"needs a window of length 1, not {window.length}")
     needed = [[*picture.shape]] + [[picture.height, picture.width]] * (picture.channels == 1)
     if list(window.sample_shape) not in needed:
         refuse("picture", f"window.sample_shape must be {needed[0]} for it, not {list(window.sample_shape)}")

@@ -43,10 +43,10 @@ def match_source(spec: WindowSpec, info: SourceInfo, source: str, model: str) ->
 
 
 def _match_pictures(spec: WindowSpec, source: str, model: str) -> None:
-    if not spec.is_picture or default_spec(spec.sample_shape) is None:
+    if spec.length != 1 or default_spec(spec.sample_shape) is None:
         raise ConfigError(
             f"the source {source!r} delivers pictures, and the model {model!r} takes none",
-            hint="name a model of pictures: its window has length 1, a sample_shape [height, width, 1 or 3], and uint8",
+            hint="name a model of pictures: its window has length 1 and a sample_shape [height, width, 1 or 3]",
         )
 
 

@@ -19,6 +19,7 @@ from edged.core.source_match import match_source
 from edged.core.window import Windower
 from edged.ctl.golden_labels import GoldenLabels
 from edged.ctl.input_clipping import MAX_SHARE, Clipping
+from edged.ctl.picture_files import is_pictures, picture_chunks, whole_form
 from edged.sources.replay import ReplaySource
 
 MAX_SAMPLES, MIN_SAMPLES = 16, 2
@@ -100,8 +101,13 @@ def _margin(runner: Runner, inputs: Arrays, deciding: int) -> float:
 
 
 def windows_of(file: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
-    """Yield each window in a file of samples or of windows, valid until the next. Raises EdgedError."""
+    """Yield each window in a file of samples or of windows, or of pictures, valid until the next. Raises EdgedError."""
     window = manifest.window
+    if is_pictures(file):
+        windower = Windower(window, None, form=whole_form(manifest))
+        for picture in picture_chunks(file, manifest):
+            yield from (each.samples for each in windower.cut(picture))
+        return
     stacked = file.suffix != ".csv" and _shape(file) == (window.length, *window.shape)
     source = ReplaySource(path=file, pace="fast", chunk=1) if stacked else _recording(file, manifest)
     _check_range(file, source, window.dtype)

@@ -1,4 +1,4 @@
-"""Run a model once over a file, without the daemon: a recording (.csv, .npy, .npz) or a picture.
+"""Run a model once over a file, without the daemon: a recording (.csv, .npy, .npz), a picture or a folder of pictures.
 
 The command loads, feeds and reads the model exactly like the daemon, and prints the prediction of each window at once;
 with --json as a JSON object per line. Time counts from the first sample of the recording, at the rate of the model.
@@ -13,15 +13,13 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edged.api import Anomaly, Chunk, Classification, ControlError, Detections, Outcome, Regression, Runner
 from edged.core.errors import some
-from edged.core.manifest import Manifest, WindowSpec
+from edged.core.manifest import Manifest
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.source_match import match_source
@@ -31,15 +29,17 @@ from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.input_clipping import Clipping
 from edged.ctl.local_model import find_model, load_model, prove_first
+from edged.ctl.picture_files import is_pictures, picture_chunks, whole_form
 from edged.sources.replay import ReplaySource
 
 MAX_COLUMNS = 12
-PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a recording (.csv, .npy, .npz) or a picture")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a recording (.csv, .npy, .npz), a picture or a folder of pictures"
+    )
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="a name, a bundle's folder, an .edgm or a .tflite file"
     )
@@ -90,7 +90,7 @@ def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping:
         ControlError: the chunks have no whole window.
         ModelError: the model fails.
     """
-    windower = Windower(manifest.window, None)
+    windower = Windower(manifest.window, None, form=whole_form(manifest))
     preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
     expected = 0
     for chunk in chunks:
@@ -118,10 +118,10 @@ def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping:
 
 
 def _chunks(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
-    if args.file.suffix.lower() in PICTURES:
+    if is_pictures(args.file):
         if args.columns or args.array:
             raise ControlError("a picture has no columns or arrays", hint="leave out --columns and --array")
-        return iter([Chunk(picture(args.file, manifest.window), 0.0)])
+        return picture_chunks(args.file, manifest)
     return _recording(args, manifest)
 
 
@@ -149,32 +149,6 @@ def _recording(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
         for fault, count in source.faults.items():
             print(f"edgectl: rows left out: {count} ({fault})", file=sys.stderr)
         source.close()
-
-
-def picture(path: Path, window: WindowSpec) -> NDArray[Any]:
-    """A picture as the one sample of a window, scaled to the model's size; values are 0 to 255.
-
-    Raises:
-        ControlError: it cannot be read, or the model takes no pictures.
-    """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ControlError("reading pictures takes Pillow", hint="pip install 'edged[image]'") from error
-    if window.length != 1 or len(window.sample_shape) < 2:
-        raise ControlError("the model takes no pictures", hint="give it a recording: .csv, .npy or .npz")
-    height, width, *depth = window.sample_shape
-    if depth not in ([], [1], [3]):
-        raise ControlError(f"the model takes pictures of {depth[0]} channels", hint="save one as an array: .npy")
-    if not path.is_file():
-        raise ControlError(f"there is no file {path}", hint="check the path")
-    try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB" if depth == [3] else "L")
-            scaled = upright.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ControlError(f"{path} cannot be read as a picture: {error}", hint="convert it to PNG") from error
-    return np.asarray(scaled, window.dtype).reshape(1, *window.sample_shape)
 
 
 # -- what is printed ------------------------------------------------------------------------------------------------

@@ -169,7 +169,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of_a_file.add_argument("--name", metavar="NAME", help="default: the file's")
     of_a_file.add_argument("--version", metavar="N.N", help="dotted numbers, higher than in any version before")
     of_a_file.add_argument("--labels", type=Path, metavar="FILE", help="a label on each line")
-    of_a_file.add_argument("--golden", type=Path, metavar="SAMPLES", help="a recording, or windows")
+    of_a_file.add_argument(
+        "--golden", type=Path, metavar="SAMPLES", help="a recording, windows, or a folder of pictures"
+    )
     of_a_file.add_argument(
         "--expect",
         type=Path,

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from io import BytesIO
-from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -42,6 +41,7 @@ SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp")
 UNREADABLE = "a picture cannot be decoded"
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_SCALES = (8, 4, 2)  # of libjpeg, as divisors
 _ORIENTATION = 0x0112  # the Exif tag
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -131,7 +131,8 @@ class EncodedPicture:
         turn = _head(image).turn
         stated = image.size
         if image.format in ("JPEG", "MPO"):
-            image.draft(mode, (ceil(image.width / reduction), ceil(image.height / reduction)))
+            scale = next((each for each in _SCALES if each <= reduction), 1)
+            image.draft(mode, (image.width // scale, image.height // scale))
         # libjpeg holds the coefficients of a progressive picture in full, whatever the scale.
         width, height = stated if image.info.get("progressive") else image.size
         if width * height > MAX_DECODED:

@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edged.api import ControlError
-from edged.core.manifest import WindowSpec
 from edged.core.types import Regression
-from edged.ctl.infer import _cells, picture
+from edged.ctl.infer import _cells
 from edged.ctl.main import main
 from tests import containers
 from tests.bundles import DATA, write_bundle
 from tests.real_models import real_model
 
 RECORDING = Path(__file__).parents[2] / "demo" / "recording.csv"
-PICTURES = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
 
 
 @pytest.fixture
@@ -198,38 +195,56 @@ def test_a_model_that_is_not_there(tmp_path, capsys):
 # -- pictures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_one_sample_of_the_models_size(tmp_path):
-    Image.new("RGB", (40, 20), (10, 20, 30)).save(tmp_path / "x.png")
-    samples = picture(tmp_path / "x.png", PICTURES)
-    assert samples.dtype == np.uint8
-    assert np.array_equal(samples, np.full((1, 2, 4, 3), (10, 20, 30)))
+@pytest.fixture
+def tiles(tmp_path):
+    """Return a model of pictures of 4 x 1 gray pixels: the scores are half of the first three, plus one."""
+    return str(
+        write_bundle(
+            tmp_path / "tiles",
+            window={"length": 1, "hop": 1, "sample_shape": [1, 4], "dtype": "uint8"},
+            postprocess={"kind": "classification", "top_k": 3},
+        )
+    )
 
 
-def test_a_grey_model_gets_grey(tmp_path):
-    Image.new("RGBA", (8, 8), (200, 200, 200, 255)).save(tmp_path / "x.png")
-    window = WindowSpec(length=1, hop=1, sample_shape=(8, 8), dtype="float32")
-    assert np.array_equal(picture(tmp_path / "x.png", window), np.full((1, 8, 8), 200.0))
+def scores(file, model, capsys):
+    """Return the scores by label for each picture."""
+    assert main(["infer", str(file), "--model", model, "--json"]) == 0
+    answers = map(json.loads, capsys.readouterr().out.splitlines())
+    return [{each["label"]: each["score"] for each in answer["scores"]} for answer in answers]
 
 
-def test_a_picture_taken_sideways_is_turned_upright(tmp_path):
-    sideways = Image.new("L", (2, 4))
-    sideways.putdata([0, 255] * 4)
+def test_a_picture_is_scaled_to_the_models_size(tmp_path, tiles, capsys):
+    image = Image.new("RGBA", (4, 1))
+    image.putdata([(value, value, value, 9) for value in (10, 20, 30, 40)])
+    image.resize((4, 100), Image.Resampling.NEAREST).save(tmp_path / "x.png")
+    assert scores(tmp_path / "x.png", tiles, capsys) == [{"red": 6.0, "green": 11.0, "blue": 16.0}]
+
+
+def test_a_picture_taken_sideways_is_turned_upright(tmp_path, tiles, capsys):
+    sideways = Image.new("L", (1, 4))
+    sideways.putdata([10, 20, 30, 40])
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
+    exif[0x0112] = 8  # the camera was turned: rotate by 90 degrees
     sideways.save(tmp_path / "x.png", exif=exif)
-    window = WindowSpec(length=1, hop=1, sample_shape=(2, 4), dtype="uint8")
-    assert picture(tmp_path / "x.png", window).tolist() == [[[0] * 4, [255] * 4]]
+    assert scores(tmp_path / "x.png", tiles, capsys) == [{"red": 6.0, "green": 11.0, "blue": 16.0}]
 
 
-@pytest.mark.parametrize("window", [WindowSpec(length=2, hop=1, sample_shape=(2, 4)), WindowSpec(length=1, hop=1)])
-def test_a_model_of_samples_takes_no_pictures(tmp_path, window):
-    with pytest.raises(ControlError, match="takes no pictures"):
-        picture(tmp_path / "x.png", window)
+def test_the_pictures_of_a_folder_come_in_the_order_of_their_names(tmp_path, tiles, capsys):
+    for name, value in (("b.bmp", 20), ("a.png", 10), ("c.txt", 30)):
+        Image.new("L", (8, 8), value).save(tmp_path / name, name[-3:].replace("txt", "png"))
+    assert [each["red"] for each in scores(tmp_path, tiles, capsys)] == [6.0, 11.0]
 
 
-def test_what_is_no_picture_is_refused(tmp_path):
-    with pytest.raises(ControlError, match=r"there is no file .*absent\.png \(check the path\)"):
-        picture(tmp_path / "absent.png", PICTURES)
+def test_a_model_of_samples_takes_no_pictures(tmp_path, colours, capsys):
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    assert main(["infer", str(tmp_path / "x.png"), "--model", colours]) == 4
+    assert "the source 'x.png' delivers pictures, and the model 'colours' takes none" in capsys.readouterr().err
+
+
+def test_what_is_no_picture_is_refused(tmp_path, tiles, capsys):
+    assert main(["infer", str(tmp_path / "absent.png"), "--model", tiles]) == 4
+    assert f"there is no file {tmp_path}/absent.png" in capsys.readouterr().err
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    with pytest.raises(ControlError, match=r"x\.png cannot be read as a picture"):
-        picture(tmp_path / "x.png", PICTURES)
+    assert main(["infer", str(tmp_path / "x.png"), "--model", tiles]) == 4
+    assert f"{tmp_path}/x.png: a picture cannot be decoded" in capsys.readouterr().err
