@@ -100,7 +100,9 @@ def _input(structure: TfliteFile) -> Side:
         case (1, length, columns) if said != TensorMetadata():
             return _rows(length, columns, said)
     part = {"window": _window_part(structure)}
-    if _looks_like_a_picture(tensor):
+    if picture := _channels_first(tensor):
+        part["picture"] = picture
+    if picture or _looks_like_a_picture(tensor):
         floating = tensor.dtype == "float32"
         part["preprocess"] = [NORMALISE if floating else {"step": "none"}]
     return _unsure(problem=f"the meaning of the input is not certain: {_words(tensor)}", part=part)
@@ -166,11 +168,23 @@ def _looks_like_a_picture(tensor: TensorSpec) -> bool:
     return is_shape and (tensor.dtype == "float32" or _is_of_pixels(tensor))
 
 
+def _channels_first(tensor: TensorSpec) -> dict[str, Any]:
+    """Return the picture of a tensor (1, channels, height, width); {} for other tensors."""
+    match tensor.shape:
+        case (1, (1 | 3) as depth, height, width) if min(height, width) >= _LEAST_SIDE and width not in (1, 3):
+            colour = "rgb" if depth == 3 else "gray"
+            return {"width": width, "height": height, "colour": colour, "layout": "nchw"}
+    return {}
+
+
 def _window_part(structure: TfliteFile) -> dict[str, Any]:
     """Return a window that fills the first input; SIZE stands for open sizes."""
     tensor = structure.inputs[0] if structure.inputs else TensorSpec(name="", shape=(1,), dtype="float32")
     if _looks_like_a_picture(tensor):
         return {"length": 1, "hop": 1, "sample_shape": list(tensor.shape[1:]), "dtype": "uint8"}
+    if picture := _channels_first(tensor):
+        shape = [picture["height"], picture["width"], tensor.shape[1]]
+        return {"length": 1, "hop": 1, "sample_shape": shape, "dtype": "uint8"}
     opened = structure.dynamic[0] if structure.dynamic else ()
     sizes: list[Any] = ["SIZE" if axis in opened else size for axis, size in enumerate(tensor.shape)]
     pixels = {"dtype": "uint8"} if len(sizes) == 4 and sizes[-1] in (1, 3) and tensor.dtype in ("uint8", "int8") else {}

@@ -20,6 +20,7 @@ from edged.core.derived import Derived, default_steps, detection_of, is_picture_
 from edged.core.labels import GAP
 from edged.core.manifest import WindowSpec
 from edged.core.manifest_parts import MAX_NAMES, MAX_VALUES
+from edged.core.pictures import PictureSpec, default_spec
 from edged.core.tflite_file import DETECTION_OP, TfliteFile
 from edged.core.types import TensorSpec
 from edged.ctl import inspect, tables
@@ -212,6 +213,22 @@ def _window(structure: TfliteFile, sides: Derived) -> Iterator[str | Open]:
         yield _key("dtype", window.get("dtype", "float32"))
         if sure is None:
             yield from _rows(structure)
+    yield ""
+    stated = side.part.get("picture")
+    if picture and (spec := msgspec.convert(stated, PictureSpec) if stated else default_spec(window["sample_shape"])):
+        yield from _picture(spec)
+
+
+def _picture(spec: PictureSpec) -> Iterator[str]:
+    yield from _comment(
+        'Way from a camera\'s picture of any size to this one: fit "stretch", "letterbox" or "crop", as in training; '
+        'filter "bilinear", "area" or "nearest"; colour "rgb", "bgr" or "gray".'
+    )
+    yield "[picture]"
+    for key in ("width", "height", "colour", "fit", "filter"):
+        yield _key(key, getattr(spec, key))
+    if spec.layout != "nhwc":
+        yield _key("layout", spec.layout)
     yield ""
 
 

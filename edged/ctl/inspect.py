@@ -32,6 +32,7 @@ from edged.core.manifest import (
     Variant,
     WindowSpec,
 )
+from edged.core.pictures import PictureSpec
 from edged.core.signatures import parse
 from edged.core.tflite_file import TensorMetadata, TfliteFile
 from edged.core.types import TensorSpec
@@ -181,6 +182,8 @@ def _facts(head: Head, *, stateful: bool) -> Iterator[tuple[str, str]]:
     for title, (name, file) in _titled("files", sorted(manifest.files.items())):
         yield title, f"{name}, {tables.size(file.bytes)}"
     yield "window", _window(manifest.window)
+    if spec := manifest.picture_spec:
+        yield "picture", _picture(spec)
     for title, step in _titled("preprocess", manifest.preprocess):
         yield title, _step(step)
     for title, each in _titled("inputs", manifest.inputs):
@@ -211,6 +214,12 @@ def _window(window: WindowSpec) -> str:
     names = [f"{channel.name} [{channel.unit}]" if channel.unit else channel.name for channel in window.channels]
     content = f"of {some(names)}" if names else f"of shape {list(window.sample_shape)}"
     return f"{window.length} samples{rate} {content}, a new window every {window.hop}"
+
+
+def _picture(spec: PictureSpec) -> str:
+    fits = {"stretch": "stretched", "letterbox": f"letterboxed on {spec.pad}", "crop": "cropped"}
+    layout = ", channels first" if spec.layout == "nchw" else ""
+    return f"{spec.width} x {spec.height} {spec.colour}, {fits[spec.fit]}, {spec.filter}{layout}"
 
 
 def _step(step: PreprocessStep) -> str:

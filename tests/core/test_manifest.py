@@ -18,6 +18,7 @@ from edged.core.manifest import (
     encode,
     version_key,
 )
+from edged.core.pictures import PictureSpec
 
 DIGEST = "0" * 64
 NESTED = b"[" * 100_000 + b"]" * 100_000
@@ -379,3 +380,50 @@ def test_versions_go_up(older, newer):
 
 def test_versions_that_are_the_same():
     assert version_key("1") == version_key("1.0.0.0")
+
+
+CAMERA = {
+    "window": {"length": 1, "hop": 1, "sample_shape": [96, 64, 3], "dtype": "uint8"},
+    "inputs": [{"tensor": {"name": "x", "shape": [1, 96, 64, 3], "dtype": "uint8"}}],
+    "preprocess": [],
+}
+
+
+def camera(shape=(1, 96, 64, 3), sample=(96, 64, 3), **picture):
+    """Return a manifest of a model of pictures; `picture` are fields besides the size."""
+    parts = copy.deepcopy(MOTION | CAMERA)
+    parts["inputs"][0]["tensor"]["shape"] = shape
+    parts["window"]["sample_shape"] = sample
+    parts["picture"] = {"width": 64, "height": 96, **picture}
+    return json.dumps(parts).encode()
+
+
+def test_the_picture_that_a_model_takes():
+    assert decode(camera(fit="letterbox", pad=114)).picture_spec == PictureSpec(
+        width=64, height=96, fit="letterbox", pad=114
+    )
+    assert decode(camera((1, 96, 64, 1), (96, 64), colour="gray")).picture_spec.shape == (96, 64, 1)
+    assert decode(camera((1, 3, 96, 64), layout="nchw")).picture_spec.layout == "nchw"
+
+
+def test_without_a_picture_the_window_says_what_a_camera_is_to_send():
+    assert decode(json.dumps(MOTION | CAMERA).encode()).picture_spec == PictureSpec(width=64, height=96)
+    assert decode(motion()).picture_spec is None
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (camera(sample=(64, 96, 3)), r"picture: window.sample_shape must be \[96, 64, 3\] for it, not \[64, 96, 3\]"),
+        (camera(colour="gray"), r"picture: window.sample_shape must be \[96, 64, 1\] for it"),
+        (camera(layout="nchw"), r"the axes of the window \[3, 96, 64\] are turned round in the tensor"),
+        (camera((1, 3, 96, 64)), r"the axes of the window \[96, 64, 3\] are turned round in the tensor"),
+        (camera(pad=256), r"\$.picture.pad"),
+        (camera(fit="zoom"), r"\$.picture.fit"),
+        (camera(width=0), r"\$.picture.width"),
+        (motion(picture={"width": 2, "height": 100}), "picture: needs a window of length 1, not 100"),
+    ],
+)
+def test_a_picture_that_does_not_fit_the_window_or_the_tensor_is_refused(data, reason):
+    with pytest.raises(BundleError, match=reason):
+        decode(data)

@@ -25,6 +25,7 @@ from edged.core.manifest import (
     check,
 )
 from edged.core.manifest_parts import Decision
+from edged.core.pictures import PictureSpec
 from edged.core.preprocess import Preprocessor
 from edged.core.types import TensorSpec
 
@@ -45,6 +46,7 @@ def preprocessor(
     steps: tuple[PreprocessStep, ...] = (),
     outputs: tuple[TensorSpec, ...] = (VALUE,),
     postprocess: Postprocess = Regress(names=("value",)),  # noqa: B008 it is frozen
+    picture: PictureSpec | None = None,
 ) -> Preprocessor:
     manifest = Manifest(
         schema=SCHEMA,
@@ -52,6 +54,7 @@ def preprocessor(
         version="1",
         files={"model.tflite": File(bytes=1, sha256="0" * 64)},
         window=window,
+        picture=picture,
         inputs=tuple(each if isinstance(each, Input) else Input(tensor=each) for each in inputs),
         outputs=outputs,
         preprocess=steps,
@@ -285,3 +288,43 @@ def test_values_of_rows_are_quantised_after_the_step_none_as_they_are_without_st
     samples = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
     (got,) = preprocessor(ROWS, tensor((1, 2, 3), "int8", 0.5), steps=(NoStep(),))(samples)
     assert got.reshape(-1).tolist() == [2, 4, 6, 8, 10, 12]
+
+
+CHANNELS_FIRST = [
+    (tensor((1, 3, 2, 4)), (Normalise(mean=(1.0, 2.0, 3.0), std=(10.0, 20.0, 40.0)),)),
+    (tensor((1, 3, 2, 4)), (Normalise(mean=(127.5,), std=(127.5,)),)),
+    (tensor((1, 3, 2, 4)), (Standardise(),)),
+    (tensor((1, 3, 2, 4), "int8", 0.5, -3), (Normalise(mean=(1.0, 2.0, 3.0), std=(10.0, 20.0, 40.0)),)),
+    (tensor((1, 3, 2, 4), "uint8", 1.0, 0), (NoStep(),)),
+    (tensor((3, 2, 4), "float16"), ()),
+]
+
+
+@pytest.mark.parametrize(("into", "steps"), CHANNELS_FIRST)
+def test_channels_first_hold_the_values_of_channels_last(into: TensorSpec, steps: tuple[PreprocessStep, ...]):
+    """Steps work on pixels with the channels last, also by channel; only the tensor is turned round."""
+    window = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
+    pixels = np.random.default_rng(5).integers(0, 256, (2, 1, 2, 4, 3), np.uint8)
+    last = tensor((1, 2, 4, 3), into.dtype, into.scale, into.zero_point)
+    first = preprocessor(window, into, steps=steps, picture=PictureSpec(width=4, height=2, layout="nchw"))
+    usual = preprocessor(window, last, steps=steps, picture=PictureSpec(width=4, height=2))
+    for sample in pixels:
+        (turned,), (straight,) = first(sample), usual(sample)
+        assert turned.dtype == into.dtype
+        assert turned.flags.c_contiguous
+        assert np.array_equal(turned, np.moveaxis(straight, -1, 1).reshape(into.shape))
+
+
+def test_the_error_of_a_reconstruction_is_that_of_channels_first():
+    window = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
+    shape = (1, 3, 2, 4)
+    preprocess = preprocessor(
+        window,
+        tensor(shape),
+        outputs=(tensor(shape),),
+        postprocess=DetectAnomaly(decision=Decision(threshold=1.0)),
+        picture=PictureSpec(width=4, height=2, layout="nchw"),
+    )
+    (stored,) = preprocess(np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3))
+    assert preprocess.prepared is not None
+    assert np.array_equal(preprocess.prepared.reshape(-1), stored.reshape(-1))
