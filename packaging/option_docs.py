@@ -122,6 +122,8 @@ def type_of(kind: shapes.Type, unit: str = "") -> str:
             return "table"
         case shapes.CustomType(cls=cls) if cls.__name__ == "Path":
             return "path"
+        case shapes.BytesType():
+            return "string in base64"
         case shapes.AnyType():
             return "value"
     raise TypeError(f"no words for {kind}")

@@ -185,10 +185,7 @@ def _mqtt() -> Iterator[str]:
         "`expiry` of [sinks.X], a message expiry. Fields may be added to a record; `schema` changes when one changes."
     )
     records = [
-        record.ClassificationResult, record.RegressionResult, record.AnomalyResult,
-        record.DetectionResult, record.ObjectRecord,
-        record.ClassificationDecision, record.RegressionDecision, record.AnomalyDecision,
-        record.DetectionDecision,
+        *record.Result.__subclasses__(), record.ObjectRecord, *record.DecisionRecord.__subclasses__(),
         record.State, record.AcceleratorState, record.UpdateStep, DesiredVersion,
     ]  # fmt: skip
     for struct in records:

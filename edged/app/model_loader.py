@@ -104,7 +104,7 @@ class ModelLoader:
                     runner = self._accelerators.put(model, bundle, delegate, backend, twin, priority)
                 isolated = runner is not twin or self._state.config.models[model].isolate
                 counts = RunCounts(time=AnsweredTime(_period(manifest, source)))
-                rules = Preprocessor(manifest), Postprocessor(manifest, decision)
+                rules = Preprocessor(manifest), Postprocessor(manifest, decision, bundle.references)
                 served = Served(manifest, runner, *rules, counts, isolated)
             except BaseException:
                 runner.close()

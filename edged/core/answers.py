@@ -36,10 +36,37 @@ class ObjectAnswer(TypedDict):
     number: NotRequired[int]
 
 
-class ResultAnswer(TypedDict):
-    """A prediction, as in the records sent over MQTT (`core/record.py`). The keys depend on `kind`."""
+class OutcomeAnswer(TypedDict):
+    """Answer of a model, as in the records sent over MQTT (`core/record.py`). The keys depend on `kind`."""
 
     kind: str
+    label: NotRequired[str]
+    score: NotRequired[float | None]
+    scores: NotRequired[dict[str, float | None]]
+    decision: NotRequired[str | None]
+    decisions: NotRequired[list[str]]
+    changed: NotRequired[bool]
+    anomalous: NotRequired[bool]
+    threshold: NotRequired[float | None]
+    values: NotRequired[dict[str, float | None] | list[float | None]]
+    count: NotRequired[int]
+    vector: NotRequired[str | list[float | None]]
+    nearest: NotRequired[str]
+    distance: NotRequired[float | None]
+    keypoints: NotRequired[dict[str, list[float | None]]]
+    visible: NotRequired[bool]
+    objects: NotRequired[list[ObjectAnswer]]
+    counts: NotRequired[dict[str, dict[str, int]]]
+    present: NotRequired[dict[str, list[str]]]
+    shares: NotRequired[dict[str, float | None]]
+    picture: NotRequired[list[int]]
+    dtype: NotRequired[str]
+    shape: NotRequired[list[int]]
+
+
+class ResultAnswer(OutcomeAnswer):
+    """A prediction: the answer, or several outcomes by name, and the window."""
+
     schema: NotRequired[str]
     device: NotRequired[str]
     boot: NotRequired[str]
@@ -53,20 +80,8 @@ class ResultAnswer(TypedDict):
     latency: float | None
     inference: NotRequired[float | None]
     start: NotRequired[float]
-    label: NotRequired[str]
-    score: NotRequired[float | None]
-    scores: NotRequired[dict[str, float | None]]
-    decision: NotRequired[str | None]
-    changed: NotRequired[bool]
     replayed: NotRequired[bool]
-    anomalous: NotRequired[bool]
-    threshold: NotRequired[float | None]
-    values: NotRequired[dict[str, float | None] | list[float | None]]
-    count: NotRequired[int]
-    objects: NotRequired[list[ObjectAnswer]]
-    counts: NotRequired[dict[str, dict[str, int]]]
-    present: NotRequired[dict[str, list[str]]]
-    picture: NotRequired[list[int]]
+    outcomes: NotRequired[dict[str, OutcomeAnswer]]
 
 
 # Parts of a status

@@ -13,11 +13,25 @@ from edged.core.record import (
     AnomalyResult,
     ClassificationDecision,
     ClassificationResult,
+    DecisionRecord,
     DetectionDecision,
     DetectionResult,
+    EmbeddingDecision,
+    EmbeddingResult,
+    KeypointsDecision,
+    KeypointsResult,
+    MultilabelDecision,
+    MultilabelResult,
     RegressionDecision,
     RegressionResult,
+    Result,
+    SegmentationDecision,
+    SegmentationResult,
+    SeveralDecision,
+    SeveralResult,
     State,
+    TensorDecision,
+    TensorResult,
     UpdateStep,
 )
 from edged.core.topics import OFFLINE, ONLINE, STOPPED
@@ -30,12 +44,24 @@ _RESULTS: Records = {
     "regression": RegressionResult,
     "anomaly": AnomalyResult,
     "detection": DetectionResult,
+    "multilabel": MultilabelResult,
+    "embedding": EmbeddingResult,
+    "keypoints": KeypointsResult,
+    "segmentation": SegmentationResult,
+    "tensor": TensorResult,
+    "several": SeveralResult,
 }
 _DECISIONS: Records = {
     "classification": ClassificationDecision,
     "regression": RegressionDecision,
     "anomaly": AnomalyDecision,
     "detection": DetectionDecision,
+    "multilabel": MultilabelDecision,
+    "embedding": EmbeddingDecision,
+    "keypoints": KeypointsDecision,
+    "segmentation": SegmentationDecision,
+    "tensor": TensorDecision,
+    "several": SeveralDecision,
 }
 _SCHEMA_REF = "#/components/schemas/{name}"
 
@@ -82,7 +108,7 @@ def document(description: Description) -> Json:
         name = pipeline.name
         add(f"pipeline_{name}", topics.pipeline_state(name), f"State of the pipeline {name}.", state, retained=True)
         if pipeline.published:
-            result, decision = _record(pipeline, _RESULTS), _record(pipeline, _DECISIONS)
+            result, decision = (_record(pipeline, records, schemas) for records in (_RESULTS, _DECISIONS))
             add(f"result_{name}", topics.result(name), f"Results of the pipeline {name}.", result, retained=False)
             what = f"Current decision of the pipeline {name}; empty while the pipeline does not run."
             add(f"decision_{name}", topics.decision(name), what, decision, retained=True)
@@ -101,20 +127,46 @@ def document(description: Description) -> Json:
     return found
 
 
-def _record(pipeline: PipelineOutput, records: Records) -> Json:
+def _record(pipeline: PipelineOutput, records: Records, schemas: Json) -> Json:
     """Return the schema of a pipeline's results or decisions, narrowed to its labels or values."""
     refs = {kind: {"$ref": _SCHEMA_REF.format(name=record.__name__)} for kind, record in records.items()}
     if pipeline.kind == "unknown":
         return {"oneOf": list(refs.values())}
-    base = refs[pipeline.kind]
-    if pipeline.kind == "detection":
-        return {"allOf": [base, {"properties": _by_zone(pipeline)}]}
-    if pipeline.labels:
-        return {"allOf": [base, {"properties": {"label": {"enum": list(pipeline.labels)}}}]}
-    if pipeline.values:
-        values = {value.name: _value(value.unit) for value in pipeline.values}
-        return {"allOf": [base, {"properties": {"values": {"properties": values, "required": list(values)}}}]}
-    return base
+    narrowed = _narrowed(pipeline)
+    if pipeline.parts:
+        parts = {part.name: _part(part, schemas[records[part.kind].__name__]) for part in pipeline.parts}
+        narrowed = {"outcomes": {"properties": parts, "required": list(parts)}}
+    return {"allOf": [refs[pipeline.kind], {"properties": narrowed}]} if narrowed else refs[pipeline.kind]
+
+
+def _narrowed(pipeline: PipelineOutput) -> Json:
+    """Return schemas for properties of a record, narrowed to the labels or values of a pipeline; {} for none."""
+    labels = {"enum": list(pipeline.labels)}
+    match pipeline.kind:
+        case "classification" if pipeline.labels:
+            return {"label": labels}
+        case "regression" if pipeline.values:
+            values = {value.name: _value(value.unit) for value in pipeline.values}
+            return {"values": {"properties": values, "required": list(values)}}
+        case "detection":
+            return _by_zone(pipeline)
+        case "multilabel":
+            return {"scores": {"propertyNames": labels}, "decisions": {"items": labels}}
+        case "segmentation":
+            return {"shares": {"propertyNames": labels}, "decisions": {"items": labels}}
+        case "keypoints":
+            skeleton = {"x-skeleton": [list(edge) for edge in pipeline.skeleton]} if pipeline.skeleton else {}
+            return {"keypoints": {"propertyNames": labels, **skeleton}}
+    return {}
+
+
+def _part(pipeline: PipelineOutput, schema: Json) -> Json:
+    """Return the schema of one of several outcomes: that of a record of its own, without the common keys."""
+    common = {*Result.__struct_fields__, *DecisionRecord.__struct_fields__, "start", "replayed"}
+    properties = {key: each for key, each in schema["properties"].items() if key not in common}
+    required = [key for key in schema["required"] if key not in common]
+    part: Json = {"type": "object", "properties": properties, "required": required}
+    return {"allOf": [part, {"properties": narrowed}]} if (narrowed := _narrowed(pipeline)) else part
 
 
 def _by_zone(pipeline: PipelineOutput) -> Json:

@@ -27,7 +27,7 @@ class Decider:
 
     def __init__(self, decision: Decision, labels: tuple[str, ...]) -> None:
         """Raise ConfigError if the decision and the labels contradict each other."""
-        _check(decision, labels)
+        check_labels(decision, labels)
         self.decided: int | None = None
         self._decision = decision
         background = set(decision.background)  # a set, since labels and background may have 100,000 entries each
@@ -142,7 +142,8 @@ def refuse_impossible(decision: Decision) -> None:
         )
 
 
-def _check(decision: Decision, labels: tuple[str, ...]) -> None:
+def check_labels(decision: Decision, labels: tuple[str, ...]) -> None:
+    """Raise ConfigError if a decision and labels contradict each other."""
     refuse_strangers({*decision.thresholds, *decision.background}, labels)
     if len(labels) == 1 and not (decision.thresholds.get(labels[0], decision.threshold)):
         raise ConfigError(

@@ -8,11 +8,24 @@ from typing import Literal
 import msgspec
 
 from edged.core.detection_spec import WHOLE, DetectObjects, ObjectDecision, counted_labels
-from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress
+from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress, Several
+from edged.core.manifest_outcomes import PRESETS, ClassifyMany, Embed, FindKeypoints, ReadTensor, SegmentPicture
 from edged.core.manifest_parts import Decision
 from edged.core.topics import Topics
 
-OutcomeKind = Literal["classification", "regression", "anomaly", "detection", "unknown"]
+OutcomeKind = Literal[
+    "classification",
+    "regression",
+    "anomaly",
+    "detection",
+    "multilabel",
+    "embedding",
+    "keypoints",
+    "segmentation",
+    "tensor",
+    "several",
+    "unknown",
+]
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -23,10 +36,12 @@ class Value(msgspec.Struct, frozen=True):
 
 
 class PipelineOutput(msgspec.Struct, frozen=True):
-    """Output of a pipeline: one of `labels`, or `values`. The kind is "unknown" while the model cannot be read.
+    """Output of a pipeline. The kind is "unknown" while the model cannot be read.
 
-    A detection counts objects of `labels` in each of the `zones`. The windows come from `source`. The results are
-    `published` if a sink of the pipeline is the broker.
+    `labels` are the labels, classes or keypoints of the kind; `skeleton` joins keypoints; `values` are those of a
+    regression. A detection counts objects of `labels` in each of the `zones`. `referenced` embeddings are compared with
+    references. `parts` are several outputs, by their names. The windows come from `source`. The results are `published`
+    if a sink of the pipeline is the broker.
     """
 
     name: str
@@ -36,6 +51,9 @@ class PipelineOutput(msgspec.Struct, frozen=True):
     zones: tuple[str, ...] = ()
     source: str = ""
     published: bool = True
+    skeleton: tuple[tuple[str, str], ...] = ()
+    referenced: bool = False
+    parts: tuple[PipelineOutput, ...] = ()
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,3 +108,16 @@ def pipeline_output(name: str, manifest: Manifest | None, decision: Decision | N
             rules = decision if isinstance(decision, ObjectDecision) else detect.decision
             labels = counted_labels(manifest.labels[detect.label_offset :], rules)
             return PipelineOutput(name, "detection", labels=labels, zones=tuple(rules.zones) or (WHOLE,))
+        case ClassifyMany():
+            return PipelineOutput(name, "multilabel", labels=manifest.labels)
+        case Embed(references=references):
+            return PipelineOutput(name, "embedding", referenced=references is not None)
+        case FindKeypoints(points=points, preset=preset):
+            return PipelineOutput(name, "keypoints", points, skeleton=PRESETS[preset].skeleton if preset else ())
+        case SegmentPicture():
+            return PipelineOutput(name, "segmentation", labels=manifest.labels)
+        case ReadTensor():
+            return PipelineOutput(name, "tensor")
+        case Several():
+            parts = tuple(pipeline_output(part, each) for part, each in manifest.parts.items())
+            return PipelineOutput(name, "several", parts=parts)

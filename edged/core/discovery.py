@@ -23,6 +23,11 @@ MAX_PRESENCES = 40
 """Most pairs of a zone and a label with entities of their own; of 80 labels nobody would find one."""
 
 _SIGNS = re.compile("[^A-Za-z0-9_-]")
+MAX_SHARES = 32
+"""Most classes of a segmentation with a sensor each."""
+
+MAX_STATE = 255
+"""Most characters of a state in Home Assistant."""
 
 Component = dict[str, Any]
 
@@ -132,48 +137,72 @@ def _prefix(pipeline: PipelineOutput) -> str:
 
 
 def _outputs(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
-    name = pipeline.name
     if not pipeline.published:
         return {}
+    found = {}
+    for part in pipeline.parts or (pipeline,):
+        said, title, prefix = "said", pipeline.name, ""
+        if pipeline.parts:
+            said, title, prefix = f"said.outcomes[{part.name!r}]", f"{pipeline.name} {part.name}", f"{part.name}_"
+        for name, component in _outcome(part, title, said).items():
+            found[f"{prefix}{name}"] = component | {"state_topic": decision}
+    return found
+
+
+def _outcome(pipeline: PipelineOutput, title: str, said: str) -> dict[str, Component]:
+    """Return the components of an outcome, found at `said` in the decision, without the topic."""
     match pipeline.kind:
         case "classification":
-            return {"class": _class(pipeline, decision), "score": _score(f"{name} score", decision)}
+            return {"class": _class(pipeline, title, said), "score": _number(f"{title} score", f"{said}.score")}
         case "anomaly":
-            anomalous = {
-                "p": "binary_sensor",
-                "name": f"{name} anomaly",
-                "device_class": "problem",
-                "state_topic": decision,
-                "value_template": _known("'ON' if said.anomalous else 'OFF'"),
-            }
-            return {"anomaly": anomalous, "score": _score(f"{name} score", decision)}
+            return {"anomaly": _anomaly(title, said), "score": _number(f"{title} score", f"{said}.score")}
         case "regression":
             return {
                 f"value_{value.name}": {
                     "p": "sensor",
-                    "name": f"{name} {value.name}",
+                    "name": f"{title} {value.name}",
                     "state_class": "measurement",
-                    "state_topic": decision,
-                    "value_template": _known(f"said['values'][{value.name!r}]"),
+                    "value_template": _known(f"{said}['values'][{value.name!r}]"),
                     **({"unit_of_measurement": value.unit} if value.unit else {}),
                 }
                 for value in pipeline.values
             }
         case "detection":
-            return _presences(pipeline, decision)
+            return _presences(pipeline, title, said)
+        case "multilabel":
+            return {"labels": _listed(title, said)}
+        case "embedding" if pipeline.referenced:
+            nearest = {"p": "sensor", "name": title, "value_template": _known(f"{said}.decision or 'none'")}
+            distance = _number(f"{title} distance", f"{said}.distance")
+            return {"nearest": nearest, "anomaly": _anomaly(title, said), "distance": distance}
+        case "keypoints":
+            visible = {
+                "p": "binary_sensor",
+                "name": title,
+                "device_class": "occupancy",
+                "value_template": _known(f"('ON' if {said}.visible else 'OFF')"),
+            }
+            return {"visible": visible, "score": _number(f"{title} score", f"{said}.score")}
+        case "segmentation":
+            shares = {
+                f"share_{index}": _number(f"{title} {label}", f"{said}.shares.get({label!r}, 0)", unit="%")
+                for index, label in enumerate(pipeline.labels[:MAX_SHARES])
+            }
+            return {"labels": _listed(title, said), **shares}
     return {}
 
 
-def _presences(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
+def _presences(pipeline: PipelineOutput, title: str, said: str) -> dict[str, Component]:
     """Return presence and number of each label in each zone, or of many labels a list and a number for each zone."""
     found: dict[str, Component] = {}
     many = len(pipeline.zones) * len(pipeline.labels) > MAX_PRESENCES
     for zone in pipeline.zones:
-        place = pipeline.name if len(pipeline.zones) == 1 else f"{pipeline.name} {zone}"
+        place = title if len(pipeline.zones) == 1 else f"{title} {zone}"
+        present, counts = f"{said}.present[{zone!r}]", f"{said}.counts[{zone!r}]"
         if many:
-            present, counts = f"said.present[{zone!r}]", f"said.counts[{zone!r}]"
-            found[f"labels_{zone}"] = _listing(place, decision, f"{present} | join(', ') | truncate(250) or 'nothing'")
-            found[f"count_{zone}"] = _number(f"{place} count", decision, f"{counts}.values() | sum")
+            words = _known(f"{present} | join(', ') | truncate(250) or 'nothing'")
+            found[f"labels_{zone}"] = {"p": "sensor", "name": place, "value_template": words}
+            found[f"count_{zone}"] = _count(f"{place} count", f"{counts}.values() | sum")
             continue
         for label in pipeline.labels:
             name = _free(found, "", f"{zone}_{_SIGNS.sub('_', label)}")
@@ -182,26 +211,14 @@ def _presences(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
                 "p": "binary_sensor",
                 "name": f"{place} {label}",
                 "device_class": "occupancy",
-                "state_topic": decision,
-                "value_template": _known(f"('ON' if {word} in said.present[{zone!r}] else 'OFF')"),
+                "value_template": _known(f"('ON' if {word} in {present} else 'OFF')"),
             }
-            number = f"said.counts[{zone!r}][{word}] | default(0)"
-            found[f"{name}_count"] = _number(f"{place} {label} count", decision, number)
+            found[f"{name}_count"] = _count(f"{place} {label} count", f"{counts}[{word}] | default(0)")
     return found
 
 
-def _listing(name: str, decision: str, expression: str) -> Component:
-    return {"p": "sensor", "name": name, "state_topic": decision, "value_template": _known(expression)}
-
-
-def _number(name: str, decision: str, expression: str) -> Component:
-    return {
-        "p": "sensor",
-        "name": name,
-        "state_class": "measurement",
-        "state_topic": decision,
-        "value_template": _known(expression),
-    }
+def _count(name: str, expression: str) -> Component:
+    return {"p": "sensor", "name": name, "state_class": "measurement", "value_template": _known(expression)}
 
 
 def _known(expression: str) -> str:
@@ -209,27 +226,36 @@ def _known(expression: str) -> str:
     return f"{{% set said = {_SAID} %}}{{{{ {expression} if said else '{_UNKNOWN}' }}}}"
 
 
-def _class(pipeline: PipelineOutput, decision: str) -> Component:
-    component: Component = {
-        "p": "sensor",
-        "name": pipeline.name,
-        "state_topic": decision,
-        "value_template": _known("said.decision or 'none'"),
-    }
+def _class(pipeline: PipelineOutput, title: str, said: str) -> Component:
+    component: Component = {"p": "sensor", "name": title, "value_template": _known(f"{said}.decision or 'none'")}
     options = list(dict.fromkeys([*pipeline.labels, "none"]))
     if 1 < len(options) <= MAX_OPTIONS:
         component |= {"device_class": "enum", "options": options}
     return component
 
 
-def _score(name: str, decision: str) -> Component:
+def _listed(title: str, said: str) -> Component:
+    labels = f"(({said}.decisions | join(', '))[:{MAX_STATE}] or 'none')"
+    return {"p": "sensor", "name": title, "value_template": _known(labels)}
+
+
+def _anomaly(title: str, said: str) -> Component:
+    return {
+        "p": "binary_sensor",
+        "name": f"{title} anomaly",
+        "device_class": "problem",
+        "value_template": _known(f"('ON' if {said}.anomalous else 'OFF')"),
+    }
+
+
+def _number(name: str, value: str, unit: str = "") -> Component:
     return {
         "p": "sensor",
         "name": name,
         "state_class": "measurement",
         "suggested_display_precision": 2,
-        "state_topic": decision,
-        "value_template": _known("said.score"),
+        "value_template": _known(value),
+        **({"unit_of_measurement": unit} if unit else {}),
     }
 
 

@@ -16,8 +16,20 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from edged.core.detection_spec import DetectObjects, check_detection
+from edged.core.detection_spec import AnchorFile, DetectObjects, SsdAnchors, check_detection
 from edged.core.errors import BundleError
+from edged.core.manifest_outcomes import (
+    ClassifyMany,
+    Embed,
+    FindKeypoints,
+    ReadTensor,
+    SegmentPicture,
+    check_embedding,
+    check_keypoints,
+    check_multilabel,
+    check_segmentation,
+    check_tensor,
+)
 from edged.core.manifest_parts import (
     HINT,
     MAX_ELEMENTS,
@@ -229,7 +241,25 @@ class DetectAnomaly(Strict, frozen=True, kw_only=True, tag="anomaly", tag_field=
     decision: Decision
 
 
-Postprocess = Classify | Regress | DetectAnomaly | DetectObjects
+PicturePostprocess = DetectObjects | FindKeypoints | SegmentPicture
+SinglePostprocess = Classify | Regress | DetectAnomaly | ClassifyMany | Embed | ReadTensor | PicturePostprocess
+
+
+class Several(Strict, frozen=True, kw_only=True, tag="several", tag_field="kind"):
+    """Postprocessing "several": results of several outputs under names, each with a decision of its own.
+
+    Keys:
+        outcomes: Postprocessing of any other kind, by name.
+        labels: Labels of an outcome, by its name. Default: labels in the metadata of the model file.
+    """
+
+    outcomes: Annotated[dict[Name, SinglePostprocess], Meta(min_length=1, max_length=16)]
+    labels: dict[Name, Annotated[tuple[Label, ...], Meta(max_length=100_000)]] = msgspec.field(default_factory=dict)
+
+
+Postprocess = SinglePostprocess | Several
+WithLabels = Classify | DetectObjects | ClassifyMany | SegmentPicture
+"""Kinds of postprocessing that need labels."""
 
 
 class Golden(Strict, frozen=True, kw_only=True):
@@ -242,6 +272,7 @@ class Golden(Strict, frozen=True, kw_only=True):
         file: Name of the .npz file in the bundle.
         steps: Largest permitted difference of an element of a quantised output, in quantisation steps.
         absolute: Largest permitted difference of an element of an output without quantisation.
+        pixels (share): Largest permitted share of pixels of another class, for an output with a class for each pixel.
         score: Largest permitted difference of the scores of an object, for the op TFLite_Detection_PostProcess.
         overlap (share): Least intersection over union of the boxes of an object, for this op.
     """
@@ -249,6 +280,7 @@ class Golden(Strict, frozen=True, kw_only=True):
     file: FileName = "golden.npz"
     steps: NotNegative = 2.0
     absolute: NotNegative = 1e-3
+    pixels: Share = 0.02
     score: Share = 0.1
     overlap: Share = 0.5
 
@@ -329,7 +361,7 @@ class Reference(Strict, frozen=True, kw_only=True):
         max: Greatest value of each channel.
         shares (share): Share of the windows in which a label had the best score, by label; labels without any windows
             are omitted.
-        scores: Least anomaly score, its three quartiles, and the greatest score.
+        scores: Least anomaly score, its three quartiles, and the greatest score; or distances of embeddings.
     """
 
     windows: Count
@@ -425,6 +457,39 @@ class Manifest(Strict, frozen=True, kw_only=True):
         """Return the picture that the model takes from a source of pictures; None for a model of other input."""
         return self.picture or (default_spec(self.window.sample_shape) if self.window.length == 1 else None)
 
+    @property
+    def parts(self) -> dict[str, Manifest]:
+        """Return a manifest for each outcome by name, as if the outcome stood alone; "" names a single one."""
+        post = self.postprocess
+        if not isinstance(post, Several):
+            return {"": self}
+        return {
+            name: msgspec.structs.replace(self, postprocess=each, labels=post.labels.get(name, ()))
+            for name, each in post.outcomes.items()
+        }
+
+    @property
+    def class_maps(self) -> frozenset[int]:
+        """Return the outputs with a number of a class for each pixel."""
+        posts = [part.postprocess for part in self.parts.values()]
+        return frozenset(post.output for post in posts if isinstance(post, SegmentPicture) and post.form == "classes")
+
+    def with_labels(self, part: str, labels: tuple[str, ...]) -> Manifest:
+        """Return the manifest with the labels of an outcome in `parts`."""
+        if not isinstance(self.postprocess, Several):
+            return msgspec.structs.replace(self, labels=labels)
+        several = msgspec.structs.replace(self.postprocess, labels={**self.postprocess.labels, part: labels})
+        return msgspec.structs.replace(self, postprocess=several)
+
+
+def unlabelled(manifest: Manifest) -> dict[str, WithLabels]:
+    """Return the outcomes that lack labels, by name in `Manifest.parts`."""
+    return {
+        name: part.postprocess
+        for name, part in manifest.parts.items()
+        if isinstance(part.postprocess, WithLabels) and not part.labels
+    }
+
 
 def version_key(version: str) -> tuple[int, ...]:
     """Return a sort key for versions: 1.9 before 1.10, and 1 equal to 1.0."""
@@ -481,16 +546,10 @@ def check(manifest: Manifest) -> None:
     _check_limits(manifest.limits)
     _check_reference(manifest, manifest.reference)
     _check_probation(manifest)
-    match manifest.postprocess:
-        case Classify() as classify:
-            _check_classify(manifest, classify)
-        case Regress() as regress:
-            _check_regress(manifest, regress)
-        case DetectAnomaly() as detect:
-            _check_detect(manifest, detect)
-        case DetectObjects() as objects:
-            picture = manifest.window.sample_shape if manifest.window.is_picture else ()
-            check_detection(objects, manifest.labels, manifest.outputs, picture, manifest.files)
+    if isinstance(manifest.postprocess, Several):
+        _check_several(manifest, manifest.postprocess)
+    else:
+        _check_single(manifest, manifest.postprocess)
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
@@ -676,8 +735,8 @@ def _check_reference(manifest: Manifest, reference: Reference | None) -> None:
         refuse("reference.shares", f"no label {min(unknown)!r} exists")
     if reference.shares and abs(sum(reference.shares.values()) - 1) > 0.01:
         refuse("reference.shares", f"the sum is {sum(reference.shares.values()):g}, not 1")
-    if reference.scores and not isinstance(manifest.postprocess, DetectAnomaly):
-        refuse("reference.scores", "only an anomaly has a score")
+    if reference.scores and not isinstance(manifest.postprocess, DetectAnomaly | Embed):
+        refuse("reference.scores", "only an anomaly has a score, and an embedding a distance")
     if len(reference.scores) not in (0, 5) or sorted(reference.scores) != list(reference.scores):
         refuse("reference.scores", "must be five numbers in ascending order")
 
@@ -685,14 +744,65 @@ def _check_reference(manifest: Manifest, reference: Reference | None) -> None:
 def _check_probation(manifest: Manifest) -> None:
     probation = manifest.probation
     low, high = probation.min_decisions_per_hour, probation.max_decisions_per_hour
-    if (low is not None or high is not None) and isinstance(manifest.postprocess, Regress):
-        refuse("probation", "a regression makes no decisions to be counted per hour")
+    if (low is not None or high is not None) and not any(_decides(part) for part in manifest.parts.values()):
+        kind = manifest.postprocess.__struct_config__.tag
+        refuse("probation", f"the kind {kind!r} makes no decisions to be counted per hour")
     if low is not None and high is not None and low > high:
         refuse("probation", f"min_decisions_per_hour ({low:g}) is more than max_decisions_per_hour ({high:g})")
     if probation.max_label_shift is not None and not (manifest.reference and manifest.reference.shares):
         refuse("probation.max_label_shift", "needs reference.shares for comparison")
     if probation.constant_windows and probation.constant_windows > probation.windows:
         refuse("probation", "constant_windows exceeds windows, and might never be reached")
+
+
+def _decides(manifest: Manifest) -> bool:
+    match manifest.postprocess:
+        case Regress() | ReadTensor() | Embed(references=None):
+            return False
+    return True
+
+
+def _check_several(manifest: Manifest, several: Several) -> None:
+    if manifest.labels:
+        refuse("labels", "several outcomes have their labels in postprocess.labels")
+    strangers = several.labels.keys() - several.outcomes.keys()
+    if strangers:
+        refuse("postprocess.labels", f"no outcome {min(strangers)!r} exists")
+    for name, part in manifest.parts.items():
+        match part.postprocess:
+            case DetectObjects(decoder=SsdAnchors(anchors=AnchorFile())):
+                refuse(f"postprocess.outcomes.{name}", "anchors in a file are for a model with a single outcome")
+        try:
+            _check_single(part, several.outcomes[name])
+        except BundleError as error:
+            raise BundleError(f"{error.message}, in the outcome {name!r}", hint=error.hint) from error
+
+
+def _check_single(manifest: Manifest, post: SinglePostprocess) -> None:
+    outputs, labels, shape = manifest.outputs, manifest.labels, manifest.window.sample_shape
+    if not isinstance(post, WithLabels) and labels:
+        refuse("labels", f"the kind {post.__struct_config__.tag!r} has no labels")
+    match post:
+        case Classify():
+            _check_classify(manifest, post)
+        case Regress():
+            _check_regress(manifest, post)
+        case DetectAnomaly():
+            _check_detect(manifest, post)
+        case DetectObjects():
+            picture = shape if manifest.window.is_picture else ()
+            check_detection(post, labels, outputs, picture, manifest.files)
+        case ClassifyMany():
+            check_multilabel(post, outputs, labels)
+        case Embed():
+            golden = manifest.golden.file if manifest.golden else None
+            check_embedding(post, outputs, manifest.files.keys() - {manifest.model, golden})
+        case FindKeypoints():
+            check_keypoints(post, outputs, shape)
+        case SegmentPicture():
+            check_segmentation(post, outputs, labels, shape)
+        case ReadTensor():
+            check_tensor(post, outputs)
 
 
 def _check_classify(manifest: Manifest, classify: Classify) -> None:
@@ -710,7 +820,6 @@ def _check_classify(manifest: Manifest, classify: Classify) -> None:
 
 
 def _check_regress(manifest: Manifest, regress: Regress) -> None:
-    _check_no_labels(manifest)
     values = prod(output_of(manifest.outputs, regress.output).shape)
     check_unique("postprocess.names", list(regress.names))
     if values > MAX_VALUES:
@@ -723,7 +832,6 @@ def _check_regress(manifest: Manifest, regress: Regress) -> None:
 
 
 def _check_detect(manifest: Manifest, detect: DetectAnomaly) -> None:
-    _check_no_labels(manifest)
     check_decision(detect.decision)
     if detect.decision.thresholds or detect.decision.background:
         refuse("postprocess.decision", "an anomaly has no labels, only a threshold")
@@ -740,8 +848,3 @@ def _check_detect(manifest: Manifest, detect: DetectAnomaly) -> None:
         refuse("postprocess.score", "an autoencoder rebuilds the first input, but the window does not feed this input")
     if scored != rebuilt:
         refuse("postprocess.score", f"{scored} elements cannot rebuild the {rebuilt} of the first input")
-
-
-def _check_no_labels(manifest: Manifest) -> None:
-    if manifest.labels:
-        refuse("labels", "only a classification has labels")

@@ -7,7 +7,7 @@ handled as lists, with the same results to the bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, isnan, prod
+from math import inf, isfinite, isnan, prod
 from typing import Any
 
 import numpy as np
@@ -90,3 +90,9 @@ def sound(value: float) -> float:
         f"the model's output is {'NaN' if isnan(value) else 'infinite'}",
         hint="check the source's values; if they are plausible, test the model on its golden samples: edged --check",
     )
+
+
+def all_sound(real: NDArray[Any]) -> None:
+    """Raise ModelError unless all values are finite."""
+    if not np.isfinite(real).all():
+        sound(float("nan") if np.isnan(real).any() else inf)

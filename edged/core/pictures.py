@@ -75,7 +75,8 @@ class PictureForm(msgspec.Struct, frozen=True):
 class Placement(NamedTuple):
     """Place of the model's picture in the source's picture of `width` x `height` pixels.
 
-    A pixel x of the model is at `left + x_scale * x` in the source's picture, and y likewise.
+    A pixel x of the model is at `left + x_scale * x` in the source's picture, and y likewise. `form` is the form of the
+    model's picture; None for a placement without a picture.
     """
 
     width: int
@@ -84,6 +85,7 @@ class Placement(NamedTuple):
     top: float
     x_scale: float
     y_scale: float
+    form: PictureForm | None = None
 
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Return the place of a point of the model's picture in the source's picture, clipped to the picture."""
@@ -131,7 +133,9 @@ def place(form: PictureForm, width: int, height: int) -> Placement:
     source, target = scaling(form, width, height)
     x_scale = (source[2] - source[0]) / (target[2] - target[0])
     y_scale = (source[3] - source[1]) / (target[3] - target[1])
-    return Placement(width, height, source[0] - x_scale * target[0], source[1] - y_scale * target[1], x_scale, y_scale)
+    return Placement(
+        width, height, source[0] - x_scale * target[0], source[1] - y_scale * target[1], x_scale, y_scale, form
+    )
 
 
 def _whole(low: float, high: float, size: int) -> tuple[int, int]:

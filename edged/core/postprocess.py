@@ -6,6 +6,7 @@ when chosen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import hypot, inf, prod
 from typing import Any, Protocol
 
@@ -15,32 +16,61 @@ from numpy.typing import NDArray
 from edged.core.decider import Decider, Scores
 from edged.core.detection_spec import DetectObjects
 from edged.core.errors import ConfigError
-from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress
+from edged.core.manifest import Classify, DetectAnomaly, Manifest, Regress, Several
+from edged.core.manifest_outcomes import ClassifyMany, Embed, FindKeypoints, ReadTensor, SegmentPicture
 from edged.core.manifest_parts import Decision
 from edged.core.outputs import BYTES, FEW, activate, best, real_values, sound, values_of
 from edged.core.pictures import Placement
+from edged.core.references import References
 from edged.core.tensors import dequantise
-from edged.core.types import Anomaly, Arrays, Classification, Outcome, Regression, Score
-
-Prepared = NDArray[np.float32] | None
+from edged.core.types import (
+    Anomaly,
+    Arrays,
+    Classification,
+    Outcome,
+    Outcomes,
+    Prepared,
+    Regression,
+    Score,
+    SingleOutcome,
+)
 
 
 class _Rule(Protocol):
-    def __call__(self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None) -> Outcome: ...
+    def __call__(
+        self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None
+    ) -> SingleOutcome: ...
 
     def reset(self) -> None: ...
+
+
+NO_REFERENCES: Mapping[str, References] = {}
 
 
 class Postprocessor:
     """Conversion of a model's outputs to outcomes."""
 
-    def __init__(self, manifest: Manifest, decision: Decision | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        decision: Decision | None,
+        references: Mapping[str, References] = NO_REFERENCES,
+    ) -> None:
         """Set up for a checked manifest; `decision` overrides the manifest's own, unless None.
+
+        `references` are those of the bundle, by the name of their file.
 
         Raises:
             ConfigError: the decision names labels unknown to the model, or can never be reached.
         """
-        self._rule = _rule(manifest, decision)
+        several = isinstance(manifest.postprocess, Several)
+        if several and decision is not None:
+            raise ConfigError(
+                f"the model {manifest.name!r} has several outcomes, each with a decision of its own",
+                hint="delete the table `decision` of the pipeline",
+            )
+        self._rules = {name: _rule(part, decision, references) for name, part in manifest.parts.items()}
+        self._rule = None if several else self._rules[""]
 
     def __call__(self, outputs: Arrays, prepared: Prepared, time: float, placement: Placement | None = None) -> Outcome:
         """Return the outcome of a window whose last sample arrived at `time`, in monotonic seconds.
@@ -51,14 +81,18 @@ class Postprocessor:
         Raises:
             ModelError: an output is NaN or infinite.
         """
-        return self._rule(outputs, prepared, time, placement)
+        if self._rule is not None:
+            return self._rule(outputs, prepared, time, placement)
+        return Outcomes({name: rule(outputs, prepared, time, placement) for name, rule in self._rules.items()})
 
     def reset(self) -> None:
         """Forget all earlier windows."""
-        self._rule.reset()
+        for rule in self._rules.values():
+            rule.reset()
 
 
-def _rule(manifest: Manifest, decision: Decision | None) -> _Rule:
+def _rule(manifest: Manifest, decision: Decision | None, references: Mapping[str, References]) -> _Rule:
+    outputs, labels = manifest.outputs, manifest.labels
     match manifest.postprocess:
         case Classify() as classify:
             return _Classifier(manifest, classify, decision or classify.decision)
@@ -69,12 +103,44 @@ def _rule(manifest: Manifest, decision: Decision | None) -> _Rule:
 
             return ObjectDetector(manifest, objects, decision or objects.decision)
         case Regress() as regress:
-            if decision is not None:
-                raise ConfigError(
-                    f"the model {manifest.name!r} is a regression and makes no decisions",
-                    hint="delete the table `decision` of the pipeline",
-                )
+            _refuse_decision(manifest, decision)
             return _Regressor(manifest, regress)
+        case ClassifyMany() as many:
+            from edged.core.multilabel import LabelRule
+
+            return LabelRule(many, outputs, labels, decision or many.decision)
+        case Embed() as embed:
+            from edged.core.embedding import EmbeddingRule
+
+            if embed.references is None:
+                _refuse_decision(manifest, decision)
+            stored = references.get(embed.references or "")
+            return EmbeddingRule(embed, outputs, decision or embed.decision, stored)
+        case FindKeypoints() as find:
+            from edged.core.keypoints import KeypointRule
+
+            height, width = manifest.window.sample_shape[:2]
+            return KeypointRule(find, outputs, (width, height), decision or find.decision)
+        case SegmentPicture() as segment:
+            from edged.core.segmentation import SegmentRule
+
+            return SegmentRule(segment, outputs, labels, decision or segment.decision)
+        case ReadTensor() as read:
+            from edged.core.raw_tensor import TensorRule
+
+            _refuse_decision(manifest, decision)
+            return TensorRule(read, outputs)
+        case Several():
+            raise AssertionError("several outcomes are not nested")
+
+
+def _refuse_decision(manifest: Manifest, decision: Decision | None) -> None:
+    if decision is not None:
+        kind = manifest.postprocess.__struct_config__.tag
+        raise ConfigError(
+            f"the model {manifest.name!r} has results of the kind {kind!r}, and makes no decisions",
+            hint="delete the table `decision` of the pipeline",
+        )
 
 
 class _Classifier:

@@ -106,7 +106,8 @@ class Preprocessor:
 
 
 def _needs_prepared(manifest: Manifest) -> bool:
-    return isinstance(manifest.postprocess, DetectAnomaly) and manifest.postprocess.score != "output"
+    posts = [part.postprocess for part in manifest.parts.values()]
+    return any(isinstance(post, DetectAnomaly) and post.score != "output" for post in posts)
 
 
 def _as_they_are(window: WindowSpec, tensor: TensorSpec) -> tuple[PreprocessStep, ...]:

@@ -6,14 +6,30 @@ are made from these structs. A field may be added under the same schema id; chan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from edged.core.acceleration import AcceleratorStateName, AcceleratorStatus
 from edged.core.health import Health, HealthState
-from edged.core.types import Anomaly, Classification, Detections, FoundObject, Prediction, Regression
+from edged.core.types import (
+    Anomaly,
+    Classification,
+    Detections,
+    Embedding,
+    FoundObject,
+    Keypoints,
+    Labels,
+    Outcomes,
+    Prediction,
+    Regression,
+    Score,
+    Segmentation,
+    SingleOutcome,
+    Tensor,
+)
 
 if TYPE_CHECKING:
     from edged.core.answers import ResultAnswer
@@ -172,6 +188,134 @@ class DetectionResult(Result, frozen=True, tag="detection", gc=False, omit_defau
     replayed: bool = False
 
 
+class MultilabelResult(Result, frozen=True, tag="multilabel", gc=False, omit_defaults=True):
+    """Result of a classification into any number of labels.
+
+    Keys:
+        scores: Scores of the labels over their threshold, best first.
+        decisions: Labels decided over several windows, in the order of the labels.
+        changed: True if the decisions differ from those of the previous result.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
+
+    scores: dict[str, float]
+    decisions: tuple[str, ...]
+    changed: bool
+    start: float | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool = False
+
+
+class EmbeddingResult(Result, frozen=True, tag="embedding", gc=False, omit_defaults=True):
+    """Result of an embedding. All keys but `vector` are missing if the model has no references.
+
+    Keys:
+        vector: Vector, as numbers, or in base64 as float32 numbers, little-endian. Missing if not wanted.
+        nearest: Name of the nearest reference.
+        distance: Distance to the nearest reference.
+        decision: Name of the reference decided over several windows; null for none.
+        anomalous: True while a vector far from all references is decided.
+        changed: True if the decision differs from the previous result.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
+
+    vector: bytes | list[float] | msgspec.UnsetType = msgspec.UNSET
+    nearest: str | msgspec.UnsetType = msgspec.UNSET
+    distance: float | msgspec.UnsetType = msgspec.UNSET
+    decision: str | msgspec.UnsetType | None = msgspec.UNSET
+    anomalous: bool | msgspec.UnsetType = msgspec.UNSET
+    changed: bool | msgspec.UnsetType = msgspec.UNSET
+    start: float | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool = False
+
+
+class KeypointsResult(Result, frozen=True, tag="keypoints", gc=False, omit_defaults=True):
+    """Result of a search for keypoints.
+
+    Keys:
+        keypoints: Position x and y in pixels of the source's picture, and score, by name; keypoints of sufficient score
+            alone.
+        score: Mean of the scores of all keypoints.
+        threshold: Mean from which the whole is visible.
+        visible: True while the whole is decided to be in the picture.
+        changed: True if the decision differs from the previous result.
+        picture (pixels): Width and height of the source's picture. Missing for a model fed with an array: then the
+            positions are in the model's picture.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
+
+    keypoints: dict[str, tuple[float, float, float]]
+    score: float
+    threshold: float
+    visible: bool
+    changed: bool
+    picture: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    start: float | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool = False
+
+
+class SegmentationResult(Result, frozen=True, tag="segmentation", gc=False, omit_defaults=True):
+    """Result of a segmentation. The mask has a topic of its own.
+
+    Keys:
+        shares (percent): Share of the source's picture by class, greatest first; padding and masked parts are left out.
+        decisions: Classes decided over several windows, in the order of the labels.
+        changed: True if the decisions differ from those of the previous result.
+        picture (pixels): Width and height of the source's picture. Missing for a model fed with an array.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
+
+    shares: dict[str, float]
+    decisions: tuple[str, ...]
+    changed: bool
+    picture: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    start: float | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool = False
+
+
+class TensorResult(Result, frozen=True, tag="tensor", gc=False, omit_defaults=True):
+    """Result of a model whose output is passed on as an array.
+
+    Keys:
+        dtype: Type of the values.
+        shape: Shape of the array.
+        values: Values in row-major order; true and false are 1 and 0.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: list[float]
+    start: float | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool = False
+
+
+class SeveralResult(Result, frozen=True, tag="several", gc=False, omit_defaults=True):
+    """Results of several outputs of one model.
+
+    Keys:
+        outcomes: Results by name, each with the keys of the results of its kind, without the keys common to all.
+        changed: True if a decision differs from the previous result. Missing if there are no decisions.
+        start (s): Time at which the window's first sample arrived, in Unix seconds. Missing if the rate is unknown.
+        replayed: True, or missing; true if the result waited for a connection to the broker, or may have been sent
+            before.
+    """
+
+    outcomes: dict[str, dict[str, Any]]
+    changed: bool | msgspec.UnsetType = msgspec.UNSET
+    start: float | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool = False
+
+
 class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """Common fields of every decision record: the present decision of a pipeline, retained.
 
@@ -244,6 +388,90 @@ class DetectionDecision(DecisionRecord, frozen=True, kw_only=True, tag="detectio
 
     present: dict[str, tuple[str, ...]]
     counts: dict[str, dict[str, int]]
+
+
+class MultilabelDecision(DecisionRecord, frozen=True, kw_only=True, tag="multilabel"):
+    """Decision of a classification into any number of labels.
+
+    Keys:
+        decisions: Labels decided over several windows, in the order of the labels.
+        scores: Scores of the labels over their threshold in the window, best first.
+    """
+
+    decisions: tuple[str, ...]
+    scores: dict[str, float]
+
+
+class EmbeddingDecision(DecisionRecord, frozen=True, kw_only=True, tag="embedding"):
+    """Decision of an embedding, or the vector if the model has no references.
+
+    Keys:
+        decision: Name of the reference decided over several windows; null for none.
+        anomalous: True while a vector far from all references is decided.
+        nearest: Name of the nearest reference in the window.
+        distance: Distance to the nearest reference.
+        vector: Vector, as numbers, or in base64 as float32 numbers, little-endian; of a model without references.
+    """
+
+    decision: str | msgspec.UnsetType | None = msgspec.UNSET
+    anomalous: bool | msgspec.UnsetType = msgspec.UNSET
+    nearest: str | msgspec.UnsetType = msgspec.UNSET
+    distance: float | msgspec.UnsetType = msgspec.UNSET
+    vector: bytes | list[float] | msgspec.UnsetType = msgspec.UNSET
+
+
+class KeypointsDecision(DecisionRecord, frozen=True, kw_only=True, tag="keypoints"):
+    """Decision of a search for keypoints.
+
+    Keys:
+        visible: True while the whole is decided to be in the picture.
+        score: Mean of the scores of all keypoints.
+        threshold: Mean from which the whole is visible.
+        keypoints: Position x and y in pixels of the source's picture, and score, by name.
+        picture (pixels): Width and height of the source's picture. Missing for a model fed with an array.
+    """
+
+    visible: bool
+    score: float
+    threshold: float
+    keypoints: dict[str, tuple[float, float, float]]
+    picture: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class SegmentationDecision(DecisionRecord, frozen=True, kw_only=True, tag="segmentation"):
+    """Decision of a segmentation.
+
+    Keys:
+        decisions: Classes decided over several windows, in the order of the labels.
+        shares (percent): Share of the source's picture by class, greatest first.
+    """
+
+    decisions: tuple[str, ...]
+    shares: dict[str, float]
+
+
+class TensorDecision(DecisionRecord, frozen=True, kw_only=True, tag="tensor"):
+    """Newest array of a model whose output is passed on.
+
+    Keys:
+        dtype: Type of the values.
+        shape: Shape of the array.
+        values: Values in row-major order; true and false are 1 and 0.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: list[float]
+
+
+class SeveralDecision(DecisionRecord, frozen=True, kw_only=True, tag="several"):
+    """Decisions of several outputs of one model.
+
+    Keys:
+        outcomes: Decisions by name, each with the keys of the decisions of its kind, without the keys common to all.
+    """
+
+    outcomes: dict[str, dict[str, Any]]
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -333,6 +561,8 @@ TIME_DECIMALS = 4
 
 DURATION_DECIMALS = 6
 
+PIXEL_DECIMALS = 1
+
 SCORE = "%.4g"
 """Format with 4 significant digits: an 8-bit model has 256 different scores, and a float model is no more certain."""
 
@@ -350,6 +580,10 @@ def _score(value: float) -> float:
     """Return a score as given in records. Scores of 8-bit models repeat, and a look-up takes a sixth of the time."""
     return worth(value, SCORE)
 
+
+T = TypeVar("T")
+Common = tuple[Literal["edged.result/1"], str, str, str, str, str, int, str, float, bool, float, float]
+"""The fields of `Result`, in their order."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -385,20 +619,10 @@ class Recorder:
         start: float | msgspec.UnsetType = msgspec.UNSET
         if prediction.start is not None:  # by the offset at the end: the clock may have been set within the window
             start = round(arrived - (prediction.time - prediction.start), TIME_DECIMALS)
-        if isinstance(outcome, Classification):
-            scores = {score.label: _score(score.score) for score in outcome.scores}
-            score = _score(outcome.score)
-            return ClassificationResult(*common, outcome.label, score, scores, outcome.decision, outcome.changed, start)
-        match outcome:
-            case Anomaly():
-                score = _score(outcome.score)
-                return AnomalyResult(*common, score, outcome.threshold, outcome.anomalous, outcome.changed, start)
-            case Regression():
-                return RegressionResult(*common, _values(outcome), start)
-            case Detections():
-                objects = tuple(map(_object, outcome.objects))
-                counts, present = outcome.counts, outcome.present
-                return DetectionResult(*common, objects, counts, present, outcome.changed, outcome.picture, start)
+        if isinstance(outcome, Outcomes):
+            parts = {name: _result(common, part, start) for name, part in outcome.outcomes.items()}
+            return SeveralResult(*common, _without(Result, parts), _or_unset(outcome.changed), start)
+        return _result(common, outcome, start)
 
     def decision(self, prediction: Prediction) -> DecisionRecord:
         """Return the record of the decision in a prediction."""
@@ -411,17 +635,10 @@ class Recorder:
             "time": round(clock.at(prediction.time), TIME_DECIMALS),
             "synchronised": clock.synchronised,
         }
-        match outcome:
-            case Classification():
-                score = _score(outcome.score)
-                return ClassificationDecision(**common, decision=outcome.decision, label=outcome.label, score=score)
-            case Anomaly():
-                score = _score(outcome.score)
-                return AnomalyDecision(**common, anomalous=outcome.anomalous, score=score, threshold=outcome.threshold)
-            case Regression():
-                return RegressionDecision(**common, values=_values(outcome))
-            case Detections():
-                return DetectionDecision(**common, present=outcome.present, counts=outcome.counts)
+        if isinstance(outcome, Outcomes):
+            parts = {name: _decision(common, part) for name, part in outcome.outcomes.items()}
+            return SeveralDecision(**common, outcomes=_without(DecisionRecord, parts))
+        return _decision(common, outcome)
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the record of a prediction as JSON."""
@@ -431,6 +648,132 @@ class Recorder:
         """Return the record of a prediction as plain values, for other encoders of JSON."""
         plain: ResultAnswer = msgspec.to_builtins(self.record(prediction))
         return plain
+
+
+def _result(common: Common, outcome: SingleOutcome, start: float | msgspec.UnsetType) -> Result:
+    if isinstance(outcome, Classification):  # first, and without a match: most results are of this kind
+        score = _score(outcome.score)
+        scores = _scores(outcome.scores)
+        return ClassificationResult(*common, outcome.label, score, scores, outcome.decision, outcome.changed, start)
+    match outcome:
+        case Anomaly():
+            score = _score(outcome.score)
+            return AnomalyResult(*common, score, outcome.threshold, outcome.anomalous, outcome.changed, start)
+        case Regression():
+            return RegressionResult(*common, _values(outcome), start)
+        case Detections():
+            objects = tuple(map(_object, outcome.objects))
+            counts, present = outcome.counts, outcome.present
+            return DetectionResult(*common, objects, counts, present, outcome.changed, outcome.picture, start)
+        case Labels():
+            scores = _scores(outcome.scores)
+            return MultilabelResult(*common, scores, outcome.decisions, outcome.changed, start)
+        case Embedding(nearest=None):
+            return EmbeddingResult(*common, vector=_vector(outcome), start=start)
+        case Embedding():
+            return EmbeddingResult(
+                *common,
+                vector=_vector(outcome),
+                nearest=_or_unset(outcome.nearest),
+                distance=_distance(outcome),
+                decision=outcome.decision,
+                anomalous=outcome.anomalous,
+                changed=_or_unset(outcome.changed),
+                start=start,
+            )
+        case Keypoints():
+            return KeypointsResult(
+                *common,
+                keypoints=_points(outcome),
+                score=_score(outcome.score),
+                threshold=outcome.threshold,
+                visible=outcome.visible,
+                changed=outcome.changed,
+                picture=_or_unset(outcome.picture),
+                start=start,
+            )
+        case Segmentation():
+            shares, picture = _scores(outcome.shares), _or_unset(outcome.mask.picture)
+            return SegmentationResult(*common, shares, outcome.decisions, outcome.changed, picture, start)
+        case Tensor():
+            return TensorResult(*common, outcome.dtype, outcome.shape, _tensor(outcome), start)
+
+
+def _decision(common: dict[str, Any], outcome: SingleOutcome) -> DecisionRecord:
+    match outcome:
+        case Classification():
+            score = _score(outcome.score)
+            return ClassificationDecision(**common, decision=outcome.decision, label=outcome.label, score=score)
+        case Anomaly():
+            score = _score(outcome.score)
+            return AnomalyDecision(**common, anomalous=outcome.anomalous, score=score, threshold=outcome.threshold)
+        case Regression():
+            return RegressionDecision(**common, values=_values(outcome))
+        case Detections():
+            return DetectionDecision(**common, present=outcome.present, counts=outcome.counts)
+        case Labels():
+            return MultilabelDecision(**common, decisions=outcome.decisions, scores=_scores(outcome.scores))
+        case Embedding(nearest=None):
+            return EmbeddingDecision(**common, vector=_vector(outcome))
+        case Embedding():
+            return EmbeddingDecision(
+                **common,
+                decision=outcome.decision,
+                anomalous=outcome.anomalous,
+                nearest=_or_unset(outcome.nearest),
+                distance=_distance(outcome),
+            )
+        case Keypoints():
+            return KeypointsDecision(
+                **common,
+                visible=outcome.visible,
+                score=_score(outcome.score),
+                threshold=outcome.threshold,
+                keypoints=_points(outcome),
+                picture=_or_unset(outcome.picture),
+            )
+        case Segmentation():
+            return SegmentationDecision(**common, decisions=outcome.decisions, shares=_scores(outcome.shares))
+        case Tensor():
+            return TensorDecision(**common, dtype=outcome.dtype, shape=outcome.shape, values=_tensor(outcome))
+
+
+def _without(base: type[msgspec.Struct], records: Mapping[str, msgspec.Struct]) -> dict[str, dict[str, Any]]:
+    """Return the fields of records but those of the base class, and but the start of the window."""
+    common = {*base.__struct_fields__, "start"}
+    return {
+        name: {key: value for key, value in msgspec.to_builtins(record).items() if key not in common}
+        for name, record in records.items()
+    }
+
+
+def _or_unset(value: T | None) -> T | msgspec.UnsetType:
+    return msgspec.UNSET if value is None else value
+
+
+def _scores(scores: tuple[Score, ...]) -> dict[str, float]:
+    return {score.label: _score(score.score) for score in scores}
+
+
+def _vector(outcome: Embedding) -> bytes | list[float] | msgspec.UnsetType:
+    if isinstance(outcome.vector, list):
+        return [worth(value, VALUE) for value in outcome.vector]
+    return _or_unset(outcome.vector)
+
+
+def _distance(outcome: Embedding) -> float | msgspec.UnsetType:
+    return msgspec.UNSET if outcome.distance is None else worth(outcome.distance, SCORE)
+
+
+def _points(outcome: Keypoints) -> dict[str, tuple[float, float, float]]:
+    return {
+        point.name: (round(point.x, PIXEL_DECIMALS), round(point.y, PIXEL_DECIMALS), worth(point.score, SCORE))
+        for point in outcome.points
+    }
+
+
+def _tensor(outcome: Tensor) -> list[float]:
+    return [worth(value, VALUE) for value in outcome.values] if outcome.dtype.startswith("float") else outcome.values
 
 
 def _object(found: FoundObject) -> ObjectRecord:

@@ -80,6 +80,11 @@ def difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.max(np.abs(got.astype(np.float64) - expected.astype(np.float64))))
 
 
+def other_share(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the share of elements that differ at all; 1 for another shape."""
+    return float(np.mean(got != expected)) if got.shape == expected.shape else 1.0
+
+
 def decides_otherwise(got: NDArray[Any], expected: NDArray[Any]) -> bool:
     """Return whether the greatest element differs; any of several greatest elements of `expected` will do."""
     return bool(expected.item(got.argmax()) != expected.max())

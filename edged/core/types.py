@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edged.core.masks import SegmentMask
 from edged.core.pictures import PictureForm, Placement
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Classification(msgspec.Struct, frozen=True, tag="classification", tag_fiel
 
     @property
     def said(self) -> object:
-        """Value that stays equal while the model answers the same."""
+        """Value equal for equal answers of the model."""
         return self.label, self.score
 
 
@@ -211,7 +212,7 @@ class Regression(msgspec.Struct, frozen=True, tag="regression", tag_field="kind"
 
     @property
     def said(self) -> object:
-        """Value that stays equal while the model answers the same."""
+        """Value equal for equal answers of the model."""
         return self.values
 
 
@@ -225,7 +226,7 @@ class Anomaly(msgspec.Struct, frozen=True, tag="anomaly", tag_field="kind"):
 
     @property
     def said(self) -> object:
-        """Value that stays equal while the model answers the same."""
+        """Value equal for equal answers of the model."""
         return self.score
 
 
@@ -257,7 +258,7 @@ class Detections(msgspec.Struct, frozen=True, tag="detection", tag_field="kind")
 
     @property
     def said(self) -> object:
-        """Value that stays equal while the model answers the same. Pictures without objects are never the same."""
+        """Value equal for equal answers of the model. Pictures without objects are never the same."""
         return [(each.label, each.score, each.box) for each in self.objects] or object()
 
 
@@ -271,7 +272,117 @@ def present_words(present: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(words) or "nothing"
 
 
-Outcome = Classification | Regression | Anomaly | Detections
+class Labels(msgspec.Struct, frozen=True, tag="multilabel", tag_field="kind"):
+    """Labels over their thresholds in one window, best first, and the labels decided over several windows."""
+
+    scores: tuple[Score, ...]
+    decisions: tuple[str, ...]
+    changed: bool
+
+    @property
+    def said(self) -> object:
+        """Value equal for equal answers of the model."""
+        return self.scores
+
+
+class Embedding(msgspec.Struct, frozen=True, tag="embedding", tag_field="kind"):
+    """A vector, the nearest reference with its distance, and the reference decided over several windows.
+
+    `vector` is None if not wanted; as bytes it holds float32 numbers, little-endian. `anomalous` is decided over
+    several windows too.
+    """
+
+    vector: bytes | list[float] | None
+    nearest: str | None = None
+    distance: float | None = None
+    decision: str | None = None
+    anomalous: bool = False
+    changed: bool | None = None
+
+    @property
+    def said(self) -> object:
+        """Value equal for equal answers of the model."""
+        return self.vector, self.distance
+
+
+class Keypoint(msgspec.Struct, frozen=True, gc=False):
+    """Named point in pixels of the source's picture."""
+
+    name: str
+    x: float
+    y: float
+    score: float
+
+
+class Keypoints(msgspec.Struct, frozen=True, tag="keypoints", tag_field="kind"):
+    """Keypoints of sufficient score. `score` is the mean of all; `visible` is decided over several windows.
+
+    `picture` is the size of the source's picture; None for a model fed with an array.
+    """
+
+    score: float
+    threshold: float
+    visible: bool
+    changed: bool
+    points: tuple[Keypoint, ...]
+    picture: tuple[int, int] | None = None
+
+    @property
+    def said(self) -> object:
+        """Value equal for equal answers of the model."""
+        return self.score, self.points
+
+
+class Segmentation(msgspec.Struct, frozen=True, tag="segmentation", tag_field="kind"):
+    """Shares of the picture by class, in percent, greatest first, and the classes decided over several windows."""
+
+    shares: tuple[Score, ...]
+    decisions: tuple[str, ...]
+    changed: bool
+    mask: SegmentMask
+
+    @property
+    def said(self) -> object:
+        """Value equal for equal answers of the model."""
+        return self.shares
+
+
+class Tensor(msgspec.Struct, frozen=True, tag="tensor", tag_field="kind"):
+    """Values of an output in row-major order; true and false are 1 and 0."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: list[float]
+
+    @property
+    def said(self) -> object:
+        """Value equal for equal answers of the model."""
+        return self.values
+
+
+PictureOutcome = Detections | Keypoints | Segmentation
+SingleOutcome = Classification | Regression | Anomaly | Labels | Embedding | Tensor | PictureOutcome
+
+
+class Outcomes(msgspec.Struct, frozen=True, tag="several", tag_field="kind"):
+    """Outcomes of several outputs of one model by name, each decided by itself."""
+
+    outcomes: dict[str, SingleOutcome]
+
+    @property
+    def changed(self) -> bool | None:
+        """Return whether a decision has changed; None if there are no decisions."""
+        each = {has_changed(outcome) for outcome in self.outcomes.values()} - {None}
+        return any(each) if each else None
+
+    @property
+    def said(self) -> object:
+        """Value equal for equal answers of the model."""
+        return tuple(outcome.said for outcome in self.outcomes.values())
+
+
+Prepared = NDArray[np.float32] | None
+Outcome = SingleOutcome | Outcomes
 
 
 def has_changed(outcome: Outcome) -> bool | None:

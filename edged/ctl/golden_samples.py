@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edged.api import Arrays, Chunk, ControlError, Runner, Source, TensorSpec
 from edged.core.manifest import Manifest
-from edged.core.postprocess import Postprocessor
+from edged.core.postprocess import NO_REFERENCES, Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.source_match import match_source
 from edged.core.window import Windower
@@ -55,7 +55,7 @@ def samples_of(
     places = np.linspace(0, len(among) - 1, min(len(among), _number(runner))).round().astype(int)
     chosen = {among[place] for place in places.tolist()}
     preprocess, clipping = Preprocessor(manifest), Clipping(manifest)
-    postprocess = Postprocessor(manifest, None)
+    postprocess = Postprocessor(manifest, None, expected.vectors if expected else NO_REFERENCES)
     runner.reset()
     taken: list[GoldenSample] = []
     for index, window in enumerate(windows_of(file, manifest)):

@@ -20,6 +20,7 @@ import msgspec
 from edged.api import Anomaly, Chunk, Classification, ControlError, Detections, Outcome, Regression, Runner
 from edged.core.errors import some
 from edged.core.manifest import Manifest
+from edged.core.masks import SegmentMask
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.core.source_match import match_source
@@ -30,6 +31,8 @@ from edged.ctl import tables
 from edged.ctl.input_clipping import Clipping
 from edged.ctl.local_model import find_model, load_model, prove_first
 from edged.ctl.picture_files import is_pictures, picture_chunks, whole_form
+from edged.models.bundle import Bundle
+from edged.sinks.stdout import words
 from edged.sources.replay import ReplaySource
 
 MAX_COLUMNS = 12
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     runner = load_model(bundle, backend, args.signature)
     try:
         clipping = Clipping(bundle.manifest)
-        predictions = infer(bundle.manifest, runner, _chunks(args, bundle.manifest), clipping)
+        predictions = infer(bundle, runner, _chunks(args, bundle.manifest), clipping)
         lines = map(_json, predictions) if args.json else _table(bundle.manifest, predictions)
         for line in lines:
             print(line)
@@ -83,15 +86,16 @@ class Inferred(NamedTuple):
     outcome: Outcome
 
 
-def infer(manifest: Manifest, runner: Runner, chunks: Iterable[Chunk], clipping: Clipping) -> Iterator[Inferred]:
+def infer(bundle: Bundle, runner: Runner, chunks: Iterable[Chunk], clipping: Clipping) -> Iterator[Inferred]:
     """Yield predictions for chunks of samples in the order of the model's channels; `clipping` counts clipped values.
 
     Raises:
         ControlError: the chunks have no whole window.
         ModelError: the model fails.
     """
+    manifest = bundle.manifest
     windower = Windower(manifest.window, None, form=whole_form(manifest))
-    preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
+    preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None, bundle.references)
     expected = 0
     for chunk in chunks:
         for window in windower.cut(chunk):
@@ -156,7 +160,12 @@ def _recording(args: argparse.Namespace, manifest: Manifest) -> Iterator[Chunk]:
 
 def _json(inferred: Inferred) -> str:
     fields = {"seq": inferred.seq, "time": round(inferred.time, 6), "inference": inferred.inference}
-    return json.dumps(fields | msgspec.to_builtins(inferred.outcome), ensure_ascii=False)
+    return json.dumps(fields | msgspec.to_builtins(inferred.outcome, enc_hook=_plain), ensure_ascii=False)
+
+
+def _plain(mask: SegmentMask) -> dict[str, object]:
+    """Return a mask as run lengths, in the words of COCO."""
+    return {"size": mask.size, "counts": mask.runs()}
 
 
 def _table(manifest: Manifest, predictions: Iterable[Inferred]) -> Iterator[str]:
@@ -189,11 +198,13 @@ def _cells(outcome: Outcome, width: int) -> list[tuple[str, str]]:
                 ("ANOMALOUS", "yes" if anomalous else "no"),
             ]
         case Detections(objects=found, present=present):
-            words = [f"{tables.plain(each.label)} {each.score:.3f} {_box(each.box)}" for each in found[:MAX_COLUMNS]]
-            boxes = some(words, MAX_COLUMNS, of=len(found), by="; ") or "-"
+            shown = [f"{tables.plain(each.label)} {each.score:.3f} {_box(each.box)}" for each in found[:MAX_COLUMNS]]
+            boxes = some(shown, MAX_COLUMNS, of=len(found), by="; ") or "-"
             return [("PRESENT", f"{tables.plain(present_words(present)):{width}}"), ("OBJECTS", boxes)]
         case Regression(values=values) if isinstance(values, dict) and len(values) <= MAX_COLUMNS:
             return [(f"{name:>11}", f"{value:{max(11, len(name))}.6g}") for name, value in values.items()]
         case Regression(values=values):
             first = islice(values.items() if isinstance(values, dict) else enumerate(values), MAX_COLUMNS)
             return [("VALUES", some([f"{name} {value:.6g}" for name, value in first], MAX_COLUMNS, of=len(values)))]
+        case _:
+            return [("RESULT", tables.plain(words(outcome)))]

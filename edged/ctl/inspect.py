@@ -29,9 +29,11 @@ from edged.core.manifest import (
     PreprocessStep,
     Probation,
     Regress,
+    Several,
     Variant,
     WindowSpec,
 )
+from edged.core.manifest_outcomes import ClassifyMany, Embed, FindKeypoints, ReadTensor, SegmentPicture
 from edged.core.pictures import PictureSpec
 from edged.core.signatures import parse
 from edged.core.tflite_file import TensorMetadata, TfliteFile
@@ -239,9 +241,9 @@ def _variant(variant: Variant) -> str:
 
 
 def _says(manifest: Manifest) -> str:
+    labels = manifest.labels
     match manifest.postprocess:
         case Classify():
-            labels = manifest.labels
             return f"a label of {len(labels)}: {some(labels)}" if labels else "a label in the model file"
         case Regress(names=names, output=output):
             return f"values of {some(names)}" if names else f"{prod(manifest.outputs[output].shape)} values"
@@ -251,6 +253,19 @@ def _says(manifest: Manifest) -> str:
             known = counted_labels(manifest.labels, rules)
             of = f" of {len(known)} labels: {some(known)}" if known else ", with labels in the model file"
             return f"objects at {rules.threshold:g} or more, by {msgspec.to_builtins(decoder)['decoder']}{of}"
+        case ClassifyMany():
+            return f"any labels of {len(labels)}: {some(labels)}" if labels else "any labels in the model file"
+        case Embed(output=output, references=references):
+            size = prod(manifest.outputs[output].shape)
+            return f"a vector of {size}" + (f", and the nearest of {references}" if references else "")
+        case FindKeypoints(points=points):
+            return f"{len(points)} keypoints: {some(points)}"
+        case SegmentPicture():
+            return f"a class for each pixel of {len(labels)}: {some(labels)}" if labels else "classes in the model file"
+        case ReadTensor(output=output):
+            return f"the tensor {tensor_line(manifest.outputs[output])}"
+        case Several():
+            return "; ".join(f"{name}: {_says(part)}" for name, part in manifest.parts.items())
 
 
 def _reference(manifest: Manifest) -> list[str]:

@@ -19,7 +19,7 @@ from edged.backends.tflite import OtherKernels, TfliteBackend
 from edged.core.errors import quantity
 from edged.core.manifest import Golden, Manifest
 from edged.core.sample_agreement import SampleAgreement
-from edged.core.tensors import difference
+from edged.core.tensors import difference, other_share
 from edged.ctl.golden_samples import GoldenSample
 from edged.ctl.local_model import apart, load_apart
 from edged.models.selftest import shaped
@@ -31,10 +31,13 @@ _LEAST_SHARE = 1e-4
 
 
 class Spread(NamedTuple):
-    """Worst difference of quantised outputs (in steps) and of float outputs, and samples with another decision."""
+    """Worst difference of quantised outputs (in steps), of float outputs, and of classes of pixels (share of others);
+    and samples with another decision.
+    """
 
     steps: float
     absolute: float
+    pixels: float
     otherwise: frozenset[int]
 
 
@@ -42,6 +45,7 @@ def spread(samples: list[GoldenSample], manifest: Manifest, runner: Runner) -> S
     """Run the samples on other kernels, from rest, and compare."""
     rule = SampleAgreement(manifest)
     worst = {True: 0.0, False: 0.0}
+    pixels = 0.0
     otherwise = set()
     runner.reset()
     for index, sample in enumerate(samples):
@@ -49,9 +53,10 @@ def spread(samples: list[GoldenSample], manifest: Manifest, runner: Runner) -> S
         for number in rule.elementwise:
             quantised = bool(manifest.outputs[number].scale)
             worst[quantised] = max(worst[quantised], difference(outputs[number], sample.outputs[number]))
+        pixels = max([pixels, *(other_share(outputs[number], sample.outputs[number]) for number in rule.class_maps)])
         if rule.decides_otherwise(manifest.golden or Golden(), outputs, sample.outputs):
             otherwise.add(index)
-    return Spread(worst[True], worst[False], frozenset(otherwise))
+    return Spread(worst[True], worst[False], pixels, frozenset(otherwise))
 
 
 def measure(samples: list[GoldenSample], manifest: Manifest, model: Path, backend: Backend) -> Spread | None:
@@ -68,6 +73,7 @@ def measure(samples: list[GoldenSample], manifest: Manifest, model: Path, backen
     return Spread(
         max(each.steps for each in found),
         max(each.absolute for each in found),
+        max(each.pixels for each in found),
         frozenset().union(*(each.otherwise for each in found)),
     )
 
@@ -84,12 +90,13 @@ def tolerance(found: Spread, samples: list[GoldenSample], manifest: Manifest) ->
     return Golden(
         steps=float(max(least, ceil(_MARGIN * found.steps))),
         absolute=_rounded(min(1e30, max(_MARGIN * found.absolute, _LEAST_SHARE * max(floats, default=0.0), 1e-6))),
+        pixels=min(1.0, max(Golden().pixels, _MARGIN * found.pixels)),
     )
 
 
 def share(golden: Golden, samples: list[GoldenSample], manifest: Manifest) -> float:
     """Return the largest ratio of the tolerance to the range of an output, of the dtype or as measured."""
-    shares = [0.0]
+    shares = [golden.pixels if manifest.class_maps else 0.0]
     for index in SampleAgreement(manifest).elementwise:
         spec = manifest.outputs[index]
         if spec.scale:
@@ -105,18 +112,23 @@ def share(golden: Golden, samples: list[GoldenSample], manifest: Manifest) -> fl
 def words(found: Spread, manifest: Manifest) -> str:
     """Return the differences between kernels, in words."""
     kernels = "the runtime's kernels (XNNPACK, built-in, reference)"
-    if not found.steps and not found.absolute:
+    if not (found.steps or found.absolute or found.pixels):
         return f"{kernels} compute the same outputs"
-    return f"{kernels} differ by up to {off(found.steps, found.absolute, manifest)}"
+    return f"{kernels} differ by up to {off(found.steps, found.absolute, found.pixels, manifest)}"
 
 
-def off(steps: float, absolute: float, manifest: Manifest) -> str:
-    """Return differences of outputs in words: in quantisation steps, and absolute for outputs without quantisation."""
+def off(steps: float, absolute: float, pixels: float, manifest: Manifest) -> str:
+    """Return differences of outputs in words: in quantisation steps, absolute for outputs without quantisation, and as
+    a share of pixels for classes of pixels.
+    """
     parts = []
-    if any(spec.scale for spec in manifest.outputs):
+    others = [spec for index, spec in enumerate(manifest.outputs) if index not in manifest.class_maps]
+    if any(spec.scale for spec in others):
         parts.append(quantity(steps, "quantisation step"))
-    if any(not spec.scale for spec in manifest.outputs):
+    if any(not spec.scale for spec in others):
         parts.append(f"{absolute:.2g}")
+    if manifest.class_maps:
+        parts.append(f"{pixels:.1%} of the pixels")
     return " and ".join(parts)
 
 

@@ -35,7 +35,7 @@ import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -56,7 +56,8 @@ from edged.core.delta import SUFFIX as DELTA_SUFFIX
 from edged.core.derived import NORMALISE, detection_of, is_picture_shape
 from edged.core.errors import quantity, some
 from edged.core.manifest import Classify, Golden, Manifest, Variant
-from edged.core.manifest_parts import Count
+from edged.core.manifest_parts import Count, FileName
+from edged.core.references import References
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.ctl import exit_codes as exits
 from edged.ctl import kernel_spread, tables
@@ -78,6 +79,7 @@ from edged.models.bundle import (
     fill_in,
     open_folder,
     read_structure,
+    references_in,
     unpack,
     with_anchors,
     with_metadata,
@@ -372,15 +374,16 @@ def _make_folder(args: argparse.Namespace, folder: Path) -> None:
     if args.card:
         _copy(args.card, folder / _CARD)
     variants = _variants(args.variant or [], said, name, folder)
-    for file in _anchor_files(said):
+    for file in (*_anchor_files(said), *_vector_files(said)):
         _copy(args.manifest.parent / file, folder / file)
     backend = _sized(backend_of(said), args, said)
     with loaded_apart(args.model.name, backend, folder / name, said.get("signature")) as runner:
         manifest = _describe(args, said, name, variants, runner)
         whole = with_anchors(manifest, folder)
-        samples, tolerance = _golden(args, said, whole, folder / name, backend, runner)
+        vectors = references_in(folder, manifest)
+        samples, tolerance = _golden(args, said, whole, folder / name, backend, runner, vectors)
         if args.reference:
-            reference = reference_of(args.reference, whole, runner)
+            reference = reference_of(args.reference, whole, runner, vectors)
             watch = replace(manifest.probation, max_label_shift=shift)
             manifest = replace(manifest, reference=reference, probation=watch)
     (folder / Golden().file).write_bytes(npz(samples))
@@ -416,6 +419,20 @@ def _variants(options: list[VariantOption], said: ManifestPart, model: str, fold
             hint=f"name the file: --variant {name}:{each.delegate}=FILE",
         )
     return list(variants.values())
+
+
+def _vector_files(said: ManifestPart) -> list[str]:
+    """Return the files with reference vectors in a part of a manifest; they lie beside the file of the part."""
+    post = _convert(said.get("postprocess", {}), _Vectors, "postprocess")
+    return [each.references for each in (post, *post.outcomes.values()) if each.references]
+
+
+class _VectorFile(msgspec.Struct):
+    references: FileName | None = None
+
+
+class _Vectors(_VectorFile):
+    outcomes: dict[str, _VectorFile] = {}
 
 
 def _read_part(path: Path | None) -> ManifestPart:
@@ -524,7 +541,7 @@ def _describe(
     fields |= {"schema": manifests.SCHEMA, "model": name, "created": _now(), "golden": None}
     fields["name"] = args.name or fields["name"]
     fields["version"] = args.version or fields["version"]
-    needed = {name, *(variant.file for variant in variants), *_anchor_files(said)}
+    needed = {name, *(variant.file for variant in variants), *_anchor_files(said), *_vector_files(said)}
     fields["files"] = {file: {"bytes": 1, "sha256": "0" * 64} for file in needed}  # until each file is written
     fields["variants"] = msgspec.to_builtins(variants)
     fields["inputs"] = _inputs(said.get("inputs"), runner)
@@ -669,12 +686,18 @@ def read_labels(file: Path) -> bytes:
 
 
 def _golden(
-    args: argparse.Namespace, said: ManifestPart, manifest: Manifest, model: Path, backend: Backend, runner: Runner
+    args: argparse.Namespace,
+    said: ManifestPart,
+    manifest: Manifest,
+    model: Path,
+    backend: Backend,
+    runner: Runner,
+    vectors: Mapping[str, References],
 ) -> tuple[list[GoldenSample], Golden]:
     """Return golden samples with equal decisions by each kernel of the runtime, and the necessary tolerance."""
     given = _convert({**(said.get("golden") or {}), "file": Golden().file}, Golden, "golden")
     if args.golden is not None:
-        expected = GoldenLabels(args.expect, manifest) if args.expect else None
+        expected = GoldenLabels(args.expect, manifest, vectors) if args.expect else None
         samples = samples_of(args.golden, manifest, runner, expected)
     elif args.expect is not None:
         raise ControlError("--expect has the labels of the windows in --golden", hint="give --golden too")
@@ -696,8 +719,9 @@ def _golden(
         given,
         steps=max(needed.steps, _stated(said, "steps")),
         absolute=max(needed.absolute, _stated(said, "absolute")),
+        pixels=max(needed.pixels, _stated(said, "pixels")),
     )
-    allowed = kernel_spread.off(chosen.steps, chosen.absolute, manifest)
+    allowed = kernel_spread.off(chosen.steps, chosen.absolute, chosen.pixels, manifest)
     warn(f"{kernel_spread.words(found, manifest)}; the outputs of a board may be off by {allowed}")
     share = kernel_spread.share(chosen, samples, manifest)
     if share > MUCH:
@@ -713,7 +737,9 @@ def _hold_tolerance(bundle: Bundle) -> None:
     inputs, outputs = (zip(*arrays, strict=True) for arrays in golden_samples(bundle, manifest.golden))
     samples = [GoldenSample(*sample) for sample in zip(inputs, outputs, strict=True)]
     found = kernel_spread.measure(samples, manifest, bundle.model, default_backend(bundle))
-    if found and (found.steps > manifest.golden.steps or found.absolute > manifest.golden.absolute or found.otherwise):
+    golden = manifest.golden
+    over = found and (found.steps > golden.steps or found.absolute > golden.absolute or found.pixels > golden.pixels)
+    if found and (over or found.otherwise):
         warn(
             f"{kernel_spread.words(found, manifest)}, and the manifest allows less: other boards may refuse the bundle"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from edged.api import Anomaly, Classification, ControlError, Runner
 from edged.core.manifest import Manifest, Reference
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
+from edged.core.references import References
+from edged.core.types import Embedding
 from edged.ctl.golden_samples import windows_of
 
 _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DIGITS = 6
 
 
-def reference_of(file: Path, manifest: Manifest, runner: Runner) -> Reference:
+def reference_of(file: Path, manifest: Manifest, runner: Runner, references: Mapping[str, References]) -> Reference:
     """The statistics over every window of a file.
 
     Raises:
@@ -27,7 +30,7 @@ def reference_of(file: Path, manifest: Manifest, runner: Runner) -> Reference:
     inputs = _Moments(manifest.window.shape[-1])
     labels: Counter[str] = Counter()
     scores: list[float] = []
-    preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None)
+    preprocess, postprocess = Preprocessor(manifest), Postprocessor(manifest, None, references)
     runner.reset()
     windows = 0
     for window in windows_of(file, manifest):
@@ -37,7 +40,7 @@ def reference_of(file: Path, manifest: Manifest, runner: Runner) -> Reference:
         match postprocess(outputs, preprocess.prepared, float(windows)):
             case Classification(label=label):
                 labels[label] += 1
-            case Anomaly(score=score):
+            case Anomaly(score=score) | Embedding(distance=float() as score):
                 scores.append(score)
         windows += 1
     if not windows:

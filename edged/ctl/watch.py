@@ -12,12 +12,13 @@ import json
 import time
 from itertools import islice
 
-from edged.core.answers import WATCH, ResultAnswer
+from edged.core.answers import WATCH, OutcomeAnswer, ResultAnswer
+from edged.core.errors import some
 from edged.core.types import present_words
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import connect
-from edged.ctl.pipelines import outcome
+from edged.ctl.pipelines import outcomes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,16 +41,29 @@ def _line(record: ResultAnswer) -> str:
     moment = f"{clock}.{int(record['time'] % 1 * 1000):03}"
     doubt = "" if record["synchronised"] else "?"
     mark = ">" if record.get("changed") else " "
-    decision = f"  {_decision(record)}" if mark == ">" else ""
+    decision = f"  {decisions(record)}" if mark == ">" else ""
     latency = tables.milliseconds(record["latency"])
-    return tables.plain(f"{mark} {moment}{doubt}  {record['pipeline']}  {outcome(record)}  {latency} ms{decision}")
+    return tables.plain(f"{mark} {moment}{doubt}  {record['pipeline']}  {outcomes(record)}  {latency} ms{decision}")
 
 
-def _decision(record: ResultAnswer) -> str:
-    if record["kind"] == "anomaly":
-        return "alarm" if record.get("anomalous") else "back to normal"
-    if record["kind"] == "detection":
-        return f"now: {present_words(record.get('present', {}))}"
+def decisions(record: ResultAnswer) -> str:
+    """Return the changed decisions of a result in words."""
+    changed = {name: each for name, each in record.get("outcomes", {}).items() if each.get("changed")}
+    return "; ".join(f"{name} {_decision(each)}" for name, each in changed.items()) or _decision(record)
+
+
+def _decision(record: OutcomeAnswer) -> str:
+    match record["kind"]:
+        case "anomaly":
+            return "alarm" if record.get("anomalous") else "back to normal"
+        case "detection":
+            return f"now: {present_words(record.get('present', {}))}"
+        case "keypoints":
+            return "decided: present" if record.get("visible") else "decided: absent"
+        case "multilabel" | "segmentation":
+            return f"decided: {some(record.get('decisions', []), 5) or 'nothing'}"
+        case "embedding" if record.get("anomalous"):
+            return "alarm"
     return f"decided: {record.get('decision') or 'nothing'}"
 
 

@@ -22,9 +22,11 @@ from msgspec.structs import replace
 from edged.core import container
 from edged.core import manifest as manifests
 from edged.core.container import Head, measure
+from edged.core.derived import object_labels
+from edged.core.detection_spec import DetectObjects
 from edged.core.errors import BundleError, StoreError, some
 from edged.core.labels import numbered
-from edged.core.manifest import MAX_FILE_BYTES, Classify, Manifest
+from edged.core.manifest import MAX_FILE_BYTES, Manifest, WithLabels
 from edged.core.manifest_parts import Name, Version
 from edged.core.tflite_file import TfliteFile, inspect
 from edged.core.types import TensorSpec
@@ -131,7 +133,7 @@ def _with_own_labels(manifest: Manifest, found: TfliteFile, old: TfliteFile | No
     labels = _labels_in(found, manifest)
     if not labels or labels in (manifest.labels, _labels_in(old, manifest)):
         return manifest
-    assert isinstance(manifest.postprocess, Classify)
+    assert isinstance(manifest.postprocess, WithLabels)
     decision, reference = manifest.postprocess.decision, manifest.reference
     named = {*decision.thresholds, *decision.background, *(reference.shares if reference else ())}
     lost = sorted(named - set(labels))
@@ -146,7 +148,11 @@ def _with_own_labels(manifest: Manifest, found: TfliteFile, old: TfliteFile | No
 
 def _labels_in(file: TfliteFile | None, manifest: Manifest) -> tuple[str, ...]:
     post = manifest.postprocess
-    if file is None or not isinstance(post, Classify) or post.output >= len(file.output_metadata):
+    if file is None or not isinstance(post, WithLabels):
+        return ()
+    if isinstance(post, DetectObjects):
+        return object_labels(file)
+    if post.output >= len(file.output_metadata):
         return ()
     return numbered(file.output_metadata[post.output].labels)
 

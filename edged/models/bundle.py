@@ -28,8 +28,10 @@ from edged.core.detection_spec import AnchorFile, AnchorTable, DetectObjects, Ss
 from edged.core.digest import file_sha256, sha256
 from edged.core.errors import BundleError, EdgedError, StoreError
 from edged.core.labels import numbered
-from edged.core.manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, Classify, File, Input, Manifest, PreprocessStep
+from edged.core.manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, File, Input, Manifest, PreprocessStep, unlabelled
+from edged.core.manifest_outcomes import Embed
 from edged.core.manifest_parts import FILE_NAME
+from edged.core.references import MAX_REFERENCE_FILE, References
 from edged.core.tflite_file import TfliteFile, inspect
 
 if TYPE_CHECKING:
@@ -48,13 +50,15 @@ _BLOCK = 256 << 10
 class Bundle(msgspec.Struct, frozen=True):
     """A verified manifest, the folder, and the identity of the version: see `digest`.
 
-    `derived` describes the derivation of the manifest of a bare file; empty for a real manifest.
+    `derived` describes the derivation of the manifest of a bare file; empty for a real manifest. `references` are the
+    reference vectors of embeddings, by the name of their file.
     """
 
     manifest: Manifest
     folder: Path
     derived: tuple[str, ...] = ()
     digest: str = ""
+    references: Mapping[str, References] = {}
 
     @property
     def model(self) -> Path:
@@ -102,9 +106,23 @@ def open_folder(folder: Path) -> Bundle:
         _refuse_strangers(folder, manifest)
         for name, expected in manifest.files.items():
             _verify(folder / name, expected)
-        return Bundle(_complete(manifest, folder / manifest.model), folder, digest=sha256(data))
+        manifest = _complete(manifest, folder / manifest.model)
+        return Bundle(manifest, folder, digest=sha256(data), references=references_in(folder, manifest))
     except BundleError as error:
         raise BundleError(f"{folder}: {error.message}", hint=error.hint, retryable=error.retryable) from error
+
+
+def references_in(folder: Path, manifest: Manifest) -> dict[str, References]:
+    """Return the reference vectors of the embeddings of a manifest, by file. Raises BundleError."""
+    found = {}
+    for part in manifest.parts.values():
+        post = part.postprocess
+        if isinstance(post, Embed) and post.references:
+            from edged.models.references import read_references
+
+            data = _read(folder / post.references, MAX_REFERENCE_FILE)
+            found[post.references] = read_references(post.references, data, manifest.outputs[post.output])
+    return found
 
 
 def refuse_draft(folder: Path) -> None:
@@ -265,8 +283,8 @@ def certain(structure: TfliteFile) -> Derived:
 def fill_in(tflite: Path, part: Mapping[str, Any]) -> str:
     """Return the hint with the missing part of a manifest."""
     kinds = (
-        'its postprocess.kind is "classification" (with "labels"), "regression" (with "names"), "anomaly" or '
-        '"detection" (with "decoder" and "labels"); '
+        'its postprocess.kind is "classification" (with "labels"), "regression" (with "names"), "anomaly", '
+        '"detection" (with "decoder" and "labels") or another kind of the manual; '
     )
     return (
         f"save this part of a manifest, completed, as part.json, and run edgectl pack {quote(str(tflite))} "
@@ -355,10 +373,10 @@ def _unreadable(what: str, error: OSError) -> BundleError:
 
 
 def _complete(manifest: Manifest, model: Path) -> Manifest:
-    needs_labels = isinstance(manifest.postprocess, Classify | DetectObjects) and not manifest.labels
+    needs_labels = bool(unlabelled(manifest))
     if manifest.backend == "tflite" and (needs_labels or not manifest.preprocess):
         manifest = with_metadata(manifest, inspect(_read(model, MAX_FILE_BYTES)))
-    if needs_labels and not manifest.labels:
+    if unlabelled(manifest):
         raise BundleError(
             "there are no labels in the manifest, and none in TFLite metadata", hint="give the manifest `labels`"
         )
@@ -399,13 +417,13 @@ def with_metadata(manifest: Manifest, structure: TfliteFile) -> Manifest:
     """Return the manifest with preprocessing and labels of the file in place of missing ones."""
     if not manifest.preprocess:
         manifest = replace(manifest, preprocess=steps_in(manifest, structure))
-    post = manifest.postprocess
-    if isinstance(post, Classify) and not manifest.labels and post.output < len(structure.output_metadata):
-        manifest = replace(manifest, labels=numbered(structure.output_metadata[post.output].labels))
-    if isinstance(post, DetectObjects) and not manifest.labels:
-        from edged.core import derived
+    for name, post in unlabelled(manifest).items():
+        if isinstance(post, DetectObjects):
+            from edged.core import derived
 
-        manifest = replace(manifest, labels=derived.object_labels(structure))
+            manifest = manifest.with_labels(name, derived.object_labels(structure))
+        elif post.output < len(structure.output_metadata):
+            manifest = manifest.with_labels(name, numbered(structure.output_metadata[post.output].labels))
     manifests.encode(manifest)  # checks the metadata against the bounds of a manifest
     return manifest
 

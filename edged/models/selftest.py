@@ -7,8 +7,6 @@ miscomputes.
 from __future__ import annotations
 
 import math
-import tokenize
-import zlib
 from functools import cached_property
 from math import prod
 from typing import Any, Protocol
@@ -24,6 +22,7 @@ from edged.core.errors import quantity
 from edged.core.manifest import Golden, Manifest
 from edged.core.sample_agreement import SampleAgreement
 from edged.models.bundle import Bundle
+from edged.models.npy import read_array, unreadable
 from edged.system.later import zipfile
 
 MAX_SAMPLES = 1000
@@ -186,10 +185,7 @@ def golden_samples(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], 
         with zipfile.ZipFile(bundle.file(golden.file)) as archive:
             arrays = {name: _read(archive, name, spec) for name, spec in specs.items()}
             extra = set(archive.namelist()) - {f"{name}.npy" for name in specs}
-    except (
-        *(OSError, EOFError, KeyError, ValueError, RuntimeError, SyntaxError),
-        *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-    ) as error:
+    except unreadable() as error:
         raise _broken(bundle, f"cannot be read: {error}") from error
     except BundleError as error:
         raise _broken(bundle, error.message) from error
@@ -202,21 +198,17 @@ def golden_samples(bundle: Bundle, golden: Golden) -> tuple[list[NDArray[Any]], 
 
 
 def _read(archive: zipfile.ZipFile, name: str, spec: TensorSpec) -> NDArray[Any]:
-    """Return an array; a wrong header is refused before the data are read. Data are never unpickled."""
-    with archive.open(f"{name}.npy") as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise BundleError(f"{name} is in another version of the .npy format than 1.0")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    """Return the samples of a tensor."""
+
+    def problem(shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> str:
         samples = shape[0] if shape else 0
         if (shape[1:], dtype, fortran) != (spec.shape, spec.numpy_dtype, False):
-            raise BundleError(f"{name} holds {dtype} {list(shape[1:])}, and the tensor is {_words(spec)}")
-        size = prod(shape) * dtype.itemsize
-        if not 1 <= samples <= MAX_SAMPLES or size > MAX_GOLDEN_BYTES:
-            raise BundleError(f"{name} holds {samples} samples, and 1 to {MAX_SAMPLES} in 64 MB are allowed")
-        data = file.read(size + 1)
-    if len(data) != size:
-        raise BundleError(f"{name} has not the size its header says")
-    return np.frombuffer(data, dtype).reshape(shape)
+            return f"{dtype} {list(shape[1:])}, and the tensor is {_words(spec)}"
+        if not 1 <= samples <= MAX_SAMPLES or prod(shape) * dtype.itemsize > MAX_GOLDEN_BYTES:
+            return f"{samples} samples, and 1 to {MAX_SAMPLES} in 64 MB are allowed"
+        return ""
+
+    return read_array(archive, f"{name}.npy", problem)
 
 
 def _broken(bundle: Bundle, problem: str) -> BundleError:

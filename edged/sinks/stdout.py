@@ -9,7 +9,19 @@ from typing import Literal
 
 from edged.api import DeviceError, Outcome, Prediction, Recorder, Sink, SinkConfig, SinkContext
 from edged.core.errors import some
-from edged.core.types import Anomaly, Classification, Detections, Regression, present_words
+from edged.core.types import (
+    Anomaly,
+    Classification,
+    Detections,
+    Embedding,
+    Keypoints,
+    Labels,
+    Outcomes,
+    Regression,
+    Segmentation,
+    Tensor,
+    present_words,
+)
 
 
 class StdoutSink(SinkConfig, frozen=True, kw_only=True):
@@ -49,8 +61,8 @@ class _Sink:
         moment = datetime.fromtimestamp(self._clock.at(prediction.time), UTC)
         about = "" if self._clock.synchronised else "~"
         time = f"{about}{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
-        words = _words(prediction.outcome)
-        return f"{time} {prediction.pipeline} {words} ({prediction.latency * 1000:.1f} ms)".encode()
+        line = words(prediction.outcome)
+        return f"{time} {prediction.pipeline} {line} ({prediction.latency * 1000:.1f} ms)".encode()
 
 
 def _write(data: bytes) -> None:
@@ -59,19 +71,45 @@ def _write(data: bytes) -> None:
         data = data[os.write(1, data) :]
 
 
-def _words(outcome: Outcome) -> str:
+def words(outcome: Outcome) -> str:
+    """Return an outcome on one line, for people."""
+    if isinstance(outcome, Outcomes):
+        return "; ".join(f"{name}: {words(part)}" for name, part in outcome.outcomes.items())
+    turned = "none"
     match outcome:
         case Classification():
-            turned = f", now {outcome.decision or 'none'}" if outcome.changed else ""
-            return f"{outcome.label} {outcome.score:.2f}{turned}"
+            turned = outcome.decision or "none"
+            line = f"{outcome.label} {outcome.score:.2f}"
         case Anomaly():
             verdict = "anomalous" if outcome.anomalous else "normal"
             return f"{verdict} {outcome.score:.4g} (threshold {outcome.threshold:.4g})"
         case Detections(objects=found):
-            turned = f", now {present_words(outcome.present)}" if outcome.changed else ""
-            return f"{some([f'{each.label} {each.score:.2f}' for each in found], 10) or 'nothing'}{turned}"
+            turned = present_words(outcome.present)
+            line = some([f"{each.label} {each.score:.2f}" for each in found], 10) or "nothing"
         case Regression(values=values):
             if isinstance(values, list):
                 return f"{len(values)} values"
-            shown = [f"{name}={value:.6g}" for name, value in islice(values.items(), 10)]
-            return " ".join([*shown, *([f"and {len(values) - 10} more"] if len(values) > 10 else [])])
+            return some(
+                [f"{name}={value:.6g}" for name, value in islice(values.items(), 10)], 10, of=len(values), by=" "
+            )
+        case Labels():
+            turned = _listed(outcome.decisions)
+            line = some([f"{each.label} {each.score:.2f}" for each in outcome.scores], 10) or "no label"
+        case Embedding(nearest=None):
+            return "vector"
+        case Embedding():
+            turned = "anomalous" if outcome.anomalous else outcome.decision or "none"
+            line = f"{outcome.nearest} at {outcome.distance:.4g}"
+        case Keypoints():
+            verdict = "present" if outcome.visible else "absent"
+            return f"{verdict} {outcome.score:.2f}, {len(outcome.points)} keypoints"
+        case Segmentation():
+            turned = _listed(outcome.decisions)
+            line = some([f"{each.label} {each.score:.1f}%" for each in outcome.shares], 10) or "no class"
+        case Tensor():
+            return f"{outcome.dtype} {list(outcome.shape)}"
+    return f"{line}, now {turned}" if outcome.changed else line
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    return some(labels, 10) or "none"

@@ -280,7 +280,7 @@ def test_what_is_no_manifest_is_refused(data, reason):
         (motion(probation={"max_error_share": 1.5}), r"\$.probation.max_error_share"),
         (motion(probation={"windows": 5, "constant_windows": 6}), "probation: constant_windows exceeds windows"),
         (motion(probation={"min_decisions_per_hour": 3, "max_decisions_per_hour": 2}), "is more than max_decisions"),
-        (motion(REGRESSION, probation={"max_decisions_per_hour": 2}), "probation: a regression makes no decisions"),
+        (motion(REGRESSION, probation={"max_decisions_per_hour": 2}), "the kind 'regression' makes no decisions"),
         # variants
         (motion(VARIANTS, variants__1__name="coral"), "variants: 'coral' occurs twice"),
         (motion(VARIANTS, variants__0__file="other.tflite"), "variants: coral: other.tflite is not in files"),
@@ -319,7 +319,7 @@ def test_what_is_no_manifest_is_refused(data, reason):
             "postprocess.output: has 100001 values, and 100000 are allowed",
         ),
         (motion(REGRESSION, postprocess__units=["m"]), "postprocess.units: 1 units for 3 values"),
-        (motion(REGRESSION, labels=["a", "b", "c"]), "labels: only a classification has labels"),
+        (motion(REGRESSION, labels=["a", "b", "c"]), "labels: the kind 'regression' has no labels"),
         (motion(DETECTION, outputs__0__shape=[1, 99, 2]), "postprocess.score: 198 elements cannot rebuild the 200"),
         (motion(DETECTION, postprocess__score="output"), "postprocess.output: an anomaly score is a single number"),
         (motion(DETECTION, postprocess__decision__background=["rest"]), "an anomaly has no labels"),

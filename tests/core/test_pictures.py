@@ -13,7 +13,7 @@ def form(fit="stretch", width=100, height=100, **options):
 
 def test_a_stretched_picture_fills_the_models_picture():
     assert scaling(form(), 640, 480) == ((0, 0, 640, 480), (0, 0, 100, 100))
-    assert place(form(), 640, 480) == Placement(640, 480, 0.0, 0.0, 6.4, 4.8)
+    assert place(form(), 640, 480) == Placement(640, 480, 0.0, 0.0, 6.4, 4.8, form())
 
 
 def test_a_letterboxed_picture_is_padded_on_both_ends():
@@ -25,7 +25,7 @@ def test_a_letterboxed_picture_is_padded_on_both_ends():
 
 def test_a_cropped_picture_loses_both_ends_of_its_longer_side():
     assert scaling(form("crop"), 640, 480) == ((80, 0, 560, 480), (0, 0, 100, 100))
-    assert place(form("crop"), 640, 480) == Placement(640, 480, 80.0, 0.0, 4.8, 4.8)
+    assert place(form("crop"), 640, 480) == Placement(640, 480, 80.0, 0.0, 4.8, 4.8, form("crop"))
 
 
 def test_a_region_grows_to_whole_pixels():

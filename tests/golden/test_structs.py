@@ -39,14 +39,8 @@ def test_manifest():
 def test_records():
     """Published and received records, and the ledger on disk."""
     records = {
-        "result, classification": record.ClassificationResult,
-        "result, regression": record.RegressionResult,
-        "result, anomaly": record.AnomalyResult,
-        "result, detection": record.DetectionResult,
-        "decision, classification": record.ClassificationDecision,
-        "decision, regression": record.RegressionDecision,
-        "decision, anomaly": record.AnomalyDecision,
-        "decision, detection": record.DetectionDecision,
+        **{f"result, {each.__struct_config__.tag}": each for each in record.Result.__subclasses__()},
+        **{f"decision, {each.__struct_config__.tag}": each for each in record.DecisionRecord.__subclasses__()},
         "state": record.State,
         "accelerator": record.AcceleratorState,
         "update": record.UpdateStep,

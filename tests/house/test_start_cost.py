@@ -179,7 +179,7 @@ NEEDED = {
     "backends": ("delegates", "tflite"),
     "config": ("check", "load", "options"),
     "control": ("clock", "control_socket", "systemd"),
-    "models": ("atomic_files", "bundle", "proofs", "selftest", "store", "tuning_records"),
+    "models": ("atomic_files", "bundle", "npy", "proofs", "selftest", "store", "tuning_records"),
     "sinks": ("mqtt",),
     "sources": ("columns", "replay"),
     "transfer": ("options",),
