@@ -115,7 +115,7 @@ def type_of(kind: shapes.Type, unit: str = "") -> str:
         case shapes.VarTupleType(item_type=item) | shapes.ListType(item_type=item):
             return f"list of {_several(type_of(item, unit))}"
         case shapes.TupleType(item_types=items):
-            return f"list of {len(items)} {type_of(items[0])}s"
+            return f"list of {len(items)} {_several(type_of(items[0]))}"
         case shapes.DictType(value_type=value):
             return f"table of {_several(type_of(value, unit))}"
         case shapes.StructType():

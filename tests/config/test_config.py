@@ -473,6 +473,24 @@ def pipeline(source: str = "", pipeline: str = "", models: str = "") -> str:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("region = [0.5, 0.0, 0.5, 1.0]", "pipelines.p.region"),
+        ("region = [0.0, 0.9, 1.0, 0.1]", "pipelines.p.region"),
+        ("region = [0.0, 0.0, 1.0, 1.5]", "pipelines.p.region"),
+        ("region = [0.0, 0.0, 640.0, 480.0]", "pipelines.p.region"),
+        ("region = [0.0, 0.0, 1.0]", "pipelines.p.region"),
+        ("mask = [[[0.0, 0.0], [1.0, 0.0]]]", "pipelines.p.mask[0]"),
+        ("mask = [[[0.0, 0.0], [1.0, 0.0], [1.0, -0.1]]]", "pipelines.p.mask[0][2]"),
+        (f"mask = [{[[0.0, 0.0]] * 65}]", "pipelines.p.mask[0]"),
+        (f"mask = {[[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]] * 33}", "pipelines.p.mask"),
+    ],
+)
+def test_a_region_or_mask_beyond_its_bounds_is_refused(write: Write, line: str, path: str) -> None:
+    assert [problem.path for problem in problems(write(pipeline(pipeline=line)))] == [path]
+
+
 def test_a_model_that_fits_has_no_problem(write: Write, store: Store) -> None:
     assert check_models(load(write(pipeline(pipeline="decision.thresholds = {moving = 0.7}"))), store) == ()
 
@@ -486,6 +504,8 @@ def test_a_model_that_fits_has_no_problem(write: Write, store: Store) -> None:
         (pipeline(pipeline="decision.k = 3"), "pipelines.p.decision", "3"),
         (pipeline(pipeline="decision.thresholds = {flying = 0.5}"), "pipelines.p.decision", "flying"),
         (pipeline(models="motion.path = 'nowhere'"), "models.motion", "nowhere"),
+        (pipeline(pipeline="mask = [[[0, 0], [1, 0], [1, 1]]]"), "pipelines.p.mask", "the source 'wrist'"),
+        (pipeline(pipeline="region = [0.5, 0, 1, 1]"), "pipelines.p.region", "the source 'wrist'"),
         (pipeline(models="motion.path = 'x.tflite'"), "models.motion", "x.tflite"),
     ],
 )

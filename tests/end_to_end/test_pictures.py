@@ -79,13 +79,15 @@ def test_real_models_classify_pictures_of_any_size(tmp_path: Path, edged: Callab
     assert [(result["label"], result["score"]) for result in results] == expected
 
 
-def tiles(folder: Path) -> Path:
+def tiles(folder: Path, name: str = "tiles", version: str = "1.0", fit: str = "stretch") -> Path:
     """Write a model of pictures of 4 x 1 gray pixels: the scores are half of the first three, plus one."""
     return write_bundle(
-        folder / "tiles",
+        folder / name,
         name="tiles",
+        version=version,
         window={"length": 1, "hop": 1, "sample_shape": [1, 4], "dtype": "uint8"},
-        picture={"width": 4, "height": 1, "colour": "gray", "filter": "area"},
+        picture={"width": 4, "height": 1, "colour": "gray", "fit": fit, "filter": "area"},
+        probation={"seconds": 0, "windows": 0},
         postprocess={"kind": "classification", "top_k": 3},
     )
 
@@ -164,6 +166,22 @@ def test_a_reload_changes_region_and_mask(tmp_path: Path, edged, watched):
     daemon.wait_for_log("reloaded")
     put(tmp_path / "yard", "b.png", eight)
     assert scores() == [16.0, 1.0, 21.0]
+
+
+def test_a_version_that_takes_another_part_of_the_picture_gets_it(tmp_path: Path, edged, watched):
+    """The windows of both versions have the same shape; the pictures for them do not look the same."""
+    config, scores = watched
+    daemon = edged(config())
+    daemon.wait_for_log("source yard is open")
+    eight = picture(tmp_path, 10, 10, 20, 20, 30, 30, 40, 40)
+    put(tmp_path / "yard", "a.png", eight)
+    assert scores() == [6.0, 11.0, 16.0]
+    packed = edgectl(daemon, "pack", tiles(tmp_path, "cropped", "1.1", "crop"), "-o", tmp_path / "cropped.edgm")
+    assert packed.code == 0, packed.output
+    done = edgectl(daemon, "update-model", tmp_path / "cropped.edgm")
+    assert done.code == 0, done.output
+    put(tmp_path / "yard", "b.png", eight)
+    assert scores() == [11.0, 11.0, 16.0]
 
 
 def test_without_pillow_the_source_fails_with_the_remedy(tmp_path: Path, edged, watched):

@@ -10,10 +10,12 @@ from edged.api import Arrays, Chunk, Classification, ModelError, Prediction, Ten
 from edged.backends.fake import FakeRunner
 from edged.core.health import Health, Status
 from edged.core.manifest import Channel, Classify, File, Input, Manifest, WindowSpec
+from edged.core.pictures import PictureForm, PictureSpec
 from edged.core.postprocess import Postprocessor
 from edged.core.preprocess import Preprocessor
 from edged.flow.pipeline import Pipeline, stuck
 from edged.flow.slot import RunCounts, Served
+from edged.pictures.raw import RawPicture
 
 INPUT = TensorSpec(name="x", shape=(1, 4, 1), dtype="float32")
 OUTPUT = TensorSpec(name="y", shape=(1, 2), dtype="float32")
@@ -388,3 +390,22 @@ def test_the_watchdog_hears_of_a_worker_that_is_stuck(pipeline: Pipeline, probe:
     assert stuck([pipeline], probe.now + 9.0, 10.0) == ""
     assert stuck([pipeline], probe.now + 11.0, 10.0) == "pipeline sign has been at one window for 11 s"
     gate.set()
+
+
+def test_late_pictures_are_dropped_and_never_queued(probe: Probe):
+    """Samples of a model that keeps up may wait in numbers; of pictures, which are large, only `capacity` wait."""
+    made = Pipeline(
+        "find",
+        replace(MANIFEST.window, length=1, hop=1, channels=(), sample_shape=(2, 2), dtype="uint8"),
+        columns=None,
+        patient=False,
+        capacity=2,
+        sinks=[probe],
+        status=Status("find", probe.clock, probe.hear),
+        clock=probe.clock,
+        form=PictureForm(PictureSpec(width=2, height=2, colour="gray")),
+    )
+    for _ in range(10):
+        made.push(Chunk(np.zeros((1, 9), np.uint8), 99.0, picture=RawPicture(np.zeros((4, 4), np.uint8), "gray")))
+    assert made.mailbox.depth <= 3
+    assert made.mailbox.dropped >= 7
