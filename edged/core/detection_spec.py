@@ -193,14 +193,15 @@ BoxDecoder = SsdPostprocess | SsdAnchors | Yolov5 | Yolov8 | Fomo
 
 
 class ObjectDecision(Decision, frozen=True, kw_only=True):
-    """Rules for decisions from objects in pictures, for each zone and label by itself.
+    """Rules for decisions from scores and, with the keys from `labels` on, from objects in pictures.
 
-    A label is decided in a zone while an object of this label is there, by `k` of `n` windows and the other rules.
-    `threshold` is also the least score of a reported box. With `hysteresis`, boxes are reported from that much below
-    the threshold, and keep a decision without beginning one.
+    A label is a candidate while the score is high enough, in `k` of the last `n` windows. Of several candidates, the
+    candidate with the best score is decided. A detection of objects decides each label in each zone by itself: a label
+    is a candidate while an object of this label is there. `threshold` is then also the least score of a reported box;
+    boxes less than `hysteresis` below the threshold are reported, and keep a decision without beginning one.
 
     Keys:
-        labels: Labels that count; objects of others are dropped. Default: all.
+        labels: Labels of objects that count. Other objects, and those of `background`, are dropped. Default: all.
         min_size (share): Least width and height of a box, as a share of the picture's.
         max_boxes: Most boxes in a result; the best count.
         zones: Polygons by name, in fractions of the source's picture, each of points [x, y] from the top left. Default:
