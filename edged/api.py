@@ -21,6 +21,7 @@ from edged.core.errors import (
     DeviceError,
     EdgedError,
     ModelError,
+    PictureError,
     StoreError,
 )
 from edged.core.record import Recorder, WallClock
@@ -34,6 +35,7 @@ from edged.core.types import (
     Message,
     Obstacle,
     Outcome,
+    Picture,
     Prediction,
     Regression,
     RunnerInfo,
@@ -61,6 +63,8 @@ __all__ = [
     "Obstacle",
     "Outbox",
     "Outcome",
+    "Picture",
+    "PictureError",
     "Prediction",
     "Recorder",
     "Regression",

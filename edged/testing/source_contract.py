@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
 
 from edged.api import Chunk, Source, SourceConfig
 from edged.core import device_requirements
@@ -135,6 +134,8 @@ class PictureSourceContract(SourceContract):
         assert first.picture.jpeg() == before
 
     def test_pictures_are_shown_as_jpegs(self, source: Source) -> None:
+        from PIL import Image  # sources of samples are tested without Pillow
+
         (chunk, *_) = chunks(source, samples=1)
         assert chunk.picture is not None
         with Image.open(BytesIO(chunk.picture.jpeg(max_width=16))) as shown:
