@@ -224,9 +224,8 @@ def test_a_value_of_any_name_is_shown_and_is_unknown_while_nothing_is_decided(na
     assert home.states[f"pipeline_tank_value_{name}"] == "unavailable"
 
 
-@pytest.mark.parametrize("label", ["person", "traffic light", "a'b\\\"c", "}} %}", "Tür", "\U0001f600"])
-def test_home_assistant_shows_presence_and_count_of_any_label(label: str) -> None:
-    gate = PipelineOutput("gate", "detection", labels=(label,), zones=("door",), source="imu")
+def home_with(gate: PipelineOutput) -> HomeAssistant:
+    """A Home Assistant that knows the device, which is online, and whose parts run."""
     home = HomeAssistant()
     home.hear(
         discovery.topic("homeassistant", "board"), json.dumps(discovery.announcement(describe(gate), {})).encode()
@@ -234,6 +233,13 @@ def test_home_assistant_shows_presence_and_count_of_any_label(label: str) -> Non
     for topic in ("pipelines/gate/state", "sources/imu/state"):
         home.hear(f"edged/board/{topic}", b'{"state": "running"}')
     home.hear("edged/board/availability", b"online")
+    return home
+
+
+@pytest.mark.parametrize("label", ["person", "traffic light", "a'b\\\"c", "}} %}", "Tür", "\U0001f600"])
+def test_home_assistant_shows_presence_and_count_of_any_label(label: str) -> None:
+    gate = PipelineOutput("gate", "detection", labels=(label,), zones=("door",), source="imu")
+    home = home_with(gate)
     (present,) = [name for name in home.states if name.startswith("pipeline_gate_door") and "_count" not in name]
     for found, count in (([label], 2), ([], 0)):
         counts = {"door": {label: count} if count else {}}
@@ -248,13 +254,7 @@ def test_home_assistant_shows_presence_and_count_of_any_label(label: str) -> Non
 def test_home_assistant_shows_a_list_of_many_labels() -> None:
     many = tuple(f"label {number}" for number in range(80))
     gate = PipelineOutput("gate", "detection", labels=many, zones=("picture",), source="imu")
-    home = HomeAssistant()
-    home.hear(
-        discovery.topic("homeassistant", "board"), json.dumps(discovery.announcement(describe(gate), {})).encode()
-    )
-    for topic in ("pipelines/gate/state", "sources/imu/state"):
-        home.hear(f"edged/board/{topic}", b'{"state": "running"}')
-    home.hear("edged/board/availability", b"online")
+    home = home_with(gate)
     said = {"present": {"picture": ["label 1", "label 7"]}, "counts": {"picture": {"label 1": 2, "label 7": 1}}}
     home.hear("edged/board/pipelines/gate/decision", json.dumps(said).encode())
     assert home.states["pipeline_gate_labels_picture"] == "label 1, label 7"
