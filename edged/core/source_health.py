@@ -180,7 +180,7 @@ class SourceHealth:
             )
         if self._heard is None:
             return HealthVerdict("running" if self._eventful else "starting")
-        if self._supervision.flat_after and now - self._changed >= self._supervision.flat_after:
+        if self._supervision.flat_after and self._heard - self._changed >= self._supervision.flat_after:
             return self._flat(self._supervision.flat_after)
         losses, drift = self._losses.held(self._lossy(now), now), self._drift.held(self._drifting(), now)
         return losses or drift or HealthVerdict("running")

@@ -197,3 +197,8 @@ def test_pictures_dropped_to_hold_the_rate_are_no_garbage():
 def test_a_source_of_events_may_be_silent(eventful, expected):
     _, states = played([1.0, 3600.0, 1.0], eventful=eventful)
     assert states[0].state == expected
+
+
+def test_a_long_silence_after_a_picture_is_not_a_frozen_picture():
+    _, states = played([FakePicture(1), 3600.0, FakePicture(2), 1.0], eventful=True)
+    assert {state.state for state in states} == {"running", "stopped"}
