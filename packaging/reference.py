@@ -177,6 +177,8 @@ def _mqtt() -> Iterator[str]:
             "by others",
         ]
     )
+    masks = "With `publish_mask`: masks of a segmentation, of one of several outcomes at `mask/<outcome>`."
+    rows.append([f"`{topics.mask(name)}`", masks, f"{_linked(record.MaskRecord)} or PNG", "never"])
     device = discovery.topic("homeassistant", topics.device)
     rows.append([f"`{device}`", "With `home_assistant`: the announcement to Home Assistant.", "its format", "yes"])
     yield _table(("topic", "content", "payload", "retained"), rows)
@@ -186,7 +188,7 @@ def _mqtt() -> Iterator[str]:
     )
     records = [
         *record.Result.__subclasses__(), record.ObjectRecord, *record.DecisionRecord.__subclasses__(),
-        record.State, record.AcceleratorState, record.UpdateStep, DesiredVersion,
+        record.MaskRecord, record.State, record.AcceleratorState, record.UpdateStep, DesiredVersion,
     ]  # fmt: skip
     for struct in records:
         yield from _section(Section(struct.__name__, struct), json=True, received=struct is DesiredVersion)

@@ -17,6 +17,7 @@ from edged.config.options import Config, PipelineEntry
 from edged.control.clock import KernelClock
 from edged.core.health import Status
 from edged.core.manifest import Manifest
+from edged.core.masks import mask_origin
 from edged.core.source_match import match_source
 from edged.core.topics import Topics
 from edged.flow.decision import LatestDecision
@@ -109,6 +110,7 @@ class PartBuilder:
             sinks=[
                 *(self._sink(entry, sink) for sink in outbox_first),
                 *([part.decision] if part.decision else []),
+                *self._masks(entry),
                 state.watchers,
             ],
             status=part.status,
@@ -117,6 +119,22 @@ class PartBuilder:
             next_seq=part.next_seq,
             form=picture_form(entry, manifest) if info.pictures else None,
         )
+
+    def _masks(self, entry: PipelineEntry) -> list[PredictionSink]:
+        if entry.publish_mask is None:
+            return []
+        from edged.flow.mask_sender import MaskSender
+
+        state = self._state
+        return [
+            MaskSender(
+                entry.publish_mask,
+                entry.mask_seconds,
+                recorder=state.recorder,
+                topics=state.topics,
+                outbox=state.publisher,
+            )
+        ]
 
     def feed(self) -> None:
         """Give every reader the flows of its source. Any thread may call: a swap and a reload may do so at once.
@@ -173,4 +191,7 @@ def new_publisher(config: Config, state_dir: Path, clock: KernelClock, client: s
 
 def spool_policies(config: Config) -> dict[str, Policy]:
     """Return the policy of the spool for the messages of each pipeline."""
-    return {name: entry.policy for name, entry in config.pipelines.items()}
+    policies = {name: entry.policy for name, entry in config.pipelines.items()}
+    with_masks = [name for name, entry in config.pipelines.items() if entry.publish_mask]
+    masks = {mask_origin(name): Policy(durability="memory") for name in with_masks}
+    return policies | masks

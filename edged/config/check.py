@@ -17,6 +17,7 @@ from edged.core.description import Description, PipelineOutput, pipeline_output
 from edged.core.device_requirements import DeviceRequirements
 from edged.core.errors import ConfigError, EdgedError
 from edged.core.manifest import NO_DELEGATES, Manifest
+from edged.core.manifest_outcomes import SegmentPicture
 from edged.core.manifest_parts import Decision
 from edged.core.pictures import PictureForm
 from edged.core.postprocess import Postprocessor
@@ -124,6 +125,9 @@ def _check_pipeline(tables: Tables, name: str, entry: PipelineEntry, source: Sou
         match_source(manifest.window, info, entry.source, entry.model)
     except ConfigError as error:
         tables.blame(place, error, "a source that fits the model")
+    if entry.publish_mask and not any(isinstance(each.postprocess, SegmentPicture) for each in manifest.parts.values()):
+        maskless = ConfigError(f"the model {manifest.name!r} makes no masks", hint="delete publish_mask")
+        tables.blame((*place, "publish_mask"), maskless, "a model that segments pictures")
     try:
         Postprocessor(manifest, decision_for(entry, manifest))
     except ConfigError as error:
@@ -169,6 +173,7 @@ def describe(config: Config, manifests: Mapping[str, Manifest | None]) -> Descri
                 _output(name, entry, manifests[entry.model]),
                 source=entry.source,
                 published=publishes(config, entry),
+                mask=entry.publish_mask or "",
             )
             for name, entry in config.pipelines.items()
         ),

@@ -14,6 +14,7 @@ from edged.api import Backend, SinkConfig, SourceConfig
 from edged.backends.delegates import DelegateOptions
 from edged.core.acceleration import Rules
 from edged.core.manifest_parts import Version
+from edged.core.masks import MaskForm
 from edged.core.pictures import WHOLE, Mask, Region
 from edged.core.source_health import Supervision
 from edged.core.tables import TablePath
@@ -180,6 +181,9 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
             before; or a number of seconds, one result in that time.
         decision_seconds (s): Least time between two updates of the retained decision. A decision that changes is
             published at once.
+        publish_mask: Form of the masks of a segmentation, to be published on a topic of their own: "rle" for run
+            lengths in JSON, "png" for a picture. Default: no masks.
+        mask_seconds (s): Least time between two masks.
     """
 
     source: EntryName
@@ -195,6 +199,8 @@ class PipelineEntry(Table, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=0, le=9)] = 0
     publish: Literal["all", "changes"] | Annotated[float, Meta(gt=0, le=86_400)] = "all"
     decision_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 1.0
+    publish_mask: MaskForm | None = None
+    mask_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 1.0
 
     @property
     def policy(self) -> Policy:

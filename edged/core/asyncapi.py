@@ -20,6 +20,7 @@ from edged.core.record import (
     EmbeddingResult,
     KeypointsDecision,
     KeypointsResult,
+    MaskRecord,
     MultilabelDecision,
     MultilabelResult,
     RegressionDecision,
@@ -69,7 +70,7 @@ _SCHEMA_REF = "#/components/schemas/{name}"
 def document(description: Description) -> Json:
     """Return the document: a channel for each topic, a send operation for each channel, and the schemas."""
     topics = description.topics
-    records = [State, UpdateStep, AcceleratorState, *_RESULTS.values(), *_DECISIONS.values()]
+    records = [State, UpdateStep, AcceleratorState, MaskRecord, *_RESULTS.values(), *_DECISIONS.values()]
     _, schemas = msgspec.json.schema_components(records, ref_template=_SCHEMA_REF)
     availability = {"type": "string", "enum": [word.decode() for word in (ONLINE, OFFLINE, STOPPED)]}
     state = {"$ref": _SCHEMA_REF.format(name="State")}
@@ -112,6 +113,13 @@ def document(description: Description) -> Json:
             add(f"result_{name}", topics.result(name), f"Results of the pipeline {name}.", result, retained=False)
             what = f"Current decision of the pipeline {name}; empty while the pipeline does not run."
             add(f"decision_{name}", topics.decision(name), what, decision, retained=True)
+        for outcome in pipeline.masks:
+            what = f"Masks of the pipeline {name}."
+            mask = {"$ref": _SCHEMA_REF.format(name="MaskRecord")}
+            png: Json = {"type": "string", "contentEncoding": "binary", "contentMediaType": "image/png"}
+            payload, content = (png, "image/png") if pipeline.mask == "png" else (mask, "application/json")
+            key = "_".join(filter(None, ("mask", name, outcome)))
+            add(key, topics.mask(name, outcome), what, payload, retained=False, content=content)
     found: Json = {
         "asyncapi": "3.0.0",
         "info": {"title": f"edged on {topics.device}", "version": description.version},

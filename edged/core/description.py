@@ -41,7 +41,7 @@ class PipelineOutput(msgspec.Struct, frozen=True):
     `labels` are the labels, classes or keypoints of the kind; `skeleton` joins keypoints; `values` are those of a
     regression. A detection counts objects of `labels` in each of the `zones`. `referenced` embeddings are compared with
     references. `parts` are several outputs, by their names. The windows come from `source`. The results are `published`
-    if a sink of the pipeline is the broker.
+    if a sink of the pipeline is the broker. `mask` is the form of published masks, or empty.
     """
 
     name: str
@@ -54,6 +54,14 @@ class PipelineOutput(msgspec.Struct, frozen=True):
     skeleton: tuple[tuple[str, str], ...] = ()
     referenced: bool = False
     parts: tuple[PipelineOutput, ...] = ()
+    mask: str = ""
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Return the outcomes whose masks are published; "" names a single one."""
+        if not self.mask:
+            return ()
+        return ("",) if self.kind == "segmentation" else tuple(p.name for p in self.parts if p.kind == "segmentation")
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,7 +85,8 @@ def components(description: Description) -> dict[str, Component]:
         found[_free(found, prefix, "problem")] = _problem(
             f"{pipeline.name} problem", topics.pipeline_state(pipeline.name)
         )
-        for name, component in _outputs(pipeline, topics.decision(pipeline.name)).items():
+        shown = _outputs(pipeline, topics.decision(pipeline.name)) | _masks(pipeline, topics)
+        for name, component in shown.items():
             found[_free(found, prefix, name)] = component | {
                 "availability_mode": "all",
                 "availability": [
@@ -147,6 +148,21 @@ def _outputs(pipeline: PipelineOutput, decision: str) -> dict[str, Component]:
         for name, component in _outcome(part, title, said).items():
             found[f"{prefix}{name}"] = component | {"state_topic": decision}
     return found
+
+
+def _masks(pipeline: PipelineOutput, topics: Topics) -> dict[str, Component]:
+    """Return a picture for each published mask in PNG."""
+    if pipeline.mask != "png":
+        return {}
+    return {
+        "_".join(filter(None, (outcome, "mask"))): {
+            "p": "image",
+            "name": " ".join(filter(None, (pipeline.name, outcome, "mask"))),
+            "image_topic": topics.mask(pipeline.name, outcome),
+            "content_type": "image/png",
+        }
+        for outcome in pipeline.masks
+    }
 
 
 def _outcome(pipeline: PipelineOutput, title: str, said: str) -> dict[str, Component]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ NONE = 255
 """Value of a pixel without a class."""
 
 ClassMap = NDArray[np.uint8]
+MaskForm = Literal["rle", "png"]
 
 
 class SegmentMask:
@@ -44,6 +46,12 @@ class SegmentMask:
         """Return the number of rows and of columns."""
         height, width = self.classes.shape
         return height, width
+
+    @property
+    def changes(self) -> int:
+        """Return the number of borders from pixel to pixel, which limits the number of runs."""
+        pixels = self.classes.T.reshape(-1)
+        return int(np.count_nonzero(pixels[1:] != pixels[:-1]))
 
     def runs(self) -> dict[str, list[int]]:
         """Return the run lengths of each class in the mask, by label."""
@@ -99,3 +107,8 @@ def palette() -> bytes:
             bit = numbers >> (3 * place + channel) & 1
             colours[:, channel] |= (bit << (7 - place)).astype(np.uint8)
     return colours.tobytes()
+
+
+def mask_origin(pipeline: str) -> str:
+    """Return the origin of the messages with masks of a pipeline."""
+    return f"{pipeline}/mask"

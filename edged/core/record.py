@@ -14,6 +14,7 @@ import msgspec
 
 from edged.core.acceleration import AcceleratorStateName, AcceleratorStatus
 from edged.core.health import Health, HealthState
+from edged.core.masks import MaskForm, SegmentMask, png
 from edged.core.types import (
     Anomaly,
     Classification,
@@ -38,6 +39,7 @@ RESULT_SCHEMA: Literal["edged.result/1"] = "edged.result/1"
 DECISION_SCHEMA: Literal["edged.decision/1"] = "edged.decision/1"
 STATE_SCHEMA: Literal["edged.state/1"] = "edged.state/1"
 UPDATE_SCHEMA: Literal["edged.update/1"] = "edged.update/1"
+MASK_SCHEMA: Literal["edged.mask/1"] = "edged.mask/1"
 ACCELERATOR_SCHEMA: Literal["edged.accelerator/1"] = "edged.accelerator/1"
 
 
@@ -474,6 +476,44 @@ class SeveralDecision(DecisionRecord, frozen=True, kw_only=True, tag="several"):
     outcomes: dict[str, dict[str, Any]]
 
 
+class MaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Mask of a segmentation, published on request. A mask in PNG has this record as text, under the keyword "edged".
+
+    Keys:
+        schema: Version of this format.
+        device: Name of the board.
+        pipeline: Name of the pipeline.
+        outcome: Name of the outcome, if the model has several.
+        model: Name of the model.
+        version: Version of the model.
+        id: `id` of the result of the same window.
+        time (s): Time at which the window's last sample arrived, in Unix seconds.
+        synchronised: False while the wall clock cannot be trusted.
+        size (pixels): Numbers of rows and columns of the mask.
+        box (pixels): Place of the mask in the source's picture: left, top, right and bottom. Missing for a model fed
+            with an array.
+        picture (pixels): Width and height of the source's picture. Missing for a model fed with an array.
+        counts: Runs of each class in the mask, by label: lengths of alternating runs outside and inside, column by
+            column from the top left, beginning outside, as in COCO's uncompressed RLE. Missing in a PNG.
+        labels: Labels of the pixel values 0 and on of a PNG; 255 stands for no class, or a masked part of the picture.
+    """
+
+    schema: Literal["edged.mask/1"]
+    device: str
+    pipeline: str
+    outcome: str = ""
+    model: str
+    version: str
+    id: str
+    time: float
+    synchronised: bool
+    size: tuple[int, int]
+    box: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
+    picture: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    counts: dict[str, list[int]] | msgspec.UnsetType = msgspec.UNSET
+    labels: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """State of the daemon, a source, a model or a pipeline.
 
@@ -639,6 +679,27 @@ class Recorder:
             parts = {name: _decision(common, part) for name, part in outcome.outcomes.items()}
             return SeveralDecision(**common, outcomes=_without(DecisionRecord, parts))
         return _decision(common, outcome)
+
+    def mask(self, prediction: Prediction, outcome: str, mask: SegmentMask, form: MaskForm) -> bytes:
+        """Return a mask of a prediction as JSON or PNG. `outcome` names one of several."""
+        clock, box = self._clock, mask.box
+        record = MaskRecord(
+            schema=MASK_SCHEMA,
+            device=self._device,
+            pipeline=prediction.pipeline,
+            outcome=outcome,
+            model=prediction.model,
+            version=prediction.version,
+            id=f"{self._boot}:{prediction.pipeline}:{prediction.seq}",
+            time=round(clock.at(prediction.time), TIME_DECIMALS),
+            synchronised=clock.synchronised,
+            size=mask.size,
+            box=msgspec.UNSET if box is None else tuple(round(side, PIXEL_DECIMALS) for side in box),
+            picture=_or_unset(mask.picture),
+            counts=mask.runs() if form == "rle" else msgspec.UNSET,
+            labels=mask.labels if form == "png" else msgspec.UNSET,
+        )
+        return png(mask.classes, _encode(record)) if form == "png" else _encode(record)
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the record of a prediction as JSON."""

@@ -10,6 +10,8 @@
     <prefix>/<device>/pipelines/<name>/state    a state record                                      retained
     <prefix>/<device>/pipelines/<name>/decision the current decision, empty without one                     retained
     <prefix>/<device>/pipelines/<name>/result   a result record, one per prediction             never retained
+    <prefix>/<device>/pipelines/<name>/mask     a mask of a segmentation, on request              never retained
+    <prefix>/<device>/pipelines/<name>/mask/<outcome>   the same for one of several outcomes       never retained
 
 Only current state is retained: a late subscriber would take a retained result for a new one.
 """
@@ -70,3 +72,7 @@ class Topics(msgspec.Struct, frozen=True):
     def result(self, pipeline: str) -> str:
         """Return the topic for the results of a pipeline."""
         return f"{self.prefix}/{self.device}/pipelines/{pipeline}/result"
+
+    def mask(self, pipeline: str, outcome: str = "") -> str:
+        """Return the topic for the masks of a pipeline, or for those of one of several outcomes."""
+        return f"{self.prefix}/{self.device}/pipelines/{pipeline}/mask" + (f"/{outcome}" if outcome else "")

@@ -16,6 +16,7 @@ MAX_LENGTH = 268_435_455
 
 _HINT = "report this to the sink's author"
 _JSON = b"\x03\x00\x10application/json"  # the property "content type"
+_PNG = b"\x03\x00\x09image/png"
 
 
 class Publish(msgspec.Struct, frozen=True, gc=False):
@@ -50,13 +51,14 @@ def publish(topic: str, payload: bytes, *, qos: int, retain: bool, properties: b
     return Publish(bytes((0x30 | qos << 1 | retain,)) + _length(length) + name, properties, payload, qos)
 
 
-def pack(expiry: int, user: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the MQTT 5 properties of a JSON message: content type, expiry in seconds unless 0, and user properties.
+def pack(expiry: int, user: tuple[tuple[str, str], ...], *, png: bool = False) -> bytes:
+    """Return the MQTT 5 properties of a message in JSON or PNG: content type, expiry in seconds unless 0, and user
+    properties.
 
     Raises:
         MessageError: a property exceeds the limits of MQTT.
     """
-    body = _JSON
+    body = _PNG if png else _JSON
     if expiry:
         body += b"\x02" + expiry.to_bytes(4, "big")
     for pair in user:  # only the id changes with each message

@@ -398,11 +398,13 @@ def _encode(message: Message, link: Link, wall: WallClock | None, now: float, *,
         payload = corrected(payload, message.created, wall)
     if replayed:
         payload = _replayed(payload)
-    properties = pack(expiry, (*message.properties, REPLAYED) if replayed else message.properties)
+    user = (*message.properties, REPLAYED) if replayed else message.properties
+    properties = pack(expiry, user, png=payload.startswith(_PNG))
     return link.encode(message.topic, payload, qos=min(message.qos, link.qos), retain=False, properties=properties)
 
 
 REPLAYED = ("replayed", "1")
+_PNG = b"\x89PNG"
 
 
 def _replayed(payload: bytes) -> bytes:

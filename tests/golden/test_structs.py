@@ -41,6 +41,7 @@ def test_records():
     records = {
         **{f"result, {each.__struct_config__.tag}": each for each in record.Result.__subclasses__()},
         **{f"decision, {each.__struct_config__.tag}": each for each in record.DecisionRecord.__subclasses__()},
+        "mask": record.MaskRecord,
         "state": record.State,
         "accelerator": record.AcceleratorState,
         "update": record.UpdateStep,
