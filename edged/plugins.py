@@ -21,6 +21,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "replay": "edged.sources.replay:ReplaySource",
         "images": "edged.sources.images:ImagesSource",
         "synthetic": "edged.sources.synthetic:SyntheticSource",
+        "camera": "edged.sources.camera:CameraSource",
+        "http_camera": "edged.sources.http_camera:HttpCameraSource",
+        "rtsp": "edged.sources.rtsp:RtspSource",
+        "command": "edged.sources.command:CommandSource",
     },
     "backends": {
         "tflite": "edged.backends.tflite:TfliteBackend",

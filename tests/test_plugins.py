@@ -50,7 +50,8 @@ def test_a_package_cannot_replace_a_built_in_kind(install_plugin: Install) -> No
 def test_a_kind_nobody_knows_gets_a_suggestion() -> None:
     error = refusal("sources", "seriel")
     assert error.message == "there is no kind 'seriel' of sources"
-    assert error.hint == "did you mean 'serial'? known kinds: images, replay, serial, synthetic"
+    hint = "did you mean 'serial'? known kinds: camera, command, http_camera, images, replay, rtsp, serial, synthetic"
+    assert error.hint == hint
 
 
 def test_a_kind_that_resembles_none_gets_the_list() -> None:

@@ -1,7 +1,8 @@
-"""Show the accelerators supported by edged, with the devices on this board and the reasons for missing devices.
+"""Show the accelerators supported by edged, with the devices on this board, and cameras with formats and controls.
 
-The command needs no daemon and opens no device; the file system has the information. A running daemon adds the models
-on each accelerator. With --probe, a child process also loads each ready delegate, as a check of the library with this
+The command needs no daemon and opens no accelerator; the file system has the information. Cameras are asked for
+formats, sizes, rates and controls, which disturbs no program in use of the camera. A running daemon adds the models on
+each accelerator. With --probe, a child process also loads each ready delegate, as a check of the library with this
 TFLite runtime; stop the daemon first, since a device has a single user. The exit code is 1 if a loaded delegate fails.
 
 `allow` lets the service open the devices of the configuration, and no others: the devices of sources, plug-ins
@@ -23,7 +24,9 @@ from edged.core.errors import ControlError, EdgedError
 from edged.ctl import exit_codes as exits
 from edged.ctl import tables
 from edged.ctl.client import UnreachableError, connect
+from edged.ctl.devices_cameras import camera_lines, camera_rows
 from edged.ctl.models import describe_accelerator
+from edged.sources.v4l2 import cameras
 
 _COLUMNS = ("DELEGATE", "STATE", "DEVICES", "DESCRIPTION", "LIBRARY")
 
@@ -97,10 +100,11 @@ def _list(args: argparse.Namespace) -> int:
     used = _used(args.runtime_dir)
     for row in rows:
         row["models"] = [each for each in used if each["accelerator"]["name"] == row["name"]]
+    found = camera_rows(cameras())
     if args.json:
-        tables.show_json(rows)
+        tables.show_json([*rows, *found])
     else:
-        tables.show(lines(rows, configured))
+        tables.show([*lines(rows, configured), *camera_lines(found)])
     return exits.BAD if any(row["state"] == "fails" for row in rows) else exits.DONE
 
 

@@ -133,7 +133,7 @@ def _source(source: str, required: DeviceRequirements, driver: Driver) -> Iterat
 def _device(source: str, path: Path, drivers: Mapping[str, str], driver: Driver) -> Iterator[Access]:
     """Yield the access to a path. A missing link may become a device of any of the drivers."""
     node = path.resolve()
-    named = next((kind for kind in drivers if re.fullmatch(rf"/dev/{re.escape(kind)}[-\d]*\d", str(node))), "")
+    named = next((kind for kind in drivers if re.fullmatch(rf"/dev/{_file_name(kind)}[-\d]*\d", str(node))), "")
     kind = driver(node) or named
     if kind in drivers:
         yield from _adapters(source, {kind: drivers[kind]}, node)
@@ -141,6 +141,11 @@ def _device(source: str, path: Path, drivers: Mapping[str, str], driver: Driver)
         yield Access(_file(path if str(path).startswith("/dev/") else node, source), source, groups=_lacking(node))
     else:
         yield from _adapters(source, drivers, node)
+
+
+def _file_name(driver: str) -> str:
+    """Return the beginning of the names of a driver's device files, as a regular expression."""
+    return "video" if driver == "video4linux" else re.escape(driver)
 
 
 def _adapters(source: str, drivers: Mapping[str, str], node: Path | None = None) -> Iterator[Access]:

@@ -36,6 +36,7 @@ from edged.system.later import subprocess
 
 _MARK = "EDGED_CHILD"
 _HANDED_DOWN = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
+_HANDED_TO_PROGRAMS = (*_HANDED_DOWN, "LANG", "XDG_RUNTIME_DIR", "CREDENTIALS_DIRECTORY")
 _SWEEPS = 20
 _OUT_OF_MEMORY = (b"bad_alloc", b"MemoryError", b"Cannot allocate memory", b"out of memory")
 
@@ -55,7 +56,7 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Child:
-    """A spawned child. `ended` is a descriptor that becomes readable at the end of the child, for any reason.
+    """A child, spawned or started. `ended` is a descriptor that becomes readable at its end, for any reason.
 
     `stdout` and `stderr` are the reading ends of the pipes. The parent may poll all three until `close`.
     """
@@ -87,14 +88,15 @@ class Child:
         return self._process.poll()
 
     def close(self) -> int | None:
-        """Release the child, which kills it by the lifeline, and return the `status`; None if even a kill did not end
-        it.
+        """Release the child, which kills a spawned child by the lifeline, and return the `status`; None if even a kill
+        did not end it.
         """
         status = self.status()
         os.close(self.ended)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
-            pipe.close()
+            with suppress(BrokenPipeError):  # a program that never read its input
+                pipe.close()
         return status
 
 
@@ -118,6 +120,37 @@ def spawn(module: str, limits: ResourceLimits, request: str, descriptors: Sequen
         start_new_session=True,
         pass_fds=descriptors,
     )
+    return _child(process, mark)
+
+
+def start(words: Sequence[str], given: bytes = b"") -> Child:
+    """Start a foreign program, without limits and lifeline: the program ends by `kill`.
+
+    The program finds `given`, at most some KiB, in its standard input.
+
+    Raises:
+        OSError: the program is missing or not permitted, or memory or processes are exhausted.
+    """
+    mark = os.urandom(16).hex()
+    process = subprocess.Popen(
+        words,
+        cwd="/",
+        env={**{name: os.environ[name] for name in _HANDED_TO_PROGRAMS if name in os.environ}, _MARK: mark},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # ended already
+        process.stdin.write(given)
+        process.stdin.close()
+    with suppress(OSError):  # a bare chroot has no /proc
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
+    return _child(process, mark)
+
+
+def _child(process: subprocess.Popen[bytes], mark: str) -> Child:
     try:
         return Child(process, mark)
     except OSError:  # no descriptor to be had

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from edged.core.errors import ConfigError, EdgedError
@@ -16,15 +17,17 @@ class FetchError(EdgedError):
     """A file could not be fetched. A `retryable` error may pass with time."""
 
 
-def parse_url(url: str) -> SplitResult:
-    """Return the parts of an http or https URL. Raises FetchError for any other."""
+def parse_url(url: str, schemes: Sequence[str] = ("http", "https")) -> SplitResult:
+    """Return the parts of a URL of one of the schemes. Raises FetchError for any other."""
     try:
         parts = urlsplit(url)
         sound = is_host(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         sound = False
-    if not sound or parts.scheme not in ("http", "https"):
-        raise FetchError(f"{mask(url)!r} is no http or https URL", hint="write it as https://example.org/file")
+    if not sound or parts.scheme not in schemes:
+        raise FetchError(
+            f"{mask(url)!r} is no {' or '.join(schemes)} URL", hint=f"write it as {schemes[-1]}://example.org/file"
+        )
     if len(url) > MAX_URL or not re.fullmatch(r"[\x21-\x7e]+", url):
         raise FetchError(
             f"{mask(url)!r} is too long, or contains blanks or other characters not allowed in a URL",

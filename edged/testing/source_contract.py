@@ -47,8 +47,9 @@ class SourceContract:
             msgspec.convert({"no_such_option": 1}, type(config))
 
     def test_the_docstring_describes_every_key(self, config: SourceConfig) -> None:
-        manual = type(config).__doc__ or ""
-        keys = re.findall(r"^ +(\w+)(?: \([^)]*\))?: ", manual.partition("Keys:")[2], re.M)
+        manuals = [kind.__doc__ or "" for kind in type(config).__mro__]
+        lists = "".join(manual.partition("Keys:")[2] for manual in manuals)
+        keys = re.findall(r"^ +(\w+)(?: \([^)]*\))?: ", lists, re.M)
         undocumented = [name for name in type(config).__struct_fields__ if name not in keys]
         assert undocumented == []
 

@@ -1,5 +1,6 @@
 """`edgectl devices`: present devices, and remarks on missing ones."""
 
+import errno
 import json
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 from edged.backends.delegates import DelegateOptions, delegates, survey
 from edged.ctl import devices
 from edged.ctl import exit_codes as exits
+from edged.ctl.devices_cameras import camera_lines, camera_rows
 from edged.ctl.main import main
 from tests.boards import FakeBoard
+from tests.fake_camera import FakeKernel
 
 
 @pytest.fixture
@@ -65,14 +68,42 @@ def test_in_json(board):
     }
 
 
+def test_cameras_with_formats_and_controls():
+    kernel = FakeKernel({"MJPG": {(640, 480): (30, 15)}, "H264": {(640, 480): ()}}, {"Brightness": (-64, 64, 0)})
+    rows = camera_rows(["/dev/video0"], kernel)
+    assert [*camera_lines(rows)] == [
+        "  CAMERA       STATE  DESCRIPTION",
+        "● /dev/video0  ready  Fake Camera",
+        "      mjpeg: 640x480 at 15/30",
+        "      H264 (edged cannot read it): 640x480",
+        "      controls: brightness -64 to 64",
+    ]
+    assert json.loads(json.dumps(rows))[0]["controls"] == [
+        {"name": "brightness", "least": -64, "most": 64, "step": 1, "default": 0}
+    ]
+    assert not kernel.is_open
+
+
+def test_cameras_that_cannot_be_asked():
+    kernel = FakeKernel({}, {})
+    kernel.fails[0] = errno.EACCES
+    shown = [*camera_lines(camera_rows(["/dev/video0"], kernel))]
+    assert shown[1:3] == ["● /dev/video0  no permission  -", "      not allowed to open /dev/video0"]
+    kernel.fails[0] = errno.ENOTTY
+    assert [*camera_lines(camera_rows(["/dev/video0"], kernel))] == []
+    kernel.fails.clear()
+    kernel.capabilities = 0
+    assert camera_rows(["/dev/video0"], kernel) == []
+
+
 def here(tmp_path, *words):
     return main(["--config", str(tmp_path / "edged.toml"), "--runtime-dir", str(tmp_path), *words])
 
 
 def test_on_this_machine_with_no_daemon_and_no_configuration(tmp_path, capsys):
     assert here(tmp_path, "devices", "--json") == exits.DONE
-    found = {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)}
-    assert [*found] == ["edgetpu", "teflon", "armnn", "vx", "ethosu", "neutron", "qnn", "gpu"]
+    found = [row["name"] for row in json.loads(capsys.readouterr().out) if row["kind"] != "camera"]
+    assert found == ["edgetpu", "teflon", "armnn", "vx", "ethosu", "neutron", "qnn", "gpu"]
 
 
 def test_a_library_that_does_not_work_is_told_by_loading_it(tmp_path, capsys):

@@ -88,6 +88,21 @@ def test_a_port_is_let_in_by_its_driver_where_it_comes_and_goes_else_by_its_file
     assert needs(serial(port), drivers) == expected
 
 
+@pytest.mark.parametrize("device", ["/dev/video0", "/dev/v4l/by-id/usb-Webcam-video-index0"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_cameras_are_let_in_by_their_driver(needs, device, is_there):
+    table = f'[sources.yard]\nkind = "camera"\ndevice = "{device}"\n'
+    drivers = {device: "video4linux"} if is_there else {}
+    assert needs(table, drivers) == [Access("char-video4linux", "source yard", module="videodev", groups=("video",))]
+
+
+def test_a_program_is_let_at_the_devices_in_its_options(needs):
+    table = (
+        '[sources.yard]\nkind = "command"\ncommand = ["rpicam-vid"]\ndevice_files = ["/dev/video0", "/dev/media0"]\n'
+    )
+    assert needs(table) == [Access("/dev/video0", "source yard"), Access("/dev/media0", "source yard")]
+
+
 def test_two_ports_of_one_kind_are_let_in_once(needs):
     assert needs(serial("/dev/ttyUSB0") + serial("/dev/ttyUSB1").replace("wrist", "ankle")) == [USB_SERIAL]
 

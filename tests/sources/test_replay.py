@@ -193,7 +193,7 @@ def test_by_its_own_seconds() -> None:
     assert (chunk.samples.tolist(), chunk.time) == ([[1.0], [2.0]], 50.25)
     assert player.read(1.0) is None  # not due for 1.75 s
     assert clock.now == 51.25
-    assert next_chunk(player) == (pytest.approx(np.array([[3.0], [4.0]])), 52.0, 0, False)
+    assert next_chunk(player) == (pytest.approx(np.array([[3.0], [4.0]])), 52.0, 0, False, None)
 
 
 def test_a_chunk_that_fell_due_while_the_board_was_busy_comes_at_once() -> None:
