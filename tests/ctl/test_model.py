@@ -97,9 +97,12 @@ def test_what_nobody_may_guess_is_to_be_filled_in(drafted, tmp_path, capsys, mod
     assert f"'FILL-IN' stands in line {number}" in refusal(capsys, "pack", tmp_path / "draft")
 
 
-def test_the_runtime_tells_the_shapes_that_the_file_of_a_detector_leaves_open(drafted):
+def test_a_detector_with_labels_leaves_only_its_threshold_to_be_checked(drafted):
     manifest, _, _ = drafted(real_model("coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"))
-    assert len(manifest["postprocess"]["names"]) == 40
+    assert manifest["postprocess"]["kind"] == "detection"
+    assert manifest["postprocess"]["decoder"] == {"decoder": "ssd_postprocess"}
+    assert manifest["postprocess"]["decision"]["threshold"] == 0.5
+    assert (manifest["labels"][0], manifest["labels"][11], len(manifest["labels"])) == ("person", "???", 90)
     assert manifest["preprocess"] == [{"step": "none"}]
 
 
