@@ -38,8 +38,6 @@ MAX_DECODED = 24_000_000
 SUFFIXES = (".bmp", ".gif", ".jpg", ".jpeg", ".png", ".webp")
 """Endings of the names of pictures."""
 
-UNREADABLE = "a picture cannot be decoded"
-
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _SCALES = (8, 4, 2)  # of libjpeg, as divisors
 _ORIENTATION = 0x0112  # the Exif tag
@@ -149,15 +147,19 @@ def _guarded() -> Iterator[None]:
     except DeviceError:
         raise
     except Exception as error:
-        raise PictureError(
-            f"{UNREADABLE}: {error}"[:200], hint="check that the camera or the program sends whole pictures"
-        ) from error
+        raise _undecodable(str(error)) from error
+
+
+def _undecodable(reason: str) -> PictureError:
+    return PictureError(
+        f"a picture cannot be decoded: {reason}"[:200], hint="check that the camera or the program sends whole pictures"
+    )
 
 
 def _opened(data: bytes) -> Image.Image:
     """Return an image whose head is read and whose pixels are not decoded yet."""
     require_pillow()
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if len(data) > MAX_BYTES:
         raise PictureError(
@@ -168,6 +170,8 @@ def _opened(data: bytes) -> Image.Image:
         import_module("PIL.WebPImagePlugin")  # Pillow itself imports all plug-ins to find this one
     try:
         image = Image.open(BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise _undecodable("no JPEG, PNG, BMP, GIF or WebP") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error)) from error
     if image.width * image.height > MAX_PIXELS:

@@ -97,7 +97,7 @@ def test_turns_stated_by_exif_are_obeyed(orientation):
     picture = encoded(stored, "JPEG", quality=95, exif=exif)
     assert (picture.width, picture.height) == (64, 48)
     assert near(corners(picture.fitted(form())), [RED, GREEN, BLUE, WHITE], 6)
-    assert picture.placement(form()) == Placement(64, 48, 0.0, 0.0, 16.0, 12.0)
+    assert picture.placement(form()) == Placement(64, 48, 0.0, 0.0, 16.0, 12.0, form())
     with Image.open(BytesIO(picture.jpeg())) as shown:
         assert shown.size == (64, 48)
         assert near(corners(np.asarray(shown)), [RED, GREEN, BLUE, WHITE], 12)
@@ -153,7 +153,7 @@ def test_a_truncated_picture_is_refused(kind, share):
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\xff\xd8\xff", b"<html>401</html>", bytes(1000)])
 def test_bytes_that_are_no_picture_are_refused(data):
-    with pytest.raises(DeviceError, match="a picture cannot be decoded"):
+    with pytest.raises(DeviceError, match="a picture cannot be decoded: no JPEG, PNG, BMP, GIF or WebP"):
         EncodedPicture(data).fitted(form())
 
 

@@ -81,7 +81,7 @@ def test_gray_becomes_rgb():
 
 
 def test_a_placement_leads_back():
-    assert RawPicture(random_rgb(), "rgb").placement(form()) == Placement(64, 48, 0.0, 0.0, 4.0, 4.0)
+    assert RawPicture(random_rgb(), "rgb").placement(form()) == Placement(64, 48, 0.0, 0.0, 4.0, 4.0, form())
 
 
 @pytest.mark.parametrize("colour", ["rgb", "gray", "yuyv"])
