@@ -202,12 +202,13 @@ class Painted:
 
 def test_a_window_of_a_picture_has_the_picture_and_the_place_in_it():
     spec = WindowSpec(length=1, hop=1, sample_shape=(2, 4, 3), dtype="uint8")
-    windower = Windower(spec, None, form=PictureForm(PictureSpec(width=4, height=2)))
+    form = PictureForm(PictureSpec(width=4, height=2))
+    windower = Windower(spec, None, form=form)
     picture = Painted()
     (window,) = windower.cut(Chunk(np.zeros((1, 99), np.uint8), 5.0, picture=picture))
     assert window.samples.tolist() == np.full((1, 2, 4, 3), 9).tolist()
     assert (window.seq, window.time, window.picture) == (0, 5.0, picture)
-    assert window.placement == Placement(640, 480, 0.0, 0.0, 160.0, 240.0)
+    assert window.placement == Placement(640, 480, 0.0, 0.0, 160.0, 240.0, form)
 
 
 def test_a_gray_picture_fits_samples_without_an_axis_of_channels():
