@@ -30,6 +30,7 @@ from edged.core.answers import (
     ModelAnswer,
     ModelVersionsAnswer,
     MqttAnswer,
+    OutcomeAnswer,
     PercentilesAnswer,
     PipelineAnswer,
     ProofAnswer,
@@ -410,14 +411,21 @@ def _disk(disk: DiskStats) -> DiskAnswer:
 def _shortened(record: ResultAnswer) -> ResultAnswer:
     """Return a result for the status: of an array, which may have 100,000 values, the first values and the count.
 
-    Of many objects, too, the first are returned; `counts` holds their number.
+    Of many objects, too, the first are returned; `counts` holds their number. A vector is left out.
     """
-    if "objects" in record:
-        return {**record, "objects": record["objects"][:_FEW_VALUES]}
-    values = record.get("values")
-    if not isinstance(values, list):
-        return record
-    return {**record, "values": values[:_FEW_VALUES], "count": len(values)}
+    _shorten(record)
+    for outcome in record.get("outcomes", {}).values():
+        _shorten(outcome)
+    return record
+
+
+def _shorten(outcome: OutcomeAnswer) -> None:
+    outcome.pop("vector", None)
+    if "objects" in outcome:
+        outcome["objects"] = outcome["objects"][:_FEW_VALUES]
+    values = outcome.get("values")
+    if isinstance(values, list):
+        outcome["values"], outcome["count"] = values[:_FEW_VALUES], len(values)
 
 
 def _numbers(args: Args) -> list[int] | None:

@@ -301,9 +301,19 @@ def _output_part(structure: TfliteFile) -> dict[str, Any]:
     if len(structure.outputs) == 1 and len(structure.inputs) == 1 and 1 < count == prod(structure.inputs[0].shape):
         decision = {"threshold": "THRESHOLD"}
         return {"postprocess": {"kind": "anomaly", "score": "mean_squared_error", "decision": decision}}
+    if shape[-2:] == (17, 3) and count == 51:  # as of MoveNet
+        return {"postprocess": {"kind": "keypoints", "preset": "coco17"}}
+    if _is_class_map(structure):
+        return {"labels": ["NAME"], "postprocess": {"kind": "segmentation"}}
     names = [f"v{index}" for index in range(min(count, _FEW))] + ["..."] * (count > _FEW)
     named = {"names": names} if count <= MAX_NAMES else {}
     return {"postprocess": {"kind": "regression", "output": 0, **named}}
+
+
+def _is_class_map(structure: TfliteFile) -> bool:
+    """Return whether the output has an integer for each pixel of the input."""
+    output, taken = structure.outputs[0], structure.inputs[0].shape if structure.inputs else ()
+    return output.dtype in ("int32", "int64") and len(taken) == 4 and output.shape in (taken[:3], (*taken[:3], 1))
 
 
 # Words

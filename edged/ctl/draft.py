@@ -287,6 +287,7 @@ class Postprocessing(TypedDict, total=False):
     labels: Sequence[str]
     kind: str
     names: Sequence[str]
+    preset: str
     output: int
     score: str
     decoder: Mapping[str, object]
@@ -323,7 +324,11 @@ def _labels(labels: Sequence[str], sides: Derived, *, given: bool) -> Iterator[s
         yield from _comment(f'Labels in the order of the scores, "{GAP}" for a class without a label.')
         yield from lines
     else:
-        yield Open("Labels in the order of the scores. The file has no labels; --labels FILE reads some.", lines)
+        yield Open(
+            "Labels in the order of the scores. The file has no labels; --labels FILE reads some.",
+            lines,
+            FILL_IN in labels,
+        )
 
 
 def _result(structure: TfliteFile, sides: Derived, said: Postprocessing, *, given: bool) -> Iterator[str | Open]:
@@ -339,11 +344,11 @@ def _result(structure: TfliteFile, sides: Derived, said: Postprocessing, *, give
     else:
         problem = sides.output.problem or "the file has no output"
         values = prod(structure.outputs[0].shape) if structure.outputs else 0
-        if values > MAX_VALUES:
+        if values > MAX_VALUES and kind == "regression":
             kind, problem = FILL_IN, f"{problem}, and a regression has at most {MAX_VALUES} values"
         yield Open(
             f"Not settled by the file: {problem}. The kind is classification (with `labels` above), regression (with "
-            "`names`), anomaly (with a threshold) or detection (with a `decoder` and `labels`).",
+            "`names`), anomaly (with a threshold), detection (with a `decoder` and `labels`) or another.",
             ("[postprocess]", _key("kind", kind)),
             must=kind == FILL_IN,
         )
@@ -353,6 +358,9 @@ def _result(structure: TfliteFile, sides: Derived, said: Postprocessing, *, give
         must = FILL_IN in said["names"]
         yield Open("Names of the values, in the order of the output's elements.", _list("names", said["names"]), must)
         yield "# units = []"
+    if "preset" in said:
+        yield from _comment("Rows of y, x and score for each of 17 points of a person.")
+        yield _key("preset", said["preset"])
     if "score" in said:
         yield from _comment("The score is the error of the rebuilt input.")
         yield _key("score", said["score"])

@@ -138,3 +138,9 @@ def test_the_part_to_fill_in_is_as_long_as_people_read():
         "kind": "regression",
         "output": 0,
     }
+
+
+def test_points_of_a_person_are_known_by_their_shape():
+    assert derive(file(outputs=((1, 1, 17, 3),))).output.part == {
+        "postprocess": {"kind": "keypoints", "preset": "coco17"}
+    }

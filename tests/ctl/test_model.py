@@ -86,7 +86,7 @@ def test_labels_in_a_file_make_a_classification(drafted, tmp_path):
         ("mlperf_tiny_ad01_int8", "threshold"),
         ("mlperf_tiny_resnet_cifar10_fp32", "preprocess"),
         ("tflm_simple_add_int8", "channels"),
-        ("deeplabv3_mnv2_dm05_pascal_quant", "kind"),
+        ("deeplabv3_mnv2_dm05_pascal_quant", "labels"),
     ],
 )
 def test_what_nobody_may_guess_is_to_be_filled_in(drafted, tmp_path, capsys, model, key):

@@ -714,3 +714,52 @@ def test_a_file_of_anchors_is_packed_with_the_manifest(pack, tmp_path):
     assert len(bundle.manifest.postprocess.decoder.anchors.rows) == 896
     (tmp_path / "anchors.npy").unlink()
     assert "anchors.npy" in pack(real_model("face_detection_short_range.tflite"), *line, code=4)
+
+
+# Kinds of results
+
+
+def windows(tmp_path, name, side):
+    np.save(tmp_path / "windows.npy", picture(name, side)[None, None])
+    return tmp_path / "windows.npy"
+
+
+def test_references_lie_beside_the_part_of_a_manifest_and_join_the_bundle(pack, tmp_path):
+    (tmp_path / "known.json").write_text('{"alice": [1, 1, 1]}')
+    said = part(tmp_path, labels=[], postprocess={"kind": "embedding", "references": "known.json"})
+    bundle = pack(DATA / "float.tflite", "--version", "1", "--channels", "a,b,c,d", "--manifest", said)
+    assert bundle.references["known.json"].names == ("alice",)
+    assert "known.json" in bundle.manifest.files
+
+
+def test_references_of_another_model_are_refused(pack, tmp_path):
+    (tmp_path / "known.json").write_text('{"alice": [1, 1]}')
+    said = part(tmp_path, labels=[], postprocess={"kind": "embedding", "references": "known.json"})
+    complaint = pack(DATA / "float.tflite", "--version", "1", "--channels", "a,b,c,d", "--manifest", said, code=4)
+    assert "the references in known.json have 2 elements, and the output" in complaint
+
+
+def test_a_segmentation_may_differ_in_some_pixels_and_is_held_to_the_greatest_share(pack, tmp_path):
+    labels = ["background", *(f"class_{index}" for index in range(1, 8)), "cat"]
+    said = part(tmp_path, labels=labels, postprocess={"kind": "segmentation"})
+    (tmp_path / "expect").write_text("background\n")
+    line = [real_model("deeplabv3_mnv2_dm05_pascal_quant.tflite"), "--version", "1", "--manifest", said]
+    line += ["--golden", windows(tmp_path, "cat.bmp", 513), "--expect", tmp_path / "expect"]
+    golden = pack(*line).manifest.golden
+    assert (golden.absolute, golden.pixels) == (1e-6, pytest.approx(0.02, abs=0.02))
+    (tmp_path / "expect").write_text("cat\n")
+    assert "the model says 'background' of window 0" in pack(*line, code=4)
+
+
+def test_keypoints_are_held_to_presence(pack, tmp_path):
+    said = part(tmp_path, labels=[], postprocess={"kind": "keypoints", "preset": "coco17"})
+    (tmp_path / "expect").write_text("absent\n")
+    line = [real_model("movenet_single_pose_lightning_ptq.tflite"), "--version", "1", "--manifest", said]
+    line += ["--golden", windows(tmp_path, "person.bmp", 192), "--expect", tmp_path / "expect"]
+    assert "the model says 'present'" in pack(*line, code=4)
+
+
+def test_labels_of_many_come_from_the_metadata(pack, tmp_path):
+    said = part(tmp_path, labels=[], postprocess={"kind": "multilabel", "decision": {"threshold": 0.3}})
+    bundle = pack(real_model("yamnet_audio_classifier_with_metadata.tflite"), "--version", "1", "--manifest", said)
+    assert (bundle.manifest.labels[0], len(bundle.manifest.labels)) == ("Speech", 521)
