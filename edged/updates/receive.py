@@ -70,11 +70,11 @@ class Receiver:
         return tuple(each.inbound for each in self._receiving.values() if each.job is None)
 
     async def start(self) -> None:
-        """Discard received files of an earlier run if the version is known by now."""
+        """Discard received files of an earlier run if the version is known by now, and what a kill left of others."""
         for name in self._partial_files.ids():
-            if await self._updater.knows(self._partial_files.part(name)):
-                with contextlib.suppress(EdgedError):  # old files are removed anyway, after a week
-                    await self._on_thread(lambda name=name: self._partial_files.open(name).discard())
+            known = await self._updater.knows(self._partial_files.part(name))
+            with contextlib.suppress(EdgedError):  # old files are removed anyway, after a week
+                await self._on_thread(self._tidy, name, known)
 
     async def stop(self) -> None:
         """Close all transfers. The received bytes are kept, and clients are told to ask again later."""
@@ -161,6 +161,12 @@ class Receiver:
         if request.name and request.number:
             snapshot.admit(request.name, request.digest, request.number, allow_downgrade=request.allow_downgrade)
         return {"missing": request.base} if request.base and request.base not in snapshot.bases else {}
+
+    def _tidy(self, name: str, known: bool) -> None:
+        """On the thread: discard a transfer of an earlier run if the version is `known` or no byte is left."""
+        with self._partial_files.open(name) as transfer:  # the end of the block discards a transfer without bytes
+            if known:
+                transfer.discard()
 
     def _open_transfer(self, request: OpenRequest, inbound: InboundVersion) -> Transfer:
         """On the thread: open a transfer with a check of the arriving bytes."""

@@ -90,6 +90,17 @@ def test_it_goes_on_after_a_restart(tmp_path):
                 call("receive-chunk", id=NAMES["id"], offset=start, data=data)
 
 
+@pytest.mark.parametrize("left", [[], ["part"], ["transfer.json"]])
+def test_a_kill_during_the_removal_of_a_file_leaves_nothing_for_ever(tmp_path, left):
+    folder = tmp_path / "incoming" / NAMES["id"]
+    folder.mkdir(parents=True)
+    contents = {"part": b"", "transfer.json": b'{"durable":150000,"total":150000,"tag":""}'}
+    for name in left:
+        (folder / name).write_bytes(contents[name])
+    with Board(tmp_path) as board:
+        assert board.gone()
+
+
 def test_it_goes_on_after_it_was_put_to_rest(tmp_path):
     with Board(tmp_path, idle=0.05) as board:
         call = connect(str(board.runtime_dir)).call
