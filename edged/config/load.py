@@ -269,6 +269,7 @@ def _source(tables: Tables, name: str) -> SourceEntry | None:
         options.describe()
     except Exception as error:  # the code of a plug-in may raise anything
         tables.blame(place, error, "options that fit together")
+        return None
     return SourceEntry(kind=kind, options=options, supervision=supervision)
 
 
