@@ -2,7 +2,7 @@
 
 The head of a picture is checked before anything is decoded, since a few bytes may claim gigabytes of pixels. A JPEG is
 decoded at the smallest scale that has a pixel for each pixel wanted (Pillow's draft mode), which takes a fraction of
-the time and the memory.
+the time and the memory. A JPEG of more than `MAX_DECODED` pixels is decoded at half the scale at most.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class EncodedPicture:
         turn = _head(image).turn
         stated = image.size
         if image.format in ("JPEG", "MPO"):
-            scale = next((each for each in _SCALES if each <= reduction), 1)
+            # Even for a small region: a picture that one pipeline cannot have is lost to all pipelines of the source.
+            least = 2 if image.width * image.height > MAX_DECODED else 1
+            scale = next((each for each in _SCALES if each <= reduction), least)
             image.draft(mode, (image.width // scale, image.height // scale))
         # libjpeg holds the coefficients of a progressive picture in full, whatever the scale.
         width, height = stated if image.info.get("progressive") else image.size

@@ -133,6 +133,8 @@ class Folder:
         """Delete a file. Raises DeviceError."""
         try:
             (self.path / name).unlink(missing_ok=True)
+        except IsADirectoryError:  # dropped unseen, and none of the pictures to delete
+            pass
         except OSError as error:
             raise _undeletable(self.path) from error
 
@@ -234,9 +236,10 @@ class Inbox:
         taken = name, self._folder.stamp(name)
         if taken == self._taken:  # closed twice, without a change
             return None
-        self._taken = taken
-        self._due = now + self._period
-        return self._folder.picture(name, now)
+        chunk = self._folder.picture(name, now)
+        if chunk:  # an unreadable file is neither deleted nor waited for
+            self._taken, self._due = taken, now + self._period
+        return chunk
 
     def _finish(self) -> None:
         """Delete the file of the picture that the pipelines have got meanwhile, but no newer file of the same name."""

@@ -173,6 +173,14 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_head(size):
     assert "smaller pictures" in caught.value.hint
 
 
+def test_a_small_region_of_a_large_jpeg_is_decoded_too():
+    """Or else the picture is lost to all other pipelines of the source as well."""
+    file = BytesIO()
+    Image.new("L", (6_000, 5_000), 128).save(file, "JPEG")
+    pixels = EncodedPicture(file.getvalue()).fitted(form(32, 32, region=(0.5, 0.5, 0.505, 0.505), colour="gray"))
+    assert set(pixels.ravel().tolist()) == {128}
+
+
 def test_a_picture_of_too_many_bytes_is_refused():
     with pytest.raises(DeviceError, match="a picture has 65 MiB, and 64 are allowed"):
         EncodedPicture(bytes(65 << 20)).fitted(form())

@@ -181,6 +181,24 @@ def test_taken_files_are_deleted_once_the_pipelines_have_them(tmp_path):
     inbox.close()
 
 
+@pytest.mark.parametrize("rate", [None, 0.01])
+def test_folders_and_unreadable_files_are_neither_deleted_nor_waited_for(tmp_path, rate):
+    inbox = ImagesSource(path=tmp_path, delete=True, rate=rate).open()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "aside").mkdir()
+        (tmp_path / "aside").rename(tmp_path / name)
+    assert inbox.read(0.0) is None
+    os.mkfifo(tmp_path / "aside")
+    (tmp_path / "aside").rename(tmp_path / "c.jpg")
+    assert inbox.read(0.0) is None
+    put(tmp_path, "d.jpg", 1)
+    assert taken(inbox, 1) == [jpeg(1)]
+    assert inbox.read(0.0) is None
+    assert {file.name for file in tmp_path.iterdir()} == {"a.jpg", "b.jpg", "c.jpg"}
+    assert inbox.faults["unreadable files"] >= 2
+    inbox.close()
+
+
 def test_a_newer_file_of_the_same_name_is_not_deleted(tmp_path):
     inbox = ImagesSource(path=tmp_path, delete=True).open()
     put(tmp_path, "a.jpg", 1)
