@@ -10,6 +10,7 @@ Needs root, loop devices and FUSE: see `missing`.
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import errno
 import os
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,6 +34,8 @@ BLOCK = 4096
 IMAGE_BYTES = 16 << 20
 OPTIONS = "noatime,noauto_da_alloc"
 """Mount options that turn off the kernel's own guesses at missing syncs."""
+
+CLONE_NEWNS = 0x20000
 
 _HEAD = struct.Struct("<cQI")
 _KINDS = {b"W": "write", b"F": "flush", b"M": "mark"}
@@ -161,13 +165,24 @@ def ext4(image: Path, size: int, *options: object) -> Path:
 
 @contextmanager
 def mounted(image: Path, folder: Path, options: str = OPTIONS) -> Iterator[Path]:
-    """The ext4 in an image."""
+    """The ext4 in an image, seen by this thread and the later children of it alone."""
+    _leave_shared_mounts()
     folder.mkdir(exist_ok=True)
     _mount(image, folder, options)
     try:
         yield folder
     finally:
         _run("umount", folder)
+
+
+@cache
+def _leave_shared_mounts() -> None:
+    """Take a mount namespace of our own. A container started meanwhile would copy our mounts otherwise, and keep the
+    file system mounted after the unmount.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    _run("mount", "--make-rprivate", "/")
 
 
 def _mount(image: Path, folder: Path, options: str) -> None:
@@ -211,6 +226,7 @@ def _blocks(log: Sequence[Entry]) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def _served(folder: Path, image: Path, log: Path) -> Iterator[None]:
+    _leave_shared_mounts()
     folder.mkdir()
     server = subprocess.Popen([sys.executable, "-m", "tests.power.block_log", folder, image, log], cwd=ROOT)
     until = time.monotonic() + 120

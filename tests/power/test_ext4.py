@@ -51,6 +51,12 @@ def test_the_log_shows_what_is_renamed_without_being_synced(tmp_path: Path):
     assert found_after_cuts(tmp_path / "careful", Disk()) == {b"old" * 3000, b"new" * 3000}
 
 
+def test_no_container_started_meanwhile_keeps_the_file_system_mounted(tmp_path: Path):
+    with LoggedDisk(tmp_path) as logged:
+        assert str(logged.mount) in Path("/proc/self/mounts").read_text()
+        assert str(tmp_path) not in Path("/proc/1/mounts").read_text()
+
+
 def found_after_cuts(folder: Path, disk: Disk) -> set[bytes]:
     """Return the possible contents of a file replaced during a power cut."""
     folder.mkdir()
