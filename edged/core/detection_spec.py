@@ -51,7 +51,7 @@ class SsdPostprocess(Strict, frozen=True, kw_only=True, tag="ssd_postprocess", t
         scores: Index of the output tensor with the scores.
         count: Index of the output tensor with the number of boxes; null for a model that fills up with scores of 0.
         order: Order of the numbers of a box.
-        units: BoxUnits of the numbers: fractions of the model's picture, or its pixels.
+        units: Unit of the numbers: fractions of the model's picture, or its pixels.
     """
 
     boxes: Index = 0
@@ -151,7 +151,7 @@ class Yolov5(Strict, frozen=True, kw_only=True, tag="yolov5", tag_field="decoder
     Keys:
         output: Index of the output tensor.
         order: Order of the first four numbers.
-        units: BoxUnits of these numbers: fractions of the model's picture, or its pixels.
+        units: Unit of these numbers: fractions of the model's picture, or its pixels.
         overlap (share): Intersection over union from which the weaker of two boxes of a label is dropped.
     """
 
@@ -167,7 +167,7 @@ class Yolov8(Strict, frozen=True, kw_only=True, tag="yolov8", tag_field="decoder
     Keys:
         output: Index of the output tensor.
         order: Order of the first four numbers.
-        units: BoxUnits of these numbers: fractions of the model's picture, or its pixels.
+        units: Unit of these numbers: fractions of the model's picture, or its pixels.
         overlap (share): Intersection over union from which the weaker of two boxes of a label is dropped.
     """
 

@@ -16,6 +16,7 @@ from edged.sources.command import CommandSource
 from edged.testing.source_contract import PictureSourceContract, SourceContract, chunks
 from tests.jpegs import jpeg
 from tests.patience import PATIENCE
+from tests.reading import failure, take
 
 WAIT = "import sys, time; sys.stdout.flush(); time.sleep(600)"
 PICTURES = [jpeg(shade) for shade in (10, 90, 170)]
@@ -60,24 +61,6 @@ def opened(command: tuple[str, ...], **options: object) -> Source:
     config = CommandSource(command=command, **options)  # type: ignore[arg-type]
     config.describe()
     return config.open()
-
-
-def take(source: Source) -> Chunk:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if chunk := source.read(1.0):
-            return chunk
-    raise AssertionError("nothing came")
-
-
-def failure(source: Source) -> DeviceError:
-    try:
-        while True:
-            take(source)
-    except DeviceError as error:
-        return error
-    finally:
-        source.close()
 
 
 def pixels(chunk: Chunk, width: int, height: int) -> list[list[list[int]]]:

@@ -24,6 +24,7 @@ from tests.broker import Certificates, make_certificates
 from tests.broker import server as scripted
 from tests.jpegs import jpeg, png
 from tests.patience import PATIENCE
+from tests.reading import failure, take
 from tests.web_server import Handler, Order, WebServer, redirect, status
 
 PICTURES = [jpeg(shade) for shade in (10, 90, 170)]
@@ -92,28 +93,8 @@ def opened(server: WebServer, path: str = "/cam", host: str = "", **options: obj
     return config.open()
 
 
-def take(source: Source) -> Chunk:
-    """Return the next picture."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if chunk := source.read(1.0):
-            return chunk
-    raise AssertionError("no picture came")
-
-
 def data(chunk: Chunk) -> bytes:
     return chunk.samples.tobytes()
-
-
-def failure(source: Source) -> DeviceError:
-    """Read until the source fails, and return the error."""
-    try:
-        while True:
-            take(source)
-    except DeviceError as error:
-        return error
-    finally:
-        source.close()
 
 
 # Snapshots

@@ -6,17 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from edged.api import Chunk, ConfigError, DeviceError, Source
+from edged.api import ConfigError, DeviceError, Source
 from edged.core.source_health import DROPPED
 from edged.sources.rtsp import RtspSource
 from edged.testing.source_contract import PictureSourceContract, chunks
-from tests.patience import PATIENCE
+from tests.reading import failure, take
 
 Install = Callable[[str], None]
 
@@ -63,24 +62,6 @@ def opened(url: str = "rtsp://cam:8554/stream", **options: object) -> Source:
     config = RtspSource(url=url, **options)  # type: ignore[arg-type]
     assert config.describe().pictures
     return config.open()
-
-
-def take(source: Source) -> Chunk:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if chunk := source.read(1.0):
-            return chunk
-    raise AssertionError("no picture came")
-
-
-def failure(source: Source) -> DeviceError:
-    try:
-        while True:
-            take(source)
-    except DeviceError as error:
-        return error
-    finally:
-        source.close()
 
 
 def test_pictures_have_the_size_that_ffmpeg_states(ffmpeg: Install) -> None:
