@@ -402,7 +402,7 @@ def test_labels_without_windows_or_of_a_regression(pack, tmp_path):
     complaint = pack(
         *(DATA / "metadata.tflite", *options, "--golden", tmp_path / "windows.npy", "--manifest", manifest), code=4
     )
-    assert "a regression has no labels" in complaint
+    assert "results of the kind 'regression' have no labels to be held to" in complaint
 
 
 def picture(name, side):

@@ -335,7 +335,7 @@ def test_a_real_sound_model_says_its_rate():
         ("mlperf_tiny_resnet_cifar10_fp32.tflite", "the input is not certain", '"preprocess":[{"step":"normalise",'),
         ("face_detection_short_range.tflite", "the model has 2 outputs", '{"kind":"regression","output":0}'),
         ("mobilenet_v1_1.0_224_quant_embedding_extractor.tflite", "AVERAGE_POOL_2D", '"output":0}'),
-        ("movenet_single_pose_lightning_ptq.tflite", "the output is not certain: float32 [1, 1, 17, 3]", '"v0"'),
+        ("movenet_single_pose_lightning_ptq.tflite", "not certain: float32 [1, 1, 17, 3]", '"preset":"coco17"'),
         ("tflm_hello_world_int8.tflite", "FULLY_CONNECTED may not", '"names":["v0"]'),
         ("keras_lstm_mnist_ptq.tflite", "the input is not certain: uint8 [1, 28, 28]", '"sample_shape":[28,28]'),
         ("automl_traffic_ssd_lstm.tflite", "the model has 3 inputs", '"feedback":"raw_outputs/lstm_c"'),

@@ -76,7 +76,7 @@ def test_a_name_that_does_not_exist() -> None:
     assert "spelling" in caught.value.hint
 
 
-@pytest.mark.parametrize("host", ["a" * 64 + ".example", "..", "\0"])
+@pytest.mark.parametrize("host", ["ü" * 60, "\0"])
 def test_a_name_that_cannot_exist(host: str) -> None:
     with pytest.raises(LinkError):
         connect(1883, host=host)
