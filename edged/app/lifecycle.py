@@ -183,10 +183,16 @@ class Lifecycle:
             await asyncio.to_thread(self._plane.connect)
             await self.complete_start(unproven)
         else:
-            await self._take_down(leaving(touched), time.monotonic() + DRAIN_SECONDS)
-            state.config, self._plane.store.paths = new, model_paths(new)
-            state.publisher.spool.policies = spool_policies(new)
-            await self._prove(await self._bring_up(arriving(touched)))
+            held = await self._hold_patient_sources()
+            try:
+                await self._take_down(leaving(touched), time.monotonic() + DRAIN_SECONDS)
+                state.config, self._plane.store.paths = new, model_paths(new)
+                state.publisher.spool.policies = spool_policies(new)
+                unproven = await self._bring_up(arriving(touched))
+            finally:
+                for reader in held:
+                    reader.go_on()
+            await self._prove(unproven)
             if "metrics" in touched.tables:
                 await self._page.close()
                 await self._page.open()
@@ -195,6 +201,13 @@ class Lifecycle:
             log.warning("a change in [control] takes effect when the daemon is started again")
         state.loaded = time.monotonic()
         state.refused = None
+
+    async def _hold_patient_sources(self) -> list[Reader]:
+        """Keep the chunks of patient sources from being lost between two flows. Returns the readers that wait."""
+        patient = [reader for reader in self._state.sources.values() if reader.info.patient]
+        for reader in patient:
+            await asyncio.to_thread(reader.hold, chunk_seconds(reader))
+        return patient
 
     def _failed(self) -> set[str]:
         """Return the models without a working version on this board."""

@@ -106,6 +106,8 @@ class Reader:
         self._supervision = supervision
         self._stopping = Event()
         self._delivering = Lock()
+        self._passing = Event()
+        self._passing.set()
         self._complaints: set[str] = set()
         self._thread = Thread(target=self._work, name=f"source-{name}", daemon=True)
 
@@ -121,6 +123,7 @@ class Reader:
     def stop(self) -> None:
         """Read no more: at once while waiting to open again, else when the read in hand returns."""
         self._stopping.set()
+        self._passing.set()
 
     def join(self, timeout: float) -> bool:
         """Wait for the end of the thread, and return whether it has ended."""
@@ -169,6 +172,14 @@ class Reader:
         finally:
             if idle:
                 self._delivering.release()
+
+    def hold(self, timeout: float) -> None:
+        """Pass no further chunk to the pipelines until `go_on`. For patient sources: others would lose samples."""
+        self.between_chunks(self._passing.clear, timeout)
+
+    def go_on(self) -> None:
+        """End `hold`: pass the chunk in hand, and later chunks, to the present feeds."""
+        self._passing.set()
 
     def _work(self) -> None:
         self._run()
@@ -277,7 +288,12 @@ class Reader:
         self.samples += len(chunk.samples)
         self.lost += chunk.lost
         self.last_sample = chunk.time
-        with self._delivering:
+        self._delivering.acquire()
+        while not self._passing.is_set():
+            self._delivering.release()
+            self._passing.wait()
+            self._delivering.acquire()
+        try:
             for feed in self.feeds:
                 self._fed = now, feed
                 try:
@@ -286,6 +302,8 @@ class Reader:
                     self.feed_errors += 1
                     self._complain("feeding a pipeline", error)
             self._fed = None
+        finally:
+            self._delivering.release()
 
     def _count(self, before: Counter[str], source: Source) -> None:
         faults = dict(before + Counter(source.faults) + Counter({UNREADABLE: self._unreadable}))

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -166,6 +168,33 @@ def test_a_reload_changes_region_and_mask(tmp_path: Path, edged, watched):
     daemon.wait_for_log("reloaded")
     put(tmp_path / "yard", "b.png", eight)
     assert scores() == [16.0, 1.0, 21.0]
+
+
+def test_no_picture_is_lost_while_reloads_rebuild_the_pipeline(tmp_path: Path, edged, watched):
+    config, scores = watched
+    watching = config().replace('/yard"', '/yard"\ndelete = true')
+    daemon = edged(watching)
+    daemon.wait_for_log("source yard is open")
+    reloaded = Event()
+
+    def send() -> int:
+        number = 0
+        while not reloaded.is_set() or number < 50:
+            put(tmp_path / "yard", f"{number}.png", picture(tmp_path, number % 250, number // 250, 0, 0))
+            number += 1
+        return number
+
+    with ThreadPoolExecutor(1) as pool:
+        camera = pool.submit(send)
+        try:
+            for count in range(1, 9):
+                daemon.configure(watching + f"mask = [[[0.8, 0.0], [1.0, 0.0], [1.0, {count / 10}]]]\n")
+                daemon.reload()
+                daemon.wait_for_log("reloaded", count)
+        finally:
+            reloaded.set()
+        sent = camera.result()
+    assert [scores()[:2] for _ in range(sent)] == [[n % 250 / 2 + 1, n // 250 / 2 + 1] for n in range(sent)]
 
 
 def test_a_version_that_takes_another_part_of_the_picture_gets_it(tmp_path: Path, edged, watched):

@@ -247,6 +247,29 @@ def test_what_is_done_between_chunks_is_done_when_the_one_in_hand_is_where_it_wa
     assert then[0] in (1, 2)
 
 
+def test_chunks_of_a_held_source_wait_for_the_next_feeds() -> None:
+    script = Script(openings=[[chunk(1), chunk(2)]])
+    former, successor = Collector(), Collector()
+    reader = Reader("imu", script, (former,), Status("source/imu", script.clock, Listener()), script.clock, PROMPT)
+    reader.hold(120)
+    reader.start()
+    reader.feeds = ()
+    reader.between_chunks(lambda: None, 120)
+    reader.feeds = (successor,)
+    reader.go_on()
+    assert ended(reader)
+    assert (former.chunks, successor.chunks) == ([], [([1.0], 0), ([2.0], 0)])
+
+
+def test_a_held_source_can_be_stopped() -> None:
+    script = Script(openings=[[chunk(1)]])
+    reader = Reader("imu", script, (Collector(),), Status("source/imu", script.clock, Listener()), script.clock, PROMPT)
+    reader.hold(120)
+    reader.start()
+    reader.stop()
+    assert ended(reader)
+
+
 def test_stop_does_not_wait_for_the_next_try() -> None:
     patience = Supervision(retry_min=3600, retry_max=3600)
     reader, listener = read(Script(openings=[DeviceError("gone")]), supervision=patience)
