@@ -235,8 +235,6 @@ class Reader:
                 if chunk is None:
                     now = min(now, asked + READ_TIMEOUT)  # later input is unread, since the process was held up
                     health.observe(0, 0, faults, False, now)
-                    if self.shared is not None:
-                        self.shared.relieve()
                 else:
                     flat = flat_line.same(chunk.samples)
                     health.observe(len(chunk.samples), chunk.lost, faults, flat, now, chunk.time)
@@ -252,6 +250,8 @@ class Reader:
                     judge_at = now + JUDGE_EVERY
                     self._count(before, source)
                     self._judge(health, source, now)
+                    if self.shared is not None:
+                        self.shared.relieve()
         finally:
             self._count(before, source)
             self.measured_rate = None

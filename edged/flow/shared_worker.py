@@ -49,7 +49,7 @@ class SharedWorker:
         return True
 
     def relieve(self) -> None:
-        """If held up, have the workers serve the pipelines called last: no chunk comes to call them."""
+        """If held up, have the workers serve the pipelines called last: their next windows may be long in coming."""
         if self._is_held_up():
             for pipeline in list(self._called):
                 pipeline.serve_waiting(-inf)

@@ -17,6 +17,7 @@ from edged.api import Chunk, DeviceError, Obstacle, Source, SourceConfig, Source
 from edged.core.health import Health, Status
 from edged.core.source_health import Supervision
 from edged.flow.reader import Reader
+from edged.flow.shared_worker import SharedWorker
 from edged.sources.replay import ReplaySource
 from edged.sources.serial import SerialSource
 
@@ -208,6 +209,30 @@ def test_a_feed_that_raises_does_not_disturb_the_others(caplog: pytest.LogCaptur
     assert feed.chunks == [([1.0], 0), ([2.0], 0)]
     assert reader.feed_errors == 2
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+
+
+def test_windows_behind_a_model_that_hangs_are_relieved_while_chunks_come_that_complete_no_window() -> None:
+    clock = Clock()
+
+    class Filling(Collector):
+        """Feed with a window much longer than a chunk."""
+
+        def push(self, chunk: Chunk) -> None:
+            super().push(chunk)
+            clock.now += 0.3
+
+    class HeldUp(SharedWorker):
+        relieved = 0
+
+        def relieve(self) -> None:
+            self.relieved += 1
+
+    script = Script(openings=[[chunk(1), chunk(2), chunk(3)]], clock=clock)
+    reader = Reader("imu", script, (Filling(),), Status("source/imu", clock, Listener()), clock, PROMPT)
+    reader.shared = shared = HeldUp("imu", clock)
+    reader.start()
+    assert ended(reader)
+    assert shared.relieved == 3
 
 
 def test_feeds_may_be_replaced() -> None:
