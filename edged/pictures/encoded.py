@@ -165,7 +165,7 @@ def _opened(data: bytes) -> Image.Image:
 
     if len(data) > MAX_BYTES:
         raise PictureError(
-            f"a picture has {len(data) >> 20} MiB, and {MAX_BYTES >> 20} are allowed",
+            f"a picture has more than {MAX_BYTES >> 20} MiB",
             hint="have the camera or the program send smaller pictures",
         )
     if data[:4] == b"RIFF":
