@@ -106,8 +106,7 @@ class Reader:
         self._supervision = supervision
         self._stopping = Event()
         self._delivering = Lock()
-        self._passing = Event()
-        self._passing.set()
+        self._held_until: Event | None = None
         self._complaints: set[str] = set()
         self._thread = Thread(target=self._work, name=f"source-{name}", daemon=True)
 
@@ -123,7 +122,7 @@ class Reader:
     def stop(self) -> None:
         """Read no more: at once while waiting to open again, else when the read in hand returns."""
         self._stopping.set()
-        self._passing.set()
+        self.go_on()
 
     def join(self, timeout: float) -> bool:
         """Wait for the end of the thread, and return whether it has ended."""
@@ -175,11 +174,17 @@ class Reader:
 
     def hold(self, timeout: float) -> None:
         """Pass no further chunk to the pipelines until `go_on`. For patient sources: others would lose samples."""
-        self.between_chunks(self._passing.clear, timeout)
+
+        def hold() -> None:
+            self._held_until = self._held_until or Event()
+
+        self.between_chunks(hold, timeout)
 
     def go_on(self) -> None:
         """End `hold`: pass the chunk in hand, and later chunks, to the present feeds."""
-        self._passing.set()
+        held_until, self._held_until = self._held_until, None
+        if held_until is not None:
+            held_until.set()
 
     def _work(self) -> None:
         self._run()
@@ -288,12 +293,11 @@ class Reader:
         self.samples += len(chunk.samples)
         self.lost += chunk.lost
         self.last_sample = chunk.time
-        self._delivering.acquire()
-        while not self._passing.is_set():
-            self._delivering.release()
-            self._passing.wait()
-            self._delivering.acquire()
-        try:
+        with self._delivering:
+            while (held_until := self._held_until) is not None:
+                self._delivering.release()
+                held_until.wait()
+                self._delivering.acquire()
             for feed in self.feeds:
                 self._fed = now, feed
                 try:
@@ -302,8 +306,6 @@ class Reader:
                     self.feed_errors += 1
                     self._complain("feeding a pipeline", error)
             self._fed = None
-        finally:
-            self._delivering.release()
 
     def _count(self, before: Counter[str], source: Source) -> None:
         faults = dict(before + Counter(source.faults) + Counter({UNREADABLE: self._unreadable}))
