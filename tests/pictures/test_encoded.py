@@ -183,7 +183,7 @@ def test_a_small_region_of_a_large_jpeg_is_decoded_too():
 
 def test_a_picture_of_too_many_bytes_is_refused():
     with pytest.raises(DeviceError, match="a picture has more than 64 MiB"):
-        EncodedPicture(bytes((64 << 20) + 1))  # as much as a source reads of a larger file.fitted(form())
+        EncodedPicture(bytes((64 << 20) + 1)).fitted(form())  # as much as a source reads of a larger file
 
 
 MEASURE = """
