@@ -222,8 +222,8 @@ class Session:
     def _laziness(self) -> float:
         """Seconds for which acknowledgements may go unread; 0 if they are awaited.
 
-        Threads that send directly read them first. Beyond half of a window nobody may be lazy: a broker slow to
-        acknowledge would hold up all messages.
+        Threads that send directly read them once a quarter of the window is in flight. Beyond half of a window nobody
+        may be lazy: a broker slow to acknowledge would hold up all messages.
         """
         if not self._online or len(self._in_flight) > self._link.window // 2:
             return 0.0
