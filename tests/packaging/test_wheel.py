@@ -68,7 +68,7 @@ def test_it_has_the_factory_models_with_it(commands, tmp_path):
 def plug_in(commands, tmp_path_factory):
     """Return the folder of the package that docs/plug-ins.md shows, installed beside the wheel, with pytest."""
     page = (REPOSITORY / "docs/plug-ins.md").read_text()
-    module, _, suite = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    module, *_, suite = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
     project, table = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
     folder = tmp_path_factory.mktemp("plug-in")
     (folder / "tests").mkdir()
