@@ -58,3 +58,12 @@ def install_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
     sys.path.remove(str(site))
     for name in [file.stem for file in Path(site).glob("*.py")]:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def garbage_in_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill the memory allocated by all Python processes of a test, so that a read beyond an array always crashes."""
+    site = tmp_path_factory.mktemp("garbage")
+    (site / "sitecustomize.py").write_text("import ctypes\nctypes.CDLL(None).mallopt(-6, 0xA5)  # M_PERTURB\n")
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)  # of a daemon
+    monkeypatch.syspath_prepend(site)  # of children
