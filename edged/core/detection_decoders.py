@@ -31,7 +31,7 @@ from edged.core.detection_spec import (
     yolov8_axis,
 )
 from edged.core.errors import ConfigError, ModelError
-from edged.core.outputs import BYTES, activate, sound
+from edged.core.outputs import BYTES, activate, all_sound, sound
 from edged.core.tensors import dequantise
 from edged.core.types import Arrays, TensorSpec
 
@@ -131,11 +131,7 @@ class _Threshold:
         if self._table is not None or (stored.dtype == np.float32 and self._activation != "softmax"):
             return stored
         real = dequantise(self._spec, stored)
-        if self._activation == "softmax":
-            real -= real.max(axis=-1, keepdims=True)
-            np.exp(real, out=real)
-            real /= real.sum(axis=-1, keepdims=True)
-        return real
+        return activate("softmax", real) if self._activation == "softmax" else real
 
     def pick(
         self,
@@ -183,10 +179,13 @@ class _SsdPostprocess:
         count = len(scores)
         if roles.count is not None:
             count = min(max(int(sound(self._real(outputs, roles.count).item())), 0), count)
-        scores = _sound_all(scores[:count])
+        scores = scores[:count]
+        all_sound(scores)
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] >= self._least.min()]
-        classes = _sound_all(self._real(outputs, roles.classes).reshape(-1)[order]).astype(np.intp)
+        numbers = self._real(outputs, roles.classes).reshape(-1)[order]
+        all_sound(numbers)
+        classes = numbers.astype(np.intp)
         strangers = (classes < 0) | (classes >= len(self._least))
         if strangers.any():
             raise ModelError(
@@ -195,7 +194,8 @@ class _SsdPostprocess:
             )
         exact = scores[order] >= self._least[classes]
         order, classes = order[exact], classes[exact]
-        boxes = _sound_all(self._real(outputs, roles.boxes).reshape(-1, 4)[order])
+        boxes = self._real(outputs, roles.boxes).reshape(-1, 4)[order]
+        all_sound(boxes)
         return Candidates(corners(boxes, roles.order, *self._size), scores[order], classes)
 
     def _real(self, outputs: Arrays, index: int) -> Floats:
@@ -343,12 +343,6 @@ def _neighbourhood(cells: dict[tuple[int, int], int], start: tuple[int, int]) ->
 
 def _distinct(boxes: Floats, picked: _Picked, overlap: float) -> Candidates:
     """Return candidates without duplicates. Raises ModelError for a box with NaN or infinity."""
-    kept = without_duplicates(_sound_all(boxes), picked.classes, overlap)
+    all_sound(boxes)
+    kept = without_duplicates(boxes, picked.classes, overlap)
     return Candidates(boxes[kept], picked.scores[kept], picked.classes[kept])
-
-
-def _sound_all(numbers: Floats) -> Floats:
-    """Return finite numbers, or raise ModelError."""
-    if not np.isfinite(numbers).all():
-        sound(float(numbers[~np.isfinite(numbers)][0]))
-    return numbers

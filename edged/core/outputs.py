@@ -69,11 +69,11 @@ def real_values(spec: TensorSpec) -> list[float]:
 
 
 def activate(activation: str, real: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Apply an activation in place, and return the array."""
+    """Apply an activation in place, softmax along the last axis, and return the array."""
     if activation == "softmax":
-        real -= real.max()
+        real -= real.max(axis=-1, keepdims=True)
         np.exp(real, out=real)
-        real /= np.add.reduce(real)
+        real /= np.add.reduce(real, axis=-1, keepdims=True)
     elif activation == "sigmoid":  # by tanh, which does not overflow
         real *= np.float32(0.5)
         np.tanh(real, out=real)

@@ -694,7 +694,7 @@ class Recorder:
             time=round(clock.at(prediction.time), TIME_DECIMALS),
             synchronised=clock.synchronised,
             size=mask.size,
-            box=msgspec.UNSET if box is None else tuple(round(side, PIXEL_DECIMALS) for side in box),
+            box=msgspec.UNSET if box is None else _box(box),
             picture=_or_unset(mask.picture),
             counts=mask.runs() if form == "rle" else msgspec.UNSET,
             labels=mask.labels if form == "png" else msgspec.UNSET,
@@ -838,10 +838,17 @@ def _tensor(outcome: Tensor) -> list[float]:
 
 
 def _object(found: FoundObject) -> ObjectRecord:
-    left, top, right, bottom = found.box
-    box = round(left, 1), round(top, 1), round(right, 1), round(bottom, 1)
-    number = msgspec.UNSET if found.number is None else found.number
-    return ObjectRecord(found.label, worth(found.score, SCORE), box, found.zones, number)
+    return ObjectRecord(found.label, _score(found.score), _box(found.box), found.zones, _or_unset(found.number))
+
+
+def _box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = box
+    return (
+        round(left, PIXEL_DECIMALS),
+        round(top, PIXEL_DECIMALS),
+        round(right, PIXEL_DECIMALS),
+        round(bottom, PIXEL_DECIMALS),
+    )
 
 
 def _values(outcome: Regression) -> dict[str, float] | list[float]:
